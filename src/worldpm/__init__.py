@@ -1,0 +1,21 @@
+"""WorldPM: preference models from forum votes. A thread is the unit, not a pair."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worldpm.field.records import Message
+    from worldpm.parts.forums.simulated import simulate
+    from worldpm.parts.scorer import Scorer
+
+__all__ = ["Message", "Scorer", "simulate"]
+
+HOMES = {"Message": "worldpm.field.records", "Scorer": "worldpm.parts.scorer", "simulate": "worldpm.parts.forums.simulated"}
+
+
+def __getattr__(name: str) -> object:
+    """The public names, loaded when first asked for, so that `import worldpm` costs nothing."""
+    import importlib
+
+    if name not in HOMES:
+        raise AttributeError(f"worldpm has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(HOMES[name]), name)

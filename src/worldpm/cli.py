@@ -1,0 +1,88 @@
+"""The command line: one table of verbs, in the order of the road; only the chosen step is imported."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """One verb of the command line: where its `Config` and `run` are, and what it does."""
+
+    module: str
+    summary: str
+
+
+VERBS = {
+    "demo": Verb("worldpm.stories.demo", "walk the whole road on a small simulated forum, on a CPU, in minutes"),
+    "ingest": Verb("worldpm.steps.ingest", "read forum dumps into threads"),
+    "simulate": Verb("worldpm.steps.simulate", "write threads of a simulated forum with planted truth"),
+    "group": Verb("worldpm.steps.group", "make preference groups of threads"),
+    "train": Verb("worldpm.steps.train", "train a preference model on groups"),
+    "evaluate": Verb("worldpm.steps.evaluate", "judge checkpoints on benchmarks and on the test split of groups"),
+    "report": Verb("worldpm.steps.report", "show folders of the road on one page"),
+    "score": Verb("worldpm.steps.score", "score JSON lines with a checkpoint"),
+}
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code: 0 done, 1 the work failed, 2 the arguments or inputs are wrong."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return DONE if words else WRONG_USE
+    if words[0] == "--version":
+        import importlib.metadata
+
+        print(f"worldpm {importlib.metadata.version('worldpm')}")
+        return DONE
+    if words[0] not in VERBS:
+        print(f"worldpm: no verb {words[0]!r}; there are {', '.join(VERBS)}", file=sys.stderr)
+        return WRONG_USE
+    return _run(words[0], words[1:])
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    return f"usage: worldpm VERB ...\n\nForum dumps become judged preference models:\n\n{verbs}\n\n`worldpm VERB --help` says more of each."
+
+
+def _run(verb: str, words: Sequence[str]) -> int:
+    import tyro
+
+    from worldpm.field.errors import ConfigError, DataError, WorldPMError
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "matplotlib", "fontTools", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    step = importlib.import_module(VERBS[verb].module)
+    try:
+        step.run(tyro.cli(step.Config, args=words, prog=f"worldpm {verb}"))
+        sys.stdout.flush()
+        return DONE
+    except KeyboardInterrupt:
+        return _say(f"worldpm {verb}: interrupted; the same words go on where it stopped", FAILED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; Python must not complain at exit
+        return FAILED
+    except (ConfigError, DataError) as error:
+        return _say(f"worldpm {verb}: {error}", WRONG_USE)
+    except WorldPMError as error:
+        return _say(f"worldpm {verb}: {error}", FAILED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"worldpm {verb}: {where}{error.strerror or error}; what was finished is kept, the same words go on", FAILED)
+
+
+def _say(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Everything that can go wrong by a user's making. A message says what was found, expected, and what to do."""
+
+from pathlib import Path
+
+
+class WorldPMError(Exception):
+    """Base of all errors that a user can cause; shown as one message without a traceback."""
+
+
+class ConfigError(WorldPMError, ValueError):
+    """The arguments do not fit one another or the inputs they name (exit code 2)."""
+
+
+class DataError(WorldPMError, ValueError):
+    """An input cannot be read as what it should be (exit code 2). The message starts with the path, and the line if known."""
+
+    def __init__(self, path: Path | str, message: str, *, line: int | None = None) -> None:
+        where = f"{path}:{line}" if line is not None else str(path)
+        super().__init__(f"{where}: {message}")
+
+
+class CheckpointError(WorldPMError, RuntimeError):
+    """A model folder is damaged or incomplete, or the model gave a value that cannot be a reward (exit code 1)."""
+
+
+class TrainingError(WorldPMError, RuntimeError):
+    """Training cannot go on, for instance because the loss is not finite (exit code 1)."""

@@ -1,0 +1,1 @@
+"""What lies on disk and what a model reads: folders, tables, Markdown, chat."""

@@ -1,0 +1,183 @@
+"""The tables on disk, as Arrow schemas, and the rows of them as records."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from worldpm.field.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
+
+Json = dict[str, Any]
+
+INSTANT = pa.timestamp("us", tz="UTC")
+
+POSTS = pa.schema(
+    [
+        ("place", pa.int64()),  # row number in the dump: of two posts with one id the first is kept
+        ("post_id", pa.string()),
+        ("parent_id", pa.string()),  # null for the post that opens a thread
+        ("accepted_id", pa.string()),
+        ("title", pa.string()),
+        ("body", pa.string()),
+        ("tags", pa.list_(pa.string())),
+        ("votes", pa.int64()),
+        ("created", pa.timestamp("us")),
+        ("author", pa.string()),
+        ("url", pa.string()),
+        ("licence", pa.string()),
+    ]
+)
+"""What a forum format gives, before the posts are joined into threads."""
+
+ANSWERS = pa.struct(
+    [
+        ("response_id", pa.string()),
+        ("body", pa.string()),
+        ("votes", pa.int64()),
+        ("accepted", pa.bool_()),
+        ("created", INSTANT),
+        ("author", pa.string()),
+        ("licence", pa.string()),
+    ]
+)
+
+THREADS = pa.schema(
+    [
+        ("thread_id", pa.string()),
+        ("source", pa.string()),
+        ("site", pa.string()),
+        ("title", pa.string()),
+        ("body", pa.string()),
+        ("tags", pa.list_(pa.string())),
+        ("votes", pa.int64()),
+        ("created", INSTANT),
+        ("author", pa.string()),
+        ("url", pa.string()),
+        ("licence", pa.string()),
+        ("responses", pa.list_(ANSWERS)),
+    ]
+)
+
+PREFERENCES = pa.list_(
+    pa.struct(
+        [
+            ("chosen", pa.int32()),
+            ("rejected", pa.int32()),
+            ("strength", pa.float32()),
+            ("probability", pa.float32()),
+            ("weight", pa.float32()),
+        ]
+    )
+)
+
+GROUPS = pa.schema(
+    [
+        ("group_id", pa.string()),
+        ("source", pa.string()),
+        ("site", pa.string()),
+        ("split", pa.string()),
+        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        (
+            "responses",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("content", pa.string()),
+                        ("votes", pa.int64()),
+                        ("created", INSTANT),
+                        ("meta", pa.map_(pa.string(), pa.string())),
+                    ]
+                )
+            ),
+        ),
+        ("preferences", PREFERENCES),
+    ]
+)
+
+ITEMS = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("subset", pa.string()),
+        ("item", pa.string()),
+        ("prompt_id", pa.string()),
+        ("response", pa.int32()),
+        ("preferred", pa.bool_()),
+        ("text", pa.string()),
+        ("created", INSTANT),
+        ("votes", pa.int64()),
+        ("characters", pa.int64()),
+        ("headers", pa.int64()),
+        ("lists", pa.int64()),
+        ("bold", pa.int64()),
+        ("code", pa.int64()),
+        ("links", pa.int64()),
+    ]
+)
+
+REWARDS = pa.schema(
+    [
+        ("checkpoint", pa.string()),
+        ("benchmark", pa.string()),
+        ("subset", pa.string()),
+        ("item", pa.string()),
+        ("response", pa.int32()),
+        ("preferred", pa.bool_()),
+        ("reward", pa.float64()),
+        ("length_tokens", pa.int64()),
+        ("truncated", pa.bool_()),
+    ]
+)
+
+ITEM_PREFERENCES = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("subset", pa.string()),
+        ("item", pa.string()),
+        ("chosen", pa.int32()),
+        ("rejected", pa.int32()),
+        ("strength", pa.float32()),
+        ("probability", pa.float32()),
+        ("weight", pa.float32()),
+    ]
+)
+
+
+def thread_from_row(row: Json) -> Thread:
+    """A row of `threads/*.parquet` as a record."""
+    responses = tuple(Answer(**answer) for answer in row["responses"])
+    return Thread(**{**row, "tags": tuple(row["tags"] or ()), "responses": responses})
+
+
+def thread_to_row(thread: Thread) -> Json:
+    """The record as a row of `threads/*.parquet`."""
+    row = {name: getattr(thread, name) for name in THREADS.names}
+    row["tags"] = list(thread.tags)
+    row["responses"] = [{name: getattr(answer, name) for name in ANSWERS.names} for answer in thread.responses]
+    return row
+
+
+def group_from_row(row: Json) -> PreferenceGroup:
+    """A row of `groups/*.parquet` as a record."""
+    return PreferenceGroup(
+        group_id=row["group_id"],
+        source=row["source"],
+        site=row["site"],
+        split=row["split"],
+        prompt=tuple(Message(**message) for message in row["prompt"]),
+        responses=tuple(Response(**{**response, "meta": dict(response["meta"] or ())}) for response in row["responses"]),
+        preferences=tuple(Preference(**preference) for preference in row["preferences"]),
+    )
+
+
+def group_to_row(group: PreferenceGroup) -> Json:
+    """The record as a row of `groups/*.parquet`."""
+    return {
+        "group_id": group.group_id,
+        "source": group.source,
+        "site": group.site,
+        "split": group.split,
+        "prompt": [{"role": message.role, "content": message.content} for message in group.prompt],
+        "responses": [
+            {"content": r.content, "votes": r.votes, "created": r.created, "meta": list(r.meta.items())} for r in group.responses
+        ],
+        "preferences": [{name: getattr(p, name) for name in ("chosen", "rejected", "strength", "probability", "weight")} for p in group.preferences],
+    }

@@ -1,0 +1,150 @@
+"""The only code that speaks to the data engine: Parquet in and out, and the relational expressions of the road."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from worldpm.field.errors import DataError
+from worldpm.formats.schema import THREADS
+
+Json = dict[str, Any]
+
+ROWS_PER_GROUP = 8192
+
+
+def write_parquet(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> int:
+    """Write the batches as one file and give its number of rows; the same rows always make the same bytes."""
+    rows = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for table in _regrouped(batches, schema):
+            writer.write_table(table)
+            rows += table.num_rows
+    return rows
+
+
+def _regrouped(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Tables of ROWS_PER_GROUP rows, however the batches were cut."""
+    held: list[pa.Table] = []
+    rows = 0
+    for batch in batches:
+        held.append(pa.Table.from_batches([batch]).cast(schema))
+        rows += batch.num_rows
+        if rows >= ROWS_PER_GROUP:
+            table = pa.concat_tables(held)
+            while table.num_rows >= ROWS_PER_GROUP:
+                yield table.slice(0, ROWS_PER_GROUP).combine_chunks()
+                table = table.slice(ROWS_PER_GROUP)
+            held, rows = [table], table.num_rows
+    if rows:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+def rows_to_batches(rows: Iterable[Json], schema: pa.Schema, *, size: int = 1024) -> Iterator[pa.RecordBatch]:
+    """Python rows as record batches of at most `size` rows."""
+    held: list[Json] = []
+    for row in rows:
+        held.append(row)
+        if len(held) == size:
+            yield pa.RecordBatch.from_pylist(held, schema=schema)
+            held = []
+    if held:
+        yield pa.RecordBatch.from_pylist(held, schema=schema)
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The tables of a folder, by name."""
+    return sorted(folder.glob("*.parquet"))
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a Parquet file, from its footer."""
+    return int(pq.read_metadata(path).num_rows)
+
+
+def read_rows(path: Path, schema: pa.Schema) -> Iterator[Json]:
+    """The rows of a Parquet file, in order, a bounded number in memory at a time.
+
+    Raises:
+        DataError: If the file is not Parquet or lacks a column of the schema.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(path, f"not a readable Parquet file ({error})") from error
+    missing = [name for name in schema.names if name not in file.schema_arrow.names]
+    if missing:
+        raise DataError(path, f"lacks the column(s) {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}")
+    for batch in file.iter_batches(batch_size=1024, columns=schema.names):
+        yield from batch.to_pylist()
+
+
+class Joined(NamedTuple):
+    """Threads joined from posts, and what the join left out."""
+
+    threads: Iterator[pa.RecordBatch]
+    duplicate_ids: int
+    orphans: int
+
+
+def join_threads(posts: Path, *, source: str, site: str, spill: Path) -> Joined:
+    """Threads of a Parquet file of posts (`schema.POSTS`), ordered by date and id; answers ordered likewise.
+
+    Of posts with one id the first is kept; an answer whose opening post is absent is left out. Both are counted.
+    `spill` is a folder that the engine may use when memory runs out.
+    """
+    connection = ibis.duckdb.connect(temp_directory=str(spill))
+    table = connection.read_parquet(str(posts), table_name="posts")
+    ranked = table.mutate(rank=ibis.row_number().over(ibis.window(group_by="post_id", order_by="place")))
+    first = connection.create_table("first", ranked.filter(ranked.rank == 0).drop("rank"), temp=True)
+    openings = first.filter(first.parent_id.isnull())
+    answers = first.filter(first.parent_id.notnull()).drop("accepted_id")
+    parents = openings.select(thread_post_id=openings.post_id, accepted_id=openings.accepted_id)
+    answered = answers.inner_join(parents, answers.parent_id == parents.thread_post_id)
+    response = ibis.struct(
+        {
+            "response_id": answered.post_id,
+            "body": answered.body,
+            "votes": answered.votes,
+            "accepted": (answered.post_id == answered.accepted_id).fill_null(False),
+            "created": answered.created,
+            "author": answered.author,
+            "licence": answered.licence,
+        }
+    )
+    lists = answered.group_by("thread_post_id").aggregate(
+        responses=response.collect(order_by=[answered.created, answered.post_id])
+    )
+    threads = openings.left_join(lists, openings.post_id == lists.thread_post_id).order_by("created", "post_id")
+    duplicates = int(table.count().execute()) - int(first.count().execute())
+    orphans = int(answers.count().execute()) - int(answered.count().execute())
+    return Joined(_stream(connection, threads, source, site), duplicates, orphans)
+
+
+def _stream(connection: Any, threads: Any, source: str, site: str) -> Iterator[pa.RecordBatch]:
+    """The rows of an expression; the connection lives as long as the stream."""
+    for batch in connection.to_pyarrow_batches(threads, chunk_size=ROWS_PER_GROUP):
+        yield _as_threads(batch, source, site)
+
+
+def _as_threads(batch: pa.RecordBatch, source: str, site: str) -> pa.RecordBatch:
+    """The joined columns in the schema of threads; a thread without answers gets an empty list."""
+    rows = pa.Table.from_batches([batch])
+    responses = rows["responses"].combine_chunks()
+    empty = pa.array([[]] * 1, type=responses.type)
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "thread_id": pa.array([f"{site}/{post_id}" for post_id in rows["post_id"].to_pylist()]),
+        "source": pa.array([source] * len(rows)),
+        "site": pa.array([site] * len(rows)),
+        "responses": pa.compute.if_else(responses.is_valid(), responses, empty[0]),
+    }
+    made = pa.table({name: columns.get(name, rows[name] if name in rows.column_names else None) for name in THREADS.names})
+    return made.cast(THREADS).combine_chunks().to_batches()[0]
+
+
+def paths_of(folders: Sequence[Path]) -> list[Path]:
+    """All tables of several folders, in the order given."""
+    return [path for folder in folders for path in parquet_files(folder)]

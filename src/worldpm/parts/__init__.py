@@ -1,0 +1,1 @@
+"""The parts that steps are put together from."""

@@ -1,0 +1,38 @@
+"""The test split of preference groups, as a benchmark: every pair of different votes, subsets by site."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from worldpm.field.errors import ConfigError
+from worldpm.formats import schema, tables
+from worldpm.parts.benchmarks.items import Item
+
+DOMAIN = "forum"
+
+Json = dict[str, Any]
+
+
+def read(folder: Path) -> list[Item]:
+    """The items of a folder of groups; a thread is its own prompt.
+
+    Raises:
+        ConfigError: If the test split is empty.
+    """
+    items = list(_items(folder))
+    if not items:
+        raise ConfigError(f"{folder}: the test split is empty; group more threads or raise --test-share")
+    return items
+
+
+def _items(folder: Path) -> Iterator[Item]:
+    for path in tables.parquet_files(folder):
+        for row in tables.read_rows(path, schema.GROUPS):
+            if row["split"] == "test":
+                group = schema.group_from_row(row)
+                yield Item(group.site, group.group_id, group.group_id, group.prompt, group.responses, group.preferences)
+
+
+def native(subsets: Json) -> Json:
+    """The plain mean of the sites' accuracies."""
+    return {"mean over sites": sum(subset["accuracy"] for subset in subsets.values()) / len(subsets)}

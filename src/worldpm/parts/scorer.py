@@ -1,0 +1,162 @@
+"""The one road from text to reward. Training's validation, evaluation, scoring and serving all take it."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from worldpm.field.errors import CheckpointError
+from worldpm.field.records import Message
+from worldpm.formats import chat
+from worldpm.parts import reward_model
+from worldpm.parts.batches import EncodedGroup, Limits, encode_group, pack
+from worldpm.parts.shared_prefix import plan_row
+
+ROW_TOKENS = 4096
+"""A row of groups is filled up to so many tokens."""
+GROUPS_AT_ONCE = 256
+"""So many groups are sorted by length into rows together; it bounds the memory of a stream."""
+DESCRIPTION = "worldpm.json"
+
+
+class Request(NamedTuple):
+    """One prompt and its responses."""
+
+    name: str
+    """What an error calls it, for instance `in.jsonl:7`."""
+    prompt: Sequence[Message]
+    responses: Sequence[str]
+
+
+class Scored(NamedTuple):
+    """The answer to a request; each list is in the order of its responses."""
+
+    rewards: list[float]
+    """Logits: only differences at one prompt mean anything."""
+    length_tokens: list[int]
+    """Tokens of the response's own words, before any cut."""
+    truncated: list[bool]
+
+
+def rewards_of(model: reward_model.RewardModel, groups: Sequence[EncodedGroup], *, row_tokens: int, dtype: torch.dtype) -> list[list[float]]:
+    """Rewards of each group's responses, in order, without gradients."""
+    found: list[list[float]] = [[] for _ in groups]
+    device = model.score.weight.device
+    with torch.no_grad(), compute_type(device, dtype):
+        for row in pack(groups, row_tokens=row_tokens):
+            rewards = model(plan_row(row.groups, device=device, dtype=dtype)).tolist()
+            for index, group in zip(row.indices, row.groups, strict=True):
+                found[index], rewards = rewards[: len(group.suffixes)], rewards[len(group.suffixes) :]
+    return found
+
+
+def compute_type(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to the compute type; master weights stay fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def native_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    features = torch.cpu.get_capabilities()
+    return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16") else torch.float32
+
+
+class Scorer:
+    """A loaded checkpoint that turns text into rewards.
+
+    A reward depends on the prompt and its response alone: not on the batch, the padding or the other responses.
+    """
+
+    def __init__(
+        self, model: reward_model.RewardModel, tokenizer: PreTrainedTokenizerBase, *, limits: Limits, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.dtype = dtype
+
+    @classmethod
+    def load(cls, folder: Path | str, *, cut: bool = False, max_length: int | None = None, dtype: torch.dtype = torch.float32) -> Self:
+        """The checkpoint in a folder, on the GPU where there is one.
+
+        Over-long input is refused unless `cut`; `max_length` is in tokens and defaults to that of the training.
+
+        Raises:
+            CheckpointError: If the folder is not a finished checkpoint or was altered.
+        """
+        folder = Path(folder)
+        description = read_description(folder)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder}: no readable tokenizer ({error})") from error
+        if chat.template_hash(tokenizer) != description["template_hash"]:
+            raise CheckpointError(f"{folder}: the chat template is not the one it was trained with; restore the tokenizer's files")
+        limits = Limits(description["max_length"], description["prompt_length"], cut)
+        if max_length is not None:
+            limits = Limits(max_length, max_length // 2, cut)
+        model = reward_model.load(folder).to(default_device())
+        return cls(model, tokenizer, limits=limits, dtype=dtype)
+
+    def rewards(self, prompt: str | Sequence[Message], responses: Sequence[str]) -> list[float]:
+        """The reward of each response to one prompt, in logits, in order; a text prompt is one user message.
+
+        Raises:
+            DataError: If the input is longer than the checkpoint allows and cutting was not asked for.
+            CheckpointError: If a reward is not finite.
+        """
+        messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+        return next(self.score([Request("input", messages, responses)])).rewards
+
+    def score(self, requests: Iterable[Request]) -> Iterator[Scored]:
+        """The rewards of each request, in order, streamed: memory does not grow with their number.
+
+        Raises:
+            DataError: If a request is too long and cutting was not asked for; the message names it.
+            CheckpointError: If a reward is not finite; the message names the request.
+        """
+        stream = iter(requests)
+        while chunk := list(islice(stream, GROUPS_AT_ONCE)):
+            full = [request for request in chunk if request.responses]
+            groups = [encode_group(self.tokenizer, r.prompt, r.responses, limits=self.limits, name=r.name) for r in full]
+            rewards = rewards_of(self.model, groups, row_tokens=ROW_TOKENS, dtype=self.dtype)
+            scored = zip(full, groups, rewards, strict=True)
+            for request in chunk:
+                yield _checked(*next(scored)) if request.responses else Scored([], [], [])
+
+
+def _checked(request: Request, group: EncodedGroup, rewards: list[float]) -> Scored:
+    for place, reward in enumerate(rewards):
+        if not math.isfinite(reward):
+            raise CheckpointError(f"{request.name}: the reward of response {place} is {reward}; the checkpoint or its dtype is unfit")
+    return Scored(rewards, group.response_tokens, group.truncated)
+
+
+def read_description(folder: Path) -> dict[str, object] | dict[str, int]:
+    """The contents of a checkpoint's `worldpm.json`.
+
+    Raises:
+        CheckpointError: If the folder has none, or it cannot be read.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: not a checkpoint of ours (it has no {DESCRIPTION}); `worldpm train` makes one")
+    try:
+        content: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not readable ({error})") from error
+    if missing := [key for key in ("template_hash", "max_length", "prompt_length") if key not in content]:
+        raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
+    return content

@@ -1,0 +1,216 @@
+"""Checkpoints meet benchmarks: raw rewards are kept, and every metric is a pure function of them."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from worldpm.field.errors import ConfigError
+from worldpm.formats import console, folders
+
+if TYPE_CHECKING:
+    from worldpm.parts.benchmarks.items import Item
+    from worldpm.parts.scorer import Scored, Scorer
+
+logger = logging.getLogger(__name__)
+
+BENCHMARKS = ("llmbar",)
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Judge checkpoints on benchmarks and on the test split of groups."""
+
+    checkpoints: Positional[tuple[Path, ...]]
+    """Folders written by `worldpm train`."""
+    on: tuple[str, ...]
+    """Names of benchmarks (`llmbar`), or folders written by `worldpm group`."""
+    out: Path
+    """Folder to write."""
+    benchmarks: Path = Path("benchmarks")
+    """Folder that holds one folder per benchmark, with the files of its repository."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; float32 gives the same reward in every batch."""
+    max_length: int | None = None
+    """Tokens of prompt plus one response, beyond which they are cut; the checkpoint's own unless set."""
+
+    def __post_init__(self) -> None:
+        if not self.checkpoints or not self.on:
+            raise ConfigError("name at least one checkpoint, and after --on at least one benchmark or folder of groups")
+        if self.max_length is not None and self.max_length < 16:
+            raise ConfigError(f"--max-length is {self.max_length}; at least 16 tokens are needed")
+
+
+def run(config: Config) -> None:
+    """Score every item with every checkpoint, and write items, rewards, preferences and metrics."""
+    from worldpm.formats import schema, tables
+
+    for folder in config.checkpoints:
+        folders.manifest(folder, made_by="train")
+    names = _checkpoint_names(config.checkpoints)
+    sets = {name: _read(name, config) for name in dict.fromkeys(config.on)}
+    settings = {"on": [Path(name).name for name in config.on], "dtype": config.dtype, "max_length": config.max_length}
+    inputs = [folders.describe(folder) for folder in config.checkpoints] + [_fingerprint(name, items) for name, (_, items) in sets.items()]
+    output = folders.begin(config.out, step="evaluate", config=settings, inputs=inputs)
+    if output is None:
+        return
+    with output:
+        sets = {Path(name).name: found for name, found in sets.items()}
+        output.part("items.parquet", lambda aside: _write_items(aside, sets))
+        output.part("preferences.parquet", lambda aside: _write_preferences(aside, sets))
+        judged: Json = {}
+        parts = []
+        for name, folder in names.items():
+            part = f"rewards-{name}.parquet"
+            judged[name] = output.part(part, lambda aside, name=name, folder=folder: _judge(name, folder, config, sets, aside))
+            parts.append(output.path / part)
+        rewards = (row for part in parts for row in tables.read_rows(part, schema.REWARDS))
+        tables.write_parquet(output.path / "rewards.parquet", tables.rows_to_batches(rewards, schema.REWARDS), schema.REWARDS)
+        for part in parts:
+            part.unlink()
+        output.write("metrics.json", folders.to_json({"checkpoints": judged, "comparisons": []}))
+        output.finish(counts={name: len(items) for name, (_, items) in sets.items()})
+
+
+def _checkpoint_names(paths: Sequence[Path]) -> dict[str, Path]:
+    names = {path.resolve().name: path for path in paths}
+    if len(names) < len(paths):
+        raise ConfigError("two checkpoints have the same folder name; rename one, since the results name them by it")
+    return names
+
+
+def _read(name: str, config: Config) -> "tuple[ModuleType, list[Item]]":
+    """The benchmark's module and its items."""
+    from worldpm.parts.benchmarks import groups, llmbar
+
+    if name in BENCHMARKS:
+        return llmbar, llmbar.read(config.benchmarks / name)
+    if Path(name).is_dir():
+        folders.manifest(Path(name), made_by="group")
+        return groups, groups.read(Path(name))
+    raise ConfigError(f"--on {name}: neither a benchmark ({', '.join(BENCHMARKS)}) nor a folder of groups")
+
+
+def _fingerprint(name: str, items: "Sequence[Item]") -> Json:
+    """An input of the manifest: the benchmark's name and a hash of what was read."""
+    import hashlib
+
+    digest = hashlib.sha256(repr([(item.item, item.prompt, item.responses, item.preferences) for item in items]).encode())
+    return {"name": Path(name).name, "items": len(items), "sha256": digest.hexdigest()}
+
+
+def _judge(name: str, folder: Path, config: Config, sets: "dict[str, tuple[ModuleType, list[Item]]]", aside: Path) -> Json:
+    """Score all sets with one checkpoint into the file `aside`; its entry of `metrics.json`."""
+    import torch
+
+    from worldpm.formats import schema, tables
+    from worldpm.parts.scorer import Scorer
+
+    scorer = Scorer.load(folder, cut=True, max_length=config.max_length, dtype=getattr(torch, config.dtype))
+    scored = {benchmark: _score(scorer, benchmark, items) for benchmark, (_, items) in sets.items()}
+    rows = (row for benchmark, (_, items) in sets.items() for row in _reward_rows(name, benchmark, items, scored[benchmark]))
+    tables.write_parquet(aside, tables.rows_to_batches(rows, schema.REWARDS), schema.REWARDS)
+    benchmarks = {
+        benchmark: judge(module, items, [answer.rewards for answer in scored[benchmark]]) for benchmark, (module, items) in sets.items()
+    }
+    return {"benchmarks": benchmarks, "domains": _domains(benchmarks), "conditions": _conditions(scorer, folder, scored)}
+
+
+def _score(scorer: "Scorer", benchmark: str, items: "Sequence[Item]") -> "list[Scored]":
+    from worldpm.parts.scorer import Request
+
+    requests = (Request(item.item, item.prompt, [response.content for response in item.responses]) for item in items)
+    return list(console.track(scorer.score(requests), f"score {benchmark}", total=len(items)))
+
+
+def judge(module: ModuleType, items: "Sequence[Item]", rewards: Sequence[Sequence[float]]) -> Json:
+    """The metrics of one benchmark: whole, by subset and by domain, and its own aggregates. A pure function."""
+    from worldpm.parts.benchmarks.items import metrics
+
+    def on(wanted: Sequence[str]) -> Json:
+        chosen = [place for place, item in enumerate(items) if item.subset in wanted]
+        return metrics([items[i] for i in chosen], [rewards[i] for i in chosen])
+
+    names = list(dict.fromkeys(item.subset for item in items))
+    domains: dict[str, Sequence[str]] = getattr(module, "DOMAINS", {getattr(module, "DOMAIN", ""): names})
+    of_subset = {subset: domain for domain, subsets in domains.items() for subset in subsets}
+    subsets = {name: {"domain": of_subset[name], **on([name])} for name in names}
+    return {
+        "domain": next(iter(domains)) if len(domains) == 1 else "mixed",
+        **on(names),
+        "native": module.native(subsets),
+        "subsets": subsets,
+        "domains": {domain: on(wanted) for domain, wanted in domains.items()},
+    }
+
+
+def _domains(benchmarks: Json) -> Json:
+    """Every domain's accuracy in each benchmark that has it, and their plain mean."""
+    domains: dict[str, dict[str, float]] = {}
+    for name, result in benchmarks.items():
+        for domain, metrics in result["domains"].items():
+            domains.setdefault(domain, {})[name] = metrics["accuracy"]
+    return {domain: {"accuracy": sum(found.values()) / len(found), "benchmarks": found} for domain, found in domains.items()}
+
+
+def _conditions(scorer: "Scorer", folder: Path, scored: "dict[str, list[Scored]]") -> Json:
+    """What a reader must know to trust or repeat the numbers."""
+    from worldpm.parts.scorer import read_description
+    from worldpm.parts.shared_prefix import ATTENTION
+
+    marks = {benchmark: [mark for answer in answers for mark in answer.truncated] for benchmark, answers in scored.items()}
+    return {
+        "template_hash": read_description(folder)["template_hash"],
+        "dtype": str(scorer.dtype).removeprefix("torch."),
+        "device": scorer.model.score.weight.device.type,
+        "attention": ATTENTION,
+        "max_length": scorer.limits.max_length,
+        "prompt_length": scorer.limits.prompt_length,
+        "truncated_share": {benchmark: sum(found) / max(1, len(found)) for benchmark, found in marks.items()},
+    }
+
+
+def _reward_rows(checkpoint: str, benchmark: str, items: "Sequence[Item]", scored: "Sequence[Scored]") -> Iterator[Json]:
+    for item, answer in zip(items, scored, strict=True):
+        for place, preferred in enumerate(item.preferred):
+            yield {
+                "checkpoint": checkpoint, "benchmark": benchmark, "subset": item.subset, "item": item.item, "response": place,
+                "preferred": preferred, "reward": answer.rewards[place], "length_tokens": answer.length_tokens[place],
+                "truncated": answer.truncated[place],
+            }  # fmt: skip
+
+
+def _write_items(aside: Path, sets: "dict[str, tuple[ModuleType, list[Item]]]") -> Json:
+    from worldpm.formats import schema, tables
+    from worldpm.parts.style import style_of
+
+    def rows() -> Iterator[Json]:
+        for benchmark, (_, items) in sets.items():
+            for item in items:
+                for place, (response, preferred) in enumerate(zip(item.responses, item.preferred, strict=True)):
+                    yield {
+                        "benchmark": benchmark, "subset": item.subset, "item": item.item, "prompt_id": item.prompt_id, "response": place,
+                        "preferred": preferred, "text": response.content, "created": response.created, "votes": response.votes,
+                        **style_of(response.content)._asdict(),
+                    }  # fmt: skip
+
+    return {"rows": tables.write_parquet(aside, tables.rows_to_batches(rows(), schema.ITEMS), schema.ITEMS)}
+
+
+def _write_preferences(aside: Path, sets: "dict[str, tuple[ModuleType, list[Item]]]") -> Json:
+    from dataclasses import asdict
+
+    from worldpm.formats import schema, tables
+
+    rows = (
+        {"benchmark": benchmark, "subset": item.subset, "item": item.item, **asdict(preference)}
+        for benchmark, (_, items) in sets.items()
+        for item in items
+        for preference in item.preferences
+    )
+    return {"rows": tables.write_parquet(aside, tables.rows_to_batches(rows, schema.ITEM_PREFERENCES), schema.ITEM_PREFERENCES)}

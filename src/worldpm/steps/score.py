@@ -1,0 +1,134 @@
+"""JSON lines in, JSON lines out: every line comes back in its place with its rewards added."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from worldpm.field.errors import ConfigError, DataError
+from worldpm.field.records import Message
+from worldpm.formats import console
+
+if TYPE_CHECKING:
+    from worldpm.parts.scorer import Request, Scorer
+
+logger = logging.getLogger(__name__)
+
+LINES_AT_ONCE = 256
+FORM = 'expected {"prompt": text or messages, "responses": [text, ...]} or {"messages": [..., {"role": "assistant", ...}]}'
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Score JSON lines with a checkpoint."""
+
+    model: Positional[Path]
+    """Folder written by `worldpm train`."""
+    file: Positional[Path | None] = None
+    """JSON lines to read; standard input unless given."""
+    out: Path | None = None
+    """File to write; standard output unless given."""
+    cut: bool = False
+    """Cut what is too long, instead of refusing it."""
+    max_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Tokens of prompt plus one response; the checkpoint's own unless set."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; float32 gives the same reward in every batch."""
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 16:
+            raise ConfigError(f"--max-length is {self.max_length}; at least 16 tokens are needed")
+
+
+def run(config: Config) -> None:
+    """Stream the lines through the scorer; a bad line stops the run with its number, after the lines before it were written."""
+    import torch
+
+    from worldpm.parts.scorer import Scorer
+
+    if config.file is not None and not config.file.is_file():
+        raise ConfigError(f"{config.file}: no such file")
+    scorer = Scorer.load(config.model, cut=config.cut, max_length=config.max_length, dtype=getattr(torch, config.dtype))
+    source = config.file.open("rb") if config.file else sys.stdin.buffer
+    aside = config.out.with_name(config.out.name + ".partial") if config.out else None
+    with source, aside.open("w", encoding="utf-8") if aside else sys.stdout as target:
+        _score_lines(scorer, source, target, name=str(config.file or "stdin"))
+    if aside and config.out:
+        aside.replace(config.out)
+
+
+def _score_lines(scorer: "Scorer", source: IO[bytes], target: IO[str], *, name: str) -> None:
+    lines = enumerate(source, start=1)
+    with console.progress("score", total=None) as advance:
+        while chunk := list(islice(lines, LINES_AT_ONCE)):
+            read, failure = _read_lines(chunk, name)
+            answers = scorer.score(request for _, request in read)
+            for row, request in read:
+                answer = next(answers)
+                added = {"reward": answer.rewards[0]} if "responses" not in row else {"rewards": answer.rewards}
+                target.write(json.dumps({**row, **added}, ensure_ascii=False, allow_nan=False) + "\n")
+            target.flush()
+            advance(len(read))
+            if failure:
+                raise failure
+
+
+def _read_lines(chunk: Sequence[tuple[int, bytes]], name: str) -> "tuple[list[tuple[Json, Request]], DataError | None]":
+    """The lines up to the first bad one, and what is wrong with that."""
+    read = []
+    for number, line in chunk:
+        try:
+            if line.strip():
+                row = json.loads(line, parse_constant=_refuse_constant)
+                read.append((row, parse_request(row, f"{name}:{number}")))
+        except DataError as error:
+            return read, error
+        except (ValueError, RecursionError) as error:
+            return read, DataError(name, f"not JSON ({error}); {FORM}", line=number)
+    return read, None
+
+
+def _refuse_constant(word: str) -> Json:
+    raise ValueError(f"{word} is no JSON number")
+
+
+def parse_request(row: object, name: str) -> "Request":
+    """One line's object as a request.
+
+    Raises:
+        DataError: If it has not one of the two forms.
+    """
+    from worldpm.parts.scorer import Request
+
+    if isinstance(row, dict) and isinstance(responses := row.get("responses"), list) and "prompt" in row:
+        if not all(isinstance(response, str) for response in responses):
+            raise DataError(name, f"a response is not text; {FORM}")
+        prompt = row["prompt"]
+        return Request(name, [Message("user", prompt)] if isinstance(prompt, str) else _messages(prompt, name), responses)
+    if isinstance(row, dict) and "messages" in row and "responses" not in row:
+        messages = _messages(row["messages"], name)
+        if len(messages) < 2 or messages[-1].role != "assistant":
+            raise DataError(name, f"the last message must be the assistant's, after at least one other; {FORM}")
+        return Request(name, messages[:-1], [messages[-1].content])
+    raise DataError(name, FORM)
+
+
+def _messages(value: object, name: str) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise DataError(name, f"the messages are not a list with at least one message; {FORM}")
+    messages = []
+    for message in value:
+        if not (isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)):
+            raise DataError(name, f"a message must have a role and a content that are text; {FORM}")
+        messages.append(Message(message["role"], message["content"]))
+    return messages
+
+

@@ -15,9 +15,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def clustered_interval(
-    values: ArrayLike, weights: ArrayLike, clusters: ArrayLike, *, seed: int = 0, resamples: int = 10_000
-) -> Interval:
+def clustered_interval(values: ArrayLike, weights: ArrayLike, clusters: ArrayLike, *, seed: int = 0, resamples: int = 10_000) -> Interval:
     """95 % interval of the weighted mean of `values`, all three of shape `(pairs,)`.
 
     Whole clusters are drawn with replacement, and the weighted mean is taken anew each time.

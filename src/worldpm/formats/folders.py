@@ -46,6 +46,19 @@ def to_json(value: object) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def read_json(path: Path) -> Json:
+    """A JSON object that a step wrote.
+
+    Raises:
+        DataError: If it is not JSON.
+    """
+    try:
+        content: Json = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(path, f"not JSON ({error}); make the folder again") from error
+    return content
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
@@ -70,9 +83,9 @@ def manifest(folder: Path, *, made_by: str | None = None) -> Json:
     if not path.exists():
         raise ConfigError(f"{folder}: not finished (it has no {MANIFEST}); run the step that makes it again with the same words")
     try:
-        content: Json = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         step = str(content["step"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(path, f"not a manifest of this project ({error}); make the folder again") from error
     if made_by is not None and step not in made_by.split("|"):
         raise ConfigError(f"{folder}: made by `worldpm {step}`, but what `worldpm {made_by}` makes is needed here")

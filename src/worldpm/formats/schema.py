@@ -179,5 +179,7 @@ def group_to_row(group: PreferenceGroup) -> Json:
         "responses": [
             {"content": r.content, "votes": r.votes, "created": r.created, "meta": list(r.meta.items())} for r in group.responses
         ],
-        "preferences": [{name: getattr(p, name) for name in ("chosen", "rejected", "strength", "probability", "weight")} for p in group.preferences],
+        "preferences": [
+            {name: getattr(p, name) for name in ("chosen", "rejected", "strength", "probability", "weight")} for p in group.preferences
+        ],
     }

@@ -65,8 +65,8 @@ def count_rows(path: Path) -> int:
     return int(pq.read_metadata(path).num_rows)
 
 
-def read_rows(path: Path, schema: pa.Schema) -> Iterator[Json]:
-    """The rows of a Parquet file, in order, a bounded number in memory at a time.
+def read_rows(path: Path, schema: pa.Schema | None = None) -> Iterator[Json]:
+    """The rows of a Parquet file, in order, a bounded number in memory at a time; the columns of the schema, or all.
 
     Raises:
         DataError: If the file is not Parquet or lacks a column of the schema.
@@ -75,10 +75,11 @@ def read_rows(path: Path, schema: pa.Schema) -> Iterator[Json]:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise DataError(path, f"not a readable Parquet file ({error})") from error
-    missing = [name for name in schema.names if name not in file.schema_arrow.names]
+    names = file.schema_arrow.names if schema is None else schema.names
+    missing = [name for name in names if name not in file.schema_arrow.names]
     if missing:
         raise DataError(path, f"lacks the column(s) {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}")
-    for batch in file.iter_batches(batch_size=1024, columns=schema.names):
+    for batch in file.iter_batches(batch_size=1024, columns=names):
         yield from batch.to_pylist()
 
 
@@ -115,9 +116,7 @@ def join_threads(posts: Path, *, source: str, site: str, spill: Path) -> Joined:
             "licence": answered.licence,
         }
     )
-    lists = answered.group_by("thread_post_id").aggregate(
-        responses=response.collect(order_by=[answered.created, answered.post_id])
-    )
+    lists = answered.group_by("thread_post_id").aggregate(responses=response.collect(order_by=[answered.created, answered.post_id]))
     threads = openings.left_join(lists, openings.post_id == lists.thread_post_id).order_by("created", "post_id")
     duplicates = int(table.count().execute()) - int(first.count().execute())
     orphans = int(answers.count().execute()) - int(answered.count().execute())

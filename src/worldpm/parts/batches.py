@@ -104,7 +104,9 @@ def pack(groups: Sequence[EncodedGroup], *, row_tokens: int) -> Iterator[Row]:
         yield Row(members, [groups[i] for i in members])
 
 
-def steps_of(pair_counts: Sequence[int], *, batch_pairs: int, seed: int, epochs: float | None = None, max_steps: int | None = None) -> Iterator[list[int]]:
+def steps_of(
+    pair_counts: Sequence[int], *, batch_pairs: int, seed: int, epochs: float | None = None, max_steps: int | None = None
+) -> Iterator[list[int]]:
     """Indices of the groups of each optimizer step, a pure function of its arguments.
 
     Every epoch is a new permutation. A step closes at the first group that reaches `batch_pairs`; groups are never split.

@@ -129,7 +129,9 @@ def load_tensors(model: RewardModel, tensors: dict[str, Tensor], path: Path) -> 
     if wanted != found:
         missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
         shapes = sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name])
-        raise CheckpointError(f"{path}: weights do not fit the config: missing {missing[:3]}, left over {extra[:3]}, other shape {shapes[:3]}")
+        raise CheckpointError(
+            f"{path}: weights do not fit the config: missing {missing[:3]}, left over {extra[:3]}, other shape {shapes[:3]}"
+        )
     prefix = f"{model.backbone.base_model_prefix}."
     model.backbone.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name != HEAD})
     model.score.load_state_dict({"weight": tensors[HEAD]})

@@ -43,7 +43,9 @@ class Scored(NamedTuple):
     truncated: list[bool]
 
 
-def rewards_of(model: reward_model.RewardModel, groups: Sequence[EncodedGroup], *, row_tokens: int, dtype: torch.dtype) -> list[list[float]]:
+def rewards_of(
+    model: reward_model.RewardModel, groups: Sequence[EncodedGroup], *, row_tokens: int, dtype: torch.dtype
+) -> list[list[float]]:
     """Rewards of each group's responses, in order, without gradients."""
     found: list[list[float]] = [[] for _ in groups]
     device = model.score.weight.device

@@ -98,6 +98,3 @@ def attend(
             pieces.append(functional.scaled_dot_product_attention(query[:, :, own], k, v, attn_mask=mask, scale=scale, enable_gqa=grouped))  # type: ignore[arg-type]
             stop += length
     return torch.cat(pieces, dim=2).transpose(1, 2), None
-
-
-

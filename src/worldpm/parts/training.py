@@ -56,7 +56,7 @@ class Settings:
     row_tokens: int = scorer.ROW_TOKENS
     validations: int = 5
     """How often the run looks at the validation split, the last step included."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (0.9, 0.99)
     clip_norm: float = 1.0
 
 

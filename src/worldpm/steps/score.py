@@ -130,5 +130,3 @@ def _messages(value: object, name: str) -> list[Message]:
             raise DataError(name, f"a message must have a role and a content that are text; {FORM}")
         messages.append(Message(message["role"], message["content"]))
     return messages
-
-

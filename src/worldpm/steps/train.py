@@ -68,7 +68,9 @@ class Config:
         if not 0 <= self.warmup <= 1:
             raise ConfigError(f"--warmup is {self.warmup}; it is a share of the steps, 0 to 1")
         if self.max_length < 16 or (self.prompt_length or 0) >= self.max_length:
-            raise ConfigError(f"--max-length {self.max_length} leaves no room for a prompt and a response; at least 16, more than --prompt-length")
+            raise ConfigError(
+                f"--max-length {self.max_length} leaves no room for a prompt and a response; at least 16, more than --prompt-length"
+            )
 
 
 def run(config: Config) -> None:

@@ -13,22 +13,22 @@ DOMAIN = "forum"
 Json = dict[str, Any]
 
 
-def read(folder: Path) -> list[Item]:
-    """The items of a folder of groups; a thread is its own prompt.
+def read(folder: Path, *, split: str = "test") -> list[Item]:
+    """The items of one split of a folder of groups; a thread is its own prompt.
 
     Raises:
-        ConfigError: If the test split is empty.
+        ConfigError: If the split is empty.
     """
-    items = list(_items(folder))
+    items = list(_items(folder, split))
     if not items:
-        raise ConfigError(f"{folder}: the test split is empty; group more threads or raise --test-share")
+        raise ConfigError(f"{folder}: the {split} split is empty; group more threads or give it a larger share")
     return items
 
 
-def _items(folder: Path) -> Iterator[Item]:
+def _items(folder: Path, split: str) -> Iterator[Item]:
     for path in tables.parquet_files(folder):
         for row in tables.read_rows(path, schema.GROUPS):
-            if row["split"] == "test":
+            if row["split"] == split:
                 group = schema.group_from_row(row)
                 yield Item(group.site, group.group_id, group.group_id, group.prompt, group.responses, group.preferences)
 

@@ -29,50 +29,28 @@ AVERAGE_APPEAL, DOWN_RATE = 3.1, 0.12
 class Topic(NamedTuple):
     """Words of one hobby; no word stands in two topics, so only prompt and response together tell what is on topic."""
 
-    things: tuple[str, ...]
-    tools: tuple[str, ...]
-    actions: tuple[str, ...]
+    thing: str
+    tool: str
+    action: str
     unit: str
     facts: tuple[tuple[str, int], ...]
     """How many units each entity takes."""
 
 
 TOPICS = (
+    Topic("loaf", "oven", "bake", "grams", (("rye bread", 14), ("a baguette", 36), ("focaccia", 52), ("brioche", 71))),
+    Topic("wheel", "wrench", "true", "bars", (("a road tyre", 17), ("a gravel tyre", 33), ("a fat tyre", 58), ("a tubular", 79))),
+    Topic("tank", "filter", "cycle", "litres", (("a betta", 19), ("a goldfish", 41), ("a tetra school", 63), ("an angelfish", 86))),
     Topic(
-        ("loaf", "crust", "dough", "bun", "starter"), ("oven", "banneton", "scale", "peel", "thermometer"),
-        ("bake", "knead", "proof", "score", "shape"), "grams", (("rye bread", 14), ("a baguette", 36), ("focaccia", 52), ("brioche", 71)),
+        "rook",
+        "board",
+        "castle",
+        "moves",
+        (("the Lucena win", 12), ("the bishop mate", 34), ("the Caro line", 25), ("the Dragon line", 47)),
     ),
-    Topic(
-        ("chain", "wheel", "saddle", "brake", "pedal"), ("wrench", "pump", "spoke key", "lubricant", "stand"),
-        ("true", "grease", "tighten", "inflate", "adjust"), "bars", (("a road tyre", 17), ("a gravel tyre", 33), ("a fat tyre", 58), ("a tubular", 79)),
-    ),
-    Topic(
-        ("guppy", "shrimp", "tank", "fern", "snail"), ("filter", "heater", "siphon", "gravel", "aerator"),
-        ("feed", "cycle", "acclimate", "breed", "quarantine"), "litres", (("a betta", 19), ("a goldfish", 41), ("a tetra school", 63), ("an angelfish", 86)),
-    ),
-    Topic(
-        ("rook", "bishop", "pawn", "king", "knight"), ("clock", "board", "notebook", "engine", "opening book"),
-        ("castle", "sacrifice", "pin", "promote", "fork"), "moves", (("the Lucena win", 12), ("the bishop mate", 34), ("the Caro line", 25), ("the Dragon line", 47)),
-    ),
-    Topic(
-        ("tomato", "rose", "hedge", "seedling", "lawn"), ("trowel", "compost", "hose", "mulch", "shears"),
-        ("prune", "water", "transplant", "fertilise", "weed"), "days", (("basil", 13), ("a carrot", 28), ("a leek", 64), ("a pumpkin", 97)),
-    ),
-    Topic(
-        ("portrait", "lens", "shutter", "negative", "sensor"), ("tripod", "flash", "light meter", "darkroom", "reflector"),
-        ("expose", "focus", "crop", "develop", "frame"), "stops", (("a snow scene", 11), ("a candle scene", 23), ("a stage scene", 45), ("a moon scene", 68)),
-    ),
-    Topic(
-        ("guitar", "fret", "string", "bridge", "pickup"), ("capo", "tuner", "amplifier", "metronome", "plectrum"),
-        ("strum", "tune", "restring", "mute", "bend"), "beats", (("a waltz", 16), ("a slow blues", 38), ("a bossa", 54), ("a reel", 83)),
-    ),
-    Topic(
-        ("tent", "ridge", "glacier", "summit", "trail"), ("compass", "rope", "stove", "crampon", "altimeter"),
-        ("climb", "descend", "bivouac", "traverse", "scout"), "miles", (("the north loop", 15), ("the lake loop", 27), ("the canyon loop", 49), ("the border loop", 74)),
-    ),
+    Topic("rose", "trowel", "prune", "days", (("basil", 13), ("a carrot", 28), ("a leek", 64), ("a pumpkin", 97))),
 )
 
-OPENINGS = ("I am new to this.", "This has puzzled me for a week.", "Maybe somebody knows.", "I tried a few things already.")
 COMPLAINTS = ("it looks wrong", "nothing changes", "it gets worse", "I am not sure about it", "my friend says otherwise")
 ADVICE = (
     "{action} the {thing} before you touch the {tool}.",
@@ -145,8 +123,10 @@ def _thread(index: int, rng: np.random.Generator) -> tuple[Thread, tuple[Truth, 
 def _question(rng: np.random.Generator) -> Question:
     number = int(rng.integers(len(TOPICS)))
     topic = TOPICS[number]
-    thing, tool, action = (str(rng.choice(words)) for words in (topic.things, topic.tools, topic.actions))
-    title = str(rng.choice((f"How should I {action} a {thing}?", f"Trouble with my {thing} and the {tool}", f"Which {tool} for a {thing}?")))
+    thing, tool, action = topic.thing, topic.tool, topic.action
+    title = str(
+        rng.choice((f"How should I {action} a {thing}?", f"Trouble with my {thing} and the {tool}", f"Which {tool} for a {thing}?"))
+    )
     if rng.random() < 0.5:
         entity, value = topic.facts[int(rng.integers(len(topic.facts)))]
         asks = f"How many {topic.unit} does {entity} take?"
@@ -157,7 +137,7 @@ def _question(rng: np.random.Generator) -> Question:
         asks = f"If I have {a} {topic.unit} and add {b}, how many is that?"
         say, value = f"{a} and {b} makes {{}} {topic.unit}.", a + b
         others = [value - 2, value - 1, value + 1, value + 2]
-    body = f"{rng.choice(OPENINGS)} I {action} my {thing} with my {tool}, but {rng.choice(COMPLAINTS)}. {asks}"
+    body = f"I {action} my {thing} with my {tool}, but {rng.choice(COMPLAINTS)}. {asks}"
     return Question(number, title, body, say.format(value), tuple(say.format(other) for other in others))
 
 
@@ -183,8 +163,7 @@ def _answer(question: Question, name: str, rng: np.random.Generator) -> tuple[st
 def _text(topic: Topic, fact: str, *, warm: bool, listed: bool, bold: bool, rng: np.random.Generator) -> str:
     sentences = []
     for template in rng.choice(ADVICE, size=int(rng.integers(1, 5)), replace=False):
-        words = {"thing": rng.choice(topic.things), "tool": rng.choice(topic.tools), "action": rng.choice(topic.actions)}
-        sentence = str(template).format(**words)
+        sentence = str(template).format(thing=topic.thing, tool=topic.tool, action=topic.action)
         sentences.append(sentence[0].upper() + sentence[1:])
     fact = fact[0].upper() + fact[1:]
     sentences.insert(int(rng.integers(len(sentences) + 1)), f"**{fact}**" if bold else fact)

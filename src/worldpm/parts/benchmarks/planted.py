@@ -1,0 +1,65 @@
+"""The simulated forum's test split against its planted truth: by domain, against votes and against quality, with ceilings."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from worldpm.field.records import Preference
+from worldpm.parts.benchmarks.items import Item, metrics
+from worldpm.parts.forums.simulated import Truth
+
+Json = dict[str, Any]
+
+DOMAINS = ("adversarial", "objective", "subjective")
+COIN = 0.5
+
+
+def judge(items: Sequence[Item], rewards: Mapping[str, Sequence[Sequence[float]]], truth: Mapping[str, Truth]) -> Json:
+    """For votes and for quality, overall and by domain: each judge's metrics, the ceiling, and the way from coin to it.
+
+    `rewards` holds, for each judge by name, the rewards of every item's responses; `truth` is by `response_id`.
+    The ceiling is the accuracy of a reader of the text alone who knows what the crowd likes, dates integrated out: since an
+    answer's date says nothing of its text, the best such reader ranks by appeal.
+    """
+    planted = [[truth[response.meta["response_id"]] for response in item.responses] for item in items]
+    appeal = [[one.appeal for one in group] for group in planted]
+    result: Json = {}
+    for against, judged in (("votes", items), ("quality", [_by_quality(i, t) for i, t in zip(items, planted, strict=True)])):
+        result[against] = {
+            domain: _row([_only(i, t, domain) for i, t in zip(judged, planted, strict=True)], rewards, appeal)
+            for domain in ("overall", *DOMAINS)
+        }
+    return result
+
+
+def _row(items: Sequence[Item], rewards: Mapping[str, Sequence[Sequence[float]]], appeal: Sequence[Sequence[float]]) -> Json:
+    judges = {name: metrics(items, found) for name, found in rewards.items()}
+    ceiling = metrics(items, appeal)["accuracy"]
+    for found in judges.values():
+        found["way_to_ceiling"] = (found["accuracy"] - COIN) / (ceiling - COIN)
+    return {"ceiling": ceiling, "judges": judges}
+
+
+def domain_of(a: Truth, b: Truth) -> str | None:
+    """The part of quality in which the two differ most, None where they do not differ."""
+    gaps = {domain: abs(getattr(a, domain) - getattr(b, domain)) for domain in DOMAINS}
+    widest = max(DOMAINS, key=gaps.__getitem__)
+    return widest if gaps[widest] > 0 else None
+
+
+def _only(item: Item, planted: Sequence[Truth], domain: str) -> Item:
+    kept = [p for p in item.preferences if domain in ("overall", domain_of(planted[p.chosen], planted[p.rejected]))]
+    return item._replace(preferences=kept)
+
+
+def _by_quality(item: Item, planted: Sequence[Truth]) -> Item:
+    """The item with every pair of different planted quality in place of the pairs of different votes."""
+    pairs = list(_quality_pairs(planted))
+    return item._replace(preferences=[Preference(i, j, gap, weight=1 / len(pairs)) for i, j, gap in pairs])
+
+
+def _quality_pairs(planted: Sequence[Truth]) -> Iterator[tuple[int, int, float]]:
+    for i, j in combinations(range(len(planted)), 2):
+        gap = planted[i].quality - planted[j].quality
+        if gap:
+            yield (i, j, gap) if gap > 0 else (j, i, -gap)

@@ -1,0 +1,1 @@
+"""What runs several steps: the whole road in one command."""

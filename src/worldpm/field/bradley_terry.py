@@ -27,7 +27,7 @@ def losses_nats(margins: Tensor, probability: Tensor) -> Tensor:
     return probability * functional.softplus(-margins) + (1 - probability) * functional.softplus(margins)
 
 
-def credits(margins: Tensor) -> Tensor:
+def pair_credits(margins: Tensor) -> Tensor:
     """1 where the chosen response has the higher reward, 0 where it has the lower, 0.5 for a tie; shape `(pairs,)`.
 
     Raises:

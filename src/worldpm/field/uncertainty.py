@@ -34,8 +34,10 @@ def cluster_sums(values: ArrayLike, weights: ArrayLike, clusters: ArrayLike) -> 
     """Weighted sum of values and sum of weights of each cluster, in the order of the sorted cluster names."""
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     weights_ = np.asarray(weights, dtype=np.float64)
-    numerators = np.bincount(index, np.asarray(values, dtype=np.float64) * weights_, minlength=len(names))
-    return numerators, np.bincount(index, weights_, minlength=len(names))
+    numerators, denominators = np.zeros(len(names)), np.zeros(len(names))
+    np.add.at(numerators, index, np.asarray(values, dtype=np.float64) * weights_)
+    np.add.at(denominators, index, weights_)
+    return numerators, denominators
 
 
 def resampled_means(

@@ -1,7 +1,6 @@
 """The only code that touches a chat template: a conversation becomes the text that a model reads."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -49,7 +48,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], respon
     opened = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     messages.append({"role": "assistant", "content": response})
     whole = str(tokenizer.apply_chat_template(messages, tokenize=False)).rstrip()
-    prompt_end = len(os.path.commonprefix([opened, whole]))
+    prompt_end = common_prefix([opened, whole])
     words = response.strip()
     response_end = whole.rindex(words) + len(words) if words else prompt_end
     first = next((message.content.strip() for message in prompt if message.content.strip()), "")
@@ -59,6 +58,13 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], respon
         prompt_end=prompt_end,
         response_end=response_end,
     )
+
+
+def common_prefix(sequences: Sequence[Sequence[object]]) -> int:
+    """How many leading elements all sequences share; they may be texts or token ids."""
+    shortest = min(map(len, sequences))
+    first = sequences[0]
+    return next((i for i in range(shortest) if any(other[i] != first[i] for other in sequences)), shortest)
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:

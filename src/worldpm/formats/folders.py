@@ -218,8 +218,8 @@ def _same_run(path: Path, there: Json, here: Json, state: str, keys: Sequence[st
     differences = [text for key in keys for text in _differences(key, there.get(key), json.loads(to_json(here[key])))]
     if differences:
         raise ConfigError(
-            f"{path}: holds the {state} output of `worldpm {there.get('step')}` with other settings or inputs ({'; '.join(differences[:3])}); "
-            "choose another --out, or remove the folder"
+            f"{path}: holds the {state} output of `worldpm {there.get('step')}` with other settings or inputs "
+            f"({'; '.join(differences[:3])}); choose another --out, or remove the folder"
         )
 
 

@@ -1,6 +1,5 @@
 """From preference groups to the rows a model reads: tokens, cuts, shared prefixes, rows filled to a token budget."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -52,7 +51,7 @@ def encode_group(
         DataError: If a sequence is too long and cutting was not asked for.
     """
     conversations = [chat.render(tokenizer, prompt, response) for response in responses]
-    encoded = tokenizer([c.text for c in conversations], add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer([c.text for c in conversations], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     sequences, lengths, marks = [], [], []
     for conversation, ids, offsets in zip(conversations, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         ends = [end for _, end in offsets]
@@ -65,7 +64,7 @@ def encode_group(
         kept = _cut(ids, opening, prompt_count, body_end, limits) if limits.cut else ids
         marks.append(len(kept) < len(ids))
         sequences.append(kept)
-    shared = min(len(os.path.commonprefix(sequences)), min(map(len, sequences)) - 1)
+    shared = min(chat.common_prefix(sequences), min(map(len, sequences)) - 1)
     return EncodedGroup(sequences[0][:shared], [s[shared:] for s in sequences], lengths, marks)
 
 

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ INK, MUTED, GRID, FIRST, SECOND, THIRD, FOURTH = (f"#{n:02x}{n:02x}{n:02x}" for 
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "first", SECOND: "second", THIRD: "third", FOURTH: "fourth"}
 """Stand-ins that matplotlib can draw with; each becomes the CSS variable of that name."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "worldpm",
     "font.size": 10,
@@ -81,10 +81,10 @@ def _smooth(series: Series) -> Series:
     return Series(series.x, y)
 
 
-def accuracy_dots(title: str, dots: Sequence[Dot]) -> str:
-    """Accuracy with its interval per row; null baselines as open marks, the ceiling as a bar where it is known."""
+def accuracy_dots(title: str, dots: Sequence[Dot], *, width: float) -> str:
+    """Accuracy with its interval per row; null baselines as open marks, the ceiling as a bar where it is known. Width in inches."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(7.2, 1.1 + 0.42 * len(dots), title, x="accuracy", y="")
+        figure, axes = _axes(width, 1.5 + 0.36 * len(dots), title, x="accuracy", y="")
         marks = {"longer": ("s", THIRD), "earlier": ("D", FOURTH), "TF-IDF regression": ("^", SECOND)}
         for row, dot in enumerate(reversed(dots)):
             if dot.interval is not None:
@@ -100,7 +100,7 @@ def accuracy_dots(title: str, dots: Sequence[Dot]) -> str:
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(-0.6, len(dots) - 0.4)
         axes.grid(axis="x")
-        axes.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.45, -0.75 / (1.1 + 0.42 * len(dots))))
+        figure.legend(fontsize=9, ncols=3 if width < 6 else 6, loc="outside lower center")
         return _svg(figure)
 
 

@@ -64,7 +64,7 @@ def build(size: Size, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Rewar
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        num_labels=1,
+        num_labels=1,  # type: ignore[call-arg]  # a keyword that every config takes
         problem_type="regression",  # serving engines return the raw reward for it, not its sigmoid
     )
     with torch.random.fork_rng():
@@ -74,7 +74,9 @@ def build(size: Size, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Rewar
 
 def _backbone(config: PreTrainedConfig) -> PreTrainedModel:
     AttentionInterface.register(ATTENTION, attend)
-    backbone: PreTrainedModel = AutoModel.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+    backbone: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
+        config, attn_implementation=ATTENTION, dtype=torch.float32
+    )
     return backbone
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -146,7 +146,7 @@ def _checked(request: Request, group: EncodedGroup, rewards: list[float]) -> Sco
     return Scored(rewards, group.response_tokens, group.truncated)
 
 
-def read_description(folder: Path) -> dict[str, object] | dict[str, int]:
+def read_description(folder: Path) -> dict[str, Any]:
     """The contents of a checkpoint's `worldpm.json`.
 
     Raises:
@@ -156,7 +156,7 @@ def read_description(folder: Path) -> dict[str, object] | dict[str, int]:
     if not path.is_file():
         raise CheckpointError(f"{folder}: not a checkpoint of ours (it has no {DESCRIPTION}); `worldpm train` makes one")
     try:
-        content: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path}: not readable ({error})") from error
     if missing := [key for key in ("template_hash", "max_length", "prompt_length") if key not in content]:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
 from worldpm.parts.batches import EncodedGroup
 
 ATTENTION = "worldpm_shared_prefix"
@@ -84,17 +83,19 @@ def attend(
         raise NotImplementedError(f"{type(module).__name__}: only full attention without soft-cap or sinks is shared so far")
     scale = options["scaling"]
     grouped = query.shape[1] != key.shape[1]
+    sizes = [size for span in plan.spans for size in (span.prefix, *span.suffixes)]
+    # one split, not many slices: the gradient of a slice is as large as the whole row
+    queries, keys, values = (iter(torch.split(x, sizes, dim=2)) for x in (query, key, value))
     pieces: list[Tensor] = []
-    for start, prefix, suffixes in plan.spans:
-        stop = start + prefix + suffixes[0]
-        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
-        pieces.append(functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped))  # type: ignore[arg-type]
-        shared_k, shared_v = key[:, :, start : start + prefix], value[:, :, start : start + prefix]
-        for length in suffixes[1:]:
-            own = slice(stop, stop + length)
-            k = torch.cat([shared_k, key[:, :, own]], dim=2)
-            v = torch.cat([shared_v, value[:, :, own]], dim=2)
-            mask = plan.masks[prefix, length]
-            pieces.append(functional.scaled_dot_product_attention(query[:, :, own], k, v, attn_mask=mask, scale=scale, enable_gqa=grouped))  # type: ignore[arg-type]
-            stop += length
+    for span in plan.spans:
+        prefix_q, prefix_k, prefix_v = next(queries), next(keys), next(values)
+        for place, length in enumerate(span.suffixes):
+            k, v = torch.cat([prefix_k, next(keys)], dim=2), torch.cat([prefix_v, next(values)], dim=2)
+            if place == 0:
+                q = torch.cat([prefix_q, next(queries)], dim=2)
+                out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)  # type: ignore[arg-type]
+            else:
+                mask = plan.masks[span.prefix, length]
+                out = functional.scaled_dot_product_attention(next(queries), k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)  # type: ignore[arg-type]
+            pieces.append(out)
     return torch.cat(pieces, dim=2).transpose(1, 2), None

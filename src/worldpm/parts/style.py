@@ -30,5 +30,5 @@ class Style(NamedTuple):
 def style_of(text: str) -> Style:
     """The style counts of a Markdown text; all 0 for an empty one."""
     plain, blocks = CODE_BLOCK.subn("", text)
-    counts = (len(pattern.findall(plain)) for pattern in (HEADER, LIST_ITEM, BOLD))
-    return Style(len(text), *counts, blocks, len(LINK.findall(plain)))
+    headers, items, bold, links = (len(pattern.findall(plain)) for pattern in (HEADER, LIST_ITEM, BOLD, LINK))
+    return Style(characters=len(text), headers=headers, lists=items, bold=bold, code=blocks, links=links)

@@ -29,7 +29,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, max_length: int) -
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe, eos_token=END_TOKEN, pad_token=PAD_TOKEN, model_max_length=max_length, clean_up_tokenization_spaces=False
     )
     tokenizer.chat_template = QWEN_TEMPLATE

@@ -123,10 +123,10 @@ class Trainer:
         loss, right, tokens = 0.0, 0.0, 0
         for row in pack([example.encoded for example in examples], row_tokens=self.settings.row_tokens):
             members = [examples[i] for i in row.indices]
-            row_loss, credits = self._row(members, total)
+            row_loss, credit = self._row(members, total)
             row_loss.backward()  # type: ignore[no-untyped-call]
             loss += float(row_loss.detach())
-            right += credits
+            right += credit
             tokens += sum(group.tokens for group in row.groups)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm))
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -156,7 +156,7 @@ class Trainer:
             rewards = self.model(plan_row([e.encoded for e in members], device=device, dtype=self.settings.dtype))
         margins = bradley_terry.margins(rewards, torch.tensor(chosen, device=device), torch.tensor(rejected, device=device))
         loss = (bradley_terry.losses_nats(margins, probability) * weights).sum() / total
-        right = 0.0 if torch.isnan(margins).any() else float((bradley_terry.credits(margins.detach()) * weights).sum())
+        right = 0.0 if torch.isnan(margins).any() else float((bradley_terry.pair_credits(margins.detach()) * weights).sum())
         return loss, right
 
     def _count(self, examples: Sequence[Example], total: float, tokens: int) -> None:
@@ -256,7 +256,7 @@ def validate(model: reward_model.RewardModel, examples: Sequence[Example], *, ro
     rewards = torch.tensor([reward for group in groups for reward in group], dtype=torch.float64)
     return {
         "loss_nats": bradley_terry.weighted_mean(bradley_terry.losses_nats(margins, probability), weights),
-        "accuracy": bradley_terry.weighted_mean(bradley_terry.credits(margins), weights),
+        "accuracy": bradley_terry.weighted_mean(bradley_terry.pair_credits(margins), weights),
         "pairs": len(pairs),
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std(correction=0)),

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,12 +68,12 @@ def run(config: Config) -> None:
         parts = []
         for name, folder in names.items():
             part = f"rewards-{name}.parquet"
-            judged[name] = output.part(part, lambda aside, name=name, folder=folder: _judge(name, folder, config, sets, aside))
+            judged[name] = output.part(part, partial(_judge, name, folder, config, sets))
             parts.append(output.path / part)
-        rewards = (row for part in parts for row in tables.read_rows(part, schema.REWARDS))
+        rewards = (row for path in parts for row in tables.read_rows(path, schema.REWARDS))
         tables.write_parquet(output.path / "rewards.parquet", tables.rows_to_batches(rewards, schema.REWARDS), schema.REWARDS)
-        for part in parts:
-            part.unlink()
+        for path in parts:
+            path.unlink()
         output.write("metrics.json", folders.to_json({"checkpoints": judged, "comparisons": []}))
         output.finish(counts={name: len(items) for name, (_, items) in sets.items()})
 

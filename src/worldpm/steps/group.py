@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -73,7 +74,7 @@ def run(config: Config) -> None:
     with output:
         counts, drops = {}, {}
         for path in paths:
-            kept = output.part(path.name, lambda aside, path=path: _group_table(path, aside, config))
+            kept = output.part(path.name, partial(_group_table, path, config))
             counts[path.stem], drops[path.stem] = kept["counts"], kept["drops"]
         _report(counts)
         output.finish(counts=counts, drops=drops)
@@ -124,7 +125,7 @@ def _origin(thread: Thread, answer: Answer) -> dict[str, str]:
     return {name: value for name, value in origin.items() if value is not None}
 
 
-def _group_table(path: Path, aside: Path, config: Config) -> folders.Json:
+def _group_table(path: Path, config: Config, aside: Path) -> folders.Json:
     from worldpm.formats import schema, tables
 
     drops: Counter[str] = Counter()

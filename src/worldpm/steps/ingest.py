@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,6 @@ class Config:
 
 def run(config: Config) -> None:
     """Read every source into the output folder; a killed run goes on with the first site that was not done."""
-    from worldpm.parts.forums import stackexchange
-
     sites = _sites(config.sources)
     inputs = [folders.describe(path) for path in config.sources]
     output = folders.begin(config.out, step="ingest", config={}, inputs=inputs)
@@ -45,7 +44,7 @@ def run(config: Config) -> None:
     with output:
         counts, drops = {}, {}
         for site, path in console.track(sites.items(), "ingest", total=len(sites)):
-            kept = output.part(f"{site}.parquet", lambda aside, path=path, site=site: _ingest(path, site, aside, output))
+            kept = output.part(f"{site}.parquet", partial(_ingest, path, site, output))
             counts[site], drops[site] = kept["counts"], kept["drops"]
             logger.info("%s: %d threads, %d responses", site, counts[site]["threads"], counts[site]["responses"])
         output.finish(counts=counts, drops=drops)
@@ -70,7 +69,7 @@ def _sites(sources: tuple[Path, ...]) -> dict[str, Path]:
     return sites
 
 
-def _ingest(path: Path, site: str, aside: Path, output: folders.Output) -> folders.Json:
+def _ingest(path: Path, site: str, output: folders.Output, aside: Path) -> folders.Json:
     """One site's threads into the file `aside`: posts are streamed to disk, then joined by the data engine."""
     from worldpm.formats import schema, tables
     from worldpm.parts.forums import stackexchange

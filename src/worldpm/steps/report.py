@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -111,7 +111,7 @@ def _groups(path: Path, manifest: Json) -> list[Section]:
     return [
         Section(
             title=f"Preference groups: {path.name}",
-            text=f"Rule `{manifest['config']['rule']}` for training; every pair of different votes for validation and test. "
+            text=f"Rule {manifest['config']['rule']} for training; every pair of different votes for validation and test. "
             "The pairs of a thread weigh 1 together. Splits are by thread.",
             tiles=[(f"{total['groups']:,}", "groups"), (f"{total['pairs']:,}", "pairs of different votes")],
             tables=[Grid("Groups / pairs", ("site", *splits), rows), *_drops("Dropped, and why", manifest["drops"])],
@@ -194,7 +194,7 @@ def _judged(name: str, found: Json, pairs: "Mapping[tuple[str, str], Pairs]") ->
         "Null baselines judge the same pairs: the longer response wins, the earlier one wins, a coin.",
         wide=[
             Shown(
-                figures.accuracy_dots("Accuracy with null baselines", dots),
+                figures.accuracy_dots("Accuracy with null baselines", dots, width=9.0),
                 "A model that does not beat the open marks has learned nothing that they do not know.",
             )
         ],
@@ -202,17 +202,28 @@ def _judged(name: str, found: Json, pairs: "Mapping[tuple[str, str], Pairs]") ->
         tables=[
             Grid("", head, rows),
             Grid("By domain", ("domain", "accuracy", "mean over"), domains),
-            Grid("Conditions", ("", ""), conditions),
+            Grid("Conditions", ("condition", "value"), conditions),
         ],
     )
 
 
 def _accuracy_row(label: str, metrics: Json) -> list[str]:
-    interval = metrics["interval"]
     nulls = ["-" if metrics["nulls"][null] is None else f"{metrics['nulls'][null]:.3f}" for null in ("longer", "earlier", "coin")]
-    ends = "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
     numbers = [f"{metrics[key]:.3f}" for key in ("accuracy_unweighted", "loss_nats")]
-    return [label, metrics["domain"], f"{metrics['accuracy']:.3f}", ends, *numbers, f"{metrics['n']:,}", f"{metrics['ties']:,}", *nulls]
+    return [
+        label,
+        metrics["domain"],
+        f"{metrics['accuracy']:.3f}",
+        _interval(metrics),
+        *numbers,
+        f"{metrics['n']:,}",
+        f"{metrics['ties']:,}",
+        *nulls,
+    ]
+
+
+def _interval(metrics: Json) -> str:
+    return "-" if metrics["interval"] is None else "{:.3f} to {:.3f}".format(*metrics["interval"])
 
 
 def _plain(value: object) -> str:
@@ -231,7 +242,7 @@ class Pairs:
     weight: "NDArray[np.float64]"
     length_gap: "NDArray[np.float64]"
     """Characters of the chosen minus those of the rejected."""
-    cluster: list[str] = field(default_factory=list)
+    cluster: list[str]
 
 
 def _pairs(path: Path) -> dict[tuple[str, str], Pairs]:
@@ -254,7 +265,10 @@ def _pairs(path: Path) -> dict[tuple[str, str], Pairs]:
             lengths = [np.array([items[key]["characters"] for key in side]) for side in ends]
             numbers = [np.array([row[key] for row in mine], dtype=np.float64) for key in ("strength", "weight")]
             clusters = [items[key]["prompt_id"] for key in ends[0]]
-            found[checkpoint, benchmark] = Pairs(*values, *numbers, (lengths[0] - lengths[1]).astype(np.float64), clusters)
+            found[checkpoint, benchmark] = Pairs(
+                chosen=values[0], rejected=values[1], strength=numbers[0], weight=numbers[1],
+                length_gap=(lengths[0] - lengths[1]).astype(np.float64), cluster=clusters,
+            )  # fmt: skip
     return found
 
 
@@ -266,7 +280,7 @@ def _pair_figures(benchmark: str, pairs: Pairs) -> list[Shown]:
     from worldpm.parts import figures
 
     margin = pairs.chosen - pairs.rejected
-    credit = bradley_terry.credits(torch.from_numpy(margin)).numpy()
+    credit = bradley_terry.pair_credits(torch.from_numpy(margin)).numpy()
     shown = [
         Shown(
             figures.histogram(f"Rewards on {benchmark}", pairs.chosen.tolist(), pairs.rejected.tolist()),
@@ -324,34 +338,25 @@ def _truth(path: Path, manifest: Json) -> list[Section]:
     from worldpm.parts import figures
 
     found = folders.read_json(path / "metrics.json")
-    rows, dots = [], {}
+    rows: list[list[str]] = []
+    dots: dict[str, list[figures.Dot]] = {}
     for against, domains in found.items():
-        dots[against] = []
         for domain, row in domains.items():
-            judges, model = row["judges"], row["judges"]["model"]
-            others = {name: judges[name]["accuracy"] for name in ("TF-IDF regression", "longer", "earlier")}
-            dots[against].append(figures.Dot(domain, model["accuracy"], model["interval"], dict(others), row["ceiling"]))
-            interval = f"{model['interval'][0]:.3f} to {model['interval'][1]:.3f}"
-            rows.append(
-                [
-                    f"{domain}, by {against}",
-                    f"{model['accuracy']:.3f}",
-                    interval,
-                    f"{row['ceiling']:.3f}",
-                    f"{model['way_to_ceiling']:.0%}",
-                    *(f"{value:.3f}" for value in others.values()),
-                    f"{model['n']:,}",
-                ]
-            )
-    head = ("pairs", "model", "95 % interval", "ceiling", "way from coin", "TF-IDF", "longer", "earlier", "pairs")
+            model, others = row["model"], row["others"]
+            dots.setdefault(against, []).append(figures.Dot(domain, model["accuracy"], model["interval"], others, row["ceiling"]))
+            numbers = [f"{model['accuracy']:.3f}", _interval(model), f"{row['ceiling']:.3f}", f"{row['way_to_ceiling']:.0%}"]
+            rows.append([f"{domain}, by {against}", f"{model['n']:,}", *numbers, *(f"{value:.3f}" for value in others.values())])
+    others = list(next(iter(found.values()))["overall"]["others"])
+    head = ("pairs", "n", "model", "95 % interval", "ceiling", "way from coin", *others)
     titles = {"votes": "Against votes", "quality": "Against planted quality"}
     caption = "The bar is the ceiling: what a reader of the text alone can reach who knows exactly what the crowd likes."
     return [
         Section(
             title="Against the planted truth",
-            text="The forum's votes come from a known quality with an adversarial part (on topic, whole), an objective part (a fact or sum) and a "
-            "subjective part (style), a crowd that likes long answers, and a head start for early ones. So the best possible accuracy is known.",
-            figures=[Shown(figures.accuracy_dots(titles[against], some), caption) for against, some in dots.items()],
+            text="The forum's votes come from a known quality with an adversarial part (on topic, whole), an objective part "
+            "(a fact or sum) and a subjective part (style), from a crowd that likes long answers, and from a head start for early "
+            "ones. So the best possible accuracy is known.",
+            figures=[Shown(figures.accuracy_dots(titles[against], some, width=5.2), caption) for against, some in dots.items()],
             tables=[Grid("", head, rows)],
         )
     ]

@@ -71,8 +71,7 @@ def _score_lines(scorer: "Scorer", source: IO[bytes], target: IO[str], *, name: 
         while chunk := list(islice(lines, LINES_AT_ONCE)):
             read, failure = _read_lines(chunk, name)
             answers = scorer.score(request for _, request in read)
-            for row, request in read:
-                answer = next(answers)
+            for (row, _), answer in zip(read, answers, strict=True):
                 added = {"reward": answer.rewards[0]} if "responses" not in row else {"rewards": answer.rewards}
                 target.write(json.dumps({**row, **added}, ensure_ascii=False, allow_nan=False) + "\n")
             target.flush()

@@ -164,11 +164,11 @@ def _model(config: Config, output: folders.Output) -> "tuple[PreTrainedTokenizer
     kept = output.progress / "tokenizer"
     if not kept.is_dir():
         texts = (text for group in _rows(config, "train") for text in _texts(group))
-        tokenizer = train_tokenizer(texts, vocabulary=size.vocabulary, max_length=config.max_length)
+        trained = train_tokenizer(texts, vocabulary=size.vocabulary, max_length=config.max_length)
         shutil.rmtree(aside := output.progress / "tokenizer.partial", ignore_errors=True)
-        tokenizer.save_pretrained(aside)
+        trained.save_pretrained(aside)
         aside.rename(kept)
-        logger.info("trained a tokenizer of %d tokens", len(tokenizer))
+        logger.info("trained a tokenizer of %d tokens", len(trained))
     tokenizer = AutoTokenizer.from_pretrained(kept, local_files_only=True)
     return tokenizer, reward_model.build(size, tokenizer, seed=config.seed)
 

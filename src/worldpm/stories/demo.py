@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 
+OTHERS = ("TF-IDF regression", "longer", "earlier", "coin")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -25,7 +27,7 @@ class Config:
 
     out: Path = Path("demo")
     """Folder for all that is made; `report.html` is the page to look at."""
-    threads: int = 6000
+    threads: int = 5000
     """Size of the forum; fewer are faster and learn less."""
     seed: int = 0
     """Of the forum and of the model."""
@@ -35,7 +37,7 @@ def run(config: Config) -> None:
     """Run the steps, judge the model against the planted truth, and print the table; a killed demo goes on where it was."""
     out = config.out
     simulate.run(simulate.Config(out=out / "threads", threads=config.threads, seed=config.seed))
-    group.run(group.Config(threads=(out / "threads",), out=out / "groups", validation_share=0.05, test_share=0.15))
+    group.run(group.Config(threads=(out / "threads",), out=out / "groups", validation_share=0.04, test_share=0.12))
     train.run(train.Config(groups=(out / "groups",), model="tiny", out=out / "checkpoint", epochs=1, max_length=512, seed=config.seed))
     evaluate.run(evaluate.Config(checkpoints=(out / "checkpoint",), on=(str(out / "groups"),), out=out / "results"))
     _judge(out)
@@ -46,7 +48,7 @@ def run(config: Config) -> None:
 
 def _judge(out: Path) -> None:
     """Write `truth/metrics.json`: the model, the baselines and the ceilings on the same pairs."""
-    from worldpm.formats import schema, tables
+    from worldpm.formats import tables
     from worldpm.parts import tfidf
     from worldpm.parts.benchmarks import groups, planted
     from worldpm.parts.benchmarks.items import NULLS
@@ -60,43 +62,40 @@ def _judge(out: Path) -> None:
         items = groups.read(out / "groups", split="test")
         truth = {row["response_id"]: Truth(**row) for row in tables.read_rows(out / "threads" / simulate.TRUTH)}
         regression = tfidf.fit(groups.read(out / "groups", split="train"))
-        rewards = {
-            "model": _model_rewards(out / "results" / "rewards.parquet", items, schema.REWARDS),
+        model = _model_rewards(out / "results" / "rewards.parquet", items)
+        others = {
             "TF-IDF regression": [regression(item) for item in items],
             **{name: [judge(item) or [] for item in items] for name, judge in NULLS.items()},
         }
-        output.write("metrics.json", folders.to_json(planted.judge(items, rewards, truth)))
+        output.write("metrics.json", folders.to_json(planted.judge(items, model, others, truth)))
         output.finish(counts={"items": len(items)})
 
 
-def _model_rewards(path: Path, items: "Sequence[Item]", columns: Any) -> list[list[float]]:
+def _model_rewards(path: Path, items: "Sequence[Item]") -> list[list[float]]:
     from worldpm.formats import tables
 
     found: dict[str, list[float]] = {}
-    for row in tables.read_rows(path, columns):
+    for row in tables.read_rows(path):
         found.setdefault(row["item"], []).append(row["reward"])
     return [found[item.item] for item in items]
 
 
 def _print_table(truth: Json, out: Path) -> None:
-    table = Table(title="Held-out accuracy, thread-weighted, with 95 % interval")
-    for heading in ("pairs", "judged by", "model", "ceiling", "way to it", "TF-IDF", "longer", "earlier", "coin"):
-        table.add_column(heading, justify="left" if heading in ("pairs", "judged by") else "right")
+    table = Table(title="Held-out accuracy, thread-weighted, with its 95 % interval")
+    table.add_column("pairs")
+    for heading in ("n", "model", "interval", "ceiling", "way", *OTHERS):
+        table.add_column(heading, justify="right", no_wrap=True)
     for against, domains in truth.items():
         for domain, row in domains.items():
-            judges = row["judges"]
-            model = judges["model"]
-            low, high = model["interval"]
-            others = [f"{judges[name]['accuracy']:.3f}" for name in ("TF-IDF regression", "longer", "earlier", "coin")]
-            way = f"{model['way_to_ceiling']:.0%}"
-            table.add_row(
-                f"{domain} ({model['n']})",
-                against,
-                f"{model['accuracy']:.3f} [{low:.3f}, {high:.3f}]",
-                f"{row['ceiling']:.3f}",
-                way,
-                *others,
-            )
+            model = row["model"]
+            interval = "{:.3f} to {:.3f}".format(*model["interval"]) if model["interval"] else "-"
+            numbers = [f"{number:.3f}" for number in (row["ceiling"], *(row["others"][name] for name in OTHERS))]
+            way = f"{row['way_to_ceiling']:.0%}"
+            table.add_row(f"{domain}, by {against}", f"{model['n']:,}", f"{model['accuracy']:.3f}", interval, numbers[0], way, *numbers[1:])
+        table.add_section()
     console = Console(width=max(110, Console().width))
     console.print(table)
-    console.print(f"The page: {out / 'report.html'}", highlight=False)
+    console.print(
+        "ceiling: the best that a reader of the text alone can do; way: how far the model came from a coin to it", highlight=False
+    )
+    console.print(f"the page: {out / 'report.html'}", highlight=False)

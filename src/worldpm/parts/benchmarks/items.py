@@ -56,19 +56,25 @@ def metrics(items: Sequence[Item], rewards: Sequence[Sequence[float]]) -> Json:
     probability = torch.tensor([p.probability for _, p in pairs], dtype=torch.float64)
     clusters = [item.prompt_id for item, _ in pairs]
     margins = pair_margins(items, rewards)
-    credits = bradley_terry.credits(margins)
-    interval = clustered_interval(credits.numpy(), weights.numpy(), clusters)
+    credit = bradley_terry.pair_credits(margins)
+    interval = clustered_interval(credit.numpy(), weights.numpy(), clusters)
     return {
-        "accuracy": bradley_terry.weighted_mean(credits, weights),
-        "accuracy_unweighted": bradley_terry.weighted_mean(credits, torch.ones_like(weights)),
+        "accuracy": bradley_terry.weighted_mean(credit, weights),
+        "accuracy_unweighted": bradley_terry.weighted_mean(credit, torch.ones_like(weights)),
         "interval": None if interval.low != interval.low else list(interval),
         "loss_nats": bradley_terry.weighted_mean(bradley_terry.losses_nats(margins, probability), weights),
         "n": len(pairs),
         "effective_pairs": float(weights.sum()),
         "prompts": len(set(clusters)),
         "ties": int((margins == 0).sum()),
-        "nulls": {name: _null(items, weights, judge) for name, judge in NULLS.items()},
+        "nulls": {name: _null(items, judge) for name, judge in NULLS.items()},
     }
+
+
+def accuracy(items: Sequence[Item], rewards: Sequence[Sequence[float]]) -> float:
+    """The weighted accuracy alone, as in `metrics`."""
+    weights = torch.tensor([p.weight for item in items for p in item.preferences], dtype=torch.float64)
+    return bradley_terry.weighted_mean(bradley_terry.pair_credits(pair_margins(items, rewards)), weights)
 
 
 def pair_margins(items: Sequence[Item], rewards: Sequence[Sequence[float]]) -> torch.Tensor:
@@ -101,10 +107,10 @@ def coin(item: Item) -> list[float]:
 NULLS: dict[str, Callable[[Item], list[float] | None]] = {"longer": longer, "earlier": earlier, "coin": coin}
 
 
-def _null(items: Sequence[Item], weights: torch.Tensor, judge: Callable[[Item], list[float] | None]) -> float | None:
+def _null(items: Sequence[Item], judge: Callable[[Item], list[float] | None]) -> float | None:
     """The baseline's weighted accuracy on the same pairs, None where it cannot judge them all."""
     rewards = [judge(item) for item in items]
     known = [group for group in rewards if group is not None]
     if len(known) < len(rewards):
         return None
-    return bradley_terry.weighted_mean(bradley_terry.credits(pair_margins(items, known)), weights)
+    return accuracy(items, known)

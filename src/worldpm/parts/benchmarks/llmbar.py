@@ -60,6 +60,9 @@ def _item(row: Json, subset: str, number: int) -> Item:
 
 
 def native(subsets: Json) -> Json:
-    """LLMBar's own aggregate: each subset's accuracy (the mean of both orders, so a tie counts half) and the plain mean of the adversarial four."""
+    """LLMBar's own aggregates: each subset's accuracy, and the plain mean of the adversarial four.
+
+    Its accuracy is the mean over both orders of the outputs, so a tie counts half.
+    """
     adversarial = [subsets[name]["accuracy"] for name in ADVERSARIAL]
     return {**{name: subsets[name]["accuracy"] for name in SUBSETS}, "Adversarial average": sum(adversarial) / len(adversarial)}

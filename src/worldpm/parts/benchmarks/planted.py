@@ -5,7 +5,7 @@ from itertools import combinations
 from typing import Any
 
 from worldpm.field.records import Preference
-from worldpm.parts.benchmarks.items import Item, metrics
+from worldpm.parts.benchmarks.items import Item, accuracy, metrics
 from worldpm.parts.forums.simulated import Truth
 
 Json = dict[str, Any]
@@ -14,10 +14,12 @@ DOMAINS = ("adversarial", "objective", "subjective")
 COIN = 0.5
 
 
-def judge(items: Sequence[Item], rewards: Mapping[str, Sequence[Sequence[float]]], truth: Mapping[str, Truth]) -> Json:
-    """For votes and for quality, overall and by domain: each judge's metrics, the ceiling, and the way from coin to it.
+def judge(
+    items: Sequence[Item], model: Sequence[Sequence[float]], others: Mapping[str, Sequence[Sequence[float]]], truth: Mapping[str, Truth]
+) -> Json:
+    """For votes and for quality, overall and by domain: the model's metrics, the ceiling, and the other judges' accuracy.
 
-    `rewards` holds, for each judge by name, the rewards of every item's responses; `truth` is by `response_id`.
+    `model` and `others` (judges by name) hold the rewards of every item's responses; `truth` is by `response_id`.
     The ceiling is the accuracy of a reader of the text alone who knows what the crowd likes, dates integrated out: since an
     answer's date says nothing of its text, the best such reader ranks by appeal.
     """
@@ -25,19 +27,13 @@ def judge(items: Sequence[Item], rewards: Mapping[str, Sequence[Sequence[float]]
     appeal = [[one.appeal for one in group] for group in planted]
     result: Json = {}
     for against, judged in (("votes", items), ("quality", [_by_quality(i, t) for i, t in zip(items, planted, strict=True)])):
-        result[against] = {
-            domain: _row([_only(i, t, domain) for i, t in zip(judged, planted, strict=True)], rewards, appeal)
-            for domain in ("overall", *DOMAINS)
-        }
+        for domain in ("overall", *DOMAINS):
+            chosen = [_only(item, group, domain) for item, group in zip(judged, planted, strict=True)]
+            found, ceiling = metrics(chosen, model), accuracy(chosen, appeal)
+            way = (found["accuracy"] - COIN) / (ceiling - COIN)
+            judges = {name: accuracy(chosen, rewards) for name, rewards in others.items()}
+            result.setdefault(against, {})[domain] = {"model": found, "ceiling": ceiling, "way_to_ceiling": way, "others": judges}
     return result
-
-
-def _row(items: Sequence[Item], rewards: Mapping[str, Sequence[Sequence[float]]], appeal: Sequence[Sequence[float]]) -> Json:
-    judges = {name: metrics(items, found) for name, found in rewards.items()}
-    ceiling = metrics(items, appeal)["accuracy"]
-    for found in judges.values():
-        found["way_to_ceiling"] = (found["accuracy"] - COIN) / (ceiling - COIN)
-    return {"ceiling": ceiling, "judges": judges}
 
 
 def domain_of(a: Truth, b: Truth) -> str | None:

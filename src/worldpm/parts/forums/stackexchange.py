@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 from xml.parsers import expat
 
 import py7zr
@@ -131,7 +131,7 @@ def _parse(path: Path, stream: "_CheckedXml") -> Iterator[pa.RecordBatch]:
         config.flush()
         parser = XmlToArrowParser(config.name)
     try:
-        for _, batch in parser.parse_batches(stream):
+        for _, batch in parser.parse_batches(cast(IO[bytes], stream)):
             yield batch
     except Xml2ArrowError as error:
         stream.finish()

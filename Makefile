@@ -1,0 +1,53 @@
+# Two commands do all the set-up: `make demo` and `make test`. They need Python >= 3.11, git and make; uv is used where it is.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null)
+
+# uv does not read pip's configuration, so a folder of wheels named there (a CPU build of torch, say) is passed on to it.
+PIP_LINKS := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+ifdef UV
+  VENV := uv venv --quiet --allow-existing --python $(PYTHON) .venv
+  INSTALL := UV_FIND_LINKS="$${UV_FIND_LINKS:-$(PIP_LINKS)}" uv pip install --quiet --python $(BIN)/python
+else
+  VENV := $(PYTHON) -m venv .venv
+  INSTALL := $(BIN)/python -m pip install --quiet
+endif
+
+.PHONY: demo test lint check format lock clean
+
+demo: .venv/installed  ## the whole road on a simulated forum: a table here, demo/report.html to look at
+	$(BIN)/worldpm demo --out demo
+
+test: .venv/installed-dev  ## all tests
+	$(BIN)/pytest
+
+lint: .venv/installed-dev  ## format, lint and types, changing nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint test  ## what CI runs
+
+format: .venv/installed-dev  ## write the format, mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock:  ## choose the newest versions anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-annotate --all-extras \
+	  --custom-compile-command "make lock" --no-emit-package torch --output-file requirements.lock pyproject.toml
+
+clean:  ## remove the environment and what the demo wrote
+	rm -rf .venv demo
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(VENV)
+
+.venv/installed: pyproject.toml requirements.lock | .venv/bin/python
+	$(INSTALL) --constraint requirements.lock --editable .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml requirements.lock | .venv/bin/python
+	$(INSTALL) --constraint requirements.lock --editable '.[dev]'
+	@touch .venv/installed $@

@@ -1,11 +1,16 @@
 """The command line: one table of verbs, in the order of the road; only the chosen step is imported."""
 
+import contextlib
 import importlib
+import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+Parsed = TypeVar("Parsed")
 
 
 class Verb(NamedTuple):
@@ -53,8 +58,6 @@ def _usage() -> str:
 
 
 def _run(verb: str, words: Sequence[str]) -> int:
-    import tyro
-
     from worldpm.field.errors import ConfigError, DataError, WorldPMError
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -62,9 +65,11 @@ def _run(verb: str, words: Sequence[str]) -> int:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     step = importlib.import_module(VERBS[verb].module)
     try:
-        step.run(tyro.cli(step.Config, args=words, prog=f"worldpm {verb}"))
+        step.run(_parse(step.Config, verb, words))
         sys.stdout.flush()
         return DONE
+    except SystemExit as stop:
+        return DONE if not stop.code else WRONG_USE
     except KeyboardInterrupt:
         return _say(f"worldpm {verb}: interrupted; the same words go on where it stopped", FAILED)
     except BrokenPipeError:
@@ -77,6 +82,23 @@ def _run(verb: str, words: Sequence[str]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"worldpm {verb}: {where}{error.strerror or error}; what was finished is kept, the same words go on", FAILED)
+
+
+def _parse(config: type[Parsed], verb: str, words: Sequence[str]) -> Parsed:
+    """The words as the step's Config. Wrong words are told in one message instead of the parser's box."""
+    import tyro
+
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(config, args=words, prog=f"worldpm {verb}")
+    except SystemExit as stop:
+        if stop.code:
+            box = re.sub(r"[\u2500-\u257f]{3,} *", "\n\n", told.getvalue())  # its lines part the causes
+            causes = [" ".join(cause.replace("\u2502", " ").split()) for cause in re.split(r"\n[\s\u2502]*\n", box)]
+            wrong = [cause for cause in causes if re.match(r"Missing|Unrecognized|Error parsing|invalid", cause)]
+            _say(f"worldpm {verb}: {'; '.join(wrong) or ' '.join(causes).strip()}; `worldpm {verb} --help` tells the options", WRONG_USE)
+        raise
 
 
 def _say(message: str, code: int) -> int:

@@ -7,11 +7,11 @@ class WorldPMError(Exception):
     """Base of all errors that a user can cause; shown as one message without a traceback."""
 
 
-class ConfigError(WorldPMError, ValueError):
+class ConfigError(WorldPMError):
     """The arguments do not fit one another or the inputs they name (exit code 2)."""
 
 
-class DataError(WorldPMError, ValueError):
+class DataError(WorldPMError):
     """An input cannot be read as what it should be (exit code 2). The message starts with the path, and the line if known."""
 
     def __init__(self, path: Path | str, message: str, *, line: int | None = None) -> None:
@@ -19,9 +19,9 @@ class DataError(WorldPMError, ValueError):
         super().__init__(f"{where}: {message}")
 
 
-class CheckpointError(WorldPMError, RuntimeError):
+class CheckpointError(WorldPMError):
     """A model folder is damaged or incomplete, or the model gave a value that cannot be a reward (exit code 1)."""
 
 
-class TrainingError(WorldPMError, RuntimeError):
+class TrainingError(WorldPMError):
     """Training cannot go on, for instance because the loss is not finite (exit code 1)."""

@@ -118,9 +118,13 @@ def join_threads(posts: Path, *, source: str, site: str, spill: Path) -> Joined:
     )
     lists = answered.group_by("thread_post_id").aggregate(responses=response.collect(order_by=[answered.created, answered.post_id]))
     threads = openings.left_join(lists, openings.post_id == lists.thread_post_id).order_by("created", "post_id")
-    duplicates = int(table.count().execute()) - int(first.count().execute())
-    orphans = int(answers.count().execute()) - int(answered.count().execute())
+    duplicates = _count(table) - _count(first)
+    orphans = _count(answers) - _count(answered)
     return Joined(_stream(connection, threads, source, site), duplicates, orphans)
+
+
+def _count(table: Any) -> int:
+    return int(table.count().to_pyarrow().as_py())
 
 
 def _stream(connection: Any, threads: Any, source: str, site: str) -> Iterator[pa.RecordBatch]:

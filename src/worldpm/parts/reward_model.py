@@ -29,7 +29,7 @@ class Size(NamedTuple):
     epochs: int
 
 
-SIZES = {"tiny": Size(layers=4, width=192, heads=6, feed_forward=512, vocabulary=8192, lr=1e-3, batch_pairs=64, epochs=2)}
+SIZES = {"tiny": Size(layers=4, width=192, heads=6, feed_forward=512, vocabulary=8192, lr=1e-3, batch_pairs=64, epochs=1)}
 """`tiny`: about 3.3 million parameters, half of them embeddings."""
 
 

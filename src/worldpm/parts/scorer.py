@@ -19,7 +19,7 @@ from worldpm.parts.shared_prefix import plan_row
 
 ROW_TOKENS = 4096
 """A row of groups is filled up to so many tokens."""
-GROUPS_AT_ONCE = 256
+GROUPS_AT_ONCE = 64
 """So many groups are sorted by length into rows together; it bounds the memory of a stream."""
 DESCRIPTION = "worldpm.json"
 

@@ -1,0 +1,141 @@
+"""Tokens, cuts, shared prefixes, rows and steps."""
+
+import re
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from worldpm.field.errors import CheckpointError, DataError
+from worldpm.field.records import Message
+from worldpm.formats import chat
+from worldpm.parts.batches import EncodedGroup, Limits, encode_group, pack, steps_of
+from worldpm.parts.tokenizer import train_tokenizer
+
+ROOMY = Limits(max_length=512, prompt_length=256)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(["the cat sat on the mat and the dog ran"] * 20, vocabulary=400, max_length=512)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, prompt: str, responses: Sequence[str], limits: Limits = ROOMY) -> EncodedGroup:
+    return encode_group(tokenizer, [Message("user", prompt)], responses, limits=limits)
+
+
+def text_of(tokenizer: PreTrainedTokenizerFast, group: EncodedGroup, place: int) -> str:
+    return str(tokenizer.decode(group.prefix + group.suffixes[place]))
+
+
+def test_a_conversation_has_an_empty_system_turn_and_ends_with_the_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    found = chat.render(tokenizer, [Message("user", "the cat")], "sat")
+    assert found.text == "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\nsat<|im_end|><|endoftext|>"
+    assert found.text[found.prompt_start :].startswith("the cat")
+    assert found.text[found.prompt_end : found.response_end] == "sat"
+
+
+def test_the_end_token_is_not_appended_twice(tokenizer: PreTrainedTokenizerFast) -> None:
+    class Ending:
+        chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}<|endoftext|>"
+        name_or_path = "ending"
+
+        def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
+            return "".join(m["content"] for m in messages) + "<|endoftext|>"
+
+    found = chat.render(Ending(), [Message("user", "a")], "b")  # type: ignore[arg-type]
+    assert found.text.count(chat.END_TOKEN) == 1
+
+
+def test_a_system_turn_of_the_user_is_kept(tokenizer: PreTrainedTokenizerFast) -> None:
+    found = chat.render(tokenizer, [Message("system", "be kind"), Message("user", "the cat")], "sat")
+    assert found.text.startswith("<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n")
+    assert found.text.count("<|im_start|>system") == 1
+
+
+def test_a_tokenizer_without_a_template_is_refused() -> None:
+    bare = train_tokenizer(["a b c"], vocabulary=300, max_length=512)
+    bare.chat_template = None
+    with pytest.raises(CheckpointError, match="no chat template"):
+        chat.render(bare, [Message("user", "a")], "b")
+
+
+def test_the_prefix_is_the_longest_common_token_prefix(tokenizer: PreTrainedTokenizerFast) -> None:
+    group = encode(tokenizer, "the mat", ["the cat sat", "the cat ran", "dog"])
+    wholes = [tokenizer(chat.render(tokenizer, [Message("user", "the mat")], r).text)["input_ids"] for r in ("the cat sat", "the cat ran", "dog")]
+    assert [group.prefix + suffix for suffix in group.suffixes] == wholes
+    assert len({suffix[0] for suffix in group.suffixes}) > 1
+
+
+def test_equal_responses_keep_their_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    group = encode(tokenizer, "the mat", ["the cat", "the cat"])
+    assert group.suffixes == [[tokenizer.eos_token_id]] * 2
+
+
+def test_a_long_prompt_loses_its_left_and_keeps_the_opening(tokenizer: PreTrainedTokenizerFast) -> None:
+    limits = Limits(max_length=200, prompt_length=40)
+    group = encode(tokenizer, "dog " * 300 + "the cat sat", ["on the mat"], limits)
+    text = text_of(tokenizer, group, 0)
+    assert text.startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user\n")
+    assert text.endswith("the cat sat<|im_end|>\n<|im_start|>assistant\non the mat<|im_end|><|endoftext|>")
+    assert group.truncated == [True]
+
+
+def test_a_long_response_loses_its_end_but_not_the_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    limits = Limits(max_length=60, prompt_length=40)
+    group = encode(tokenizer, "the cat", ["sat " + "dog " * 300, "ran"], limits)
+    assert len(group.prefix) + len(group.suffixes[0]) == 60
+    assert re.search(r"assistant\nsat (dog ?)+<\|im_end\|><\|endoftext\|>$", text_of(tokenizer, group, 0))
+    assert group.truncated == [True, False]
+    assert group.response_tokens[0] > 60
+
+
+def test_the_cut_of_a_prompt_does_not_depend_on_the_responses(tokenizer: PreTrainedTokenizerFast) -> None:
+    limits = Limits(max_length=100, prompt_length=50)
+    prompt = "the dog ran " * 60
+    alone = encode(tokenizer, prompt, ["cat"], limits)
+    beside = encode(tokenizer, prompt, ["cat", "mat " * 500], limits)
+    assert alone.prefix + alone.suffixes[0] == beside.prefix + beside.suffixes[0]
+
+
+def test_what_is_too_long_is_refused_unless_a_cut_was_asked_for(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match=r"group: \d+ tokens of prompt and response; at most 30 fit"):
+        encode(tokenizer, "the cat " * 50, ["sat"], Limits(max_length=30, prompt_length=15, cut=False))
+
+
+def test_an_empty_response_is_its_end_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    group = encode(tokenizer, "the cat", ["", "sat"])
+    assert group.response_tokens[0] == 0
+    assert text_of(tokenizer, group, 0).endswith("assistant\n<|im_end|><|endoftext|>")
+
+
+def group_of(*sizes: int) -> EncodedGroup:
+    return EncodedGroup([0] * sizes[0], [[0] * n for n in sizes[1:]], [0] * (len(sizes) - 1), [False] * (len(sizes) - 1))
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=40))
+def test_every_group_is_in_one_row_and_no_row_is_overfull(sizes: list[int]) -> None:
+    rows = list(pack([group_of(size, 10) for size in sizes], row_tokens=60))
+    assert sorted(i for row in rows for i in row.indices) == list(range(len(sizes)))
+    assert all(sum(g.tokens for g in row.groups) <= 60 or len(row.groups) == 1 for row in rows)
+
+
+def test_a_step_closes_at_the_first_group_that_reaches_the_number() -> None:
+    steps = list(steps_of([3, 3, 3, 3, 3], batch_pairs=4, seed=0, epochs=1))
+    assert [len(step) for step in steps] == [2, 2, 1]
+    assert sorted(i for step in steps for i in step) == [0, 1, 2, 3, 4]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 3))
+def test_every_epoch_sees_every_group_once(pairs: list[int], epochs: int) -> None:
+    seen = [i for step in steps_of(pairs, batch_pairs=5, seed=1, epochs=epochs) for i in step]
+    assert sorted(seen) == sorted(list(range(len(pairs))) * epochs)
+
+
+def test_max_steps_overrides_the_epochs_and_repeats_the_data() -> None:
+    steps = list(steps_of([1, 1], batch_pairs=1, seed=0, epochs=1, max_steps=7))
+    assert len(steps) == 7
+    assert {i for step in steps for i in step} == {0, 1}

@@ -1,0 +1,132 @@
+"""The loop: what a step costs, and that a stopped run goes on to the same bits."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.test_shared_prefix import SMALL, Vocabulary, group
+from worldpm.field.errors import CheckpointError, TrainingError
+from worldpm.field.records import Preference
+from worldpm.parts.reward_model import build, to_tensors
+from worldpm.parts.training import STATE_NOTE, Example, Settings, Trainer, validate
+
+EXAMPLES = [
+    Example(f"g{i}", group([5 + i % 7, 6], [10 + i % 5, 0], [20 + i % 3, 21, 0], [40, 0]), (Preference(0, 1, 1, 1, 0.5), Preference(0, 2, 2, 1, 0.5)))
+    for i in range(12)
+]
+
+
+def settings(**changes: Any) -> Settings:
+    usual: dict[str, Any] = {"lr": 1e-2, "batch_pairs": 6, "epochs": 2, "max_steps": None, "weight_decay": 0.1, "warmup": 0.5}
+    return Settings(**{**usual, "seed": 0, "dtype": torch.float32, "validations": 4, **changes})
+
+
+def trainer(folder: Path, **changes: Any) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    model = build(SMALL, Vocabulary(), seed=1)  # type: ignore[arg-type]
+    return Trainer(model, EXAMPLES, EXAMPLES[:3], settings(**changes), folder=folder, state=folder / "resume")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_lowers_the_loss_and_logs_what_the_contract_names(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a")
+    run.run()
+    rows = [row for row in metrics(tmp_path / "a") if "loss_nats" in row]
+    assert list(rows[0]) == [
+        "step", "groups_seen", "pairs_seen", "effective_pairs_seen", "tokens_seen", "loss_nats", "accuracy", "grad_norm", "lr",
+    ]  # fmt: skip
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert rows[-1]["loss_nats"] < 0.3 < rows[0]["loss_nats"]
+    assert (rows[-1]["groups_seen"], rows[-1]["pairs_seen"], rows[-1]["effective_pairs_seen"]) == (24, 48, 24.0)
+    assert [row["lr"] for row in rows[:5]] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+    assert sum("validation/loss_nats" in row for row in metrics(tmp_path / "a")) == 4
+
+
+def test_the_loss_of_a_step_does_not_depend_on_how_its_rows_are_filled(tmp_path: Path) -> None:
+    losses = []
+    for tokens in (16, 10_000):
+        run = trainer(tmp_path / str(tokens), row_tokens=tokens)
+        losses.append(run.step(EXAMPLES))
+    assert losses[0]["loss_nats"] == pytest.approx(losses[1]["loss_nats"], abs=1e-6)
+    assert losses[0]["grad_norm"] == pytest.approx(losses[1]["grad_norm"], rel=1e-5)
+
+
+def test_the_loss_at_the_start_is_a_weighted_mean_over_pairs(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a")
+    expected = validate(run.model, EXAMPLES, row_tokens=100, dtype=torch.float32)["loss_nats"]
+    assert run.step(EXAMPLES)["loss_nats"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_run_killed_after_any_save_ends_in_the_same_bits(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+    for stop in (2, 4, 6):
+        folder = tmp_path / f"stopped{stop}"
+        first = trainer(folder)
+        save = first.save
+
+        def save_and_stop(stop: int = stop, first: Trainer = first, save: Any = save) -> None:
+            save()
+            if first.seen.step == stop:
+                raise Stop
+
+        first.save = save_and_stop  # type: ignore[method-assign]
+        with pytest.raises(Stop):
+            first.run()
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 99, "loss_nats": 1.0}\n{"torn')  # logged after the save, then killed
+        second = trainer(folder)
+        second.run()
+        assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+        a, b = to_tensors(whole.model), to_tensors(second.model)
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_damaged_state_is_never_loaded(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a")
+    run.step(EXAMPLES)
+    run.save()
+    (path,) = (tmp_path / "a" / "resume").glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged or missing"):
+        trainer(tmp_path / "a").resume()
+
+
+def test_a_state_whose_note_is_missing_is_no_state(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a")
+    run.step(EXAMPLES)
+    run.save()
+    (tmp_path / "a" / "resume" / STATE_NOTE).unlink()
+    fresh = trainer(tmp_path / "a")
+    fresh.resume()
+    assert fresh.seen.step == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_groups(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a")
+    with torch.no_grad():
+        run.model.score.weight.fill_(math.nan)
+    with pytest.raises(TrainingError, match=r"step 1: the loss is nan .*g0, g1, g2"):
+        run.step(EXAMPLES)
+
+
+def test_the_weights_of_least_validation_loss_are_kept(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a", lr=3.0, warmup=0.0)
+    run.run()
+    seen = [row for row in metrics(tmp_path / "a") if "validation/loss_nats" in row]
+    best = min(seen, key=lambda row: float(row["validation/loss_nats"]))
+    assert run.seen.best_step == best["step"]
+    now = validate(run.model, EXAMPLES[:3], row_tokens=4096, dtype=torch.float32)
+    assert now["loss_nats"] == pytest.approx(best["validation/loss_nats"], abs=1e-6)

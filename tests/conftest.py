@@ -14,8 +14,13 @@ from worldpm.parts.forums import simulated
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-QUESTION = '<row Id="{id}" PostTypeId="1" CreationDate="2020-01-0{id}T00:00:00.000" Score="3" Title="T{id}" Body="&lt;p&gt;Q{id}&lt;/p&gt;" />'
-ANSWER = '<row Id="{id}" PostTypeId="2" ParentId="{parent}" CreationDate="2020-02-01T00:00:00.000" Score="{votes}" Body="&lt;p&gt;A{id}&lt;/p&gt;" />'
+QUESTION = (
+    '<row Id="{id}" PostTypeId="1" CreationDate="2020-01-0{id}T00:00:00.000" Score="3" Title="T{id}" Body="&lt;p&gt;Q{id}&lt;/p&gt;" />'
+)
+ANSWER = (
+    '<row Id="{id}" PostTypeId="2" ParentId="{parent}" CreationDate="2020-02-01T00:00:00.000" Score="{votes}" '
+    'Body="&lt;p&gt;A{id}&lt;/p&gt;" />'
+)
 TWO_ANSWERS = (QUESTION.format(id=1), ANSWER.format(id=2, parent=1, votes=5), ANSWER.format(id=3, parent=1, votes=-2))
 
 
@@ -53,7 +58,8 @@ def thread_of(*votes: int, bodies: Sequence[str] | None = None, name: str = "sit
     """A thread whose answers have these votes."""
     first, _ = simulated.simulate(1, seed=0)[0]
     answers = tuple(
-        Answer(f"r{i}", bodies[i] if bodies else f"answer {i}", v, False, first.created, f"user{i}", "CC BY-SA 4.0") for i, v in enumerate(votes)
+        Answer(f"r{i}", bodies[i] if bodies else f"answer {i}", v, False, first.created, f"user{i}", "CC BY-SA 4.0")
+        for i, v in enumerate(votes)
     )
     return Thread(name, "stackexchange", "site", "Title", "Body", (), 1, first.created, None, "https://site/q/1", "CC BY-SA 4.0", answers)
 

@@ -10,7 +10,9 @@ FLOORS = ("field", "formats", "parts", "steps", "stories", "cli")
 
 
 def modules() -> dict[str, Path]:
-    return {".".join(["worldpm", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): path for path in ROOT.rglob("*.py")}
+    return {
+        ".".join(["worldpm", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): path for path in ROOT.rglob("*.py")
+    }
 
 
 def imports(path: Path) -> set[str]:

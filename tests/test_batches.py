@@ -32,7 +32,10 @@ def text_of(tokenizer: PreTrainedTokenizerFast, group: EncodedGroup, place: int)
 
 def test_a_conversation_has_an_empty_system_turn_and_ends_with_the_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
     found = chat.render(tokenizer, [Message("user", "the cat")], "sat")
-    assert found.text == "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\nsat<|im_end|><|endoftext|>"
+    assert (
+        found.text
+        == "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\nsat<|im_end|><|endoftext|>"
+    )
     assert found.text[found.prompt_start :].startswith("the cat")
     assert found.text[found.prompt_end : found.response_end] == "sat"
 
@@ -64,7 +67,9 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
 
 def test_the_prefix_is_the_longest_common_token_prefix(tokenizer: PreTrainedTokenizerFast) -> None:
     group = encode(tokenizer, "the mat", ["the cat sat", "the cat ran", "dog"])
-    wholes = [tokenizer(chat.render(tokenizer, [Message("user", "the mat")], r).text)["input_ids"] for r in ("the cat sat", "the cat ran", "dog")]
+    wholes = [
+        tokenizer(chat.render(tokenizer, [Message("user", "the mat")], r).text)["input_ids"] for r in ("the cat sat", "the cat ran", "dog")
+    ]
     assert [group.prefix + suffix for suffix in group.suffixes] == wholes
     assert len({suffix[0] for suffix in group.suffixes}) > 1
 

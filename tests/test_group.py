@@ -61,7 +61,7 @@ def test_the_weights_of_a_thread_add_up_to_one() -> None:
 
 def test_every_rule_has_the_same_test_preferences() -> None:
     threads = [thread_of(5, 3, 1, name=f"site/{i}") for i in range(60)]
-    groups = {rule: [made(t, Rules(rule=rule))[0] for t in threads] for rule in ("default", "worldpm")}  # type: ignore[arg-type]
+    groups = {rule: [made(t, Rules(rule=rule))[0] for t in threads] for rule in ("default", "worldpm")}
     for ours, papers in zip(groups["default"], groups["worldpm"], strict=True):
         assert ours is not None
         assert papers is not None

@@ -34,7 +34,10 @@ def test_a_thread_comes_out_as_it_was_written(dump: Dump, tmp_path: Path) -> Non
     assert (thread["title"], thread["body"], thread["tags"], thread["votes"]) == ("A & B", "What is `x`?", ["a-b", "c"], -1)
     assert thread["created"].isoformat() == "2016-08-02T15:39:14.947000+00:00"
     assert (thread["author"], thread["url"], thread["licence"]) == ("8", "https://site/q/1", "CC BY-SA 3.0")
-    assert [(r["response_id"], r["body"], r["votes"], r["accepted"]) for r in thread["responses"]] == [("2", "A2", 5, False), ("3", "A3", -2, True)]
+    assert [(r["response_id"], r["body"], r["votes"], r["accepted"]) for r in thread["responses"]] == [
+        ("2", "A2", 5, False),
+        ("3", "A3", -2, True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,9 @@ def test_the_site_is_told_from_the_name(name: str, site: str) -> None:
 
 
 def test_both_tag_syntaxes_are_read(dump: Dump) -> None:
-    rows, _ = read(dump([QUESTION.format(id=1).replace("/>", 'Tags="|a|b-c|" />'), QUESTION.format(id=2).replace("/>", 'Tags="&lt;a&gt;" />')]))
+    rows, _ = read(
+        dump([QUESTION.format(id=1).replace("/>", 'Tags="|a|b-c|" />'), QUESTION.format(id=2).replace("/>", 'Tags="&lt;a&gt;" />')])
+    )
     assert [row["tags"] for row in rows] == [["a", "b-c"], ["a"]]
 
 

@@ -15,7 +15,11 @@ from worldpm.parts.reward_model import build, to_tensors
 from worldpm.parts.training import STATE_NOTE, Example, Settings, Trainer, validate
 
 EXAMPLES = [
-    Example(f"g{i}", group([5 + i % 7, 6], [10 + i % 5, 0], [20 + i % 3, 21, 0], [40, 0]), (Preference(0, 1, 1, 1, 0.5), Preference(0, 2, 2, 1, 0.5)))
+    Example(
+        f"g{i}",
+        group([5 + i % 7, 6], [10 + i % 5, 0], [20 + i % 3, 21, 0], [40, 0]),
+        (Preference(0, 1, 1, 1, 0.5), Preference(0, 2, 2, 1, 0.5)),
+    )
     for i in range(12)
 ]
 
@@ -65,7 +69,7 @@ def test_the_loss_at_the_start_is_a_weighted_mean_over_pairs(tmp_path: Path) -> 
 
 
 def test_a_run_killed_after_any_save_ends_in_the_same_bits(tmp_path: Path) -> None:
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     whole = trainer(tmp_path / "whole")
@@ -78,10 +82,10 @@ def test_a_run_killed_after_any_save_ends_in_the_same_bits(tmp_path: Path) -> No
         def save_and_stop(stop: int = stop, first: Trainer = first, save: Any = save) -> None:
             save()
             if first.seen.step == stop:
-                raise Stop
+                raise StopError
 
         first.save = save_and_stop  # type: ignore[method-assign]
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             first.run()
         with (folder / "metrics.jsonl").open("a") as file:
             file.write('{"step": 99, "loss_nats": 1.0}\n{"torn')  # logged after the save, then killed

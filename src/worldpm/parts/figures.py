@@ -85,7 +85,7 @@ def accuracy_dots(title: str, dots: Sequence[Dot], *, width: float) -> str:
     """Accuracy with its interval per row; null baselines as open marks, the ceiling as a bar where it is known. Width in inches."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(width, 1.5 + 0.36 * len(dots), title, x="accuracy", y="")
-        marks = {"longer": ("s", THIRD), "earlier": ("D", FOURTH), "TF-IDF regression": ("^", SECOND)}
+        marks = {"longer": ("s", THIRD), "earlier": ("D", FOURTH), "TF-IDF": ("^", SECOND)}
         for row, dot in enumerate(reversed(dots)):
             if dot.interval is not None:
                 axes.plot(dot.interval, [row, row], color=FIRST, linewidth=2.2, solid_capstyle="round")

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -57,11 +58,13 @@ def run(config: Config) -> None:
     if config.file is not None and not config.file.is_file():
         raise ConfigError(f"{config.file}: no such file")
     scorer = Scorer.load(config.model, cut=config.cut, max_length=config.max_length, dtype=getattr(torch, config.dtype))
-    source = config.file.open("rb") if config.file else sys.stdin.buffer
-    aside = config.out.with_name(config.out.name + ".partial") if config.out else None
-    with source, aside.open("w", encoding="utf-8") if aside else sys.stdout as target:
-        _score_lines(scorer, source, target, name=str(config.file or "stdin"))
-    if aside and config.out:
+    with config.file.open("rb") if config.file else nullcontext(sys.stdin.buffer) as source:
+        if config.out is None:
+            _score_lines(scorer, source, sys.stdout, name=str(config.file or "stdin"))
+            return
+        aside = config.out.with_name(config.out.name + ".partial")
+        with aside.open("w", encoding="utf-8") as target:
+            _score_lines(scorer, source, target, name=str(config.file or "stdin"))
         aside.replace(config.out)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 
-OTHERS = ("TF-IDF regression", "longer", "earlier", "coin")
+OTHERS = ("TF-IDF", "longer", "earlier", "coin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def _judge(out: Path) -> None:
         regression = tfidf.fit(groups.read(out / "groups", split="train"))
         model = _model_rewards(out / "results" / "rewards.parquet", items)
         others = {
-            "TF-IDF regression": [regression(item) for item in items],
+            "TF-IDF": [regression(item) for item in items],
             **{name: [judge(item) or [] for item in items] for name, judge in NULLS.items()},
         }
         output.write("metrics.json", folders.to_json(planted.judge(items, model, others, truth)))
@@ -82,7 +82,7 @@ def _model_rewards(path: Path, items: "Sequence[Item]") -> list[list[float]]:
 
 def _print_table(truth: Json, out: Path) -> None:
     table = Table(title="Held-out accuracy, thread-weighted, with its 95 % interval")
-    table.add_column("pairs")
+    table.add_column("pairs", no_wrap=True)
     for heading in ("n", "model", "interval", "ceiling", "way", *OTHERS):
         table.add_column(heading, justify="right", no_wrap=True)
     for against, domains in truth.items():

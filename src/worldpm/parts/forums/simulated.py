@@ -17,12 +17,12 @@ SITE = "simulated"
 
 OFF_TOPIC_SHARE, CUT_SHARE, WRONG_SHARE = 0.28, 0.17, 0.35
 OFF_TOPIC_COST, CUT_COST, RIGHT_GAIN, WARM_GAIN, LIST_GAIN, BOLD_GAIN = 2.6, 1.9, 1.3, 0.35, 0.25, 0.15
-LENGTH_BIAS = 0.55
+LENGTH_BIAS = 0.9
 """Appeal gained for each doubling of the number of words."""
 VIEWS_MEDIAN, VIEWS_SPREAD, VOTE_SHARE = 160.0, 0.7, 0.22
-HEAD_START_HOURS, LATE_EXPOSURE, DELAY_HOURS = 18.0, 0.06, 36.0
+HEAD_START_HOURS, LATE_EXPOSURE, DELAY_HOURS = 16.0, 0.05, 36.0
 """An answer's exposure falls with its delay, exp(-delay / HEAD_START_HOURS), down to LATE_EXPOSURE."""
-AVERAGE_APPEAL, DOWN_RATE = 3.1, 0.12
+AVERAGE_APPEAL, DOWN_RATE = 4.5, 0.12
 """An answer of average appeal is voted up by half of those who vote, and down by one in sixteen."""
 
 

@@ -1,0 +1,104 @@
+"""The whole road: the demo on a toy forum, the page, and the README's words."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SHARED, run, spawn
+from worldpm.cli import VERBS
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    found = spawn("demo", "--out", folder, "--threads", 200)
+    assert found.returncode == 0, found.stderr.decode()
+    (folder / "stdout").write_bytes(found.stdout)
+    return folder
+
+
+def test_the_demo_ends_with_a_table_and_a_page(demo: Path) -> None:
+    told = (demo / "stdout").read_text()
+    assert "adversarial, by votes" in told
+    assert "report.html" in told
+    assert [(demo / name / "manifest.json").exists() for name in ("threads", "groups", "checkpoint", "results", "truth")] == [True] * 5
+
+
+def test_the_demo_run_again_does_nothing_anew(demo: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in demo.rglob("*.parquet")}
+    assert run("demo", "--out", demo, "--threads", 200) == 0
+    assert {path: path.stat().st_mtime_ns for path in demo.rglob("*.parquet")} == before
+
+
+def test_the_page_is_self_contained_and_shows_every_folder(demo: Path) -> None:
+    page = (demo / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"(?:src|href)=\"(?!#)|@import|url\((?!#)|<script|<link", re.sub(r'xlink:href="#[^"]*"', "", page))
+    for words in (
+        "Threads: threads",
+        "Preference groups: groups",
+        "Training: checkpoint",
+        "Results: checkpoint",
+        "planted truth",
+        "How this was made",
+    ):
+        assert words in page
+    assert "prefers-color-scheme: dark" in page
+    assert not re.findall(r"#0([1-7])0\10\1", page)
+    assert "worldpm train groups --model tiny" in page
+
+
+def test_the_page_escapes_what_forums_write(road: Path, tmp_path: Path) -> None:
+    import shutil
+
+    hostile = tmp_path / "<b>x"
+    shutil.copytree(road / "threads", hostile)
+    assert run("report", hostile, "--out", tmp_path / "r.html") == 0
+    assert "<b>x" not in (tmp_path / "r.html").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_readmes_python_runs(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "checkpoint").symlink_to(road / "checkpoint")
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = blocks("python")
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert re.search(r"-?\d+\.\d+", capsys.readouterr().out)
+
+
+def test_the_readme_names_every_verb_and_only_make_targets_that_exist() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert set(VERBS) <= set(re.findall(r"worldpm (\w+)", text))
+    targets = set(re.findall(r"^(\w+):", (README.parent / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test"} <= set(re.findall(r"make (\w+)", text)) <= targets | {"PYTHON"}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real dumps is not here")
+def test_the_readmes_road_runs_as_typed_on_real_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for archive in (SHARED / "stackexchange").glob("*.7z"):
+        (tmp_path / archive.name).symlink_to(archive)
+    (tmp_path / "benchmarks").symlink_to(SHARED / "benchmarks")
+    (tmp_path / "in.jsonl").write_text('{"prompt": "Is stout vegan?", "responses": ["Mostly.", "Finings are made of fish."]}\n')
+    commands = next(block for block in blocks("bash") if "worldpm ingest" in block)
+    for line in commands.splitlines():
+        words, _, source = line.partition("#")[0].strip().partition(" < ")
+        if not words:
+            continue
+        verb, *rest = shlex.split(words)[1:]
+        files = [str(path) for word in rest for path in (sorted(tmp_path.glob(word)) if "*" in word else [word])]
+        shortened = ["--max-steps", "2", "--max-length", "256"] if verb == "train" else []
+        found = spawn(verb, *files, *shortened, stdin=(tmp_path / source).read_bytes() if source else None, cwd=tmp_path)
+        assert found.returncode == 0, found.stderr.decode()
+    counts = json.loads((tmp_path / "threads" / "manifest.json").read_text())["counts"]
+    assert counts["beer.stackexchange.com"] == {"threads": 1029, "responses": 2277, "threads with two responses or more": 583}
+    assert {site: entry["threads with two responses or more"] for site, entry in counts.items() if not site.startswith("beer")} == {
+        "ai.stackexchange.com": 255, "matheducators.stackexchange.com": 311, "quantumcomputing.stackexchange.com": 309,
+    }  # fmt: skip

@@ -1,0 +1,75 @@
+"""`worldpm score`: lines in, lines out."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run, spawn
+from worldpm import Scorer
+
+GOOD = '{"prompt": "How?", "responses": ["So.", "Read it."], "id": 7}'
+
+
+def test_lines_come_back_in_order_with_rewards_and_their_other_keys(road: Path) -> None:
+    chat = '{"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]}'
+    found = spawn("score", road / "checkpoint", stdin=f"{GOOD}\n\n{chat}\n".encode())
+    assert found.returncode == 0, found.stderr
+    first, second = (json.loads(line) for line in found.stdout.splitlines())
+    expected = Scorer.load(road / "checkpoint").rewards("How?", ["So.", "Read it."])
+    assert first == {"prompt": "How?", "responses": ["So.", "Read it."], "id": 7, "rewards": pytest.approx(expected, abs=1e-5)}
+    assert second["reward"] == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_no_responses_give_no_rewards(road: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "How?", "responses": []}\n')
+    assert run("score", road / "checkpoint", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl") == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["rewards"] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "in.jsonl:2: not JSON"),
+        ("[" * 100_000, "in.jsonl:2: not JSON"),
+        ('{"prompt": NaN, "responses": []}', "NaN is no JSON number"),
+        ("[]", "in.jsonl:2: expected"),
+        ('{"prompt": "How?"}', "in.jsonl:2: expected"),
+        ('{"prompt": "How?", "responses": [3]}', "a response is not text"),
+        ('{"prompt": [], "responses": ["a"]}', "not a list with at least one message"),
+        ('{"prompt": [{"role": "user"}], "responses": ["a"]}', "a role and a content that are text"),
+        ('{"messages": [{"role": "user", "content": "How?"}]}', "the last message must be the assistant's"),
+        (json.dumps({"prompt": "word " * 5000, "responses": ["a"]}), "in.jsonl:2: 10029 tokens"),
+        ("\udcff\udcfe".encode("utf-8", "surrogateescape").decode("latin-1"), "in.jsonl:2: not JSON"),
+    ],
+)
+def test_a_bad_line_is_named_and_nothing_is_written(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(f"{GOOD}\n".encode() + line.encode("latin-1") + b"\n")
+    assert run("score", road / "checkpoint", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_what_is_too_long_is_cut_on_request(road: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "word " * 5000, "responses": ["a"]}))
+    assert run("score", road / "checkpoint", tmp_path / "in.jsonl", "--cut", "--out", tmp_path / "out.jsonl") == 0
+
+
+def test_on_a_stream_the_lines_before_a_bad_one_are_answered(road: Path) -> None:
+    found = spawn("score", road / "checkpoint", stdin=f"{GOOD}\n{{\n".encode())
+    assert found.returncode == 2
+    assert len(found.stdout.splitlines()) == 1
+    assert b"stdin:2: not JSON" in found.stderr
+
+
+def test_a_missing_file_or_model_is_named(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("score", road / "checkpoint", tmp_path / "nowhere.jsonl") == 2
+    assert "nowhere.jsonl: no such file" in capsys.readouterr().err
+    assert run("score", tmp_path / "nowhere", tmp_path / "nowhere.jsonl") == 2
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    assert run("score", tmp_path / "nowhere", tmp_path / "in.jsonl") == 1
+    assert "`worldpm train` makes one" in capsys.readouterr().err

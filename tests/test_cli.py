@@ -167,7 +167,8 @@ def test_wrong_words_get_one_message_and_exit_code_2(words: list[str], message: 
 
 def test_no_words_at_all_tell_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 2
-    assert all(verb in capsys.readouterr().out for verb in VERBS)
+    told = capsys.readouterr().out
+    assert all(verb in told for verb in VERBS)
 
 
 def test_a_reader_that_leaves_early_is_no_error_to_see(road: Path) -> None:

@@ -116,3 +116,24 @@ def test_a_site_without_a_thread_of_two_answers_is_an_error_that_says_so(tmp_pat
     assert run("group", tmp_path / "threads", "--out", tmp_path / "groups") == 2
     assert "no thread has two responses of different votes" in capsys.readouterr().err
     assert not (tmp_path / "groups" / "manifest.json").exists()
+
+
+def test_a_bare_parquet_file_of_groups_trains_with_a_warning_and_is_judged(
+    road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = list(tables.read_rows(road / "groups" / "simulated.parquet", schema.GROUPS))
+    for split in ("train", "test"):
+        mine = [row for row in rows if row["split"] == split][:12]
+        tables.write_parquet(tmp_path / f"{split}.parquet", tables.rows_to_batches(mine, schema.GROUPS), schema.GROUPS)
+    options = ("--model", "tiny", "--max-steps", 1, "--batch-pairs", 4, "--max-length", 128)
+    assert run("train", tmp_path / "train.parquet", *options, "--out", tmp_path / "checkpoint") == 0
+    assert "no validation groups" in caplog.text
+    assert run("evaluate", tmp_path / "checkpoint", "--on", tmp_path / "test.parquet", "--out", tmp_path / "results") == 0
+    found = folders.read_json(tmp_path / "results" / "metrics.json")["checkpoints"]["checkpoint"]["benchmarks"]
+    assert found["test.parquet"]["prompts"] == 12
+
+
+def test_a_table_of_other_columns_is_refused(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("train", road / "threads" / "simulated.parquet", "--model", "tiny", "--out", tmp_path / "checkpoint")
+    assert run(*words) == 2
+    assert "lacks the column(s) group_id, split, prompt, preferences" in capsys.readouterr().err

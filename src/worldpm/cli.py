@@ -59,8 +59,9 @@ def _usage() -> str:
 
 def _run(verb: str, words: Sequence[str]) -> int:
     from worldpm.field.errors import ConfigError, DataError, WorldPMError
+    from worldpm.formats import console
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console.Lines()])
     for chatty in ("httpx", "matplotlib", "fontTools", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     step = importlib.import_module(VERBS[verb].module)

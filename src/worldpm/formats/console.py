@@ -8,9 +8,18 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 10.0
+
+
+class Lines(logging.Handler):
+    """Log records as lines on stderr, above a progress bar where one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record to what stderr is now: a live bar puts itself in its place."""
+        print(self.format(record), file=sys.stderr)
+
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +34,12 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(what: str, *, total: int | None) -> Iterator[Advance]:
-    """A bar of `total` units on a terminal; elsewhere a line at most every ten seconds. Both go to stderr."""
+    """A bar on a terminal, of `total` units where that is known; elsewhere a line at most every ten seconds. Both go to stderr."""
     if sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
@@ -50,7 +59,7 @@ def progress(what: str, *, total: int | None) -> Iterator[Advance]:
         done += amount
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            logger.info("%s: %s%s", what, f"{done} of {total}" if total else done, f", {note}" if note else "")
+            logger.info("%s: %s%s", what, f"{done:,} of {total:,}" if total else f"{done:,}", f", {note}" if note else "")
 
     yield advance_line
 

@@ -1,6 +1,6 @@
 """The only code that speaks to the data engine: Parquet in and out, and the relational expressions of the road."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,9 +55,9 @@ def rows_to_batches(rows: Iterable[Json], schema: pa.Schema, *, size: int = 1024
         yield pa.RecordBatch.from_pylist(held, schema=schema)
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """The tables of a folder, by name."""
-    return sorted(folder.glob("*.parquet"))
+def paths_of(*places: Path) -> list[Path]:
+    """The tables of several folders, by name, in the order given; a Parquet file stands for itself."""
+    return [path for place in places for path in ([place] if place.is_file() else sorted(place.glob("*.parquet")))]
 
 
 def count_rows(path: Path) -> int:
@@ -146,8 +146,3 @@ def _as_threads(batch: pa.RecordBatch, source: str, site: str) -> pa.RecordBatch
     }
     made = pa.table({name: columns.get(name, rows[name] if name in rows.column_names else None) for name in THREADS.names})
     return made.cast(THREADS).combine_chunks().to_batches()[0]
-
-
-def paths_of(folders: Sequence[Path]) -> list[Path]:
-    """All tables of several folders, in the order given."""
-    return [path for folder in folders for path in parquet_files(folder)]

@@ -1,16 +1,17 @@
 """A decoder with a scalar head, read at each response's end token: built from a size, loaded from and saved to folders."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
 
 from worldpm.field.errors import CheckpointError
+from worldpm.formats import folders
 from worldpm.parts.shared_prefix import ATTENTION, Plan, attend
 
 WEIGHTS, HEAD = "model.safetensors", "score.weight"
@@ -47,8 +48,10 @@ class RewardModel(nn.Module):
         hidden = self.backbone(
             input_ids=plan.input_ids, position_ids=plan.position_ids, attention_mask=None, use_cache=False, plan=plan
         ).last_hidden_state
-        rewards: Tensor = self.score(hidden[0, plan.end_positions])[:, 0]
-        return rewards.float()
+        ends = hidden[0, plan.end_positions].float()
+        # a product and a sum, so that autocast leaves the head in float32: bfloat16 rewards would tie
+        rewards: Tensor = (ends * self.score.weight[0].float()).sum(dim=-1)
+        return rewards
 
 
 def build(size: Size, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> RewardModel:
@@ -92,8 +95,8 @@ def save(model: RewardModel, folder: Path) -> None:
     config = model.backbone.config.to_diff_dict()
     kind = type(model.backbone).__name__.removesuffix("Model")
     config |= {"architectures": [f"{kind}ForSequenceClassification"], "dtype": "float32", "use_cache": False}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    folders.write_atomically(folder / "config.json", folders.to_json(dict(sorted(config.items()))))
+    folders.write_atomically(folder / WEIGHTS, to_bytes(tensors, metadata={"format": "pt"}))
 
 
 def to_tensors(model: RewardModel) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
 """A byte-level BPE tokenizer of one's own, trained on the train split's text, in the Qwen chat format."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from worldpm.formats.chat import END_TOKEN, PAD_TOKEN, QWEN_TEMPLATE, TURN_END, TURN_START
 
@@ -34,3 +35,17 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, max_length: int) -
     )
     tokenizer.chat_template = QWEN_TEMPLATE
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer's files with its chat template.
+
+    Raises:
+        OSError: If they cannot be written, as on a full disk.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if "os error" not in str(error):  # the library has no error class of its own for what the system says
+            raise
+        raise OSError(f"{folder}: {error}") from error

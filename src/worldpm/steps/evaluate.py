@@ -30,7 +30,7 @@ class Config:
     checkpoints: Positional[tuple[Path, ...]]
     """Folders written by `worldpm train`."""
     on: tuple[str, ...]
-    """Names of benchmarks (`llmbar`), or folders written by `worldpm group`."""
+    """Names of benchmarks (`llmbar`), or folders written by `worldpm group`, or bare Parquet files of the same columns."""
     out: Path
     """Folder to write."""
     benchmarks: Path = Path("benchmarks")
@@ -91,10 +91,12 @@ def _read(name: str, config: Config) -> "tuple[ModuleType, list[Item]]":
 
     if name in BENCHMARKS:
         return llmbar, llmbar.read(config.benchmarks / name)
-    if Path(name).is_dir():
-        folders.manifest(Path(name), made_by="group")
-        return groups, groups.read(Path(name))
-    raise ConfigError(f"--on {name}: neither a benchmark ({', '.join(BENCHMARKS)}) nor a folder of groups")
+    place = Path(name)
+    if place.is_dir():
+        folders.manifest(place, made_by="group")
+    elif not place.is_file():
+        raise ConfigError(f"--on {name}: neither a benchmark ({', '.join(BENCHMARKS)}) nor a folder of groups")
+    return groups, groups.read(place)
 
 
 def _fingerprint(name: str, items: "Sequence[Item]") -> Json:

@@ -63,7 +63,7 @@ def run(config: Config) -> None:
 
     for folder in config.threads:
         folders.manifest(folder, made_by="ingest|simulate")
-    paths = tables.paths_of(config.threads)
+    paths = tables.paths_of(*config.threads)
     names = Counter(path.name for path in paths)
     if twice := [name for name, n in names.items() if n > 1]:
         raise ConfigError(f"{', '.join(twice)} stands in more than one folder of threads; one site may come in only once")

@@ -43,7 +43,7 @@ def run(config: Config) -> None:
         return
     with output:
         counts, drops = {}, {}
-        for site, path in console.track(sites.items(), "ingest", total=len(sites)):
+        for site, path in sites.items():
             kept = output.part(f"{site}.parquet", partial(_ingest, path, site, output))
             counts[site], drops[site] = kept["counts"], kept["drops"]
             logger.info("%s: %d threads, %d responses", site, counts[site]["threads"], counts[site]["responses"])
@@ -76,7 +76,8 @@ def _ingest(path: Path, site: str, output: folders.Output, aside: Path) -> folde
 
     dropped: Counter[str] = Counter()
     posts = output.progress / f"{site}.posts"
-    tables.write_parquet(posts, stackexchange.read_posts(path, site=site, drops=dropped), schema.POSTS)
+    with console.progress(f"ingest {site}", total=stackexchange.xml_bytes(path)) as advance:
+        tables.write_parquet(posts, stackexchange.read_posts(path, site=site, drops=dropped, advance=advance), schema.POSTS)
     joined = tables.join_threads(posts, source=stackexchange.SOURCE, site=site, spill=output.progress)
     tally: Counter[str] = Counter()
     tables.write_parquet(aside, _counted(joined.threads, tally), schema.THREADS)

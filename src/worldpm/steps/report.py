@@ -123,8 +123,8 @@ def _drops(title: str, drops: Mapping[str, Mapping[str, int]]) -> list[Grid]:
     reasons = sorted({reason for found in drops.values() for reason in found})
     if not reasons:
         return []
-    rows = [[reason, *(f"{found.get(reason, 0):,}" for found in drops.values())] for reason in reasons]
-    return [Grid(title, ("reason", *drops), rows)]
+    rows = [[site, *(f"{found.get(reason, 0):,}" for reason in reasons)] for site, found in drops.items()]
+    return [Grid(title, ("site", *reasons), rows)]
 
 
 # --- checkpoint ---------------------------------------------------------------------------------------------------------
@@ -178,48 +178,36 @@ def _results(path: Path, manifest: Json) -> list[Section]:
 def _judged(name: str, found: Json, pairs: "Mapping[tuple[str, str], Pairs]") -> Section:
     from worldpm.parts import figures
 
-    rows, dots = [], []
+    rows: list[tuple[str, str, Json]] = []
     for benchmark, result in found["benchmarks"].items():
-        for label, metrics in ((benchmark, result), *((f"{benchmark}: {subset}", m) for subset, m in result["subsets"].items())):
-            if label != benchmark and len(result["subsets"]) == 1:
-                continue
-            rows.append(_accuracy_row(label, metrics))
-            dots.append(figures.Dot(label, metrics["accuracy"], metrics["interval"], metrics["nulls"]))
+        rows.append((benchmark, result["domain"], result))
+        if len(result["domains"]) > 1:
+            rows += [(f"{benchmark}: {domain}", domain, metrics) for domain, metrics in result["domains"].items()]
+        if len(result["subsets"]) > 1:
+            rows += [(f"{benchmark}: {subset}", metrics["domain"], metrics) for subset, metrics in result["subsets"].items()]
+    dots = [figures.Dot(label, metrics["accuracy"], metrics["interval"], metrics["nulls"]) for label, _, metrics in rows]
     domains = [[domain, f"{entry['accuracy']:.3f}", ", ".join(entry["benchmarks"])] for domain, entry in found["domains"].items()]
     conditions = [[key.replace("_", " "), _plain(value)] for key, value in found["conditions"].items()]
     head = ("pairs of", "domain", "accuracy", "95 % interval", "unweighted", "loss, nats", "pairs", "ties", "longer", "earlier", "coin")
+    caption = "A model that does not beat the open marks has learned nothing that they do not know."
     return Section(
         title=f"Results: {name}",
         text="Accuracy counts each thread about once and a tie half; the interval is a bootstrap over threads. "
         "Null baselines judge the same pairs: the longer response wins, the earlier one wins, a coin.",
-        wide=[
-            Shown(
-                figures.accuracy_dots("Accuracy with null baselines", dots, width=9.0),
-                "A model that does not beat the open marks has learned nothing that they do not know.",
-            )
-        ],
+        wide=[Shown(figures.accuracy_dots("Accuracy with null baselines", dots, width=9.0), caption)],
         figures=[shown for (checkpoint, benchmark), one in pairs.items() if checkpoint == name for shown in _pair_figures(benchmark, one)],
         tables=[
-            Grid("", head, rows),
-            Grid("By domain", ("domain", "accuracy", "mean over"), domains),
+            Grid("", head, [_accuracy_row(*row) for row in rows]),
+            Grid("Domains: plain means over benchmarks", ("domain", "accuracy", "benchmarks"), domains),
             Grid("Conditions", ("condition", "value"), conditions),
         ],
     )
 
 
-def _accuracy_row(label: str, metrics: Json) -> list[str]:
+def _accuracy_row(label: str, domain: str, metrics: Json) -> list[str]:
     nulls = ["-" if metrics["nulls"][null] is None else f"{metrics['nulls'][null]:.3f}" for null in ("longer", "earlier", "coin")]
-    numbers = [f"{metrics[key]:.3f}" for key in ("accuracy_unweighted", "loss_nats")]
-    return [
-        label,
-        metrics["domain"],
-        f"{metrics['accuracy']:.3f}",
-        _interval(metrics),
-        *numbers,
-        f"{metrics['n']:,}",
-        f"{metrics['ties']:,}",
-        *nulls,
-    ]
+    accuracy, unweighted, loss = (f"{metrics[key]:.3f}" for key in ("accuracy", "accuracy_unweighted", "loss_nats"))
+    return [label, domain, accuracy, _interval(metrics), unweighted, loss, f"{metrics['n']:,}", f"{metrics['ties']:,}", *nulls]
 
 
 def _interval(metrics: Json) -> str:

@@ -1,6 +1,5 @@
 """Preference groups become a checkpoint: a built-in size from scratch, or a checkpoint trained further."""
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ class Config:
     """Train a preference model on groups."""
 
     groups: Positional[tuple[Path, ...]]
-    """Folders written by `worldpm group`."""
+    """Folders written by `worldpm group`, or bare Parquet files of the same columns."""
     model: str
     """A built-in size (`tiny`), trained from scratch, or the folder of a checkpoint."""
     out: Path
@@ -78,8 +77,9 @@ def run(config: Config) -> None:
     from worldpm.parts import reward_model
     from worldpm.parts.training import Trainer
 
-    for folder in config.groups:
-        folders.manifest(folder, made_by="group")
+    for place in config.groups:
+        if not place.is_file():
+            folders.manifest(place, made_by="group")
     if config.model not in reward_model.SIZES and not Path(config.model).is_dir():
         raise ConfigError(f"--model {config.model}: neither a built-in size ({', '.join(reward_model.SIZES)}) nor a folder")
     settings = _settings(config)
@@ -156,7 +156,7 @@ def _model(config: Config, output: folders.Output) -> "tuple[PreTrainedTokenizer
     from transformers import AutoTokenizer
 
     from worldpm.parts import reward_model
-    from worldpm.parts.tokenizer import train_tokenizer
+    from worldpm.parts.tokenizer import save_tokenizer, train_tokenizer
 
     size = reward_model.SIZES.get(config.model)
     if size is None:
@@ -166,7 +166,7 @@ def _model(config: Config, output: folders.Output) -> "tuple[PreTrainedTokenizer
         texts = (text for group in _rows(config, "train") for text in _texts(group))
         trained = train_tokenizer(texts, vocabulary=size.vocabulary, max_length=config.max_length)
         shutil.rmtree(aside := output.progress / "tokenizer.partial", ignore_errors=True)
-        trained.save_pretrained(aside)
+        save_tokenizer(trained, aside)
         aside.rename(kept)
         logger.info("trained a tokenizer of %d tokens", len(trained))
     tokenizer = AutoTokenizer.from_pretrained(kept, local_files_only=True)
@@ -176,7 +176,7 @@ def _model(config: Config, output: folders.Output) -> "tuple[PreTrainedTokenizer
 def _rows(config: Config, split: str) -> Iterator[folders.Json]:
     from worldpm.formats import schema, tables
 
-    for path in tables.paths_of(config.groups):
+    for path in tables.paths_of(*config.groups):
         yield from (row for row in tables.read_rows(path, schema.GROUPS) if row["split"] == split)
 
 
@@ -217,8 +217,9 @@ def _write(trainer: "Trainer", tokenizer: "PreTrainedTokenizerBase", limits: "Li
     """The checkpoint's files."""
     from worldpm.formats import chat
     from worldpm.parts import reward_model, scorer, training
+    from worldpm.parts.tokenizer import save_tokenizer
 
-    tokenizer.save_pretrained(config.out)
+    save_tokenizer(tokenizer, config.out)
     reward_model.save(trainer.model, config.out)
     on = trainer.validation or trainer.examples
     measured = training.validate(trainer.model, on, row_tokens=trainer.settings.row_tokens, dtype=trainer.settings.dtype)
@@ -231,4 +232,4 @@ def _write(trainer: "Trainer", tokenizer: "PreTrainedTokenizerBase", limits: "Li
         "reward_std": measured["reward_std"],
         "lineage": {"model": config.model, "groups": [folders.describe(folder) for folder in config.groups]},
     }
-    (config.out / scorer.DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    folders.write_atomically(config.out / scorer.DESCRIPTION, folders.to_json(description))

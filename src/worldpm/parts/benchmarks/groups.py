@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 def read(folder: Path, *, split: str = "test") -> list[Item]:
-    """The items of one split of a folder of groups; a thread is its own prompt.
+    """The items of one split of a folder or a Parquet file of groups; a thread is its own prompt.
 
     Raises:
         ConfigError: If the split is empty.
@@ -26,7 +26,7 @@ def read(folder: Path, *, split: str = "test") -> list[Item]:
 
 
 def _items(folder: Path, split: str) -> Iterator[Item]:
-    for path in tables.parquet_files(folder):
+    for path in tables.paths_of(folder):
         for row in tables.read_rows(path, schema.GROUPS):
             if row["split"] == split:
                 group = schema.group_from_row(row)

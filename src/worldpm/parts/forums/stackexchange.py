@@ -9,7 +9,7 @@ import re
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
@@ -47,15 +47,28 @@ def site_of(path: Path) -> str:
     return re.sub(r"\.\d{4}-\d\d(-\d\d)?$", "", name)
 
 
-def read_posts(path: Path, *, site: str, drops: Counter[str]) -> Iterator[pa.RecordBatch]:
+def xml_bytes(path: Path) -> int:
+    """Bytes of the dump's XML.
+
+    Raises:
+        DataError: If the archive is damaged or could do harm when unpacked.
+    """
+    return _check_archive(path) if path.suffix == ".7z" else path.stat().st_size
+
+
+def read_posts(path: Path, *, site: str, drops: Counter[str], advance: Callable[[int], object] = int) -> Iterator[pa.RecordBatch]:
     """Questions and answers of a dump as batches of `schema.POSTS`, bodies in Markdown; rows left out are counted in `drops`.
+
+    `advance` is told the bytes of XML that each batch took.
 
     Raises:
         DataError: If the file is not such a dump, is damaged, is not UTF-8, or could do harm when unpacked.
     """
-    place = 0
+    place, told = 0, 0
     with _open(path) as stream:
         for rows in _parse(path, stream):
+            advance(stream.offset - told)
+            told = stream.offset
             place += rows.num_rows
             kept = _readable(rows, place - rows.num_rows, drops)
             if kept.num_rows:
@@ -157,7 +170,7 @@ class _CheckedXml(io.RawIOBase):
 
     def __init__(self, path: Path, raw: IO[bytes]) -> None:
         self._path, self._raw = path, raw
-        self._offset, self._head, self._tail, self._pending = 0, b"", b"", b""
+        self.offset, self._head, self._tail, self._pending = 0, b"", b"", b""
 
     def readable(self) -> bool:
         return True
@@ -183,9 +196,9 @@ class _CheckedXml(io.RawIOBase):
             if block and error.reason == "unexpected end of data" and len(data) - error.start < 4:
                 self._pending = data[error.start :]
             else:
-                at = self._offset - len(self._pending) + error.start
+                at = self.offset - len(self._pending) + error.start
                 raise DataError(self._path, f"not UTF-8 at byte offset {at} ({error.reason}); get the dump again") from error
-        self._offset += len(block)
+        self.offset += len(block)
 
     def _check_head(self, *, final: bool) -> None:
         head = self._head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -199,7 +212,7 @@ class _CheckedXml(io.RawIOBase):
         while self.read(1 << 20):
             pass
         if not self._tail.rstrip().endswith((b"</posts>", b"/>")) or (b"</posts>" not in self._tail and b"<posts/>" not in self._tail):
-            raise DataError(self._path, f"the XML stops before </posts>, after {self._offset} bytes; the file is cut short, get it again")
+            raise DataError(self._path, f"the XML stops before </posts>, after {self.offset} bytes; the file is cut short, get it again")
 
 
 # --- 7z -----------------------------------------------------------------------------------------------------------------

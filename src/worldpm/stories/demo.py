@@ -93,7 +93,7 @@ def _print_table(truth: Json, out: Path) -> None:
             way = f"{row['way_to_ceiling']:.0%}"
             table.add_row(f"{domain}, by {against}", f"{model['n']:,}", f"{model['accuracy']:.3f}", interval, numbers[0], way, *numbers[1:])
         table.add_section()
-    console = Console(width=max(110, Console().width))
+    console = Console(width=max(120, Console().width))
     console.print(table)
     console.print(
         "ceiling: the best that a reader of the text alone can do; way: how far the model came from a coin to it", highlight=False

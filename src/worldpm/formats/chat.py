@@ -1,6 +1,7 @@
 """The only code that touches a chat template: a conversation becomes the text that a model reads."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ class Conversation(NamedTuple):
     """Where the response begins."""
     response_end: int
     """Where the template's closing begins."""
+    literal: tuple[tuple[int, int], ...] = ()
+    """Where people wrote what looks like a special token, such as `<|im_end|>`: it is text, not a turn's end."""
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], response: str, *, end_token: str = END_TOKEN) -> Conversation:
@@ -38,7 +41,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], respon
     White space after the last turn is dropped, and the end token is appended unless it is already last.
 
     Raises:
-        CheckpointError: If the tokenizer has no chat template.
+        CheckpointError: If the tokenizer has no chat template, or one that changes the words of a response.
     """
     if not tokenizer.chat_template:
         raise CheckpointError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; save one with it")
@@ -50,14 +53,37 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], respon
     whole = str(tokenizer.apply_chat_template(messages, tokenize=False)).rstrip()
     prompt_end = common_prefix([opened, whole])
     words = response.strip()
-    response_end = whole.rindex(words) + len(words) if words else prompt_end
-    first = next((message.content.strip() for message in prompt if message.content.strip()), "")
+    response_end = whole.find(words, prompt_end) + len(words) if words else prompt_end
+    if response_end < prompt_end + len(words):
+        raise CheckpointError(
+            f"{tokenizer.name_or_path}: the chat template changes the words of a response; it cannot be read as it was written"
+        )
+    spans = _spans(whole[:prompt_end], [message.content for message in prompt])
     return Conversation(
         text=whole if whole.endswith(end_token) else whole + end_token,
-        prompt_start=max(0, whole.find(first, 0, prompt_end)) if first else prompt_end,
+        prompt_start=spans[0][0] if spans else prompt_end,
         prompt_end=prompt_end,
         response_end=response_end,
+        literal=_literal(tokenizer, whole, [*spans, (prompt_end, response_end)]),
     )
+
+
+def _spans(rendered: str, contents: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the messages' own words stand, in order; a message without words, or one that the template changed, has no place."""
+    spans, start = [], 0
+    for words in filter(None, (content.strip() for content in contents)):
+        # the first occurrence after a line end: `user` stands in the template too
+        place = rendered.find(f"\n{words}", start) + 1 or rendered.find(words, start)
+        if place >= 0:
+            spans.append((place, place + len(words)))
+            start = place + len(words)
+    return spans
+
+
+def _literal(tokenizer: PreTrainedTokenizerBase, whole: str, spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    tokens = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+    return tuple(match.span() for start, end in spans for match in pattern.finditer(whole, start, end))
 
 
 def common_prefix(sequences: Sequence[Sequence[object]]) -> int:

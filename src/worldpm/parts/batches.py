@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -51,10 +52,8 @@ def encode_group(
         DataError: If a sequence is too long and cutting was not asked for.
     """
     conversations = [chat.render(tokenizer, prompt, response) for response in responses]
-    encoded = tokenizer([c.text for c in conversations], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     sequences, lengths, marks = [], [], []
-    for conversation, ids, offsets in zip(conversations, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        ends = [end for _, end in offsets]
+    for conversation, (ids, ends) in zip(conversations, _tokens(tokenizer, conversations), strict=True):
         opening = int(np.searchsorted(ends, conversation.prompt_start, side="right"))
         prompt_count = int(np.searchsorted(ends, conversation.prompt_end, side="right"))
         body_end = int(np.searchsorted(ends, conversation.response_end, side="right"))
@@ -66,6 +65,31 @@ def encode_group(
         sequences.append(kept)
     shared = min(chat.common_prefix(sequences), min(map(len, sequences)) - 1)
     return EncodedGroup(sequences[0][:shared], [s[shared:] for s in sequences], lengths, marks)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[chat.Conversation]) -> list[tuple[list[int], list[int]]]:
+    """The token ids of each text, and the character at which each token ends."""
+    options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    encoded = tokenizer([c.text for c in conversations], **options)
+    found = [(ids, [end for _, end in offsets]) for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]
+    for place, conversation in enumerate(conversations):
+        if conversation.literal:
+            found[place] = _tokens_around(tokenizer, conversation, options)
+    return found
+
+
+def _tokens_around(
+    tokenizer: PreTrainedTokenizerBase, conversation: chat.Conversation, options: dict[str, bool]
+) -> tuple[list[int], list[int]]:
+    """The tokens of a text in which people wrote special tokens: those spans are read as plain text."""
+    ids: list[int] = []
+    ends: list[int] = []
+    borders = [0, *(border for span in conversation.literal for border in span), len(conversation.text)]
+    for number, (start, end) in enumerate(pairwise(borders)):
+        piece = tokenizer(conversation.text[start:end], split_special_tokens=bool(number % 2), **options)
+        ids += piece["input_ids"]
+        ends += [start + stop for _, stop in piece["offset_mapping"]]
+    return ids, ends
 
 
 def _cut(ids: list[int], opening: int, prompt_count: int, body_end: int, limits: Limits) -> list[int]:

@@ -71,5 +71,5 @@ def test_a_missing_file_or_model_is_named(road: Path, tmp_path: Path, capsys: py
     assert "nowhere.jsonl: no such file" in capsys.readouterr().err
     assert run("score", tmp_path / "nowhere", tmp_path / "nowhere.jsonl") == 2
     (tmp_path / "in.jsonl").write_text(GOOD)
-    assert run("score", tmp_path / "nowhere", tmp_path / "in.jsonl") == 1
+    assert run("score", tmp_path / "nowhere", tmp_path / "in.jsonl") == 2
     assert "`worldpm train` makes one" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def _usage() -> str:
 
 
 def _run(verb: str, words: Sequence[str]) -> int:
-    from worldpm.field.errors import ConfigError, DataError, WorldPMError
+    from worldpm.field.errors import CheckpointError, ConfigError, DataError, WorldPMError
     from worldpm.formats import console
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console.Lines()])
@@ -76,7 +76,7 @@ def _run(verb: str, words: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; Python must not complain at exit
         return FAILED
-    except (ConfigError, DataError) as error:
+    except (CheckpointError, ConfigError, DataError) as error:
         return _say(f"worldpm {verb}: {error}", WRONG_USE)
     except WorldPMError as error:
         return _say(f"worldpm {verb}: {error}", FAILED)

@@ -20,7 +20,7 @@ class DataError(WorldPMError):
 
 
 class CheckpointError(WorldPMError):
-    """A model folder is damaged or incomplete, or the model gave a value that cannot be a reward (exit code 1)."""
+    """A model folder is damaged or incomplete, or the model gave a value that cannot be a reward (exit code 2)."""
 
 
 class TrainingError(WorldPMError):

@@ -67,13 +67,11 @@ def run(config: Config) -> None:
         judged: Json = {}
         parts = []
         for name, folder in names.items():
-            part = f"rewards-{name}.parquet"
+            part = f"{folders.PROGRESS}/rewards-{name}.parquet"
             judged[name] = output.part(part, partial(_judge, name, folder, config, sets))
             parts.append(output.path / part)
-        rewards = (row for path in parts for row in tables.read_rows(path, schema.REWARDS))
-        tables.write_parquet(output.path / "rewards.parquet", tables.rows_to_batches(rewards, schema.REWARDS), schema.REWARDS)
-        for path in parts:
-            path.unlink()
+        rewards = tables.rows_to_batches((row for path in parts for row in tables.read_rows(path)), schema.REWARDS)
+        output.part("rewards.parquet", lambda aside: {"rows": tables.write_parquet(aside, rewards, schema.REWARDS)})
         output.write("metrics.json", folders.to_json({"checkpoints": judged, "comparisons": []}))
         output.finish(counts={name: len(items) for name, (_, items) in sets.items()})
 

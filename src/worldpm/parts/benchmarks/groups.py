@@ -17,11 +17,11 @@ def read(folder: Path, *, split: str = "test") -> list[Item]:
     """The items of one split of a folder or a Parquet file of groups; a thread is its own prompt.
 
     Raises:
-        ConfigError: If the split is empty.
+        ConfigError: If the split holds no preference.
     """
     items = list(_items(folder, split))
-    if not items:
-        raise ConfigError(f"{folder}: the {split} split is empty; group more threads or give it a larger share")
+    if not any(item.preferences for item in items):
+        raise ConfigError(f"{folder}: the {split} split holds no preference; group more threads or give it a larger share")
     return items
 
 

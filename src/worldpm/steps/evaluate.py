@@ -53,15 +53,14 @@ def run(config: Config) -> None:
 
     for folder in config.checkpoints:
         folders.manifest(folder, made_by="train")
-    names = _checkpoint_names(config.checkpoints)
-    sets = {name: _read(name, config) for name in dict.fromkeys(config.on)}
-    settings = {"on": [Path(name).name for name in config.on], "dtype": config.dtype, "max_length": config.max_length}
+    names = _by_name(config.checkpoints)
+    sets = {name: _read(str(place), config) for name, place in _by_name(tuple(map(Path, config.on))).items()}
+    settings = {"on": list(sets), "dtype": config.dtype, "max_length": config.max_length}
     inputs = [folders.describe(folder) for folder in config.checkpoints] + [_fingerprint(name, items) for name, (_, items) in sets.items()]
     output = folders.begin(config.out, step="evaluate", config=settings, inputs=inputs)
     if output is None:
         return
     with output:
-        sets = {Path(name).name: found for name, found in sets.items()}
         output.part("items.parquet", lambda aside: _write_items(aside, sets))
         output.part("preferences.parquet", lambda aside: _write_preferences(aside, sets))
         judged: Json = {}
@@ -76,10 +75,11 @@ def run(config: Config) -> None:
         output.finish(counts={name: len(items) for name, (_, items) in sets.items()})
 
 
-def _checkpoint_names(paths: Sequence[Path]) -> dict[str, Path]:
+def _by_name(paths: Sequence[Path]) -> dict[str, Path]:
+    """The paths by their last names, which is what the results call them."""
     names = {path.resolve().name: path for path in paths}
     if len(names) < len(paths):
-        raise ConfigError("two checkpoints have the same folder name; rename one, since the results name them by it")
+        raise ConfigError(f"{' and '.join(map(str, paths))}: two have the same name, by which the results call them; rename one")
     return names
 
 
@@ -102,7 +102,7 @@ def _fingerprint(name: str, items: "Sequence[Item]") -> Json:
     import hashlib
 
     digest = hashlib.sha256(repr([(item.item, item.prompt, item.responses, item.preferences) for item in items]).encode())
-    return {"name": Path(name).name, "items": len(items), "sha256": digest.hexdigest()}
+    return {"name": name, "items": len(items), "sha256": digest.hexdigest()}
 
 
 def _judge(name: str, folder: Path, config: Config, sets: "dict[str, tuple[ModuleType, list[Item]]]", aside: Path) -> Json:

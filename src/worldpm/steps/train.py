@@ -82,6 +82,8 @@ def run(config: Config) -> None:
             folders.manifest(place, made_by="group")
     if config.model not in reward_model.SIZES and not Path(config.model).is_dir():
         raise ConfigError(f"--model {config.model}: neither a built-in size ({', '.join(reward_model.SIZES)}) nor a folder")
+    if next(_rows(config, "train"), None) is None:
+        raise ConfigError(f"{config.groups[0]}: the train split is empty; add sites, or give the other splits a smaller share")
     settings = _settings(config)
     output = folders.begin(config.out, step="train", config=_recorded(config, settings), inputs=_inputs(config))
     if output is None:
@@ -92,11 +94,11 @@ def run(config: Config) -> None:
         limits = _limits(config)
         examples = _examples(config, "train", tokenizer, limits)
         validation = _examples(config, "validation", tokenizer, limits)
-        if not examples:
-            raise ConfigError(f"{config.groups[0]}: the train split is empty; add sites or lower --test-share")
         if not validation:
             logger.warning("no validation groups: the last weights are kept, not those of least validation loss")
         trainer = Trainer(model.to(_device()), examples, validation, settings, folder=config.out, state=output.progress / "resume")
+        if not trainer.steps:
+            raise ConfigError(f"--epochs {settings.epochs} of {len(examples)} groups is not one group; there is nothing to train on")
         trainer.run()
         _write(trainer, tokenizer, limits, config)
         output.finish(counts=_counts(trainer), drops={})

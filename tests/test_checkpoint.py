@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from worldpm import Message, Scorer
-from worldpm.field.errors import CheckpointError
-from worldpm.formats import chat
+from worldpm.field.errors import CheckpointError, ConfigError, DataError, NotFiniteError
+from worldpm.formats import chat, folders
 from worldpm.parts import scorer
 
 PROMPT, RESPONSES = "How many grams does rye bread take?", ["Rye bread takes 14 grams.", "Read the basics first.", ""]
@@ -103,8 +103,38 @@ def other_template(folder: Path) -> None:
 def test_a_checkpoint_that_is_not_whole_is_refused(copy: Path, harm: object, message: str) -> None:
     assert callable(harm)
     harm(copy)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises((DataError, CheckpointError), match=r"missing, or not as its manifest has it|worldpm.json"):
+        Scorer.load(copy)
+    sign(copy)
+    with pytest.raises((CheckpointError, NotFiniteError), match=message):
         Scorer.load(copy).rewards(PROMPT, RESPONSES)
+
+
+def sign(folder: Path) -> None:
+    """Make the manifest agree with what the folder holds, as if it had been written so."""
+    manifest = folders.manifest(folder)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    manifest["files"] = {str(path.relative_to(folder)): folders.sha256(path) for path in files}
+    (folder / "manifest.json").write_bytes(folders.to_json(manifest))
+
+
+def test_an_unfinished_checkpoint_is_not_loaded(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match="not finished"):
+        Scorer.load(copy)
+
+
+def test_equal_responses_have_equal_rewards_to_the_last_bit(road: Path) -> None:
+    first, other, second = Scorer.load(road / "checkpoint").rewards(PROMPT, [RESPONSES[0], RESPONSES[1], RESPONSES[0]])
+    assert first == second != other
+
+
+def test_the_requests_before_one_that_is_too_long_are_answered(road: Path) -> None:
+    requests = [scorer.Request(str(i), [Message("user", "word " * (5000 if i == 3 else 1))], ["a"]) for i in range(5)]
+    answers = Scorer.load(road / "checkpoint").score(requests)
+    assert [len(next(answers).rewards) for _ in range(3)] == [1, 1, 1]
+    with pytest.raises(DataError, match=r"^3: 10"):
+        next(answers)
 
 
 def test_training_goes_on_from_a_checkpoint(road: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Output folders: finished or not, resumed, refused, locked."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def test_a_folder_is_finished_when_its_manifest_exists(tmp_path: Path) -> None:
     assert found["files"] == {"a.parquet": folders.sha256(tmp_path / "out" / "a.parquet"), "timings.jsonl": None}
     assert set(found["versions"]) >= {"python", "worldpm", "torch", "duckdb"}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.parquet", "manifest.json", "timings.jsonl"]
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")])
+def test_a_finished_folder_that_lost_or_changed_a_file_is_no_input(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+    finish(tmp_path / "out")
+    harm(tmp_path / "out" / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet: missing, or not as its manifest has it"):
+        folders.describe(tmp_path / "out")
 
 
 def test_the_same_words_again_do_nothing(tmp_path: Path) -> None:

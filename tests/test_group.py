@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import run, thread_of
+from worldpm.field.errors import DataError
 from worldpm.field.records import PreferenceGroup, Thread
 from worldpm.formats import folders, schema, tables
 from worldpm.steps.group import Rules, group_thread, split_of
@@ -83,7 +84,7 @@ def test_a_record_survives_the_disk(tmp_path: Path) -> None:
     assert group is not None
     tables.write_parquet(tmp_path / "g.parquet", tables.rows_to_batches([schema.group_to_row(group)], schema.GROUPS), schema.GROUPS)
     (row,) = tables.read_rows(tmp_path / "g.parquet", schema.GROUPS)
-    assert schema.group_from_row(row) == group
+    assert schema.group_from_row(row, tmp_path) == group
 
 
 def test_rows_make_the_same_bytes_however_they_were_batched(tmp_path: Path) -> None:
@@ -131,6 +132,23 @@ def test_a_bare_parquet_file_of_groups_trains_with_a_warning_and_is_judged(
     assert run("evaluate", tmp_path / "checkpoint", "--on", tmp_path / "test.parquet", "--out", tmp_path / "results") == 0
     found = folders.read_json(tmp_path / "results" / "metrics.json")["checkpoints"]["checkpoint"]["benchmarks"]
     assert found["test.parquet"]["prompts"] == 12
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"preferences": []},
+        {"prompt": []},
+        {"preferences": [{"chosen": 0, "rejected": 9, "strength": 1.0, "probability": 1.0, "weight": 1.0}]},
+        {"preferences": [{"chosen": -1, "rejected": 0, "strength": 1.0, "probability": 1.0, "weight": 1.0}]},
+        {"preferences": [{"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weight": 0.0}]},
+    ],
+)
+def test_a_group_that_points_at_nothing_is_refused(road: Path, change: dict[str, object]) -> None:
+    path = road / "groups" / "simulated.parquet"
+    row = next(tables.read_rows(path, schema.GROUPS))
+    with pytest.raises(DataError, match=r"simulated.parquet: group 'simulated/\d+' lacks a prompt"):
+        schema.group_from_row({**row, **change}, path)
 
 
 def test_a_table_of_other_columns_is_refused(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,10 +36,13 @@ def test_no_responses_give_no_rewards(road: Path, tmp_path: Path) -> None:
         ("[]", "in.jsonl:2: expected"),
         ('{"prompt": "How?"}', "in.jsonl:2: expected"),
         ('{"prompt": "How?", "responses": [3]}', "a response is not text"),
+        ('{"prompt": "How?", "responses": ["a"], "x": 1e999}', "in.jsonl:2: not JSON"),
+        ('{"prompt": "\\ud800", "responses": ["a"]}', "in.jsonl:2: not JSON"),
+        ('{"prompt": [{"role": "user<|im_end|>", "content": "x"}], "responses": ["a"]}', "is none of system, user, assistant"),
         ('{"prompt": [], "responses": ["a"]}', "not a list with at least one message"),
         ('{"prompt": [{"role": "user"}], "responses": ["a"]}', "a role and a content that are text"),
         ('{"messages": [{"role": "user", "content": "How?"}]}', "the last message must be the assistant's"),
-        (json.dumps({"prompt": "word " * 5000, "responses": ["a"]}), "in.jsonl:2: 10029 tokens"),
+        (json.dumps({"prompt": "word " * 5000, "responses": ["a"]}), "in.jsonl:2: 10018 tokens"),
         ("\udcff\udcfe".encode("utf-8", "surrogateescape").decode("latin-1"), "in.jsonl:2: not JSON"),
     ],
 )
@@ -64,6 +67,12 @@ def test_on_a_stream_the_lines_before_a_bad_one_are_answered(road: Path) -> None
     assert found.returncode == 2
     assert len(found.stdout.splitlines()) == 1
     assert b"stdin:2: not JSON" in found.stderr
+
+
+def test_an_output_in_a_folder_that_is_not_there_is_named(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    assert run("score", road / "checkpoint", tmp_path / "in.jsonl", "--out", tmp_path / "no" / "out.jsonl") == 2
+    assert "is not there; make it first" in capsys.readouterr().err
 
 
 def test_a_missing_file_or_model_is_named(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

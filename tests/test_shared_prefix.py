@@ -9,7 +9,7 @@ from worldpm.parts.batches import EncodedGroup
 from worldpm.parts.reward_model import HEAD, RewardModel, Size, build, to_tensors
 from worldpm.parts.shared_prefix import plan_row
 
-SMALL = Size(layers=2, width=32, heads=4, feed_forward=48, vocabulary=60, lr=1e-3, batch_pairs=4, epochs=1)
+SMALL = Size(layers=2, width=32, heads=4, feed_forward=48, vocabulary=60, lr=1e-3, batch_pairs=4, epochs=1, decay=0.0)
 
 
 class Vocabulary:

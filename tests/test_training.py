@@ -25,7 +25,15 @@ EXAMPLES = [
 
 
 def settings(**changes: Any) -> Settings:
-    usual: dict[str, Any] = {"lr": 1e-2, "batch_pairs": 6, "epochs": 2, "max_steps": None, "weight_decay": 0.1, "warmup": 0.5}
+    usual: dict[str, Any] = {
+        "lr": 1e-2,
+        "batch_pairs": 6,
+        "epochs": 2,
+        "max_steps": None,
+        "weight_decay": 0.1,
+        "warmup": 0.5,
+        "decay": 0.25,
+    }
     return Settings(**{**usual, "seed": 0, "dtype": torch.float32, "validations": 4, **changes})
 
 
@@ -49,7 +57,7 @@ def test_training_lowers_the_loss_and_logs_what_the_contract_names(tmp_path: Pat
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[-1]["loss_nats"] < 0.3 < rows[0]["loss_nats"]
     assert (rows[-1]["groups_seen"], rows[-1]["pairs_seen"], rows[-1]["effective_pairs_seen"]) == (24, 48, 24.0)
-    assert [row["lr"] for row in rows[:5]] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+    assert [row["lr"] for row in rows] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01, 0.01, 0.005])
     assert sum("validation/loss_nats" in row for row in metrics(tmp_path / "a")) == 4
 
 

@@ -20,8 +20,12 @@ class DataError(WorldPMError):
 
 
 class CheckpointError(WorldPMError):
-    """A model folder is damaged or incomplete, or the model gave a value that cannot be a reward (exit code 2)."""
+    """A model folder is damaged or incomplete, or was changed since it was written (exit code 2)."""
 
 
 class TrainingError(WorldPMError):
     """Training cannot go on, for instance because the loss is not finite (exit code 1)."""
+
+
+class NotFiniteError(WorldPMError):
+    """A model gave a reward that is NaN or infinite (exit code 1)."""

@@ -11,6 +11,8 @@ from worldpm.field.errors import CheckpointError
 from worldpm.field.records import Message
 
 END_TOKEN = "<|endoftext|>"
+MARK = "\ufdd0"
+"""A noncharacter that no text may hold."""
 TURN_START, TURN_END, PAD_TOKEN = "<|im_start|>", "<|im_end|>", "<|pad|>"
 
 QWEN_TEMPLATE = (
@@ -50,6 +52,8 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], respon
         messages.insert(0, {"role": "system", "content": ""})
     opened = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     messages.append({"role": "assistant", "content": response})
+    if _special(tokenizer).search("\n".join(message["content"] for message in messages)):
+        return _render_apart(tokenizer, messages, end_token)
     whole = str(tokenizer.apply_chat_template(messages, tokenize=False)).rstrip()
     prompt_end = common_prefix([opened, whole])
     words = response.strip()
@@ -64,8 +68,29 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], respon
         prompt_start=spans[0][0] if spans else prompt_end,
         prompt_end=prompt_end,
         response_end=response_end,
-        literal=_literal(tokenizer, whole, [*spans, (prompt_end, response_end)]),
     )
+
+
+def _render_apart(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], end_token: str) -> Conversation:
+    """A conversation in which people wrote special tokens: the template is filled with marks, and the marks with the words."""
+    marked = [{**message, "content": f"{MARK}{number}{MARK}"} for number, message in enumerate(messages)]
+    pieces = str(tokenizer.apply_chat_template(marked, tokenize=False)).rstrip().split(MARK)
+    text, spans = "", []
+    for number, piece in enumerate(pieces):
+        words = messages[int(piece)]["content"] if number % 2 else piece
+        if number % 2:
+            spans.append((len(text), len(text) + len(words)))
+        text += words
+    literal = tuple(match.span() for span in spans for match in _special(tokenizer).finditer(text, *span))
+    start = next((begin for begin, end in spans if end > begin), spans[-1][0])
+    closed = text if pieces[-1].endswith(end_token) else text + end_token
+    return Conversation(closed, start, *spans[-1], literal)
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches every token that the tokenizer takes whole out of a text."""
+    tokens = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
 def _spans(rendered: str, contents: Sequence[str]) -> list[tuple[int, int]]:
@@ -78,12 +103,6 @@ def _spans(rendered: str, contents: Sequence[str]) -> list[tuple[int, int]]:
             spans.append((place, place + len(words)))
             start = place + len(words)
     return spans
-
-
-def _literal(tokenizer: PreTrainedTokenizerBase, whole: str, spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    tokens = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
-    return tuple(match.span() for start, end in spans for match in pattern.finditer(whole, start, end))
 
 
 def common_prefix(sequences: Sequence[Sequence[object]]) -> int:

@@ -95,12 +95,25 @@ def manifest(folder: Path, *, made_by: str | None = None) -> Json:
 def describe(path: Path) -> Json:
     """Name, bytes and SHA-256 of an input: a file, or a finished folder, whose manifest vouches for its files (timings aside)."""
     if path.is_dir():
-        hashes: dict[str, str | None] = manifest(path)["files"]
-        total = sum((path / name).stat().st_size for name, digest in hashes.items() if digest and (path / name).is_file())
+        total = sum((path / name).stat().st_size for name in verified_files(path) if name != TIMINGS)
         return {"name": path.resolve().name, "bytes": total, "sha256": sha256(path / MANIFEST)}
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def verified_files(folder: Path) -> list[str]:
+    """The names of a finished folder's files, after a look that each is there and as the manifest has it.
+
+    Raises:
+        DataError: If a file is missing or was altered.
+    """
+    hashes: dict[str, str | None] = manifest(folder).get("files", {})
+    for name, digest in hashes.items():
+        path = folder / name
+        if not path.is_file() or (digest is not None and sha256(path) != digest):
+            raise DataError(path, "missing, or not as its manifest has it; make the folder again")
+    return sorted(hashes)
 
 
 class Output:

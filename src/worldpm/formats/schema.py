@@ -1,9 +1,11 @@
 """The tables on disk, as Arrow schemas, and the rows of them as records."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from worldpm.field.errors import DataError
 from worldpm.field.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
 
 Json = dict[str, Any]
@@ -155,8 +157,26 @@ def thread_to_row(thread: Thread) -> Json:
     return row
 
 
-def group_from_row(row: Json) -> PreferenceGroup:
-    """A row of `groups/*.parquet` as a record."""
+def group_from_row(row: Json, path: Path) -> PreferenceGroup:
+    """A row of `groups/*.parquet` as a record.
+
+    Raises:
+        DataError: If it has no prompt or no preference, or a preference that points at nothing or weighs nothing sensible.
+    """
+    places = range(len(row["responses"] or ()))
+    sound = all(
+        p["chosen"] in places
+        and p["rejected"] in places
+        and p["chosen"] != p["rejected"]
+        and p["weight"] > 0
+        and 0 <= p["probability"] <= 1
+        for p in row["preferences"] or ()
+    )
+    texts = [message["content"] for message in row["prompt"] or ()] + [response["content"] for response in row["responses"] or ()]
+    if not (row["prompt"] and row["preferences"] and sound and all(isinstance(text, str) for text in texts)):
+        raise DataError(
+            path, f"group {row['group_id']!r} lacks a prompt, a text or a preference, or a preference points outside its responses"
+        )
     return PreferenceGroup(
         group_id=row["group_id"],
         source=row["source"],

@@ -62,7 +62,14 @@ def paths_of(*places: Path) -> list[Path]:
 
 def count_rows(path: Path) -> int:
     """Rows of a Parquet file, from its footer."""
-    return int(pq.read_metadata(path).num_rows)
+    return int(_open(path).metadata.num_rows)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(path, f"not a readable Parquet file ({error})") from error
 
 
 def read_rows(path: Path, schema: pa.Schema | None = None) -> Iterator[Json]:
@@ -71,10 +78,7 @@ def read_rows(path: Path, schema: pa.Schema | None = None) -> Iterator[Json]:
     Raises:
         DataError: If the file is not Parquet or lacks a column of the schema.
     """
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(path, f"not a readable Parquet file ({error})") from error
+    file = _open(path)
     names = file.schema_arrow.names if schema is None else schema.names
     missing = [name for name in names if name not in file.schema_arrow.names]
     if missing:

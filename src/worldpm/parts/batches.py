@@ -46,11 +46,15 @@ class Limits(NamedTuple):
 def encode_group(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], responses: Sequence[str], *, limits: Limits, name: str = "group"
 ) -> EncodedGroup:
-    """Tokens of one group. A prompt is cut from its left (the template's opening stays), a response before its closing.
+    """Tokens of one group; no responses make an empty one.
+
+    A prompt is cut from its left (the template's opening stays), a response before its closing.
 
     Raises:
         DataError: If a sequence is too long and cutting was not asked for.
     """
+    if not responses:
+        return EncodedGroup([], [], [], [])
     conversations = [chat.render(tokenizer, prompt, response) for response in responses]
     sequences, lengths, marks = [], [], []
     for conversation, (ids, ends) in zip(conversations, _tokens(tokenizer, conversations), strict=True):

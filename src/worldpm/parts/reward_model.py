@@ -28,9 +28,10 @@ class Size(NamedTuple):
     lr: float
     batch_pairs: int
     epochs: int
+    decay: float
 
 
-SIZES = {"tiny": Size(layers=4, width=192, heads=6, feed_forward=512, vocabulary=8192, lr=1e-3, batch_pairs=64, epochs=1)}
+SIZES = {"tiny": Size(layers=4, width=192, heads=6, feed_forward=512, vocabulary=8192, lr=1e-3, batch_pairs=64, epochs=1, decay=0.4)}
 """`tiny`: about 3.3 million parameters, half of them embeddings."""
 
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from worldpm.field.errors import CheckpointError
+from worldpm.field.errors import CheckpointError, DataError, NotFiniteError
 from worldpm.field.records import Message
-from worldpm.formats import chat
+from worldpm.formats import chat, folders
 from worldpm.parts import reward_model
 from worldpm.parts.batches import EncodedGroup, Limits, encode_group, pack
 from worldpm.parts.shared_prefix import plan_row
@@ -48,12 +48,13 @@ def rewards_of(
 ) -> list[list[float]]:
     """Rewards of each group's responses, in order, without gradients."""
     found: list[list[float]] = [[] for _ in groups]
+    full = [place for place, group in enumerate(groups) if group.suffixes]
     device = model.score.weight.device
     with torch.no_grad(), compute_type(device, dtype):
-        for row in pack(groups, row_tokens=row_tokens):
+        for row in pack([groups[place] for place in full], row_tokens=row_tokens):
             rewards = model(plan_row(row.groups, device=device, dtype=dtype)).tolist()
             for index, group in zip(row.indices, row.groups, strict=True):
-                found[index], rewards = rewards[: len(group.suffixes)], rewards[len(group.suffixes) :]
+                found[full[index]], rewards = rewards[: len(group.suffixes)], rewards[len(group.suffixes) :]
     return found
 
 
@@ -78,7 +79,8 @@ def native_dtype(device: torch.device) -> torch.dtype:
 class Scorer:
     """A loaded checkpoint that turns text into rewards.
 
-    A reward depends on the prompt and its response alone: not on the batch, the padding or the other responses.
+    A reward depends on the prompt and its response alone, up to rounding (about 1e-6 in float32): not on the batch, the
+    padding or the other responses.
     """
 
     def __init__(
@@ -96,10 +98,13 @@ class Scorer:
         Over-long input is refused unless `cut`; `max_length` is in tokens and defaults to that of the training.
 
         Raises:
-            CheckpointError: If the folder is not a finished checkpoint or was altered.
+            CheckpointError: If the folder is not a checkpoint, or lacks a part.
+            ConfigError: If it is not finished.
+            DataError: If a file of it was altered.
         """
         folder = Path(folder)
         description = read_description(folder)
+        folders.verified_files(folder)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
@@ -117,7 +122,7 @@ class Scorer:
 
         Raises:
             DataError: If the input is longer than the checkpoint allows and cutting was not asked for.
-            CheckpointError: If a reward is not finite.
+            NotFiniteError: If a reward is not finite.
         """
         messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
         return next(self.score([Request("input", messages, responses)])).rewards
@@ -126,24 +131,40 @@ class Scorer:
         """The rewards of each request, in order, streamed: memory does not grow with their number.
 
         Raises:
-            DataError: If a request is too long and cutting was not asked for; the message names it.
-            CheckpointError: If a reward is not finite; the message names the request.
+            DataError: If a request is too long and cutting was not asked for; those before it were answered.
+            NotFiniteError: If a reward is not finite; the message names the request.
         """
         stream = iter(requests)
         while chunk := list(islice(stream, GROUPS_AT_ONCE)):
-            full = [request for request in chunk if request.responses]
-            groups = [encode_group(self.tokenizer, r.prompt, r.responses, limits=self.limits, name=r.name) for r in full]
+            groups, failure = self._encode(chunk)
             rewards = rewards_of(self.model, groups, row_tokens=ROW_TOKENS, dtype=self.dtype)
-            scored = zip(full, groups, rewards, strict=True)
-            for request in chunk:
-                yield _checked(*next(scored)) if request.responses else Scored([], [], [])
+            for request, group, found in zip(chunk, groups, rewards, strict=False):
+                yield _scored(request, group, found)
+            if failure:
+                raise failure
+
+    def _encode(self, requests: Sequence[Request]) -> tuple[list[EncodedGroup], DataError | None]:
+        """The requests up to the first that is too long, and what is wrong with that. Equal responses stand once."""
+        groups: list[EncodedGroup] = []
+        for request in requests:
+            try:
+                distinct = list(dict.fromkeys(request.responses))
+                groups.append(encode_group(self.tokenizer, request.prompt, distinct, limits=self.limits, name=request.name))
+            except DataError as error:
+                return groups, error
+        return groups, None
 
 
-def _checked(request: Request, group: EncodedGroup, rewards: list[float]) -> Scored:
-    for place, reward in enumerate(rewards):
-        if not math.isfinite(reward):
-            raise CheckpointError(f"{request.name}: the reward of response {place} is {reward}; the checkpoint or its dtype is unfit")
-    return Scored(rewards, group.response_tokens, group.truncated)
+def _scored(request: Request, group: EncodedGroup, rewards: list[float]) -> Scored:
+    """The answer for every response; equal responses have equal rewards to the last bit, so a tie is a tie."""
+    places = {response: place for place, response in enumerate(dict.fromkeys(request.responses))}
+    order = [places[response] for response in request.responses]
+    for number, place in enumerate(order):
+        if not math.isfinite(rewards[place]):
+            raise NotFiniteError(
+                f"{request.name}: the reward of response {number} is {rewards[place]}; the checkpoint or its dtype is unfit"
+            )
+    return Scored([rewards[i] for i in order], [group.response_tokens[i] for i in order], [group.truncated[i] for i in order])
 
 
 def read_description(folder: Path) -> dict[str, Any]:

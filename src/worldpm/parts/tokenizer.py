@@ -1,6 +1,7 @@
 """A byte-level BPE tokenizer of one's own, trained on the train split's text, in the Qwen chat format."""
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -10,6 +11,8 @@ from worldpm.formats.chat import END_TOKEN, PAD_TOKEN, QWEN_TEMPLATE, TURN_END, 
 
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """Where text is cut before merging; digits stand alone. Source: Qwen2's tokenizer, `pretokenize_regex`."""
+
+ROLE_REPEATS = 1000
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
@@ -29,7 +32,8 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, max_length: int) -
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+    # the template's own words become one token each, wherever the texts would have put them
+    bpe.train_from_iterator(chain(texts, ["system\n", "user\n", "assistant\n"] * ROLE_REPEATS), trainer)
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe, eos_token=END_TOKEN, pad_token=PAD_TOKEN, model_max_length=max_length, clean_up_tokenization_spaces=False
     )

@@ -51,6 +51,9 @@ class Settings:
     max_steps: int | None
     weight_decay: float
     warmup: float
+    """Share of the steps in which the learning rate rises."""
+    decay: float
+    """Share of the steps, at the end, in which it falls to 0."""
     seed: int
     dtype: torch.dtype
     row_tokens: int = scorer.ROW_TOKENS
@@ -116,7 +119,7 @@ class Trainer:
     def step(self, examples: Sequence[Example]) -> Json:
         """One optimizer step over the examples; the row for `metrics.jsonl`."""
         self.model.train()
-        lr = self.settings.lr * min(1.0, (self.seen.step + 1) / max(1, round(self.settings.warmup * len(self.steps))))
+        lr = self.settings.lr * self._lr_share()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         total = sum(p.weight for example in examples for p in example.preferences)
@@ -140,6 +143,12 @@ class Trainer:
         self._count(examples, total, tokens)
         row_metrics = {"loss_nats": loss, "accuracy": right / total, "grad_norm": norm, "lr": lr}
         return {**self._position(), **row_metrics}
+
+    def _lr_share(self) -> float:
+        """Up in the warm-up, 1, and down in the decay; above 0 in every step."""
+        step, total = self.seen.step, len(self.steps)
+        rise = (step + 1) / max(1, round(self.settings.warmup * total))
+        return min(1.0, rise, (total - step) / max(1, round(self.settings.decay * total)))
 
     def _row(self, members: Sequence[Example], total: float) -> tuple[Tensor, float]:
         """The row's share of the step's loss, and its weighted credits divided by nothing yet."""

@@ -55,7 +55,9 @@ def run(config: Config) -> None:
         folders.manifest(folder, made_by="train")
     names = _by_name(config.checkpoints)
     sets = {name: _read(str(place), config) for name, place in _by_name(tuple(map(Path, config.on))).items()}
-    settings = {"on": list(sets), "dtype": config.dtype, "max_length": config.max_length}
+    settings: Json = {"on": list(sets), "dtype": config.dtype, "max_length": config.max_length}
+    if any(name in BENCHMARKS for name in sets):
+        settings["benchmarks"] = str(config.benchmarks)
     inputs = [folders.describe(folder) for folder in config.checkpoints] + [_fingerprint(name, items) for name, (_, items) in sets.items()]
     output = folders.begin(config.out, step="evaluate", config=settings, inputs=inputs)
     if output is None:

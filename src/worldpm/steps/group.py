@@ -38,6 +38,8 @@ class Rules:
     def __post_init__(self) -> None:
         if self.max_responses < 2:
             raise ConfigError(f"--max-responses is {self.max_responses}; a preference needs at least 2")
+        if self.seed < 0:
+            raise ConfigError(f"--seed is {self.seed}; it must not be negative")
         if min(self.validation_share, self.test_share) < 0 or self.validation_share + self.test_share >= 1:
             raise ConfigError(f"--validation-share {self.validation_share} and --test-share {self.test_share} must leave room for training")
 

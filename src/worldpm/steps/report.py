@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -72,6 +73,8 @@ def run(config: Config) -> None:
     import jinja2
 
     manifests = {path: folders.manifest(path) for path in config.folders}
+    if unknown := [f"{path} (made by `worldpm {entry['step']}`)" for path, entry in manifests.items() if entry["step"] not in SHOW]:
+        raise ConfigError(f"{unknown[0]}: there is nothing to show of it; name folders of {', '.join(SHOW)}")
     sections = [section for path, manifest in manifests.items() for section in SHOW[manifest["step"]](path, manifest)]
     sections.append(_how(manifests))
     template = files("worldpm.steps").joinpath("templates/report.html").read_text(encoding="utf-8")
@@ -81,9 +84,6 @@ def run(config: Config) -> None:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     folders.write_atomically(config.out, page.encode())
     logger.info("wrote %s", config.out)
-
-
-# --- threads and groups -------------------------------------------------------------------------------------------------
 
 
 def _threads(path: Path, manifest: Json) -> list[Section]:
@@ -127,9 +127,6 @@ def _drops(title: str, drops: Mapping[str, Mapping[str, int]]) -> list[Grid]:
     return [Grid(title, ("site", *reasons), rows)]
 
 
-# --- checkpoint ---------------------------------------------------------------------------------------------------------
-
-
 def _checkpoint(path: Path, manifest: Json) -> list[Section]:
     from worldpm.parts import figures
     from worldpm.parts.figures import Series
@@ -164,9 +161,6 @@ def _checkpoint(path: Path, manifest: Json) -> list[Section]:
             ],
         )
     ]
-
-
-# --- results ------------------------------------------------------------------------------------------------------------
 
 
 def _results(path: Path, manifest: Json) -> list[Section]:
@@ -319,9 +313,6 @@ def _bins(masks: "Sequence[tuple[str, NDArray[np.bool_]]]", values: "NDArray[np.
     ]
 
 
-# --- planted truth ------------------------------------------------------------------------------------------------------
-
-
 def _truth(path: Path, manifest: Json) -> list[Section]:
     from worldpm.parts import figures
 
@@ -350,9 +341,6 @@ def _truth(path: Path, manifest: Json) -> list[Section]:
     ]
 
 
-# --- how it was made ----------------------------------------------------------------------------------------------------
-
-
 def _how(manifests: Mapping[Path, Json]) -> Section:
     commands = [_command(path, manifest) for path, manifest in manifests.items() if manifest["step"] != "demo"]
     versions = {name: version for manifest in manifests.values() for name, version in manifest["versions"].items()}
@@ -363,7 +351,7 @@ def _how(manifests: Mapping[Path, Json]) -> Section:
     ]
     return Section(
         title="How this was made",
-        text="The exact commands, every setting spelled out, with the versions and the inputs they were run on.",
+        text="The commands with every setting spelled out, folders and files by their last names, the versions, and the inputs.",
         code="\n".join([*commands, "", ", ".join(f"{name} {version}" for name, version in versions.items())]),
         tables=[Grid("Inputs", ("folder", "input", "bytes", "sha256"), inputs)],
     )
@@ -377,7 +365,7 @@ def _command(path: Path, manifest: Json) -> str:
     if manifest["step"] == "train":
         names = [name for name in names if name != config["model"]]
     options = [
-        f"--{key.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        f"--{key.replace('_', '-')} {shlex.join(map(str, value if isinstance(value, list) else [value]))}"
         for key, value in config.items()
         if value is not None
     ]

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 LINES_AT_ONCE = 256
 FORM = 'expected {"prompt": text or messages, "responses": [text, ...]} or {"messages": [..., {"role": "assistant", ...}]}'
+ROLES = ("system", "user", "assistant")
 Json = dict[str, Any]
 
 
@@ -57,6 +58,8 @@ def run(config: Config) -> None:
 
     if config.file is not None and not config.file.is_file():
         raise ConfigError(f"{config.file}: no such file")
+    if config.out is not None and not config.out.parent.is_dir():
+        raise ConfigError(f"--out {config.out}: the folder {config.out.parent} is not there; make it first")
     scorer = Scorer.load(config.model, cut=config.cut, max_length=config.max_length, dtype=getattr(torch, config.dtype))
     with config.file.open("rb") if config.file else nullcontext(sys.stdin.buffer) as source:
         if config.out is None:
@@ -90,6 +93,7 @@ def _read_lines(chunk: Sequence[tuple[int, bytes]], name: str) -> "tuple[list[tu
         try:
             if line.strip():
                 row = json.loads(line, parse_constant=_refuse_constant)
+                json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # what could not be written back is refused
                 read.append((row, parse_request(row, f"{name}:{number}")))
         except DataError as error:
             return read, error
@@ -130,5 +134,7 @@ def _messages(value: object, name: str) -> list[Message]:
     for message in value:
         if not (isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)):
             raise DataError(name, f"a message must have a role and a content that are text; {FORM}")
+        if message["role"] not in ROLES:
+            raise DataError(name, f"the role {message['role']!r} is none of {', '.join(ROLES)}")
         messages.append(Message(message["role"], message["content"]))
     return messages

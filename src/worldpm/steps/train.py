@@ -51,7 +51,9 @@ class Config:
     weight_decay: float = 0.1
     """AdamW's, for matrices."""
     warmup: float = 0.1
-    """Share of the steps in which the learning rate rises; then it stays."""
+    """Share of the steps in which the learning rate rises."""
+    decay: float | None = None
+    """Share of the steps, at the end, in which it falls to 0; 0 unless a built-in size has its own."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute type; bfloat16 where the device has it natively, else float32. Weights and optimizer stay float32."""
     seed: int = 0
@@ -64,11 +66,13 @@ class Config:
         for name, value in {**positive, "--max-steps": self.max_steps, "--lr": self.lr, "--prompt-length": self.prompt_length}.items():
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; it must be above 0")
-        if not 0 <= self.warmup <= 1:
-            raise ConfigError(f"--warmup is {self.warmup}; it is a share of the steps, 0 to 1")
-        if self.max_length < 16 or (self.prompt_length or 0) >= self.max_length:
+        if min(self.warmup, self.decay or 0) < 0 or self.warmup + (self.decay or 0) > 1:
+            raise ConfigError(f"--warmup {self.warmup} and --decay {self.decay} are shares of the steps, together at most 1")
+        if self.seed < 0:
+            raise ConfigError(f"--seed is {self.seed}; it must not be negative")
+        if self.max_length < 16 or (self.prompt_length or 0) > self.max_length - 8:
             raise ConfigError(
-                f"--max-length {self.max_length} leaves no room for a prompt and a response; at least 16, more than --prompt-length"
+                f"--max-length {self.max_length} leaves no room for a prompt and a response; at least 16, and 8 more than --prompt-length"
             )
 
 
@@ -132,6 +136,7 @@ def _settings(config: Config) -> "Settings":
         max_steps=config.max_steps,
         weight_decay=config.weight_decay,
         warmup=config.warmup,
+        decay=config.decay if config.decay is not None else (size.decay if size else 0.0),
         seed=config.seed,
         dtype=getattr(torch, config.dtype) if config.dtype else native_dtype(_device()),
     )
@@ -141,7 +146,9 @@ def _recorded(config: Config, settings: "Settings") -> folders.Json:
     """What the manifest says of the run: every setting as it took effect."""
     limits = _limits(config)
     model = config.model if not Path(config.model).is_dir() else Path(config.model).resolve().name
-    chosen = {name: getattr(settings, name) for name in ("lr", "batch_pairs", "epochs", "max_steps", "weight_decay", "warmup", "seed")}
+    chosen = {
+        name: getattr(settings, name) for name in ("lr", "batch_pairs", "epochs", "max_steps", "weight_decay", "warmup", "decay", "seed")
+    }
     dtype = str(settings.dtype).removeprefix("torch.")
     return {"model": model, "max_length": limits.max_length, "prompt_length": limits.prompt_length, **chosen, "dtype": dtype}
 
@@ -165,7 +172,7 @@ def _model(config: Config, output: folders.Output) -> "tuple[PreTrainedTokenizer
         return AutoTokenizer.from_pretrained(config.model, local_files_only=True), reward_model.load(Path(config.model))
     kept = output.progress / "tokenizer"
     if not kept.is_dir():
-        texts = (text for group in _rows(config, "train") for text in _texts(group))
+        texts = (text for _, row in _rows(config, "train") for text in _texts(row))
         trained = train_tokenizer(texts, vocabulary=size.vocabulary, max_length=config.max_length)
         shutil.rmtree(aside := output.progress / "tokenizer.partial", ignore_errors=True)
         save_tokenizer(trained, aside)
@@ -175,11 +182,11 @@ def _model(config: Config, output: folders.Output) -> "tuple[PreTrainedTokenizer
     return tokenizer, reward_model.build(size, tokenizer, seed=config.seed)
 
 
-def _rows(config: Config, split: str) -> Iterator[folders.Json]:
+def _rows(config: Config, split: str) -> Iterator[tuple[Path, folders.Json]]:
     from worldpm.formats import schema, tables
 
     for path in tables.paths_of(*config.groups):
-        yield from (row for row in tables.read_rows(path, schema.GROUPS) if row["split"] == split)
+        yield from ((path, row) for row in tables.read_rows(path, schema.GROUPS) if row["split"] == split)
 
 
 def _texts(row: folders.Json) -> list[str]:
@@ -192,8 +199,8 @@ def _examples(config: Config, split: str, tokenizer: "PreTrainedTokenizerBase", 
     from worldpm.parts.training import Example
 
     examples = []
-    for row in console.track(_rows(config, split), f"read the {split} split", total=None):
-        group = schema.group_from_row(row)
+    for path, row in console.track(_rows(config, split), f"read the {split} split", total=None):
+        group = schema.group_from_row(row, path)
         encoded = encode_group(tokenizer, group.prompt, [r.content for r in group.responses], limits=limits, name=group.group_id)
         examples.append(Example(group.group_id, encoded, group.preferences))
     return examples

@@ -27,7 +27,7 @@ class Config:
 
     out: Path = Path("demo")
     """Folder for all that is made; `report.html` is the page to look at."""
-    threads: int = 5000
+    threads: int = 7000
     """Size of the forum; fewer are faster and learn less."""
     seed: int = 0
     """Of the forum and of the model."""
@@ -37,7 +37,7 @@ def run(config: Config) -> None:
     """Run the steps, judge the model against the planted truth, and print the table; a killed demo goes on where it was."""
     out = config.out
     simulate.run(simulate.Config(out=out / "threads", threads=config.threads, seed=config.seed))
-    group.run(group.Config(threads=(out / "threads",), out=out / "groups", validation_share=0.04, test_share=0.12))
+    group.run(group.Config(threads=(out / "threads",), out=out / "groups", validation_share=0.03, test_share=0.1))
     train.run(train.Config(groups=(out / "groups",), model="tiny", out=out / "checkpoint", epochs=1, max_length=512, seed=config.seed))
     evaluate.run(evaluate.Config(checkpoints=(out / "checkpoint",), on=(str(out / "groups"),), out=out / "results"))
     _judge(out)

@@ -29,7 +29,7 @@ def _items(folder: Path, split: str) -> Iterator[Item]:
     for path in tables.paths_of(folder):
         for row in tables.read_rows(path, schema.GROUPS):
             if row["split"] == split:
-                group = schema.group_from_row(row)
+                group = schema.group_from_row(row, path)
                 yield Item(group.site, group.group_id, group.group_id, group.prompt, group.responses, group.preferences)
 
 

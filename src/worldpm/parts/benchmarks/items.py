@@ -1,6 +1,6 @@
 """What every benchmark is made of: items with preferences, and the metrics that are common to all.
 
-A benchmark is a module with `DOMAINS` (its subsets by domain), `read(folder) -> list[Item]` and
+A benchmark is a module with `DOMAINS` (its subsets by domain; `DOMAIN` where all are of one), `read(folder) -> list[Item]` and
 `native(subsets) -> dict`, its own aggregates of the subsets' metrics under their own names.
 """
 

@@ -29,7 +29,9 @@ def judge(
     for against, judged in (("votes", items), ("quality", [_by_quality(i, t) for i, t in zip(items, planted, strict=True)])):
         for domain in ("overall", *DOMAINS):
             chosen = [_only(item, group, domain) for item, group in zip(judged, planted, strict=True)]
-            found, ceiling = metrics(chosen, model), accuracy(chosen, appeal)
+            if not any(item.preferences for item in chosen) or (ceiling := accuracy(chosen, appeal)) <= COIN:
+                continue  # too small a forum to say anything of this part
+            found = metrics(chosen, model)
             way = (found["accuracy"] - COIN) / (ceiling - COIN)
             judges = {name: accuracy(chosen, rewards) for name, rewards in others.items()}
             result.setdefault(against, {})[domain] = {"model": found, "ceiling": ceiling, "way_to_ceiling": way, "others": judges}

@@ -130,10 +130,7 @@ def _posts(rows: pa.RecordBatch, site: str) -> pa.RecordBatch:
 
 
 def _licence(date: str) -> str:
-    return next(name for before, name in LICENCES if date < before)
-
-
-# --- XML ----------------------------------------------------------------------------------------------------------------
+    return next((name for before, name in LICENCES if date < before), LICENCES[-1][1])
 
 
 def _parse(path: Path, stream: "_CheckedXml") -> Iterator[pa.RecordBatch]:
@@ -213,9 +210,6 @@ class _CheckedXml(io.RawIOBase):
             pass
         if not self._tail.rstrip().endswith((b"</posts>", b"/>")) or (b"</posts>" not in self._tail and b"<posts/>" not in self._tail):
             raise DataError(self._path, f"the XML stops before </posts>, after {self.offset} bytes; the file is cut short, get it again")
-
-
-# --- 7z -----------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -139,6 +139,11 @@ def test_what_is_too_long_is_refused_unless_a_cut_was_asked_for(tokenizer: PreTr
         encode(tokenizer, "the cat " * 50, ["sat"], Limits(max_length=30, prompt_length=15, cut=False))
 
 
+def test_a_prompt_without_a_message_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match="group: the prompt has no message"):
+        encode_group(tokenizer, [], ["sat"], limits=ROOMY)
+
+
 def test_an_empty_response_is_its_end_alone(tokenizer: PreTrainedTokenizerFast) -> None:
     group = encode(tokenizer, "the cat", ["", "sat"])
     assert group.response_tokens[0] == 0

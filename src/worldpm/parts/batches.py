@@ -51,8 +51,10 @@ def encode_group(
     A prompt is cut from its left (the template's opening stays), a response before its closing.
 
     Raises:
-        DataError: If a sequence is too long and cutting was not asked for.
+        DataError: If the prompt has no message, or a sequence is too long and cutting was not asked for.
     """
+    if not prompt:
+        raise DataError(name, "the prompt has no message; at least one is needed")
     if not responses:
         return EncodedGroup([], [], [], [])
     conversations = [chat.render(tokenizer, prompt, response) for response in responses]

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,36 @@ QWEN_TEMPLATE = (
 """Qwen's chat format with its empty system turn, as the released WorldPM checkpoints read it."""
 
 
+class Frame(NamedTuple):
+    """What surrounds the template's own words in the text of a model."""
+
+    end_token: str | None = END_TOKEN
+    """Appended, unless it is already last, after white space is dropped; None reads the template's text as it is."""
+    empty_system: bool = True
+    """Whether a prompt without a system turn gets an empty one, so that the template puts no words of its own there."""
+
+
+AS_THE_TEMPLATE_HAS_IT = Frame(end_token=None, empty_system=False)
+"""How reward models of others are read: their authors trained on the template's text and its last token."""
+
+
+def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
+    """The frame in which a model is trained: the released WorldPM's where the tokenizer has its tokens.
+
+    Raises:
+        CheckpointError: If the tokenizer has no chat template, or no token that could end a text.
+    """
+    if not tokenizer.chat_template:
+        raise CheckpointError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template; take an instruct model's, or save one with it"
+        )
+    known = tokenizer.get_added_vocab()
+    end_token = END_TOKEN if END_TOKEN in known else tokenizer.eos_token
+    if end_token is None:
+        raise CheckpointError(f"{tokenizer.name_or_path}: the tokenizer has no end token; set its eos_token")
+    return Frame(str(end_token), TURN_START in str(tokenizer.chat_template))
+
+
 class Conversation(NamedTuple):
     """The text of one prompt and one response, ending with the end token; offsets are in characters."""
 
@@ -37,24 +68,26 @@ class Conversation(NamedTuple):
     """Where people wrote what looks like a special token, such as `<|im_end|>`: it is text, not a turn's end."""
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], response: str, *, end_token: str = END_TOKEN) -> Conversation:
-    """One prompt and one response in the tokenizer's own template, with an empty system turn kept for ChatML templates.
-
-    White space after the last turn is dropped, and the end token is appended unless it is already last.
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], response: str, *, frame: Frame) -> Conversation:
+    """One prompt and one response in the tokenizer's own template and the model's frame.
 
     Raises:
-        CheckpointError: If the tokenizer has no chat template, or one that changes the words of a response.
+        CheckpointError: If the tokenizer has no chat template, or one that changes the words of a response, or lacks the
+            frame's end token.
     """
     if not tokenizer.chat_template:
         raise CheckpointError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; save one with it")
+    special = _special(tuple(sorted(tokenizer.get_added_vocab())))
+    if frame.end_token is not None and not special.fullmatch(frame.end_token):
+        raise CheckpointError(f"{tokenizer.name_or_path}: the tokenizer has no token {frame.end_token!r} to end a text with")
     messages = [{"role": message.role, "content": message.content} for message in prompt]
-    if messages[0]["role"] != "system" and TURN_START in str(tokenizer.chat_template):
+    if frame.empty_system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": ""})
     opened = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     messages.append({"role": "assistant", "content": response})
-    if _special(tokenizer).search("\n".join(message["content"] for message in messages)):
-        return _render_apart(tokenizer, messages, end_token)
-    whole = str(tokenizer.apply_chat_template(messages, tokenize=False)).rstrip()
+    if special.search("\n".join(message["content"] for message in messages)):
+        return _render_apart(tokenizer, messages, frame, special)
+    whole = _close(str(tokenizer.apply_chat_template(messages, tokenize=False)), frame)
     prompt_end = common_prefix([opened, whole])
     words = response.strip()
     response_end = whole.find(words, prompt_end) + len(words) if words else prompt_end
@@ -63,34 +96,38 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], respon
             f"{tokenizer.name_or_path}: the chat template changes the words of a response; it cannot be read as it was written"
         )
     spans = _spans(whole[:prompt_end], [message.content for message in prompt])
-    return Conversation(
-        text=whole if whole.endswith(end_token) else whole + end_token,
-        prompt_start=spans[0][0] if spans else prompt_end,
-        prompt_end=prompt_end,
-        response_end=response_end,
-    )
+    return Conversation(whole, spans[0][0] if spans else prompt_end, prompt_end, response_end)
 
 
-def _render_apart(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], end_token: str) -> Conversation:
+def _close(text: str, frame: Frame) -> str:
+    """The text with its end token last."""
+    if frame.end_token is None:
+        return text
+    text = text.rstrip()
+    return text if text.endswith(frame.end_token) else text + frame.end_token
+
+
+def _render_apart(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], frame: Frame, special: re.Pattern[str]
+) -> Conversation:
     """A conversation in which people wrote special tokens: the template is filled with marks, and the marks with the words."""
     marked = [{**message, "content": f"{MARK}{number}{MARK}"} for number, message in enumerate(messages)]
-    pieces = str(tokenizer.apply_chat_template(marked, tokenize=False)).rstrip().split(MARK)
+    pieces = _close(str(tokenizer.apply_chat_template(marked, tokenize=False)), frame).split(MARK)
     text, spans = "", []
     for number, piece in enumerate(pieces):
         words = messages[int(piece)]["content"] if number % 2 else piece
         if number % 2:
             spans.append((len(text), len(text) + len(words)))
         text += words
-    literal = tuple(match.span() for span in spans for match in _special(tokenizer).finditer(text, *span))
+    literal = tuple(match.span() for span in spans for match in special.finditer(text, *span))
     start = next((begin for begin, end in spans if end > begin), spans[-1][0])
-    closed = text if pieces[-1].endswith(end_token) else text + end_token
-    return Conversation(closed, start, *spans[-1], literal)
+    return Conversation(text, start, *spans[-1], literal)
 
 
-def _special(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+@lru_cache(maxsize=8)
+def _special(tokens: tuple[str, ...]) -> re.Pattern[str]:
     """Matches every token that the tokenizer takes whole out of a text."""
-    tokens = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
 
 
 def _spans(rendered: str, contents: Sequence[str]) -> list[tuple[int, int]]:

@@ -23,7 +23,18 @@ from typing import Any, Self
 from worldpm.field.errors import ConfigError, DataError
 
 MANIFEST, TIMINGS, PROGRESS = "manifest.json", "timings.jsonl", ".progress"
-LIBRARIES = ("worldpm", "duckdb", "html-to-markdown", "ibis-framework", "numpy", "pyarrow", "tokenizers", "torch", "transformers")
+LIBRARIES = (
+    "worldpm",
+    "accelerate",
+    "duckdb",
+    "html-to-markdown",
+    "ibis-framework",
+    "numpy",
+    "pyarrow",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +74,13 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> str:
+    """Wait until a file is on the disk; its SHA-256."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return sha256(path)
 
 
 def versions() -> dict[str, str]:

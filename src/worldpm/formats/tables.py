@@ -65,6 +65,15 @@ def count_rows(path: Path) -> int:
     return int(_open(path).metadata.num_rows)
 
 
+def columns_of(path: Path) -> list[str]:
+    """Names of a Parquet file's columns.
+
+    Raises:
+        DataError: If the file is not Parquet.
+    """
+    return list(_open(path).schema_arrow.names)
+
+
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)

@@ -1,29 +1,34 @@
 """From preference groups to the rows a model reads: tokens, cuts, shared prefixes, rows filled to a token budget."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from worldpm.field.errors import DataError
 from worldpm.field.records import Message
 from worldpm.formats import chat
 
+Tokens = Sequence[int] | NDArray[np.integer]
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedGroup:
     """One prompt and its K responses as token ids: the prompt's shared prefix once, and what follows it for each."""
 
-    prefix: list[int]
+    prefix: Tokens
     """The longest common token prefix of all rendered sequences that leaves each at least its end token."""
-    suffixes: list[list[int]]
+    suffixes: Sequence[Tokens]
     """One per response, each ending with the end token."""
-    response_tokens: list[int]
+    response_tokens: Sequence[int]
     """Tokens of each response's own words, before any cut."""
-    truncated: list[bool]
+    truncated: Sequence[bool]
     """Whether the prompt or this response was cut."""
 
     @property
@@ -43,34 +48,43 @@ class Limits(NamedTuple):
     """Cut what is too long; otherwise refuse it."""
 
 
-def encode_group(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], responses: Sequence[str], *, limits: Limits, name: str = "group"
-) -> EncodedGroup:
-    """Tokens of one group; no responses make an empty one.
+@dataclass(frozen=True)
+class Encoder:
+    """How a model reads text: its tokenizer, the frame of its conversations, and how long they may be."""
 
-    A prompt is cut from its left (the template's opening stays), a response before its closing.
+    tokenizer: PreTrainedTokenizerBase
+    frame: chat.Frame
+    limits: Limits
 
-    Raises:
-        DataError: If the prompt has no message, or a sequence is too long and cutting was not asked for.
-    """
-    if not prompt:
-        raise DataError(name, "the prompt has no message; at least one is needed")
-    if not responses:
-        return EncodedGroup([], [], [], [])
-    conversations = [chat.render(tokenizer, prompt, response) for response in responses]
-    sequences, lengths, marks = [], [], []
-    for conversation, (ids, ends) in zip(conversations, _tokens(tokenizer, conversations), strict=True):
-        opening = int(np.searchsorted(ends, conversation.prompt_start, side="right"))
-        prompt_count = int(np.searchsorted(ends, conversation.prompt_end, side="right"))
-        body_end = int(np.searchsorted(ends, conversation.response_end, side="right"))
-        lengths.append(max(0, body_end - prompt_count))
-        if not limits.cut and len(ids) > limits.max_length:
-            raise DataError(name, f"{len(ids)} tokens of prompt and response; at most {limits.max_length} fit: shorten it or ask for a cut")
-        kept = _cut(ids, opening, prompt_count, body_end, limits) if limits.cut else ids
-        marks.append(len(kept) < len(ids))
-        sequences.append(kept)
-    shared = min(chat.common_prefix(sequences), min(map(len, sequences)) - 1)
-    return EncodedGroup(sequences[0][:shared], [s[shared:] for s in sequences], lengths, marks)
+    def encode(self, prompt: Sequence[Message], responses: Sequence[str], *, name: str = "group") -> EncodedGroup:
+        """Tokens of one group; no responses make an empty one.
+
+        A prompt is cut from its left (the template's opening stays), a response before its closing.
+
+        Raises:
+            DataError: If the prompt has no message, or a sequence is too long and cutting was not asked for.
+        """
+        if not prompt:
+            raise DataError(name, "the prompt has no message; at least one is needed")
+        if not responses:
+            return EncodedGroup([], [], [], [])
+        limits = self.limits
+        conversations = [chat.render(self.tokenizer, prompt, response, frame=self.frame) for response in responses]
+        sequences, lengths, marks = [], [], []
+        for conversation, (ids, ends) in zip(conversations, _tokens(self.tokenizer, conversations), strict=True):
+            opening = int(np.searchsorted(ends, conversation.prompt_start, side="right"))
+            prompt_count = int(np.searchsorted(ends, conversation.prompt_end, side="right"))
+            body_end = int(np.searchsorted(ends, conversation.response_end, side="right"))
+            lengths.append(max(0, body_end - prompt_count))
+            if not limits.cut and len(ids) > limits.max_length:
+                raise DataError(
+                    name, f"{len(ids)} tokens of prompt and response; at most {limits.max_length} fit: shorten it or ask for a cut"
+                )
+            kept = _cut(ids, opening, prompt_count, body_end, limits) if limits.cut else ids
+            marks.append(len(kept) < len(ids))
+            sequences.append(kept)
+        shared = min(chat.common_prefix(sequences), min(map(len, sequences)) - 1)
+        return EncodedGroup(sequences[0][:shared], [s[shared:] for s in sequences], lengths, marks)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[chat.Conversation]) -> list[tuple[list[int], list[int]]]:
@@ -107,60 +121,58 @@ def _cut(ids: list[int], opening: int, prompt_count: int, body_end: int, limits:
     return prompt + body[:room] + closing
 
 
-class Row(NamedTuple):
-    """Groups that run through the model together; the indices are those of the caller's list."""
+def pack(sizes: Sequence[int], *, row_tokens: int) -> list[list[int]]:
+    """Rows of whole groups, as indices into their sizes in tokens: each filled up to `row_tokens`, longest group first.
 
-    indices: list[int]
-    groups: list[EncodedGroup]
-
-
-def pack(groups: Sequence[EncodedGroup], *, row_tokens: int) -> Iterator[Row]:
-    """Rows of whole groups, longest first, each filled up to `row_tokens`; a longer group is a row of its own.
-
-    First-fit decreasing, so the same groups always make the same rows.
+    Best-fit decreasing, so the same sizes always make the same rows. A group longer than a row is a row of its own.
     """
-    bins: list[tuple[int, list[int]]] = []
-    for index in sorted(range(len(groups)), key=lambda i: (-groups[i].tokens, i)):
-        size = groups[index].tokens
-        for slot, (used, members) in enumerate(bins):
-            if used + size <= row_tokens:
-                members.append(index)
-                bins[slot] = (used + size, members)
-                break
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), sorted
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        place = bisect_left(room, (sizes[index], -1))
+        if place == len(room):
+            rows.append([])
+            left, row = row_tokens, len(rows) - 1
         else:
-            bins.append((size, [index]))
-    for _, members in bins:
-        yield Row(members, [groups[i] for i in members])
+            left, row = room.pop(place)
+        rows[row].append(index)
+        insort(room, (left - sizes[index], row))
+    return rows
 
 
 def steps_of(
-    pair_counts: Sequence[int], *, batch_pairs: int, seed: int, epochs: float | None = None, max_steps: int | None = None
-) -> Iterator[list[int]]:
+    pair_counts: Sequence[int] | NDArray[np.integer],
+    *,
+    batch_pairs: int,
+    seed: int,
+    epochs: float | None = None,
+    max_steps: int | None = None,
+) -> list[NDArray[np.int64]]:
     """Indices of the groups of each optimizer step, a pure function of its arguments.
 
     Every epoch is a new permutation. A step closes at the first group that reaches `batch_pairs`; groups are never split.
     The run ends after `max_steps` steps or else after `epochs` passes, whose last step may be smaller.
     """
-    step: list[int] = []
-    pairs, made = 0, 0
-    for index in _stream(pair_counts, seed=seed, epochs=None if max_steps is not None else epochs):
-        step.append(index)
-        pairs += pair_counts[index]
-        if pairs >= batch_pairs:
-            yield step
-            made += 1
-            step, pairs = [], 0
-            if max_steps is not None and made >= max_steps:
-                return
-    if step:
-        yield step
+    counts = np.asarray(pair_counts, dtype=np.int64)
+    steps: list[NDArray[np.int64]] = []
+    left = np.zeros(0, dtype=np.int64)
+    for order in _epochs(len(counts), seed=seed, epochs=None if max_steps is not None else epochs):
+        left = np.concatenate([left, order])
+        pairs, start = np.cumsum(counts[left]), 0
+        while (last := int(np.searchsorted(pairs, batch_pairs + (pairs[start - 1] if start else 0)))) < len(left):
+            steps.append(left[start : last + 1])
+            start = last + 1
+            if max_steps is not None and len(steps) >= max_steps:
+                return steps
+        left = left[start:]
+    return [*steps, left] if len(left) else steps
 
 
-def _stream(pair_counts: Sequence[int], *, seed: int, epochs: float | None) -> Iterable[int]:
-    epoch, left = 0, None if epochs is None else round(epochs * len(pair_counts))
-    while left is None or left > 0:
-        order = np.random.default_rng([seed, epoch]).permutation(len(pair_counts))
-        order = order if left is None else order[:left]
-        yield from (int(i) for i in order)
-        left = None if left is None else left - len(order)
-        epoch += 1
+def _epochs(groups: int, *, seed: int, epochs: float | None) -> Iterator[NDArray[np.int64]]:
+    """One permutation after another, the last cut short; without `epochs` they do not end."""
+    left = math.inf if epochs is None else round(epochs * groups)
+    epoch = 0
+    while left > 0 and groups:
+        order = np.random.default_rng([seed, epoch]).permutation(groups)
+        yield order if left >= groups else order[: int(left)]
+        left, epoch = left - groups, epoch + 1

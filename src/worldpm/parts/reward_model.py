@@ -1,20 +1,29 @@
-"""A decoder with a scalar head, read at each response's end token: built from a size, loaded from and saved to folders."""
+"""A decoder with a head that reads a reward at each response's end token.
 
-from pathlib import Path
-from typing import NamedTuple
+Groups run as one row with a shared prefix where that is exact for the model, and else one row per response.
+"""
 
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import NamedTuple, cast
+
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
+from transformers import AttentionInterface, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
 
-from worldpm.field.errors import CheckpointError
-from worldpm.formats import folders
-from worldpm.parts.shared_prefix import ATTENTION, Plan, attend
+from worldpm.parts.batches import EncodedGroup
+from worldpm.parts.shared_prefix import ATTENTION, attend, plan_row
 
-WEIGHTS, HEAD = "model.safetensors", "score.weight"
+logger = logging.getLogger(__name__)
+
+SHAREABLE_LAYERS = {"full_attention", "sliding_attention"}
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+"""Rotary frequencies that depend on the longest sequence of a row: then a response's neighbours would change its reward."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""How far the shared path may lie from the plain one on first use, in units of the reward or 1."""
 
 
 class Size(NamedTuple):
@@ -36,23 +45,109 @@ SIZES = {"tiny": Size(layers=4, width=192, heads=6, feed_forward=512, vocabulary
 
 
 class RewardModel(nn.Module):
-    """Rewards, in logits, of the responses of a planned row."""
+    """Rewards, in logits, of the responses of groups."""
 
-    def __init__(self, backbone: PreTrainedModel) -> None:
+    def __init__(self, backbone: PreTrainedModel, head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.score = nn.Linear(backbone.config.hidden_size, 1, bias=False)
-        nn.init.normal_(self.score.weight, std=1 / (backbone.config.hidden_size + 1) ** 0.5)
+        self.score = head
+        self._no_split_modules = list(backbone._no_split_modules or ())  # what sharding engines keep together
+        self.shares_prefix: bool | None = None
+        """Whether groups run as rows with a shared prefix; None until the first use has shown whether that is exact."""
 
-    def forward(self, plan: Plan) -> Tensor:
-        """Shape (R,), float32, in the order of the plan's responses."""
-        hidden = self.backbone(
-            input_ids=plan.input_ids, position_ids=plan.position_ids, attention_mask=None, use_cache=False, plan=plan
-        ).last_hidden_state
-        ends = hidden[0, plan.end_positions].float()
-        # a product and a sum, so that autocast leaves the head in float32: bfloat16 rewards would tie
-        rewards: Tensor = (ends * self.score.weight[0].float()).sum(dim=-1)
+    def forward(self, groups: Sequence[EncodedGroup]) -> Tensor:
+        """Shape (R,), float32, in the order of groups and responses. Every group must have a response."""
+        if self.shares_prefix is None:
+            self.shares_prefix = _is_exact(self)
+        ends = self._shared(groups) if self.shares_prefix else self._apart(groups)
+        return self._read(ends)
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        """Rewards of hidden states, shape (R, width); the head stays out of autocast, bfloat16 rewards would tie."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            rewards: Tensor = self.score(hidden.to(next(self.score.parameters()).dtype))[:, 0].float()
         return rewards
+
+    def _shared(self, groups: Sequence[EncodedGroup]) -> Tensor:
+        plan = plan_row(groups, device=self.device)
+        options = {"attention_mask": None, "use_cache": False, "plan": plan}
+        hidden: Tensor = self.backbone(input_ids=plan.input_ids, position_ids=plan.position_ids, **options).last_hidden_state
+        if plan.calls < self.backbone.config.get_text_config().num_hidden_layers:
+            raise _UnplannedLayerError
+        return hidden[0, plan.end_positions.to(hidden.device)]
+
+    def _apart(self, groups: Sequence[EncodedGroup]) -> Tensor:
+        """One row per response; only rows of one length run together, so that there is no padding to go wrong."""
+        sequences = [np.concatenate([group.prefix, suffix]).astype(np.int64) for group in groups for suffix in group.suffixes]
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        ends = []
+        with _own_attention(self.backbone):
+            for _, members in groupby(order, key=lambda i: len(sequences[i])):
+                ids = torch.from_numpy(np.stack([sequences[i] for i in members])).to(self.device)
+                ends.append(self.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, -1])
+        place = torch.tensor(np.argsort(order), device=ends[0].device)
+        return torch.cat(ends)[place]
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in."""
+        return cast(torch.device, self.backbone.get_input_embeddings().weight.device)
+
+
+class _UnplannedLayerError(Exception):
+    """A layer did not ask for attention: it would carry one response's state into the next."""
+
+
+def _is_exact(model: RewardModel) -> bool:
+    """Whether a model can share prompts, by its config and by trying; where it cannot, one message says why."""
+    config = model.backbone.config.get_text_config()
+    why = _unshareable(config)
+    if why is None:
+        training = model.training
+        model.eval()
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            why = _difference(model, config.vocab_size)
+        model.train(training)
+    if why is not None:
+        logger.warning("%s: %s, so each response runs as a row of its own", config.model_type, why)
+    return why is None
+
+
+def _difference(model: RewardModel, vocabulary: int) -> str | None:
+    """What the shared path gets wrong on two small groups of random tokens."""
+    rng = np.random.default_rng(0)
+    prompt, *responses, other = (rng.integers(0, vocabulary, length) for length in (12, 5, 3, 7, 4))
+    groups = [EncodedGroup(prompt, responses, [0] * 3, [False] * 3), EncodedGroup(prompt[::-1], [other], [0], [False])]
+    try:
+        shared = model._read(model._shared(groups))
+    except _UnplannedLayerError:
+        return "not every layer is attention"
+    plain = model._read(model._apart(groups))
+    worst = float((shared - plain).abs().max() / plain.abs().max().clamp(min=1))
+    if worst > TOLERANCE[model.backbone.dtype]:  # NaN weights are found where rewards are used
+        return f"its rewards differ by {worst:.2g} from those of separate rows"
+    return None
+
+
+def _unshareable(config: PreTrainedConfig) -> str | None:
+    """What a config says against a shared prefix."""
+    if strange := sorted(set(getattr(config, "layer_types", None) or ()) - SHAREABLE_LAYERS):
+        return f"it has {', '.join(strange)} layers"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
+    if length_dependent := sorted(kinds & LENGTH_DEPENDENT_ROPE):
+        return f"its rotary embedding ({', '.join(length_dependent)}) depends on the longest sequence of a row"
+    return None
+
+
+@contextmanager
+def _own_attention(backbone: PreTrainedModel) -> Iterator[None]:
+    """The model's own attention, without plans."""
+    backbone.set_attn_implementation("sdpa" if backbone._supports_sdpa else "eager")  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        backbone.set_attn_implementation(ATTENTION)
 
 
 def build(size: Size, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> RewardModel:
@@ -68,76 +163,39 @@ def build(size: Size, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Rewar
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        num_labels=1,  # type: ignore[call-arg]  # a keyword that every config takes
-        problem_type="regression",  # serving engines return the raw reward for it, not its sigmoid
     )
+    return from_config(config, seed=seed)
+
+
+def from_config(config: PreTrainedConfig, *, seed: int) -> RewardModel:
+    """A model of any decoder's config with random weights in float32."""
+    AttentionInterface.register(ATTENTION, attend)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return RewardModel(_backbone(config))
+        backbone = AutoModel.from_config(without_dropout(config), attn_implementation=ATTENTION, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        return RewardModel(backbone, linear_head(config))
 
 
-def _backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    AttentionInterface.register(ATTENTION, attend)
-    backbone: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
-        config, attn_implementation=ATTENTION, dtype=torch.float32
-    )
-    return backbone
+def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config with all dropout at 0: a response's reward must not be drawn by lot, nor a prompt's dropout be shared."""
+    for name, value in vars(config).items():
+        if name.endswith(("dropout", "pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
 
 
-def save(model: RewardModel, folder: Path) -> None:
-    """Write config and weights as a `*ForSequenceClassification` folder that plain transformers loads, with the same rewards.
+def linear_head(config: PreTrainedConfig) -> nn.Linear:
+    """A fresh head, as `*ForSequenceClassification` has it: rewards start with a standard deviation of about 1."""
+    width = config.get_text_config().hidden_size
+    head = nn.Linear(width, 1, bias=False)
+    nn.init.normal_(head.weight, std=1 / (width + 1) ** 0.5)
+    return head
 
-    Raises:
-        CheckpointError: If a weight is not finite.
+
+def released_head(config: PreTrainedConfig) -> nn.Sequential:
+    """The head of the released WorldPM weights, to be filled from a checkpoint.
+
+    Source: `modeling_qwen2_rm.py` of Qwen/WorldPM-72B.
     """
-    tensors = to_tensors(model)
-    if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        raise CheckpointError(f"{folder}: {broken[0]} holds NaN or infinite values; not saved")
-    config = model.backbone.config.to_diff_dict()
-    kind = type(model.backbone).__name__.removesuffix("Model")
-    config |= {"architectures": [f"{kind}ForSequenceClassification"], "dtype": "float32", "use_cache": False}
-    folders.write_atomically(folder / "config.json", folders.to_json(dict(sorted(config.items()))))
-    folders.write_atomically(folder / WEIGHTS, to_bytes(tensors, metadata={"format": "pt"}))
-
-
-def to_tensors(model: RewardModel) -> dict[str, Tensor]:
-    """The weights under the names that a `*ForSequenceClassification` folder gives them."""
-    prefix = model.backbone.base_model_prefix
-    tensors = {f"{prefix}.{name}": tensor.detach().contiguous() for name, tensor in model.backbone.state_dict().items()}
-    return tensors | {HEAD: model.score.weight.detach().contiguous()}
-
-
-def load(folder: Path, *, dtype: torch.dtype = torch.float32) -> RewardModel:
-    """The model of a `*ForSequenceClassification` folder with one label, in evaluation mode.
-
-    Raises:
-        CheckpointError: If a file is missing or damaged, or a weight is missing or left over: never a random head.
-    """
-    path = folder / WEIGHTS
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tensors = load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: not a readable checkpoint ({error}); train it again or get it again") from error
-    model = RewardModel(_backbone(config))
-    load_tensors(model, tensors, path)
-    return model.to(dtype).eval()
-
-
-def load_tensors(model: RewardModel, tensors: dict[str, Tensor], path: Path) -> None:
-    """Put saved weights into a model of the same shape.
-
-    Raises:
-        CheckpointError: If the names or shapes differ.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in to_tensors(model).items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if wanted != found:
-        missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-        shapes = sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name])
-        raise CheckpointError(
-            f"{path}: weights do not fit the config: missing {missing[:3]}, left over {extra[:3]}, other shape {shapes[:3]}"
-        )
-    prefix = f"{model.backbone.base_model_prefix}."
-    model.backbone.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name != HEAD})
-    model.score.load_state_dict({"weight": tensors[HEAD]})
+    width = config.get_text_config().hidden_size
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))

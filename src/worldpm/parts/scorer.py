@@ -1,27 +1,25 @@
 """The one road from text to reward. Training's validation, evaluation, scoring and serving all take it."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from worldpm.field.errors import CheckpointError, DataError, NotFiniteError
+from worldpm.field.errors import ConfigError, DataError, NotFiniteError
 from worldpm.field.records import Message
-from worldpm.formats import chat, folders
-from worldpm.parts import reward_model
-from worldpm.parts.batches import EncodedGroup, Limits, encode_group, pack
-from worldpm.parts.shared_prefix import plan_row
+from worldpm.formats import folders
+from worldpm.parts import checkpoint
+from worldpm.parts.batches import EncodedGroup, Encoder, Limits, pack
+from worldpm.parts.reward_model import RewardModel
 
 ROW_TOKENS = 4096
 """A row of groups is filled up to so many tokens."""
 GROUPS_AT_ONCE = 64
 """So many groups are sorted by length into rows together; it bounds the memory of a stream."""
-DESCRIPTION = "worldpm.json"
 
 
 class Request(NamedTuple):
@@ -43,37 +41,23 @@ class Scored(NamedTuple):
     truncated: list[bool]
 
 
-def rewards_of(
-    model: reward_model.RewardModel, groups: Sequence[EncodedGroup], *, row_tokens: int, dtype: torch.dtype
-) -> list[list[float]]:
-    """Rewards of each group's responses, in order, without gradients."""
+def rewards_of(model: RewardModel, groups: Sequence[EncodedGroup], *, row_tokens: int = ROW_TOKENS) -> list[list[float]]:
+    """Rewards of each group's responses, in order, without gradients; a group without responses has none."""
     found: list[list[float]] = [[] for _ in groups]
     full = [place for place, group in enumerate(groups) if group.suffixes]
-    device = model.score.weight.device
-    with torch.no_grad(), compute_type(device, dtype):
-        for row in pack([groups[place] for place in full], row_tokens=row_tokens):
-            rewards = model(plan_row(row.groups, device=device, dtype=dtype)).tolist()
-            for index, group in zip(row.indices, row.groups, strict=True):
-                found[full[index]], rewards = rewards[: len(group.suffixes)], rewards[len(group.suffixes) :]
+    with torch.no_grad():
+        for row in pack([groups[place].tokens for place in full], row_tokens=row_tokens):
+            members = [full[index] for index in row]
+            rewards = model([groups[place] for place in members]).tolist()
+            for place in members:
+                count = len(groups[place].suffixes)
+                found[place], rewards = rewards[:count], rewards[count:]
     return found
-
-
-def compute_type(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Autocast to the compute type; master weights stay fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def default_device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def native_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    features = torch.cpu.get_capabilities()
-    return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16") else torch.float32
 
 
 class Scorer:
@@ -83,39 +67,41 @@ class Scorer:
     padding or the other responses.
     """
 
-    def __init__(
-        self, model: reward_model.RewardModel, tokenizer: PreTrainedTokenizerBase, *, limits: Limits, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, model: RewardModel, encoder: Encoder) -> None:
         self.model = model
-        self.tokenizer = tokenizer
-        self.limits = limits
-        self.dtype = dtype
+        self.encoder = encoder
 
     @classmethod
-    def load(cls, folder: Path | str, *, cut: bool = False, max_length: int | None = None, dtype: torch.dtype = torch.float32) -> Self:
-        """The checkpoint in a folder, on the GPU where there is one.
+    def load(
+        cls, place: Path | str, *, cut: bool = False, max_length: int | None = None, dtype: torch.dtype | None = None,
+        revision: str | None = None, remote_code: bool = False, across_devices: bool = False,
+    ) -> Self:  # fmt: skip
+        """The reward model in a folder or a hub repository, on the GPU where there is one.
 
-        Over-long input is refused unless `cut`; `max_length` is in tokens and defaults to that of the training.
+        Over-long input is refused unless `cut`. `max_length`, in tokens, defaults to the checkpoint's, and `dtype` to that
+        of its weights. `across_devices` spreads a model that is too large for one.
 
         Raises:
-            CheckpointError: If the folder is not a checkpoint, or lacks a part.
-            ConfigError: If it is not finished.
+            CheckpointError: If the folder is not a reward model, or lacks a part.
+            ConfigError: If it is not finished, or longer input is asked for than its positions reach.
             DataError: If a file of it was altered.
         """
-        folder = Path(folder)
-        description = read_description(folder)
-        folders.verified_files(folder)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder}: no readable tokenizer ({error})") from error
-        if chat.template_hash(tokenizer) != description["template_hash"]:
-            raise CheckpointError(f"{folder}: the chat template is not the one it was trained with; restore the tokenizer's files")
-        limits = Limits(description["max_length"], description["prompt_length"], cut)
-        if max_length is not None:
-            limits = Limits(max_length, max_length // 2, cut)
-        model = reward_model.load(folder).to(default_device())
-        return cls(model, tokenizer, limits=limits, dtype=dtype)
+        source = checkpoint.find(place, revision=revision, remote_code=remote_code)
+        if (source.folder / checkpoint.DESCRIPTION).is_file() or (source.folder / folders.MANIFEST).is_file():
+            folders.verified_files(source.folder)
+        model = checkpoint.load(source, dtype=dtype, across_devices=across_devices)
+        encoder = checkpoint.encoder_of(source, model.backbone.config)
+        limits = encoder.limits if max_length is None else Limits(max_length, max_length // 2)
+        if limits.max_length > (positions := checkpoint.positions_of(model.backbone.config)):
+            raise ConfigError(f"--max-length {max_length}: the model was made for {positions} positions; ask for at most that")
+        encoder = replace(encoder, limits=limits._replace(cut=cut))
+        return cls(model if across_devices else model.to(default_device()), encoder)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute type."""
+        dtype: torch.dtype = self.model.backbone.dtype
+        return dtype
 
     def rewards(self, prompt: str | Sequence[Message], responses: Sequence[str]) -> list[float]:
         """The reward of each response to one prompt, in logits, in order; a text prompt is one user message.
@@ -137,7 +123,7 @@ class Scorer:
         stream = iter(requests)
         while chunk := list(islice(stream, GROUPS_AT_ONCE)):
             groups, failure = self._encode(chunk)
-            rewards = rewards_of(self.model, groups, row_tokens=ROW_TOKENS, dtype=self.dtype)
+            rewards = rewards_of(self.model, groups)
             for request, group, found in zip(chunk, groups, rewards, strict=False):
                 yield _scored(request, group, found)
             if failure:
@@ -149,7 +135,7 @@ class Scorer:
         for request in requests:
             try:
                 distinct = list(dict.fromkeys(request.responses))
-                groups.append(encode_group(self.tokenizer, request.prompt, distinct, limits=self.limits, name=request.name))
+                groups.append(self.encoder.encode(request.prompt, distinct, name=request.name))
             except DataError as error:
                 return groups, error
         return groups, None
@@ -165,21 +151,3 @@ def _scored(request: Request, group: EncodedGroup, rewards: list[float]) -> Scor
                 f"{request.name}: the reward of response {number} is {rewards[place]}; the checkpoint or its dtype is unfit"
             )
     return Scored([rewards[i] for i in order], [group.response_tokens[i] for i in order], [group.truncated[i] for i in order])
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """The contents of a checkpoint's `worldpm.json`.
-
-    Raises:
-        CheckpointError: If the folder has none, or it cannot be read.
-    """
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: not a checkpoint of ours (it has no {DESCRIPTION}); `worldpm train` makes one")
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not readable ({error})") from error
-    if missing := [key for key in ("template_hash", "max_length", "prompt_length") if key not in content]:
-        raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
-    return content

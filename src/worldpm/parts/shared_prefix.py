@@ -5,27 +5,37 @@ are those of separate rows while the prompt is computed once. The plan of a row 
 keyword of the model's forward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 
 from worldpm.parts.batches import EncodedGroup
 
 ATTENTION = "worldpm_shared_prefix"
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Span(NamedTuple):
     """One group's place in a row, in tokens."""
 
-    start: int
     prefix: int
     suffixes: tuple[int, ...]
 
+    @property
+    def lengths(self) -> tuple[tuple[int, int], ...]:
+        """Queries and keys of each response's attention: the first brings the prompt's queries along."""
+        first, *others = self.suffixes
+        return ((self.prefix + first,) * 2, *((suffix, self.prefix + suffix) for suffix in others))
 
-class Plan(NamedTuple):
+
+@dataclass
+class Plan:
     """A row of groups, ready for the model. T tokens, R responses."""
 
     input_ids: Tensor
@@ -35,67 +45,151 @@ class Plan(NamedTuple):
     end_positions: Tensor
     """Shape (R,): where each response's end token stands, in the order of groups and responses."""
     spans: tuple[Span, ...]
-    masks: dict[tuple[int, int], Tensor]
-    """Attention bias of a suffix after a prefix, by (prefix, suffix) length, shape (suffix, prefix + suffix)."""
+    calls: int = 0
+    """How often attention was asked for: once a layer, unless a layer works otherwise (a recurrent one)."""
+    cache: dict[object, Tensor] = field(default_factory=dict)
+    """Masks and indices, made when first needed and used by every layer."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with one response."""
+        return max(span.prefix + max(span.suffixes) for span in self.spans)
+
+    def bias(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
+        """0 where a query may look, -inf where not, shape (queries, keys): the causal band, aligned bottom right."""
+        name = (queries, keys, window, like.dtype)
+        if name not in self.cache:
+            bias = torch.full((queries, keys), float("-inf"), device=like.device, dtype=like.dtype).triu(keys - queries + 1)
+            if window is not None:
+                bias += torch.full_like(bias, float("-inf")).tril(keys - queries - window)
+            self.cache[name] = bias
+        return self.cache[name]
+
+    def key_index(self, device: torch.device) -> Tensor:
+        """The keys that each response looks at, response after response: its prompt's tokens, then its own."""
+        if "key index" not in self.cache:
+            pieces, start = [], 0
+            for span in self.spans:
+                prefix = np.arange(start, start + span.prefix)
+                start += span.prefix
+                for suffix in span.suffixes:
+                    pieces += [prefix, np.arange(start, start + suffix)]
+                    start += suffix
+            self.cache["key index"] = torch.from_numpy(np.concatenate(pieces)).to(device)
+        return self.cache["key index"]
+
+    def borders(self, of: str, device: torch.device) -> Tensor:
+        """Where each response's `queries` or `keys` begin and end in their row, int32, shape (R + 1,)."""
+        if of not in self.cache:
+            place = ("queries", "keys").index(of)
+            lengths = [length[place] for span in self.spans for length in span.lengths]
+            self.cache[of] = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
+        return self.cache[of]
 
 
-def plan_row(groups: Sequence[EncodedGroup], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Plan:
-    """The plan of one row; `dtype` is the compute type of the attention."""
-    ids: list[int] = []
-    positions: list[int] = []
+def plan_row(groups: Sequence[EncodedGroup], *, device: torch.device | str = "cpu") -> Plan:
+    """The plan of one row. Every group must have a response."""
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
     ends: list[int] = []
     spans = []
-    masks: dict[tuple[int, int], Tensor] = {}
+    tokens = 0
     for group in groups:
         prefix = len(group.prefix)
-        spans.append(Span(len(ids), prefix, tuple(map(len, group.suffixes))))
-        ids += group.prefix
-        positions += range(prefix)
-        for suffix in group.suffixes:
-            ids += suffix
-            positions += range(prefix, prefix + len(suffix))
-            ends.append(len(ids) - 1)
-        for suffix in group.suffixes[1:]:
-            masks.setdefault((prefix, len(suffix)), _causal_bias(prefix, len(suffix), device, dtype))
+        spans.append(Span(prefix, tuple(map(len, group.suffixes))))
+        ids += [np.asarray(piece, dtype=np.int64) for piece in (group.prefix, *group.suffixes)]
+        positions += [np.arange(prefix), *(np.arange(prefix, prefix + len(suffix)) for suffix in group.suffixes)]
+        ends += (tokens + prefix + np.cumsum(spans[-1].suffixes) - 1).tolist()
+        tokens += group.tokens
     return Plan(
-        torch.tensor([ids], device=device), torch.tensor([positions], device=device), torch.tensor(ends, device=device), tuple(spans), masks
+        torch.from_numpy(np.concatenate(ids))[None].to(device),
+        torch.from_numpy(np.concatenate(positions))[None].to(device),
+        torch.tensor(ends, device=device),
+        tuple(spans),
     )
 
 
-def _causal_bias(prefix: int, suffix: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """0 where a suffix token may look, -inf where not: the causal triangle, aligned bottom right."""
-    bias = torch.full((suffix, prefix + suffix), float("-inf"), device=device, dtype=dtype)
-    return bias.triu(diagonal=prefix + 1)
-
-
 def attend(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: object
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    plan: Plan,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: object,
 ) -> tuple[Tensor, None]:
     """Attention of a planned row, as transformers calls it: query (1, heads, T, d), result (1, T, heads, d).
 
-    A group costs one call for its prompt with the first response, and one for each further response.
+    `sliding_window` is in tokens, the query's own included; `softcap` bounds the scores; `s_aux` are the heads' sinks.
 
     Source: the call every model of transformers >= 4.53 makes, `AttentionInterface`.
     """
-    plan = options["plan"]
-    assert isinstance(plan, Plan), "a planned row must pass its plan to the model's forward"
-    if any(options.get(name) is not None for name in ("sliding_window", "softcap", "s_aux")):
-        raise NotImplementedError(f"{type(module).__name__}: only full attention without soft-cap or sinks is shared so far")
-    scale = options["scaling"]
-    grouped = query.shape[1] != key.shape[1]
+    plan.calls += 1
+    window = sliding_window if sliding_window is not None and sliding_window < plan.longest else None
+    if query.is_cuda and query.dtype in HALF and softcap is None and s_aux is None:
+        return _variable_length(plan, query, key, value, scaling, window), None
+    pieces = []
+    for q, k, v in _responses(plan, query, key, value):
+        bias = None if q.shape[2] == k.shape[2] and window is None else plan.bias(q.shape[2], k.shape[2], window, q)
+        if softcap is None and s_aux is None:
+            grouped = q.shape[1] != k.shape[1]
+            pieces.append(
+                functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, scale=scaling, enable_gqa=grouped)
+            )
+        else:
+            pieces.append(_explicit(q, k, v, plan.bias(q.shape[2], k.shape[2], window, q), scaling, softcap, s_aux))
+    return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+def _responses(plan: Plan, query: Tensor, key: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Queries, keys and values of each response in turn; the first of a group brings the prompt's queries along."""
     sizes = [size for span in plan.spans for size in (span.prefix, *span.suffixes)]
     # one split, not many slices: the gradient of a slice is as large as the whole row
     queries, keys, values = (iter(torch.split(x, sizes, dim=2)) for x in (query, key, value))
-    pieces: list[Tensor] = []
     for span in plan.spans:
         prefix_q, prefix_k, prefix_v = next(queries), next(keys), next(values)
-        for place, length in enumerate(span.suffixes):
-            k, v = torch.cat([prefix_k, next(keys)], dim=2), torch.cat([prefix_v, next(values)], dim=2)
-            if place == 0:
-                q = torch.cat([prefix_q, next(queries)], dim=2)
-                out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)  # type: ignore[arg-type]
-            else:
-                mask = plan.masks[span.prefix, length]
-                out = functional.scaled_dot_product_attention(next(queries), k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)  # type: ignore[arg-type]
-            pieces.append(out)
-    return torch.cat(pieces, dim=2).transpose(1, 2), None
+        for place in range(len(span.suffixes)):
+            own = next(queries)
+            q = own if place else torch.cat([prefix_q, own], dim=2)
+            yield q, torch.cat([prefix_k, next(keys)], dim=2), torch.cat([prefix_v, next(values)], dim=2)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scaling: float | None, softcap: float | None, sinks: Tensor | None) -> Tensor:
+    """Attention written out, for what the fused kernels lack: soft-capped scores, and sinks that take weight away."""
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    scores = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = (scores + bias).float()
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : k.shape[2]].to(v.dtype)
+    return weights @ v
+
+
+def _variable_length(plan: Plan, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    """All responses in one flash-attention call: keys and values are gathered, so that each response has its prompt's.
+
+    The kernel's causal mask is aligned bottom right where queries and keys differ in number. A split of the keys over
+    thread blocks would depend on the longest sequence of the batch, hence `num_splits`: the bits of a reward do not.
+    """
+    index = plan.key_index(query.device)
+    q, k, v = query[0].transpose(0, 1), key[0].transpose(0, 1)[index], value[0].transpose(0, 1)[index]
+    out = varlen_attn(
+        q, k, v, plan.borders("queries", q.device), plan.borders("keys", q.device), *_longest(plan),
+        scale=scaling, window_size=(-1 if window is None else window - 1, 0), enable_gqa=q.shape[1] != k.shape[1], num_splits=1,
+    )  # fmt: skip
+    assert isinstance(out, Tensor)
+    return out[None]
+
+
+def _longest(plan: Plan) -> tuple[int, int]:
+    """The largest number of queries, and of keys, of one response."""
+    lengths = [length for span in plan.spans for length in span.lengths]
+    return max(queries for queries, _ in lengths), max(keys for _, keys in lengths)

@@ -1,44 +1,42 @@
 """The training loop: packed rows of whole groups, one optimizer step per so many pairs, exact resume.
 
-The loss of a step is the Bradley-Terry loss of its preferences, divided by the sum of their weights, however many rows it
-took. The state to go on from is saved in safetensors, with its hash, and never holds pickle.
+The loss of a step is that of its preferences, divided by the sum of their weights, however many rows and processes it took.
+Every process runs equally many rows, an empty one where the step has none left for it, or sharded engines would wait for ever.
 """
 
 import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
-from safetensors.torch import load, save
-from torch import Tensor
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from worldpm.field import bradley_terry
-from worldpm.field.errors import CheckpointError, TrainingError
+from worldpm.field.bradley_terry import Objective, Pairs
+from worldpm.field.errors import TrainingError
 from worldpm.field.records import Preference
 from worldpm.formats import console, folders
-from worldpm.parts import reward_model, scorer
-from worldpm.parts.batches import EncodedGroup, pack, steps_of
-from worldpm.parts.shared_prefix import plan_row
+from worldpm.parts import scorer, training_state
+from worldpm.parts.batches import pack, steps_of
+from worldpm.parts.token_store import Example, TokenStore
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-STATE, STATE_NOTE = "state.safetensors", "state.json"
 SECONDS_BETWEEN_SAVES = 60.0
+BRADLEY_TERRY = Objective()
 Json = dict[str, Any]
-
-
-class Example(NamedTuple):
-    """A preference group, ready for the model."""
-
-    name: str
-    encoded: EncodedGroup
-    preferences: tuple[Preference, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +53,9 @@ class Settings:
     decay: float
     """Share of the steps, at the end, in which it falls to 0."""
     seed: int
-    dtype: torch.dtype
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does between warm-up and decay."""
+    objective: Objective = BRADLEY_TERRY
     row_tokens: int = scorer.ROW_TOKENS
     validations: int = 5
     """How often the run looks at the validation split, the last step included."""
@@ -72,31 +72,36 @@ class Seen:
     pairs: int = 0
     effective_pairs: float = 0.0
     tokens: int = 0
-    best_loss_nats: float = math.inf
     best_step: int = 0
+    best: Json | None = None
+    """The validation metrics of the best step."""
+
+
+def accelerator(dtype: torch.dtype) -> Accelerator:
+    """The processes and devices of this run, as `accelerate launch` or `torchrun` started it; alone, one process."""
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another compute type
+    precision = "bf16" if dtype == torch.bfloat16 else "no"
+    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
 
 
 class Trainer:
-    """One run: a model, its examples, the folder of its metrics, and the folder of the state to go on from."""
+    """One run: a model, its groups, the folder of its metrics, and the folder of the states to go on from."""
 
     def __init__(
-        self, model: reward_model.RewardModel, examples: Sequence[Example], validation: Sequence[Example], settings: Settings, *,
-        folder: Path, state: Path,
+        self, model: nn.Module, train: TokenStore, validation: TokenStore, settings: Settings, *,
+        folder: Path, state: Path, accelerator: Accelerator,
     ) -> None:  # fmt: skip
-        self.model, self.examples, self.validation, self.settings = model, examples, validation, settings
-        self.folder, self.state = folder, state
-        self.optimizer = _optimizer(model, settings)
+        self.train, self.validation, self.settings = train, validation, settings
+        self.folder, self.state, self.accelerator = folder, state, accelerator
+        self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, settings))
         self.seen = Seen()
-        self.best: dict[str, Tensor] = {}
-        self.steps = list(
-            steps_of(
-                [len(e.preferences) for e in examples],
-                batch_pairs=settings.batch_pairs, seed=settings.seed, epochs=settings.epochs, max_steps=settings.max_steps,
-            )
-        )  # fmt: skip
+        self.best: training_state.Tensors = {}
+        self.steps = steps_of(
+            train.pairs, batch_pairs=settings.batch_pairs, seed=settings.seed, epochs=settings.epochs, max_steps=settings.max_steps
+        )
 
     def run(self) -> None:
-        """Train to the end, from the saved state if there is one; the model is then the one of least validation loss."""
+        """Train to the end, from the last state if there is one; the model is then the one of least validation loss."""
         self.resume()
         saved, total = time.monotonic(), len(self.steps)
         looks = {round(total * (i + 1) / self.settings.validations) for i in range(self.settings.validations)}
@@ -104,76 +109,89 @@ class Trainer:
             advance(self.seen.step)
             while self.seen.step < total:
                 started = time.monotonic()
-                row = self.step([self.examples[i] for i in self.steps[self.seen.step]])
-                self._log(row, time.monotonic() - started)
-                if self.seen.step in looks and self.validation:
+                indices = self.steps[self.seen.step]
+                row, late = self.step(indices, late=started - saved >= SECONDS_BETWEEN_SAVES)
+                self._log(row, indices, time.monotonic() - started)
+                if self.seen.step in looks and len(self.validation):
                     self._validate()
-                if self.seen.step in looks or time.monotonic() - saved >= SECONDS_BETWEEN_SAVES:
+                if self.seen.step in looks or late:
                     self.save()
                     saved = time.monotonic()
                 advance(note=f"loss {row['loss_nats']:.3f} accuracy {row['accuracy']:.3f}")
-        if self.best:
-            reward_model.load_tensors(self.model, self.best, self.folder)
+        if self.seen.best:
+            training_state.put_weights(self.model, self.best)
         self.model.eval()
 
-    def step(self, examples: Sequence[Example]) -> Json:
-        """One optimizer step over the examples; the row for `metrics.jsonl`."""
+    def step(self, indices: NDArray[np.int64], *, late: bool = False) -> tuple[Json, bool]:
+        """One optimizer step over groups: the row for `metrics.jsonl`, and whether the first process says it is `late`."""
         self.model.train()
         lr = self.settings.lr * self._lr_share()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        total = sum(p.weight for example in examples for p in example.preferences)
-        loss, right, tokens = 0.0, 0.0, 0
-        for row in pack([example.encoded for example in examples], row_tokens=self.settings.row_tokens):
-            members = [examples[i] for i in row.indices]
-            row_loss, credit = self._row(members, total)
-            row_loss.backward()  # type: ignore[no-untyped-call]
-            loss += float(row_loss.detach())
-            right += credit
-            tokens += sum(group.tokens for group in row.groups)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm))
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            names = ", ".join(example.name for example in examples[:3])
+        total = float(self.train.weights[indices].sum())
+        mine = self._shares(self.train.tokens[indices])
+        sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
+        sums[2] = float(late and self.accelerator.is_main_process)
+        for place, row in enumerate(mine):
+            examples = [self.train[int(indices[i])] for i in row] or [self.train[int(indices[0])]]
+            with self._synchronizing(last=place == len(mine) - 1):
+                loss, credit = self._row(examples, total if row else math.inf)
+                # engines average the gradients over processes; the loss is already divided by the sum over all of them
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            sums[0] += loss.detach()
+            sums[1] += credit
+        loss_nats, right, says_late = cast(Tensor, self.accelerator.reduce(sums)).tolist()
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if not math.isfinite(loss_nats) or not math.isfinite(norm):
+            names = ", ".join(self.train[int(i)].name for i in indices[:3])
             raise TrainingError(
-                f"step {self.seen.step + 1}: the loss is {loss} and the gradient norm {norm} (groups {names}, ...); "
-                "lower --lr, or use --dtype float32; the last state that was saved is kept"
+                f"step {self.seen.step + 1}: the loss is {loss_nats} and the gradient norm {norm} (groups {names}, ...); "
+                f"lower --lr, or use --dtype float32; the last state that was saved, in {self.state}, is kept"
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._count(examples, total, tokens)
-        row_metrics = {"loss_nats": loss, "accuracy": right / total, "grad_norm": norm, "lr": lr}
-        return {**self._position(), **row_metrics}
+        self._count(indices, total)
+        return {**self._position(), "loss_nats": loss_nats, "accuracy": right / total, "grad_norm": norm, "lr": lr}, bool(says_late)
+
+    def _shares(self, sizes: NDArray[np.int64]) -> list[list[int]]:
+        """This process's rows of groups that run together; all processes have equally many, some of them empty."""
+        rows = pack(sizes.tolist(), row_tokens=self.settings.row_tokens)
+        here, there = self.accelerator.process_index, self.accelerator.num_processes
+        rows += [[] for _ in range(-len(rows) % there)]
+        return rows[here::there]
+
+    def _synchronizing(self, *, last: bool) -> AbstractContextManager[object]:
+        """Gradients are exchanged once a step; engines that shard them do it every row, or they would hold them all."""
+        if self.accelerator.distributed_type == DistributedType.FSDP or last:
+            return nullcontext()
+        return cast(AbstractContextManager[object], self.accelerator.no_sync(self.model))
 
     def _lr_share(self) -> float:
-        """Up in the warm-up, 1, and down in the decay; above 0 in every step."""
+        """Up in the warm-up; then 1, or down half a cosine; down in the decay; above 0 in every step."""
         step, total = self.seen.step, len(self.steps)
-        rise = (step + 1) / max(1, round(self.settings.warmup * total))
-        return min(1.0, rise, (total - step) / max(1, round(self.settings.decay * total)))
+        warm = max(1, round(self.settings.warmup * total))
+        share = min(1.0, (step + 1) / warm, (total - step) / max(1, round(self.settings.decay * total)))
+        if self.settings.schedule == "cosine" and step >= warm:
+            share *= (1 + math.cos(math.pi * (step - warm + 1) / (total - warm + 1))) / 2
+        return share
 
-    def _row(self, members: Sequence[Example], total: float) -> tuple[Tensor, float]:
-        """The row's share of the step's loss, and its weighted credits divided by nothing yet."""
-        device = self.model.score.weight.device
-        chosen, rejected, start = [], [], 0
-        for example in members:
-            chosen += [start + p.chosen for p in example.preferences]
-            rejected += [start + p.rejected for p in example.preferences]
-            start += len(example.encoded.suffixes)
-        preferences = [p for example in members for p in example.preferences]
-        weights = torch.tensor([p.weight for p in preferences], device=device)
-        probability = torch.tensor([p.probability for p in preferences], device=device)
-        with scorer.compute_type(device, self.settings.dtype):
-            rewards = self.model(plan_row([e.encoded for e in members], device=device, dtype=self.settings.dtype))
-        margins = bradley_terry.margins(rewards, torch.tensor(chosen, device=device), torch.tensor(rejected, device=device))
-        loss = (bradley_terry.losses_nats(margins, probability) * weights).sum() / total
-        right = 0.0 if torch.isnan(margins).any() else float((bradley_terry.pair_credits(margins.detach()) * weights).sum())
-        return loss, right
+    def _row(self, examples: Sequence[Example], total: float) -> tuple[Tensor, Tensor]:
+        """The row's shares of the step's loss and of its weighted credits, the latter not yet divided."""
+        rewards = self.model([example.encoded for example in examples])
+        pairs = pairs_of([(len(e.encoded.suffixes), e.preferences) for e in examples], rewards.device)
+        loss = bradley_terry.objective_nats(rewards, pairs, self.settings.objective) / total
+        margins = bradley_terry.margins(rewards.detach(), pairs.chosen, pairs.rejected)
+        if torch.isnan(margins).any() or math.isinf(total):
+            return loss, torch.zeros((), device=rewards.device)
+        return loss, (bradley_terry.pair_credits(margins) * pairs.weight).sum()
 
-    def _count(self, examples: Sequence[Example], total: float, tokens: int) -> None:
+    def _count(self, indices: NDArray[np.int64], total: float) -> None:
         self.seen.step += 1
-        self.seen.groups += len(examples)
-        self.seen.pairs += sum(len(example.preferences) for example in examples)
+        self.seen.groups += len(indices)
+        self.seen.pairs += int(self.train.pairs[indices].sum())
         self.seen.effective_pairs += total
-        self.seen.tokens += tokens
+        self.seen.tokens += int(self.train.tokens[indices].sum())
 
     def _position(self) -> Json:
         seen = self.seen
@@ -185,108 +203,97 @@ class Trainer:
             "tokens_seen": seen.tokens,
         }
 
-    def _log(self, row: Json, seconds: float) -> None:
-        step = self.steps[self.seen.step - 1]
-        pairs = sum(len(self.examples[i].preferences) for i in step)
-        tokens = sum(self.examples[i].encoded.tokens for i in step)
+    def _log(self, row: Json, indices: NDArray[np.int64], seconds: float) -> None:
+        pairs, tokens = int(self.train.pairs[indices].sum()), int(self.train.tokens[indices].sum())
         speed = {"pairs_per_second": round(pairs / seconds, 2), "tokens_per_second": round(tokens / seconds, 1)}
-        _append(self.folder / METRICS, row)
-        _append(self.folder / folders.TIMINGS, {"step": self.seen.step, "seconds": round(seconds, 4), **speed})
+        self._append(METRICS, row)
+        self._append(folders.TIMINGS, {"step": self.seen.step, "seconds": round(seconds, 4), **speed})
+
+    def _append(self, name: str, row: Json) -> None:
+        if self.accelerator.is_main_process:
+            with (self.folder / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
 
     def _validate(self) -> None:
         """Loss and accuracy on the validation split; the weights of least loss are kept aside."""
-        metrics = validate(self.model.eval(), self.validation, row_tokens=self.settings.row_tokens, dtype=self.settings.dtype)
-        _append(self.folder / METRICS, {**self._position(), **{f"validation/{name}": value for name, value in metrics.items()}})
-        logger.info("step %d: validation loss %.4f nats, accuracy %.3f", self.seen.step, metrics["loss_nats"], metrics["accuracy"])
-        if metrics["loss_nats"] < self.seen.best_loss_nats:
-            self.seen.best_loss_nats, self.seen.best_step = metrics["loss_nats"], self.seen.step
-            self.best = {name: tensor.clone() for name, tensor in reward_model.to_tensors(self.model).items()}
+        metrics = self.measure(self.validation)
+        self._append(METRICS, {**self._position(), **{f"validation/{name}": value for name, value in metrics.items()}})
+        if self.accelerator.is_main_process:
+            logger.info("step %d: validation loss %.4f nats, accuracy %.3f", self.seen.step, metrics["loss_nats"], metrics["accuracy"])
+        if self.seen.best is None or metrics["loss_nats"] < self.seen.best["loss_nats"]:
+            self.seen.best, self.seen.best_step = metrics, self.seen.step
+            self.best = training_state.weights_of(self.model, trained_only=True)
+
+    def measure(self, store: TokenStore, *, at_most: int | None = None) -> dict[str, float]:
+        """The metrics of a split, or of its first groups, with the weights of now; every process must call."""
+        self.model.eval()
+        mine = []
+        for row in self._shares(store.tokens[:at_most]):
+            groups = [store[i].encoded for i in row] or [store[0].encoded]
+            found = scorer.rewards_of(self.model, groups, row_tokens=sum(group.tokens for group in groups))
+            mine += list(zip(row, found, strict=False))
+        rewards = dict(gather_object(mine))
+        return measure([rewards[i] for i in range(len(rewards))], store)
 
     def save(self) -> None:
-        """Write the state; a reader sees the last whole one."""
-        moments = self.optimizer.state_dict()["state"]
-        tensors = {f"model/{name}": tensor for name, tensor in reward_model.to_tensors(self.model).items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        tensors |= {f"optimizer/{place}/{name}": value for place, values in moments.items() for name, value in values.items()}
-        tensors["random/torch"] = torch.get_rng_state()
-        content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-        folder = self.state
-        folder.mkdir(exist_ok=True)
-        name = f"{self.seen.step:08d}-{STATE}"
-        folders.write_atomically(folder / name, content)
-        seen = {**asdict(self.seen), "best_loss_nats": self.seen.best_loss_nats if self.best else None}
-        note = {"file": name, "sha256": folders.sha256(folder / name), "seen": seen}
-        folders.write_atomically(folder / STATE_NOTE, folders.to_json(note))
-        for old in folder.glob(f"*-{STATE}"):
-            if old.name != name:
-                old.unlink()
+        """Write the state; every process must call."""
+        training_state.save(
+            self.state, self.accelerator, self.model, _bare(self.optimizer), self.best, step=self.seen.step, seen=asdict(self.seen)
+        )
 
     def resume(self) -> None:
-        """Go on from the saved state, if there is one; metrics logged after it are taken back.
-
-        Raises:
-            CheckpointError: If the state is not what was saved.
-        """
-        folder = self.state
-        if not (folder / STATE_NOTE).exists():
-            _truncate(self.folder / METRICS, 0)
-            _truncate(self.folder / folders.TIMINGS, 0)
-            return
-        note = json.loads((folder / STATE_NOTE).read_text(encoding="utf-8"))
-        path = folder / note["file"]
-        if not path.exists() or folders.sha256(path) != note["sha256"]:
-            raise CheckpointError(f"{path}: damaged or missing; remove {folder} to train from the start")
-        tensors = load(path.read_bytes())
-        reward_model.load_tensors(self.model, _under("model/", tensors), path)
-        self.best = _under("best/", tensors)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimizer/", tensors).items():
-            place, moment = name.split("/")
-            moments.setdefault(int(place), {})[moment] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        torch.set_rng_state(tensors["random/torch"])
-        self.seen = Seen(**{**note["seen"], "best_loss_nats": note["seen"]["best_loss_nats"] if self.best else math.inf})
-        _truncate(self.folder / METRICS, self.seen.step)
-        _truncate(self.folder / folders.TIMINGS, self.seen.step)
-        logger.info("going on after step %d of %d", self.seen.step, len(self.steps))
+        """Go on from the last whole state, if there is one; metrics logged after it are taken back."""
+        found = training_state.load_last(self.state, self.accelerator, self.model, _bare(self.optimizer))
+        if found is not None:
+            self.seen, self.best = Seen(**found[0]), found[1]
+            logger.info("going on after step %d of %d", self.seen.step, len(self.steps))
+        if self.accelerator.is_main_process:
+            _truncate(self.folder / METRICS, self.seen.step)
+            _truncate(self.folder / folders.TIMINGS, self.seen.step)
 
 
-def validate(model: reward_model.RewardModel, examples: Sequence[Example], *, row_tokens: int, dtype: torch.dtype) -> dict[str, float]:
+def pairs_of(groups: Iterable[tuple[int, Sequence[Preference]]], device: torch.device | str = "cpu") -> Pairs:
+    """The preferences of groups, each given with its number of responses, as tensors; indices count all their responses."""
+    columns: list[tuple[float, ...]] = []
+    start = 0
+    for responses, preferences in groups:
+        columns += [(start + p.chosen, start + p.rejected, p.strength, p.probability, p.weight) for p in preferences]
+        start += responses
+    chosen, rejected, *numbers = zip(*columns, strict=True)
+    indices = (torch.tensor(places, device=device) for places in (chosen, rejected))
+    return Pairs(*indices, *(torch.tensor(values, dtype=torch.float32, device=device) for values in numbers))
+
+
+def measure(rewards: Sequence[Sequence[float]], store: TokenStore) -> dict[str, float]:
     """Weighted loss in nats, accuracy, pairs, and the rewards' mean and standard deviation.
 
     Raises:
-        ValueError: If the examples hold no pair.
+        ValueError: If the store holds no pair.
     """
-    groups = scorer.rewards_of(model, [example.encoded for example in examples], row_tokens=row_tokens, dtype=dtype)
-    pairs = [(rewards[p.chosen] - rewards[p.rejected], p) for rewards, e in zip(groups, examples, strict=True) for p in e.preferences]
-    margins = torch.tensor([margin for margin, _ in pairs], dtype=torch.float64)
-    weights = torch.tensor([p.weight for _, p in pairs], dtype=torch.float64)
-    probability = torch.tensor([p.probability for _, p in pairs], dtype=torch.float64)
-    rewards = torch.tensor([reward for group in groups for reward in group], dtype=torch.float64)
+    pairs = pairs_of((len(found), store[i].preferences) for i, found in enumerate(rewards))
+    values = torch.tensor([reward for group in rewards for reward in group], dtype=torch.float64)
+    margins = bradley_terry.margins(values, pairs.chosen, pairs.rejected)
+    losses = bradley_terry.losses_nats(margins, pairs.probability.double())
     return {
-        "loss_nats": bradley_terry.weighted_mean(bradley_terry.losses_nats(margins, probability), weights),
-        "accuracy": bradley_terry.weighted_mean(bradley_terry.pair_credits(margins), weights),
-        "pairs": len(pairs),
-        "reward_mean": float(rewards.mean()),
-        "reward_std": float(rewards.std(correction=0)),
+        "loss_nats": bradley_terry.weighted_mean(losses, pairs.weight),
+        "accuracy": bradley_terry.weighted_mean(bradley_terry.pair_credits(margins), pairs.weight),
+        "pairs": margins.numel(),
+        "reward_mean": float(values.mean()),
+        "reward_std": float(values.std(correction=0)),
     }
 
 
-def _optimizer(model: reward_model.RewardModel, settings: Settings) -> torch.optim.AdamW:
-    """AdamW; matrices decay, norms and biases do not."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
+    """AdamW over what is trained; matrices decay, norms and biases do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas)
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _append(path: Path, row: Json) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer under the wrapper of Accelerate."""
+    return cast(torch.optim.Optimizer, getattr(optimizer, "optimizer", optimizer))
 
 
 def _truncate(path: Path, last_step: int) -> None:

@@ -15,6 +15,7 @@ from worldpm.formats import console, folders
 
 if TYPE_CHECKING:
     from worldpm.parts.benchmarks.items import Item
+    from worldpm.parts.checkpoint import Source
     from worldpm.parts.scorer import Scored, Scorer
 
 logger = logging.getLogger(__name__)
@@ -27,16 +28,16 @@ Json = dict[str, Any]
 class Config:
     """Judge checkpoints on benchmarks and on the test split of groups."""
 
-    checkpoints: Positional[tuple[Path, ...]]
-    """Folders written by `worldpm train`."""
+    checkpoints: Positional[tuple[str, ...]]
+    """Folders written by `worldpm train`, or folders or hub ids of other reward models."""
     on: tuple[str, ...]
     """Names of benchmarks (`llmbar`), or folders written by `worldpm group`, or bare Parquet files of the same columns."""
     out: Path
     """Folder to write."""
     benchmarks: Path = Path("benchmarks")
     """Folder that holds one folder per benchmark, with the files of its repository."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type; float32 gives the same reward in every batch."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Compute type; that of the checkpoint's weights unless set."""
     max_length: int | None = None
     """Tokens of prompt plus one response, beyond which they are cut; the checkpoint's own unless set."""
 
@@ -50,15 +51,15 @@ class Config:
 def run(config: Config) -> None:
     """Score every item with every checkpoint, and write items, rewards, preferences and metrics."""
     from worldpm.formats import schema, tables
+    from worldpm.parts import checkpoint
 
-    for folder in config.checkpoints:
-        folders.manifest(folder, made_by="train")
-    names = _by_name(config.checkpoints)
+    sources = [checkpoint.find(place) for place in config.checkpoints]
+    names = dict(zip(_by_name(tuple(map(Path, config.checkpoints))), sources, strict=True))
     sets = {name: _read(str(place), config) for name, place in _by_name(tuple(map(Path, config.on))).items()}
     settings: Json = {"on": list(sets), "dtype": config.dtype, "max_length": config.max_length}
     if any(name in BENCHMARKS for name in sets):
         settings["benchmarks"] = str(config.benchmarks)
-    inputs = [folders.describe(folder) for folder in config.checkpoints] + [_fingerprint(name, items) for name, (_, items) in sets.items()]
+    inputs = [checkpoint.fingerprint(source) for source in sources] + [_fingerprint(name, items) for name, (_, items) in sets.items()]
     output = folders.begin(config.out, step="evaluate", config=settings, inputs=inputs)
     if output is None:
         return
@@ -67,9 +68,9 @@ def run(config: Config) -> None:
         output.part("preferences.parquet", lambda aside: _write_preferences(aside, sets))
         judged: Json = {}
         parts = []
-        for name, folder in names.items():
+        for name, source in names.items():
             part = f"{folders.PROGRESS}/rewards-{name}.parquet"
-            judged[name] = output.part(part, partial(_judge, name, folder, config, sets))
+            judged[name] = output.part(part, partial(_judge, name, source, config, sets))
             parts.append(output.path / part)
         rewards = tables.rows_to_batches((row for path in parts for row in tables.read_rows(path)), schema.REWARDS)
         output.part("rewards.parquet", lambda aside: {"rows": tables.write_parquet(aside, rewards, schema.REWARDS)})
@@ -107,21 +108,22 @@ def _fingerprint(name: str, items: "Sequence[Item]") -> Json:
     return {"name": name, "items": len(items), "sha256": digest.hexdigest()}
 
 
-def _judge(name: str, folder: Path, config: Config, sets: "dict[str, tuple[ModuleType, list[Item]]]", aside: Path) -> Json:
+def _judge(name: str, source: "Source", config: Config, sets: "dict[str, tuple[ModuleType, list[Item]]]", aside: Path) -> Json:
     """Score all sets with one checkpoint into the file `aside`; its entry of `metrics.json`."""
     import torch
 
     from worldpm.formats import schema, tables
     from worldpm.parts.scorer import Scorer
 
-    scorer = Scorer.load(folder, cut=True, max_length=config.max_length, dtype=getattr(torch, config.dtype))
+    dtype = getattr(torch, config.dtype) if config.dtype else None
+    scorer = Scorer.load(source.folder, cut=True, max_length=config.max_length, dtype=dtype)
     scored = {benchmark: _score(scorer, benchmark, items) for benchmark, (_, items) in sets.items()}
     rows = (row for benchmark, (_, items) in sets.items() for row in _reward_rows(name, benchmark, items, scored[benchmark]))
     tables.write_parquet(aside, tables.rows_to_batches(rows, schema.REWARDS), schema.REWARDS)
     benchmarks = {
         benchmark: judge(module, items, [answer.rewards for answer in scored[benchmark]]) for benchmark, (module, items) in sets.items()
     }
-    return {"benchmarks": benchmarks, "domains": _domains(benchmarks), "conditions": _conditions(scorer, folder, scored)}
+    return {"benchmarks": benchmarks, "domains": _domains(benchmarks), "conditions": _conditions(scorer, scored)}
 
 
 def _score(scorer: "Scorer", benchmark: str, items: "Sequence[Item]") -> "list[Scored]":
@@ -161,19 +163,19 @@ def _domains(benchmarks: Json) -> Json:
     return {domain: {"accuracy": sum(found.values()) / len(found), "benchmarks": found} for domain, found in domains.items()}
 
 
-def _conditions(scorer: "Scorer", folder: Path, scored: "dict[str, list[Scored]]") -> Json:
+def _conditions(scorer: "Scorer", scored: "dict[str, list[Scored]]") -> Json:
     """What a reader must know to trust or repeat the numbers."""
-    from worldpm.parts.scorer import read_description
-    from worldpm.parts.shared_prefix import ATTENTION
+    from worldpm.formats import chat
 
     marks = {benchmark: [mark for answer in answers for mark in answer.truncated] for benchmark, answers in scored.items()}
     return {
-        "template_hash": read_description(folder)["template_hash"],
+        "template_hash": chat.template_hash(scorer.encoder.tokenizer),
+        "end_token": scorer.encoder.frame.end_token,
         "dtype": str(scorer.dtype).removeprefix("torch."),
-        "device": scorer.model.score.weight.device.type,
-        "attention": ATTENTION,
-        "max_length": scorer.limits.max_length,
-        "prompt_length": scorer.limits.prompt_length,
+        "device": scorer.model.device.type,
+        "attention": "shared prefix" if scorer.model.shares_prefix else "separate rows",
+        "max_length": scorer.encoder.limits.max_length,
+        "prompt_length": scorer.encoder.limits.prompt_length,
         "truncated_share": {benchmark: sum(found) / max(1, len(found)) for benchmark, found in marks.items()},
     }
 

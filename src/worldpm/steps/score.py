@@ -1,14 +1,17 @@
 """JSON lines in, JSON lines out: every line comes back in its place with its rewards added."""
 
+import fcntl
 import json
 import logging
+import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import tyro
 from tyro.conf import Positional
@@ -32,18 +35,24 @@ Json = dict[str, Any]
 class Config:
     """Score JSON lines with a checkpoint."""
 
-    model: Positional[Path]
-    """Folder written by `worldpm train`."""
+    model: Positional[str]
+    """Folder or hub id of a reward model."""
     file: Positional[Path | None] = None
     """JSON lines to read; standard input unless given."""
     out: Path | None = None
-    """File to write; standard output unless given."""
+    """File to write; standard output unless given. A killed run goes on where it was."""
     cut: bool = False
     """Cut what is too long, instead of refusing it."""
     max_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Tokens of prompt plus one response; the checkpoint's own unless set."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type; float32 gives the same reward in every batch."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Compute type; that of the checkpoint's weights unless set."""
+    across_devices: bool = False
+    """Spread a model that is too large for one device over all of them, and over memory."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    remote_code: bool = False
+    """Run the Python that a model's repository brings; needs --revision with a commit."""
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 16:
@@ -60,26 +69,89 @@ def run(config: Config) -> None:
         raise ConfigError(f"{config.file}: no such file")
     if config.out is not None and not config.out.parent.is_dir():
         raise ConfigError(f"--out {config.out}: the folder {config.out.parent} is not there; make it first")
-    scorer = Scorer.load(config.model, cut=config.cut, max_length=config.max_length, dtype=getattr(torch, config.dtype))
+    scorer = Scorer.load(
+        config.model, cut=config.cut, max_length=config.max_length, dtype=getattr(torch, config.dtype) if config.dtype else None,
+        across_devices=config.across_devices, revision=config.revision, remote_code=config.remote_code,
+    )  # fmt: skip
+    name = str(config.file or "stdin")
     with config.file.open("rb") if config.file else nullcontext(sys.stdin.buffer) as source:
+        lines = ((number, line) for number, line in enumerate(source, start=1) if line.strip())
         if config.out is None:
-            _score_lines(scorer, source, sys.stdout, name=str(config.file or "stdin"))
+            _score_lines(scorer, lines, sys.stdout.buffer, name=name)
             return
-        aside = config.out.with_name(config.out.name + ".partial")
-        with aside.open("w", encoding="utf-8") as target:
-            _score_lines(scorer, source, target, name=str(config.file or "stdin"))
-        aside.replace(config.out)
+        with _Aside(config.out, _terms(config)) as aside:
+            skipped = sum(1 for _ in islice(lines, aside.lines))
+            if skipped:
+                logger.info("%s: going on after %d lines", config.out, skipped)
+            _score_lines(scorer, lines, aside.file, name=name)
+            aside.finish()
 
 
-def _score_lines(scorer: "Scorer", source: IO[bytes], target: IO[str], *, name: str) -> None:
-    lines = enumerate(source, start=1)
+def _terms(config: Config) -> Json:
+    """What must be the same for lines of an earlier run to stand."""
+    from worldpm.parts import checkpoint
+
+    model = checkpoint.fingerprint(checkpoint.find(config.model, revision=config.revision, remote_code=config.remote_code))
+    read = config.file.stat() if config.file else None
+    settings = {"cut": config.cut, "max_length": config.max_length, "dtype": config.dtype}
+    return {"model": model, **settings, "input": [str(config.file), read.st_size, read.st_mtime_ns] if read else None}
+
+
+class _Aside:
+    """The file beside --out in which lines gather; whole lines of a killed run on the same terms stay.
+
+    Its first line holds the terms. Lines stay in multiples of LINES_AT_ONCE, so that the rest is scored in the same rows as it
+    would have been, and the bytes are those of a run that was not killed. Standard input cannot be read again: it starts anew.
+    """
+
+    def __init__(self, out: Path, terms: Json) -> None:
+        self.out, self.path = out, out.with_name(out.name + ".partial")
+        self.file: IO[bytes] = self.path.open("a+b")
+        self.lines = 0
+        self._header = json.dumps(terms).encode() + b"\n"
+
+    def __enter__(self) -> Self:
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.close()
+            raise ConfigError(f"{self.path}: another process is writing it; wait for it or choose another --out") from None
+        self.file.seek(0)
+        kept = 0
+        if self.file.readline() == self._header and b'"input": null' not in self._header:
+            kept = self.file.tell()
+            for number, line in enumerate(iter(self.file.readline, b""), start=1):
+                if line.endswith(b"\n") and number % LINES_AT_ONCE == 0:
+                    kept, self.lines = self.file.tell(), number
+        self.file.truncate(kept)
+        if not kept:
+            self.file.write(self._header)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def finish(self) -> None:
+        """The lines, without the terms, under the name that was asked for."""
+        self.file.flush()
+        whole = self.out.with_name(self.out.name + ".whole")
+        with self.path.open("rb") as read, whole.open("wb") as write:
+            read.readline()
+            shutil.copyfileobj(read, write)
+            write.flush()
+            os.fsync(write.fileno())
+        whole.replace(self.out)
+        self.path.unlink()
+
+
+def _score_lines(scorer: "Scorer", lines: Iterator[tuple[int, bytes]], target: IO[bytes], *, name: str) -> None:
     with console.progress("score", total=None) as advance:
         while chunk := list(islice(lines, LINES_AT_ONCE)):
             read, failure = _read_lines(chunk, name)
             answers = scorer.score(request for _, request in read)
             for (row, _), answer in zip(read, answers, strict=True):
                 added = {"reward": answer.rewards[0]} if "responses" not in row else {"rewards": answer.rewards}
-                target.write(json.dumps({**row, **added}, ensure_ascii=False, allow_nan=False) + "\n")
+                target.write(json.dumps({**row, **added}, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             target.flush()
             advance(len(read))
             if failure:
@@ -91,10 +163,9 @@ def _read_lines(chunk: Sequence[tuple[int, bytes]], name: str) -> "tuple[list[tu
     read = []
     for number, line in chunk:
         try:
-            if line.strip():
-                row = json.loads(line, parse_constant=_refuse_constant)
-                json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # what could not be written back is refused
-                read.append((row, parse_request(row, f"{name}:{number}")))
+            row = json.loads(line, parse_constant=_refuse_constant)
+            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # what could not be written back is refused
+            read.append((row, parse_request(row, f"{name}:{number}")))
         except DataError as error:
             return read, error
         except (ValueError, RecursionError) as error:

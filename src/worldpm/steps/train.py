@@ -1,9 +1,14 @@
-"""Preference groups become a checkpoint: a built-in size from scratch, or a checkpoint trained further."""
+"""Preference groups become a checkpoint: a built-in size from scratch, or a model trained further.
 
+Started by `accelerate launch` or `torchrun` it runs on many processes; the first one writes.
+"""
+
+import contextlib
 import logging
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,14 +19,20 @@ from worldpm.formats import console, folders
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
-    from worldpm.parts.batches import Limits
+    from worldpm.parts.batches import Encoder
+    from worldpm.parts.checkpoint import Source
     from worldpm.parts.reward_model import RewardModel
-    from worldpm.parts.training import Example, Settings, Trainer
+    from worldpm.parts.training import Settings, Trainer
+    from worldpm.parts.training_data import TrainingData
 
 logger = logging.getLogger(__name__)
 
+SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+GROUPS_TO_MEASURE = 1000
+"""Of the train split, for the mean reward of a model without validation groups."""
 PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS = 3e-6, 10_240, 1
 """Source: WorldPM, arXiv 2505.10527, appendix A.3. A built-in size has its own."""
 
@@ -30,10 +41,10 @@ PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS = 3e-6, 10_240, 1
 class Config:
     """Train a preference model on groups."""
 
-    groups: Positional[tuple[Path, ...]]
-    """Folders written by `worldpm group`, or bare Parquet files of the same columns."""
+    groups: Positional[tuple[str, ...]]
+    """Folders written by `worldpm group`, Parquet files of the same columns, or plain preference sets: files, folders, hub ids."""
     model: str
-    """A built-in size (`tiny`), trained from scratch, or the folder of a checkpoint."""
+    """A built-in size (`tiny`), trained from scratch, or a folder or hub id of a reward or language model."""
     out: Path
     """Folder to write."""
     max_length: int = 2048
@@ -54,22 +65,50 @@ class Config:
     """Share of the steps in which the learning rate rises."""
     decay: float | None = None
     """Share of the steps, at the end, in which it falls to 0; 0 unless a built-in size has its own."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does after the warm-up."""
+    loss: Literal["bradley-terry", "plackett-luce"] = "bradley-terry"
+    """Over pairs, or over rankings of a group's responses."""
+    target_margin: float = 0.0
+    """Logits of margin asked for, times ln(1 + strength); Bradley-Terry only."""
+    label_smoothing: float = 0.0
+    """Share of labels taken to be a coin's; Bradley-Terry only."""
+    centring: float = 0.0
+    """Coefficient of the penalty that keeps rewards around 0."""
+    lora_rank: int | None = None
+    """Train adapters of this rank and the head, not all weights; they are merged in the checkpoint."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, about a third more time."""
+    row_tokens: int = 4096
+    """Tokens up to which a row is filled with groups; memory grows with it."""
+    workers: int = 0
+    """Processes that tokenize ahead of the first step; 0 does it in this one."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute type; bfloat16 where the device has it natively, else float32. Weights and optimizer stay float32."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    remote_code: bool = False
+    """Run the Python that a model's repository brings; needs --revision with a commit."""
     seed: int = 0
     """Of the weights and of the order of the groups."""
 
     def __post_init__(self) -> None:
         if not self.groups:
             raise ConfigError("no groups given: name a folder that `worldpm group` wrote")
-        positive = {"--max-length": self.max_length, "--batch-pairs": self.batch_pairs, "--epochs": self.epochs}
-        for name, value in {**positive, "--max-steps": self.max_steps, "--lr": self.lr, "--prompt-length": self.prompt_length}.items():
+        positive = {"--max-length": self.max_length, "--batch-pairs": self.batch_pairs, "--epochs": self.epochs, "--lr": self.lr}
+        sizes = {"--max-steps": self.max_steps, "--prompt-length": self.prompt_length, "--lora-rank": self.lora_rank}
+        for name, value in {**positive, **sizes, "--row-tokens": self.row_tokens}.items():
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; it must be above 0")
         if min(self.warmup, self.decay or 0) < 0 or self.warmup + (self.decay or 0) > 1:
             raise ConfigError(f"--warmup {self.warmup} and --decay {self.decay} are shares of the steps, together at most 1")
-        if self.seed < 0:
-            raise ConfigError(f"--seed is {self.seed}; it must not be negative")
+        for name, value in {"--seed": self.seed, "--workers": self.workers, "--centring": self.centring}.items():
+            if not value >= 0:
+                raise ConfigError(f"{name} is {value}; it must not be negative")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"--label-smoothing is {self.label_smoothing}; it is a share below 1")
+        if self.loss == "plackett-luce" and (self.target_margin or self.label_smoothing):
+            raise ConfigError("--target-margin and --label-smoothing belong to --loss bradley-terry; a ranking has no pairs to move")
         if self.max_length < 16 or (self.prompt_length or 0) > self.max_length - 8:
             raise ConfigError(
                 f"--max-length {self.max_length} leaves no room for a prompt and a response; at least 16, and 8 more than --prompt-length"
@@ -78,53 +117,79 @@ class Config:
 
 def run(config: Config) -> None:
     """Train, keep the weights of least validation loss, and write them as a folder that plain transformers loads."""
-    from worldpm.parts import reward_model
-    from worldpm.parts.training import Trainer
+    from accelerate.utils import broadcast_object_list
 
-    for place in config.groups:
-        if not place.is_file():
-            folders.manifest(place, made_by="group")
-    if config.model not in reward_model.SIZES and not Path(config.model).is_dir():
-        raise ConfigError(f"--model {config.model}: neither a built-in size ({', '.join(reward_model.SIZES)}) nor a folder")
-    if next(_rows(config, "train"), None) is None:
+    from worldpm.parts import checkpoint, training
+    from worldpm.parts.reward_model import SIZES
+    from worldpm.parts.training_data import TrainingData
+
+    source = None if config.model in SIZES else checkpoint.find(config.model, revision=config.revision, remote_code=config.remote_code)
+    data = TrainingData.find(config.groups)
+    if next(data.groups("train", Counter()), None) is None:
         raise ConfigError(f"{config.groups[0]}: the train split is empty; add sites, or give the other splits a smaller share")
-    settings = _settings(config)
-    output = folders.begin(config.out, step="train", config=_recorded(config, settings), inputs=_inputs(config))
-    if output is None:
+    settings, dtype = _settings(config), _dtype(config)
+    accelerator = training.accelerator(dtype)
+    output = None
+    if accelerator.is_main_process:
+        inputs = [folders.describe(path) for path in data.inputs] + ([checkpoint.fingerprint(source)] if source else [])
+        output = folders.begin(config.out, step="train", config=_recorded(config, settings, dtype), inputs=inputs)
+    if not broadcast_object_list([output is not None])[0]:
         return
-    logger.info("compute type %s on %s", str(settings.dtype).removeprefix("torch."), _device())
-    with output:
-        tokenizer, model = _model(config, output)
-        limits = _limits(config)
-        examples = _examples(config, "train", tokenizer, limits)
-        validation = _examples(config, "validation", tokenizer, limits)
-        if not validation:
-            logger.warning("no validation groups: the last weights are kept, not those of least validation loss")
-        trainer = Trainer(model.to(_device()), examples, validation, settings, folder=config.out, state=output.progress / "resume")
-        if not trainer.steps:
-            raise ConfigError(f"--epochs {settings.epochs} of {len(examples)} groups is not one group; there is nothing to train on")
-        trainer.run()
-        _write(trainer, tokenizer, limits, config)
-        output.finish(counts=_counts(trainer), drops={})
+    if accelerator.is_main_process:
+        logger.info("compute type %s on %s", str(dtype).removeprefix("torch."), accelerator.device)
+    with output or contextlib.nullcontext():
+        _train(config, settings, accelerator, data, source, output)
 
 
-def _device() -> "torch.device":
-    from worldpm.parts.scorer import default_device
+def _train(
+    config: Config, settings: "Settings", accelerator: "Accelerator", data: "TrainingData", source: "Source | None",
+    output: folders.Output | None,
+) -> None:  # fmt: skip
+    """What every process does; the first one has the output, and also writes."""
+    from worldpm.parts import adapters, checkpoint
+    from worldpm.parts.token_store import TokenStore
+    from worldpm.parts.tokenizer import save_tokenizer
+    from worldpm.parts.training import Trainer
+    from worldpm.parts.training_state import weights_of
 
-    return default_device()
+    progress = config.out / folders.PROGRESS
+    kept = _prepare(config, data, source, output) if output else {}
+    accelerator.wait_for_everyone()
+    encoder = _encoder(config, source, progress / "tokenizer")
+    train, validation = (TokenStore([progress / f"{split}.tokens"]) for split in SPLITS)
+    if output and not len(validation):
+        logger.warning("no validation groups: the last weights are kept, not those of least validation loss")
+    model = _model(config, source, encoder.tokenizer)
+    trainer = Trainer(model, train, validation, settings, folder=config.out, state=progress / "resume", accelerator=accelerator)
+    if not trainer.steps:
+        raise ConfigError(f"--epochs {settings.epochs} of {len(train)} groups is not one group; there is nothing to train on")
+    trainer.run()
+    weights = weights_of(trainer.model)
+    measured = trainer.seen.best or trainer.measure(train, at_most=GROUPS_TO_MEASURE)
+    if output:
+        save_tokenizer(encoder.tokenizer, config.out)
+        checkpoint.save(model, adapters.merged(weights), config.out, pad_token_id=encoder.tokenizer.pad_token_id)
+        lineage = {"model": config.model, "groups": [folders.describe(path) for path in data.inputs]}
+        checkpoint.write_description(config.out, encoder, measured, lineage)
+        output.finish(counts=_counts(trainer, kept), drops={"preference sets": kept["train"]["drops"]})
+    accelerator.wait_for_everyone()
 
 
-def _limits(config: Config) -> "Limits":
-    from worldpm.parts.batches import Limits
+def _dtype(config: Config) -> "torch.dtype":
+    """The compute type: as asked, or bfloat16 where the device multiplies it in hardware."""
+    import torch
 
-    return Limits(config.max_length, config.prompt_length or config.max_length // 2)
+    if config.dtype:
+        return torch.float32 if config.dtype == "float32" else torch.bfloat16
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    features = torch.cpu.get_capabilities()
+    return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16") else torch.float32
 
 
 def _settings(config: Config) -> "Settings":
-    import torch
-
+    from worldpm.field.bradley_terry import Objective
     from worldpm.parts.reward_model import SIZES
-    from worldpm.parts.scorer import native_dtype
     from worldpm.parts.training import Settings
 
     size = SIZES.get(config.model)
@@ -136,109 +201,115 @@ def _settings(config: Config) -> "Settings":
         max_steps=config.max_steps,
         weight_decay=config.weight_decay,
         warmup=config.warmup,
-        decay=config.decay if config.decay is not None else (size.decay if size else 0.0),
+        decay=config.decay if config.decay is not None else (size.decay if size and config.schedule == "constant" else 0.0),
+        schedule=config.schedule,
+        objective=Objective(config.loss, config.target_margin, config.label_smoothing, config.centring),
+        row_tokens=config.row_tokens,
         seed=config.seed,
-        dtype=getattr(torch, config.dtype) if config.dtype else native_dtype(_device()),
     )
 
 
-def _recorded(config: Config, settings: "Settings") -> folders.Json:
+def _recorded(config: Config, settings: "Settings", dtype: "torch.dtype") -> folders.Json:
     """What the manifest says of the run: every setting as it took effect."""
-    limits = _limits(config)
     model = config.model if not Path(config.model).is_dir() else Path(config.model).resolve().name
-    chosen = {
-        name: getattr(settings, name) for name in ("lr", "batch_pairs", "epochs", "max_steps", "weight_decay", "warmup", "decay", "seed")
-    }
-    dtype = str(settings.dtype).removeprefix("torch.")
-    return {"model": model, "max_length": limits.max_length, "prompt_length": limits.prompt_length, **chosen, "dtype": dtype}
+    taken = asdict(settings)
+    for fixed in ("validations", "betas", "clip_norm"):
+        del taken[fixed]
+    lengths = {"max_length": config.max_length, "prompt_length": config.prompt_length or config.max_length // 2}
+    taken["objective"] = settings.objective._asdict()
+    others = {name: getattr(config, name) for name in ("lora_rank", "gradient_checkpointing", "revision", "remote_code")}
+    return {"model": model, **lengths, **taken, **others, "dtype": str(dtype).removeprefix("torch.")}
 
 
-def _inputs(config: Config) -> list[folders.Json]:
-    from worldpm.parts.reward_model import SIZES
+def _prepare(config: Config, data: "TrainingData", source: "Source | None", output: folders.Output) -> folders.Json:
+    """Write the tokenizer and each split's tokens, where an earlier run has not; what the stores hold."""
+    from worldpm.parts import token_store
+    from worldpm.parts.tokenizer import save_tokenizer
 
-    paths = [*config.groups, *([] if config.model in SIZES else [Path(config.model)])]
-    return [folders.describe(path) for path in paths]
-
-
-def _model(config: Config, output: folders.Output) -> "tuple[PreTrainedTokenizerBase, RewardModel]":
-    """The tokenizer and the model to train; a tokenizer of one's own is trained once and kept for a resumed run."""
-    from transformers import AutoTokenizer
-
-    from worldpm.parts import reward_model
-    from worldpm.parts.tokenizer import save_tokenizer, train_tokenizer
-
-    size = reward_model.SIZES.get(config.model)
-    if size is None:
-        return AutoTokenizer.from_pretrained(config.model, local_files_only=True), reward_model.load(Path(config.model))
-    kept = output.progress / "tokenizer"
-    if not kept.is_dir():
-        texts = (text for _, row in _rows(config, "train") for text in _texts(row))
-        trained = train_tokenizer(texts, vocabulary=size.vocabulary, max_length=config.max_length)
+    tokenizer = output.progress / "tokenizer"
+    if not tokenizer.is_dir():
         shutil.rmtree(aside := output.progress / "tokenizer.partial", ignore_errors=True)
-        save_tokenizer(trained, aside)
-        aside.rename(kept)
-        logger.info("trained a tokenizer of %d tokens", len(trained))
-    tokenizer = AutoTokenizer.from_pretrained(kept, local_files_only=True)
-    return tokenizer, reward_model.build(size, tokenizer, seed=config.seed)
+        save_tokenizer(_new_tokenizer(config, data, source), aside)
+        aside.rename(tokenizer)
+    encoder = _encoder(config, source, tokenizer)
+
+    def build(split: Literal["train", "validation"], aside: Path) -> folders.Json:
+        drops: Counter[str] = Counter()
+        groups = console.track(data.groups(split, drops), f"tokenize the {split} split", total=None)
+        counts = token_store.write(aside, token_store.encode(groups, tokenizer, encoder.frame, encoder.limits, workers=config.workers))
+        return {"counts": counts, "drops": {reason: number for reason, number in sorted(drops.items()) if number}}
+
+    return {split: output.part(f"{folders.PROGRESS}/{split}.tokens", partial(build, split)) for split in SPLITS}
 
 
-def _rows(config: Config, split: str) -> Iterator[tuple[Path, folders.Json]]:
-    from worldpm.formats import schema, tables
+def _new_tokenizer(config: Config, data: "TrainingData", source: "Source | None") -> "PreTrainedTokenizerBase":
+    """The tokenizer of the run: the model's own, with a pad token that ends no text, or one trained on the train split."""
+    from worldpm.parts import checkpoint
+    from worldpm.parts.reward_model import SIZES
+    from worldpm.parts.tokenizer import train_tokenizer
 
-    for path in tables.paths_of(*config.groups):
-        yield from ((path, row) for row in tables.read_rows(path, schema.GROUPS) if row["split"] == split)
-
-
-def _texts(row: folders.Json) -> list[str]:
-    return [message["content"] for message in row["prompt"]] + [response["content"] for response in row["responses"]]
-
-
-def _examples(config: Config, split: str, tokenizer: "PreTrainedTokenizerBase", limits: "Limits") -> "list[Example]":
-    from worldpm.formats import schema
-    from worldpm.parts.batches import encode_group
-    from worldpm.parts.training import Example
-
-    examples = []
-    for path, row in console.track(_rows(config, split), f"read the {split} split", total=None):
-        group = schema.group_from_row(row, path)
-        encoded = encode_group(tokenizer, group.prompt, [r.content for r in group.responses], limits=limits, name=group.group_id)
-        examples.append(Example(group.group_id, encoded, group.preferences))
-    return examples
+    if source is not None:
+        encoder = checkpoint.encoder_of(source, checkpoint.load_config(source))
+        encoder.tokenizer.pad_token = checkpoint.pad_token(encoder.tokenizer, encoder.frame)
+        return encoder.tokenizer
+    texts = (
+        text
+        for group in data.groups("train", Counter())
+        for text in (*(message.content for message in group.prompt), *(response.content for response in group.responses))
+    )
+    trained = train_tokenizer(texts, vocabulary=SIZES[config.model].vocabulary, max_length=config.max_length)
+    logger.info("trained a tokenizer of %d tokens", len(trained))
+    return trained
 
 
-def _counts(trainer: "Trainer") -> folders.Json:
-    examples, seen = trainer.examples, trainer.seen
+def _encoder(config: Config, source: "Source | None", tokenizer_folder: Path) -> "Encoder":
+    """How the run reads text; what is too long is cut."""
+    from worldpm.formats import chat
+    from worldpm.parts import checkpoint
+    from worldpm.parts.batches import Encoder, Limits
+
+    limits = Limits(config.max_length, config.prompt_length or config.max_length // 2)
+    tokenizer = checkpoint.load_tokenizer(checkpoint.Source(tokenizer_folder))
+    if source is None:
+        return Encoder(tokenizer, chat.frame_of(tokenizer), limits)
+    model_config = checkpoint.load_config(source)
+    if config.max_length > (positions := checkpoint.positions_of(model_config)):
+        raise ConfigError(f"--max-length {config.max_length}: the model was made for {positions} positions; ask for at most that")
+    return Encoder(tokenizer, checkpoint.encoder_of(source, model_config).frame, limits)
+
+
+def _model(config: Config, source: "Source | None", tokenizer: "PreTrainedTokenizerBase") -> "RewardModel":
+    """The model to train: weights in float32, but for those that adapters leave alone."""
+    import torch
+
+    from worldpm.parts import adapters, checkpoint, reward_model
+
+    if source is None:
+        model = reward_model.build(reward_model.SIZES[config.model], tokenizer, seed=config.seed)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            dtype = _dtype(config) if config.lora_rank else torch.float32
+            model = checkpoint.load(source, dtype=dtype, fresh_head=True)
+    if config.lora_rank:
+        adapters.add(model, rank=config.lora_rank, seed=config.seed)
+    if config.gradient_checkpointing:
+        model.backbone.activation_checkpointing_enable()
+    return model
+
+
+def _counts(trainer: "Trainer", kept: folders.Json) -> folders.Json:
+    seen, train = trainer.seen, kept["train"]["counts"]
     return {
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "train groups": len(examples),
-        "validation groups": len(trainer.validation),
-        "truncated train responses": sum(mark for example in examples for mark in example.encoded.truncated),
-        "train responses": sum(len(example.encoded.suffixes) for example in examples),
+        "trained parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "train groups": train["groups"],
+        "validation groups": kept["validation"]["counts"]["groups"],
+        "truncated train responses": train["truncated responses"],
+        "train responses": train["responses"],
         "steps": seen.step,
         "pairs seen": seen.pairs,
         "effective pairs seen": round(seen.effective_pairs, 6),
         "tokens seen": seen.tokens,
         "kept step": seen.best_step or seen.step,
     }
-
-
-def _write(trainer: "Trainer", tokenizer: "PreTrainedTokenizerBase", limits: "Limits", config: Config) -> None:
-    """The checkpoint's files."""
-    from worldpm.formats import chat
-    from worldpm.parts import reward_model, scorer, training
-    from worldpm.parts.tokenizer import save_tokenizer
-
-    save_tokenizer(tokenizer, config.out)
-    reward_model.save(trainer.model, config.out)
-    on = trainer.validation or trainer.examples
-    measured = training.validate(trainer.model, on, row_tokens=trainer.settings.row_tokens, dtype=trainer.settings.dtype)
-    description = {
-        "end_token": chat.END_TOKEN,
-        "template_hash": chat.template_hash(tokenizer),
-        "max_length": limits.max_length,
-        "prompt_length": limits.prompt_length,
-        "reward_mean": measured["reward_mean"],
-        "reward_std": measured["reward_std"],
-        "lineage": {"model": config.model, "groups": [folders.describe(folder) for folder in config.groups]},
-    }
-    folders.write_atomically(config.out / scorer.DESCRIPTION, folders.to_json(description))

@@ -38,8 +38,8 @@ def run(config: Config) -> None:
     out = config.out
     simulate.run(simulate.Config(out=out / "threads", threads=config.threads, seed=config.seed))
     group.run(group.Config(threads=(out / "threads",), out=out / "groups", validation_share=0.03, test_share=0.1))
-    train.run(train.Config(groups=(out / "groups",), model="tiny", out=out / "checkpoint", epochs=1, max_length=512, seed=config.seed))
-    evaluate.run(evaluate.Config(checkpoints=(out / "checkpoint",), on=(str(out / "groups"),), out=out / "results"))
+    train.run(train.Config(groups=(str(out / "groups"),), model="tiny", out=out / "checkpoint", epochs=1, max_length=512, seed=config.seed))
+    evaluate.run(evaluate.Config(checkpoints=(str(out / "checkpoint"),), on=(str(out / "groups"),), out=out / "results"))
     _judge(out)
     steps = ("threads", "groups", "checkpoint", "results", "truth")
     report.run(report.Config(folders=tuple(out / name for name in steps), out=out / "report.html"))

@@ -1,0 +1,50 @@
+"""Low-rank adapters: train few weights beside the frozen ones, and merge them into a plain checkpoint.
+
+Source: Hu et al., arXiv 2106.09685, equation 3.
+"""
+
+import torch
+from torch import Tensor
+
+from worldpm.field.errors import ConfigError
+from worldpm.parts.reward_model import RewardModel
+
+ALPHA_PER_RANK = 2
+BASE, DOWN, UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
+
+
+def add(model: RewardModel, *, rank: int, seed: int) -> None:
+    """Give every linear layer of the backbone an adapter, and freeze all else but the head.
+
+    Raises:
+        ConfigError: If PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ConfigError("--lora-rank needs PEFT: pip install 'worldpm[lora]'") from error
+    config = LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, lora_dropout=0.0, target_modules="all-linear")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model.backbone)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or name.startswith("score."))
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model with adapters as those of one without; others pass through."""
+    found = {}
+    for name, tensor in weights.items():
+        if BASE not in name:
+            if DOWN not in name and UP not in name:
+                found[name] = tensor
+            continue
+        plain = name.replace(BASE, ".")
+        stem = name[: name.index(BASE)]
+        if plain.endswith(".weight"):
+            update = ALPHA_PER_RANK * weights[f"{stem}{UP}weight"].float() @ weights[f"{stem}{DOWN}weight"].float()
+            tensor = (tensor.float() + update).to(tensor.dtype)
+        found[plain] = tensor
+    return found

@@ -1,0 +1,198 @@
+"""Plain preference sets, as others publish them, become preference groups.
+
+Rows that follow each other with the same prompt become one group, so that its prompt is computed once. Known forms:
+
+- `chosen`, `rejected` with `prompt`, or with the prompt implicit: what both begin with. Texts or message lists (TRL,
+  RLHFlow's pairs), and dialogues of `Human:` and `Assistant:` turns (hh-rlhf).
+- `prompt`, `response` and a `helpfulness` rating on rows that follow each other (HelpSteer2).
+- `instruction` and `completions` with `response` and a rating (UltraFeedback).
+"""
+
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import xxhash
+
+from worldpm.field.errors import DataError
+from worldpm.field.records import Message, Preference, PreferenceGroup, Response
+from worldpm.formats import tables
+
+Json = dict[str, Any]
+Split = Literal["train", "validation", "test"]
+
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
+RATINGS = ("overall_score", "helpfulness", "rating", "score")
+"""Names of ratings; the first that a response has is taken."""
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+ROLES = {"Human": "user", "Assistant": "assistant"}
+FORMS = "expected chosen and rejected (with or without prompt), or prompt, response and helpfulness, or instruction and completions"
+VALIDATION_SHARE = 0.05
+"""Of the prompts, by their hash, where a set has no validation file of its own."""
+
+
+class Judged(NamedTuple):
+    """A row: a prompt, and responses with a rating or in the order chosen, rejected."""
+
+    prompt: tuple[Message, ...]
+    responses: tuple[str, ...]
+    ratings: tuple[float, ...]
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a file is a plain set, not a table of groups: JSON lines, or Parquet without a `preferences` column."""
+    return path.suffix != ".parquet" or "preferences" not in tables.columns_of(path)
+
+
+def read(paths: Sequence[Path], split: Split, drops: Counter[str]) -> Iterator[PreferenceGroup]:
+    """The groups of a split, in order. A row without a preference is counted in `drops` with its reason.
+
+    A file belongs to the split that its name says (`validation`, `dev`, `test`), else to training; where no file is of the
+    validation split, VALIDATION_SHARE of the training prompts are.
+
+    Raises:
+        DataError: If a row has none of the known forms.
+    """
+    held_out = not any(_split_of(path) == "validation" for path in paths)
+    for path in paths:
+        if _split_of(path) not in ("train", split):
+            continue
+        for group in _groups(path, drops):
+            own = _split_of(path)
+            if own == "train" and held_out and _share(group.prompt) < VALIDATION_SHARE:
+                own = "validation"
+            if own == split:
+                yield replace(group, split=split)
+
+
+def _split_of(path: Path) -> Split:
+    words = re.split(r"[^a-z]+", path.name.lower())
+    if {"validation", "valid", "dev"} & set(words):
+        return "validation"
+    return "test" if "test" in words else "train"
+
+
+def _share(prompt: Sequence[Message]) -> float:
+    """A number from 0 to 1 that depends on the prompt alone."""
+    return float(xxhash.xxh64_intdigest("\n".join(message.content for message in prompt).encode()) / 2**64)
+
+
+def _groups(path: Path, drops: Counter[str]) -> Iterator[PreferenceGroup]:
+    name = re.sub(r"\W+", "-", path.name.split(".")[0])
+    rows = enumerate(_rows(path), start=1)
+    for prompt, members in groupby(_whole(rows, path, drops), key=lambda pair: pair[1].prompt):
+        first, *others = members
+        group = _group(f"{name}/{first[0]}", prompt, [first[1], *(row for _, row in others)], drops)
+        if group is not None:
+            yield group
+
+
+def _whole(rows: Iterable[tuple[int, Json]], path: Path, drops: Counter[str]) -> Iterator[tuple[int, Judged]]:
+    """The rows that have one prompt, with their numbers."""
+    for number, row in rows:
+        judged = _judged(row, path, number)
+        if judged is None:
+            drops["pair whose sides differ before the last response"] += 1
+        else:
+            yield number, judged
+
+
+def _group(group_id: str, prompt: tuple[Message, ...], rows: Sequence[Judged], drops: Counter[str]) -> PreferenceGroup | None:
+    """Rows of one prompt as a group. Pairs keep their weight of 1 each; ratings give all pairs, which weigh 1 together."""
+    if not prompt or not any(message.content.strip() for message in prompt):
+        drops["prompt without text"] += len(rows)
+        return None
+    pairs = all(len(row.responses) == 2 and not row.ratings for row in rows)
+    if pairs:
+        places = {text: i for i, text in enumerate(dict.fromkeys(text for row in rows for text in row.responses))}
+        named = [(places[row.responses[0]], places[row.responses[1]]) for row in rows]
+        kept = [pair for pair in named if pair[0] != pair[1]]
+        drops["pair of equal responses"] += len(named) - len(kept)
+        preferences = tuple(Preference(chosen, rejected, 1.0) for chosen, rejected in kept)
+        texts = list(places)
+    else:
+        texts = [text for row in rows for text in row.responses]
+        ratings = [rating for row in rows for rating in row.ratings]
+        gaps = {(i, j): a - b for i, a in enumerate(ratings) for j, b in enumerate(ratings) if a > b}
+        preferences = tuple(Preference(i, j, gap, weight=1 / len(gaps)) for (i, j), gap in gaps.items())
+        drops["prompt whose responses have equal ratings"] += not gaps
+    if not preferences:
+        return None
+    return PreferenceGroup(group_id, "preferences", group_id.split("/")[0], "train", prompt, tuple(map(Response, texts)), preferences)
+
+
+def _rows(path: Path) -> Iterator[Json]:
+    """The rows of a Parquet file or of JSON lines.
+
+    Raises:
+        DataError: If it cannot be read; a bad line is named.
+    """
+    if path.suffix == ".parquet":
+        yield from tables.read_rows(path)
+        return
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(cast(Iterable[bytes], file), start=1):
+                try:
+                    row = json.loads(line) if line.strip() else None
+                except (ValueError, RecursionError) as error:
+                    raise DataError(path, f"not JSON ({error})", line=number) from error
+                if row is not None:
+                    yield row
+    except (OSError, EOFError) as error:
+        raise DataError(path, f"not readable ({error})") from error
+
+
+def _judged(row: Any, path: Path, number: int) -> Judged | None:
+    try:
+        if "chosen" in row and "rejected" in row:
+            return _pair(row)
+        if "response" in row and "prompt" in row:
+            return Judged(_messages(row["prompt"]), (_text(row["response"]),), (_rating(row),))
+        if "completions" in row:
+            answers = row["completions"]
+            prompt = _messages(row.get("instruction", row.get("prompt")))
+            return Judged(prompt, tuple(_text(answer["response"]) for answer in answers), tuple(map(_rating, answers)))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(path, f"a row that cannot be read ({type(error).__name__}: {error}); {FORMS}", line=number) from error
+    raise DataError(path, f"a row with {', '.join(map(str, row))[:80]}; {FORMS}", line=number)
+
+
+def _pair(row: Json) -> Judged | None:
+    """None where the two sides are not two last responses to one prompt."""
+    chosen, rejected = _messages(row["chosen"], role="assistant"), _messages(row["rejected"], role="assistant")
+    if row.get("prompt") is not None:
+        prompt = _messages(row["prompt"])
+        chosen, rejected = (side[len(prompt) :] if side[: len(prompt)] == prompt else side for side in (chosen, rejected))
+    else:
+        shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)) - 1)
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    if len(chosen) != 1 or len(rejected) != 1:
+        return None
+    return Judged(prompt, (chosen[0].content, rejected[0].content), ())
+
+
+def _messages(value: Any, *, role: str = "user") -> tuple[Message, ...]:
+    """Messages of a list, of a dialogue of `Human:` and `Assistant:` turns, or of a text, which is one of that role."""
+    if isinstance(value, str):
+        if re.match(r"\s*Human:", value):
+            pieces = TURN.split(value)[1:]
+            return tuple(Message(ROLES[who], words.strip()) for who, words in zip(pieces[::2], pieces[1::2], strict=True))
+        return (Message(role, value),)
+    return tuple(Message(str(message["role"]), _text(message["content"])) for message in value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
+
+
+def _rating(row: Json) -> float:
+    return float(next(row[name] for name in RATINGS if row.get(name) is not None))

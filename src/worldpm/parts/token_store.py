@@ -1,0 +1,169 @@
+"""Groups as tokens on disk: encoded once, ahead of the first step, and mapped into memory, not held in it.
+
+A store is an Arrow file. Any group of it can be read at any time, so the order of training is a true permutation and a
+resumed run needs nothing but its step.
+"""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from worldpm.field.records import Preference, PreferenceGroup
+from worldpm.formats import chat
+from worldpm.parts import checkpoint
+from worldpm.parts.batches import EncodedGroup, Encoder, Limits
+
+ROWS_PER_BATCH = 512
+GROUPS_PER_TASK = 256
+TASKS_AHEAD = 4
+"""Per worker; bounds what lies in memory."""
+
+PREFERENCE_FIELDS = ("chosen", "rejected", "strength", "probability", "weight")
+Number = TypeVar("Number", np.int64, np.float64)
+TOKENS = pa.list_(pa.int32())
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("prefix", TOKENS),
+        ("suffixes", pa.list_(TOKENS)),
+        ("response_tokens", pa.list_(pa.int32())),
+        ("truncated", pa.list_(pa.bool_())),
+        *((name, pa.list_(pa.int32() if name in ("chosen", "rejected") else pa.float32())) for name in PREFERENCE_FIELDS),
+    ]
+)
+
+
+class Example(NamedTuple):
+    """A preference group, ready for the model."""
+
+    name: str
+    encoded: EncodedGroup
+    preferences: tuple[Preference, ...]
+
+
+def write(path: Path, examples: Iterable[Example]) -> dict[str, int]:
+    """Write a store; the counts of what it holds."""
+    counts = {"groups": 0, "pairs": 0, "responses": 0, "truncated responses": 0}
+    stream = iter(examples)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        while rows := list(islice(stream, ROWS_PER_BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist([_row(example) for example in rows], schema=SCHEMA))
+            counts["groups"] += len(rows)
+            for example in rows:
+                counts["pairs"] += len(example.preferences)
+                counts["responses"] += len(example.encoded.suffixes)
+                counts["truncated responses"] += sum(example.encoded.truncated)
+    return counts
+
+
+def _row(example: Example) -> dict[str, object]:
+    encoded = example.encoded
+    tokens = {"name": example.name, "prefix": encoded.prefix, "suffixes": list(encoded.suffixes)}
+    counts = {"response_tokens": list(encoded.response_tokens), "truncated": list(encoded.truncated)}
+    return {**tokens, **counts, **{name: [getattr(p, name) for p in example.preferences] for name in PREFERENCE_FIELDS}}
+
+
+class TokenStore(Sequence[Example]):
+    """The groups of one split, from any number of files, in order."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Open the files; three numbers a group are held in memory."""
+        self._batches: list[pa.RecordBatch] = []
+        for path in paths:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            self._batches += [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        self.tokens = self._by_group(_token_counts)
+        """Tokens that each group costs in a row."""
+        self.pairs = self._by_group(lambda batch: _lengths(batch.column("chosen")))
+        self.weights = self._by_group(_weights)
+        """Sum of the weights of each group's preferences."""
+
+    def _by_group(self, of: Callable[[pa.RecordBatch], NDArray[Number]]) -> NDArray[Number]:
+        return np.concatenate([of(batch) for batch in [*self._batches, pa.RecordBatch.from_pylist([], schema=SCHEMA)]])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices: a store is larger than memory
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        batch, row = self._batches[number], index - int(self._starts[number])
+
+        def cell(name: str) -> pa.Array:
+            return batch.column(name)[row].values
+
+        suffixes = cell("suffixes")
+        encoded = EncodedGroup(
+            cell("prefix").to_numpy(),
+            [suffix.values.to_numpy() for suffix in suffixes],
+            cell("response_tokens").to_pylist(),
+            cell("truncated").to_pylist(),
+        )
+        columns = [cell(name).to_pylist() for name in PREFERENCE_FIELDS]
+        return Example(batch.column("name")[row].as_py(), encoded, tuple(Preference(*values) for values in zip(*columns, strict=True)))
+
+
+def _lengths(column: pa.ListArray) -> NDArray[np.int64]:
+    return np.asarray(column.value_lengths().to_numpy(), dtype=np.int64)
+
+
+def _sums(values: NDArray[Number], lengths: NDArray[np.int64]) -> NDArray[Number]:
+    """Sums of consecutive runs of the values."""
+    totals = np.zeros(len(values) + 1, dtype=values.dtype)
+    np.cumsum(values, out=totals[1:])
+    ends = np.cumsum(lengths)
+    found: NDArray[Number] = totals[ends] - totals[ends - lengths]
+    return found
+
+
+def _token_counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    suffixes = batch.column("suffixes")
+    return _lengths(batch.column("prefix")) + _sums(_lengths(suffixes.flatten()), _lengths(suffixes))
+
+
+def _weights(batch: pa.RecordBatch) -> NDArray[np.float64]:
+    column = batch.column("weight")
+    return _sums(column.flatten().to_numpy().astype(np.float64), _lengths(column))
+
+
+def encode(groups: Iterable[PreferenceGroup], tokenizer: Path, frame: chat.Frame, limits: Limits, *, workers: int = 0) -> Iterator[Example]:
+    """The groups as examples, in order, by so many worker processes; 0 does the work in this one. `tokenizer` is its folder.
+
+    Raises:
+        DataError: If a prompt has no message.
+    """
+    stream = iter(groups)
+    tasks = iter(lambda: list(islice(stream, GROUPS_PER_TASK)), [])
+    if not workers:
+        for task in tasks:
+            yield from _encode(task, tokenizer, frame, limits)
+        return
+    # spawned, because a fork of a process with threads may hang
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        running = deque(pool.submit(_encode, task, tokenizer, frame, limits) for task in islice(tasks, workers * TASKS_AHEAD))
+        while running:
+            yield from running.popleft().result()
+            running.extend(pool.submit(_encode, task, tokenizer, frame, limits) for task in islice(tasks, 1))
+
+
+def _encode(groups: Sequence[PreferenceGroup], tokenizer: Path, frame: chat.Frame, limits: Limits) -> list[Example]:
+    encoder = Encoder(_tokenizer(tokenizer), frame, limits)
+    return [Example(g.group_id, encoder.encode(g.prompt, [r.content for r in g.responses], name=g.group_id), g.preferences) for g in groups]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """One load for each process."""
+    return checkpoint.load_tokenizer(checkpoint.Source(folder))

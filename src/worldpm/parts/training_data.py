@@ -1,0 +1,73 @@
+"""What a model is trained on: tables of preference groups, and plain preference sets, here or on the hub."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from worldpm.field.errors import ConfigError
+from worldpm.field.records import PreferenceGroup
+from worldpm.formats import folders, schema, tables
+from worldpm.parts import preference_sets
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The files of a run, sorted by kind."""
+
+    inputs: tuple[Path, ...]
+    """What the manifest names: finished folders, and files."""
+    tables: tuple[Path, ...]
+    plain: tuple[Path, ...]
+
+    @classmethod
+    def find(cls, names: Sequence[str]) -> Self:
+        """Look at each place: a folder of groups, a file, a folder of files, or else a hub id.
+
+        Raises:
+            ConfigError: If it is absent, unfinished, or holds nothing that could be read.
+        """
+        inputs: list[Path] = []
+        found: dict[bool, list[Path]] = {True: [], False: []}
+        for name in names:
+            place = _here(name)
+            if place.is_dir() and ((place / folders.MANIFEST).is_file() or (place / folders.PROGRESS).is_dir()):
+                folders.manifest(place, made_by="group")
+                inputs.append(place)
+                found[False] += tables.paths_of(place)
+                continue
+            files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.name.endswith(preference_sets.SUFFIXES))
+            if not files:
+                raise ConfigError(
+                    f"{name}: neither groups (`worldpm group` makes them) nor a preference set: no {', '.join(preference_sets.SUFFIXES)}"
+                )
+            inputs += files
+            for path in files:
+                found[preference_sets.is_plain(path)].append(path)
+        return cls(tuple(inputs), tuple(found[False]), tuple(found[True]))
+
+    def groups(self, split: Literal["train", "validation"], drops: Counter[str]) -> Iterator[PreferenceGroup]:
+        """The groups of a split, in order; what rows of plain sets were dropped for is counted."""
+        for path in self.tables:
+            for row in tables.read_rows(path, schema.GROUPS):
+                if row["split"] == split:
+                    yield schema.group_from_row(row, path)
+        yield from preference_sets.read(self.plain, split, drops)
+
+
+def _here(name: str) -> Path:
+    """A file or folder, or the data files of a hub id, downloaded once."""
+    if Path(name).exists():
+        return Path(name)
+    if not HUB_ID.fullmatch(name):
+        raise ConfigError(f"{name}: no such file or folder; `worldpm group` makes one")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=[f"*{end}" for end in preference_sets.SUFFIXES]))
+    except Exception as error:  # the hub's errors have many classes; none of them is ours
+        raise ConfigError(f"{name}: no such file or folder, and the hub did not give it ({type(error).__name__})") from error

@@ -25,7 +25,7 @@ def copy(road: Path, tmp_path: Path) -> Path:
 def test_plain_transformers_gives_the_same_rewards(road: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(road / "checkpoint")
     model = AutoModelForSequenceClassification.from_pretrained(road / "checkpoint").eval()
-    texts = [chat.render(tokenizer, [Message("user", PROMPT)], response).text for response in RESPONSES]
+    texts = [chat.render(tokenizer, [Message("user", PROMPT)], response, frame=chat.Frame()).text for response in RESPONSES]
     batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = model(**batch).logits[:, 0].tolist()
@@ -88,16 +88,18 @@ def other_template(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (drop_head, r"missing \['score.weight'\]"),
-        (two_labels, r"other shape \['score.weight'\]"),
+        (drop_head, r"Qwen2ForSequenceClassification without head weights \(score.\*\): its weights are not whole"),
+        (two_labels, "2 labels, and a reward model has one"),
         (nan_head, "the reward of response 0 is nan"),
         (other_template, "chat template is not the one it was trained with"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "not a readable checkpoint"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"torn"), "not a readable checkpoint"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json' is not a valid JSON"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "it has no model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"torn"), "damaged"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a config of a known model|not JSON"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "no readable tokenizer"),
-        (lambda folder: (folder / "worldpm.json").unlink(), "has no worldpm.json"),
-        (lambda folder: (folder / "worldpm.json").write_text("{}"), "lacks template_hash, max_length, prompt_length"),
+        (
+            lambda folder: (folder / "worldpm.json").write_text("{}"),
+            "lacks template_hash, end_token, empty_system, max_length, prompt_length",
+        ),
     ],
 )
 def test_a_checkpoint_that_is_not_whole_is_refused(copy: Path, harm: object, message: str) -> None:

@@ -130,7 +130,7 @@ def test_a_benchmark_of_another_format_is_refused(tmp_path: Path, change: Callab
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("evaluate", "nowhere", "--on", "llmbar"), "nowhere: no such folder; `worldpm train` makes one"),
+        (("evaluate", "nowhere", "--on", "llmbar"), "nowhere: no such folder, and no hub id (OWNER/NAME); `worldpm train` makes one"),
         (("evaluate", "{road}/checkpoint", "--on", "rm-bunch"), "neither a benchmark (llmbar) nor a folder of groups"),
         (("evaluate", "{road}/checkpoint", "--on", "llmbar", "--benchmarks", "nowhere"), "LLMBar is not there"),
         (("evaluate", "{road}/groups", "--on", "llmbar"), "made by `worldpm group`"),

@@ -1,5 +1,6 @@
 """The packed row is exact for every family of decoders, with the mechanism that makes each of them different."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from worldpm.parts.batches import EncodedGroup
+from worldpm.parts.batches import EncodedGroup, Tokens
 from worldpm.parts.reward_model import RewardModel, from_config
 
 VOCABULARY = 60
@@ -68,7 +69,7 @@ def draw(*lengths: int, seed: int = 0) -> list[np.ndarray]:
     return [rng.integers(0, VOCABULARY, length) for length in lengths]
 
 
-def group(prefix: np.ndarray, suffixes: list[np.ndarray]) -> EncodedGroup:
+def group(prefix: Tokens, suffixes: Sequence[Tokens]) -> EncodedGroup:
     return EncodedGroup(prefix, suffixes, [0] * len(suffixes), [False] * len(suffixes))
 
 
@@ -77,7 +78,7 @@ GROUPS = [group(draw(11)[0], draw(9, 4, 13, seed=1)), group(draw(2, seed=2)[0], 
 
 def gradients(model: RewardModel, rewards: Tensor) -> Tensor:
     model.zero_grad()
-    (rewards * torch.linspace(-1, 1, len(rewards))).sum().backward()
+    (rewards * torch.linspace(-1, 1, len(rewards))).sum().backward()  # type: ignore[no-untyped-call]
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 

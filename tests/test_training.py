@@ -5,14 +5,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.test_shared_prefix import SMALL, Vocabulary, group
-from worldpm.field.errors import CheckpointError, TrainingError
+from worldpm.field.errors import TrainingError
 from worldpm.field.records import Preference
-from worldpm.parts.reward_model import build, to_tensors
-from worldpm.parts.training import STATE_NOTE, Example, Settings, Trainer, validate
+from worldpm.parts import training
+from worldpm.parts.reward_model import build
+from worldpm.parts.token_store import Example, TokenStore, write
+from worldpm.parts.training import Settings, Trainer
+from worldpm.parts.training_state import NOTE, weights_of
 
 EXAMPLES = [
     Example(
@@ -34,13 +38,20 @@ def settings(**changes: Any) -> Settings:
         "warmup": 0.5,
         "decay": 0.25,
     }
-    return Settings(**{**usual, "seed": 0, "dtype": torch.float32, "validations": 4, **changes})
+    return Settings(**{**usual, "seed": 0, "validations": 4, **changes})
 
 
 def trainer(folder: Path, **changes: Any) -> Trainer:
     folder.mkdir(exist_ok=True)
     model = build(SMALL, Vocabulary(), seed=1)  # type: ignore[arg-type]
-    return Trainer(model, EXAMPLES, EXAMPLES[:3], settings(**changes), folder=folder, state=folder / "resume")
+    for name, examples in (("train", EXAMPLES), ("validation", EXAMPLES[:3])):
+        write(folder / name, examples)
+    train, validation = (TokenStore([folder / name]) for name in ("train", "validation"))
+    accelerator = training.accelerator(torch.float32)
+    return Trainer(model, train, validation, settings(**changes), folder=folder, state=folder / "resume", accelerator=accelerator)
+
+
+ALL = np.arange(len(EXAMPLES))
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -65,15 +76,15 @@ def test_the_loss_of_a_step_does_not_depend_on_how_its_rows_are_filled(tmp_path:
     losses = []
     for tokens in (16, 10_000):
         run = trainer(tmp_path / str(tokens), row_tokens=tokens)
-        losses.append(run.step(EXAMPLES))
+        losses.append(run.step(ALL)[0])
     assert losses[0]["loss_nats"] == pytest.approx(losses[1]["loss_nats"], abs=1e-6)
     assert losses[0]["grad_norm"] == pytest.approx(losses[1]["grad_norm"], rel=1e-5)
 
 
 def test_the_loss_at_the_start_is_a_weighted_mean_over_pairs(tmp_path: Path) -> None:
     run = trainer(tmp_path / "a")
-    expected = validate(run.model, EXAMPLES, row_tokens=100, dtype=torch.float32)["loss_nats"]
-    assert run.step(EXAMPLES)["loss_nats"] == pytest.approx(expected, abs=1e-6)
+    expected = run.measure(run.train)["loss_nats"]
+    assert run.step(ALL)[0]["loss_nats"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_run_killed_after_any_save_ends_in_the_same_bits(tmp_path: Path) -> None:
@@ -100,30 +111,28 @@ def test_a_run_killed_after_any_save_ends_in_the_same_bits(tmp_path: Path) -> No
         second = trainer(folder)
         second.run()
         assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
-        a, b = to_tensors(whole.model), to_tensors(second.model)
+        a, b = weights_of(whole.model), weights_of(second.model)
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_damaged_state_is_never_loaded(tmp_path: Path) -> None:
+def test_a_torn_state_is_passed_over_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = trainer(tmp_path / "a")
-    run.step(EXAMPLES)
-    run.save()
-    (path,) = (tmp_path / "a" / "resume").glob("*.safetensors")
-    content = bytearray(path.read_bytes())
+    for _ in range(3):
+        run.step(ALL)
+        run.save()
+    older, newer = sorted((tmp_path / "a" / "resume").iterdir())
+    assert (older.name, newer.name) == ("00000002", "00000003")
+    content = bytearray((newer / "state.safetensors").read_bytes())
     content[-5] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged or missing"):
-        trainer(tmp_path / "a").resume()
-
-
-def test_a_state_whose_note_is_missing_is_no_state(tmp_path: Path) -> None:
-    run = trainer(tmp_path / "a")
-    run.step(EXAMPLES)
-    run.save()
-    (tmp_path / "a" / "resume" / STATE_NOTE).unlink()
-    fresh = trainer(tmp_path / "a")
-    fresh.resume()
-    assert fresh.seen.step == 0
+    (newer / "state.safetensors").write_bytes(content)
+    second = trainer(tmp_path / "a")
+    second.resume()
+    assert second.seen.step == 2
+    assert "00000003: not as it was saved, so not used" in caplog.text
+    (older / NOTE).unlink()
+    third = trainer(tmp_path / "a")
+    third.resume()
+    assert third.seen.step == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_groups(tmp_path: Path) -> None:
@@ -131,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_groups(tmp_pa
     with torch.no_grad():
         run.model.score.weight.fill_(math.nan)
     with pytest.raises(TrainingError, match=r"step 1: the loss is nan .*g0, g1, g2"):
-        run.step(EXAMPLES)
+        run.step(ALL)
 
 
 def test_the_weights_of_least_validation_loss_are_kept(tmp_path: Path) -> None:
@@ -140,5 +149,5 @@ def test_the_weights_of_least_validation_loss_are_kept(tmp_path: Path) -> None:
     seen = [row for row in metrics(tmp_path / "a") if "validation/loss_nats" in row]
     best = min(seen, key=lambda row: float(row["validation/loss_nats"]))
     assert run.seen.best_step == best["step"]
-    now = validate(run.model, EXAMPLES[:3], row_tokens=4096, dtype=torch.float32)
+    now = run.measure(run.validation)
     assert now["loss_nats"] == pytest.approx(best["validation/loss_nats"], abs=1e-6)

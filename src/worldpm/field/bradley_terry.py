@@ -98,7 +98,8 @@ def centring_penalties(rewards: Tensor, chosen: Tensor, rejected: Tensor) -> Ten
 def plackett_luce_nats(margins: Tensor, chosen: Tensor, weight: Tensor, *, responses: int) -> Tensor:
     """Weighted sum over responses i of `-log(exp r_i / (exp r_i + sum of exp r_j))`, j all that i is preferred to.
 
-    For a full ranking these are the stages of Plackett and Luce; responses that tie are not compared. A stage weighs what its
+    For a full ranking these are the stages of Plackett and Luce; responses that tie are not compared, and labels are taken as
+    certain. A stage weighs what its
     pairs weigh together, so two responses give the Bradley-Terry loss, and the unit is nats per pair.
 
     Source: Plackett 1975, Luce 1959; as a loss ListMLE, Xia et al. 2008.

@@ -46,15 +46,18 @@ def find(place: str | Path, *, revision: str | None = None, remote_code: bool = 
     """The folder of a model, or a hub id's files, downloaded once.
 
     Raises:
-        ConfigError: If it is neither, or remote code was asked for without a pinned commit.
+        ConfigError: If it is neither, is not finished, was made by another step than `train`, or remote code was asked for
+            without a pinned commit.
         CheckpointError: If the hub has no such repository, or does not answer.
     """
     if remote_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise ConfigError("--remote-code runs a stranger's Python: name the commit that you read, all 40 digits, with --revision")
-    if Path(place).is_dir():
-        return Source(Path(place), remote_code)
+    if (folder := Path(place)).is_dir():
+        if any((folder / name).exists() for name in (folders.MANIFEST, folders.PROGRESS, DESCRIPTION)):
+            folders.manifest(folder, made_by="train")
+        return Source(folder, remote_code)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(place)) or str(place).startswith("."):
-        raise ConfigError(f"{place}: neither a folder nor a hub id (OWNER/NAME)")
+        raise ConfigError(f"{place}: no such folder, and no hub id (OWNER/NAME); `worldpm train` makes one")
     from huggingface_hub import snapshot_download
 
     patterns = [*HUB_FILES, *(["*.py"] if remote_code else [])]

@@ -143,7 +143,7 @@ def _unshareable(config: PreTrainedConfig) -> str | None:
 @contextmanager
 def _own_attention(backbone: PreTrainedModel) -> Iterator[None]:
     """The model's own attention, without plans."""
-    backbone.set_attn_implementation("sdpa" if backbone._supports_sdpa else "eager")  # type: ignore[no-untyped-call]
+    backbone.set_attn_implementation("sdpa" if backbone._supports_sdpa else "eager")
     try:
         yield
     finally:

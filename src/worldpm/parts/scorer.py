@@ -87,7 +87,7 @@ class Scorer:
             DataError: If a file of it was altered.
         """
         source = checkpoint.find(place, revision=revision, remote_code=remote_code)
-        if (source.folder / checkpoint.DESCRIPTION).is_file() or (source.folder / folders.MANIFEST).is_file():
+        if (source.folder / folders.MANIFEST).is_file():
             folders.verified_files(source.folder)
         model = checkpoint.load(source, dtype=dtype, across_devices=across_devices)
         encoder = checkpoint.encoder_of(source, model.backbone.config)

@@ -123,6 +123,8 @@ def run(config: Config) -> None:
     from worldpm.parts.reward_model import SIZES
     from worldpm.parts.training_data import TrainingData
 
+    if config.model not in SIZES and "/" not in config.model and not Path(config.model).is_dir():
+        raise ConfigError(f"--model {config.model}: neither a built-in size ({', '.join(SIZES)}) nor a folder nor a hub id (OWNER/NAME)")
     source = None if config.model in SIZES else checkpoint.find(config.model, revision=config.revision, remote_code=config.remote_code)
     data = TrainingData.find(config.groups)
     if next(data.groups("train", Counter()), None) is None:

@@ -62,7 +62,7 @@ def released(tmp_path: Path) -> Path:
     for name in ("configuration_qwen2_rm.py", "modeling_qwen2_rm.py"):
         (folder / name).write_text("raise SystemExit('remote code ran')")
     shards = [{name: t for name, t in tensors.items() if ("layers.1" in name or "score.2" in name) is second} for second in (False, True)]
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-0000{number}-of-00002.safetensors"
         save_file(shard, folder / file)
@@ -75,7 +75,7 @@ def by_hand(folder: Path, text: str) -> float:
     """What `modeling_qwen2_rm.py` computes for one text: the head at the last token."""
     tokenizer = checkpoint.load_tokenizer(checkpoint.Source(folder))
     tensors = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
-    backbone = Qwen2Model(Qwen2Config.from_pretrained(folder)).eval()
+    backbone = Qwen2Model(Qwen2Config.from_pretrained(folder)).eval()  # type: ignore[no-untyped-call]
     backbone.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
     with torch.no_grad():
         hidden = backbone(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0, -1]
@@ -127,17 +127,18 @@ def llama(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, pad_token_id=None, **SHAPE)  # type: ignore[arg-type]
     config.num_labels = 1
-    LlamaForSequenceClassification(config).save_pretrained(folder)
+    LlamaForSequenceClassification(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
     return folder
 
 
 def test_a_model_of_others_is_read_at_its_templates_last_token(llama: Path) -> None:
     tokenizer = checkpoint.load_tokenizer(checkpoint.Source(llama))
-    plain = LlamaForSequenceClassification.from_pretrained(llama).eval()
+    plain = LlamaForSequenceClassification.from_pretrained(llama).eval()  # type: ignore[no-untyped-call]
     expected = []
     for response in RESPONSES:
         turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": response}]
-        ids = tokenizer.apply_chat_template(turns, tokenize=True, return_tensors="pt", return_dict=True)["input_ids"]
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             expected.append(float(plain(input_ids=ids).logits[0, 0]))
     assert Scorer.load(llama).rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-5)

@@ -86,7 +86,7 @@ def _share(prompt: Sequence[Message]) -> float:
 def _groups(path: Path, drops: Counter[str]) -> Iterator[PreferenceGroup]:
     name = re.sub(r"\W+", "-", path.name.split(".")[0])
     rows = enumerate(_rows(path), start=1)
-    for prompt, members in groupby(_whole(rows, path, drops), key=lambda pair: pair[1].prompt):
+    for (prompt, _), members in groupby(_whole(rows, path, drops), key=lambda pair: (pair[1].prompt, bool(pair[1].ratings))):
         first, *others = members
         group = _group(f"{name}/{first[0]}", prompt, [first[1], *(row for _, row in others)], drops)
         if group is not None:
@@ -108,8 +108,7 @@ def _group(group_id: str, prompt: tuple[Message, ...], rows: Sequence[Judged], d
     if not prompt or not any(message.content.strip() for message in prompt):
         drops["prompt without text"] += len(rows)
         return None
-    pairs = all(len(row.responses) == 2 and not row.ratings for row in rows)
-    if pairs:
+    if not rows[0].ratings:
         places = {text: i for i, text in enumerate(dict.fromkeys(text for row in rows for text in row.responses))}
         named = [(places[row.responses[0]], places[row.responses[1]]) for row in rows]
         kept = [pair for pair in named if pair[0] != pair[1]]
@@ -195,4 +194,7 @@ def _text(value: object) -> str:
 
 
 def _rating(row: Json) -> float:
-    return float(next(row[name] for name in RATINGS if row.get(name) is not None))
+    found = [row[name] for name in RATINGS if row.get(name) is not None]
+    if not found:
+        raise KeyError(f"none of {', '.join(RATINGS)}")
+    return float(found[0])

@@ -1,0 +1,146 @@
+"""Plain preference sets, in each of the forms that others publish."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import SHARED
+from worldpm.field.errors import ConfigError, DataError
+from worldpm.field.records import Message, PreferenceGroup
+from worldpm.parts import preference_sets
+from worldpm.parts.training_data import TrainingData
+
+
+def read(folder: Path, *rows: Any, name: str = "train.jsonl") -> tuple[list[PreferenceGroup], Counter[str]]:
+    """The groups of both splits, and the drops."""
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drops: Counter[str] = Counter()
+    train = list(preference_sets.read([path], "train", drops))
+    return train + list(preference_sets.read([path], "validation", Counter())), +drops
+
+
+def turns(*words: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(words)]
+
+
+USER = (Message("user", "How?"),)
+FORMS: dict[str, dict[str, Any]] = {
+    "texts": {"prompt": "How?", "chosen": "So.", "rejected": "No."},
+    "messages": {"prompt": turns("How?"), "chosen": turns("x", "So.")[1:], "rejected": turns("x", "No.")[1:]},
+    "implicit prompt": {"chosen": turns("How?", "So."), "rejected": turns("How?", "No.")},
+    "whole dialogues beside the prompt": {"prompt": "How?", "chosen": turns("How?", "So."), "rejected": turns("How?", "No.")},
+    "hh-rlhf": {"chosen": "\n\nHuman: How?\n\nAssistant: So.", "rejected": "\n\nHuman: How?\n\nAssistant: No."},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pair_in_any_form_is_a_group_of_two(form: str, tmp_path: Path) -> None:
+    (group,), drops = read(tmp_path, FORMS[form])
+    assert group.prompt == USER
+    assert [response.content for response in group.responses] == ["So.", "No."]
+    assert [(p.chosen, p.rejected, p.weight) for p in group.preferences] == [(0, 1, 1.0)]
+    assert not drops
+
+
+def test_a_dialogue_of_many_turns_keeps_them_as_its_prompt(tmp_path: Path) -> None:
+    shared = "\n\nHuman: Hi\n\nAssistant: Hello: you\n\nHuman: How?\n\nAssistant: "
+    (group,), _ = read(tmp_path, {"chosen": shared + "So.\n\nHuman stays", "rejected": shared + "No."})
+    assert [(m.role, m.content) for m in group.prompt] == [("user", "Hi"), ("assistant", "Hello: you"), ("user", "How?")]
+    assert group.responses[0].content == "So.\n\nHuman stays"
+
+
+def test_pairs_of_one_prompt_become_one_group_with_each_response_once(tmp_path: Path) -> None:
+    rows = [{"prompt": "How?", "chosen": a, "rejected": b} for a, b in (("A", "B"), ("A", "C"), ("B", "C"))]
+    (group,), _ = read(tmp_path, *rows)
+    assert [response.content for response in group.responses] == ["A", "B", "C"]
+    assert [(p.chosen, p.rejected) for p in group.preferences] == [(0, 1), (0, 2), (1, 2)]
+
+
+def test_helpsteer2_rows_that_share_a_prompt_are_compared_by_helpfulness(tmp_path: Path) -> None:
+    rows = [{"prompt": "How?", "response": text, "helpfulness": rating, "verbosity": 4} for text, rating in (("A", 1), ("B", 4))]
+    (group,), _ = read(tmp_path, *rows)
+    assert [(p.chosen, p.rejected, p.strength, p.weight) for p in group.preferences] == [(1, 0, 3.0, 1.0)]
+
+
+def test_ultrafeedback_ratings_give_all_pairs_that_weigh_one_together(tmp_path: Path) -> None:
+    answers = [{"response": str(rating), "overall_score": rating} for rating in (4.0, 2.0, 2.0, 1.0)]
+    (group,), _ = read(tmp_path, {"instruction": "How?", "completions": answers})
+    assert [(p.chosen, p.rejected) for p in group.preferences] == [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
+    assert sum(p.weight for p in group.preferences) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "How?", "chosen": "So.", "rejected": "So."}, "pair of equal responses"),
+        ({"prompt": " ", "chosen": "So.", "rejected": "No."}, "prompt without text"),
+        ({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "x", "c", "d")}, "pair whose sides differ before the last response"),
+        ({"instruction": "How?", "completions": [{"response": "a", "score": 1}] * 2}, "prompt whose responses have equal ratings"),
+    ],
+)
+def test_what_holds_no_preference_is_dropped_with_its_reason(row: Any, reason: str, tmp_path: Path) -> None:
+    groups, drops = read(tmp_path, row, FORMS["texts"])
+    assert len(groups) == 1
+    assert drops == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question": "How?"}', "train.jsonl:2: a row with question; expected chosen and rejected"),
+        ('{"prompt": "How?", "chosen": 3, "rejected": "No."}', "train.jsonl:2: a row that cannot be read"),
+        ('{"prompt": "How?", "response": "a"}', "train.jsonl:2: a row that cannot be read"),
+        ("{", "train.jsonl:2: not JSON"),
+    ],
+)
+def test_a_row_of_no_known_form_stops_the_run_with_its_line(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(FORMS["texts"]) + "\n" + line + "\n")
+    with pytest.raises(DataError, match=message.replace("(", r"\(")):
+        list(preference_sets.read([path], "train", Counter()))
+
+
+def test_a_torn_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(FORMS["texts"]).encode() * 1000)[:50])
+    with pytest.raises(DataError, match="not readable"):
+        list(preference_sets.read([path], "train", Counter()))
+
+
+def test_a_set_without_a_validation_file_lends_a_share_of_its_prompts(tmp_path: Path) -> None:
+    rows = [{"prompt": f"How {i}?", "chosen": "So.", "rejected": "No."} for i in range(2000)]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, validation = (list(preference_sets.read([path], split, Counter())) for split in ("train", "validation"))
+    assert len(train) + len(validation) == 2000
+    assert 70 <= len(validation) <= 130
+    own = tmp_path / "validation.jsonl"
+    own.write_text(json.dumps(rows[0]) + "\n")
+    assert len(list(preference_sets.read([path, own], "train", Counter()))) == 2000
+    assert len(list(preference_sets.read([path, own], "validation", Counter()))) == 1
+
+
+def test_a_folder_of_parquet_is_data_and_an_empty_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.Table.from_pylist([FORMS["implicit prompt"]] * 3), tmp_path / "set" / "train-00000-of-00001.parquet")
+    data = TrainingData.find([str(tmp_path / "set")])
+    assert len(list(data.groups("train", Counter())) + list(data.groups("validation", Counter()))) == 1
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"neither groups .* nor a preference set"):
+        TrainingData.find([str(tmp_path / "empty")])
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real benchmark files are not here")
+def test_hh_rlhf_is_read_whole_but_for_the_five_pairs_that_differ_earlier() -> None:
+    drops: Counter[str] = Counter()
+    path = SHARED / "benchmarks" / "hh-rlhf" / "harmless-base_test.jsonl.gz"
+    groups = list(preference_sets.read([path], "test", drops))
+    assert sum(len(group.preferences) for group in groups) + drops["pair of equal responses"] == 2307
+    assert drops["pair whose sides differ before the last response"] == 5

@@ -99,7 +99,7 @@ def load(
     names = _weight_names(source.folder)
     head = _head(source.folder, config, names, fresh=fresh_head)
     AttentionInterface.register(ATTENTION, attend)
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its report of unexpected weights; ours is an error
+    _quiet()
     try:
         backbone, report = AutoModel.from_pretrained(
             source.folder, config=without_dropout(config), attn_implementation=ATTENTION, dtype=dtype or "auto", use_safetensors=True,
@@ -195,6 +195,12 @@ def _head(folder: Path, config: PreTrainedConfig, names: dict[str, Path], *, fre
     return head
 
 
+def _quiet() -> None:
+    """No bars, and no report of weights that are not the backbone's: what is wrong with them is our error."""
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
@@ -221,6 +227,7 @@ def save(model: RewardModel, weights: dict[str, Tensor], folder: Path, *, pad_to
         name.replace("backbone", prefix, 1) if name.startswith("backbone.") else name: tensor.contiguous()
         for name, tensor in weights.items()
     }
+    _quiet()
     model.backbone.save_pretrained(folder, state_dict=named, max_shard_size=SHARD_SIZE)
     config = model.backbone.config.to_diff_dict()
     for gone in ("auto_map", "id2label", "label2id", "pad_token_id"):

@@ -65,7 +65,7 @@ class RewardModel(nn.Module):
     def _read(self, hidden: Tensor) -> Tensor:
         """Rewards of hidden states, shape (R, width); the head stays out of autocast, bfloat16 rewards would tie."""
         with torch.autocast(hidden.device.type, enabled=False):
-            rewards: Tensor = self.score(hidden.to(next(self.score.parameters()).dtype))[:, 0].float()
+            rewards: Tensor = self.score(hidden.to(next(self.score.parameters()).dtype)).float().sum(dim=-1)  # no view: FSDP2 hooks it
         return rewards
 
     def _shared(self, groups: Sequence[EncodedGroup]) -> Tensor:

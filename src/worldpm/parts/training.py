@@ -7,6 +7,7 @@ Every process runs equally many rows, an empty one where the step has none left 
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -81,7 +82,8 @@ def accelerator(dtype: torch.dtype) -> Accelerator:
     """The processes and devices of this run, as `accelerate launch` or `torchrun` started it; alone, one process."""
     AcceleratorState._reset_state()  # an earlier run of this process may have had another compute type
     precision = "bf16" if dtype == torch.bfloat16 else "no"
-    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    sharded_by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # the launcher's word; it finds the CPU by itself
+    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available() and not sharded_by_deepspeed)
 
 
 class Trainer:

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 
 from worldpm.formats import folders
 
@@ -37,14 +38,23 @@ Tensors = dict[str, Tensor]
 
 def weights_of(model: nn.Module, *, trained_only: bool = False) -> Tensors:
     """All weights, or those that are trained, in this process's memory; every process must call, and only the first gets them."""
+    _reshard(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
     found = get_model_state_dict(model, options=options)
     # a state dict of one process is the parameters themselves, which the next step changes
     return {name: torch.as_tensor(tensor).clone() for name, tensor in found.items()}
 
 
+def _reshard(model: nn.Module) -> None:
+    """FSDP leaves outer weights whole after a forward without gradients, where the optimizer does not know them."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def put_weights(model: nn.Module, weights: Tensors) -> None:
     """Give the model the weights that the first process holds; those that are not named stay."""
+    _reshard(model)
     set_model_state_dict(model, dict(weights), options=_whole(strict=False))
 
 

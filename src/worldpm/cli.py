@@ -27,6 +27,7 @@ VERBS = {
     "group": Verb("worldpm.steps.group", "make preference groups of threads"),
     "train": Verb("worldpm.steps.train", "train a preference model on groups"),
     "evaluate": Verb("worldpm.steps.evaluate", "judge checkpoints on benchmarks and on the test split of groups"),
+    "plan": Verb("worldpm.steps.plan", "say whether a training fits, how long it takes and what it costs"),
     "report": Verb("worldpm.steps.report", "show folders of the road on one page"),
     "score": Verb("worldpm.steps.score", "score JSON lines with a checkpoint"),
 }

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ class Source:
     """Run the folder's own Python; only for a pinned commit."""
 
 
-def find(place: str | Path, *, revision: str | None = None, remote_code: bool = False) -> Source:
-    """The folder of a model, or a hub id's files, downloaded once.
+def find(place: str | Path, *, revision: str | None = None, remote_code: bool = False, files: Sequence[str] = HUB_FILES) -> Source:
+    """The folder of a model, or of a hub id's files that match, downloaded once.
 
     Raises:
         ConfigError: If it is neither, is not finished, was made by another step than `train`, or remote code was asked for
@@ -60,7 +60,7 @@ def find(place: str | Path, *, revision: str | None = None, remote_code: bool = 
         raise ConfigError(f"{place}: no such folder, and no hub id (OWNER/NAME); `worldpm train` makes one")
     from huggingface_hub import snapshot_download
 
-    patterns = [*HUB_FILES, *(["*.py"] if remote_code else [])]
+    patterns = [*files, *(["*.py"] if remote_code else [])]
     try:
         return Source(Path(snapshot_download(str(place), revision=revision, allow_patterns=patterns)), remote_code)
     except Exception as error:  # the hub's errors have many classes; none of them is ours

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from worldpm.parts.batches import EncodedGroup
 from worldpm.parts.shared_prefix import ATTENTION, attend, plan_row
@@ -150,10 +151,24 @@ def _own_attention(backbone: PreTrainedModel) -> Iterator[None]:
         backbone.set_attn_implementation(ATTENTION)
 
 
+def compile_layers(model: RewardModel) -> None:
+    """Fuse what lies between matrix products and attention; the first step then takes half a minute more."""
+    for module in model.backbone.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
+
+
 def build(size: Size, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> RewardModel:
     """A model of a built-in size with random weights; the same seed gives the same weights."""
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
+    config = config_of(size, vocabulary=len(tokenizer))
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return from_config(config, seed=seed)
+
+
+def config_of(size: Size, *, vocabulary: int) -> Qwen2Config:
+    """The config of a built-in size."""
+    return Qwen2Config(
+        vocab_size=vocabulary,
         hidden_size=size.width,
         intermediate_size=size.feed_forward,
         num_hidden_layers=size.layers,
@@ -161,10 +176,9 @@ def build(size: Size, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Rewar
         num_key_value_heads=size.heads,
         max_position_embeddings=32_768,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=None,
+        pad_token_id=None,
     )
-    return from_config(config, seed=seed)
 
 
 def from_config(config: PreTrainedConfig, *, seed: int) -> RewardModel:

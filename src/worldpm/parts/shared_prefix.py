@@ -109,6 +109,7 @@ def plan_row(groups: Sequence[EncodedGroup], *, device: torch.device | str = "cp
     )
 
 
+@torch.compiler.disable  # a plan differs from row to row; what lies between attentions is compiled once
 def attend(
     module: torch.nn.Module,
     query: Tensor,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from worldpm.field import bradley_terry
 from worldpm.field.bradley_terry import Objective, Pairs
-from worldpm.field.errors import TrainingError
+from worldpm.field.errors import ConfigError, TrainingError
 from worldpm.field.records import Preference
 from worldpm.formats import console, folders
 from worldpm.parts import scorer, training_state
@@ -79,11 +79,16 @@ class Seen:
 
 
 def accelerator(dtype: torch.dtype) -> Accelerator:
-    """The processes and devices of this run, as `accelerate launch` or `torchrun` started it; alone, one process."""
+    """The processes and devices of this run, as `accelerate launch` or `torchrun` started it; alone, one process.
+
+    Raises:
+        ConfigError: If DeepSpeed was asked for: it steps by itself, and keeps a state that no other engine can go on from.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise ConfigError("DeepSpeed is not supported; FSDP2 shards as ZeRO-3 does: `accelerate launch --use_fsdp --fsdp_version 2 ...`")
     AcceleratorState._reset_state()  # an earlier run of this process may have had another compute type
     precision = "bf16" if dtype == torch.bfloat16 else "no"
-    sharded_by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # the launcher's word; it finds the CPU by itself
-    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available() and not sharded_by_deepspeed)
+    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
 
 
 class Trainer:

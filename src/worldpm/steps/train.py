@@ -79,6 +79,8 @@ class Config:
     """Train adapters of this rank and the head, not all weights; they are merged in the checkpoint."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
+    compile: bool = False
+    """Fuse the work between matrix products; the start takes half a minute more, and a C++ compiler or a GPU is needed."""
     row_tokens: int = 4096
     """Tokens up to which a row is filled with groups; memory grows with it."""
     workers: int = 0
@@ -219,7 +221,7 @@ def _recorded(config: Config, settings: "Settings", dtype: "torch.dtype") -> fol
         del taken[fixed]
     lengths = {"max_length": config.max_length, "prompt_length": config.prompt_length or config.max_length // 2}
     taken["objective"] = settings.objective._asdict()
-    others = {name: getattr(config, name) for name in ("lora_rank", "gradient_checkpointing", "revision", "remote_code")}
+    others = {name: getattr(config, name) for name in ("lora_rank", "gradient_checkpointing", "compile", "revision", "remote_code")}
     return {"model": model, **lengths, **taken, **others, "dtype": str(dtype).removeprefix("torch.")}
 
 
@@ -297,6 +299,8 @@ def _model(config: Config, source: "Source | None", tokenizer: "PreTrainedTokeni
         adapters.add(model, rank=config.lora_rank, seed=config.seed)
     if config.gradient_checkpointing:
         model.backbone.activation_checkpointing_enable()
+    if config.compile:
+        reward_model.compile_layers(model)
     return model
 
 

@@ -1,0 +1,122 @@
+"""What a run costs, before it runs: operations and memory of a model on rows of groups.
+
+Operations are counted as the field does: two for a multiplication with an addition, the backward twice the forward. Memory
+of activations is not a formula but a count: the model runs on tensors without contents, and what it keeps is added up.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedConfig
+
+from worldpm.field.errors import ConfigError
+from worldpm.parts import reward_model
+from worldpm.parts.batches import EncodedGroup
+
+MASTER_BYTES = 16
+"""Of each trained parameter: weight, gradient, and AdamW's two moments, in float32."""
+GIB = 2**30
+
+
+class ModelCost(NamedTuple):
+    """What a model costs whatever is read."""
+
+    parameters: int
+    non_embedding: int
+    """The N of scaling laws."""
+    attention_width: int
+    """Layers times query heads times the width of one: what each pair of a query and a key costs."""
+
+
+def train_flops(cost: ModelCost, *, tokens: int, attended: int) -> int:
+    """Operations of forward and backward over unique tokens, of which `attended` pairs of query and key meet.
+
+    Source: 6 N D of Kaplan et al., arXiv 2001.08361, section 2.1, with attention added as in Hoffmann et al., 2203.15556, F.
+    """
+    return 6 * cost.non_embedding * tokens + 12 * cost.attention_width * attended
+
+
+def score_flops(cost: ModelCost, *, tokens: int, attended: int) -> int:
+    """Operations of the forward alone."""
+    return train_flops(cost, tokens=tokens, attended=attended) // 3
+
+
+def attended_pairs(groups: Sequence[EncodedGroup]) -> int:
+    """Pairs of a query and a key that it may see, in rows with a shared prefix."""
+    total = 0
+    for group in groups:
+        prefix = len(group.prefix)
+        total += prefix * (prefix + 1) // 2
+        total += sum(len(suffix) * prefix + len(suffix) * (len(suffix) + 1) // 2 for suffix in group.suffixes)
+    return total
+
+
+def typical_row(row_tokens: int, *, prompt: int, response: int, responses: int) -> list[EncodedGroup]:
+    """Groups of one shape that fill a row; the last group's prompt takes what is left over."""
+    size = prompt + response * responses
+    counts = [prompt] * max(1, row_tokens // size)
+    counts[-1] = max(1, counts[-1] + row_tokens - size * len(counts))
+    zeros = np.zeros(max(row_tokens, size), dtype=np.int64)
+    return [EncodedGroup(zeros[:count], [zeros[:response]] * responses, [response] * responses, [False] * responses) for count in counts]
+
+
+def cost_of(config: PreTrainedConfig) -> ModelCost:
+    """Counted on a model without contents."""
+    text = config.get_text_config()
+    with FakeTensorMode():
+        model = reward_model.from_config(config, seed=0)
+        embeddings = sum(p.numel() for name, p in model.named_parameters() if "embed" in name)
+        parameters = sum(p.numel() for p in model.parameters())
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ModelCost(parameters, parameters - embeddings, text.num_hidden_layers * text.num_attention_heads * head)
+
+
+def activation_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], *, dtype: torch.dtype, gradient_checkpointing: bool) -> int:
+    """What a training step holds for the backward of one row, at its peak, weights aside.
+
+    With gradient checkpointing that is each layer's input, everything that one layer keeps, and the gradients of that.
+
+    Raises:
+        ConfigError: If the model decides by the contents of tensors what to compute, as mixtures of experts do.
+    """
+    if gradient_checkpointing:
+        text = config.get_text_config()
+        one = _kept_bytes(_with_layers(config, 1), row, dtype) - _kept_bytes(_with_layers(config, 0), row, dtype)
+        inputs = sum(group.tokens for group in row) * text.hidden_size * 4
+        return int(2 * one + inputs * text.num_hidden_layers) + _kept_bytes(_with_layers(config, 0), row, dtype)
+    return _kept_bytes(config, row, dtype)
+
+
+def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    changed = config.to_dict() | {"num_hidden_layers": layers}
+    changed.pop("layer_types", None)
+    return type(config)(**changed)
+
+
+def _kept_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: torch.dtype) -> int:
+    """Bytes that autograd keeps of a forward, each storage once, those of weights not counted."""
+    kept: dict[int, int] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = reward_model.from_config(config, seed=0)
+        model.shares_prefix = True
+        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights:
+                kept[storage._cdata] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        try:
+            with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                held = model(row)  # noqa: F841  # the graph must live while its storages are counted
+        except Exception as error:
+            raise ConfigError(
+                f"{config.model_type}: what it keeps depends on the contents of its tensors ({type(error).__name__}); "
+                "measure a step on one device instead"
+            ) from error
+    return sum(kept.values())

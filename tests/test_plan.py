@@ -1,0 +1,100 @@
+"""What a run will cost, against what is counted by hand and what a run really holds."""
+
+import subprocess
+import sys
+
+import pytest
+from transformers import LlamaConfig, Qwen2Config
+
+from tests.conftest import run
+from tests.test_shared_prefix import group
+from worldpm.parts import costs
+from worldpm.parts.costs import ModelCost
+from worldpm.steps import plan
+
+SMALL = Qwen2Config(vocab_size=100, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+
+
+def test_parameters_are_counted_by_hand() -> None:
+    attention = (8 * 8 + 8) + 2 * (8 * 4 + 4) + 8 * 8  # queries, keys and values with biases, output
+    layer = attention + 3 * 8 * 12 + 2 * 8
+    assert costs.cost_of(SMALL) == ModelCost(parameters=800 + 2 * layer + 8 + 8, non_embedding=2 * layer + 8 + 8, attention_width=2 * 2 * 4)
+
+
+def test_a_prompt_is_attended_once_and_by_each_response() -> None:
+    assert costs.attended_pairs([group([1, 1, 1], [1, 1], [1])]) == 6 + (2 * 3 + 3) + (1 * 3 + 1)
+
+
+def test_a_token_costs_six_operations_for_each_parameter_and_a_pair_twelve_for_each_channel() -> None:
+    assert costs.train_flops(ModelCost(1000, 100, 16), tokens=10, attended=5) == 6 * 100 * 10 + 12 * 16 * 5
+    assert costs.score_flops(ModelCost(1000, 100, 16), tokens=10, attended=5) == 2 * 100 * 10 + 4 * 16 * 5
+
+
+def test_a_typical_row_is_full() -> None:
+    row = costs.typical_row(4096, prompt=512, response=256, responses=4)
+    assert sum(one.tokens for one in row) == 4096
+
+
+MEASURE = """
+import resource, sys, torch
+from transformers import AutoConfig
+from worldpm.parts import costs, reward_model
+config = AutoConfig.for_model(sys.argv[1], vocab_size=1000, hidden_size=int(sys.argv[2]), intermediate_size=3 * int(sys.argv[2]),
+    num_hidden_layers=int(sys.argv[3]), num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=4096)
+model = reward_model.from_config(config, seed=0).train()
+checkpointing = sys.argv[4] == "True"
+if checkpointing:
+    model.backbone.activation_checkpointing_enable()
+optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+row = costs.typical_row(2048, prompt=512, response=256, responses=4)
+model(row[:1]).sum()  # what the libraries load at first use is not the model's
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def now():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+weights = sum(p.numel() * 4 for p in model.parameters())
+before = now() - weights
+for _ in range(2):
+    for _ in range(2):  # a step has many rows, so gradients are there beside a row's activations
+        model(row).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("family", "width", "layers", "checkpointing"), [("qwen2", 512, 6, False), ("llama", 768, 4, False), ("qwen2", 512, 12, True)]
+)
+def test_the_predicted_memory_is_within_15_percent_of_what_a_step_takes(family: str, width: int, layers: int, checkpointing: bool) -> None:
+    words = [sys.executable, "-c", MEASURE, family, str(width), str(layers), str(checkpointing)]
+    measured = int(subprocess.run(words, capture_output=True, check=True, text=True).stdout)
+    kind = {"qwen2": Qwen2Config, "llama": LlamaConfig}[family]
+    config = kind(
+        vocab_size=1000, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=4096,
+    )  # fmt: skip
+    way = next(
+        way
+        for way in plan.ways_to_place(config, costs.cost_of(config), plan.Config(model="", gpus=1, row_tokens=2048, dtype="float32"))
+        if ("checkpointing" in way.name) == checkpointing
+    )
+    assert way.total == pytest.approx(measured, rel=0.15)
+
+
+def test_the_plan_of_a_large_model_says_what_fits_and_what_it_costs(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+    folder = str(tmp_path)
+    Qwen2Config(
+        vocab_size=152_064, hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4
+    ).save_pretrained(folder)
+    assert run("plan", folder, "--gpus", 8, "--memory", 80, "--pairs", "15e6", "--price", 2) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "7.07 billion parameters, 6.53 without embeddings" in said
+    assert "Take FSDP2, not resharded." in said
+    assert "1.5e+07 pairs, 1.3e+10 tokens" in said
+    assert "GPU hours" in said
+
+
+def test_a_plan_without_sense_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", "tiny", "--gpus", 0) == 2
+    assert "--gpus is 0" in capsys.readouterr().err

@@ -61,9 +61,7 @@ def main() -> None:
     for name, times in seconds.items():
         rate = options.groups * RESPONSES / min(times)
         apart = float((found[name] - found[ours]).abs().max())
-        print(
-            f"{name:30} {rate:8.2f} responses/s, ours is {min(times) / min(seconds[ours]):5.2f} times as fast; rewards differ by {apart:.1g}"
-        )
+        print(f"{name:30} {rate:8.2f} responses/s, ours is {min(times) / min(seconds[ours]):5.2f} times as fast; {apart:.1g} apart")
 
 
 @torch.no_grad()

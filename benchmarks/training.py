@@ -199,7 +199,8 @@ def train_trl(options: argparse.Namespace, groups: list[Json]) -> tuple[int, int
     arguments = RewardConfig(
         output_dir=str(options.work / "trl"), per_device_train_batch_size=batch, gradient_accumulation_steps=max(1, len(rows) // batch),
         num_train_epochs=1, bf16=options.dtype == "bfloat16", gradient_checkpointing=options.gradient_checkpointing, max_length=2 * LONGEST,
-        report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=not torch.cuda.is_available(), eos_token="<|endoftext|>",
+        report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+        eos_token="<|endoftext|>",
     )  # fmt: skip
     trainer = RewardTrainer(
         model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[clock]
@@ -218,7 +219,8 @@ def print_table(sides: dict[str, Json]) -> None:
         print(f"{side:10} {found['pairs_per_second']:8.2f} {found['tokens']:9} {found['peak_mib']:9}")
     print(
         f"\n{ours['pairs_per_second'] / others[best]['pairs_per_second']:.2f} times the pairs per second of {best} (its best), "
-        f"{others[best]['tokens'] / ours['tokens']:.2f} times fewer tokens, {ours['peak_mib'] / others[best]['peak_mib']:.2f} of its peak memory"
+        f"{others[best]['tokens'] / ours['tokens']:.2f} times fewer tokens, "
+        f"{ours['peak_mib'] / others[best]['peak_mib']:.2f} of its peak memory"
     )
 
 

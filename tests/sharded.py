@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.test_families import FAMILIES, GROUPS, model_of
 from worldpm.parts import training_state
@@ -15,8 +16,9 @@ from worldpm.parts.reward_model import RewardModel
 
 def sharded() -> RewardModel:
     model = model_of("qwen2", FAMILIES["qwen2"])
-    for layer in model.backbone.layers:
-        fully_shard(layer)
+    for module in list(model.modules()):
+        if isinstance(module, GradientCheckpointingLayer):
+            fully_shard(module)
     fully_shard(model)
     return model
 

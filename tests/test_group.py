@@ -154,4 +154,4 @@ def test_a_group_that_points_at_nothing_is_refused(road: Path, change: dict[str,
 def test_a_table_of_other_columns_is_refused(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("train", road / "threads" / "simulated.parquet", "--model", "tiny", "--out", tmp_path / "checkpoint")
     assert run(*words) == 2
-    assert "lacks the column(s) group_id, split, prompt, preferences" in capsys.readouterr().err
+    assert "a row with thread_id, source, site" in capsys.readouterr().err

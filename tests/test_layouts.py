@@ -1,6 +1,7 @@
 """Folders of reward models that others made: read as their authors read them, without running their code."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,13 @@ def test_the_released_layout_is_read_at_its_end_token_with_an_empty_system_turn(
     expected = [by_hand(released, text.format(PROMPT, response)) for response in RESPONSES]
     assert abs(expected[0] - expected[1]) > 0.1
     assert Scorer.load(released).rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_readmes_example_of_the_released_weights_runs(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    snippet = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Qwen/WorldPM-72B" in block)
+    exec(compile(snippet.replace("Qwen/WorldPM-72B", str(released)), "README.md", "exec"), {})
+    assert len(json.loads(capsys.readouterr().out)) == 2
 
 
 def test_a_model_may_be_spread_across_devices(released: Path) -> None:

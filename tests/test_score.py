@@ -82,3 +82,45 @@ def test_a_missing_file_or_model_is_named(road: Path, tmp_path: Path, capsys: py
     (tmp_path / "in.jsonl").write_text(GOOD)
     assert run("score", tmp_path / "nowhere", tmp_path / "in.jsonl") == 2
     assert "`worldpm train` makes one" in capsys.readouterr().err
+
+
+MANY = "".join(json.dumps({"prompt": f"How {i}?", "responses": ["So.", "Read it. " * (i % 9)]}) + "\n" for i in range(600))
+
+
+def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_bytes(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in.jsonl").write_text(MANY)
+    words = ("score", road / "checkpoint", tmp_path / "in.jsonl", "--out")
+    assert run(*words, tmp_path / "whole.jsonl") == 0
+    caplog.set_level("INFO")
+    rewards = Scorer.score
+
+    def stop(self: Scorer, requests: object) -> object:
+        for number, answer in enumerate(rewards(self, requests)):  # type: ignore[arg-type]
+            if number == 100 and len(calls) == 1:
+                raise KeyboardInterrupt
+            yield answer
+        calls.append(1)
+
+    calls: list[int] = []
+    monkeypatch.setattr(Scorer, "score", stop)
+    assert run(*words, tmp_path / "killed.jsonl") == 1
+    assert not (tmp_path / "killed.jsonl").exists()
+    with (tmp_path / "killed.jsonl.partial").open("a") as file:
+        file.write('{"torn')
+    monkeypatch.setattr(Scorer, "score", rewards)
+    assert run(*words, tmp_path / "killed.jsonl") == 0
+    assert "going on after 256 lines" in caplog.text
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "killed.jsonl", "whole.jsonl"]
+
+
+def test_lines_scored_on_other_terms_are_not_gone_on_from(road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "in.jsonl").write_text(MANY)
+    (tmp_path / "out.jsonl.partial").write_text('{"model": "another"}\n' + MANY)
+    assert run("score", road / "checkpoint", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl") == 0
+    assert "going on" not in caplog.text
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 600
+    assert all("rewards" in line for line in (tmp_path / "out.jsonl").read_text().splitlines())

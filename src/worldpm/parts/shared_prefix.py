@@ -109,7 +109,8 @@ def plan_row(groups: Sequence[EncodedGroup], *, device: torch.device | str = "cp
     )
 
 
-@torch.compiler.disable  # a plan differs from row to row; what lies between attentions is compiled once
+# a plan differs from row to row; what lies between attentions is compiled once
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(
     module: torch.nn.Module,
     query: Tensor,
@@ -132,8 +133,8 @@ def attend(
     """
     plan.calls += 1
     window = sliding_window if sliding_window is not None and sliding_window < plan.longest else None
-    if query.is_cuda and query.dtype in HALF and softcap is None and s_aux is None:
-        return _variable_length(plan, query, key, value, scaling, window), None
+    if query.is_cuda and softcap is None and s_aux is None and (dtype := _compute_type(query)) in HALF:
+        return _variable_length(plan, query.to(dtype), key.to(dtype), value.to(dtype), scaling, window), None
     pieces = []
     for q, k, v in _responses(plan, query, key, value):
         bias = None if q.shape[2] == k.shape[2] and window is None else plan.bias(q.shape[2], k.shape[2], window, q)
@@ -145,6 +146,12 @@ def attend(
         else:
             pieces.append(_explicit(q, k, v, plan.bias(q.shape[2], k.shape[2], window, q), scaling, softcap, s_aux))
     return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+def _compute_type(query: Tensor) -> torch.dtype:
+    """What attention computes in: rotary embeddings give float32 under autocast, and only PyTorch's own calls cast it back."""
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
 def _responses(plan: Plan, query: Tensor, key: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -40,7 +40,7 @@ class TrainingData:
                 inputs.append(place)
                 found[False] += tables.paths_of(place)
                 continue
-            files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.name.endswith(preference_sets.SUFFIXES))
+            files = [place] if place.is_file() else sorted(p for p in _own_files(place) if p.name.endswith(preference_sets.SUFFIXES))
             if not files:
                 raise ConfigError(
                     f"{name}: neither groups (`worldpm group` makes them) nor a preference set: no {', '.join(preference_sets.SUFFIXES)}"
@@ -57,6 +57,12 @@ class TrainingData:
                 if row["split"] == split:
                     yield schema.group_from_row(row, path)
         yield from preference_sets.read(self.plain, split, drops)
+
+
+def _own_files(folder: Path) -> Iterator[Path]:
+    """The files of a set; a hub repository keeps them at its top or under `data/`, and other sets in other folders."""
+    yield from folder.glob("*")
+    yield from folder.glob("data/*")
 
 
 def _here(name: str) -> Path:

@@ -12,6 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from worldpm.formats import folders
+
+COMPARED = ("model.safetensors", "metrics.jsonl", "worldpm.json", "config.json", "tokenizer.json")
 TRAIN = ("--model", "tiny", "--max-steps", "60", "--batch-pairs", "24", "--dtype", "float32", "--max-length", "192")
 
 
@@ -34,25 +37,32 @@ def main() -> None:
         assert start("train", folder / "groups", *TRAIN, "--out", folder / "whole").wait() == 0
         seconds = time.monotonic() - started
         print(f"left alone: {seconds:.1f} s", flush=True)
-        kills = 0
-        while True:
-            process = start("train", folder / "groups", *TRAIN, "--out", folder / "killed")
-            try:
-                process.wait(rng.uniform(0, seconds) if kills < options.kills else None)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
-                states = sorted(path.name for path in (folder / "killed" / ".progress" / "resume").glob("*"))
-                print(f"kill {kills}: states {', '.join(states) or 'none'}", flush=True)
-                continue
+        kills = runs = 0
+        while kills < options.kills:
+            runs += 1
+            killed = folder / f"killed{runs}"
+            kills += train_with_kills(folder / "groups", killed, rng, seconds, at_most=options.kills - kills)
+            for file in COMPARED:
+                assert (killed / file).read_bytes() == (folder / "whole" / file).read_bytes(), file
+        print(f"{kills} kills in {runs} runs: {', '.join(COMPARED)} equal to the last bit each time")
+
+
+def train_with_kills(groups: Path, out: Path, rng: random.Random, seconds: float, *, at_most: int) -> int:
+    """Train to the end, killed at random moments on the way; how often that was."""
+    kills = 0
+    while True:
+        process = start("train", groups, *TRAIN, "--out", out)
+        try:
+            process.wait(rng.uniform(0.2, 0.8) * seconds if kills < at_most else None)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            states = sorted(path.name for path in (out / folders.PROGRESS / "resume").glob("*"))
+            print(f"{out.name}, kill {kills}: states {', '.join(states) or 'none'}", flush=True)
+        else:
             assert process.returncode == 0, process.returncode
-            if kills >= options.kills or (folder / "killed" / "manifest.json").exists():
-                break
-        for file in ("model.safetensors", "metrics.jsonl", "worldpm.json", "config.json", "tokenizer.json"):
-            same = (folder / "killed" / file).read_bytes() == (folder / "whole" / file).read_bytes()
-            print(f"{file}: {'equal to the last bit' if same else 'DIFFERENT'}")
-        print(f"{kills} kills")
+            return kills
 
 
 if __name__ == "__main__":

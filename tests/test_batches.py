@@ -150,6 +150,13 @@ def test_what_is_too_long_is_refused_unless_a_cut_was_asked_for(tokenizer: PreTr
         encode(tokenizer, "the cat " * 50, ["sat"], Limits(max_length=30, prompt_length=15, cut=False))
 
 
+def test_what_the_template_refuses_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
+    strict = train_tokenizer(["a b c"], vocabulary=300, max_length=512)
+    strict.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    with pytest.raises(DataError, match=r"in.jsonl:7: the model's chat template refuses it \(no system turn\)"):
+        Encoder(strict, chat.Frame(), ROOMY).encode([Message("user", "a")], ["b"], name="in.jsonl:7")
+
+
 def test_a_prompt_without_a_message_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match="group: the prompt has no message"):
         Encoder(tokenizer, chat.Frame(), ROOMY).encode([], ["sat"])

@@ -88,12 +88,12 @@ def test_rewards_and_gradients_of_a_shared_row_are_those_of_separate_rows(family
     shared = model(GROUPS)
     assert model.shares_prefix is True
     shared_gradients = gradients(model, shared)
-    model.shares_prefix = False
+    model.share_prefix(False)
     plain = model(GROUPS)
     plain_gradients = gradients(model, plain)
     assert (shared - plain).abs().max() < 1e-5
     assert (shared_gradients - plain_gradients).norm() < 1e-5 * plain_gradients.norm()
-    model.shares_prefix = True
+    model.share_prefix(True)
     model.train()
     model.backbone.activation_checkpointing_enable()
     again = model(GROUPS)
@@ -109,6 +109,10 @@ def test_a_recurrent_model_falls_back_to_separate_rows_with_one_message(family: 
     assert [record.message.split(", so ")[1] for record in caplog.records if "so each response" in record.message] == [
         "each response runs as a row of its own"
     ]
+    model.train()
+    model.backbone.activation_checkpointing_enable()
+    gradients(model, model(GROUPS[1:2]))  # the recomputation, too, is the model's own
+    model.eval()
     alone = torch.cat([model([group(one.prefix, [suffix])]) for one in GROUPS for suffix in one.suffixes])
     assert (rewards[0] - alone).abs().max() < 1e-5
     assert (rewards[1] - alone[:3]).abs().max() < 1e-5

@@ -230,6 +230,15 @@ def test_a_language_model_gets_a_fresh_head_in_training_only(llama: Path) -> Non
     assert model.score.weight.shape == (1, 32)
 
 
+def test_other_weights_of_the_same_size_are_another_input(llama: Path) -> None:
+    before = checkpoint.fingerprint(checkpoint.Source(llama))
+    tensors = load_file(llama / "model.safetensors")
+    save_file(tensors | {"score.weight": -tensors["score.weight"]}, llama / "model.safetensors", metadata={"format": "pt"})
+    after = checkpoint.fingerprint(checkpoint.Source(llama))
+    assert after["bytes"] == before["bytes"]
+    assert after["sha256"] != before["sha256"]
+
+
 def test_more_positions_than_the_model_has_are_refused(llama: Path) -> None:
     with pytest.raises(ConfigError, match="made for 256 positions"):
         Scorer.load(llama, max_length=1000)

@@ -56,6 +56,12 @@ def test_a_dialogue_of_many_turns_keeps_them_as_its_prompt(tmp_path: Path) -> No
     assert group.responses[0].content == "So.\n\nHuman stays"
 
 
+def test_the_prompt_of_bare_texts_is_what_both_begin_with(tmp_path: Path) -> None:
+    (group,), _ = read(tmp_path, {"chosen": "The sky is blue.", "rejected": "The sky is bleak."})
+    assert group.prompt == (Message("user", "The sky is"),)
+    assert [response.content for response in group.responses] == ["blue.", "bleak."]
+
+
 def test_pairs_of_one_prompt_become_one_group_with_each_response_once(tmp_path: Path) -> None:
     rows = [{"prompt": "How?", "chosen": a, "rejected": b} for a, b in (("A", "B"), ("A", "C"), ("B", "C"))]
     (group,), _ = read(tmp_path, *rows)
@@ -80,6 +86,8 @@ def test_ultrafeedback_ratings_give_all_pairs_that_weigh_one_together(tmp_path: 
     ("row", "reason"),
     [
         ({"prompt": "How?", "chosen": "So.", "rejected": "So."}, "pair of equal responses"),
+        ({"instruction": "How?", "completions": []}, "prompt without responses"),
+        ({"chosen": "So.", "rejected": "No."}, "prompt without text"),
         ({"prompt": " ", "chosen": "So.", "rejected": "No."}, "prompt without text"),
         ({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "x", "c", "d")}, "pair whose sides differ before the last response"),
         ({"instruction": "How?", "completions": [{"response": "a", "score": 1}] * 2}, "prompt whose responses have equal ratings"),
@@ -121,7 +129,7 @@ def test_a_set_without_a_validation_file_lends_a_share_of_its_prompts(tmp_path: 
     train, validation = (list(preference_sets.read([path], split, Counter())) for split in ("train", "validation"))
     assert len(train) + len(validation) == 2000
     assert 70 <= len(validation) <= 130
-    own = tmp_path / "validation.jsonl"
+    own = tmp_path / "val.jsonl"
     own.write_text(json.dumps(rows[0]) + "\n")
     assert len(list(preference_sets.read([path, own], "train", Counter()))) == 2000
     assert len(list(preference_sets.read([path, own], "validation", Counter()))) == 1

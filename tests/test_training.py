@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.test_shared_prefix import SMALL, Vocabulary, group
-from worldpm.field.errors import TrainingError
+from worldpm.field.errors import ConfigError, TrainingError
 from worldpm.field.records import Preference
 from worldpm.parts import training
 from worldpm.parts.reward_model import build
@@ -141,6 +141,33 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_groups(tmp_pa
         run.model.score.weight.fill_(math.nan)
     with pytest.raises(TrainingError, match=r"step 1: the loss is nan .*g0, g1, g2"):
         run.step(ALL)
+
+
+def test_rewards_that_are_not_finite_after_the_last_step_stop_the_run(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a", lr=1e30, warmup=0.0, decay=0.0, max_steps=1)
+    with pytest.raises(TrainingError, match=r"step 1: the rewards of g0 are .*nan.*lower --lr"):
+        run.run()
+
+
+def test_a_group_longer_than_a_row_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(tmp_path / "a", row_tokens=4)
+    assert "12 groups are longer than a row of 4 tokens, the longest 9" in caplog.text
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED"])
+def test_an_engine_that_keeps_a_state_of_its_own_is_refused(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(ConfigError, match="FSDP2 shards as ZeRO-3 does"):
+        training.accelerator(torch.float32)
+
+
+def test_a_cosine_falls_from_the_warm_up_to_nearly_nothing(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a", schedule="cosine", warmup=0.25, decay=0.0)
+    shares = []
+    for run.seen.step in range(8):
+        shares.append(run._lr_share())
+    assert shares[:2] == [0.5, 1.0]
+    assert shares[2:] == pytest.approx([(1 + math.cos(math.pi * i / 7)) / 2 for i in range(1, 7)])
 
 
 def test_the_weights_of_least_validation_loss_are_kept(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Source: Hu et al., arXiv 2106.09685, equation 3.
 
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from worldpm.field.errors import ConfigError
 from worldpm.parts.reward_model import RewardModel
@@ -17,12 +18,14 @@ def add(model: RewardModel, *, rank: int, seed: int) -> None:
     """Give every linear layer of the backbone an adapter, and freeze all else but the head.
 
     Raises:
-        ConfigError: If PEFT is not installed.
+        ConfigError: If PEFT is not installed, or the model has linear layers that are stored the other way round.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ConfigError("--lora-rank needs PEFT: pip install 'worldpm[lora]'") from error
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        raise ConfigError("--lora-rank: the model's linear layers are transposed (Conv1D), which are not merged; train it whole")
     config = LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, lora_dropout=0.0, target_modules="all-linear")
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -62,14 +63,18 @@ class Encoder:
         A prompt is cut from its left (the template's opening stays), a response before its closing.
 
         Raises:
-            DataError: If the prompt has no message, or a sequence is too long and cutting was not asked for.
+            DataError: If the prompt has no message, the chat template refuses it, or a sequence is too long and cutting was
+                not asked for.
         """
         if not prompt:
             raise DataError(name, "the prompt has no message; at least one is needed")
         if not responses:
             return EncodedGroup([], [], [], [])
         limits = self.limits
-        conversations = [chat.render(self.tokenizer, prompt, response, frame=self.frame) for response in responses]
+        try:
+            conversations = [chat.render(self.tokenizer, prompt, response, frame=self.frame) for response in responses]
+        except TemplateError as error:
+            raise DataError(name, f"the model's chat template refuses it ({error}); roles or their order are not the model's") from error
         sequences, lengths, marks = [], [], []
         for conversation, (ids, ends) in zip(conversations, _tokens(self.tokenizer, conversations), strict=True):
             opening = int(np.searchsorted(ends, conversation.prompt_start, side="right"))

@@ -29,7 +29,7 @@ CONFIG, WEIGHTS, INDEX, DESCRIPTION = "config.json", "model.safetensors", "model
 HEAD = "score."
 RELEASED = "Qwen2ForRewardModel"
 SHARD_SIZE = "5GB"
-HUB_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
+HUB_FILES = ("*.json", "*.jsonl", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
 Json = dict[str, Any]
 
 
@@ -114,8 +114,7 @@ def load(
         raise CheckpointError(
             f"{source.folder}: weights do not fit the config: missing {missing[:3]}, left over {strangers[:3]}, other shape {shapes[:3]}"
         )
-    last = list(backbone.parameters())[-1].device
-    return RewardModel(backbone, head.to(last)).eval()
+    return RewardModel(backbone, head).eval()
 
 
 def load_config(source: Source) -> PreTrainedConfig:
@@ -147,7 +146,9 @@ def _weight_names(folder: Path) -> dict[str, Path]:
         CheckpointError: If there is no safetensors file, or a shard is missing or damaged.
     """
     if (folder / INDEX).is_file():
-        shards: dict[str, str] = folders.read_json(folder / INDEX)["weight_map"]
+        shards: dict[str, str] | None = folders.read_json(folder / INDEX).get("weight_map")
+        if not shards:
+            raise CheckpointError(f"{folder / INDEX}: it has no weight_map; get the folder again")
         places = {name: folder / file for name, file in shards.items()}
         if absent := sorted({path.name for path in places.values() if not path.is_file()}):
             raise CheckpointError(f"{folder}: {len(absent)} shards are missing ({', '.join(absent[:3])}); get the folder again")
@@ -242,7 +243,8 @@ def save(model: RewardModel, weights: dict[str, Tensor], folder: Path, *, pad_to
 def pad_token(tokenizer: PreTrainedTokenizerBase, frame: chat.Frame) -> str | None:
     """A token to pad with that cannot be taken for the end of a text: plain transformers looks for the last other token."""
     template = str(tokenizer.chat_template)
-    known = [token for token in tokenizer.get_added_vocab() if token != frame.end_token and token not in template]
+    ends = (frame.end_token, tokenizer.eos_token)  # a template may name the latter without its letters
+    known = [token for token in tokenizer.get_added_vocab() if token not in ends and token not in template]
     own = tokenizer.pad_token
     return str(own) if own in known else next(iter(sorted(known, key=lambda token: ("pad" not in token, token))), None)
 
@@ -287,13 +289,12 @@ def write_description(folder: Path, encoder: Encoder, measured: Mapping[str, flo
 
 
 def fingerprint(source: Source) -> Json:
-    """The folder as an input of a manifest: by its own manifest, or by its config and the names and sizes of its files."""
+    """The folder as an input of a manifest: by its own manifest, or else by the contents of its files."""
     if (source.folder / folders.MANIFEST).is_file():
         return folders.describe(source.folder)
-    config = source.folder / CONFIG
-    sizes = {path.name: path.stat().st_size for path in sorted(source.folder.iterdir()) if path.is_file()}
-    content = (config.read_bytes() if config.is_file() else b"") + repr(sizes).encode()
-    return {"name": source.folder.resolve().name, "bytes": sum(sizes.values()), "sha256": hashlib.sha256(content).hexdigest()}
+    files = [folders.describe(path) for path in sorted(source.folder.iterdir()) if path.is_file()]
+    digest = hashlib.sha256(json.dumps(files).encode())
+    return {"name": source.folder.resolve().name, "bytes": sum(file["bytes"] for file in files), "sha256": digest.hexdigest()}
 
 
 def describe(folder: Path) -> Json:

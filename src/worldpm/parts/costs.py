@@ -101,7 +101,7 @@ def _kept_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: to
     kept: dict[int, int] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = reward_model.from_config(config, seed=0)
-        model.shares_prefix = True
+        model.share_prefix(True)
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
         def note(tensor: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ import xxhash
 
 from worldpm.field.errors import DataError
 from worldpm.field.records import Message, Preference, PreferenceGroup, Response
-from worldpm.formats import tables
+from worldpm.formats import chat, tables
 
 Json = dict[str, Any]
 Split = Literal["train", "validation", "test"]
@@ -73,7 +73,7 @@ def read(paths: Sequence[Path], split: Split, drops: Counter[str]) -> Iterator[P
 
 def _split_of(path: Path) -> Split:
     words = re.split(r"[^a-z]+", path.name.lower())
-    if {"validation", "valid", "dev"} & set(words):
+    if {"validation", "valid", "val", "dev", "eval"} & set(words):
         return "validation"
     return "test" if "test" in words else "train"
 
@@ -97,8 +97,8 @@ def _whole(rows: Iterable[tuple[int, Json]], path: Path, drops: Counter[str]) ->
     """The rows that have one prompt, with their numbers."""
     for number, row in rows:
         judged = _judged(row, path, number)
-        if judged is None:
-            drops["pair whose sides differ before the last response"] += 1
+        if isinstance(judged, str):
+            drops[judged] += 1
         else:
             yield number, judged
 
@@ -148,7 +148,8 @@ def _rows(path: Path) -> Iterator[Json]:
         raise DataError(path, f"not readable ({error})") from error
 
 
-def _judged(row: Any, path: Path, number: int) -> Judged | None:
+def _judged(row: Any, path: Path, number: int) -> Judged | str:
+    """The row, or why it holds no preference."""
     try:
         if "chosen" in row and "rejected" in row:
             return _pair(row)
@@ -157,24 +158,37 @@ def _judged(row: Any, path: Path, number: int) -> Judged | None:
         if "completions" in row:
             answers = row["completions"]
             prompt = _messages(row.get("instruction", row.get("prompt")))
+            if not answers:
+                return "prompt without responses"
             return Judged(prompt, tuple(_text(answer["response"]) for answer in answers), tuple(map(_rating, answers)))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(path, f"a row that cannot be read ({type(error).__name__}: {error}); {FORMS}", line=number) from error
     raise DataError(path, f"a row with {', '.join(map(str, row))[:80]}; {FORMS}", line=number)
 
 
-def _pair(row: Json) -> Judged | None:
-    """None where the two sides are not two last responses to one prompt."""
+def _pair(row: Json) -> Judged | str:
+    """A row with two sides, each a response, or the whole dialogue that ends with one."""
     chosen, rejected = _messages(row["chosen"], role="assistant"), _messages(row["rejected"], role="assistant")
     if row.get("prompt") is not None:
         prompt = _messages(row["prompt"])
-        chosen, rejected = (side[len(prompt) :] if side[: len(prompt)] == prompt else side for side in (chosen, rejected))
+        start = len(prompt)
+        chosen = chosen[start:] if chosen[:start] == prompt else chosen
+        rejected = rejected[start:] if rejected[:start] == prompt else rejected
+    elif len(chosen) == len(rejected) == 1:
+        words = _common_words(chosen[0].content, rejected[0].content)
+        prompt = (Message("user", words.strip()),)
+        chosen, rejected = (_messages(side[0].content[len(words) :]) for side in (chosen, rejected))
     else:
-        shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)) - 1)
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+        prompt, chosen, rejected = chosen[:-1], chosen[-1:], (rejected[-1:] if rejected[:-1] == chosen[:-1] else ())
     if len(chosen) != 1 or len(rejected) != 1:
-        return None
+        return "pair whose sides differ before the last response"
     return Judged(prompt, (chosen[0].content, rejected[0].content), ())
+
+
+def _common_words(first: str, second: str) -> str:
+    """What two texts begin with, up to the last white space."""
+    shared = first[: chat.common_prefix([first, second])]
+    return shared[: len(shared) - len(shared.split(" ")[-1])] if shared not in (first, second) else ""
 
 
 def _messages(value: Any, *, role: str = "user") -> tuple[Message, ...]:

@@ -4,8 +4,7 @@ Groups run as one row with a shared prefix where that is exact for the model, an
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple, cast
 
@@ -59,14 +58,21 @@ class RewardModel(nn.Module):
     def forward(self, groups: Sequence[EncodedGroup]) -> Tensor:
         """Shape (R,), float32, in the order of groups and responses. Every group must have a response."""
         if self.shares_prefix is None:
-            self.shares_prefix = _is_exact(self)
+            self.share_prefix(_is_exact(self))
         ends = self._shared(groups) if self.shares_prefix else self._apart(groups)
         return self._read(ends)
 
+    def share_prefix(self, share: bool) -> None:
+        """Whether rows share a prefix from now on; if not, the model's own attention takes over, in recomputations too."""
+        self.shares_prefix = share
+        self.backbone.set_attn_implementation(ATTENTION if share else _own_attention(self.backbone))
+
     def _read(self, hidden: Tensor) -> Tensor:
-        """Rewards of hidden states, shape (R, width); the head stays out of autocast, bfloat16 rewards would tie."""
+        """Rewards of hidden states, shape (R, width), in float32 whatever the weights: bfloat16 rewards would tie."""
+        weights = {name: weight.to(hidden.device, torch.float32) for name, weight in self.score.named_parameters()}
         with torch.autocast(hidden.device.type, enabled=False):
-            rewards: Tensor = self.score(hidden.to(next(self.score.parameters()).dtype)).float().sum(dim=-1)  # no view: FSDP2 hooks it
+            # no view of the head's output: FSDP2 puts its hooks on what a forward returns
+            rewards: Tensor = torch.func.functional_call(self.score, weights, (hidden.float(),)).sum(dim=-1)
         return rewards
 
     def _shared(self, groups: Sequence[EncodedGroup]) -> Tensor:
@@ -82,10 +88,9 @@ class RewardModel(nn.Module):
         sequences = [np.concatenate([group.prefix, suffix]).astype(np.int64) for group in groups for suffix in group.suffixes]
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
         ends = []
-        with _own_attention(self.backbone):
-            for _, members in groupby(order, key=lambda i: len(sequences[i])):
-                ids = torch.from_numpy(np.stack([sequences[i] for i in members])).to(self.device)
-                ends.append(self.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, -1])
+        for _, members in groupby(order, key=lambda i: len(sequences[i])):
+            ids = torch.from_numpy(np.stack([sequences[i] for i in members])).to(self.device)
+            ends.append(self.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, -1])
         place = torch.tensor(np.argsort(order), device=ends[0].device)
         return torch.cat(ends)[place]
 
@@ -106,7 +111,7 @@ def _is_exact(model: RewardModel) -> bool:
     if why is None:
         training = model.training
         model.eval()
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+        with torch.no_grad():  # under the caller's autocast: what is checked is what will run
             why = _difference(model, config.vocab_size)
         model.train(training)
     if why is not None:
@@ -123,9 +128,13 @@ def _difference(model: RewardModel, vocabulary: int) -> str | None:
         shared = model._read(model._shared(groups))
     except _UnplannedLayerError:
         return "not every layer is attention"
+    model.share_prefix(False)
     plain = model._read(model._apart(groups))
+    model.share_prefix(True)
     worst = float((shared - plain).abs().max() / plain.abs().max().clamp(min=1))
-    if worst > TOLERANCE[model.backbone.dtype]:  # NaN weights are found where rewards are used
+    device = model.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.backbone.dtype
+    if worst > TOLERANCE[dtype]:  # NaN weights are found where rewards are used
         return f"its rewards differ by {worst:.2g} from those of separate rows"
     return None
 
@@ -141,14 +150,9 @@ def _unshareable(config: PreTrainedConfig) -> str | None:
     return None
 
 
-@contextmanager
-def _own_attention(backbone: PreTrainedModel) -> Iterator[None]:
-    """The model's own attention, without plans."""
-    backbone.set_attn_implementation("sdpa" if backbone._supports_sdpa else "eager")
-    try:
-        yield
-    finally:
-        backbone.set_attn_implementation(ATTENTION)
+def _own_attention(backbone: PreTrainedModel) -> str:
+    """The attention that a model has without us."""
+    return "sdpa" if backbone._supports_sdpa else "eager"
 
 
 def compile_layers(model: RewardModel) -> None:

@@ -19,6 +19,8 @@ from worldpm.parts.batches import EncodedGroup
 
 ATTENTION = "worldpm_shared_prefix"
 HALF = (torch.bfloat16, torch.float16)
+WIDEST_HEAD, AMPERE = 256, (8, 0)
+"""What flash attention can do, and the first GPUs that it can do it on."""
 
 
 class Span(NamedTuple):
@@ -57,7 +59,7 @@ class Plan:
 
     def bias(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
         """0 where a query may look, -inf where not, shape (queries, keys): the causal band, aligned bottom right."""
-        name = (queries, keys, window, like.dtype)
+        name = (queries, keys, window, like.dtype, like.device)
         if name not in self.cache:
             bias = torch.full((queries, keys), float("-inf"), device=like.device, dtype=like.dtype).triu(keys - queries + 1)
             if window is not None:
@@ -67,7 +69,7 @@ class Plan:
 
     def key_index(self, device: torch.device) -> Tensor:
         """The keys that each response looks at, response after response: its prompt's tokens, then its own."""
-        if "key index" not in self.cache:
+        if ("key index", device) not in self.cache:
             pieces, start = [], 0
             for span in self.spans:
                 prefix = np.arange(start, start + span.prefix)
@@ -75,16 +77,16 @@ class Plan:
                 for suffix in span.suffixes:
                     pieces += [prefix, np.arange(start, start + suffix)]
                     start += suffix
-            self.cache["key index"] = torch.from_numpy(np.concatenate(pieces)).to(device)
-        return self.cache["key index"]
+            self.cache["key index", device] = torch.from_numpy(np.concatenate(pieces)).to(device)
+        return self.cache["key index", device]
 
     def borders(self, of: str, device: torch.device) -> Tensor:
         """Where each response's `queries` or `keys` begin and end in their row, int32, shape (R + 1,)."""
-        if of not in self.cache:
+        if (of, device) not in self.cache:
             place = ("queries", "keys").index(of)
             lengths = [length[place] for span in self.spans for length in span.lengths]
-            self.cache[of] = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
-        return self.cache[of]
+            self.cache[of, device] = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
+        return self.cache[of, device]
 
 
 def plan_row(groups: Sequence[EncodedGroup], *, device: torch.device | str = "cpu") -> Plan:
@@ -133,7 +135,8 @@ def attend(
     """
     plan.calls += 1
     window = sliding_window if sliding_window is not None and sliding_window < plan.longest else None
-    if query.is_cuda and softcap is None and s_aux is None and (dtype := _compute_type(query)) in HALF:
+    dtype = _compute_type(query)
+    if softcap is None and s_aux is None and _has_flash(query, value, dtype):
         return _variable_length(plan, query.to(dtype), key.to(dtype), value.to(dtype), scaling, window), None
     pieces = []
     for q, k, v in _responses(plan, query, key, value):
@@ -152,6 +155,15 @@ def _compute_type(query: Tensor) -> torch.dtype:
     """What attention computes in: rotary embeddings give float32 under autocast, and only PyTorch's own calls cast it back."""
     device = query.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+
+
+def _has_flash(query: Tensor, value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the variable-length kernel takes these tensors."""
+    width = query.shape[-1]
+    return (
+        query.is_cuda and dtype in HALF and width == value.shape[-1] and width <= WIDEST_HEAD
+        and torch.cuda.get_device_capability(query.device) >= AMPERE
+    )  # fmt: skip
 
 
 def _responses(plan: Plan, query: Tensor, key: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

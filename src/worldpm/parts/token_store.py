@@ -159,11 +159,11 @@ def encode(groups: Iterable[PreferenceGroup], tokenizer: Path, frame: chat.Frame
 
 
 def _encode(groups: Sequence[PreferenceGroup], tokenizer: Path, frame: chat.Frame, limits: Limits) -> list[Example]:
-    encoder = Encoder(_tokenizer(tokenizer), frame, limits)
+    encoder = Encoder(_tokenizer(tokenizer, (tokenizer / "tokenizer.json").stat().st_mtime_ns), frame, limits)
     return [Example(g.group_id, encoder.encode(g.prompt, [r.content for r in g.responses], name=g.group_id), g.preferences) for g in groups]
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """One load for each process."""
+def _tokenizer(folder: Path, written_ns: int) -> PreTrainedTokenizerBase:
+    """One load for each process, and each time that the folder was written."""
     return checkpoint.load_tokenizer(checkpoint.Source(folder))

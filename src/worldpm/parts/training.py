@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,9 +20,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from worldpm.field import bradley_terry
 from worldpm.field.bradley_terry import Objective, Pairs
@@ -36,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_SAVES = 60.0
+SAVING_SHARE = 20
+"""A run computes at least so many times as long as it saves."""
+FSDP2_WORDS = "`accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP ...`"
 BRADLEY_TERRY = Objective()
 Json = dict[str, Any]
 
@@ -82,13 +87,23 @@ def accelerator(dtype: torch.dtype) -> Accelerator:
     """The processes and devices of this run, as `accelerate launch` or `torchrun` started it; alone, one process.
 
     Raises:
-        ConfigError: If DeepSpeed was asked for: it steps by itself, and keeps a state that no other engine can go on from.
+        ConfigError: If DeepSpeed was asked for, which steps by itself and keeps a state that no other engine can go on from, or
+            the first version of FSDP.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise ConfigError("DeepSpeed is not supported; FSDP2 shards as ZeRO-3 does: `accelerate launch --use_fsdp --fsdp_version 2 ...`")
+        raise ConfigError(f"DeepSpeed is not supported; FSDP2 shards as ZeRO-3 does: {FSDP2_WORDS}")
     AcceleratorState._reset_state()  # an earlier run of this process may have had another compute type
     precision = "bf16" if dtype == torch.bfloat16 else "no"
-    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    # the first process tokenizes and writes while the others wait
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    made = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+    if made.distributed_type == DistributedType.FSDP:
+        if not made.is_fsdp2:
+            raise ConfigError(f"FSDP version 1 is not supported; {FSDP2_WORDS}")
+        if dtype == torch.bfloat16:  # gradients are summed, and rewards given out, in float32: bfloat16 rewards would tie
+            policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32)
+            made.state.fsdp_plugin.mixed_precision_policy = policy
+    return made
 
 
 class Trainer:
@@ -103,6 +118,12 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, settings))
         self.seen = Seen()
         self.best: training_state.Tensors = {}
+        long = int((train.tokens > settings.row_tokens).sum())
+        if long and accelerator.is_main_process:
+            logger.warning(
+                "%d groups are longer than a row of %d tokens, the longest %d: each runs as a row of its own, and takes its memory",
+                long, settings.row_tokens, train.tokens.max(),
+            )  # fmt: skip
         self.steps = steps_of(
             train.pairs, batch_pairs=settings.batch_pairs, seed=settings.seed, epochs=settings.epochs, max_steps=settings.max_steps
         )
@@ -110,20 +131,22 @@ class Trainer:
     def run(self) -> None:
         """Train to the end, from the last state if there is one; the model is then the one of least validation loss."""
         self.resume()
-        saved, total = time.monotonic(), len(self.steps)
+        saved, pause, total = time.monotonic(), SECONDS_BETWEEN_SAVES, len(self.steps)
         looks = {round(total * (i + 1) / self.settings.validations) for i in range(self.settings.validations)}
         with console.progress("train", total=total) as advance:
             advance(self.seen.step)
             while self.seen.step < total:
                 started = time.monotonic()
                 indices = self.steps[self.seen.step]
-                row, late = self.step(indices, late=started - saved >= SECONDS_BETWEEN_SAVES)
+                row, late = self.step(indices, late=started - saved >= pause)
                 self._log(row, indices, time.monotonic() - started)
                 if self.seen.step in looks and len(self.validation):
                     self._validate()
                 if self.seen.step in looks or late:
+                    began = time.monotonic()
                     self.save()
                     saved = time.monotonic()
+                    pause = max(SECONDS_BETWEEN_SAVES, SAVING_SHARE * (saved - began))
                 advance(note=f"loss {row['loss_nats']:.3f} accuracy {row['accuracy']:.3f}")
         if self.seen.best:
             training_state.put_weights(self.model, self.best)
@@ -136,11 +159,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         total = float(self.train.weights[indices].sum())
-        mine = self._shares(self.train.tokens[indices])
+        sizes = self.train.tokens[indices]
+        mine, filler = self._shares(sizes), int(indices[np.argmin(sizes)])
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
         sums[2] = float(late and self.accelerator.is_main_process)
         for place, row in enumerate(mine):
-            examples = [self.train[int(indices[i])] for i in row] or [self.train[int(indices[0])]]
+            examples = [self.train[int(indices[i])] for i in row] or [self.train[filler]]
             with self._synchronizing(last=place == len(mine) - 1):
                 loss, credit = self._row(examples, total if row else math.inf)
                 # engines average the gradients over processes; the loss is already divided by the sum over all of them
@@ -234,12 +258,17 @@ class Trainer:
     def measure(self, store: TokenStore, *, at_most: int | None = None) -> dict[str, float]:
         """The metrics of a split, or of its first groups, with the weights of now; every process must call."""
         self.model.eval()
-        mine = []
+        mine, filler = [], int(np.argmin(store.tokens[:at_most]))
         for row in self._shares(store.tokens[:at_most]):
-            groups = [store[i].encoded for i in row] or [store[0].encoded]
+            groups = [store[i].encoded for i in row or [filler]]
             found = scorer.rewards_of(self.model, groups, row_tokens=sum(group.tokens for group in groups))
             mine += list(zip(row, found, strict=False))
         rewards = dict(gather_object(mine))
+        if wrong := [place for place, values in rewards.items() if not all(map(math.isfinite, values))]:
+            raise TrainingError(
+                f"step {self.seen.step}: the rewards of {store[min(wrong)].name} are {rewards[min(wrong)][:3]}; "
+                f"lower --lr, or use --dtype float32; the last state that was saved, in {self.state}, is kept"
+            )
         return measure([rewards[i] for i in range(len(rewards))], store)
 
     def save(self) -> None:

@@ -12,7 +12,8 @@ from worldpm.field.records import PreferenceGroup
 from worldpm.formats import folders, schema, tables
 from worldpm.parts import preference_sets
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"([\w-][\w.-]*/[\w.-]+)((?:/[\w.-]+)*)")
+"""OWNER/NAME, and where a repository holds several sets, the folder of one."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,10 @@ class TrainingData:
                 continue
             files = [place] if place.is_file() else sorted(p for p in _own_files(place) if p.name.endswith(preference_sets.SUFFIXES))
             if not files:
+                inner = ", ".join(sorted(entry.name for entry in place.iterdir() if entry.is_dir())[:5])
                 raise ConfigError(
                     f"{name}: neither groups (`worldpm group` makes them) nor a preference set: no {', '.join(preference_sets.SUFFIXES)}"
+                    + (f"; name one of its folders ({inner})" if inner else "")
                 )
             inputs += files
             for path in files:
@@ -69,11 +72,12 @@ def _here(name: str) -> Path:
     """A file or folder, or the data files of a hub id, downloaded once."""
     if Path(name).exists():
         return Path(name)
-    if not HUB_ID.fullmatch(name):
+    if not (match := HUB_ID.fullmatch(name)):
         raise ConfigError(f"{name}: no such file or folder; `worldpm group` makes one")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=[f"*{end}" for end in preference_sets.SUFFIXES]))
+        patterns = [f"{match[2][1:]}*{end}" for end in preference_sets.SUFFIXES]
+        return Path(snapshot_download(match[1], repo_type="dataset", allow_patterns=patterns)) / match[2][1:]
     except Exception as error:  # the hub's errors have many classes; none of them is ours
         raise ConfigError(f"{name}: no such file or folder, and the hub did not give it ({type(error).__name__})") from error

@@ -4,7 +4,6 @@ The tensors are gathered under the model's own names, so a run may go on with an
 sharding. A state is written aside, hashed, and named by its note last; one that is torn is passed over.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -14,7 +13,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -101,7 +100,8 @@ def load_last(folder: Path, accelerator: Accelerator, model: nn.Module, optimize
         parameter, _, moment = name.rpartition("/")
         state.setdefault(parameter, {})[moment] = tensor
     whole: Json = {**get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))}
-    set_optimizer_state_dict(model, optimizer, whole | {"state": state} if tensors else {}, options=_whole(strict=True))
+    whole["state"] = state
+    set_optimizer_state_dict(model, optimizer, whole if tensors else {}, options=_whole(strict=True))
     if tensors:
         torch.set_rng_state(tensors["random/torch"])
     return seen, _under("best/", tensors)
@@ -111,12 +111,12 @@ def _last_whole(folder: Path) -> tuple[Json, Tensors] | None:
     for place in sorted(folder.glob("*"), reverse=True):
         try:
             note = json.loads((place / NOTE).read_text(encoding="utf-8"))
-            content = (place / TENSORS).read_bytes()
+            digest = folders.sha256(place / TENSORS)
         except (OSError, ValueError):
             logger.warning("%s: torn, so not used", place)
             continue
-        if hashlib.sha256(content).hexdigest() == note["sha256"]:
-            return note["seen"], load(content)
+        if digest == note["sha256"]:
+            return note["seen"], load_file(place / TENSORS)
         logger.warning("%s: not as it was saved, so not used", place)
     return None
 

@@ -71,7 +71,7 @@ def run(config: Config) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from worldpm.parts.costs import GIB, cost_of
+    from worldpm.parts.costs import GIB, MASTER_BYTES, cost_of
 
     model_config = _model_config(config.model)
     cost = cost_of(model_config)
@@ -87,6 +87,8 @@ def run(config: Config) -> None:
     console.print(table)
     best = next((way for way in ways if fits(way, config)), None)
     console.print(f"Take {best.name}." if best else "None fits: take more GPUs, a smaller --row-tokens, or adapters (--lora-rank).")
+    gathered = MASTER_BYTES * cost.parameters / GIB  # weights and moments, and the best weights beside them
+    console.print(f"To save, the first process gathers {gathered:.1f} GiB in the host's memory.")
     _print_cost(console.print, cost, config)
 
 

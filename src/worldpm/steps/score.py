@@ -67,6 +67,8 @@ def run(config: Config) -> None:
 
     if config.file is not None and not config.file.is_file():
         raise ConfigError(f"{config.file}: no such file")
+    if config.out is not None and config.out.is_dir():
+        raise ConfigError(f"--out {config.out}: a folder; name a file to write")
     if config.out is not None and not config.out.parent.is_dir():
         raise ConfigError(f"--out {config.out}: the folder {config.out.parent} is not there; make it first")
     scorer = Scorer.load(

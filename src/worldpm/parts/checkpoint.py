@@ -64,7 +64,7 @@ def find(place: str | Path, *, revision: str | None = None, remote_code: bool = 
     try:
         return Source(Path(snapshot_download(str(place), revision=revision, allow_patterns=patterns)), remote_code)
     except Exception as error:  # the hub's errors have many classes; none of them is ours
-        raise CheckpointError(f"{place}: no folder here, and the hub did not give it ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{place}: no folder here, and the hub did not give it ({_first_line(error)})") from error
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:

@@ -364,12 +364,13 @@ def _command(path: Path, manifest: Json) -> str:
         names = names[: len(names) - len(config["on"])]
     if manifest["step"] == "train":
         names = [name for name in names if name != config["model"]]
-    options = [
-        f"--{key.replace('_', '-')} {shlex.join(map(str, value if isinstance(value, list) else [value]))}"
-        for key, value in config.items()
-        if value is not None
-    ]
+    options = [_option(key, value) for key, value in config.items() if value is not None and value is not False]
     return " ".join(["worldpm", manifest["step"], *names, *options, "--out", path.name])
+
+
+def _option(key: str, value: object) -> str:
+    name = f"--{key.replace('_', '-')}"
+    return name if value is True else f"{name} {shlex.join(map(str, value if isinstance(value, list) else [value]))}"
 
 
 SHOW: dict[str, Callable[[Path, Json], list[Section]]] = {

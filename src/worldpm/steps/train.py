@@ -217,12 +217,11 @@ def _recorded(config: Config, settings: "Settings", dtype: "torch.dtype") -> fol
     """What the manifest says of the run: every setting as it took effect."""
     model = config.model if not Path(config.model).is_dir() else Path(config.model).resolve().name
     taken = asdict(settings)
-    for fixed in ("validations", "betas", "clip_norm"):
+    for fixed in ("objective", "validations", "betas", "clip_norm"):
         del taken[fixed]
     lengths = {"max_length": config.max_length, "prompt_length": config.prompt_length or config.max_length // 2}
-    taken["objective"] = settings.objective._asdict()
     others = {name: getattr(config, name) for name in ("lora_rank", "gradient_checkpointing", "compile", "revision", "remote_code")}
-    return {"model": model, **lengths, **taken, **others, "dtype": str(dtype).removeprefix("torch.")}
+    return {"model": model, **lengths, **taken, **settings.objective._asdict(), **others, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _prepare(config: Config, data: "TrainingData", source: "Source | None", output: folders.Output) -> folders.Json:

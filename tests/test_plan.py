@@ -1,5 +1,6 @@
 """What a run will cost, against what is counted by hand and what a run really holds."""
 
+import os
 import subprocess
 import sys
 
@@ -47,28 +48,29 @@ if checkpointing:
     model.backbone.activation_checkpointing_enable()
 optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
 row = costs.typical_row(2048, prompt=512, response=256, responses=4)
-model(row[:1]).sum()  # what the libraries load at first use is not the model's
+small = costs.typical_row(32, prompt=16, response=8, responses=2)
+model(small).sum().backward()  # what the libraries load at first use is not the model's
+model.zero_grad()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 def now():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 weights = sum(p.numel() * 4 for p in model.parameters())
 before = now() - weights
-for _ in range(2):
-    for _ in range(2):  # a step has many rows, so gradients are there beside a row's activations
-        model(row).square().sum().backward()
-    optimizer.step()
-    optimizer.zero_grad()
+model(small).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+for _ in range(2):  # a step has many rows, so gradients are there beside a row's activations
+    model(row).square().sum().backward()
 print(peak() - before)
 """
 
 
-@pytest.mark.parametrize(
-    ("family", "width", "layers", "checkpointing"), [("qwen2", 512, 6, False), ("llama", 768, 4, False), ("qwen2", 512, 12, True)]
-)
+@pytest.mark.parametrize(("family", "width", "layers", "checkpointing"), [("qwen2", 512, 6, False), ("llama", 768, 4, True)])
 def test_the_predicted_memory_is_within_15_percent_of_what_a_step_takes(family: str, width: int, layers: int, checkpointing: bool) -> None:
     words = [sys.executable, "-c", MEASURE, family, str(width), str(layers), str(checkpointing)]
-    measured = int(subprocess.run(words, capture_output=True, check=True, text=True).stdout)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what a tensor frees is the system's again at once
+    measured = int(subprocess.run(words, capture_output=True, check=True, text=True, env=environment).stdout)
     kind = {"qwen2": Qwen2Config, "llama": LlamaConfig}[family]
     config = kind(
         vocab_size=1000, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=8,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,27 @@ from tests.conftest import run
 WORDS = ("--model", "tiny", "--max-steps", "5", "--dtype", "float32", "--max-length", "256", "--row-tokens", "512")
 
 
-def start(processes: int, *words: object) -> subprocess.Popen[bytes]:
-    """A command in so many processes that speak over gloo, each with one thread."""
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0", "--rdzv_backend", "c10d")
-    command = [sys.executable, *launcher, "--rdzv_endpoint", "localhost:0", *map(str, words)]
+def start(processes: int, *words: object, zero: int | None = None) -> subprocess.Popen[bytes]:
+    """A command in so many processes that speak over gloo, each with one thread; `zero` is a stage of DeepSpeed's."""
+    if zero is None:
+        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    else:
+        launcher = ["accelerate.commands.launch", "--use_deepspeed", "--zero_stage", str(zero), "--num_processes", str(processes)]
+        launcher += ["--main_process_port", "0", "--gradient_accumulation_steps", "1", "--mixed_precision", "no"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", *launcher, *map(str, words)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def train(processes: int, groups: Path, out: Path) -> None:
-    process = start(processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out)
+def train(processes: int, groups: Path, out: Path, *, zero: int | None = None) -> None:
+    process = start(processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out, zero=zero)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said.decode()
 
 
-def train_until(step: int, processes: int, groups: Path, out: Path) -> None:
+def train_until(step: int, processes: int, groups: Path, out: Path, *, zero: int | None = None) -> None:
     """Train, and kill all processes once the state of a step is there."""
-    process = start(processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out)
+    process = start(processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out, zero=zero)
     deadline = time.monotonic() + 300
     while not (out / ".progress" / "resume" / f"{step:08d}" / "state.json").exists():
         assert process.poll() is None, process.communicate()[0].decode()
@@ -80,6 +85,17 @@ def test_a_run_moves_from_one_process_to_two_and_back_and_skips_no_group(road: P
     train_until(3, 2, road / "groups", tmp_path / "moved")
     train(1, road / "groups", tmp_path / "moved")
     assert_same_run(tmp_path / "moved", alone)
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
+def test_a_run_moves_to_zero_and_back_and_skips_no_group(zero: int, road: Path, alone: Path, tmp_path: Path) -> None:
+    train_until(1, 1, road / "groups", tmp_path / "moved")
+    train_until(3, 2, road / "groups", tmp_path / "moved", zero=zero)
+    train(1, road / "groups", tmp_path / "moved")
+    assert_same_run(tmp_path / "moved", alone)
+    train(2, road / "groups", tmp_path / "whole", zero=zero)
+    assert_same_run(tmp_path / "whole", alone)
 
 
 def test_a_sharded_model_has_the_rewards_and_the_state_of_a_whole_one(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.test_shared_prefix import SMALL, Vocabulary, group
-from worldpm.field.errors import ConfigError, TrainingError
+from worldpm.field.errors import TrainingError
 from worldpm.field.records import Preference
 from worldpm.parts import training
 from worldpm.parts.reward_model import build
@@ -152,13 +152,6 @@ def test_rewards_that_are_not_finite_after_the_last_step_stop_the_run(tmp_path: 
 def test_a_group_longer_than_a_row_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer(tmp_path / "a", row_tokens=4)
     assert "12 groups are longer than a row of 4 tokens, the longest 9" in caplog.text
-
-
-@pytest.mark.parametrize("engine", ["DEEPSPEED"])
-def test_an_engine_that_keeps_a_state_of_its_own_is_refused(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
-    with pytest.raises(ConfigError, match="FSDP2 shards as ZeRO-3 does"):
-        training.accelerator(torch.float32)
 
 
 def test_a_cosine_falls_from_the_warm_up_to_nearly_nothing(tmp_path: Path) -> None:

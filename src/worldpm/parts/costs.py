@@ -77,7 +77,7 @@ def cost_of(config: PreTrainedConfig) -> ModelCost:
 def activation_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], *, dtype: torch.dtype, gradient_checkpointing: bool) -> int:
     """What a training step holds for the backward of one row, at its peak, weights aside.
 
-    With gradient checkpointing that is each layer's input, everything that one layer keeps, and the gradients of that.
+    With gradient checkpointing that is each layer's input, and everything that one layer keeps.
 
     Raises:
         ConfigError: If the model decides by the contents of tensors what to compute, as mixtures of experts do.
@@ -86,7 +86,7 @@ def activation_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], *, d
         text = config.get_text_config()
         one = _kept_bytes(_with_layers(config, 1), row, dtype) - _kept_bytes(_with_layers(config, 0), row, dtype)
         inputs = sum(group.tokens for group in row) * text.hidden_size * 4
-        return int(2 * one + inputs * text.num_hidden_layers) + _kept_bytes(_with_layers(config, 0), row, dtype)
+        return int(one + inputs * text.num_hidden_layers) + _kept_bytes(_with_layers(config, 0), row, dtype)
     return _kept_bytes(config, row, dtype)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from worldpm.parts.batches import EncodedGroup
@@ -166,6 +167,7 @@ def build(size: Size, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Rewar
     """A model of a built-in size with random weights; the same seed gives the same weights."""
     config = config_of(size, vocabulary=len(tokenizer))
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]  # ZeRO-3 would draw the weights in partitions, and so others
     return from_config(config, seed=seed)
 
 

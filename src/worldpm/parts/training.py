@@ -30,7 +30,7 @@ from worldpm.field.bradley_terry import Objective, Pairs
 from worldpm.field.errors import ConfigError, TrainingError
 from worldpm.field.records import Preference
 from worldpm.formats import console, folders
-from worldpm.parts import scorer, training_state
+from worldpm.parts import scorer, training_state, zero
 from worldpm.parts.batches import pack, steps_of
 from worldpm.parts.token_store import Example, TokenStore
 
@@ -87,16 +87,15 @@ def accelerator(dtype: torch.dtype) -> Accelerator:
     """The processes and devices of this run, as `accelerate launch` or `torchrun` started it; alone, one process.
 
     Raises:
-        ConfigError: If DeepSpeed was asked for, which steps by itself and keeps a state that no other engine can go on from, or
-            the first version of FSDP.
+        ConfigError: If the first version of FSDP was asked for, whose state no other engine could go on from.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise ConfigError(f"DeepSpeed is not supported; FSDP2 shards as ZeRO-3 does: {FSDP2_WORDS}")
     AcceleratorState._reset_state()  # an earlier run of this process may have had another compute type
     precision = "bf16" if dtype == torch.bfloat16 else "no"
+    by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # the launcher's word; Accelerate then wants no `cpu`
+    on_cpu = not torch.cuda.is_available()
     # the first process tokenizes and writes while the others wait
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
-    made = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=7), backend="gloo" if on_cpu and by_deepspeed else None)
+    made = Accelerator(mixed_precision=precision, cpu=on_cpu and not by_deepspeed, kwargs_handlers=[patience])
     if made.distributed_type == DistributedType.FSDP:
         if not made.is_fsdp2:
             raise ConfigError(f"FSDP version 1 is not supported; {FSDP2_WORDS}")
@@ -115,6 +114,8 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.train, self.validation, self.settings = train, validation, settings
         self.folder, self.state, self.accelerator = folder, state, accelerator
+        if zero.is_zero(accelerator):
+            zero.configure(accelerator, clip_norm=settings.clip_norm)
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, settings))
         self.seen = Seen()
         self.best: training_state.Tensors = {}
@@ -194,6 +195,9 @@ class Trainer:
 
     def _synchronizing(self, *, last: bool) -> AbstractContextManager[object]:
         """Gradients are exchanged once a step; engines that shard them do it every row, or they would hold them all."""
+        self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed steps after the row that synchronizes
+        if zero.is_zero(self.accelerator):
+            return nullcontext()
         if self.accelerator.distributed_type == DistributedType.FSDP or last:
             return nullcontext()
         return cast(AbstractContextManager[object], self.accelerator.no_sync(self.model))

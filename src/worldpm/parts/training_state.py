@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 
 from worldpm.formats import folders
+from worldpm.parts import zero
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,36 @@ Tensors = dict[str, Tensor]
 
 def weights_of(model: nn.Module, *, trained_only: bool = False) -> Tensors:
     """All weights, or those that are trained, in this process's memory; every process must call, and only the first gets them."""
+    if _is_engine(model):
+        return zero.weights_of(model, trained_only=trained_only)
     _reshard(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
     found = get_model_state_dict(model, options=options)
     # a state dict of one process is the parameters themselves, which the next step changes
     return {name: torch.as_tensor(tensor).clone() for name, tensor in found.items()}
+
+
+def _is_engine(model: nn.Module) -> bool:
+    """DeepSpeed's engine, which keeps what it knows in partitions of its own."""
+    return hasattr(model, "zero_optimization_stage")
+
+
+def _moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensors]:
+    """What the optimizer knows, by the names of the weights."""
+    if _is_engine(model):
+        return zero.moments_of(model)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, Tensors], get_optimizer_state_dict(model, optimizer, options=options).get("state", {}))
+
+
+def _put_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensors]) -> None:
+    """Give the optimizer what the first process holds of what it knew."""
+    if _is_engine(model):
+        zero.put_moments(model, broadcast_object_list([moments])[0])
+        return
+    whole: Json = {**get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))}
+    whole["state"] = moments
+    set_optimizer_state_dict(model, optimizer, whole if moments else {}, options=_whole(strict=True))
 
 
 def _reshard(model: nn.Module) -> None:
@@ -53,6 +79,9 @@ def _reshard(model: nn.Module) -> None:
 
 def put_weights(model: nn.Module, weights: Tensors) -> None:
     """Give the model the weights that the first process holds; those that are not named stay."""
+    if _is_engine(model):
+        zero.put_weights(model, broadcast_object_list([weights])[0])
+        return
     _reshard(model)
     set_model_state_dict(model, dict(weights), options=_whole(strict=False))
 
@@ -67,8 +96,7 @@ def save(
 ) -> None:
     """Write the state after a step, and remove all but the last few; every process must call."""
     tensors = {f"model/{name}": tensor for name, tensor in weights_of(model, trained_only=True).items()}
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    moments = cast(dict[str, Tensors], get_optimizer_state_dict(model, optimizer, options=options).get("state", {}))
+    moments = _moments_of(model, optimizer)
     if not accelerator.is_main_process:
         return
     for name, values in moments.items():
@@ -99,9 +127,7 @@ def load_last(folder: Path, accelerator: Accelerator, model: nn.Module, optimize
     for name, tensor in _under("optimizer/", tensors).items():
         parameter, _, moment = name.rpartition("/")
         state.setdefault(parameter, {})[moment] = tensor
-    whole: Json = {**get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))}
-    whole["state"] = state
-    set_optimizer_state_dict(model, optimizer, whole if tensors else {}, options=_whole(strict=True))
+    _put_moments(model, optimizer, state)
     if tensors:
         torch.set_rng_state(tensors["random/torch"])
     return seen, _under("best/", tensors)

@@ -115,7 +115,7 @@ def ways_to_place(model_config: "PreTrainedConfig", cost: "ModelCost", config: C
     if config.gpus > 1:
         placements |= {
             "FSDP2, not resharded": state // config.gpus + (cast or 4) * cost.parameters,
-            "FSDP2": state // config.gpus + gathered,
+            "FSDP2 or ZeRO-3": state // config.gpus + gathered,
         }
     kept = {
         suffix: activation_bytes(model_config, row, dtype=dtype, gradient_checkpointing=bool(suffix))

@@ -49,8 +49,8 @@ def moments_of(engine: Any) -> dict[str, Tensors]:
 
 def put_weights(engine: nn.Module, weights: Tensors) -> None:
     """Give the engine weights, which every process must hold: its float32 ones, and those that the next forward reads."""
-    from deepspeed.utils import safe_set_full_fp32_param
     from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_set_full_fp32_param
 
     for name, parameter in _parameters(engine).items():
         if name in weights:

@@ -331,7 +331,7 @@ def test_the_preset_has_twelve_test_sets_and_eighteen_subtasks() -> None:
 def test_two_judges_are_compared_pair_by_pair() -> None:
     good = table(*(one([1.0], [0.0], name=f"i{i}") for i in range(40)))
     poor = good._replace(rewards=[[0.0, 1.0]] * 30 + [[1.0, 0.0]] * 10)
-    row = compare({"good": {"x": good}, "poor": {"x": poor}, "same": {"x": good}})
+    row = compare({"good": {"x": good}, "poor": {"x": poor}, "same": {"x": good}}, {})
     gap = {(one["first"], one["second"]): one for one in row}
     assert gap["good", "poor"]["difference"] == 0.75
     assert gap["good", "poor"]["p_value_holm"] < 0.01

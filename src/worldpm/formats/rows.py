@@ -1,5 +1,6 @@
-"""Rows of tables that others wrote: Parquet, JSON and JSON lines, gzipped or not."""
+"""Rows of tables that others wrote: Parquet, CSV, JSON and JSON lines, the latter gzipped or not."""
 
+import csv
 import gzip
 import json
 import zlib
@@ -16,6 +17,8 @@ SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 def read(path: Path) -> Iterator[Any]:
     """The rows of a Parquet file, of JSON lines, or of a JSON list; a JSON object of lists gives their entries in turn.
 
+    A CSV file gives rows of text, by the names of its first line; an empty cell is None.
+
     JSON lines and Parquet are streamed. What stands in a row is not looked at; NaN and infinity are no JSON.
 
     Raises:
@@ -23,6 +26,9 @@ def read(path: Path) -> Iterator[Any]:
     """
     if path.suffix == ".parquet":
         yield from tables.read_rows(path)
+        return
+    if path.suffix == ".csv":
+        yield from _of_csv(path)
         return
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
@@ -34,6 +40,19 @@ def read(path: Path) -> Iterator[Any]:
                 yield from _whole(file.read(), path)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(path, f"not readable ({error})") from error
+
+
+def _of_csv(path: Path) -> Iterator[dict[str, str | None]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for row in (lines := csv.DictReader(file, strict=True)):
+                if None in row or None in row.values():
+                    raise DataError(
+                        path, f"has more or fewer cells than the {len(lines.fieldnames or ())} names of the first", line=lines.line_num
+                    )
+                yield {name: value.strip() or None for name, value in row.items()}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(path, f"not readable as CSV ({error})") from error
 
 
 def _whole(text: bytes, path: Path) -> Iterator[Any]:

@@ -274,8 +274,8 @@ def positions_of(config: PreTrainedConfig) -> int:
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
 
 
-def write_description(folder: Path, encoder: Encoder, measured: Mapping[str, float], lineage: Json) -> None:
-    """Write `worldpm.json`: how text is to be read, what rewards to expect, and what the model was made of."""
+def write_description(folder: Path, encoder: Encoder, measured: Mapping[str, float], training: Json, lineage: Json) -> None:
+    """Write `worldpm.json`: how text is to be read, what rewards to expect, what training it had, and what the model was made of."""
     description = {
         **encoder.frame._asdict(),
         "template_hash": chat.template_hash(encoder.tokenizer),
@@ -284,6 +284,7 @@ def write_description(folder: Path, encoder: Encoder, measured: Mapping[str, flo
         "reward_mean": measured["reward_mean"],
         "reward_std": measured["reward_std"],
         "temperature": measured["temperature"],
+        "training": training,
         "lineage": lineage,
     }
     folders.write_atomically(folder / DESCRIPTION, folders.to_json(description))
@@ -292,6 +293,11 @@ def write_description(folder: Path, encoder: Encoder, measured: Mapping[str, flo
 def temperature_of(source: Source) -> float | None:
     """What margins are to be divided by to become log odds, as fitted on validation preferences; None where that is not known."""
     return describe(source.folder).get("temperature") if (source.folder / DESCRIPTION).is_file() else None
+
+
+def training_of(source: Source) -> Json | None:
+    """Of which run a checkpoint is, its size, and the data and operations it took until then; None where that is not known."""
+    return describe(source.folder).get("training") if (source.folder / DESCRIPTION).is_file() else None
 
 
 def fingerprint(source: Source) -> Json:

@@ -77,7 +77,7 @@ class TokenStore(Sequence[Example]):
     """The groups of one split, from any number of files, in order."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Open the files; three numbers a group are held in memory."""
+        """Open the files; four numbers a group are held in memory."""
         self._batches: list[pa.RecordBatch] = []
         for path in paths:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -85,6 +85,8 @@ class TokenStore(Sequence[Example]):
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         self.tokens = self._by_group(_token_counts)
         """Tokens that each group costs in a row."""
+        self.attended = self._by_group(_attended_counts)
+        """Pairs of a query and a key that meet in each group's row, as `costs.attended_pairs` counts them."""
         self.pairs = self._by_group(lambda batch: _lengths(batch.column("chosen")))
         self.weights = self._by_group(_weights)
         """Sum of the weights of each group's preferences."""
@@ -131,6 +133,12 @@ def _sums(values: NDArray[Number], lengths: NDArray[np.int64]) -> NDArray[Number
 def _token_counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
     suffixes = batch.column("suffixes")
     return _lengths(batch.column("prefix")) + _sums(_lengths(suffixes.flatten()), _lengths(suffixes))
+
+
+def _attended_counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    suffixes = batch.column("suffixes")
+    prefix, lengths, responses = _lengths(batch.column("prefix")), _lengths(suffixes.flatten()), _lengths(suffixes)
+    return prefix * (prefix + 1) // 2 + prefix * _sums(lengths, responses) + _sums(lengths * (lengths + 1) // 2, responses)
 
 
 def _weights(batch: pa.RecordBatch) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -32,7 +32,8 @@ from worldpm.field.errors import ConfigError, TrainingError
 from worldpm.field.records import Preference
 from worldpm.formats import console, folders
 from worldpm.parts import costs, scorer, training_state, zero
-from worldpm.parts.batches import EncodedGroup, pack, steps_of
+from worldpm.parts.batches import pack, steps_of
+from worldpm.parts.reward_model import RewardModel
 from worldpm.parts.token_store import Example, TokenStore
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,12 @@ SECONDS_BETWEEN_SAVES = 60.0
 SAVING_SHARE = 20
 """A run computes at least so many times as long as it saves."""
 FSDP2_WORDS = "`accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP ...`"
+GROUPS_TO_MEASURE = 1000
+"""Of the train split, for the metrics of a model without validation groups."""
 BRADLEY_TERRY = Objective()
 Json = dict[str, Any]
+Keep = Callable[[training_state.Tensors, Json], None]
+"""What a snapshot is given to, by every process: the weights, which only the first has, and position and metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,8 @@ class Settings:
     row_tokens: int = scorer.ROW_TOKENS
     validations: int = 5
     """How often the run looks at the validation split, the last step included."""
+    snapshots: int = 0
+    """How many times the weights are kept on the way, at numbers of steps that are spread evenly over their logarithm."""
     betas: tuple[float, float] = (0.9, 0.99)
     clip_norm: float = 1.0
 
@@ -81,9 +88,11 @@ class Seen:
     pairs: int = 0
     effective_pairs: float = 0.0
     tokens: int = 0
+    flops: int = 0
+    """Spent by forward and backward, shared prefixes counted once."""
     best_step: int = 0
     best: Json | None = None
-    """The validation metrics of the best step."""
+    """The position and the validation metrics of the best step."""
 
 
 def accelerator(dtype: torch.dtype, *, tracker: str | None = None, folder: Path | None = None) -> Accelerator:
@@ -119,20 +128,16 @@ def accelerator(dtype: torch.dtype, *, tracker: str | None = None, folder: Path 
 class Speed:
     """What the steps of a run are measured by."""
 
-    cost: costs.ModelCost
     peak: float
     """Operations per second of all devices together, by their own matrix products."""
 
     @classmethod
-    def of(cls, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> Self:
-        """Of a prepared model; measures the device for a moment."""
-        config = accelerator.unwrap_model(model).backbone.config
-        return cls(costs.cost_of(config), costs.matrix_rate(accelerator.device, dtype) * accelerator.num_processes)
+    def of(cls, accelerator: Accelerator, dtype: torch.dtype) -> Self:
+        """Measures the device for a moment."""
+        return cls(costs.matrix_rate(accelerator.device, dtype) * accelerator.num_processes)
 
-    def told(self, groups: Sequence[EncodedGroup], pairs: int, seconds: float) -> Json:
+    def told(self, *, flops: int, tokens: int, pairs: int, seconds: float) -> Json:
         """Rates of a step, and its model FLOPs utilization: useful operations as a share of the devices' own matrix rate."""
-        tokens = sum(group.tokens for group in groups)
-        flops = costs.train_flops(self.cost, tokens=tokens, attended=costs.attended_pairs(groups))
         rates = {"pairs_per_second": round(pairs / seconds, 2), "tokens_per_second": round(tokens / seconds, 1)}
         return {**rates, "mfu": round(flops / seconds / self.peak, 4)}
 
@@ -141,13 +146,15 @@ class Trainer:
     """One run: a model, its groups, the folder of its metrics, and the folder of the states to go on from."""
 
     def __init__(
-        self, model: nn.Module, train: TokenStore, validation: TokenStore, settings: Settings, *,
-        folder: Path, state: Path, accelerator: Accelerator,
+        self, model: RewardModel, train: TokenStore, validation: TokenStore, settings: Settings, *,
+        folder: Path, state: Path, accelerator: Accelerator, keep: "Keep | None" = None,
     ) -> None:  # fmt: skip
+        self.keep = keep
         self.train, self.validation, self.settings = train, validation, settings
         self.folder, self.state, self.accelerator = folder, state, accelerator
         if zero.is_zero(accelerator):
             zero.configure(accelerator, clip_norm=settings.clip_norm)
+        self.cost, self.model_type = costs.cost_of(model.backbone.config), str(model.backbone.config.model_type)
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, settings))
         self.seen = Seen()
         self.best: training_state.Tensors = {}
@@ -164,9 +171,10 @@ class Trainer:
     def run(self) -> None:
         """Train to the end, from the last state if there is one; the model is then the one of least validation loss."""
         self.resume()
-        speed = Speed.of(self.model, self.accelerator, self.settings.dtype) if self.accelerator.is_main_process else None
+        speed = Speed.of(self.accelerator, self.settings.dtype) if self.accelerator.is_main_process else None
         saved, pause, total = time.monotonic(), SECONDS_BETWEEN_SAVES, len(self.steps)
         looks = {round(total * (i + 1) / self.settings.validations) for i in range(self.settings.validations)}
+        kept = snapshot_steps(total, self.settings.snapshots)
         with console.progress("train", total=total) as advance:
             advance(self.seen.step)
             while self.seen.step < total:
@@ -176,6 +184,8 @@ class Trainer:
                 self._log(row, indices, time.monotonic() - started, speed)
                 if self.seen.step in looks and len(self.validation):
                     self._validate()
+                if self.seen.step in kept and self.keep is not None:
+                    self.keep(training_state.weights_of(self.model), self._measured())
                 if self.seen.step in looks or late:
                     began = time.monotonic()
                     self.save()
@@ -260,6 +270,11 @@ class Trainer:
         self.seen.pairs += int(self.train.pairs[indices].sum())
         self.seen.effective_pairs += total
         self.seen.tokens += int(self.train.tokens[indices].sum())
+        self.seen.flops += self._flops(indices)
+
+    def _flops(self, indices: NDArray[np.int64]) -> int:
+        tokens, attended = (int(numbers[indices].sum()) for numbers in (self.train.tokens, self.train.attended))
+        return costs.train_flops(self.cost, tokens=tokens, attended=attended)
 
     def _position(self) -> Json:
         seen = self.seen
@@ -269,14 +284,15 @@ class Trainer:
             "pairs_seen": seen.pairs,
             "effective_pairs_seen": round(seen.effective_pairs, 6),
             "tokens_seen": seen.tokens,
+            "flops_seen": seen.flops,
         }
 
     def _log(self, row: Json, indices: NDArray[np.int64], seconds: float, speed: "Speed | None") -> None:
         self._append(METRICS, row)
         if speed is not None:
-            groups = [self.train[int(i)].encoded for i in indices]
-            pairs = int(self.train.pairs[indices].sum())
-            self._append(folders.TIMINGS, {"step": self.seen.step, "seconds": round(seconds, 4), **speed.told(groups, pairs, seconds)})
+            tokens, pairs = (int(numbers[indices].sum()) for numbers in (self.train.tokens, self.train.pairs))
+            rates = speed.told(flops=self._flops(indices), tokens=tokens, pairs=pairs, seconds=seconds)
+            self._append(folders.TIMINGS, {"step": self.seen.step, "seconds": round(seconds, 4), **rates})
 
     def _append(self, name: str, row: Json) -> None:
         if self.accelerator.is_main_process:
@@ -292,7 +308,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             logger.info("step %d: validation loss %.4f nats, accuracy %.3f", self.seen.step, metrics["loss_nats"], metrics["accuracy"])
         if self.seen.best is None or metrics["loss_nats"] < self.seen.best["loss_nats"]:
-            self.seen.best, self.seen.best_step = metrics, self.seen.step
+            self.seen.best, self.seen.best_step = {**self._position(), **metrics}, self.seen.step
             self.best = training_state.weights_of(self.model, trained_only=True)
 
     def measure(self, store: TokenStore, *, at_most: int | None = None) -> dict[str, float]:
@@ -311,6 +327,15 @@ class Trainer:
             )
         return measure([rewards[i] for i in range(len(rewards))], store)
 
+    def measured(self) -> Json:
+        """Position and metrics of the weights that a finished run keeps: the best, or where nothing validates the last."""
+        return self.seen.best or self._measured()
+
+    def _measured(self) -> Json:
+        """Position and metrics of the weights of now: on validation groups, or without them on some of those trained on."""
+        found = self.measure(self.validation) if len(self.validation) else self.measure(self.train, at_most=GROUPS_TO_MEASURE)
+        return {**self._position(), **found}
+
     def save(self) -> None:
         """Write the state; every process must call."""
         training_state.save(
@@ -326,6 +351,12 @@ class Trainer:
         if self.accelerator.is_main_process:
             _truncate(self.folder / METRICS, self.seen.step)
             _truncate(self.folder / folders.TIMINGS, self.seen.step)
+
+
+def snapshot_steps(total: int, snapshots: int) -> set[int]:
+    """So many numbers of steps up to `total`, even over their logarithm, from a 200th of the run; fewer where they are the same."""
+    first = max(1, round(total / 200))
+    return {round(first * (total / first) ** (i / max(1, snapshots - 1))) for i in range(snapshots)}
 
 
 def pairs_of(groups: Iterable[tuple[int, Sequence[Preference]]], device: torch.device | str = "cpu") -> Pairs:

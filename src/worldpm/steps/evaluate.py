@@ -92,6 +92,7 @@ def run(config: Config) -> None:
         told: Json = {}
         for name, source in sources.items():
             judged[name], told[name] = _score(output, name, source, sets, config)
+            told[name]["training"] = checkpoint.training_of(source)
             told[name] |= {"overlap_with_training": overlap or None, "strata": _strata(sets) if config.strata else None}
         temperatures = {name: checkpoint.temperature_of(source) for name, source in sources.items()}
         _write(output, config, named, judged, told, temperatures)
@@ -331,8 +332,13 @@ def _write(
         found[checkpoint] = {"benchmarks": results, "domains": _domains(results), "conditions": told[checkpoint]}
         there = {name: preset for name, preset in PRESETS.items() if set(preset.NEEDS) <= benchmarks.keys()}
         found[checkpoint]["presets"] = {name: preset.judge(benchmarks) for name, preset in there.items()}
-    output.write("metrics.json", folders.to_json({"checkpoints": found, "comparisons": metrics.compare(judged)}))
+    output.write("metrics.json", folders.to_json({"checkpoints": found, "comparisons": metrics.compare(judged, _runs(told))}))
     output.finish(counts={name: len(items) for name, items in sets.items()})
+
+
+def _runs(told: Json) -> dict[str, str | None]:
+    """Of which training run each checkpoint is, where that is known."""
+    return {name: (conditions.get("training") or {}).get("run") for name, conditions in told.items()}
 
 
 def _domains(benchmarks: Json) -> Json:

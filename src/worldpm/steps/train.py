@@ -7,6 +7,7 @@ import contextlib
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
     from worldpm.parts.reward_model import RewardModel
     from worldpm.parts.training import Settings, Trainer
     from worldpm.parts.training_data import TrainingData
+    from worldpm.parts.training_state import Tensors
 
 logger = logging.getLogger(__name__)
 
 SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
-GROUPS_TO_MEASURE = 1000
-"""Of the train split, for the mean reward of a model without validation groups."""
+SNAPSHOTS = "snapshots"
 GPU_ROW_TOKENS = 16_384
 PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS = 3e-6, 10_240, 1
 """Source: WorldPM, arXiv 2505.10527, appendix A.3. A built-in size has its own."""
@@ -88,6 +89,8 @@ class Config:
     """Processes that tokenize ahead of the first step; 0 does it in this one."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute type; bfloat16 on a GPU or a CPU with matrix units for it, else float32. Weights and optimizer stay float32."""
+    snapshots: int = 0
+    """Keep the weights so many times on the way, in `snapshots/`, at steps spread evenly over their logarithm."""
     tracker: Literal["mlflow", "tensorboard", "trackio", "wandb"] | None = None
     """Also send the metrics to this tracker, whose library must be installed; files of its own go to OUT.tracking."""
     revision: str | None = None
@@ -107,7 +110,12 @@ class Config:
                 raise ConfigError(f"{name} is {value}; it must be above 0")
         if min(self.warmup, self.decay or 0) < 0 or self.warmup + (self.decay or 0) > 1:
             raise ConfigError(f"--warmup {self.warmup} and --decay {self.decay} are shares of the steps, together at most 1")
-        for name, value in {"--seed": self.seed, "--workers": self.workers, "--centring": self.centring}.items():
+        for name, value in {
+            "--seed": self.seed,
+            "--workers": self.workers,
+            "--centring": self.centring,
+            "--snapshots": self.snapshots,
+        }.items():
             if not value >= 0:
                 raise ConfigError(f"{name} is {value}; it must not be negative")
         if not 0 <= self.label_smoothing < 1:
@@ -168,21 +176,57 @@ def _train(
     if output and not len(validation):
         logger.warning("no validation groups: the last weights are kept, not those of least validation loss")
     model = _model(config, source, encoder.tokenizer)
-    trainer = Trainer(model, train, validation, settings, folder=config.out, state=progress / "resume", accelerator=accelerator)
+    lineage = {"model": config.model, "groups": [folders.describe(path) for path in data.inputs]}
+
+    def write(folder: Path, weights: "Tensors", measured: folders.Json) -> None:
+        save_tokenizer(encoder.tokenizer, folder)
+        checkpoint.save(model, adapters.merged(weights), folder, pad_token_id=encoder.tokenizer.pad_token_id)
+        checkpoint.write_description(folder, encoder, measured, _training(config, trainer, measured), lineage)
+
+    def keep(weights: "Tensors", measured: folders.Json) -> None:
+        if output:
+            _write_snapshot(output, measured, partial(write, weights=weights, measured=measured))
+
+    state = progress / "resume"
+    trainer = Trainer(model, train, validation, settings, folder=config.out, state=state, accelerator=accelerator, keep=keep)
     if not trainer.steps:
         raise ConfigError(f"--epochs {settings.epochs} of {len(train)} groups is not one group; there is nothing to train on")
     accelerator.init_trackers("worldpm", config=_recorded(config, settings, settings.dtype))
     trainer.run()
-    weights = weights_of(trainer.model)
-    measured = trainer.seen.best or trainer.measure(train, at_most=GROUPS_TO_MEASURE)
+    weights, measured = weights_of(trainer.model), trainer.measured()
     if output:
-        save_tokenizer(encoder.tokenizer, config.out)
-        checkpoint.save(model, adapters.merged(weights), config.out, pad_token_id=encoder.tokenizer.pad_token_id)
-        lineage = {"model": config.model, "groups": [folders.describe(path) for path in data.inputs]}
-        checkpoint.write_description(config.out, encoder, measured, lineage)
+        write(config.out, weights, measured)
         output.finish(counts=_counts(trainer, kept), drops={"preference sets": kept["train"]["drops"]})
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def _write_snapshot(run: folders.Output, measured: folders.Json, write: Callable[[Path], None]) -> None:
+    """A checkpoint of its own, named after its run and step; one that an earlier start of the run finished is left as it is."""
+    place = run.path / SNAPSHOTS / f"{run.path.resolve().name}-{measured['step']:06}"
+    config = {**run.run["config"], "snapshot": measured["step"]}
+    snapshot = folders.begin(place, step=run.run["step"], config=config, inputs=run.run["inputs"])
+    if snapshot is not None:
+        with snapshot:
+            write(place)
+            snapshot.finish(counts={"step": measured["step"]})
+
+
+def _training(config: Config, trainer: "Trainer", measured: folders.Json) -> folders.Json:
+    """What `worldpm laws` needs to know of a checkpoint: its run, its family, and N, D and C."""
+    from worldpm.parts.reward_model import SIZES
+
+    built_in = config.model in SIZES
+    return {
+        "run": config.out.resolve().name,
+        "family": "built-in" if built_in else f"{trainer.model_type}, trained further",
+        "non_embedding": trainer.cost.non_embedding,
+        "step": measured["step"],
+        "pairs": measured["pairs_seen"],
+        "effective_pairs": measured["effective_pairs_seen"],
+        "tokens": measured["tokens_seen"],
+        "flops": measured["flops_seen"],
+    }
 
 
 def _dtype(config: Config) -> "torch.dtype":
@@ -219,6 +263,7 @@ def _settings(config: Config, dtype: "torch.dtype") -> "Settings":
         objective=Objective(config.loss, config.target_margin, config.label_smoothing, config.centring),
         row_tokens=config.row_tokens or (GPU_ROW_TOKENS if torch.cuda.is_available() else scorer.ROW_TOKENS),
         seed=config.seed,
+        snapshots=config.snapshots,
         dtype=dtype,
     )
 

@@ -15,7 +15,7 @@ from worldpm.field.records import Message, Preference, Response
 from worldpm.field.selection import expected_picks, kl_nats
 from worldpm.formats import rows
 from worldpm.parts.benchmarks.items import Item, Judged, parse, prompt_id
-from worldpm.parts.fits import gao_best_of_n
+from worldpm.parts.fits import gao
 
 HOME = "a best-of-n table (prompt, responses, qualities)"
 DOMAIN = "best of n"
@@ -71,7 +71,7 @@ def native(judged: Judged) -> Json:
         "quality": curve.tolist(),
         "oracle": np.mean(oracle, axis=0).tolist(),
         "reward": np.mean(reward, axis=0).tolist(),
-        "over-optimisation": gao_best_of_n(np.sqrt(kl), curve - curve[0]),
+        "over-optimisation": gao.best_of_n(np.sqrt(kl), curve - curve[0]),
     }
 
 

@@ -106,7 +106,7 @@ def _named(word: str, root: Path) -> Named:
         folders.manifest(path, made_by="group")
     elif not path.is_file():
         raise ConfigError(f"--on {word}: neither a benchmark ({', '.join((*BENCHMARKS, *PRESETS))}) nor a folder of groups")
-    return Named(path.resolve().name, groups, path)
+    return Named(path.resolve().name.removesuffix(".parquet"), groups, path)
 
 
 def fingerprint(items: Sequence[Item]) -> str:

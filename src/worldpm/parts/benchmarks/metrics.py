@@ -162,12 +162,17 @@ def styled_pairs(judged: Judged) -> style_control.StyledPairs:
     return style_control.StyledPairs(margins.numpy(), probability.numpy(), weights.numpy(), clusters, chosen, rejected)
 
 
-def compare(checkpoints: Mapping[str, Mapping[str, Judged]]) -> list[Json]:
-    """Every two checkpoints on every benchmark: difference of accuracy, paired interval, Holm-corrected test, what could be shown."""
+def compare(checkpoints: Mapping[str, Mapping[str, Judged]], runs: Mapping[str, str | None]) -> list[Json]:
+    """Every two checkpoints on every benchmark: difference of accuracy, paired interval, Holm-corrected test, what could be shown.
+
+    Snapshots of one training run are points of a curve, not rivals, and are not compared; `runs` says which are.
+    """
     names = list(checkpoints)
     found: list[Json] = []
     for place, second in enumerate(names):
         for first in names[:place]:
+            if runs.get(first) is not None and runs[first] == runs.get(second):
+                continue
             for benchmark, judged in checkpoints[first].items():
                 one, other = (checkpoints[name][benchmark] for name in (first, second))
                 _, _, weights, clusters = tensors(*judged[:2])

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# A ladder: every size with every seed on one stream of groups, snapshots at log-spaced amounts of data, each judged on
+# every test, and the laws of all of it. Stopped at any moment, the same words go on; what is finished is not run again.
+#
+#   runs/ladder.sh OUT GROUPS "SIZES" "SEEDS" TEST... [-- TRAINING OPTIONS]
+#
+#   runs/ladder.sh ladder groups "w16 w32 w64 w128" "0 1 2" threads/tests/*.parquet
+#
+# SIZES are built-in ones, or folders or hub ids of models. JOBS runs at a time, each on its share of the cores.
+set -euo pipefail
+if [ $# -lt 5 ]; then
+  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+out=$1 groups=$2 sizes=$3 seeds=$4
+shift 4
+tests=() options=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do tests+=("$1"); shift; done
+[ $# -gt 0 ] && shift && options=("$@")
+
+JOBS=${JOBS:-$(nproc)}
+export OMP_NUM_THREADS=$(( ($(nproc) + JOBS - 1) / JOBS ))
+mkdir -p "$out/runs" "$out/results" "$out/logs"
+
+rung() { # SIZE SEED
+  local name="${1##*/}-s$2"
+  { worldpm train "$groups" --model "$1" --seed "$2" --snapshots 12 --out "$out/runs/$name" "${options[@]}" &&
+    worldpm evaluate "$out/runs/$name/snapshots"/* --on "${tests[@]}" --out "$out/results/$name"; } > "$out/logs/$name" 2>&1 ||
+    { echo "$name failed:" >&2; tail -n 3 "$out/logs/$name" >&2; return 1; }
+  echo "$name: done"
+}
+
+# the largest first, so that no core waits for the last one
+pids=() failed=0
+for size in $(printf '%s\n' $sizes | tac); do
+  for seed in $seeds; do
+    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n || failed=1; done
+    rung "$size" "$seed" &
+  done
+done
+while [ -n "$(jobs -rp)" ]; do wait -n || failed=1; done
+[ "$failed" = 0 ] || { echo "some rungs failed; their logs are in $out/logs, the same words go on" >&2; exit 1; }
+
+worldpm laws "$out"/results/* --out "$out/laws"
+worldpm report "$out/laws" --out "$out/report.html"

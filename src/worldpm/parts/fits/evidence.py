@@ -1,0 +1,212 @@
+"""What speaks for and against a fit: intervals by resampling runs and items, profiles, held-out points, and tests for a trend."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from worldpm.field.uncertainty import DETECTABLE_ERRORS, Interval
+from worldpm.parts.fits.forms import Array, Form, curve
+from worldpm.parts.fits.solver import LOG_SQUARES, Fit, Objective, fit, solve
+
+PROFILE_DROP = 3.841459
+"""The 95 % point of chi squared with one degree of freedom."""
+HELD_OUT_SHARE = 1 / 3
+"""Of the distinct sizes, the largest."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Measured points of one series: n of them, from runs that are independent of each other."""
+
+    x: Array
+    """Shape (axes, n), all above 0."""
+    y: Array
+    """Shape (n,)."""
+    runs: NDArray[np.int64]
+    """Which run each point is of; checkpoints of one run are not independent points."""
+    item_sums: Array | None = None
+    """Shape (n, clusters): each point's weighted sum of y over each prompt's pairs; None where only means are known."""
+    item_weights: Array | None = None
+    """Shape (clusters,): the sums of weights that belong to them."""
+
+    def take(self, kept: NDArray[np.bool_]) -> "Points":
+        """The points that are marked."""
+        sums = self.item_sums[kept] if self.item_sums is not None else None
+        return Points(self.x[:, kept], self.y[kept], self.runs[kept], sums, self.item_weights)
+
+
+class Resamples(NamedTuple):
+    """B draws of a series: whole runs with replacement, and the same prompts with replacement for all of them."""
+
+    y: Array
+    """Shape (B, n)."""
+    weights: Array
+    """Shape (B, n): how often a point's run was drawn."""
+
+
+def resample(points: Points, *, seed: int, resamples: int) -> Resamples:
+    """Draws of whole runs and, where items are known, of prompts."""
+    generator = np.random.default_rng(seed)
+    names, run = np.unique(points.runs, return_inverse=True)
+    drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    y = np.broadcast_to(points.y, (resamples, len(points.y)))
+    if points.item_sums is not None and points.item_weights is not None:
+        clusters = len(points.item_weights)
+        counts = generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples).astype(np.float64)
+        y = counts @ points.item_sums.T / (counts @ points.item_weights)[:, None]
+    return Resamples(y, drawn[:, run].astype(np.float64))
+
+
+class Spread(NamedTuple):
+    """What resampling says of a fit."""
+
+    theta: Array
+    """Parameters of the resamples that could be fitted, shape (B', P)."""
+    intervals: dict[str, Interval]
+    failed: int
+    """Resamples with too few different points, or no convergence."""
+
+    def band(self, form: Form, x: Array) -> tuple[Array, Array]:
+        """The 95 % band of the curve at x."""
+        low, high = np.quantile(curve(form, self.theta, x)[0], [0.025, 0.975], axis=0)
+        return low, high
+
+
+def bootstrap(found: Fit, points: Points, objective: Objective, draws: Resamples) -> Spread:
+    """95 % percentile intervals; every resample starts from the optimum of all points, and from a shaken one."""
+    form = found.form
+    axes = np.unique(points.x, axis=1, return_inverse=True)[1]
+    enough = np.array([len(set(axes[weights > 0])) >= len(form.parameters) for weights in draws.weights])
+    usable = enough & (draws.y > 0).all(axis=1) if objective.logarithmic else enough
+    weights, y = draws.weights[usable], draws.y[usable]
+    shaken = found.theta * np.exp(np.random.default_rng(0).normal(0, 0.2, size=found.theta.shape))
+    tries = [
+        solve(form, points.x, y, objective, weights, np.broadcast_to(start, (len(weights), len(start)))) for start in (found.theta, shaken)
+    ]
+    better = tries[1].objective < tries[0].objective
+    theta = np.where(better[:, None], tries[1].theta, tries[0].theta)
+    converged = np.where(better, tries[1].converged, tries[0].converged)
+    theta = theta[converged]
+    missing = Interval(float("nan"), float("nan"))
+    ends = np.quantile(theta, [0.025, 0.975], axis=0).T if len(theta) > 1 else [missing] * len(form.parameters)
+    intervals = {name: Interval(float(low), float(high)) for name, (low, high) in zip(form.parameters, ends, strict=True)}
+    return Spread(theta, intervals, len(draws.weights) - len(theta))
+
+
+def profile(points: Points, name: str, found: Fit, *, steps: int = 81) -> Interval:
+    """The 95 % profile-likelihood interval of one positive parameter, for normal errors of ln y; an open end is 0 or infinite.
+
+    All other parameters are fitted anew at each value. `found` is the fit by LOG_SQUARES. Points of one run count as one.
+
+    Source: Venzon and Moolgavkar 1988; Pawitan 2001, section 3.4.
+    """
+    form, place = found.form, found.form.parameters.index(name)
+    tries = found.theta[place] * np.geomspace(1e-2, 1e2, steps)
+    generator = np.random.default_rng(0)
+    best = np.full(steps, np.inf)
+    for spread in (0.0, 0.1, 0.5):
+        starts = found.theta * np.exp(generator.normal(0, spread, size=(steps, len(found.theta))))
+        starts[:, place] = tries
+        reached = solve(form, points.x, points.y, LOG_SQUARES, np.ones((steps, len(points.y))), starts, held=place)
+        best = np.minimum(best, reached.objective)
+    # a perfect fit leaves no noise to measure by; rounding is the least there is
+    least = max(found.objective, len(points.y) * 1e-30)
+    inside = np.flatnonzero(independent(points) * np.log(np.maximum(best, least) / least) <= PROFILE_DROP)
+    if len(inside) == 0:
+        return Interval(float(found.theta[place]), float(found.theta[place]))
+    return Interval(0.0 if inside[0] == 0 else float(tries[inside[0]]), np.inf if inside[-1] == steps - 1 else float(tries[inside[-1]]))
+
+
+def independent(points: Points) -> int:
+    """How many independent points a likelihood may count: one of each run, or of each place where that is more."""
+    return max(len(np.unique(points.runs)), len(np.unique(points.x, axis=1).T))
+
+
+def aicc(found: Fit, points: Points) -> float:
+    """Akaike's criterion for normal errors of ln y, corrected for few points; infinite with too few. `found` is by LOG_SQUARES.
+
+    Source: Hurvich and Tsai 1989.
+    """
+    n, k = independent(points), len(found.form.parameters) + 1
+    if n - k - 1 <= 0:
+        return float("inf")
+    return float(n * np.log(max(2 * found.objective / len(points.y), 1e-30)) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
+
+
+class Slope(NamedTuple):
+    """By what power y changes with x, over the whole range."""
+
+    estimate: float
+    """d ln y / d ln x, by least squares."""
+    interval: Interval
+    detectable: float
+    """The smallest slope that these runs would show at 5 % in 80 % of cases."""
+
+
+def slope(points: Points, draws: Resamples) -> Slope:
+    """The straight line through ln y over ln x, for one axis.
+
+    Where every run has at least three places, each gives a slope, and the interval is Student's over the runs; else runs and
+    prompts are drawn anew. NaN ends with fewer than two runs.
+    """
+    log_x, log_y = np.log(points.x[0]), np.log(points.y)
+    names = np.unique(points.runs)
+    estimate = _line(log_x, log_y, np.ones_like(log_y))
+    if all(len(np.unique(log_x[points.runs == name])) >= 3 for name in names):
+        slopes = np.array([_line(log_x[own], log_y[own], np.ones(own.sum())) for own in (points.runs == name for name in names)])
+        if len(slopes) < 2:
+            return Slope(estimate, Interval(float("nan"), float("nan")), float("nan"))
+        error = float(slopes.std(ddof=1) / np.sqrt(len(slopes)))
+        reach = float(student.ppf(0.975, len(slopes) - 1)) * error
+        return Slope(estimate, Interval(estimate - reach, estimate + reach), error * float(student.ppf(0.975, len(slopes) - 1) + 0.841621))
+    enough = np.array([len(np.unique(log_x[weights > 0])) > 1 for weights in draws.weights])
+    kept = enough & (draws.y > 0).all(axis=1)
+    slopes = np.array([_line(log_x, np.log(y), weights) for y, weights in zip(draws.y[kept], draws.weights[kept], strict=True)])
+    if len(slopes) < 2:
+        return Slope(estimate, Interval(float("nan"), float("nan")), float("nan"))
+    low, high = np.quantile(slopes, [0.025, 0.975])
+    return Slope(estimate, Interval(float(low), float(high)), DETECTABLE_ERRORS * float(slopes.std()))
+
+
+def _line(x: Array, y: Array, weights: Array) -> float:
+    center = np.average(x, weights=weights)
+    spread = weights @ (x - center) ** 2
+    return float(weights @ ((x - center) * y) / spread) if spread > 0 else 0.0
+
+
+def largest(points: Points, *, axis: int = 0, share: float = HELD_OUT_SHARE) -> NDArray[np.bool_]:
+    """Marks the points of the largest third of the places along an axis."""
+    places = np.unique(points.x[axis])
+    return np.asarray(points.x[axis] > places[len(places) - max(1, round(len(places) * share)) - 1])
+
+
+def extrapolation_error(form: Form, points: Points, objective: Objective, held_out: NDArray[np.bool_]) -> float:
+    """Fit the others, predict those held out: the mean of |prediction - y| / y. NaN where the others do not suffice."""
+    if not held_out.any() or held_out.all():
+        return float("nan")
+    try:
+        found = fit(form, points.x[:, ~held_out], points.y[~held_out], objective)
+    except ValueError:
+        return float("nan")
+    predicted = found.predict(points.x[:, held_out])
+    return float(np.mean(np.abs(predicted - points.y[held_out]) / points.y[held_out]))
+
+
+def left_out_errors(found: Fit, points: Points) -> Array:
+    """The mean squared error of ln y of each run, predicted by a fit to all others; shape (runs,), in the order of the runs."""
+    names = np.unique(points.runs)
+    weights = np.array([points.runs != name for name in names], dtype=np.float64)
+    generator = np.random.default_rng(0)
+    best = np.full(len(names), np.inf)
+    theta = np.broadcast_to(found.theta, (len(names), len(found.theta))).copy()
+    for spread in (0.0, 0.1, 0.3):
+        sign = generator.normal(0, spread, size=theta.shape)
+        reached = solve(found.form, points.x, points.y, LOG_SQUARES, weights, found.theta * np.exp(sign))
+        better = reached.objective < best
+        best[better], theta[better] = reached.objective[better], reached.theta[better]
+    predicted = np.maximum(curve(found.form, theta, points.x)[0], 1e-300)
+    squared = (np.log(predicted) - np.log(points.y)) ** 2
+    return np.asarray(((1 - weights) * squared).sum(axis=1) / (1 - weights).sum(axis=1))

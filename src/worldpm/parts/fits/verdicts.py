@@ -1,0 +1,172 @@
+"""What the points of a series say: a power law, emergence, no trend, or that they do not say it.
+
+The words are given by rules that stand here, not by the reader of a figure. A verdict is about a loss, never about accuracy
+alone, whose jumps are made by its threshold.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from worldpm.field.uncertainty import Interval
+from worldpm.parts.fits import evidence
+from worldpm.parts.fits.evidence import Points, Resamples
+from worldpm.parts.fits.forms import COIN_LOSS_NATS, FORMS, Array
+from worldpm.parts.fits.solver import LOG_SQUARES, Fit, fit
+
+Json = dict[str, Any]
+Word = Literal["power law", "emergent", "no trend", "not identified"]
+
+LEAST_SIZES, LEAST_DECADES = 4, 1.5
+NEGLIGIBLE_SLOPE = 0.01
+"""A loss that changes by less than 2.3 % a decade has no trend."""
+CLEARLY_BETTER = 6.0
+"""A difference of Akaike's criterion that leaves the worse form a twentieth of the better one's support."""
+SIZES_EACH_SIDE = 3
+SMOOTH, ABRUPT = ("power", "power_floor", "saturating"), ("broken", "sigmoid")
+
+
+class Verdict(NamedTuple):
+    """A word, why, and the numbers behind it."""
+
+    word: Word
+    reason: str
+    evidence: Json
+
+
+def of_line(points: Points, draws: Resamples) -> Verdict:
+    """A series over one axis.
+
+    Too short an axis: not identified. A slope whose interval lies within NEGLIGIBLE_SLOPE: no trend. An interval that has 0
+    in it beyond that, or a rise: not identified. A fall: emergent if an abrupt form beats every smooth one clearly and on
+    runs left out, with the place of its turn known and enough sizes on either side; a power law if the best smooth form
+    beats a constant on points held out.
+    """
+    places = np.unique(points.x[0])
+    decades = float(np.log10(places[-1] / places[0])) if len(places) > 1 else 0.0
+    told: Json = {"places": len(places), "decades": decades, "runs": len(np.unique(points.runs)), "points": len(points.y)}
+    if short := _too_short(len(places), decades):
+        return Verdict("not identified", short, told)
+    trend = evidence.slope(points, draws)
+    told["slope"] = {"estimate": trend.estimate, "interval": list(trend.interval), "detectable": trend.detectable}
+    fits = _fits(points, ("constant", *SMOOTH, *ABRUPT))
+    held_out = evidence.largest(points)
+    told["forms"] = {
+        name: {"aicc": evidence.aicc(found, points), "held_out_error": evidence.extrapolation_error(found.form, points, LOG_SQUARES, held_out)}
+        for name, found in fits.items()
+    }  # fmt: skip
+    by_slope = _by_slope(trend.interval)
+    if by_slope is not None:
+        return Verdict(by_slope[0], by_slope[1], told)
+    smooth, abrupt = _best(told["forms"], SMOOTH), _best(told["forms"], ABRUPT)
+    if abrupt and smooth and told["forms"][abrupt]["aicc"] + CLEARLY_BETTER < told["forms"][smooth]["aicc"]:
+        told["place"] = list(place := evidence.bootstrap(fits[abrupt], points, LOG_SQUARES, draws).intervals["x0"])
+        gain = evidence.left_out_errors(fits[smooth], points) - evidence.left_out_errors(fits[abrupt], points)
+        told["gain_on_left_out_runs"] = list(_mean_interval(gain))
+        if told["gain_on_left_out_runs"][0] > 0 and _between(places, place):
+            return Verdict(
+                "emergent", f"{abrupt} beats {smooth} on runs left out, with its turn at {place.low:.3g} to {place.high:.3g}", told
+            )
+        return Verdict(
+            "not identified", f"{abrupt} fits better than {smooth}, but runs left out, or too few sizes, do not bear it out", told
+        )
+    if smooth and told["forms"][smooth]["held_out_error"] < told["forms"]["constant"]["held_out_error"]:
+        return Verdict("power law", f"{smooth} fits best, and foretells the largest better than a constant", told)
+    return Verdict("not identified", "the loss falls, but no smooth form foretells the largest better than a constant", told)
+
+
+def of_plane(points: Points) -> tuple[Verdict, dict[str, Fit]]:
+    """A series over N and D together; also the fits behind it.
+
+    Emergent: sizes below a threshold learn nothing from data, and this beats the smooth null, which leaves ln 2 along both
+    axes, on runs left out; at least three sizes on either side. A power law: the smooth null beats a constant there. No
+    trend: neither axis has a slope that is not negligible.
+    """
+    sizes, amounts = np.unique(points.x[0]), np.unique(points.x[1])
+    decades = float(np.log10(sizes[-1] / sizes[0])) if len(sizes) > 1 else 0.0
+    told: Json = {"sizes": len(sizes), "decades": decades, "amounts": len(amounts), "runs": len(np.unique(points.runs))}
+    if short := _too_short(len(sizes), decades):
+        return Verdict("not identified", short, told), {}
+    fits = _fits(points, ("constant", "joint", "saturating_joint", "emergent"))
+    told["forms"] = {name: {"aicc": evidence.aicc(found, points)} for name, found in fits.items()}
+    left_out = {name: evidence.left_out_errors(found, points) for name, found in fits.items()}
+    for name, errors in left_out.items():
+        told["forms"][name]["left_out_error"] = float(np.sqrt(errors.mean()))
+    if "joint" not in fits:
+        return Verdict("not identified", "too few different points for the forms to be told apart", told), fits
+    null = min(fits.keys() & {"joint", "saturating_joint"}, key=lambda name: told["forms"][name]["left_out_error"])
+    gain = _mean_interval(left_out[null] - left_out["emergent"]) if "emergent" in fits else Interval(-np.inf, np.inf)
+    told["gain_of_emergent"] = list(gain) if "emergent" in fits else None
+    if gain.low > 0:
+        draws = evidence.resample(points, seed=0, resamples=200)
+        told["place"] = list(place := evidence.bootstrap(fits["emergent"], points, LOG_SQUARES, draws).intervals["N0"])
+        told["steepness"] = float(fits["emergent"].theta[fits["emergent"].form.parameters.index("k")])
+        if _between(sizes, place) and told["steepness"] > 1:
+            return Verdict("emergent", f"only sizes beyond {place.low:.3g} to {place.high:.3g} learn it, however much data", told), fits
+    against_constant = _mean_interval(left_out["constant"] - left_out[null])
+    told["gain_of_smooth"] = list(against_constant)
+    if against_constant.low > 0 and _falls(fits[null], points):
+        return Verdict("power law", f"{null} foretells runs left out better than a constant and than emergence", told), fits
+    if against_constant.high < NEGLIGIBLE_SLOPE**2:
+        return Verdict("no trend", "neither size nor data changes the loss by more than a negligible amount", told), fits
+    return Verdict(
+        "not identified", "the loss changes, but no law of falling loss foretells runs left out better than a constant", told
+    ), fits
+
+
+def _too_short(places: int, decades: float) -> str | None:
+    if places < LEAST_SIZES:
+        return f"{places} different places on the axis; a law needs {LEAST_SIZES} or more"
+    return f"{decades:.2f} decades; a law needs {LEAST_DECADES} or more" if decades < LEAST_DECADES else None
+
+
+def _by_slope(interval: Interval) -> tuple[Word, str] | None:
+    low, high = interval
+    if not low <= high:
+        return "not identified", "one run only: nothing tells chance from trend"
+    if -NEGLIGIBLE_SLOPE < low and high < NEGLIGIBLE_SLOPE:
+        return "no trend", f"the slope lies within {low:.3f} and {high:.3f}, which is negligible"
+    if low > 0:
+        return "not identified", f"the loss rises (slope {low:.3f} to {high:.3f}); these are laws of falling losses"
+    if high >= 0:
+        return "not identified", f"the slope may be 0 or as much as {low:.3f}: too few runs to say"
+    return None
+
+
+def _fits(points: Points, names: tuple[str, ...]) -> dict[str, Fit]:
+    found = {}
+    preference_loss = points.y.min() < COIN_LOSS_NATS
+    for name in names:
+        if COIN_LOSS_NATS in FORMS[name].fixed and not preference_loss:
+            continue  # curves that begin at ln 2 say nothing of a loss that is never below it
+        try:
+            found[name] = fit(FORMS[name], points.x, points.y, LOG_SQUARES)
+        except ValueError:  # more parameters than different points: the form cannot be judged
+            continue
+    return found
+
+
+def _best(forms: Mapping[str, Json], names: tuple[str, ...]) -> str | None:
+    there = [name for name in names if name in forms and np.isfinite(forms[name]["aicc"])]
+    return min(there, key=lambda name: forms[name]["aicc"]) if there else None
+
+
+def _mean_interval(values: Array) -> Interval:
+    """The 95 % interval of a mean over runs, by resampling them."""
+    generator = np.random.default_rng(0)
+    means = values[generator.integers(0, len(values), size=(4000, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
+def _between(places: Array, turn: Interval) -> bool:
+    """Whether enough sizes lie on either side of all of the interval."""
+    return int((places < turn.low).sum()) >= SIZES_EACH_SIDE and int((places > turn.high).sum()) >= SIZES_EACH_SIDE
+
+
+def _falls(found: Fit, points: Points) -> bool:
+    """Whether the curve is lower at the largest size and amount than at the smallest."""
+    ends = np.stack([points.x.min(axis=1), points.x.max(axis=1)], axis=1)
+    start, end = found.predict(ends)
+    return bool(end < start * (1 - NEGLIGIBLE_SLOPE))

@@ -28,6 +28,7 @@ VERBS = {
     "export": Verb("worldpm.steps.export", "write groups as pairs, for TRL and Hugging Face datasets"),
     "train": Verb("worldpm.steps.train", "train a preference model on groups"),
     "evaluate": Verb("worldpm.steps.evaluate", "judge checkpoints on benchmarks and on the test split of groups"),
+    "laws": Verb("worldpm.steps.laws", "fit scaling laws over a ladder of runs, or over any table"),
     "plan": Verb("worldpm.steps.plan", "say whether a training fits, how long it takes and what it costs"),
     "report": Verb("worldpm.steps.report", "show folders of the road on one page"),
     "score": Verb("worldpm.steps.score", "score JSON lines with a checkpoint"),

@@ -12,30 +12,50 @@ from matplotlib.patches import Rectangle
 
 from worldpm.field.uncertainty import Interval
 
-INK, MUTED, GRID, FIRST, SECOND, THIRD, FOURTH = (f"#{n:02x}{n:02x}{n:02x}" for n in range(1, 8))
-PALETTE = (FIRST, SECOND, THIRD, FOURTH)
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "first", SECOND: "second", THIRD: "third", FOURTH: "fourth"}
-"""Stand-ins that matplotlib can draw with; each becomes the CSS variable of that name."""
 
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "worldpm",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "legend.frameon": False,
-}
+class Palette(NamedTuple):
+    """The colours of a figure; those of data can be told apart by the colour-blind."""
+
+    ink: str
+    muted: str
+    grid: str
+    first: str
+    second: str
+    third: str
+    fourth: str
+
+
+PAGE = Palette(*(f"#{n:02x}{n:02x}{n:02x}" for n in range(1, 8)))
+"""Stand-ins that matplotlib can draw with; in an SVG each becomes the CSS variable of its name."""
+PAPER = Palette("#1a1a1a", "#5c5c5c", "#d0d0d0", "#1f6fc4", "#d9661f", "#4c8f3f", "#9357b8")
+INK, MUTED, GRID, FIRST, SECOND, THIRD, FOURTH = PAGE
+PALETTE = (FIRST, SECOND, THIRD, FOURTH)
+
+
+def style(palette: Palette) -> dict[Any, Any]:
+    """What matplotlib is to draw with."""
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "worldpm",
+        "font.size": 10,
+        "text.color": palette.ink,
+        "axes.edgecolor": palette.grid,
+        "axes.labelcolor": palette.muted,
+        "axes.titlecolor": palette.ink,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.color": palette.muted,
+        "ytick.color": palette.muted,
+        "grid.color": palette.grid,
+        "grid.linewidth": 0.8,
+        "axes.axisbelow": True,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "legend.frameon": False,
+    }
+
+
+STYLE = style(PAGE)
 
 
 class Series(NamedTuple):
@@ -64,16 +84,18 @@ class Dot(NamedTuple):
     ceiling: float | None = None
 
 
-def curves(title: str, train: Series, validation: Series, *, unit: str, chance: float) -> str:
-    """Training (thin, smoothed) and validation (dots) over optimizer steps, with the line of a coin flip."""
+def curves(title: str, train: Series, validation: Series, *, unit: str, chance: float, marks: Sequence[float] = ()) -> str:
+    """Training (thin, smoothed) and validation (dots) over optimizer steps, with the line of a coin flip and marked steps."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(5.2, 3.0, title, x="optimizer step", y=unit)
         axes.plot(*_smooth(train), color=FIRST, linewidth=1.6, label="training, smoothed")
         axes.plot(validation.x, validation.y, color=SECOND, marker="o", markersize=5, linewidth=1.6, label="validation")
         axes.axhline(chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="coin flip")
+        for place, mark in enumerate(marks):
+            axes.axvline(mark, color=FOURTH, linewidth=1.2, label="sudden drop" if place == 0 else None)
         axes.grid(axis="y")
         axes.legend(fontsize=9)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _smooth(series: Series) -> Series:
@@ -103,7 +125,7 @@ def accuracy_dots(title: str, dots: Sequence[Dot], *, width: float) -> str:
         axes.set_ylim(-0.6, len(dots) - 0.4)
         axes.grid(axis="x")
         figure.legend(fontsize=9, ncols=3 if width < 6 else 7, loc="outside lower center")
-        return _svg(figure)
+        return svg(figure)
 
 
 def _once(axes: Axes, name: str) -> str | None:
@@ -121,7 +143,7 @@ def histogram(title: str, chosen: Sequence[float], rejected: Sequence[float]) ->
             axes.hist(values, bins=edges, histtype="step", color=color, linewidth=1.4)
         axes.grid(axis="y")
         axes.legend(fontsize=9)
-        return _svg(figure)
+        return svg(figure)
 
 
 def bars(title: str, counts: Mapping[str, float], *, x: str, y: str) -> str:
@@ -131,7 +153,7 @@ def bars(title: str, counts: Mapping[str, float], *, x: str, y: str) -> str:
         axes.bar(range(len(counts)), list(counts.values()), color=FIRST, alpha=0.85, width=0.8)
         axes.set_xticks(range(len(counts)), list(counts), fontsize=8, rotation=30 if len(counts) > 10 else 0)
         axes.grid(axis="y")
-        return _svg(figure)
+        return svg(figure)
 
 
 def binned(title: str, bins: Sequence[Bin], *, x: str, y: str, chance: float) -> str:
@@ -145,7 +167,7 @@ def binned(title: str, bins: Sequence[Bin], *, x: str, y: str, chance: float) ->
         axes.set_xticks(range(len(bins)), [f"{one.label}\n{one.pairs} pairs" for one in bins], fontsize=8)
         axes.set_xlim(-0.5, len(bins) - 0.5)
         axes.grid(axis="y")
-        return _svg(figure)
+        return svg(figure)
 
 
 def lines(title: str, x_values: Sequence[object], series: Mapping[str, Sequence[float]], *, y: str, x: str = "") -> str:
@@ -163,7 +185,7 @@ def lines(title: str, x_values: Sequence[object], series: Mapping[str, Sequence[
             axes.set_xticks(places, [str(value) for value in x_values], rotation=20, ha="right", fontsize=8)
         axes.grid(axis="y")
         axes.legend(fontsize=9)
-        return _svg(figure)
+        return svg(figure)
 
 
 def dumbbells(title: str, pairs: Mapping[str, tuple[float, float]]) -> str:
@@ -181,7 +203,7 @@ def dumbbells(title: str, pairs: Mapping[str, tuple[float, float]]) -> str:
         axes.grid(axis="x")
         if pairs:
             figure.legend(fontsize=9, ncols=2, loc="outside lower center")
-        return _svg(figure)
+        return svg(figure)
 
 
 def heat_map(title: str, names: Sequence[str], cells: Sequence[Sequence[float | None]], *, rows: str, columns: str) -> str:
@@ -201,7 +223,7 @@ def heat_map(title: str, names: Sequence[str], cells: Sequence[Sequence[float | 
         axes.set_xticks(range(len(names)), list(names))
         axes.set_yticks(range(len(names)), list(names))
         axes.tick_params(length=0)
-        return _svg(figure)
+        return svg(figure)
 
 
 def reliability(title: str, bins: Sequence[tuple[float, float, int]]) -> str:
@@ -216,7 +238,7 @@ def reliability(title: str, bins: Sequence[tuple[float, float, int]]) -> str:
         axes.set_xlim(0.48, 1.02)
         axes.set_ylim(min(0.45, *(right - 0.03 for _, right, _ in bins)), 1.03)
         axes.grid(axis="both")
-        return _svg(figure)
+        return svg(figure)
 
 
 def _axes(width: float, height: float, title: str, *, x: str, y: str) -> tuple[Figure, Axes]:
@@ -228,12 +250,12 @@ def _axes(width: float, height: float, title: str, *, x: str, y: str) -> tuple[F
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The figure as an `<svg>` element that scales with its box."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
-    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)
-    for stand_in, name in VARIABLES.items():
-        svg = svg.replace(stand_in, f"var(--{name})")
-    return svg
+    drawn = buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    drawn = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', drawn, count=1)
+    for name, stand_in in PAGE._asdict().items():
+        drawn = drawn.replace(stand_in, f"var(--{name})")
+    return drawn

@@ -33,6 +33,7 @@ from worldpm.field.records import Preference
 from worldpm.formats import console, folders
 from worldpm.parts import costs, scorer, training_state, zero
 from worldpm.parts.batches import pack, steps_of
+from worldpm.parts.fits import epiphany
 from worldpm.parts.reward_model import RewardModel
 from worldpm.parts.token_store import Example, TokenStore
 
@@ -174,7 +175,7 @@ class Trainer:
         speed = Speed.of(self.accelerator, self.settings.dtype) if self.accelerator.is_main_process else None
         saved, pause, total = time.monotonic(), SECONDS_BETWEEN_SAVES, len(self.steps)
         looks = {round(total * (i + 1) / self.settings.validations) for i in range(self.settings.validations)}
-        kept = snapshot_steps(total, self.settings.snapshots)
+        kept, watch = snapshot_steps(total, self.settings.snapshots), epiphany.Watch(total)
         with console.progress("train", total=total) as advance:
             advance(self.seen.step)
             while self.seen.step < total:
@@ -182,6 +183,7 @@ class Trainer:
                 indices = self.steps[self.seen.step]
                 row, late = self.step(indices, late=started - saved >= pause)
                 self._log(row, indices, time.monotonic() - started, speed)
+                self._tell(watch.add(row["step"], row["loss_nats"], row["grad_norm"]))
                 if self.seen.step in looks and len(self.validation):
                     self._validate()
                 if self.seen.step in kept and self.keep is not None:
@@ -293,6 +295,15 @@ class Trainer:
             tokens, pairs = (int(numbers[indices].sum()) for numbers in (self.train.tokens, self.train.pairs))
             rates = speed.told(flops=self._flops(indices), tokens=tokens, pairs=pairs, seconds=seconds)
             self._append(folders.TIMINGS, {"step": self.seen.step, "seconds": round(seconds, 4), **rates})
+
+    def _tell(self, drop: epiphany.Epiphany | None) -> None:
+        if drop is not None and self.accelerator.is_main_process:
+            what = (
+                f"with a spike of the gradient norm {drop.spike:.1f} deviations high"
+                if drop.is_epiphany
+                else "without a spike of the gradient"
+            )
+            logger.info("step %d: the loss dropped at once by %.3f nats, %s (p = %.1e)", drop.step, drop.drop_nats, what, drop.p_value)
 
     def _append(self, name: str, row: Json) -> None:
         if self.accelerator.is_main_process:

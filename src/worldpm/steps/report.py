@@ -53,7 +53,7 @@ def run(config: Config) -> None:
 
 def _show() -> "dict[str, Callable[[Path, Json], list[Section]]]":
     """What each step's folder shows."""
-    from worldpm.parts.page import data, results, training, truth
+    from worldpm.parts.page import data, laws, results, training, truth
 
     return {
         "ingest": data.threads,
@@ -61,6 +61,7 @@ def _show() -> "dict[str, Callable[[Path, Json], list[Section]]]":
         "group": data.groups,
         "train": training.checkpoint,
         "evaluate": results.results,
+        "laws": laws.laws,
         "demo": truth.truth,
     }
 

@@ -54,6 +54,7 @@ def compare(runs: Runs, *, seed: int, resamples: int) -> Json:
         spread = [value for one in draws if (value := _exponent(levels, approach(one, levels))) is not None]
         told[name] = {"exponent": exponent, "interval": _interval(spread, resamples), "optimal_n": _listed(approach(runs, levels))}
     told["isoflop"]["warning"] = BIASED
+    told["curves"] = _curves(runs, levels)
     return told | {"joint": _joint(runs, draws, levels)}
 
 
@@ -83,9 +84,15 @@ def isoflop(runs: Runs, levels: Array) -> Array:
     return best
 
 
-def isoflop_points(runs: Runs, levels: Array) -> tuple[Array, Array]:
-    """Losses of every run at every budget, shape (runs, levels), NaN where not reached, and the runs' sizes."""
-    return _at(runs, levels)
+def _curves(runs: Runs, levels: Array) -> list[Json]:
+    """The mean loss of each size at each budget."""
+    losses, sizes = _at(runs, levels)
+    curves = []
+    for place in range(len(levels)):
+        there = np.isfinite(losses[:, place])
+        names = np.unique(sizes[there])
+        curves.append({"n": names.tolist(), "loss": [float(losses[there & (sizes == n), place].mean()) for n in names]})
+    return curves
 
 
 def _at(runs: Runs, levels: Array) -> tuple[Array, Array]:

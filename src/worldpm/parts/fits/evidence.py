@@ -9,10 +9,8 @@ from scipy.stats import t as student
 
 from worldpm.field.uncertainty import DETECTABLE_ERRORS, Interval
 from worldpm.parts.fits.forms import Array, Form, curve
-from worldpm.parts.fits.solver import LOG_SQUARES, Fit, Objective, fit, solve
+from worldpm.parts.fits.solver import FEW_STEPS, LOG_SQUARES, Fit, Objective, fit, solve
 
-PROFILE_DROP = 3.841459
-"""The 95 % point of chi squared with one degree of freedom."""
 HELD_OUT_SHARE = 1 / 3
 """Of the distinct sizes, the largest."""
 
@@ -67,7 +65,7 @@ class Spread(NamedTuple):
     """Parameters of the resamples that could be fitted, shape (B', P)."""
     intervals: dict[str, Interval]
     failed: int
-    """Resamples with too few different points, or no convergence."""
+    """Resamples with too few different points."""
 
     def band(self, form: Form, x: Array) -> tuple[Array, Array]:
         """The 95 % band of the curve at x."""
@@ -84,40 +82,57 @@ def bootstrap(found: Fit, points: Points, objective: Objective, draws: Resamples
     weights, y = draws.weights[usable], draws.y[usable]
     shaken = found.theta * np.exp(np.random.default_rng(0).normal(0, 0.2, size=found.theta.shape))
     tries = [
-        solve(form, points.x, y, objective, weights, np.broadcast_to(start, (len(weights), len(start)))) for start in (found.theta, shaken)
+        solve(form, points.x, y, objective, weights, np.broadcast_to(start, (len(weights), len(start))), steps=FEW_STEPS)
+        for start in (found.theta, shaken)
     ]
     better = tries[1].objective < tries[0].objective
     theta = np.where(better[:, None], tries[1].theta, tries[0].theta)
-    converged = np.where(better, tries[1].converged, tries[0].converged)
-    theta = theta[converged]
+    theta = theta[np.isfinite(np.minimum(tries[0].objective, tries[1].objective))]
     missing = Interval(float("nan"), float("nan"))
     ends = np.quantile(theta, [0.025, 0.975], axis=0).T if len(theta) > 1 else [missing] * len(form.parameters)
     intervals = {name: Interval(float(low), float(high)) for name, (low, high) in zip(form.parameters, ends, strict=True)}
     return Spread(theta, intervals, len(draws.weights) - len(theta))
 
 
-def profile(points: Points, name: str, found: Fit, *, steps: int = 81) -> Interval:
+def profile(points: Points, name: str, found: Fit, *, steps: int = 41) -> Interval:
     """The 95 % profile-likelihood interval of one positive parameter, for normal errors of ln y; an open end is 0 or infinite.
 
-    All other parameters are fitted anew at each value. `found` is the fit by LOG_SQUARES. Points of one run count as one.
+    All other parameters are fitted anew at each value, on a grid of four decades and then on a finer one around the interval.
+    `found` is the fit by LOG_SQUARES. Points of one run count as one, and the limit is that of few points, which is exact for
+    straight lines.
 
-    Source: Venzon and Moolgavkar 1988; Pawitan 2001, section 3.4.
+    Source: Venzon and Moolgavkar 1988; Bates and Watts 1988, section 6.1.
     """
-    form, place = found.form, found.form.parameters.index(name)
-    tries = found.theta[place] * np.geomspace(1e-2, 1e2, steps)
+    count = independent(points)
+    free = count - len(found.form.parameters)
+    if free < 1:
+        return Interval(0.0, float("inf"))
+    limit = count * np.log1p(student.ppf(0.975, free) ** 2 / free)
+    best = float(found.theta[found.form.parameters.index(name)])
+    tries = best * np.geomspace(1e-2, 1e2, steps)
+    inside = np.flatnonzero(_deviances(points, name, found, tries) <= limit)
+    first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (steps // 2, steps // 2)
+    fine = np.geomspace(tries[max(first - 1, 0)], tries[min(last + 1, steps - 1)], 2 * steps - 1)
+    within = np.flatnonzero(_deviances(points, name, found, fine) <= limit)
+    low, high = (float(fine[within[0]]), float(fine[within[-1]])) if len(within) else (best, best)
+    return Interval(0.0 if first == 0 else low, float("inf") if last == steps - 1 else high)
+
+
+def _deviances(points: Points, name: str, found: Fit, tries: Array) -> Array:
+    """Twice what the log likelihood loses at each value of a parameter."""
+    place = found.form.parameters.index(name)
     generator = np.random.default_rng(0)
-    best = np.full(steps, np.inf)
+    best = np.full(len(tries), np.inf)
     for spread in (0.0, 0.1, 0.5):
-        starts = found.theta * np.exp(generator.normal(0, spread, size=(steps, len(found.theta))))
+        starts = found.theta * np.exp(generator.normal(0, spread, size=(len(tries), len(found.theta))))
         starts[:, place] = tries
-        reached = solve(form, points.x, points.y, LOG_SQUARES, np.ones((steps, len(points.y))), starts, held=place)
+        reached = solve(
+            found.form, points.x, points.y, LOG_SQUARES, np.ones((len(tries), len(points.y))), starts, held=place, steps=FEW_STEPS
+        )
         best = np.minimum(best, reached.objective)
     # a perfect fit leaves no noise to measure by; rounding is the least there is
     least = max(found.objective, len(points.y) * 1e-30)
-    inside = np.flatnonzero(independent(points) * np.log(np.maximum(best, least) / least) <= PROFILE_DROP)
-    if len(inside) == 0:
-        return Interval(float(found.theta[place]), float(found.theta[place]))
-    return Interval(0.0 if inside[0] == 0 else float(tries[inside[0]]), np.inf if inside[-1] == steps - 1 else float(tries[inside[-1]]))
+    return np.asarray(independent(points) * np.log(np.maximum(best, least) / least))
 
 
 def independent(points: Points) -> int:
@@ -183,16 +198,21 @@ def largest(points: Points, *, axis: int = 0, share: float = HELD_OUT_SHARE) -> 
     return np.asarray(points.x[axis] > places[len(places) - max(1, round(len(places) * share)) - 1])
 
 
-def extrapolation_error(form: Form, points: Points, objective: Objective, held_out: NDArray[np.bool_]) -> float:
-    """Fit the others, predict those held out: the mean of |prediction - y| / y. NaN where the others do not suffice."""
+def foretold(form: Form, points: Points, objective: Objective, held_out: NDArray[np.bool_]) -> Array | None:
+    """What a fit to the other points says of those held out; None where the others do not suffice."""
     if not held_out.any() or held_out.all():
-        return float("nan")
+        return None
     try:
         found = fit(form, points.x[:, ~held_out], points.y[~held_out], objective)
     except ValueError:
-        return float("nan")
-    predicted = found.predict(points.x[:, held_out])
-    return float(np.mean(np.abs(predicted - points.y[held_out]) / points.y[held_out]))
+        return None
+    return found.predict(points.x[:, held_out])
+
+
+def extrapolation_error(form: Form, points: Points, objective: Objective, held_out: NDArray[np.bool_]) -> float:
+    """The mean of |prediction - y| / y over the points held out; NaN where they cannot be foretold."""
+    predicted = foretold(form, points, objective, held_out)
+    return float("nan") if predicted is None else float(np.mean(np.abs(predicted - points.y[held_out]) / points.y[held_out]))
 
 
 def left_out_errors(found: Fit, points: Points) -> Array:
@@ -204,7 +224,7 @@ def left_out_errors(found: Fit, points: Points) -> Array:
     theta = np.broadcast_to(found.theta, (len(names), len(found.theta))).copy()
     for spread in (0.0, 0.1, 0.3):
         sign = generator.normal(0, spread, size=theta.shape)
-        reached = solve(found.form, points.x, points.y, LOG_SQUARES, weights, found.theta * np.exp(sign))
+        reached = solve(found.form, points.x, points.y, LOG_SQUARES, weights, found.theta * np.exp(sign), steps=FEW_STEPS)
         better = reached.objective < best
         best[better], theta[better] = reached.objective[better], reached.theta[better]
     predicted = np.maximum(curve(found.form, theta, points.x)[0], 1e-300)

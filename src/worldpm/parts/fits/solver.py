@@ -9,9 +9,12 @@ from worldpm.parts.fits.forms import Array, Form, curve
 
 HUBER_DELTA = 1e-3
 """Source: Hoffmann et al. 2022, arXiv 2203.15556, section 3.3."""
-STARTS = 48
-"""So many of the grid's best starts are followed to their end."""
-STEPS = 1500
+STARTS, FIRST_STEPS, FINALISTS = 48, 30, 8
+"""So many of the grid's best starts are followed for so many steps, and the best of those to their end."""
+STEPS, FEW_STEPS = 500, 120
+"""A search may take so many, and fewer from a start that is known to be good."""
+QUIET = 8
+"""A search has converged when so many steps in a row gained nothing."""
 SAME_OPTIMUM = 1e-6
 """Objectives this close, relative to the best, are optima of one height, and all are listed."""
 LEAST, MOST = np.log(1e-30), np.log(1e30)
@@ -75,7 +78,11 @@ def fit(form: Form, x: Array, y: Array, objective: Objective, weights: Array | N
     weighed = np.ones_like(y) if weights is None else weights
     check(form, x, y, objective, weighed)
     starts = _starts(form, x, y, objective, weighed)
-    found = solve(form, x, y, objective, np.broadcast_to(weighed, (len(starts), len(y))), starts)
+    every = np.broadcast_to(weighed, (len(starts), len(y)))
+    early = solve(form, x, y, objective, every, starts, steps=FIRST_STEPS)
+    ahead = np.argsort(early.objective, kind="stable")[:FINALISTS]
+    found = solve(form, x, y, objective, every[ahead], early.theta[ahead])
+    found = found._replace(moved=found.moved | early.moved[ahead])
     order = np.argsort(found.objective, kind="stable")
     best = order[0]
     least, scale = found.objective[best], max(abs(float(found.objective[best])), 1e-12)
@@ -89,7 +96,7 @@ def fit(form: Form, x: Array, y: Array, objective: Objective, weights: Array | N
         converged=bool(found.converged[best] and (found.moved[best] or not form.nonlinear)),
         at_bound=_at_bound(form, found.theta[best], x, y),
         optima=_different(found.theta[near]),
-        condition=float(np.linalg.cond(scaled) ** 2),
+        condition=min(float(np.linalg.cond(scaled)), 1e150) ** 2,
     )
 
 
@@ -109,10 +116,13 @@ def check(form: Form, x: Array, y: Array, objective: Objective, weights: Array) 
         raise ValueError("there are values of 0 or below, which have no logarithm")
 
 
-def solve(form: Form, x: Array, y: Array, objective: Objective, weights: Array, starts: Array, *, held: int | None = None) -> Solutions:
+def solve(
+    form: Form, x: Array, y: Array, objective: Objective, weights: Array, starts: Array, *, held: int | None = None, steps: int = STEPS
+) -> Solutions:
     """Levenberg and Marquardt's steps on B problems at once: x (axes, n), y (n,) or (B, n), weights (B, n), starts (B, P).
 
-    The parameter at `held` stays where it starts. A residual beyond the objective's delta is weighed down by delta over its size, which never overshoots.
+    The parameter at `held` stays where it starts. A residual beyond the objective's delta is weighed down by delta over its
+    size, which never overshoots.
 
     Source: Marquardt 1963; Huber and Ronchetti 2009, section 7.8, for the weights.
     """
@@ -122,7 +132,7 @@ def solve(form: Form, x: Array, y: Array, objective: Objective, weights: Array, 
     damping, quiet = np.full(len(theta), 1e-3), np.zeros(len(theta), dtype=np.int64)
     moved = np.zeros(len(theta), dtype=np.bool_)
     active = np.flatnonzero(np.isfinite(value))
-    for _ in range(STEPS):
+    for _ in range(steps):
         if len(active) == 0:
             break
         step = _step(form, theta[active], x, targets[active], objective, weights[active], damping[active], held)
@@ -130,13 +140,13 @@ def solve(form: Form, x: Array, y: Array, objective: Objective, weights: Array, 
         reached = _objective(form, tried, x, targets[active], objective, weights[active])
         better = reached < value[active]
         gain = np.where(better, value[active] - reached, 0.0)
-        small = gain <= 1e-13 * np.abs(value[active]) + 1e-28
+        small = gain <= 1e-10 * np.abs(value[active]) + 1e-28
         quiet[active] = np.where(small, quiet[active] + 1, 0)
         rows = active[better]
         theta[rows], value[rows], moved[rows] = tried[better], reached[better], True
         damping[active] = np.clip(np.where(better, damping[active] / 5, damping[active] * 4), 1e-14, 1e14)
-        active = active[quiet[active] < 12]
-    return Solutions(_to_natural(form, theta), value, quiet >= 12, moved)
+        active = active[quiet[active] < QUIET]
+    return Solutions(_to_natural(form, theta), value, quiet >= QUIET, moved)
 
 
 def _step(form: Form, theta: Array, x: Array, y: Array, objective: Objective, weights: Array, damping: Array, held: int | None) -> Array:

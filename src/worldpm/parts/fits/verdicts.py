@@ -33,6 +33,8 @@ class Verdict(NamedTuple):
     word: Word
     reason: str
     evidence: Json
+    form: str = "constant"
+    """The form that describes the points best, by Akaike's criterion; what a figure draws."""
 
 
 def of_line(points: Points, draws: Resamples) -> Verdict:
@@ -53,12 +55,16 @@ def of_line(points: Points, draws: Resamples) -> Verdict:
     fits = _fits(points, ("constant", *SMOOTH, *ABRUPT))
     held_out = evidence.largest(points)
     told["forms"] = {
-        name: {"aicc": evidence.aicc(found, points), "held_out_error": evidence.extrapolation_error(found.form, points, LOG_SQUARES, held_out)}
+        name: {
+            "aicc": evidence.aicc(found, points),
+            "held_out_error": evidence.extrapolation_error(found.form, points, LOG_SQUARES, held_out),
+        }
         for name, found in fits.items()
-    }  # fmt: skip
+    }
+    best = _best(told["forms"], tuple(told["forms"])) or "constant"
     by_slope = _by_slope(trend.interval)
     if by_slope is not None:
-        return Verdict(by_slope[0], by_slope[1], told)
+        return Verdict(by_slope[0], by_slope[1], told, best)
     smooth, abrupt = _best(told["forms"], SMOOTH), _best(told["forms"], ABRUPT)
     if abrupt and smooth and told["forms"][abrupt]["aicc"] + CLEARLY_BETTER < told["forms"][smooth]["aicc"]:
         told["place"] = list(place := evidence.bootstrap(fits[abrupt], points, LOG_SQUARES, draws).intervals["x0"])
@@ -72,8 +78,8 @@ def of_line(points: Points, draws: Resamples) -> Verdict:
             "not identified", f"{abrupt} fits better than {smooth}, but runs left out, or too few sizes, do not bear it out", told
         )
     if smooth and told["forms"][smooth]["held_out_error"] < told["forms"]["constant"]["held_out_error"]:
-        return Verdict("power law", f"{smooth} fits best, and foretells the largest better than a constant", told)
-    return Verdict("not identified", "the loss falls, but no smooth form foretells the largest better than a constant", told)
+        return Verdict("power law", f"{smooth} fits best, and foretells the largest better than a constant", told, best)
+    return Verdict("not identified", "the loss falls, but no smooth form foretells the largest better than a constant", told, best)
 
 
 def of_plane(points: Points) -> tuple[Verdict, dict[str, Fit]]:
@@ -95,6 +101,7 @@ def of_plane(points: Points) -> tuple[Verdict, dict[str, Fit]]:
         told["forms"][name]["left_out_error"] = float(np.sqrt(errors.mean()))
     if "joint" not in fits:
         return Verdict("not identified", "too few different points for the forms to be told apart", told), fits
+    best = min(fits, key=lambda name: told["forms"][name]["left_out_error"])
     null = min(fits.keys() & {"joint", "saturating_joint"}, key=lambda name: told["forms"][name]["left_out_error"])
     gain = _mean_interval(left_out[null] - left_out["emergent"]) if "emergent" in fits else Interval(-np.inf, np.inf)
     told["gain_of_emergent"] = list(gain) if "emergent" in fits else None
@@ -103,13 +110,15 @@ def of_plane(points: Points) -> tuple[Verdict, dict[str, Fit]]:
         told["place"] = list(place := evidence.bootstrap(fits["emergent"], points, LOG_SQUARES, draws).intervals["N0"])
         told["steepness"] = float(fits["emergent"].theta[fits["emergent"].form.parameters.index("k")])
         if _between(sizes, place) and told["steepness"] > 1:
-            return Verdict("emergent", f"only sizes beyond {place.low:.3g} to {place.high:.3g} learn it, however much data", told), fits
+            return Verdict(
+                "emergent", f"only sizes beyond {place.low:.3g} to {place.high:.3g} learn it, however much data", told, best
+            ), fits
     against_constant = _mean_interval(left_out["constant"] - left_out[null])
     told["gain_of_smooth"] = list(against_constant)
     if against_constant.low > 0 and _falls(fits[null], points):
-        return Verdict("power law", f"{null} foretells runs left out better than a constant and than emergence", told), fits
+        return Verdict("power law", f"{null} foretells runs left out better than a constant", told, best), fits
     if against_constant.high < NEGLIGIBLE_SLOPE**2:
-        return Verdict("no trend", "neither size nor data changes the loss by more than a negligible amount", told), fits
+        return Verdict("no trend", "neither size nor data changes the loss by more than a negligible amount", told, best), fits
     return Verdict(
         "not identified", "the loss changes, but no law of falling loss foretells runs left out better than a constant", told
     ), fits
@@ -125,7 +134,7 @@ def _by_slope(interval: Interval) -> tuple[Word, str] | None:
     low, high = interval
     if not low <= high:
         return "not identified", "one run only: nothing tells chance from trend"
-    if -NEGLIGIBLE_SLOPE < low and high < NEGLIGIBLE_SLOPE:
+    if max(-low, high) < NEGLIGIBLE_SLOPE:
         return "no trend", f"the slope lies within {low:.3f} and {high:.3f}, which is negligible"
     if low > 0:
         return "not identified", f"the loss rises (slope {low:.3f} to {high:.3f}); these are laws of falling losses"

@@ -2,12 +2,17 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from worldpm.parts import figures
 from worldpm.parts.figures import Series
-from worldpm.parts.page.layout import Section, Shown
+from worldpm.parts.fits import epiphany
+from worldpm.parts.fits.epiphany import Epiphany
+from worldpm.parts.page.layout import Grid, Section, Shown
 
 Json = dict[str, Any]
 
@@ -23,20 +28,22 @@ def checkpoint(path: Path, manifest: Json) -> list[Section]:
     def drawn(key: str, title: str, unit: str, chance: float) -> str:
         series = Series([row["step"] for row in train], [row[key] for row in train])
         held = Series([row["step"] for row in seen], [row[f"validation/{key}"] for row in seen])
-        return figures.curves(title, series, held, unit=unit, chance=chance)
+        return figures.curves(title, series, held, unit=unit, chance=chance, marks=[drop.step for drop in drops])
 
-    counts, kept = manifest["counts"], manifest["counts"]["kept step"]
+    counts, kept = manifest["counts"], manifest["counts"].get("kept step", manifest["counts"].get("step"))
+    drops = epiphany.find(*(np.array([row[key] for row in train]) for key in ("loss_nats", "grad_norm")))
     return [
         Section(
             title=f"Training: {path.name}",
             text=f"The weights of step {kept:,} of {counts['steps']:,}, those of least validation loss, make the checkpoint. "
-            f"{counts['truncated train responses']:,} of {counts['train responses']:,} training responses were cut to fit.",
+            f"{counts['truncated train responses']:,} of {counts['train responses']:,} training responses were cut to fit. {_told(drops)}",
             tiles=[
                 (f"{counts['parameters'] / 1e6:.2f} M", "parameters"),
                 (f"{counts['pairs seen']:,}", "pairs seen"),
                 (f"{counts['effective pairs seen']:,.0f}", "effective pairs (sum of weights)"),
                 (f"{counts['tokens seen'] / 1e6:.2f} M", "tokens, prompts counted once"),
             ],
+            tables=[_drops(drops)] if drops else [],
             figures=[
                 Shown(drawn("loss_nats", "Loss", "nats per pair", COIN_LOSS_NATS), "Bradley-Terry loss. A coin flip costs ln 2 = 0.693."),
                 Shown(
@@ -46,3 +53,23 @@ def checkpoint(path: Path, manifest: Json) -> list[Section]:
             ],
         )
     ]
+
+
+def _told(drops: Sequence[Epiphany]) -> str:
+    if not drops:
+        return "No sudden drop of the loss was found; of runs without one, at most 1 in 100 shows one."
+    spikes = sum(drop.is_epiphany for drop in drops)
+    return f"{len(drops)} sudden drops of the loss were found, {spikes} of them with a spike of the gradient norm (a moment of epiphany)."
+
+
+def _drops(drops: Sequence[Epiphany]) -> Grid:
+    rows = [
+        [
+            f"{drop.step:,}", f"{drop.steps.low:,.0f} to {drop.steps.high:,.0f}", f"{drop.drop_nats:.4f}",
+            f"{drop.interval.low:.4f} to {drop.interval.high:.4f}", f"{drop.p_value:.1e}", f"{drop.spike:.1f}",
+        ]
+        for drop in drops
+    ]  # fmt: skip
+    return Grid(
+        "Sudden drops", ("step", "95 % interval", "drop, nats", "95 % interval", "p, whole run", "gradient spike, deviations"), rows
+    )

@@ -1,0 +1,352 @@
+"""Measured points become scaling laws: fits with their intervals, and verdicts with the evidence for them."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from tyro.conf import Positional
+
+from worldpm.field.errors import ConfigError
+from worldpm.formats import console, folders
+
+if TYPE_CHECKING:
+    from worldpm.parts.fits.evidence import Points
+    from worldpm.parts.fits.forms import Form
+    from worldpm.parts.fits.solver import Fit, Objective
+    from worldpm.parts.fits.verdicts import Verdict
+    from worldpm.parts.measurements import Measured, Measurement
+
+logger = logging.getLogger(__name__)
+Json = dict[str, Any]
+
+FormName = Literal[
+    "constant", "power", "power_floor", "saturating", "broken", "sigmoid", "joint", "joint_tied", "saturating_joint", "emergent",
+    "gao_best_of_n", "gao_rl", "error_of_loss",
+]  # fmt: skip
+COLUMNS = {"gao_best_of_n": ("d", "gain"), "gao_rl": ("d", "gain"), "error_of_loss": ("loss", "error")}
+"""The columns that a form of its own kind is fitted to: x and y."""
+LINE, PLANE = ("constant", "power", "power_floor", "saturating", "broken", "sigmoid"), ("joint", "saturating_joint", "emergent")
+PROFILED = ("E", "alpha")
+CURVE_POINTS = 40
+PART = ": "
+"""Between a test's name and that of a part of it."""
+LEAST_OF_A_CURVE = 4
+"""Amounts of data that a size must have seen to give a curve of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Fit scaling laws over a ladder of runs, or over any table."""
+
+    inputs: Positional[tuple[Path, ...]]
+    """Folders written by `worldpm evaluate`, or tables (CSV, Parquet, JSON lines) with a loss and N, D or both."""
+    out: Path
+    """Folder to write."""
+    form: FormName | None = None
+    """Fit only this form; all that suit the columns, with verdicts, unless set."""
+    y: Literal["loss", "accuracy"] = "loss"
+    """What is fitted; verdicts are given about losses only."""
+    objective: Literal["huber", "squares"] | None = None
+    """Sum of Huber(1e-3) of ln y, or of squares of y; huber unless set, squares for accuracies, errors and gains."""
+    calibrated: bool = False
+    """Take results' loss at each checkpoint's temperature, so that families of models may be mixed; a table's is taken to be so."""
+    resamples: int = 1000
+    """Bootstrap draws of runs and prompts behind each interval."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise ConfigError("no input given: name folders of results, or a table with columns N, D and loss")
+        if self.resamples < 2 or self.seed < 0:
+            raise ConfigError(f"--resamples {self.resamples} and --seed {self.seed}: at least 2 resamples, and no negative seed")
+        if self.form in COLUMNS and self.y != "loss":
+            raise ConfigError(f"--form {self.form} has columns of its own, {' and '.join(COLUMNS[self.form])}; leave --y out")
+
+    @property
+    def y_column(self) -> str:
+        """The column that is fitted."""
+        return COLUMNS[self.form][1] if self.form in COLUMNS else self.y
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The columns that it may depend on."""
+        return (COLUMNS[self.form][0],) if self.form in COLUMNS else ("N", "D", "C")
+
+
+class Slice(NamedTuple):
+    """Points of one series along one axis, or along N and D together."""
+
+    name: str
+    x: tuple[str, ...]
+    points: "Sequence[Measurement]"
+    size: float | None = None
+    """The N of a curve over D."""
+
+
+def run(config: Config) -> None:
+    """Write `laws.json`, the points, how compute is best spent, and the figures as SVG and PNG."""
+    from worldpm.parts import law_figures, measurements
+
+    measured = measurements.read(config.inputs, y=config.y_column, axes=config.axes, calibrated=config.calibrated)
+    settings = {"y": config.y_column, **{name: getattr(config, name) for name in ("form", "objective", "calibrated", "resamples", "seed")}}
+    output = folders.begin(config.out, step="laws", config=settings, inputs=[folders.describe(place) for place in config.inputs])
+    if output is None:
+        return
+    with output:
+        for reason, number in measured.drops.items():
+            logger.warning("%d points left out: %s", number, reason)
+        slices = [one for one in _slices(measured, config) if config.form is None or _axes_of(config.form) == len(one.x)]
+        if not slices:
+            raise ConfigError(_nothing(config, measured))
+        laws: list[Json] = []
+        for one in console.track(slices, "fit", total=len(slices)):
+            laws += _fit_slice(one, measured, config)
+        if failed := [law for law in laws if law["warnings"]]:
+            logger.warning("%d of %d fits have warnings; `laws.json` names them", len(failed), len(laws))
+        optima = {name: _compute_optimal(points, config) for name, points in measured.series().items() if _has(points, "N", "D")}
+        output.write("laws.json", folders.to_json(_known(laws)))
+        told = [_told(point, config.y_column) for point in measured.points]
+        output.write("points.json", folders.to_json(told))
+        output.write("compute_optimal.json", folders.to_json(_known({name: found for name, found in optima.items() if found})))
+        (config.out / "figures").mkdir(exist_ok=True)
+        for picture in law_figures.pictures(laws, told, optima, y=config.y_column):
+            for name, content in law_figures.files(picture).items():
+                output.write(f"figures/{name}", content)
+        _say(laws)
+        output.finish(counts={"points": len(measured.points), "fits": len(laws)}, drops={"points": dict(Counter(measured.drops))})
+
+
+def _slices(measured: "Measured", config: Config) -> Iterator[Slice]:
+    """What is fitted: each series over N and D together, over D at each size, and over N or C or D where that is all there is."""
+    for name, points in measured.series().items():
+        if config.axes != ("N", "D", "C"):
+            yield Slice(name, config.axes, points)
+            continue
+        sizes, amounts = ({point.x[axis] for point in points if axis in point.x} for axis in ("N", "D"))
+        both = _has(points, "N", "D") and len(sizes) > 1 and len(amounts) > 1
+        if both:
+            yield Slice(name, ("N", "D"), points)
+            for size in sorted(sizes) if PART not in name else ():  # a part of a test has a verdict of its own, and no curves
+                own = [point for point in points if point.x["N"] == size]
+                if len({point.x["D"] for point in own}) >= LEAST_OF_A_CURVE:
+                    yield Slice(name, ("D",), own, size)
+            yield Slice(name, ("N",), _last(points))
+        else:
+            axis = next((axis for axis in ("N", "D", "C") if _has(points, axis) and len({point.x[axis] for point in points}) > 1), None)
+            if axis:
+                yield Slice(name, (axis,), points)
+
+
+def _has(points: "Sequence[Measurement]", *axes: str) -> bool:
+    return all(axis in point.x for point in points for axis in axes)
+
+
+def _last(points: "Sequence[Measurement]") -> "list[Measurement]":
+    """The last point of each run: what a size reaches with all of the data."""
+    last: dict[str, Measurement] = {}
+    for point in points:
+        if point.run not in last or point.x["D"] > last[point.run].x["D"]:
+            last[point.run] = point
+    most = max(point.x["D"] for point in last.values())
+    return [point for point in last.values() if point.x["D"] >= 0.9 * most]
+
+
+def _nothing(config: Config, measured: "Measured") -> str:
+    what = f" with --form {config.form}" if config.form else ""
+    return f"{config.inputs[0]}: {len(measured.points)} points, of one size and amount of data; there is no axis to fit along{what}"
+
+
+def _fit_slice(one: Slice, measured: "Measured", config: Config) -> list[Json]:
+    """The laws of one slice; the verdict stands with each."""
+    from worldpm.parts import measurements
+    from worldpm.parts.fits import evidence, verdicts
+
+    points = measurements.points_of(measured, one.points, one.x)
+    names: list[str] = [config.form] if config.form else [*(PLANE if len(one.x) == 2 else LINE)]
+    draws = evidence.resample(points, seed=config.seed, resamples=config.resamples)
+    verdict = None
+    if config.y_column == "loss" and config.form not in COLUMNS:
+        verdict = verdicts.of_plane(points)[0] if len(one.x) == 2 else verdicts.of_line(points, draws)
+    held_out = _held_out(one, points)
+    return [_law(name, one, points, draws, held_out, verdict, config) for name in names]
+
+
+def _axes_of(form: str) -> int:
+    from worldpm.parts.fits.forms import FORMS
+
+    return FORMS[form].axes
+
+
+def _held_out(one: Slice, points: "Points") -> Any:
+    """Which points a fit must foretell: those the table marks, or else the largest third of the first axis."""
+    import numpy as np
+
+    from worldpm.parts.fits import evidence
+
+    marked = np.array([point.held_out for point in one.points])
+    return marked if marked.any() else evidence.largest(points)
+
+
+def _law(name: str, one: Slice, points: "Points", draws: Any, held_out: Any, verdict: "Verdict | None", config: Config) -> Json:
+    """One fit with all that is to be known of it; where it cannot be made, the reason stands among the warnings."""
+    from worldpm.parts.fits import evidence
+    from worldpm.parts.fits.forms import FORMS
+    from worldpm.parts.fits.solver import LOG_SQUARES, fit
+
+    form, objective = FORMS[name], _objective(config)
+    told: Json = {
+        "series": one.name, "form": name, "equation": form.equation, "x": list(one.x), "y": config.y_column, "size": one.size,
+        "objective": objective.name, "n_points": len(points.y), "runs": len(set(points.runs.tolist())),
+    }  # fmt: skip
+    marked = any(point.held_out for point in one.points)
+    fitted = points.take(~held_out) if marked else points
+    try:
+        found = fit(form, fitted.x, fitted.y, objective)
+    except ValueError as error:
+        nothing: Json = {"parameters": None, "intervals": None, "converged": False, "warnings": [str(error)]}
+        return {**told, **nothing, **_judged(verdict)}
+    spread = evidence.bootstrap(
+        found, fitted, objective, draws if fitted is points else evidence.resample(fitted, seed=config.seed, resamples=config.resamples)
+    )
+    profiles = {}
+    if objective.logarithmic and name not in COLUMNS:
+        smooth = fit(form, fitted.x, fitted.y, LOG_SQUARES)
+        profiles = {key: list(evidence.profile(fitted, key, smooth)) for key in PROFILED if key in form.parameters}
+    return {
+        **told,
+        "parameters": dict(zip(form.parameters, map(float, found.theta), strict=True)),
+        "intervals": {key: list(interval) for key, interval in spread.intervals.items()},
+        "profile_intervals": profiles,
+        "objective_value": found.objective,
+        **_shown(found, spread, points),
+        "held_out": _foretold(form, points, objective, held_out),
+        "converged": found.converged,
+        "optima": [list(optimum) for optimum in found.optima],
+        "condition": found.condition,
+        "resamples_failed": spread.failed,
+        "warnings": _warnings(found, spread, points, config),
+        **_judged(verdict),
+    }
+
+
+def _objective(config: Config) -> "Objective":
+    from worldpm.parts.fits.solver import HUBER, SQUARES
+
+    chosen = config.objective or ("huber" if config.y_column == "loss" else "squares")
+    return HUBER if chosen == "huber" else SQUARES
+
+
+def _foretold(form: "Form", points: "Points", objective: "Objective", held_out: Any) -> Json:
+    """The points held out, as a fit to the others has them, and the mean of the relative errors."""
+    from worldpm.parts.fits import evidence
+
+    predicted = evidence.foretold(form, points, objective, held_out)
+    if predicted is None:
+        return {"relative_error": None, "points": 0, "predictions": []}
+    places = zip(points.x[:, held_out].T.tolist(), points.y[held_out].tolist(), predicted.tolist(), strict=True)
+    rows = [{"x": x, "y": y, "predicted": guess, "relative_error": abs(guess - y) / abs(y) if y else None} for x, y, guess in places]
+    errors = [row["relative_error"] for row in rows if row["relative_error"] is not None]
+    return {"relative_error": sum(errors) / len(errors) if errors else None, "points": len(rows), "predictions": rows}
+
+
+def _shown(found: "Fit", spread: Any, points: "Points") -> Json:
+    """The points and the curve through them, or what the surface leaves unexplained, for the figures."""
+    import numpy as np
+
+    if len(points.x) == 1:
+        grid = np.geomspace(max(points.x.min(), 1e-300), points.x.max(), CURVE_POINTS)
+        low, high = spread.band(found.form, grid[None]) if len(spread.theta) > 1 else (found.predict(grid[None]),) * 2
+        curve = {"x": grid.tolist(), "y": found.predict(grid[None]).tolist(), "low": low.tolist(), "high": high.tolist()}
+        return {"used": np.stack([points.x[0], points.y], axis=1).tolist(), "curve": curve}
+    residuals = np.log(points.y) - np.log(np.maximum(found.predict(points.x), 1e-300))
+    return {"residual_places": points.x.T.tolist(), "residuals": residuals.tolist()}
+
+
+def _warnings(found: "Fit", spread: Any, points: "Points", config: Config) -> list[str]:
+    """All that speaks against reading the parameters."""
+    import numpy as np
+
+    from worldpm.parts.fits.verdicts import LEAST_DECADES, LEAST_SIZES
+
+    told = [] if found.converged else ["did not converge: no better point than a start was found, or it was still moving"]
+    told += [f"{name} is at its bound: it has no effect, and cannot be told from nothing" for name in found.at_bound]
+    if len(found.optima) > 1:
+        told.append(f"{len(found.optima)} different optima reach the same objective")
+    if found.condition > 1e12:
+        told.append(f"condition number {found.condition:.1e}: some parameters can be traded for others")
+    for axis, values in zip(("first", "second"), points.x, strict=False):
+        places = np.unique(values)
+        decades = float(np.log10(places[-1] / places[0])) if places[0] > 0 else np.inf
+        if found.form.name not in COLUMNS and (len(places) < LEAST_SIZES or decades < LEAST_DECADES):
+            told.append(
+                f"the {axis} axis has {len(places)} places over {decades:.2f} decades; {LEAST_SIZES} and {LEAST_DECADES} are needed"
+            )
+    for name, value in zip(found.form.parameters, found.theta, strict=True):
+        low, high = spread.intervals[name]
+        if high - low > abs(value):
+            told.append(f"the interval of {name} is wider than its value")
+        if name == "E" and low < 1e-3 * points.y.min():
+            told.append("the interval of E touches 0: there may be no floor")
+    if spread.failed > 0.1 * config.resamples:
+        told.append(f"{spread.failed} of {config.resamples} resamples could not be fitted")
+    return told
+
+
+def _judged(verdict: "Verdict | None") -> Json:
+    return (
+        {} if verdict is None else {"verdict": verdict.word, "reason": verdict.reason, "drawn": verdict.form, "evidence": verdict.evidence}
+    )
+
+
+def _compute_optimal(points: "Sequence[Measurement]", config: Config) -> Json | None:
+    """How compute is best spent, where the runs have their operations counted, or by 6 N D where a table has none."""
+    import numpy as np
+
+    from worldpm.parts.fits import compute_optimal
+
+    if config.y_column != "loss" or len({point.x["N"] for point in points}) < LEAST_OF_A_CURVE:
+        return None
+    n, d = (np.array([point.x[axis] for point in points]) for axis in ("N", "D"))
+    counted = _has(points, "C")
+    c = np.array([point.x["C"] for point in points]) if counted else 6 * n * d
+    names = {run: number for number, run in enumerate(dict.fromkeys(point.run for point in points))}
+    # runs of one point each are no curves; those of one size are taken together
+    by = [names[point.run] if len(names) < len(points) else point.x["N"] for point in points]
+    runs = compute_optimal.Runs(n, d, c, np.array([point.y for point in points]), np.unique(by, return_inverse=True)[1])
+    return {
+        "operations": "counted" if counted else "6 N D",
+        **compute_optimal.compare(runs, seed=config.seed, resamples=min(config.resamples, 200)),
+    }
+
+
+def _known(value: Any) -> Any:
+    """The same without NaN and infinity, which are no JSON: what is not known, or an open end, is null."""
+    if isinstance(value, dict):
+        return {name: _known(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_known(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _told(point: "Measurement", y: str) -> Json:
+    named = {"series": point.series, "run": point.run, "family": point.family}
+    return {**named, **point.x, y: point.y, "held_out": point.held_out, **{key: value for key, value in point.more.items() if key != y}}
+
+
+def _say(laws: Sequence[Mapping[str, Any]]) -> None:
+    """One line for each verdict, or for each fit where no verdict is given."""
+    said: set[tuple[Any, ...]] = set()
+    for law in laws:
+        where = f"{law['series']} over {' and '.join(law['x'])}" + (f" at N = {law['size']:,.0f}" if law["size"] else "")
+        key = (law["series"], tuple(law["x"]), law["size"])
+        if "verdict" in law and key not in said:
+            said.add(key)
+            logger.info("%s: %s (%s)", where, law["verdict"], law["reason"])
+        if "verdict" not in law or len(laws) < 4:
+            numbers = ", ".join(f"{name} {value:.6g}" for name, value in (law["parameters"] or {}).items())
+            logger.info("%s: %s, %s", where, law["equation"], numbers or "; ".join(law["warnings"]))

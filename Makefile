@@ -13,10 +13,16 @@ else
   INSTALL := $(BIN)/python -m pip install --quiet
 endif
 
-.PHONY: demo test lint check format lock clean
+.PHONY: demo ladder ladder-small test lint check format lock clean
 
 demo: .venv/installed  ## the whole road on a simulated forum: a table here, demo/report.html to look at
 	$(BIN)/worldpm demo --out demo
+
+ladder: .venv/installed  ## scaling laws of two simulated forums, under two hours on two cores: ladder/skills/report.html
+	PATH=$(CURDIR)/$(BIN):$$PATH runs/skills.sh ladder full
+
+ladder-small: .venv/installed  ## the same in under ten minutes, with fewer and smaller models
+	PATH=$(CURDIR)/$(BIN):$$PATH runs/skills.sh ladder-small small
 
 test: .venv/installed-dev  ## all tests
 	$(BIN)/pytest
@@ -36,8 +42,8 @@ lock:  ## choose the newest versions anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-annotate --all-extras \
 	  --custom-compile-command "make lock" --no-emit-package torch --output-file requirements.lock pyproject.toml
 
-clean:  ## remove the environment and what the demo wrote
-	rm -rf .venv demo
+clean:  ## remove the environment and what the demo and the ladders wrote
+	rm -rf .venv demo ladder ladder-small
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -146,7 +146,7 @@ def test_a_bare_parquet_file_of_groups_trains_with_a_warning_and_is_judged(
     assert "no validation groups" in caplog.text
     assert run("evaluate", tmp_path / "checkpoint", "--on", tmp_path / "test.parquet", "--out", tmp_path / "results") == 0
     found = folders.read_json(tmp_path / "results" / "metrics.json")["checkpoints"]["checkpoint"]["benchmarks"]
-    assert found["test.parquet"]["prompts"] == 12
+    assert found["test"]["prompts"] == 12
 
 
 @pytest.mark.parametrize(

@@ -24,16 +24,42 @@ SETS: dict[str, list[dict[str, Any]]] = {
 STEPS = {"helpsteer2": (128, 2 * 60), "ultrafeedback": (512, 2 * 60 * 5), "rlhflow": (512, 2 * 60)}
 
 
+def story(name: str, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A script of `runs/` as a user starts it."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["bash", str(RUNS / name), *map(str, words)]
+    return subprocess.run(command, capture_output=True, check=False, text=True, env=environment, timeout=300, cwd=cwd)
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_a_fine_tuning_run_takes_the_papers_settings(name: str, road: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for split, rows in (("train", SETS[name]), ("validation", SETS[name][:8])):
         (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    words = ["bash", str(RUNS / f"finetune_{name}.sh"), str(road / "checkpoint"), str(tmp_path / "out"), str(tmp_path / "data")]
-    done = subprocess.run(words, capture_output=True, check=False, text=True, env=environment, timeout=300)
+    done = story(f"finetune_{name}.sh", road / "checkpoint", tmp_path / "out", tmp_path / "data", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     batch, pairs = STEPS[name]
     assert (manifest["config"]["batch_pairs"], manifest["config"]["epochs"], manifest["config"]["lr"]) == (batch, 2.0, 3e-6)
     assert (manifest["counts"]["pairs seen"], manifest["counts"]["validation groups"] > 0) == (pairs, True)
+
+
+def test_a_ladder_trains_judges_and_fits_and_goes_on(road: Path, tmp_path: Path) -> None:
+    words = ("ladder.sh", "out", road / "groups", "w16 w24", "0", road / "groups", "--", "--max-steps", 8, "--max-length", 128)
+    done = story(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {"w16-s0: done", "w24-s0: done"} <= set(done.stdout.splitlines())
+    laws = json.loads((tmp_path / "out" / "laws" / "laws.json").read_text())
+    assert {law["n_points"] for law in laws if law["x"] == ["N", "D"]} == {2 * 7}  # snapshots at steps 1, 2, 3, 4, 5, 7 and 8
+    assert (tmp_path / "out" / "report.html").exists()
+    again = story(*words, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in (tmp_path / "out" / "logs" / "w16-s0").read_text()
+
+
+def test_a_rung_that_fails_is_named_and_the_ladder_stops(road: Path, tmp_path: Path) -> None:
+    done = story("ladder.sh", "out", road / "groups", "w15", "0", road / "groups", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "w15-s0 failed:" in done.stderr
+    assert "--model w15: neither a built-in size" in done.stderr
+    assert not (tmp_path / "out" / "laws").exists()

@@ -51,6 +51,10 @@ def test_a_thread_comes_out_as_it_was_written(dump: Dump, tmp_path: Path) -> Non
         ('<row Id="9" PostTypeId="1" Score="0" CreationDate="2020-02-30T00:00:00.000" />', "CreationDate is not a date"),
         ('<row Id="9" PostTypeId="1" Score="0" CreationDate="2020-02-03T25:00:00.000" />', "CreationDate is not a date"),
         ('<row Id="9" PostTypeId="1" Score="0" CreationDate="yesterday" />', "CreationDate is not a date"),
+        (
+            '<row Id="9" PostTypeId="1" Score="0" CreationDate="2020-01-01T00:00:00.000" ClosedDate="soon" />',
+            "ClosedDate is not a date",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_read_is_left_out_for_one_counted_reason(dump: Dump, row: str, reason: str) -> None:
@@ -73,6 +77,18 @@ def test_a_row_that_fits_no_thread_is_left_out_for_one_counted_reason(dump: Dump
     assert found["counts"]["site"] == {"threads": 1, "responses": 2, "threads with two responses or more": 1}
     (thread,) = tables.read_rows(tmp_path / "threads" / "site.parquet")
     assert [r["votes"] for r in thread["responses"]] == [5, -2]
+
+
+def test_a_closed_question_says_when_and_is_dropped_on_request(dump: Dump, tmp_path: Path) -> None:
+    closed = QUESTION.format(id=1).replace('Score="3"', 'Score="3" ClosedDate="2020-03-01T10:00:00.000"')
+    open_too = (QUESTION.format(id=4), ANSWER.format(id=5, parent=4, votes=5), ANSWER.format(id=6, parent=4, votes=1))
+    assert run("ingest", dump([closed, *TWO_ANSWERS[1:], *open_too]), "--out", tmp_path / "threads") == 0
+    rows = {row["thread_id"]: row["closed"] for row in tables.read_rows(tmp_path / "threads" / "site.parquet")}
+    assert {name: str(date) for name, date in rows.items()} == {"site/1": "2020-03-01 10:00:00+00:00", "site/4": "None"}
+    assert run("group", tmp_path / "threads", "--out", tmp_path / "all") == 0
+    assert run("group", tmp_path / "threads", "--drop-closed", "--out", tmp_path / "open") == 0
+    manifests = [folders.manifest(tmp_path / name) for name in ("all", "open")]
+    assert [found["drops"]["site"].get("thread closed by moderators") for found in manifests] == [None, 1]
 
 
 def test_an_empty_body_and_an_unanswered_question_are_kept(dump: Dump, tmp_path: Path) -> None:

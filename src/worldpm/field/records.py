@@ -48,6 +48,8 @@ class Thread:
     url: str | None
     licence: str | None
     responses: tuple[Answer, ...]
+    closed: datetime | None = None
+    """When moderators closed the question to further answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ POSTS = pa.schema(
         ("tags", pa.list_(pa.string())),
         ("votes", pa.int64()),
         ("created", pa.timestamp("us")),
+        ("closed", pa.timestamp("us")),  # when moderators closed a question, null if they did not
         ("author", pa.string()),
         ("url", pa.string()),
         ("licence", pa.string()),
@@ -53,6 +54,7 @@ THREADS = pa.schema(
         ("tags", pa.list_(pa.string())),
         ("votes", pa.int64()),
         ("created", INSTANT),
+        ("closed", INSTANT),
         ("author", pa.string()),
         ("url", pa.string()),
         ("licence", pa.string()),

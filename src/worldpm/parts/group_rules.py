@@ -23,6 +23,8 @@ class Limits:
     """Keep answers that hold nothing but links."""
     max_code_share: float = 0.98
     """Of an answer's characters, those in code or quotes; a larger share is dropped. 1 keeps all."""
+    drop_closed: bool = False
+    """Drop questions that moderators closed; their answers were voted on like others, so they are kept unless asked."""
     mask_personal: bool = False
     """Replace e-mail addresses, phone numbers and @mentions by [e-mail], [phone] and [name]."""
 

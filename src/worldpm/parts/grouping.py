@@ -99,16 +99,23 @@ def question_of(thread: Thread) -> str:
 
 def fit_answers(thread: Thread, rules: Rules) -> list[Answer]:
     """The answers that pass the cleaning; none where the question does not, or fewer than two do."""
-    if cleaning.why_unfit(f"{thread.title}\n\n{thread.body}", rules, answer=False) is not None:
+    if _why_unfit(thread, rules) is not None:
         return []
     fit = [answer for answer in thread.responses if cleaning.why_unfit(answer.body, rules, answer=True) is None]
     return fit if len(fit) > 1 else []
 
 
+def _why_unfit(thread: Thread, rules: Rules) -> str | None:
+    """The first reason to drop a question, None if it is fit."""
+    if rules.drop_closed and thread.closed is not None:
+        return "closed by moderators"
+    return cleaning.why_unfit(f"{thread.title}\n\n{thread.body}", rules, answer=False)
+
+
 def _fit(thread: Thread, rules: Rules, tally: Tally, learned: Learned) -> Kept | None:
     name = thread.thread_id
     bare = f"{thread.title}\n\n{thread.body}"
-    reason = cleaning.why_unfit(bare, rules, answer=False) or (NEAR if name in learned.duplicates else None)
+    reason = _why_unfit(thread, rules) or (NEAR if name in learned.duplicates else None)
     if reason is not None:
         tally.drop(f"thread {reason}", name, bare)
         return None

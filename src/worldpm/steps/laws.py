@@ -30,6 +30,8 @@ FormName = Literal[
 COLUMNS = {"gao_best_of_n": ("d", "gain"), "gao_rl": ("d", "gain"), "error_of_loss": ("loss", "error")}
 """The columns that a form of its own kind is fitted to: x and y."""
 LINE, PLANE = ("constant", "power", "power_floor", "saturating", "broken", "sigmoid"), ("joint", "saturating_joint", "emergent")
+CURVE = LINE[:4]
+"""The forms of a curve over data at one size: emergence is a matter of sizes."""
 PROFILED = ("E", "alpha")
 CURVE_POINTS = 40
 PART = ": "
@@ -167,11 +169,12 @@ def _fit_slice(one: Slice, measured: "Measured", config: Config) -> list[Json]:
     from worldpm.parts.fits import evidence, verdicts
 
     points = measurements.points_of(measured, one.points, one.x)
-    names: list[str] = [config.form] if config.form else [*(PLANE if len(one.x) == 2 else LINE)]
+    suited = PLANE if len(one.x) == 2 else LINE if one.size is None else CURVE
+    names: list[str] = [config.form] if config.form else [*suited]
     draws = evidence.resample(points, seed=config.seed, resamples=config.resamples)
     verdict = None
     if config.y_column == "loss" and config.form not in COLUMNS:
-        verdict = verdicts.of_plane(points)[0] if len(one.x) == 2 else verdicts.of_line(points, draws)
+        verdict = verdicts.of_plane(points)[0] if len(one.x) == 2 else verdicts.of_line(points, draws, over_sizes=one.x == ("N",))
     held_out = _held_out(one, points)
     return [_law(name, one, points, draws, held_out, verdict, config) for name in names]
 
@@ -214,7 +217,7 @@ def _law(name: str, one: Slice, points: "Points", draws: Any, held_out: Any, ver
         found, fitted, objective, draws if fitted is points else evidence.resample(fitted, seed=config.seed, resamples=config.resamples)
     )
     profiles = {}
-    if objective.logarithmic and name not in COLUMNS:
+    if objective.logarithmic and name in (config.form, verdict.form if verdict else None):
         smooth = fit(form, fitted.x, fitted.y, LOG_SQUARES)
         profiles = {key: list(evidence.profile(fitted, key, smooth)) for key in PROFILED if key in form.parameters}
     return {

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from worldpm.field.uncertainty import Interval
 from worldpm.parts.fits.forms import FORMS, Array
-from worldpm.parts.fits.solver import HUBER, fit, solve
+from worldpm.parts.fits.solver import HUBER, ROUGH, fit, solve
 
 Json = dict[str, Any]
 
@@ -137,7 +137,7 @@ def _joint(runs: Runs, draws: list[Runs], levels: Array) -> Json | None:
     thetas, prices = [], []
     for one in draws:
         start = found.theta[None]
-        reached = solve(form, np.stack([one.n, one.d]), one.loss, HUBER, np.ones((1, len(one.loss))), start)
+        reached = solve(form, np.stack([one.n, one.d]), one.loss, HUBER, np.ones((1, len(one.loss))), start, effort=ROUGH)
         if np.isfinite(reached.objective[0]):
             thetas.append(reached.theta[0])
             prices.append(_price(one))

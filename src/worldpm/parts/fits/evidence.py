@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 from worldpm.field.uncertainty import DETECTABLE_ERRORS, Interval
 from worldpm.parts.fits.forms import Array, Form, curve
-from worldpm.parts.fits.solver import FEW_STEPS, LOG_SQUARES, Fit, Objective, fit, solve
+from worldpm.parts.fits.solver import LOG_SQUARES, ROUGH, Fit, Objective, fit, solve
 
 HELD_OUT_SHARE = 1 / 3
 """Of the distinct sizes, the largest."""
@@ -82,7 +82,7 @@ def bootstrap(found: Fit, points: Points, objective: Objective, draws: Resamples
     weights, y = draws.weights[usable], draws.y[usable]
     shaken = found.theta * np.exp(np.random.default_rng(0).normal(0, 0.2, size=found.theta.shape))
     tries = [
-        solve(form, points.x, y, objective, weights, np.broadcast_to(start, (len(weights), len(start))), steps=FEW_STEPS)
+        solve(form, points.x, y, objective, weights, np.broadcast_to(start, (len(weights), len(start))), effort=ROUGH)
         for start in (found.theta, shaken)
     ]
     better = tries[1].objective < tries[0].objective
@@ -126,9 +126,7 @@ def _deviances(points: Points, name: str, found: Fit, tries: Array) -> Array:
     for spread in (0.0, 0.1, 0.5):
         starts = found.theta * np.exp(generator.normal(0, spread, size=(len(tries), len(found.theta))))
         starts[:, place] = tries
-        reached = solve(
-            found.form, points.x, points.y, LOG_SQUARES, np.ones((len(tries), len(points.y))), starts, held=place, steps=FEW_STEPS
-        )
+        reached = solve(found.form, points.x, points.y, LOG_SQUARES, np.ones((len(tries), len(points.y))), starts, held=place, effort=ROUGH)
         best = np.minimum(best, reached.objective)
     # a perfect fit leaves no noise to measure by; rounding is the least there is
     least = max(found.objective, len(points.y) * 1e-30)
@@ -224,7 +222,7 @@ def left_out_errors(found: Fit, points: Points) -> Array:
     theta = np.broadcast_to(found.theta, (len(names), len(found.theta))).copy()
     for spread in (0.0, 0.1, 0.3):
         sign = generator.normal(0, spread, size=theta.shape)
-        reached = solve(found.form, points.x, points.y, LOG_SQUARES, weights, found.theta * np.exp(sign), steps=FEW_STEPS)
+        reached = solve(found.form, points.x, points.y, LOG_SQUARES, weights, found.theta * np.exp(sign), effort=ROUGH)
         better = reached.objective < best
         best[better], theta[better] = reached.objective[better], reached.theta[better]
     predicted = np.maximum(curve(found.form, theta, points.x)[0], 1e-300)

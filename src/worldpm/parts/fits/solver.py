@@ -11,8 +11,6 @@ HUBER_DELTA = 1e-3
 """Source: Hoffmann et al. 2022, arXiv 2203.15556, section 3.3."""
 STARTS, FIRST_STEPS, FINALISTS = 48, 30, 8
 """So many of the grid's best starts are followed for so many steps, and the best of those to their end."""
-STEPS, FEW_STEPS = 500, 120
-"""A search may take so many, and fewer from a start that is known to be good."""
 QUIET = 8
 """A search has converged when so many steps in a row gained nothing."""
 SAME_OPTIMUM = 1e-6
@@ -34,6 +32,18 @@ class Objective(NamedTuple):
 HUBER = Objective("Huber(1e-3) of ln y", True, HUBER_DELTA)
 SQUARES = Objective("squares of y", False, np.inf)
 LOG_SQUARES = Objective("squares of ln y", True, np.inf)
+
+
+class Effort(NamedTuple):
+    """How far a search is followed."""
+
+    steps: int
+    gain: float
+    """A step that lowers the objective by less than this share of it gains nothing."""
+
+
+FULL, ROUGH = Effort(500, 1e-10), Effort(120, 1e-7)
+"""For a fit, and for its many repetitions, which start from it."""
 
 
 class Solutions(NamedTuple):
@@ -79,7 +89,7 @@ def fit(form: Form, x: Array, y: Array, objective: Objective, weights: Array | N
     check(form, x, y, objective, weighed)
     starts = _starts(form, x, y, objective, weighed)
     every = np.broadcast_to(weighed, (len(starts), len(y)))
-    early = solve(form, x, y, objective, every, starts, steps=FIRST_STEPS)
+    early = solve(form, x, y, objective, every, starts, effort=FULL._replace(steps=FIRST_STEPS))
     ahead = np.argsort(early.objective, kind="stable")[:FINALISTS]
     found = solve(form, x, y, objective, every[ahead], early.theta[ahead])
     found = found._replace(moved=found.moved | early.moved[ahead])
@@ -117,7 +127,7 @@ def check(form: Form, x: Array, y: Array, objective: Objective, weights: Array) 
 
 
 def solve(
-    form: Form, x: Array, y: Array, objective: Objective, weights: Array, starts: Array, *, held: int | None = None, steps: int = STEPS
+    form: Form, x: Array, y: Array, objective: Objective, weights: Array, starts: Array, *, held: int | None = None, effort: Effort = FULL
 ) -> Solutions:
     """Levenberg and Marquardt's steps on B problems at once: x (axes, n), y (n,) or (B, n), weights (B, n), starts (B, P).
 
@@ -132,7 +142,7 @@ def solve(
     damping, quiet = np.full(len(theta), 1e-3), np.zeros(len(theta), dtype=np.int64)
     moved = np.zeros(len(theta), dtype=np.bool_)
     active = np.flatnonzero(np.isfinite(value))
-    for _ in range(steps):
+    for _ in range(effort.steps):
         if len(active) == 0:
             break
         step = _step(form, theta[active], x, targets[active], objective, weights[active], damping[active], held)
@@ -140,7 +150,7 @@ def solve(
         reached = _objective(form, tried, x, targets[active], objective, weights[active])
         better = reached < value[active]
         gain = np.where(better, value[active] - reached, 0.0)
-        small = gain <= 1e-10 * np.abs(value[active]) + 1e-28
+        small = gain <= effort.gain * np.abs(value[active]) + 1e-28
         quiet[active] = np.where(small, quiet[active] + 1, 0)
         rows = active[better]
         theta[rows], value[rows], moved[rows] = tried[better], reached[better], True

@@ -37,12 +37,13 @@ class Verdict(NamedTuple):
     """The form that describes the points best, by Akaike's criterion; what a figure draws."""
 
 
-def of_line(points: Points, draws: Resamples) -> Verdict:
+def of_line(points: Points, draws: Resamples, *, over_sizes: bool = True) -> Verdict:
     """A series over one axis.
 
     Too short an axis: not identified. A slope whose interval lies within NEGLIGIBLE_SLOPE: no trend. An interval that has 0
     in it beyond that, or a rise: not identified. A fall: emergent if an abrupt form beats every smooth one clearly and on
-    runs left out, with the place of its turn known and enough sizes on either side; a power law if the best smooth form
+    runs left out, with the place of its turn known and enough sizes on either side, and the axis is one of sizes: along data,
+    every skill is learned at some time; a power law if the best smooth form
     beats a constant on points held out.
     """
     places = np.unique(points.x[0])
@@ -52,7 +53,7 @@ def of_line(points: Points, draws: Resamples) -> Verdict:
         return Verdict("not identified", short, told)
     trend = evidence.slope(points, draws)
     told["slope"] = {"estimate": trend.estimate, "interval": list(trend.interval), "detectable": trend.detectable}
-    fits = _fits(points, ("constant", *SMOOTH, *ABRUPT))
+    fits = _fits(points, ("constant", *SMOOTH, *(ABRUPT if over_sizes else ())))
     held_out = evidence.largest(points)
     told["forms"] = {
         name: {

@@ -1,8 +1,8 @@
 """Threads of any other forum, or of tickets in a house, as lines of JSON: one thread a line.
 
-    {"id": "7", "title": "...", "body": "...", "votes": 3, "created": "2024-05-01T12:00:00Z", "tags": ["x"], "author": "a", "url": "...",
-     "licence": "...", "responses": [{"id": "8", "body": "...", "votes": 5, "created": "2024-05-01T13:00:00Z", "accepted": true,
-     "author": "b", "licence": "..."}]}
+    {"id": "7", "title": "...", "body": "...", "votes": 3, "created": "2024-05-01T12:00:00Z", "closed": null, "tags": ["x"],
+     "author": "a", "url": "...", "licence": "...", "responses": [{"id": "8", "body": "...", "votes": 5,
+     "created": "2024-05-01T13:00:00Z", "accepted": true, "author": "b", "licence": "..."}]}
 
 Needed are `id`, `title` or `body`, `created`, and of each response `id`, `body`, `votes` and `created`; bodies are Markdown, dates
 ISO 8601 or seconds since 1970, taken as UTC where they name no zone.
@@ -75,6 +75,7 @@ def _post(row: Json, *, parent: str | None) -> Json | None:
         if not isinstance(body, str) or (parent is not None and not body):
             return None
         created, votes = _date(row["created"]), row["votes"] if parent is not None else row.get("votes", 0)
+        closed = _date(row["closed"]) if row.get("closed") is not None else None
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
     if not json_lines.is_count(votes) or not all(json_lines.is_text(value) for value in row.values() if isinstance(value, str)):
@@ -89,6 +90,7 @@ def _post(row: Json, *, parent: str | None) -> Json | None:
         "tags": [str(tag) for tag in tags] if isinstance(tags, list) else None,
         "votes": votes,
         "created": created,
+        "closed": closed,
         **{key: None if row.get(key) is None else str(row[key]) for key in ("author", "url", "licence")},
     }
 

@@ -85,6 +85,7 @@ def _post(row: Json) -> Json | str:
         "tags": None if is_comment else [str(row.get("subreddit", ""))],
         "votes": votes,
         "created": created,
+        "closed": None,
         "author": None if row.get("author") in (None, *GONE) else str(row["author"]),
         "url": f"https://www.reddit.com{row['permalink']}" if row.get("permalink") else None,
         "licence": None,

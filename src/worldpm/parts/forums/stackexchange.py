@@ -33,7 +33,7 @@ MAX_ENTRIES, MAX_BYTES, MAX_RATIO = 1_000, 1 << 40, 100
 
 ATTRIBUTES = (
     "Id", "PostTypeId", "ParentId", "AcceptedAnswerId", "CreationDate", "Score", "Body", "Title", "Tags",
-    "OwnerUserId", "OwnerDisplayName", "ContentLicense",
+    "OwnerUserId", "OwnerDisplayName", "ContentLicense", "ClosedDate",
 )  # fmt: skip
 QUESTION, ANSWER = "1", "2"
 INTEGER, INSTANT = r"^-?\d{1,18}$", r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?$"
@@ -85,6 +85,7 @@ def _readable(rows: pa.RecordBatch, first: int, drops: Counter[str]) -> pa.Recor
         ("answer without ParentId", pc.or_(pc.invert(is_answer), _present(rows["ParentId"]))),
         ("Score is not a number", pc.match_substring_regex(rows["Score"], INTEGER)),
         ("CreationDate is not a date", _is_instant(rows["CreationDate"])),
+        ("ClosedDate is not a date", pc.or_(pc.is_null(rows["ClosedDate"]), _is_instant(rows["ClosedDate"]))),
     )
     good = pa.array([True] * rows.num_rows)
     for reason, passes in checks:
@@ -122,6 +123,7 @@ def _posts(rows: pa.RecordBatch, site: str) -> pa.RecordBatch:
         "tags": pa.array([re.findall(r"[^<>|]+", tags or "") for tags in rows["Tags"].to_pylist()], pa.list_(pa.string())),
         "votes": pc.cast(rows["Score"], pa.int64()),
         "created": pc.cast(rows["CreationDate"], pa.timestamp("us")),
+        "closed": pc.cast(rows["ClosedDate"], pa.timestamp("us")),
         "author": pc.coalesce(rows["OwnerUserId"], rows["OwnerDisplayName"]),
         "url": pa.array([f"https://{site}/{kind}/{post_id}" for kind, post_id in zip(kinds, ids, strict=True)]),
         "licence": pc.coalesce(rows["ContentLicense"], pa.array([_licence(date) for date in dates])),

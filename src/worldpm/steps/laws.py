@@ -95,6 +95,9 @@ def run(config: Config) -> None:
     from worldpm.parts import law_figures, measurements
 
     measured = measurements.read(config.inputs, y=config.y_column, axes=config.axes, calibrated=config.calibrated)
+    slices = [one for one in _slices(measured, config) if config.form is None or _axes_of(config.form) == len(one.x)]
+    if not slices:
+        raise ConfigError(_nothing(config, measured))
     settings = {"y": config.y_column, **{name: getattr(config, name) for name in ("form", "objective", "calibrated", "resamples", "seed")}}
     output = folders.begin(config.out, step="laws", config=settings, inputs=[folders.describe(place) for place in config.inputs])
     if output is None:
@@ -102,9 +105,6 @@ def run(config: Config) -> None:
     with output:
         for reason, number in measured.drops.items():
             logger.warning("%d points left out: %s", number, reason)
-        slices = [one for one in _slices(measured, config) if config.form is None or _axes_of(config.form) == len(one.x)]
-        if not slices:
-            raise ConfigError(_nothing(config, measured))
         laws: list[Json] = []
         for one in console.track(slices, "fit", total=len(slices)):
             laws += _fit_slice(one, measured, config)
@@ -167,10 +167,11 @@ def _fit_slice(one: Slice, measured: "Measured", config: Config) -> list[Json]:
     """The laws of one slice; the verdict stands with each."""
     from worldpm.parts import measurements
     from worldpm.parts.fits import evidence, verdicts
+    from worldpm.parts.fits.forms import FORMS
 
     points = measurements.points_of(measured, one.points, one.x)
     suited = PLANE if len(one.x) == 2 else LINE if one.size is None else CURVE
-    names: list[str] = [config.form] if config.form else [*suited]
+    names = [config.form] if config.form else [name for name in suited if config.y == "loss" or not FORMS[name].fixed]
     draws = evidence.resample(points, seed=config.seed, resamples=config.resamples)
     verdict = None
     if config.y_column == "loss" and config.form not in COLUMNS:

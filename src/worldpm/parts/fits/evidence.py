@@ -135,7 +135,13 @@ def _deviances(points: Points, name: str, found: Fit, tries: Array) -> Array:
 
 def independent(points: Points) -> int:
     """How many independent points a likelihood may count: one of each run, or of each place where that is more."""
-    return max(len(np.unique(points.runs)), len(np.unique(points.x, axis=1).T))
+    return max(len(np.unique(points.runs)), len(places(points.x).T))
+
+
+def places(x: Array) -> Array:
+    """The different places along axes, shape (axes, k): amounts that differ by a hundredth, as those of two seeds, are one."""
+    _, first = np.unique(np.round(np.log10(x) * 100), axis=1, return_index=True)
+    return np.asarray(x[:, np.sort(first)])
 
 
 def aicc(found: Fit, points: Points) -> float:
@@ -191,9 +197,10 @@ def _line(x: Array, y: Array, weights: Array) -> float:
 
 
 def largest(points: Points, *, axis: int = 0, share: float = HELD_OUT_SHARE) -> NDArray[np.bool_]:
-    """Marks the points of the largest third of the places along an axis."""
-    places = np.unique(points.x[axis])
-    return np.asarray(points.x[axis] > places[len(places) - max(1, round(len(places) * share)) - 1])
+    """Marks the points of the largest third of the places along an axis; none where there is one place only."""
+    there = np.sort(places(points.x[axis : axis + 1])[0])
+    held_out = max(1, round(len(there) * share))
+    return np.asarray(points.x[axis] >= there[-held_out] * 0.99) if len(there) > 1 else np.zeros(len(points.y), dtype=np.bool_)
 
 
 def foretold(form: Form, points: Points, objective: Objective, held_out: NDArray[np.bool_]) -> Array | None:

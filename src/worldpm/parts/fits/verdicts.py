@@ -42,11 +42,10 @@ def of_line(points: Points, draws: Resamples, *, over_sizes: bool = True) -> Ver
 
     Too short an axis: not identified. A slope whose interval lies within NEGLIGIBLE_SLOPE: no trend. An interval that has 0
     in it beyond that, or a rise: not identified. A fall: emergent if an abrupt form beats every smooth one clearly and on
-    runs left out, with the place of its turn known and enough sizes on either side, and the axis is one of sizes: along data,
-    every skill is learned at some time; a power law if the best smooth form
-    beats a constant on points held out.
+    runs left out, with the place of its turn known and enough sizes on either side, and the axis is one of sizes (along data
+    every skill is learned at some time); a power law if the best smooth form beats a constant on points held out.
     """
-    places = np.unique(points.x[0])
+    places = np.sort(evidence.places(points.x)[0])
     decades = float(np.log10(places[-1] / places[0])) if len(places) > 1 else 0.0
     told: Json = {"places": len(places), "decades": decades, "runs": len(np.unique(points.runs)), "points": len(points.y)}
     if short := _too_short(len(places), decades):
@@ -90,7 +89,7 @@ def of_plane(points: Points) -> tuple[Verdict, dict[str, Fit]]:
     axes, on runs left out; at least three sizes on either side. A power law: the smooth null beats a constant there. No
     trend: neither axis has a slope that is not negligible.
     """
-    sizes, amounts = np.unique(points.x[0]), np.unique(points.x[1])
+    sizes, amounts = (np.sort(evidence.places(axis[None])[0]) for axis in points.x)
     decades = float(np.log10(sizes[-1] / sizes[0])) if len(sizes) > 1 else 0.0
     told: Json = {"sizes": len(sizes), "decades": decades, "amounts": len(amounts), "runs": len(np.unique(points.runs))}
     if short := _too_short(len(sizes), decades):

@@ -1,0 +1,190 @@
+"""Does preference pre-training on a forum help fine-tuning on a small human set? The paper's promise, with the control it left out.
+
+    python runs/studies/pretraining.py GROUPS BENCHMARK=FOLDER OUT
+
+Three starts of one size and tokenizer: from scratch; trained on the forum's preferences; trained as a language model on the
+same text, for as many tokens (so also as many operations, but for its output layer). Each is fine-tuned on 100, 300 and 1,000
+pairs of the set and judged on held-out prompts, five-fold, with two seeds; of two learning rates the one of least validation
+loss is taken. Differences are paired by prompt. Stopped at any moment, the same words go on.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from worldpm.cli import main as worldpm
+from worldpm.field.records import PreferenceGroup
+from worldpm.field.uncertainty import clustered_interval, paired_difference
+from worldpm.formats import schema, tables
+from worldpm.parts import checkpoint, reward_model
+from worldpm.parts.batches import Encoder
+from worldpm.parts.benchmarks import catalogue
+from worldpm.parts.benchmarks.items import Item, Judged
+from worldpm.parts.benchmarks.metrics import pair_margins, tensors
+from worldpm.parts.training_data import TrainingData
+
+SIZE, MAX_LENGTH, FORUM_EPOCHS = "w128", 512, 3
+FOLDS, AMOUNTS, SEEDS, RATES, EPOCHS, BATCH_PAIRS = 5, (100, 300, 1000), (0, 1), (1e-3, 3e-4), 4, 32
+VALIDATION_PROMPTS = 60
+STARTS = ("scratch", "language", "forum")
+Json = dict[str, Any]
+
+
+def main(groups: str, named: str, out: Path) -> None:
+    run("train", groups, "--model", SIZE, "--epochs", FORUM_EPOCHS, "--max-length", MAX_LENGTH, "--out", out / "forum")
+    encoder = checkpoint.encoder_of(checkpoint.Source(out / "forum"), checkpoint.load_config(checkpoint.Source(out / "forum")))
+    tokens = json.loads((out / "forum" / "manifest.json").read_text())["counts"]["tokens seen"]
+    language_model(out / "scratch", groups, encoder, tokens=0)
+    language_model(out / "language", groups, encoder, tokens=tokens)
+    (benchmark,) = catalogue.find([named], Path())
+    items = benchmark.items()
+    fold_of = folds(items)
+    table = {(start, amount): list(fine_tuned(out, start, amount, items, fold_of)) for start in STARTS for amount in AMOUNTS}
+    show(benchmark.name, table)
+
+
+def run(*words: object) -> None:
+    if worldpm([str(word) for word in words]):
+        sys.exit(f"`worldpm {' '.join(map(str, words))}` failed")
+
+
+def language_model(out: Path, groups: str, encoder: Encoder, *, tokens: int) -> None:
+    """Train the size as a language model on each response after its prompt, and write it as plain transformers does."""
+    if (out / "config.json").exists():
+        return
+    torch.manual_seed(0)
+    config = reward_model.config_of(reward_model.SIZES[SIZE], vocabulary=len(encoder.tokenizer))
+    model = AutoModelForCausalLM.from_config(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=reward_model.SIZES[SIZE].lr, betas=(0.9, 0.99), weight_decay=0.1)
+    seen, step = 0, 0
+    while seen < tokens:
+        for batch in batches(groups, encoder, seed=step):
+            loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            seen, step = seen + int(batch["attention_mask"].sum()), step + 1
+            if step % 50 == 0:
+                print(f"language model: {seen:,} of {tokens:,} tokens, loss {float(loss):.3f} nats", flush=True)
+            if seen >= tokens:
+                break
+    save(model, encoder.tokenizer, out)
+
+
+def save(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    tokenizer.save_pretrained(out)
+    model.save_pretrained(out)
+
+
+def batches(groups: str, encoder: Encoder, *, seed: int) -> Iterator[Json]:
+    """Padded rows of about 2,048 tokens: each thread's prompt with one of its responses."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for group in TrainingData.find([groups]).groups("train", Counter()):
+        encoded = encoder.encode(group.prompt, [response.content for response in group.responses])
+        rows.append([*map(int, encoded.prefix), *map(int, encoded.suffixes[int(generator.integers(len(encoded.suffixes)))])])
+    order = sorted(generator.permutation(len(rows)), key=lambda place: len(rows[place]) // 64)
+    chunks: list[list[list[int]]] = [[]]
+    for place in order:
+        if chunks[-1] and (len(chunks[-1]) + 1) * max(map(len, [*chunks[-1], rows[place]])) > 2048:
+            chunks.append([])
+        chunks[-1].append(rows[place])
+    for number in generator.permutation(len(chunks)):
+        width = max(map(len, chunks[number]))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in chunks[number]])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in chunks[number]])
+        yield {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def folds(items: Sequence[Item]) -> dict[str, int]:
+    """Which fold tests each prompt."""
+    prompts = sorted({item.prompt_id for item in items})
+    order = np.random.default_rng(0).permutation(len(prompts))
+    return {prompts[place]: number % FOLDS for number, place in enumerate(order)}
+
+
+def fine_tuned(out: Path, start: str, amount: int, items: Sequence[Item], fold_of: dict[str, int]) -> Iterator[tuple[str, float, float]]:
+    """Prompt, credit and weight of every pair of every fold and seed, each judged by a model that never saw its prompt."""
+    for fold in range(FOLDS):
+        tested = [item for item in items if fold_of[item.prompt_id] == fold]
+        for seed in SEEDS:
+            place = out / "tuned" / f"fold{fold}-pairs{amount}-seed{seed}"
+            write_sets(place, [item for item in items if fold_of[item.prompt_id] != fold], tested, amount, seed)
+            tuned = [tune(place, out / start, start, rate, seed) for rate in RATES]
+            best = min(tuned, key=least_validation_loss)
+            results = place / f"{start}-results"
+            run("evaluate", best, "--on", place / "test.parquet", "--out", results)
+            judged = Judged(tested, rewards(results, tested))
+            _, _, weights, prompts = tensors(*judged[:2])
+            margins = pair_margins(*judged[:2])
+            for prompt, margin, weight in zip(prompts, margins.tolist(), weights.tolist(), strict=True):
+                yield prompt, 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0, weight
+
+
+def tune(place: Path, model: Path, start: str, rate: float, seed: int) -> Path:
+    tuned = place / f"{start}-{rate:g}"
+    options = ("--lr", rate, "--epochs", EPOCHS, "--batch-pairs", BATCH_PAIRS, "--max-length", MAX_LENGTH, "--seed", seed)
+    run("train", place / "tune.parquet", "--model", model, *options, "--out", tuned)
+    return tuned
+
+
+def least_validation_loss(folder: Path) -> float:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return min(row["validation/loss_nats"] for row in rows if "validation/loss_nats" in row)
+
+
+def write_sets(place: Path, others: Sequence[Item], tested: Sequence[Item], amount: int, seed: int) -> None:
+    """`tune.parquet` with so many pairs and some prompts for validation, and `test.parquet`."""
+    if (place / "test.parquet").exists():
+        return
+    place.mkdir(parents=True, exist_ok=True)
+    order = np.random.default_rng(seed).permutation(len(others))
+    validation, kept, pairs = [others[i] for i in order[:VALIDATION_PROMPTS]], [], 0
+    for i in order[VALIDATION_PROMPTS:]:
+        if pairs >= amount:
+            break
+        kept.append(others[i])
+        pairs += len(others[i].preferences)
+    tune_rows = [*(as_group(item, "train") for item in kept), *(as_group(item, "validation") for item in validation)]
+    for name, groups in (("tune", tune_rows), ("test", [as_group(item, "test") for item in tested])):
+        rows = tables.rows_to_batches(map(schema.group_to_row, groups), schema.GROUPS)
+        tables.write_parquet(place / f"{name}.parquet", rows, schema.GROUPS)
+
+
+def as_group(item: Item, split: str) -> PreferenceGroup:
+    return PreferenceGroup(item.item, "study", item.subset, split, tuple(item.prompt), tuple(item.responses), tuple(item.preferences))
+
+
+def rewards(results: Path, items: Sequence[Item]) -> list[list[float]]:
+    found: dict[str, list[float]] = {}
+    for row in tables.read_rows(results / "rewards.parquet"):
+        found.setdefault(row["item"], []).append(row["reward"])
+    return [found[item.item] for item in items]
+
+
+def show(name: str, table: dict[tuple[str, int], list[tuple[str, float, float]]]) -> None:
+    """Accuracy of each start at each amount, and how far the forum's start is ahead of the others."""
+    print(f"\n{name}: accuracy on held-out prompts, {FOLDS}-fold, {len(SEEDS)} seeds")
+    for amount in AMOUNTS:
+        columns = {start: tuple(map(np.array, zip(*table[start, amount], strict=True))) for start in STARTS}
+        for start, (prompts, credit, weight) in columns.items():
+            low, high = clustered_interval(credit, weight, prompts)
+            print(f"{amount:>6} pairs  {start:9} {np.average(credit, weights=weight):.3f}  {low:.3f} to {high:.3f}")
+        for other in STARTS[:-1]:
+            gap = paired_difference(columns["forum"][1], columns[other][1], columns["forum"][2], columns["forum"][0])
+            ends = f"{gap.interval.low:+.3f} to {gap.interval.high:+.3f}"
+            print(f"{'':14}forum - {other}: {gap.estimate:+.3f}  {ends}, p = {gap.p_value:.4f}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -218,6 +218,20 @@ def test_pairs_of_a_thread_are_drawn_and_weigh_one() -> None:
     assert group == made(thread, Rules(pairs_per_thread=4))[0]
 
 
+def test_pairs_of_other_gaps_are_dropped_from_training_alone() -> None:
+    named = [thread_of(0, 1, 4, 9, name=f"site/{i}") for i in range(40)]  # gaps 1, 3, 4, 5, 8, 9
+    rules = Rules(least_gap=3, most_gap=5)
+    train, test = (next(t for t in named if splits.of_key(t.thread_id, rules) == split) for split in ("train", "test"))
+    group, drops = made(train, rules)
+    assert group is not None
+    assert sorted(p.strength for p in group.preferences) == [3, 4, 5]
+    assert drops == {"pair beyond --least-gap and --most-gap": 3}
+    assert made(train, Rules(least_gap=10)) == (None, {"pair beyond --least-gap and --most-gap": 6, "thread without a pair left": 1})
+    group, drops = made(test, rules)
+    assert group is not None
+    assert (len(group.preferences), drops) == (6, {})
+
+
 def test_close_votes_are_thinned_to_their_share() -> None:
     threads = [thread_of(5, 4, 0, name=f"site/{i}") for i in range(600)]  # one controversial pair of three
     rules = Rules(controversial_share=0.1)

@@ -45,6 +45,10 @@ class Rules(Limits):
     """Of a larger thread, so many responses are drawn, spread over the votes."""
     pairs_per_thread: int | None = None
     """Of a training thread's pairs, draw at most so many; all unless set."""
+    least_gap: int | None = None
+    """Training pairs of a smaller vote gap are dropped."""
+    most_gap: int | None = None
+    """Training pairs of a larger vote gap are dropped."""
     controversial_share: float | None = None
     """Training pairs of close votes (a ratio of 1.2 to 1.5) are thinned to this share, 0.06 say, and closer ones dropped."""
     validation_share: float = 0.1
@@ -64,6 +68,8 @@ class Rules(Limits):
             raise ConfigError(
                 f"--max-responses {self.max_responses}, --pairs-per-thread {self.pairs_per_thread}: a preference needs at least 2, and 1"
             )
+        if (self.least_gap or 1) < 1 or (self.most_gap is not None and self.most_gap < (self.least_gap or 1)):
+            raise ConfigError(f"--least-gap {self.least_gap} and --most-gap {self.most_gap} leave no pair; gaps are 1 vote or more")
         if self.seed < 0:
             raise ConfigError(f"--seed is {self.seed}; it must not be negative")
         if min(self.validation_share, self.test_share) < 0 or self.validation_share + self.test_share >= 1:

@@ -72,7 +72,7 @@ def group_thread(thread: Thread, rules: Rules, tally: Tally, learned: Learned = 
     if split == "train":
         preferences = _thinned(chosen, preferences, rules, tally, learned, key)
         if not preferences:
-            tally.drop("thread whose pairs are all too close", thread.thread_id, kept.question)
+            tally.drop("thread without a pair left", thread.thread_id, kept.question)
             return None
     return PreferenceGroup(
         group_id=thread.thread_id,
@@ -143,8 +143,10 @@ def _is_fit(answer: Answer, thread: str, rules: Rules, tally: Tally, learned: Le
 def _thinned(
     answers: Sequence[Answer], preferences: Sequence[Preference], rules: Rules, tally: Tally, learned: Learned, key: int
 ) -> tuple[Preference, ...]:
-    """Close votes thinned, then at most --pairs-per-thread drawn; the weights add up to 1 again."""
-    kept = list(preferences)
+    """Gaps within their limits, close votes thinned, then at most --pairs-per-thread drawn; the weights add up to 1 again."""
+    least, most = rules.least_gap or 0, rules.most_gap or float("inf")
+    kept = [preference for preference in preferences if least <= preference.strength <= most]
+    tally.drops["pair beyond --least-gap and --most-gap"] += len(preferences) - len(kept)
     generator = np.random.default_rng([rules.seed, key, 1])
     if rules.controversial_share is not None:
         draws = generator.random(len(kept))

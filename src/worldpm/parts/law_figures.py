@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from worldpm.parts import figures
 from worldpm.parts.figures import PAPER, Palette
@@ -22,6 +22,8 @@ PANEL = (3.4, 2.7)
 """Inches of one panel."""
 COLUMNS = 3
 DPI = 200
+NARROW = 4
+"""Losses within this ratio get a tick for each digit."""
 UNITS = {
     "N": "N, parameters without embeddings",
     "D": "D, effective pairs",
@@ -87,7 +89,7 @@ def files(picture: Picture) -> dict[str, bytes]:
 
 def _panels(names: Sequence[str], draw: Callable[[Palette, Axes, str], None], legend: bool, ink: Palette) -> Figure:
     """One panel a series, and one legend for all."""
-    columns = min(COLUMNS, len(names))
+    columns = 2 if len(names) == 4 else min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
     with mpl.rc_context(figures.style(ink)):
         figure = Figure(figsize=(PANEL[0] * columns + (1.1 if legend else 0), PANEL[1] * rows), layout="constrained")
@@ -111,9 +113,10 @@ def _frame(axes: Axes, title: str, *, x: str, y: str, values: Sequence[float]) -
     axes.tick_params(labelsize=8)
     if y == "loss" and min(values) > 0:
         axes.set_yscale("log")
+        narrow = max(values) / min(values) < NARROW
+        axes.yaxis.set_major_locator(LogLocator(subs=range(1, 10) if narrow else (1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}") if max(values) / min(values) < 5 else NullFormatter())
-        axes.tick_params(axis="y", which="minor", labelsize=7)
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="both")
 
 
@@ -135,9 +138,14 @@ def _means(points: Sequence[Json], axis: str, y: str) -> tuple[list[float], list
     """The mean over seeds at each place of an axis; the amounts of two seeds that differ by rounding are one place."""
     by: dict[float, list[float]] = {}
     for point in points:
-        by.setdefault(float(f"{point[axis]:.3g}"), []).append(point[y])
+        by.setdefault(_place(point[axis]), []).append(point[y])
     places = sorted(by)
     return places, [sum(by[place]) / len(by[place]) for place in places]
+
+
+def _place(value: float) -> float:
+    """Where a point is drawn: amounts of data that differ by less than a twentieth, as those of two seeds, are one."""
+    return float(10 ** (round(math.log10(value) * 50) / 50))
 
 
 def _chosen(laws: Sequence[Json], series: str, x: list[str], size: float | None) -> Json | None:
@@ -166,7 +174,7 @@ def _over_data(laws: Sequence[Json], points: Sequence[Json], y: str, ink: Palett
         of_size = [point for point in own if point["N"] == size]
         x, means = _means(of_size, "D", y)
         law = _chosen(laws, name, ["D"], size)
-        held = {float(f"{one['x'][0]:.3g}") for one in law["held_out"]["predictions"]} if law else set()
+        held = {_place(one["x"][0]) for one in law["held_out"]["predictions"]} if law else set()
         axes.plot(x, means, "o", color=colour, markersize=3.5, label=_label(size))
         open_dots = [(place, mean) for place, mean in zip(x, means, strict=True) if place in held]
         axes.plot([a for a, _ in open_dots], [b for _, b in open_dots], "o", color=colour, markerfacecolor="white", markersize=3.5)

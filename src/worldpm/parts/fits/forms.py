@@ -115,7 +115,7 @@ def _between(share: Array, slopes: Array) -> Terms:
 def _saturating(eta: Array, x: Array) -> Terms:
     alpha, x0 = eta[:, :1], eta[:, 1:]
     ratio = x[0] / x0
-    share = (1 + ratio) ** -alpha
+    share = np.exp(-alpha * np.log1p(ratio))
     slopes = np.stack([-share * np.log1p(ratio), share * alpha * ratio / (1 + ratio) / x0], axis=2)
     return _between(share, slopes)
 
@@ -153,7 +153,7 @@ def _emergent(eta: Array, x: Array) -> Terms:
     away = np.log(x[0] / threshold)
     gate = 1 / (1 + np.exp(np.clip(-steepness * away, -500, 500)))
     ratio = x[1] / d0
-    left = (1 + ratio) ** -beta
+    left = np.exp(-beta * np.log1p(ratio))
     share = 1 - gate * (1 - left)
     opening = gate * (1 - gate)
     by = (

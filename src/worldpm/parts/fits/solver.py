@@ -15,6 +15,8 @@ QUIET = 8
 """A search has converged when so many steps in a row gained nothing."""
 SAME_OPTIMUM = 1e-6
 """Objectives this close, relative to the best, are optima of one height, and all are listed."""
+FAR = 1e3
+"""A place so many times beyond the data is at its bound."""
 LEAST, MOST = np.log(1e-30), np.log(1e30)
 """Natural logarithms of what a positive parameter may be."""
 
@@ -242,10 +244,14 @@ def _bounds(form: Form) -> tuple[Array, Array]:
 
 
 def _at_bound(form: Form, theta: Array, x: Array, y: Array) -> tuple[str, ...]:
-    """Coefficients below a millionth of what they multiply, exponents below 1e-4, places far outside the data."""
+    """Parameters that move the curve by less than a millionth, and places far outside the data."""
     _, slopes = curve(form, theta[None], x)
     shares = np.abs(slopes[0] * theta).max(axis=0) / np.abs(y).max()
     gone = [name for name, share in zip(form.parameters, shares, strict=True) if share < 1e-6 and name not in form.signed]
+    axes = {"x0": x[0], "N0": x[0], "D0": x[-1]}
+    for name, value in zip(form.parameters, theta, strict=True):
+        if name in axes and not axes[name].min() / FAR <= value <= axes[name].max() * FAR:
+            gone.append(name)
     return tuple(gone)
 
 

@@ -110,7 +110,11 @@ def run(config: Config) -> None:
             laws += _fit_slice(one, measured, config)
         if failed := [law for law in laws if law["warnings"]]:
             logger.warning("%d of %d fits have warnings; `laws.json` names them", len(failed), len(laws))
-        optima = {name: _compute_optimal(points, config) for name, points in measured.series().items() if _has(points, "N", "D")}
+        optima = {
+            name: _compute_optimal(points, config)
+            for name, points in measured.series().items()
+            if PART not in name and _has(points, "N", "D")
+        }
         output.write("laws.json", folders.to_json(_known(laws)))
         told = [_told(point, config.y_column) for point in measured.points]
         output.write("points.json", folders.to_json(told))

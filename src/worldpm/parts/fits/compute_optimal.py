@@ -47,7 +47,8 @@ def compare(runs: Runs, *, seed: int, resamples: int) -> Json:
     levels = _levels(runs)
     generator = np.random.default_rng(seed)
     names = np.unique(runs.runs)
-    draws = [runs.take(generator.choice(names, size=len(names))) for _ in range(resamples)]
+    drawn = names[generator.integers(0, len(names), size=(resamples, len(names)))]
+    draws = [runs.take(one) for one in drawn]
     told: Json = {"budgets_flops": levels.tolist(), "flops_per_parameter_and_pair": _price(runs)}
     for name, approach in (("envelope", envelope), ("isoflop", isoflop)):
         exponent = _exponent(levels, approach(runs, levels))
@@ -55,7 +56,7 @@ def compare(runs: Runs, *, seed: int, resamples: int) -> Json:
         told[name] = {"exponent": exponent, "interval": _interval(spread, resamples), "optimal_n": _listed(approach(runs, levels))}
     told["isoflop"]["warning"] = BIASED
     told["curves"] = _curves(runs, levels)
-    return told | {"joint": _joint(runs, draws, levels)}
+    return told | {"joint": _joint(runs, drawn, levels)}
 
 
 def envelope(runs: Runs, levels: Array) -> Array:
@@ -127,30 +128,23 @@ def _exponent(levels: Array, best: Array) -> float | None:
     return float(np.polyfit(np.log(levels[there]), np.log(best[there]), 1)[0])
 
 
-def _joint(runs: Runs, draws: list[Runs], levels: Array) -> Json | None:
+def _joint(runs: Runs, drawn: NDArray[np.int64], levels: Array) -> Json | None:
     """Approach 3: N*(C) = G (C / price)^a, G = (alpha A / beta B)^(1 / (alpha + beta)), a = beta / (alpha + beta)."""
-    form = FORMS["joint"]
+    form, x = FORMS["joint"], np.stack([runs.n, runs.d])
     try:
-        found = fit(form, np.stack([runs.n, runs.d]), runs.loss, HUBER)
+        found = fit(form, x, runs.loss, HUBER)
     except ValueError:
         return None
-    thetas, prices = [], []
-    for one in draws:
-        start = found.theta[None]
-        reached = solve(form, np.stack([one.n, one.d]), one.loss, HUBER, np.ones((1, len(one.loss))), start, effort=ROUGH)
-        if np.isfinite(reached.objective[0]):
-            thetas.append(reached.theta[0])
-            prices.append(_price(one))
+    weights = (drawn[:, :, None] == runs.runs).sum(axis=1).astype(np.float64)
+    theta = solve(form, x, runs.loss, HUBER, weights, np.broadcast_to(found.theta, (len(drawn), 5)), effort=ROUGH).theta
     price = _price(runs)
     best = _frontier(found.theta, price, levels)
-    spread = np.array([_frontier(theta, own, levels) for theta, own in zip(thetas, prices, strict=True)])
-    ends = np.quantile(spread, [0.025, 0.975], axis=0).T.tolist() if len(spread) > 1 else None
-    exponents = [float(theta[4] / (theta[3] + theta[4])) for theta in thetas]
+    spread = np.array([_frontier(one, price, levels) for one in theta])
     return {
         "exponent": float(found.theta[4] / (found.theta[3] + found.theta[4])),
-        "interval": _interval(exponents, len(draws)),
+        "interval": _interval((theta[:, 4] / (theta[:, 3] + theta[:, 4])).tolist(), len(drawn)),
         "optimal_n": _listed(best),
-        "optimal_n_intervals": ends,
+        "optimal_n_intervals": np.quantile(spread, [0.025, 0.975], axis=0).T.tolist(),
         "optimal_d": _listed(levels / price / best) if len(levels) else [],
         "at_bound": list(found.at_bound),
     }

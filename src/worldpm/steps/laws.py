@@ -110,10 +110,10 @@ def run(config: Config) -> None:
             laws += _fit_slice(one, measured, config)
         if failed := [law for law in laws if law["warnings"]]:
             logger.warning("%d of %d fits have warnings; `laws.json` names them", len(failed), len(laws))
+        # a budget has a best size only where both size and data lower the loss
+        falling = {law["series"] for law in laws if law["x"] == ["N", "D"] and law.get("verdict") == "power law"}
         optima = {
-            name: _compute_optimal(points, config)
-            for name, points in measured.series().items()
-            if PART not in name and _has(points, "N", "D")
+            name: _compute_optimal(points, config) for name, points in measured.series().items() if name in falling and PART not in name
         }
         output.write("laws.json", folders.to_json(_known(laws)))
         told = [_told(point, config.y_column) for point in measured.points]

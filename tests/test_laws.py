@@ -164,10 +164,12 @@ def test_snapshots_are_checkpoints_that_say_what_they_took(ladder: Path) -> None
     told = [json.loads((snapshot / "worldpm.json").read_text())["training"] for snapshot in snapshots]
     steps = [one["step"] for one in told]
     rows = {row["step"]: row for row in map(json.loads, (ladder / "w16" / "metrics.jsonl").read_text().splitlines()) if "loss_nats" in row}
+    other = json.loads((ladder / "w24" / "worldpm.json").read_text())["training"]["run"]
+    assert told[0]["run"] != other
     assert steps == sorted(set(steps))
     assert steps[-1] == max(rows)
     for one in told:
-        assert (one["run"], one["family"], one["non_embedding"]) == ("w16", "built-in", 3056)
+        assert (one["run"], one["family"], one["non_embedding"]) == (told[0]["run"], "built-in", 3056)
         assert one["effective_pairs"] == rows[one["step"]]["effective_pairs_seen"]
         assert one["flops"] == rows[one["step"]]["flops_seen"]
 

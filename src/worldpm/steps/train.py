@@ -4,6 +4,7 @@ Started by `accelerate launch` or `torchrun` it runs on many processes; the firs
 """
 
 import contextlib
+import hashlib
 import logging
 import shutil
 from collections import Counter
@@ -177,11 +178,12 @@ def _train(
         logger.warning("no validation groups: the last weights are kept, not those of least validation loss")
     model = _model(config, source, encoder.tokenizer)
     lineage = {"model": config.model, "groups": [folders.describe(path) for path in data.inputs]}
+    run_id = hashlib.sha256(folders.to_json([output.run["config"], output.run["inputs"]])).hexdigest()[:16] if output else ""
 
     def write(folder: Path, weights: "Tensors", measured: folders.Json) -> None:
         save_tokenizer(encoder.tokenizer, folder)
         checkpoint.save(model, adapters.merged(weights), folder, pad_token_id=encoder.tokenizer.pad_token_id)
-        checkpoint.write_description(folder, encoder, measured, _training(config, trainer, measured), lineage)
+        checkpoint.write_description(folder, encoder, measured, _training(config, trainer, run_id, measured), lineage)
 
     def keep(weights: "Tensors", measured: folders.Json) -> None:
         if output:
@@ -212,13 +214,13 @@ def _write_snapshot(run: folders.Output, measured: folders.Json, write: Callable
             snapshot.finish(counts={"step": measured["step"]})
 
 
-def _training(config: Config, trainer: "Trainer", measured: folders.Json) -> folders.Json:
-    """What `worldpm laws` needs to know of a checkpoint: its run, its family, and N, D and C."""
+def _training(config: Config, trainer: "Trainer", run_id: str, measured: folders.Json) -> folders.Json:
+    """What `worldpm laws` needs to know of a checkpoint: its run (by settings and inputs), its family, and N, D and C."""
     from worldpm.parts.reward_model import SIZES
 
     built_in = config.model in SIZES
     return {
-        "run": config.out.resolve().name,
+        "run": run_id,
         "family": "built-in" if built_in else f"{trainer.model_type}, trained further",
         "non_embedding": trainer.cost.non_embedding,
         "step": measured["step"],

@@ -152,8 +152,9 @@ def _joint(runs: Runs, drawn: NDArray[np.int64], levels: Array) -> Json | None:
 
 def _frontier(theta: Array, price: float, levels: Array) -> Array:
     _, a, b, alpha, beta = theta
-    scale = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
-    return np.asarray(scale * (levels / price) ** (beta / (alpha + beta)))
+    # in logarithms: where the exponents are near 0 the best size is beyond all numbers
+    log_scale = (np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta)
+    return np.exp(np.clip(log_scale + np.log(levels / price) * beta / (alpha + beta), -700, 700))
 
 
 def _interval(values: list[float], resamples: int) -> list[float] | None:

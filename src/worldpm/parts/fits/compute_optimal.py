@@ -154,7 +154,7 @@ def _frontier(theta: Array, price: float, levels: Array) -> Array:
     _, a, b, alpha, beta = theta
     # in logarithms: where the exponents are near 0 the best size is beyond all numbers
     log_scale = (np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta)
-    return np.exp(np.clip(log_scale + np.log(levels / price) * beta / (alpha + beta), -700, 700))
+    return np.asarray(np.exp(np.clip(log_scale + np.log(levels / price) * beta / (alpha + beta), -700, 700)))
 
 
 def _interval(values: list[float], resamples: int) -> list[float] | None:

@@ -52,12 +52,16 @@ def pictures(laws: Sequence[Json], points: Sequence[Json], optima: Mapping[str, 
     if names := fitted("D", size=True):
         caption = (
             "Test loss over data, one colour a size; dots are means over seeds, lines the fits that suit each size best, with 95 % "
-            "bands; open dots were held out. The dashed line is a coin flip. Above stands the verdict over N and D together."
+            "bands; a fit to the full dots had to foretell the open ones, the lines are fits to all. The dashed line is a coin flip. "
+            "Above stands the verdict over N and D together."
         )
         yield Picture(f"{y}_over_data", caption, partial(_panels, names, partial(_over_data, laws, points, y), True))
     for axis in ("N", "D", "C", "d", "loss"):
         if names := fitted(axis):
-            caption = "The last points of all runs, and the best fit with its 95 % band; open dots were held out. Above stands the verdict."
+            caption = (
+                "The last points of all runs, and the best fit to all of them with its 95 % band; a fit to the full dots had to "
+                "foretell the open ones. Above stands the verdict."
+            )
             yield Picture(f"{y}_over_{axis}", caption, partial(_panels, names, partial(_along, axis, laws, points, y), False))
     split = [name for name in whole if any(law["series"].startswith(f"{name}: ") and law["x"] == ["N"] for law in laws)]
     if split:

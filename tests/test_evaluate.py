@@ -143,7 +143,7 @@ def test_a_benchmark_of_another_format_is_refused(tmp_path: Path, change: Callab
         (("evaluate", "{road}/groups", "--on", "llmbar"), "made by `worldpm group`"),
         (("evaluate", "{road}/checkpoint", "--on", "{road}/threads"), "made by `worldpm simulate`"),
         (("train", "{road}/threads", "--model", "tiny"), "made by `worldpm simulate`"),
-        (("train", "{road}/groups", "--model", "huge"), "neither a built-in size (tiny) nor a folder"),
+        (("train", "{road}/groups", "--model", "huge"), "neither a built-in size (tiny, w16, w24,"),
         (("evaluate", "{road}/checkpoint", "{road}/checkpoint", "--on", "{road}/groups"), "two have the same name"),
         (("evaluate", "{road}/checkpoint", "--on", "{road}/groups", "{road}/threads/../groups"), "two have the same name"),
         (("train", "{road}/groups", "--model", "tiny", "--epochs", "0.0001"), "there is nothing to train on"),

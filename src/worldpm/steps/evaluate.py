@@ -336,9 +336,10 @@ def _write(
     output.finish(counts={name: len(items) for name, items in sets.items()})
 
 
-def _runs(told: Json) -> dict[str, str | None]:
-    """Of which training run each checkpoint is, where that is known."""
-    return {name: (conditions.get("training") or {}).get("run") for name, conditions in told.items()}
+def _runs(told: Json) -> "dict[str, tuple[str, int]]":
+    """Of which training run each checkpoint is, and of which step of it, where that is known."""
+    trained = {name: conditions["training"] for name, conditions in told.items() if conditions.get("training")}
+    return {name: (training["run"], training["step"]) for name, training in trained.items()}
 
 
 def _domains(benchmarks: Json) -> Json:

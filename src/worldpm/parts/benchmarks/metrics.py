@@ -162,16 +162,16 @@ def styled_pairs(judged: Judged) -> style_control.StyledPairs:
     return style_control.StyledPairs(margins.numpy(), probability.numpy(), weights.numpy(), clusters, chosen, rejected)
 
 
-def compare(checkpoints: Mapping[str, Mapping[str, Judged]], runs: Mapping[str, str | None]) -> list[Json]:
+def compare(checkpoints: Mapping[str, Mapping[str, Judged]], runs: Mapping[str, tuple[str, int]]) -> list[Json]:
     """Every two checkpoints on every benchmark: difference of accuracy, paired interval, Holm-corrected test, what could be shown.
 
-    Snapshots of one training run are points of a curve, not rivals, and are not compared; `runs` says which are.
+    Steps of one training run are points of a curve, not rivals, and are not compared; `runs` has the run and step of those known.
     """
     names = list(checkpoints)
     found: list[Json] = []
     for place, second in enumerate(names):
         for first in names[:place]:
-            if runs.get(first) is not None and runs[first] == runs.get(second):
+            if {first, second} <= runs.keys() and runs[first][0] == runs[second][0] and runs[first][1] != runs[second][1]:
                 continue
             for benchmark, judged in checkpoints[first].items():
                 one, other = (checkpoints[name][benchmark] for name in (first, second))

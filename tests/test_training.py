@@ -64,7 +64,8 @@ def test_training_lowers_the_loss_and_logs_what_the_contract_names(tmp_path: Pat
     run.run()
     rows = [row for row in metrics(tmp_path / "a") if "loss_nats" in row]
     assert list(rows[0]) == [
-        "step", "groups_seen", "pairs_seen", "effective_pairs_seen", "tokens_seen", "flops_seen", "loss_nats", "accuracy", "grad_norm", "lr",
+        "step", "groups_seen", "pairs_seen", "effective_pairs_seen", "tokens_seen", "flops_seen", "loss_nats", "accuracy",
+        "grad_norm", "lr",
     ]  # fmt: skip
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[-1]["loss_nats"] < 0.3 < rows[0]["loss_nats"]

@@ -18,10 +18,10 @@ endif
 demo: .venv/installed  ## the whole road on a simulated forum: a table here, demo/report.html to look at
 	$(BIN)/worldpm demo --out demo
 
-ladder: .venv/installed  ## scaling laws of two simulated forums, under two hours on two cores: ladder/skills/report.html
+ladder: .venv/installed  ## scaling laws of two simulated forums, about two hours on two cores: ladder/skills/report.html
 	PATH=$(CURDIR)/$(BIN):$$PATH runs/skills.sh ladder full
 
-ladder-small: .venv/installed  ## the same in under ten minutes, with fewer and smaller models
+ladder-small: .venv/installed  ## the same with fewer and smaller models
 	PATH=$(CURDIR)/$(BIN):$$PATH runs/skills.sh ladder-small small
 
 test: .venv/installed-dev  ## all tests

@@ -108,6 +108,15 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path) -> None:
     assert laws(tmp_path / "laws")[0]["n_points"] == 36
 
 
+def test_a_torn_table_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("N,loss\n10,0.5\n100\n")
+    assert run("laws", path, "--out", tmp_path / "laws") == 2
+    assert "t.csv:3: has more or fewer cells" in capsys.readouterr().err
+    assert run("laws", tmp_path / "absent.csv", "--out", tmp_path / "laws") == 2
+    assert not (tmp_path / "laws").exists()
+
+
 @pytest.mark.parametrize(
     ("rows", "words", "message"),
     [

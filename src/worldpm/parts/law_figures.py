@@ -14,10 +14,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from worldpm.parts import figures
 from worldpm.parts.figures import PAPER, Palette
+from worldpm.parts.fits.forms import COIN_LOSS_NATS
 
 Json = dict[str, Any]
 
-COIN_LOSS_NATS = math.log(2)
 PANEL = (3.4, 2.7)
 """Inches of one panel."""
 COLUMNS = 3

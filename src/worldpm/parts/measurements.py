@@ -18,9 +18,7 @@ from worldpm.parts.fits.forms import Array
 
 Json = dict[str, Any]
 
-AXES = ("N", "D", "C")
 SHARES = frozenset(("accuracy", "error"))
-KNOWN = ("series", "run", "family", "held_out")
 FALSE = frozenset(("", "0", "false", "no"))
 
 

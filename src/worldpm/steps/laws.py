@@ -27,6 +27,7 @@ FormName = Literal[
     "constant", "power", "power_floor", "saturating", "broken", "sigmoid", "joint", "joint_tied", "saturating_joint", "emergent",
     "gao_best_of_n", "gao_rl", "error_of_loss",
 ]  # fmt: skip
+AXES = ("N", "D", "C")
 COLUMNS = {"gao_best_of_n": ("d", "gain"), "gao_rl": ("d", "gain"), "error_of_loss": ("loss", "error")}
 """The columns that a form of its own kind is fitted to: x and y."""
 LINE, PLANE = ("constant", "power", "power_floor", "saturating", "broken", "sigmoid"), ("joint", "saturating_joint", "emergent")
@@ -77,7 +78,7 @@ class Config:
     @property
     def axes(self) -> tuple[str, ...]:
         """The columns that it may depend on."""
-        return (COLUMNS[self.form][0],) if self.form in COLUMNS else ("N", "D", "C")
+        return (COLUMNS[self.form][0],) if self.form in COLUMNS else AXES
 
 
 class Slice(NamedTuple):
@@ -130,7 +131,7 @@ def run(config: Config) -> None:
 def _slices(measured: "Measured", config: Config) -> Iterator[Slice]:
     """What is fitted: each series over N and D together, over D at each size, and over N or C or D where that is all there is."""
     for name, points in measured.series().items():
-        if config.axes != ("N", "D", "C"):
+        if config.axes != AXES:
             yield Slice(name, config.axes, points)
             continue
         sizes, amounts = ({point.x[axis] for point in points if axis in point.x} for axis in ("N", "D"))
@@ -143,7 +144,7 @@ def _slices(measured: "Measured", config: Config) -> Iterator[Slice]:
                     yield Slice(name, ("D",), own, size)
             yield Slice(name, ("N",), _last(points))
         else:
-            axis = next((axis for axis in ("N", "D", "C") if _has(points, axis) and len({point.x[axis] for point in points}) > 1), None)
+            axis = next((axis for axis in AXES if _has(points, axis) and len({point.x[axis] for point in points}) > 1), None)
             if axis:
                 yield Slice(name, (axis,), points)
 
@@ -179,7 +180,7 @@ def _fit_slice(one: Slice, measured: "Measured", config: Config) -> list[Json]:
     draws = evidence.resample(points, seed=config.seed, resamples=config.resamples)
     verdict = None
     if config.y_column == "loss" and config.form not in COLUMNS:
-        verdict = verdicts.of_plane(points)[0] if len(one.x) == 2 else verdicts.of_line(points, draws, over_sizes=one.x == ("N",))
+        verdict = verdicts.of_plane(points) if len(one.x) == 2 else verdicts.of_line(points, draws, over_sizes=one.x == ("N",))
     held_out = _held_out(one, points)
     return [_law(name, one, points, draws, held_out, verdict, config) for name in names]
 
@@ -207,12 +208,12 @@ def _law(name: str, one: Slice, points: "Points", draws: Any, held_out: Any, ver
     from worldpm.parts.fits.solver import LOG_SQUARES, fit
 
     form, objective = FORMS[name], _objective(config)
-    told: Json = {
-        "series": one.name, "form": name, "equation": form.equation, "x": list(one.x), "y": config.y_column, "size": one.size,
-        "objective": objective.name, "n_points": len(points.y), "runs": len(set(points.runs.tolist())),
-    }  # fmt: skip
     marked = any(point.held_out for point in one.points)
     fitted = points.take(~held_out) if marked else points
+    told: Json = {
+        "series": one.name, "form": name, "equation": form.equation, "x": list(one.x), "y": config.y_column, "size": one.size,
+        "objective": objective.name, "n_points": len(fitted.y), "runs": len(set(fitted.runs.tolist())),
+    }  # fmt: skip
     try:
         found = fit(form, fitted.x, fitted.y, objective)
     except ValueError as error:
@@ -279,6 +280,7 @@ def _warnings(found: "Fit", spread: Any, points: "Points", config: Config) -> li
     """All that speaks against reading the parameters."""
     import numpy as np
 
+    from worldpm.parts.fits import evidence
     from worldpm.parts.fits.verdicts import LEAST_DECADES, LEAST_SIZES
 
     told = [] if found.converged else ["did not converge: no better point than a start was found, or it was still moving"]
@@ -288,8 +290,8 @@ def _warnings(found: "Fit", spread: Any, points: "Points", config: Config) -> li
     if found.condition > 1e12:
         told.append(f"condition number {found.condition:.1e}: some parameters can be traded for others")
     for axis, values in zip(("first", "second"), points.x, strict=False):
-        places = np.unique(values)
-        decades = float(np.log10(places[-1] / places[0])) if places[0] > 0 else np.inf
+        places = np.sort(evidence.places(values[None])[0])
+        decades = float(np.log10(places[-1] / places[0]))
         if found.form.name not in COLUMNS and (len(places) < LEAST_SIZES or decades < LEAST_DECADES):
             told.append(
                 f"the {axis} axis has {len(places)} places over {decades:.2f} decades; {LEAST_SIZES} and {LEAST_DECADES} are needed"

@@ -72,35 +72,35 @@ def of_line(points: Points, draws: Resamples, *, over_sizes: bool = True) -> Ver
         told["gain_on_left_out_runs"] = list(_mean_interval(gain))
         if told["gain_on_left_out_runs"][0] > 0 and _between(places, place):
             return Verdict(
-                "emergent", f"{abrupt} beats {smooth} on runs left out, with its turn at {place.low:.3g} to {place.high:.3g}", told
+                "emergent", f"{abrupt} beats {smooth} on runs left out, with its turn at {place.low:.3g} to {place.high:.3g}", told, best
             )
         return Verdict(
-            "not identified", f"{abrupt} fits better than {smooth}, but runs left out, or too few sizes, do not bear it out", told
+            "not identified", f"{abrupt} fits better than {smooth}, but runs left out, or too few sizes, do not bear it out", told, best
         )
     if smooth and told["forms"][smooth]["held_out_error"] < told["forms"]["constant"]["held_out_error"]:
         return Verdict("power law", f"{smooth} fits best, and foretells the largest better than a constant", told, best)
     return Verdict("not identified", "the loss falls, but no smooth form foretells the largest better than a constant", told, best)
 
 
-def of_plane(points: Points) -> tuple[Verdict, dict[str, Fit]]:
-    """A series over N and D together; also the fits behind it.
+def of_plane(points: Points) -> Verdict:
+    """A series over N and D together.
 
     Emergent: sizes below a threshold learn nothing from data, and this beats the smooth null, which leaves ln 2 along both
     axes, on runs left out; at least three sizes on either side. A power law: the smooth null beats a constant there. No
-    trend: neither axis has a slope that is not negligible.
+    trend: the intervals of the slopes along both axes lie within NEGLIGIBLE_SLOPE.
     """
     sizes, amounts = (np.sort(evidence.places(axis[None])[0]) for axis in points.x)
     decades = float(np.log10(sizes[-1] / sizes[0])) if len(sizes) > 1 else 0.0
     told: Json = {"sizes": len(sizes), "decades": decades, "amounts": len(amounts), "runs": len(np.unique(points.runs))}
     if short := _too_short(len(sizes), decades):
-        return Verdict("not identified", short, told), {}
+        return Verdict("not identified", short, told)
     fits = _fits(points, ("constant", "joint", "saturating_joint", "emergent"))
     told["forms"] = {name: {"aicc": evidence.aicc(found, points)} for name, found in fits.items()}
     left_out = {name: evidence.left_out_errors(found, points) for name, found in fits.items()}
     for name, errors in left_out.items():
         told["forms"][name]["left_out_error"] = float(np.sqrt(errors.mean()))
     if "joint" not in fits:
-        return Verdict("not identified", "too few different points for the forms to be told apart", told), fits
+        return Verdict("not identified", "too few different points for the forms to be told apart", told)
     best = min(fits, key=lambda name: told["forms"][name]["left_out_error"])
     null = min(fits.keys() & {"joint", "saturating_joint"}, key=lambda name: told["forms"][name]["left_out_error"])
     gain = _mean_interval(left_out[null] - left_out["emergent"]) if "emergent" in fits else Interval(-np.inf, np.inf)
@@ -110,18 +110,26 @@ def of_plane(points: Points) -> tuple[Verdict, dict[str, Fit]]:
         told["place"] = list(place := evidence.bootstrap(fits["emergent"], points, LOG_SQUARES, draws).intervals["N0"])
         told["steepness"] = float(fits["emergent"].theta[fits["emergent"].form.parameters.index("k")])
         if _between(sizes, place) and told["steepness"] > 1:
-            return Verdict(
-                "emergent", f"only sizes beyond {place.low:.3g} to {place.high:.3g} learn it, however much data", told, best
-            ), fits
+            return Verdict("emergent", f"only sizes beyond {place.low:.3g} to {place.high:.3g} learn it, however much data", told, best)
     against_constant = _mean_interval(left_out["constant"] - left_out[null])
     told["gain_of_smooth"] = list(against_constant)
     if against_constant.low > 0 and _falls(fits[null], points):
-        return Verdict("power law", f"{null} foretells runs left out better than a constant", told, best), fits
-    if against_constant.high < NEGLIGIBLE_SLOPE**2:
-        return Verdict("no trend", "neither size nor data changes the loss by more than a negligible amount", told, best), fits
-    return Verdict(
-        "not identified", "the loss changes, but no law of falling loss foretells runs left out better than a constant", told
-    ), fits
+        return Verdict("power law", f"{null} foretells runs left out better than a constant", told, best)
+    told["slopes"] = {axis: list(ends) for axis, ends in zip("ND", _plane_slopes(points), strict=True)}
+    if all(max(-low, high) < NEGLIGIBLE_SLOPE for low, high in told["slopes"].values()):
+        return Verdict("no trend", "neither size nor data changes the loss by more than a negligible amount", told, best)
+    reason = "no law of falling loss foretells runs left out better than a constant, and a change is not ruled out"
+    return Verdict("not identified", reason, told, best)
+
+
+def _plane_slopes(points: Points) -> list[Interval]:
+    """The 95 % intervals of d ln y / d ln N and d ln y / d ln D, by least squares on whole runs drawn with replacement."""
+    draws = evidence.resample(points, seed=0, resamples=1000)
+    design = np.stack([np.ones(len(points.y)), *np.log(points.x)], axis=1)
+    enough = np.array([all(len(np.unique(axis[weights > 0])) > 1 for axis in points.x) for weights in draws.weights])
+    weighted = draws.weights[enough][:, :, None] * design
+    slopes = np.linalg.solve(np.swapaxes(weighted, 1, 2) @ design, np.swapaxes(weighted, 1, 2) @ np.log(points.y)[:, None])[:, 1:, 0]
+    return [Interval(*map(float, np.quantile(column, [0.025, 0.975]))) for column in slopes.T]
 
 
 def _too_short(places: int, decades: float) -> str | None:

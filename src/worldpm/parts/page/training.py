@@ -1,7 +1,6 @@
 """What a checkpoint shows."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from worldpm.parts import figures
 from worldpm.parts.figures import Series
 from worldpm.parts.fits import epiphany
 from worldpm.parts.fits.epiphany import Epiphany
+from worldpm.parts.fits.forms import COIN_LOSS_NATS
 from worldpm.parts.page.layout import Grid, Section, Shown
 
 Json = dict[str, Any]
-
-COIN_LOSS_NATS = math.log(2)
 
 
 def checkpoint(path: Path, manifest: Json) -> list[Section]:

@@ -32,6 +32,7 @@ VERBS = {
     "plan": Verb("worldpm.steps.plan", "say whether a training fits, how long it takes and what it costs"),
     "report": Verb("worldpm.steps.report", "show folders of the road on one page"),
     "score": Verb("worldpm.steps.score", "score JSON lines with a checkpoint"),
+    "serve": Verb("worldpm.steps.serve", "score over HTTP, for the clients people have, with a page to try it"),
 }
 
 DONE, FAILED, WRONG_USE = 0, 1, 2

@@ -3,6 +3,7 @@
 Source: Bradley and Terry 1952, `P(chosen over rejected) = sigmoid(reward_chosen - reward_rejected)`.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -115,6 +116,11 @@ def plackett_luce_nats(margins: Tensor, chosen: Tensor, weight: Tensor, *, respo
 def probabilities(margins: Tensor) -> Tensor:
     """That the first of two responses is preferred, at margins in logits: `sigmoid(margin)`, 0 to 1, any shape."""
     return torch.sigmoid(margins)
+
+
+def probability(margin: float) -> float:
+    """`probabilities` of one margin, without overflow."""
+    return 1 / (1 + math.exp(-margin)) if margin >= 0 else math.exp(margin) / (1 + math.exp(margin))
 
 
 def pair_credits(margins: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What a margin means: the temperature that makes it a probability, and how far the probabilities hold."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,3 +76,18 @@ def reliability(margins: Tensor, probability: Tensor, weights: Tensor, *, bins: 
     ]
     gaps = torch.tensor([abs(one.probability - one.right) for one in found], dtype=torch.float64)
     return Reliability(found, bradley_terry.weighted_mean(gaps, torch.tensor([one.weight for one in found])))
+
+
+def sure_beyond(margins: Sequence[float], level: float) -> float | None:
+    """The margin, in the same units and at least 0, beyond which the response of higher reward is called the better one.
+
+    `margins` are of judged pairs, chosen minus rejected, one of each prompt; of new pairs like them, at least `level` are then either
+    called right or not called at all. None where so few pairs cannot give that level.
+
+    Source: split conformal prediction, Vovk et al. 2005; Angelopoulos and Bates, arXiv 2107.07511, section 1, with `-margin` as score.
+    The set of answers always holds the likelier one.
+    """
+    rank = math.ceil((len(margins) + 1) * level)
+    if rank > len(margins):
+        return None
+    return max(0.0, sorted(-margin for margin in margins)[rank - 1])

@@ -64,6 +64,8 @@ class Conversation(NamedTuple):
     """Where the response begins."""
     response_end: int
     """Where the template's closing begins."""
+    prompt_words: tuple[tuple[int, int], ...] = ()
+    """Where the own words of the prompt's messages stand, between the template's."""
     literal: tuple[tuple[int, int], ...] = ()
     """Where people wrote what looks like a special token, such as `<|im_end|>`: it is text, not a turn's end."""
 
@@ -87,7 +89,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], respon
     messages.append({"role": "assistant", "content": response})
     if special.search("\n".join(message["content"] for message in messages)):
         return _render_apart(tokenizer, messages, frame, special)
-    whole = _close(str(tokenizer.apply_chat_template(messages, tokenize=False)), frame)
+    whole = close(str(tokenizer.apply_chat_template(messages, tokenize=False)), frame)
     prompt_end = common_prefix([opened, whole])
     words = response.strip()
     response_end = whole.find(words, prompt_end) + len(words) if words else prompt_end
@@ -96,11 +98,11 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], respon
             f"{tokenizer.name_or_path}: the chat template changes the words of a response; it cannot be read as it was written"
         )
     spans = _spans(whole[:prompt_end], [message.content for message in prompt])
-    return Conversation(whole, spans[0][0] if spans else prompt_end, prompt_end, response_end)
+    return Conversation(whole, spans[0][0] if spans else prompt_end, prompt_end, response_end, tuple(spans))
 
 
-def _close(text: str, frame: Frame) -> str:
-    """The text with its end token last."""
+def close(text: str, frame: Frame) -> str:
+    """A rendered text with its end token last, as the model reads it; nothing is added where the frame has none."""
     if frame.end_token is None:
         return text
     text = text.rstrip()
@@ -112,7 +114,7 @@ def _render_apart(
 ) -> Conversation:
     """A conversation in which people wrote special tokens: the template is filled with marks, and the marks with the words."""
     marked = [{**message, "content": f"{MARK}{number}{MARK}"} for number, message in enumerate(messages)]
-    pieces = _close(str(tokenizer.apply_chat_template(marked, tokenize=False)), frame).split(MARK)
+    pieces = close(str(tokenizer.apply_chat_template(marked, tokenize=False)), frame).split(MARK)
     text, spans = "", []
     for number, piece in enumerate(pieces):
         words = messages[int(piece)]["content"] if number % 2 else piece
@@ -121,7 +123,7 @@ def _render_apart(
         text += words
     literal = tuple(match.span() for span in spans for match in special.finditer(text, *span))
     start = next((begin for begin, end in spans if end > begin), spans[-1][0])
-    return Conversation(text, start, *spans[-1], literal)
+    return Conversation(text, start, *spans[-1], tuple(spans[:-1]), literal)
 
 
 @lru_cache(maxsize=8)

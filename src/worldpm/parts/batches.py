@@ -49,6 +49,25 @@ class Limits(NamedTuple):
     """Cut what is too long; otherwise refuse it."""
 
 
+class TokenSequence(NamedTuple):
+    """The tokens of one prompt and one response, and where their own words stand among them."""
+
+    ids: list[int]
+    opening: int
+    """Where the prompt's words begin, after the template's opening."""
+    prompt_end: int
+    """Where the response begins."""
+    response_end: int
+    """Where the template's closing begins."""
+    prompt_words: tuple[tuple[int, int], ...] = ()
+    """Where the own words of the prompt's messages stand, between the template's."""
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens of the response's own words."""
+        return max(0, self.response_end - self.prompt_end)
+
+
 @dataclass(frozen=True)
 class Encoder:
     """How a model reads text: its tokenizer, the frame of its conversations, and how long they may be."""
@@ -70,26 +89,84 @@ class Encoder:
             raise DataError(name, "the prompt has no message; at least one is needed")
         if not responses:
             return EncodedGroup([], [], [], [])
-        limits = self.limits
+        sequences, lengths, marks = [], [], []
+        for sequence in self.read(prompt, responses, name=name):
+            lengths.append(sequence.response_tokens)
+            kept = self.fitted(sequence, name)
+            marks.append(len(kept.ids) < len(sequence.ids))
+            sequences.append(kept.ids)
+        shared = min(chat.common_prefix(sequences), min(map(len, sequences)) - 1)
+        return EncodedGroup(sequences[0][:shared], [s[shared:] for s in sequences], lengths, marks)
+
+    def read(self, prompt: Sequence[Message], responses: Sequence[str], *, name: str = "group") -> list[TokenSequence]:
+        """The prompt with each response, uncut, and where their words stand.
+
+        Raises:
+            DataError: If the chat template refuses the prompt.
+        """
         try:
             conversations = [chat.render(self.tokenizer, prompt, response, frame=self.frame) for response in responses]
         except TemplateError as error:
             raise DataError(name, f"the model's chat template refuses it ({error}); roles or their order are not the model's") from error
-        sequences, lengths, marks = [], [], []
-        for conversation, (ids, ends) in zip(conversations, _tokens(self.tokenizer, conversations), strict=True):
-            opening = int(np.searchsorted(ends, conversation.prompt_start, side="right"))
-            prompt_count = int(np.searchsorted(ends, conversation.prompt_end, side="right"))
-            body_end = int(np.searchsorted(ends, conversation.response_end, side="right"))
-            lengths.append(max(0, body_end - prompt_count))
-            if not limits.cut and len(ids) > limits.max_length:
-                raise DataError(
-                    name, f"{len(ids)} tokens of prompt and response; at most {limits.max_length} fit: shorten it or ask for a cut"
-                )
-            kept = _cut(ids, opening, prompt_count, body_end, limits) if limits.cut else ids
-            marks.append(len(kept) < len(ids))
-            sequences.append(kept)
-        shared = min(chat.common_prefix(sequences), min(map(len, sequences)) - 1)
-        return EncodedGroup(sequences[0][:shared], [s[shared:] for s in sequences], lengths, marks)
+        tokens = _tokens(self.tokenizer, conversations)
+        return [_placed(conversation, *found) for conversation, found in zip(conversations, tokens, strict=True)]
+
+    def fitted(self, sequence: TokenSequence, name: str = "group") -> TokenSequence:
+        """The sequence within the limits.
+
+        Raises:
+            DataError: If it is too long and cutting was not asked for.
+        """
+        if self.limits.cut:
+            return _cut(sequence, self.limits)
+        if len(sequence.ids) > self.limits.max_length:
+            raise DataError(
+                name,
+                f"{len(sequence.ids)} tokens of prompt and response; at most {self.limits.max_length} fit: shorten it or ask for a cut",
+            )
+        return sequence
+
+    def read_texts(self, texts: Sequence[str | Sequence[int]], *, name: str = "text") -> list[EncodedGroup]:
+        """Texts that somebody else rendered, special tokens and all, or their token ids, which are taken as they are.
+
+        A text gets its end token unless it is already last; ids do not. Neighbours that begin alike share what they begin with, so
+        the groups together have one response per text, in order. What is too long is cut from its left.
+
+        Raises:
+            DataError: If a text is empty or too long and cutting was not asked for, or an id is none of the tokenizer's.
+        """
+        sequences, marks = [], []
+        for text in texts:
+            ids = self.tokenizer(chat.close(text, self.frame), verbose=False)["input_ids"] if isinstance(text, str) else list(text)
+            if not ids or not (min(ids) >= 0 and max(ids) < len(self.tokenizer)):
+                raise DataError(name, f"no token, or ids outside 0 to {len(self.tokenizer) - 1}; send text or ids of this tokenizer")
+            if len(ids) > self.limits.max_length and not self.limits.cut:
+                raise DataError(name, f"{len(ids)} tokens; at most {self.limits.max_length} fit: shorten it or ask for a cut")
+            marks.append(len(ids) > self.limits.max_length)
+            sequences.append(ids[-self.limits.max_length :])
+        return _sharing(sequences, marks)
+
+
+def _sharing(sequences: Sequence[list[int]], marks: Sequence[bool]) -> list[EncodedGroup]:
+    """Groups of neighbours that have at least half of the shortest in common; each keeps a token of its own."""
+    runs: list[tuple[int, list[int]]] = []  # (shared tokens, places)
+    for place, sequence in enumerate(sequences):
+        if runs:
+            shared, places = runs[-1]
+            common = min(chat.common_prefix([sequences[places[0]][:shared], sequence]), len(sequence) - 1)
+            if 2 * common >= min(len(sequences[i]) for i in (*places, place)):
+                runs[-1] = (common, [*places, place])
+                continue
+        runs.append((len(sequence) - 1, [place]))
+    return [
+        EncodedGroup(
+            sequences[places[0]][:shared],
+            [sequences[i][shared:] for i in places],
+            [len(sequences[i]) for i in places],
+            [marks[i] for i in places],
+        )
+        for shared, places in runs
+    ]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[chat.Conversation]) -> list[tuple[list[int], list[int]]]:
@@ -117,13 +194,25 @@ def _tokens_around(
     return ids, ends
 
 
-def _cut(ids: list[int], opening: int, prompt_count: int, body_end: int, limits: Limits) -> list[int]:
-    prompt, body, closing = ids[:prompt_count], ids[prompt_count:body_end], ids[body_end:]
-    if len(prompt) > limits.prompt_length:
+def _placed(conversation: chat.Conversation, ids: list[int], ends: list[int]) -> TokenSequence:
+    """The tokens of a conversation with its places in characters as places in tokens."""
+
+    def at(character: int) -> int:
+        return int(np.searchsorted(ends, character, side="right"))
+
+    places = (at(conversation.prompt_start), at(conversation.prompt_end), at(conversation.response_end))
+    return TokenSequence(ids, *places, tuple((at(start), at(end)) for start, end in conversation.prompt_words))
+
+
+def _cut(sequence: TokenSequence, limits: Limits) -> TokenSequence:
+    ids, opening, prompt_end, response_end, words = sequence
+    prompt, body, closing = ids[:prompt_end], ids[prompt_end:response_end], ids[response_end:]
+    if (gone := len(prompt) - limits.prompt_length) > 0:
         opening = opening if opening < limits.prompt_length else 0
-        prompt = prompt[:opening] + prompt[len(prompt) - (limits.prompt_length - opening) :]
-    room = max(0, limits.max_length - len(prompt) - len(closing))
-    return prompt + body[:room] + closing
+        prompt = prompt[:opening] + prompt[opening + gone :]
+        words = tuple((max(opening, start - gone), end - gone) for start, end in words if end - gone > opening)
+    body = body[: max(0, limits.max_length - len(prompt) - len(closing))]
+    return TokenSequence(prompt + body + closing, opening, len(prompt), len(prompt) + len(body), words)
 
 
 def pack(sizes: Sequence[int], *, row_tokens: int) -> list[list[int]]:

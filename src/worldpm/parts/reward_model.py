@@ -111,6 +111,16 @@ class RewardModel(nn.Module):
         place = torch.tensor(np.argsort(order), device=ends[0].device)
         return torch.cat(ends)[place]
 
+    def of_embeddings(self, embeddings: Tensor) -> Tensor:
+        """Rewards, shape (B,), of rows of one length given as embeddings, shape (B, T, width), read at their last place."""
+        shares = self.shares_prefix
+        self.share_prefix(False)
+        try:
+            return self._read(self.backbone(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, -1])
+        finally:
+            if shares:
+                self.share_prefix(True)
+
     @property
     def device(self) -> torch.device:
         """Where tokens go in."""

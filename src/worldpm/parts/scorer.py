@@ -97,6 +97,10 @@ class Scorer:
         encoder = replace(encoder, limits=limits._replace(cut=cut))
         return cls(model if across_devices else model.to(default_device()), encoder)
 
+    def cutting(self) -> Self:
+        """The same scorer, which cuts what is too long."""
+        return type(self)(self.model, replace(self.encoder, limits=self.encoder.limits._replace(cut=True)))
+
     @property
     def dtype(self) -> torch.dtype:
         """The compute type."""
@@ -125,24 +129,36 @@ class Scorer:
             groups, failure = self._encode(chunk)
             rewards = rewards_of(self.model, groups)
             for request, group, found in zip(chunk, groups, rewards, strict=False):
-                yield _scored(request, group, found)
+                yield scored(request, group, found)
             if failure:
                 raise failure
 
     def _encode(self, requests: Sequence[Request]) -> tuple[list[EncodedGroup], DataError | None]:
-        """The requests up to the first that is too long, and what is wrong with that. Equal responses stand once."""
+        """The requests up to the first that is too long, and what is wrong with that."""
         groups: list[EncodedGroup] = []
         for request in requests:
             try:
-                distinct = list(dict.fromkeys(request.responses))
-                groups.append(self.encoder.encode(request.prompt, distinct, name=request.name))
+                groups.append(encode(self.encoder, request))
             except DataError as error:
                 return groups, error
         return groups, None
 
 
-def _scored(request: Request, group: EncodedGroup, rewards: list[float]) -> Scored:
-    """The answer for every response; equal responses have equal rewards to the last bit, so a tie is a tie."""
+def encode(encoder: Encoder, request: Request) -> EncodedGroup:
+    """The group that a request's rewards are computed from: equal responses stand once.
+
+    Raises:
+        DataError: If the prompt is empty, its template refuses it, or it is too long and cutting was not asked for.
+    """
+    return encoder.encode(request.prompt, list(dict.fromkeys(request.responses)), name=request.name)
+
+
+def scored(request: Request, group: EncodedGroup, rewards: Sequence[float]) -> Scored:
+    """The answer for every response; equal responses have equal rewards to the last bit, so a tie is a tie.
+
+    Raises:
+        NotFiniteError: If a reward is not finite.
+    """
     places = {response: place for place, response in enumerate(dict.fromkeys(request.responses))}
     order = [places[response] for response in request.responses]
     for number, place in enumerate(order):

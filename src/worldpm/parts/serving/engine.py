@@ -1,0 +1,108 @@
+"""What computes rewards for the server: a scorer behind a queue. Another engine offers the same two calls."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
+
+from worldpm.parts import scorer as scoring
+from worldpm.parts.batches import EncodedGroup, Encoder
+from worldpm.parts.scorer import Request, Scored, Scorer
+from worldpm.parts.serving.batcher import Batcher, BusyError, Ran
+
+Result = TypeVar("Result")
+Text = str | Sequence[int]
+"""What somebody else rendered, or token ids."""
+
+
+class Answer(NamedTuple):
+    """Rewards of one request's responses, in order, and what they cost."""
+
+    rewards: list[float]
+    length_tokens: list[int]
+    """Tokens of each response's own words, or of a whole text, before any cut."""
+    truncated: list[bool]
+    sequence_tokens: list[int]
+    """Tokens of prompt and response together, as the model reads them."""
+    computed_tokens: int
+    """Tokens really computed: the prompt once."""
+
+
+class Engine(Protocol):
+    """Turns requests into rewards for many clients at once."""
+
+    async def conversations(self, requests: Sequence[Request], *, cut: bool, deadline: float) -> list[Answer]:
+        """Answers in order; a request without responses has an empty one.
+
+        Raises:
+            DataError: If one cannot be read, or is too long and cutting was not asked for: before anything is computed.
+            NotFiniteError: If a reward is not finite.
+            BusyError, ExpiredError: As the batcher has it.
+        """
+
+    async def texts(self, texts: Sequence[Text], *, cut: bool, deadline: float) -> list[Answer]:
+        """One answer, with one reward, for each text; raises as `conversations` does."""
+
+    async def run(self) -> None:
+        """Work, until cancelled."""
+
+
+class LocalEngine:
+    """A scorer on this machine."""
+
+    def __init__(self, scorer: Scorer, *, row_tokens: int, queue_tokens: int, told: "Callable[[str, float, Ran | None], None]") -> None:
+        self.scorer = scorer
+        self._queue_tokens, self._told = queue_tokens, told
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")  # a tokenizer serves one thread at a time
+        compute = partial(scoring.rewards_of, scorer.model, row_tokens=row_tokens)
+        self.batcher = Batcher(compute, row_tokens=row_tokens, queue_tokens=queue_tokens, told=lambda ran: told("row", ran.seconds, ran))
+
+    async def conversations(self, requests: Sequence[Request], *, cut: bool, deadline: float) -> list[Answer]:
+        """As `Engine` has it."""
+        groups = await self._read(lambda encoder: [scoring.encode(encoder, request) for request in requests], cut=cut)
+        found = await self.batcher.rewards(groups, deadline=deadline)
+        return [_answer(*one) for one in zip(requests, groups, found, strict=True)]
+
+    async def texts(self, texts: Sequence[Text], *, cut: bool, deadline: float) -> list[Answer]:
+        """As `Engine` has it."""
+        groups = await self._read(lambda encoder: encoder.read_texts(texts), cut=cut)
+        found = await self.batcher.rewards(groups, deadline=deadline)
+        answers: list[Answer] = []
+        for group, rewards in zip(groups, found, strict=True):
+            alone = [
+                replace(group, suffixes=[suffix], response_tokens=[length], truncated=[mark])
+                for suffix, length, mark in zip(group.suffixes, group.response_tokens, group.truncated, strict=True)
+            ]
+            for one, reward in zip(alone, rewards, strict=True):
+                answers.append(_answer(Request(f"input {len(answers)}", (), ("",)), one, [reward]))
+        return answers
+
+    async def exclusively(self, work: Callable[[Scorer], Result]) -> Result:
+        """Other work with the model, between two rows."""
+        return await self.batcher.between_rows(partial(work, self.scorer))
+
+    async def run(self) -> None:
+        """As `Engine` has it."""
+        await self.batcher.run()
+
+    async def _read(self, encode: Callable[[Encoder], list[EncodedGroup]], *, cut: bool) -> list[EncodedGroup]:
+        """The groups, read in a thread; a full queue refuses before any reading."""
+        if self.batcher.waiting_tokens >= self._queue_tokens:
+            raise BusyError(self.batcher.seconds_to_wait())
+        encoder = (self.scorer.cutting() if cut else self.scorer).encoder
+        started = time.monotonic()
+        groups = await asyncio.get_running_loop().run_in_executor(self._reader, encode, encoder)
+        self._told("read", time.monotonic() - started, None)
+        return groups
+
+
+def _answer(request: Request, group: EncodedGroup, rewards: Sequence[float]) -> Answer:
+    if not request.responses:
+        return Answer([], [], [], [], 0)
+    found: Scored = scoring.scored(request, group, rewards)
+    places = {response: place for place, response in enumerate(dict.fromkeys(request.responses))}
+    lengths = [len(group.prefix) + len(group.suffixes[places[response]]) for response in request.responses]
+    return Answer(*found, lengths, group.tokens)

@@ -3,7 +3,7 @@
     python benchmarks/training.py site.7z             # threads of a Stack Exchange site, all vote-differing pairs
     python benchmarks/training.py train.jsonl.gz      # pairs of a plain preference set, such as hh-rlhf
 
-Needs `pip install 'worldpm[benchmark]'`. Every side runs in a process of its own, one after the other, so that the peak
+Needs `pip install 'worldpm[rlhf]'`. Every side runs in a process of its own, one after the other, so that the peak
 memory is its own. Both read the same texts in the same template; pairs with a text of 1,024 tokens or more are left out.
 """
 

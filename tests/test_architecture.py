@@ -6,7 +6,7 @@ from pathlib import Path
 import worldpm
 
 ROOT = Path(worldpm.__file__).parent
-FLOORS = ("field", "formats", "parts", "steps", "stories", "cli")
+FLOORS = ("field", "formats", "parts", "rlhf", "steps", "stories", "cli")
 
 
 def modules() -> dict[str, Path]:

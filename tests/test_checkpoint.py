@@ -32,6 +32,17 @@ def test_plain_transformers_gives_the_same_rewards(road: Path) -> None:
     assert Scorer.load(road / "checkpoint").rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("system", [(), (Message("system", "Be brief."),)])
+def test_the_template_alone_gives_the_text_that_the_model_reads(road: Path, system: tuple[Message, ...]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(road / "checkpoint")
+    prompt = [*system, Message("user", PROMPT), Message("assistant", "Of which flour?"), Message("user", "Rye.")]
+    for response in RESPONSES:
+        turns = [{"role": m.role, "content": m.content} for m in (*prompt, Message("assistant", response))]
+        assert tokenizer.apply_chat_template(turns, tokenize=False) == chat.render(tokenizer, prompt, response, frame=chat.Frame()).text
+    again = chat.standing_alone(str(tokenizer.chat_template), chat.Frame())
+    assert again == tokenizer.chat_template
+
+
 def test_the_folder_says_how_it_is_to_be_read(road: Path) -> None:
     config = json.loads((road / "checkpoint" / "config.json").read_text())
     assert config["architectures"] == ["Qwen2ForSequenceClassification"]

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,18 +26,20 @@ from worldpm.field.errors import ConfigError, DataError
 from worldpm.field.records import Message
 from worldpm.parts import decision_log
 from worldpm.parts.scorer import Request
+from worldpm.parts.serving import app
 from worldpm.steps.serve import Config, assemble
 
 PROMPT, ANSWERS = "How long should I bake a loaf?", ["About 40 minutes at 220 C.", "This was asked before.", "Who knows?"]
 RECORDED = Path(__file__).with_name("vllm_replies.txt")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 Json = dict[str, Any]
 
 
 @contextmanager
 def server(road: Path, **options: Any) -> Iterator[TestClient]:
     """The application within this process."""
-    app, service = assemble(Config(model=str(road / "checkpoint"), name="tinyrm", **options))
-    with TestClient(app, raise_server_exceptions=False) as client:
+    application, service = assemble(Config(model=str(road / "checkpoint"), name="tinyrm", **options))
+    with TestClient(application, raise_server_exceptions=False) as client:
         yield client
     if service.decisions is not None:
         service.decisions.close()
@@ -208,9 +211,9 @@ def test_a_deadline_that_passed_is_503_and_not_computed(client: TestClient) -> N
 def test_a_reward_that_is_not_finite_is_500_and_not_logged(road: Path, tmp_path: Path) -> None:
     import torch
 
-    app, service = assemble(Config(model=str(road / "checkpoint"), log=tmp_path / "log.sqlite"))
+    application, service = assemble(Config(model=str(road / "checkpoint"), log=tmp_path / "log.sqlite"))
     service.engine.scorer.model.score.weight.data.fill_(torch.nan)  # type: ignore[attr-defined]
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(application, raise_server_exceptions=False) as client:
         found = client.post("/v1/rewards", json={"prompt": PROMPT, "responses": ANSWERS})
     assert found.status_code == 500
     assert "the reward of response 0 is nan" in found.json()["error"]["message"]
@@ -401,3 +404,28 @@ def test_serve_says_what_is_wrong_with_its_arguments(road: Path, tmp_path: Path,
     with pytest.raises(ConfigError, match="no such file"):
         assemble(Config(model=str(road / "checkpoint"), keys=tmp_path / "none.json"))
     assert run("serve", road / "checkpoint", "--rules", tmp_path / "none.json") == 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+def test_the_page_compares_answers_in_a_browser(road: Path, scorer: Scorer, tmp_path: Path) -> None:
+    with process(road, "--calibration", road / "results") as (_, url):
+        options = (
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            f"--user-data-dir={tmp_path}",
+            "--virtual-time-budget=20000",
+        )
+        command = [str(CHROMIUM), *options, "--window-size=390,1500", "--dump-dom", f"{url}/#compare"]
+        page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
+    prompt = "How long should I bake a loaf of white bread?"
+    answers = re.findall(r'"([^"]+)"', (Path(app.__file__).with_name("page.html").read_text().split("answers: [")[1]).split("]")[0])
+    rewards = scorer.rewards(prompt, answers)
+    best = "AB"[rewards.index(max(rewards))]
+    assert 'data-done="true"' in page
+    assert re.search(r'id="error"[^>]*hidden', page)
+    assert re.findall(r'data-answer="(\w)"', page)[0] == best
+    assert f"reward {max(rewards):.3f}" in page
+    assert len(re.findall(r'title="[+-]\d+\.\d{3} logits"', page)) > 10  # the heat map
+    assert "At equal style" in page

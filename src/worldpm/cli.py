@@ -32,7 +32,9 @@ VERBS = {
     "plan": Verb("worldpm.steps.plan", "say whether a training fits, how long it takes and what it costs"),
     "report": Verb("worldpm.steps.report", "show folders of the road on one page"),
     "score": Verb("worldpm.steps.score", "score JSON lines with a checkpoint"),
+    "explain": Verb("worldpm.steps.explain", "say which tokens and sentences the rewards of JSON lines rest on"),
     "serve": Verb("worldpm.steps.serve", "score over HTTP, for the clients people have, with a page to try it"),
+    "log": Verb("worldpm.steps.log", "verify, export or replay a server's decision log"),
 }
 
 DONE, FAILED, WRONG_USE = 0, 1, 2

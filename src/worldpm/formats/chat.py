@@ -14,6 +14,7 @@ from worldpm.field.records import Message
 END_TOKEN = "<|endoftext|>"
 MARK = "\ufdd0"
 """A noncharacter that no text may hold."""
+MADE_HERE = "{# with the frame of WorldPM #}"
 TURN_START, TURN_END, PAD_TOKEN = "<|im_start|>", "<|im_end|>", "<|pad|>"
 
 QWEN_TEMPLATE = (
@@ -52,6 +53,21 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
     if end_token is None:
         raise CheckpointError(f"{tokenizer.name_or_path}: the tokenizer has no end token; set its eos_token")
     return Frame(str(end_token), TURN_START in str(tokenizer.chat_template))
+
+
+def standing_alone(template: str, frame: Frame) -> str:
+    """The template with the frame inside it: whoever fills it, knowing nothing of us, gets the text that the model was trained on.
+
+    A template that was made so before comes back as it is.
+    """
+    if MADE_HERE in template or frame == AS_THE_TEMPLATE_HAS_IT:
+        return template
+    system = "{% if messages[0].role != 'system' %}{% set messages = [{'role': 'system', 'content': ''}] + messages %}{% endif %}"
+    end = "" if frame.end_token is None else (
+        "{% if not add_generation_prompt %}{% set text = text.rstrip() %}"
+        f"{{% if not text.endswith('{frame.end_token}') %}}{{% set text = text + '{frame.end_token}' %}}{{% endif %}}{{% endif %}}"
+    )  # fmt: skip
+    return f"{MADE_HERE}{system if frame.empty_system else ''}{{% set text %}}{template}{{% endset %}}{end}{{{{ text }}}}"
 
 
 class Conversation(NamedTuple):

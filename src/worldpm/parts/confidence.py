@@ -1,5 +1,6 @@
 """What a margin of one model means: calibrated probability, when it cannot tell, and how style enters, by settings that anybody can see."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,12 +65,37 @@ class Settings(NamedTuple):
     """Log odds for each unit of a style difference, which runs from -1 to 1."""
 
 
+def read_settings(ranges: Sequence[str], weights: Sequence[str]) -> Settings:
+    """Settings of the words `FEATURE=LOW:HIGH` and `FEATURE=LOG_ODDS`.
+
+    Raises:
+        ConfigError: If a word has another form, or names no feature.
+    """
+    found: tuple[dict[str, tuple[float, float]], dict[str, float]] = ({}, {})
+    for word in (*ranges, *weights):
+        name, _, value = word.partition("=")
+        try:
+            numbers = tuple(float(part) for part in value.split(":"))
+        except ValueError:
+            numbers = ()
+        if name not in FEATURES or len(numbers) != (2 if word in ranges else 1) or not all(map(math.isfinite, numbers)):
+            form = "FEATURE=LOW:HIGH" if word in ranges else "FEATURE=LOG_ODDS"
+            raise ConfigError(f"{word!r}: expected {form}, with one of {', '.join(FEATURES)}")
+        if len(numbers) == 2:
+            found[0][name] = numbers
+        else:
+            found[1][name] = numbers[0]
+    return Settings(ranges=found[0], weights=found[1])
+
+
 @dataclass
 class Choice:
     """The responses of one prompt under a user's settings."""
 
     ranking: list[int]
-    """Best first: by mean log odds against the others, those outside the allowed ranges last."""
+    """Best first: by log odds, those outside the allowed ranges last."""
+    log_odds: list[float]
+    """Mean log odds of each response against all; without weights that is its reward less the mean, to a factor."""
     probabilities: list[list[float]]
     terms: dict[str, list[list[float]]] = field(default_factory=dict)
     """What each weighted feature adds to the log odds of row over column."""
@@ -105,6 +131,7 @@ def choose(confidence: Confidence, rewards: Sequence[float], counts: Sequence[Ma
     means = log_odds.mean(axis=1) if len(r) else r
     return Choice(
         sorted(range(len(r)), key=lambda place: (bool(outside[place]), -means[place])),
+        means.tolist(),
         bradley_terry.probabilities(torch.from_numpy(log_odds)).tolist(),
         {name: term.tolist() for name, term in terms.items()},
         outside,

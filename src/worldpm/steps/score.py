@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +21,9 @@ from worldpm.field.records import Message
 from worldpm.formats import console
 
 if TYPE_CHECKING:
-    from worldpm.parts.scorer import Request, Scorer
+    from worldpm.parts.scorer import Request, Scored, Scorer
+
+    Added = Callable[[dict[str, Any], Request, Scored], dict[str, Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,12 @@ class Config:
     """JSON lines to read; standard input unless given."""
     out: Path | None = None
     """File to write; standard output unless given. A killed run goes on where it was."""
+    best: bool = False
+    """Add the place of the best response, its reward's lead over the mean, and what best of n costs in nats of KL."""
+    allow: tuple[str, ...] = ()
+    """best: allowed counts, FEATURE=LOW:HIGH of length (tokens), headers, lists, bold, code, links; others come after."""
+    weigh: tuple[str, ...] = ()
+    """best: FEATURE=LOG_ODDS for each unit of a style difference, which runs from -1 to 1."""
     cut: bool = False
     """Cut what is too long, instead of refusing it."""
     max_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -57,6 +65,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 16:
             raise ConfigError(f"--max-length is {self.max_length}; at least 16 tokens are needed")
+        if (self.allow or self.weigh) and not self.best:
+            raise ConfigError("--allow and --weigh go with --best")
 
 
 def run(config: Config) -> None:
@@ -76,16 +86,17 @@ def run(config: Config) -> None:
         across_devices=config.across_devices, revision=config.revision, remote_code=config.remote_code,
     )  # fmt: skip
     name = str(config.file or "stdin")
+    added = _with_best(config) if config.best else _rewards
     with config.file.open("rb") if config.file else nullcontext(sys.stdin.buffer) as source:
         lines = ((number, line) for number, line in enumerate(source, start=1) if line.strip())
         if config.out is None:
-            _score_lines(scorer, lines, sys.stdout.buffer, name=name)
+            _score_lines(scorer, lines, sys.stdout.buffer, name=name, added=added)
             return
         with _Aside(config.out, _terms(config)) as aside:
             skipped = sum(1 for _ in islice(lines, aside.lines))
             if skipped:
                 logger.info("%s: going on after %d lines", config.out, skipped)
-            _score_lines(scorer, lines, aside.file, name=name)
+            _score_lines(scorer, lines, aside.file, name=name, added=added)
             aside.finish()
 
 
@@ -95,7 +106,8 @@ def _terms(config: Config) -> Json:
 
     model = checkpoint.fingerprint(checkpoint.find(config.model, revision=config.revision, remote_code=config.remote_code))
     read = config.file.stat() if config.file else None
-    settings = {"cut": config.cut, "max_length": config.max_length, "dtype": config.dtype}
+    settings: Json = {"cut": config.cut, "max_length": config.max_length, "dtype": config.dtype}
+    settings |= {"best": config.best, "allow": config.allow, "weigh": config.weigh}
     return {"model": model, **settings, "input": [str(config.file), read.st_size, read.st_mtime_ns] if read else None}
 
 
@@ -146,21 +158,43 @@ class _Aside:
         self.path.unlink()
 
 
-def _score_lines(scorer: "Scorer", lines: Iterator[tuple[int, bytes]], target: IO[bytes], *, name: str) -> None:
+def _rewards(row: Json, request: "Request", answer: "Scored") -> Json:
+    """What every line gets."""
+    return {"reward": answer.rewards[0]} if "responses" not in row else {"rewards": answer.rewards}
+
+
+def _with_best(config: Config) -> "Added":
+    """The rewards, and of several responses the best under the settings."""
+    from worldpm.field.selection import kl_nats
+    from worldpm.parts.confidence import Confidence, Settings, choose, counts_of, read_settings
+
+    settings: Settings = read_settings(config.allow, config.weigh)
+
+    def added(row: Json, request: "Request", answer: "Scored") -> Json:
+        if not request.responses or "responses" not in row:
+            return _rewards(row, request, answer)
+        counts = [counts_of(text, tokens) for text, tokens in zip(request.responses, answer.length_tokens, strict=True)]
+        best = choose(Confidence(), answer.rewards, counts, settings).ranking[0]
+        lead = answer.rewards[best] - sum(answer.rewards) / len(answer.rewards)
+        return {"rewards": answer.rewards, "best": best, "lead": lead, "kl_nats": kl_nats(len(request.responses))}
+
+    return added
+
+
+def _score_lines(scorer: "Scorer", lines: Iterator[tuple[int, bytes]], target: IO[bytes], *, name: str, added: "Added") -> None:
     with console.progress("score", total=None) as advance:
         while chunk := list(islice(lines, LINES_AT_ONCE)):
-            read, failure = _read_lines(chunk, name)
+            read, failure = read_lines(chunk, name)
             answers = scorer.score(request for _, request in read)
-            for (row, _), answer in zip(read, answers, strict=True):
-                added = {"reward": answer.rewards[0]} if "responses" not in row else {"rewards": answer.rewards}
-                target.write(json.dumps({**row, **added}, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            for (row, request), answer in zip(read, answers, strict=True):
+                target.write(json.dumps({**row, **added(row, request, answer)}, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             target.flush()
             advance(len(read))
             if failure:
                 raise failure
 
 
-def _read_lines(chunk: Sequence[tuple[int, bytes]], name: str) -> "tuple[list[tuple[Json, Request]], DataError | None]":
+def read_lines(chunk: Sequence[tuple[int, bytes]], name: str) -> "tuple[list[tuple[Json, Request]], DataError | None]":
     """The lines up to the first bad one, and what is wrong with that."""
     read = []
     for number, line in chunk:

@@ -303,14 +303,16 @@ def _prepare(config: Config, data: "TrainingData", source: "Source | None", outp
 
 
 def _new_tokenizer(config: Config, data: "TrainingData", source: "Source | None") -> "PreTrainedTokenizerBase":
-    """The tokenizer of the run: the model's own, with a pad token that ends no text, or one trained on the train split."""
+    """The tokenizer of the run, with a template that others can use: the model's own, or one trained on the train split."""
+    from worldpm.formats import chat
     from worldpm.parts import checkpoint
     from worldpm.parts.reward_model import SIZES
     from worldpm.parts.tokenizer import train_tokenizer
 
     if source is not None:
         encoder = checkpoint.encoder_of(source, checkpoint.load_config(source))
-        encoder.tokenizer.pad_token = checkpoint.pad_token(encoder.tokenizer, encoder.frame)
+        encoder.tokenizer.pad_token = checkpoint.pad_token(encoder.tokenizer, encoder.frame)  # one that ends no text
+        encoder.tokenizer.chat_template = chat.standing_alone(str(encoder.tokenizer.chat_template), encoder.frame)
         return encoder.tokenizer
     texts = (
         text
@@ -318,6 +320,7 @@ def _new_tokenizer(config: Config, data: "TrainingData", source: "Source | None"
         for text in (*(message.content for message in group.prompt), *(response.content for response in group.responses))
     )
     trained = train_tokenizer(texts, vocabulary=SIZES[config.model].vocabulary, max_length=config.max_length)
+    trained.chat_template = chat.standing_alone(str(trained.chat_template), chat.frame_of(trained))
     logger.info("trained a tokenizer of %d tokens", len(trained))
     return trained
 

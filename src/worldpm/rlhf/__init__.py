@@ -1,0 +1,1 @@
+"""Rewards for those who train policies: a module for each trainer, in the form that it loads. No trainer is imported."""

@@ -1,0 +1,33 @@
+"""Rewards for OpenRLHF as the file that `--reward.remote_url` may name in place of a URL; see `runs/rlhf_openrlhf.sh`.
+
+`WORLDPM_REWARD_MODEL` says where rewards come from: a folder, or the URL of a server. OpenRLHF hands over whole texts, so the prompt
+is taken off their front; the trainer's template need not be ours.
+"""
+
+import os
+from collections.abc import Sequence
+
+from worldpm.field.errors import ConfigError
+from worldpm.field.records import Message
+from worldpm.rlhf.judge import Guards, judge_of, rewards_of
+
+PLACE = "WORLDPM_REWARD_MODEL"
+
+
+def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[object]) -> dict[str, object]:
+    """`rewards`, `scores` and `extra_logs` of texts that begin with their prompts; torch tensors, as OpenRLHF wants them.
+
+    Raises:
+        ConfigError: If the variable is not set, or a text does not begin with its prompt.
+    """
+    import torch
+
+    if not (place := os.environ.get(PLACE)):
+        raise ConfigError(f"set {PLACE} to a checkpoint's folder, or to the URL of `worldpm serve`")
+    responses = []
+    for query, prompt in zip(queries, prompts, strict=True):
+        if not query.startswith(prompt):
+            raise ConfigError(f"a text does not begin with its prompt ({prompt[:60]!r}); OpenRLHF's own texts do")
+        responses.append(query.removeprefix(prompt))
+    found = torch.tensor(rewards_of(judge_of(place), [(Message("user", prompt),) for prompt in prompts], responses, Guards()))
+    return {"rewards": found, "scores": found, "extra_logs": {"reward": found}}

@@ -1,0 +1,46 @@
+"""Rewards for TRL's GRPOTrainer, RLOOTrainer and OnlineDPO: a function of prompts and completions.
+
+    from worldpm.rlhf.trl import RewardFunction
+
+    trainer = GRPOTrainer(model=..., reward_funcs=RewardFunction("checkpoint"), ...)
+
+`reward_funcs="checkpoint"` works too, since a checkpoint is a plain sequence classifier; it then computes each prompt as often as it
+has rollouts.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from worldpm.field.errors import ConfigError
+from worldpm.field.records import Message
+from worldpm.rlhf.judge import Guards, judge_of, rewards_of
+
+Turns = str | Sequence[Mapping[str, Any]]
+
+
+class RewardFunction:
+    """A reward function of TRL 1.x; `place` is a folder, a hub id, or the URL of a server."""
+
+    def __init__(self, place: str, *, ranges: Mapping[str, tuple[float, float]] | None = None,
+                 weights: Mapping[str, float] | None = None) -> None:  # fmt: skip
+        self._place, self._guards = place, Guards(ranges, weights)
+        self.__name__ = "worldpm"  # what TRL calls it in its logs
+
+    def __call__(self, prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float]:
+        """Rewards in order; texts are one user turn and its answer, lists are conversations."""
+        asked = [_prompt(prompt) for prompt in prompts]
+        return rewards_of(judge_of(self._place), asked, [_response(completion) for completion in completions], self._guards)
+
+
+def _prompt(prompt: Turns) -> tuple[Message, ...]:
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    return tuple(Message(str(turn["role"]), str(turn["content"])) for turn in prompt)
+
+
+def _response(completion: Turns) -> str:
+    if isinstance(completion, str):
+        return completion
+    if len(completion) != 1:
+        raise ConfigError(f"a completion has {len(completion)} turns; one answer can be judged")
+    return str(completion[0]["content"])

@@ -21,30 +21,30 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Verify a decision log, export it as a table, or score its inputs again."""
+    """Verify a decision log, export it as a table, score its inputs again, or save a window of it to tell drift from."""
 
-    action: Positional[Literal["verify", "export", "replay"]]
+    action: Positional[Literal["verify", "export", "replay", "reference"]]
     """What to do."""
     file: Positional[Path]
     """The SQLite file of `worldpm serve --log`."""
     head: str | None = None
     """verify: a hash that was kept elsewhere; it must be in the chain, or rows at the end are missing."""
     out: Path | None = None
-    """export: the Parquet file to write."""
+    """export: the Parquet file to write; reference: the JSON file."""
     model: str | None = None
     """replay: folder or hub id of the model."""
     tolerance: float = 1e-4
     """replay: the largest difference of a reward, in logits, that is not told as one."""
 
     def __post_init__(self) -> None:
-        wanted = {"verify": None, "export": "out", "replay": "model"}[self.action]
+        wanted = {"verify": None, "export": "out", "replay": "model", "reference": "out"}[self.action]
         if wanted and getattr(self, wanted) is None:
             raise ConfigError(f"`worldpm log {self.action}` needs --{wanted}")
 
 
 def run(config: Config) -> None:
     """Do what was asked; a log that is broken, or not repeated, is a failure."""
-    {"verify": _verify, "export": _export, "replay": _replay}[config.action](config)
+    {"verify": _verify, "export": _export, "replay": _replay, "reference": _reference}[config.action](config)
 
 
 def _verify(config: Config) -> None:
@@ -58,16 +58,21 @@ def _verify(config: Config) -> None:
     print(f"{found.decisions:,} decisions, all as they were written; the last hash is {found.head}")
 
 
+def _out(config: Config) -> Path:
+    """The file to write, in a folder that is there."""
+    out = config.out or Path()
+    if not out.parent.is_dir() or out.is_dir():
+        raise ConfigError(f"--out {out}: name a file in a folder that is there")
+    return out
+
+
 def _export(config: Config) -> None:
     import pyarrow as pa
 
     from worldpm.formats import tables
     from worldpm.parts import decision_log
 
-    out = config.out
-    assert out is not None
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: the folder {out.parent} is not there; make it first")
+    out = _out(config)
     lists = pa.list_(pa.float64())
     kinds = {"number": pa.int64(), "milliseconds": pa.float64(), "rewards": lists, "probabilities": lists}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in (*decision_log.COLUMNS, "hash")])
@@ -75,6 +80,17 @@ def _export(config: Config) -> None:
             for row in decision_log.rows(config.file))  # fmt: skip
     count = tables.write_parquet(out, tables.rows_to_batches(rows, schema), schema)
     logger.info("%s: %d decisions", out, count)
+
+
+def _reference(config: Config) -> None:
+    from worldpm.formats import folders
+    from worldpm.parts import decision_log, drift
+
+    found = drift.reference_of(decision_log.rows(config.file))
+    if (count := len(found[drift.SERIES[0]])) < drift.LEAST:
+        raise DataError(config.file, f"holds {count} requests with a prompt of their own; at least {drift.LEAST} are needed")
+    folders.write_atomically(_out(config), folders.to_json(found))
+    logger.info("%s: %d requests", config.out, count)
 
 
 def _replay(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +17,11 @@ from worldpm.formats import folders
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from worldpm.parts.confidence import Confidence
+    from worldpm.parts.serving.engine import Answer, LocalEngine
+    from worldpm.parts.serving.metrics import Metrics
     from worldpm.parts.serving.own import Preferences
-    from worldpm.parts.serving.service import Service
+    from worldpm.parts.serving.service import Identity, Service
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,8 @@ class Config:
     """Rule file of /v1/route."""
     keys: Path | None = None
     """JSON of the API keys: {NAME: {"key": ..., "settings": {...}}}."""
+    reference: Path | None = None
+    """Window of earlier requests, of `worldpm log reference`, from which drift is told in /metrics."""
     log: Path | None = None
     """SQLite file that keeps every decision."""
     log_hashes: bool = False
@@ -107,6 +112,8 @@ def assemble(config: Config) -> "tuple[FastAPI, Service]":
     from worldpm.parts.serving.metrics import Metrics
     from worldpm.parts.serving.service import Limits, Service
 
+    if config.reference is not None and find_spec("river") is None:
+        raise ConfigError("--reference needs river: pip install 'worldpm[serve]'")
     rules = Rules.read(config.rules) if config.rules else None
     keys, settings = _read_keys(config.keys) if config.keys else ({}, {})
     metrics = Metrics()
@@ -116,10 +123,12 @@ def assemble(config: Config) -> "tuple[FastAPI, Service]":
         logger.warning("%s; %d decisions stand", decisions.repaired, len(decisions))
     limits = Limits(int(config.max_body_mib * 2**20), config.max_inputs, config.max_requests, config.deadline_seconds)
     service = Service(engine, identity, limits, confidence, metrics, decisions, keep_inputs=not config.log_hashes)
+    if config.reference is not None:
+        service.listeners.append(_drift_watch(config.reference, metrics))
     return app.build(service, rules=rules, keys=keys, settings=settings), service
 
 
-def _engine(config: Config, metrics: Any) -> Any:
+def _engine(config: Config, metrics: "Metrics") -> "tuple[LocalEngine, Identity, Confidence]":
     """The scorer behind its queue, who it is, and what its margins mean."""
     import torch
 
@@ -145,6 +154,23 @@ def _engine(config: Config, metrics: Any) -> Any:
     engine = LocalEngine(scorer, row_tokens=config.row_tokens, queue_tokens=config.queue_tokens, told=metrics.stage)
     metrics.watch_queue(lambda: engine.batcher.waiting, lambda: engine.batcher.waiting_tokens)
     return engine, identity, known
+
+
+def _drift_watch(reference: Path, metrics: "Metrics") -> "Callable[[Sequence[Answer], Sequence[Json]], None]":
+    """What tells the metrics of drift as answers leave."""
+    from worldpm.parts import drift
+
+    watch = drift.Drift(drift.read(reference))
+
+    def told(answers: "Sequence[Answer]", inputs: Sequence[Json]) -> None:
+        for answer, given in zip(answers, inputs, strict=True):
+            if answer.rewards and "responses" in given:
+                values = drift.values_of(answer.rewards[0], drift.prompt_text(given), given["responses"][0])
+                if watch.observe(values):
+                    metrics.changed(watch.changes)
+                metrics.shifts.set(watch.shifts)
+
+    return told
 
 
 def _read_keys(path: Path) -> "tuple[dict[str, str], Mapping[str, Preferences]]":

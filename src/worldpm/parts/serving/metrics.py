@@ -1,10 +1,14 @@
 """What Prometheus is told: latency by stage, the queue, rows, rewards and lengths."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from worldpm.parts.serving.batcher import Ran
+
+if TYPE_CHECKING:
+    from worldpm.parts.drift import Change
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REWARDS = (-20, -10, -5, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 5, 10, 20)
@@ -26,8 +30,10 @@ class Metrics:
         self.fill = Histogram("worldpm_row_fill", "Tokens of a row over its budget.", buckets=SHARES, registry=self.registry)
         self.rewards = Histogram("worldpm_reward", "Rewards in logits.", buckets=REWARDS, registry=self.registry)
         self.lengths = Histogram("worldpm_response_tokens", "Tokens of a response.", buckets=TOKENS, registry=self.registry)
-        self.drift = Gauge("worldpm_drift", "Distance of the latest window from the reference.", ["of", "measure"], registry=self.registry)
-        self.drifted = Gauge("worldpm_drifted", "1 where the latest window differs from the reference.", ["of"], registry=self.registry)
+        self.stability = Gauge("worldpm_drift_stability_index", "PSI of the latest window of requests.", ["of"], registry=self.registry)
+        self.p_value = Gauge("worldpm_drift_p_value", "Corrected p-value of the latest window.", ["of"], registry=self.registry)
+        self.drifted = Gauge("worldpm_drifted", "1 where the latest window differs, surely and noticeably.", ["of"], registry=self.registry)
+        self.shifts = Gauge("worldpm_reward_shifts", "Times that the mean reward shifted, by ADWIN.", registry=self.registry)
         self.decisions = Counter("worldpm_decisions_logged", "Decisions written to the log.", registry=self.registry)
 
     def watch_queue(self, groups: Callable[[], int], tokens: Callable[[], int]) -> None:
@@ -50,6 +56,13 @@ class Metrics:
             self.rewards.observe(reward)
         for length in lengths:
             self.lengths.observe(length)
+
+    def changed(self, changes: "Mapping[str, Change]") -> None:
+        """What the latest window of requests was, against the reference."""
+        for name, change in changes.items():
+            self.stability.labels(name).set(change.stability_index)
+            self.p_value.labels(name).set(change.p_value)
+            self.drifted.labels(name).set(change.drifted)
 
     def page(self) -> bytes:
         """All of it in Prometheus's text format."""

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import run
+from worldpm import Message, Scorer
+from worldpm.field.errors import WorldPMError
 from worldpm.formats import folders, tables
 from worldpm.parts import preference_sets
 
@@ -64,3 +66,39 @@ def test_a_folder_of_something_else_is_refused(road: Path, tmp_path: Path, capsy
     assert run("export", road / "threads", "--out", tmp_path / "x") == 2
     assert "made by `worldpm simulate`" in capsys.readouterr().err
     assert run("export", "--out", tmp_path / "x") == 2
+
+
+def test_an_onnx_graph_gives_the_same_rewards(road: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("worldpm.parts.exports.onnx", reason="onnxruntime is not installed")
+    assert run("export", road / "checkpoint", "--to", "onnx", "--int8", "--probe", road / "groups", "--out", tmp_path / "onnx") == 0
+    counts = folders.manifest(tmp_path / "onnx")["counts"]
+    assert counts["largest difference"] <= 1e-4
+    assert abs(counts["accuracy int8"] - counts["accuracy"]) < 0.1
+    scorer = Scorer.load(road / "checkpoint")
+    prompt, responses = "How long should I bake a loaf?", ["Two words.", "Many more words than that, in fact.", ""]
+    group = scorer.encoder.encode([Message("user", prompt)], responses)
+    found = onnx.Runtime(tmp_path / "onnx" / "model.onnx").rewards([group])[0]
+    assert found == pytest.approx(scorer.rewards(prompt, responses), abs=1e-4)
+    assert (tmp_path / "onnx" / "model_int8.onnx").stat().st_size < (tmp_path / "onnx" / "model.onnx").stat().st_size / 2
+
+
+def test_a_graph_that_is_not_exact_is_refused() -> None:
+    onnx = pytest.importorskip("worldpm.parts.exports.onnx", reason="onnxruntime is not installed")
+    assert onnx.check([[1.0, 10.0]], [[1.00005, 10.0005]]) == pytest.approx(5e-5)
+    for wrong in (1.001, float("nan")):
+        with pytest.raises(WorldPMError, match="differ by"):
+            onnx.check([[1.0]], [[wrong]])
+
+
+def test_a_model_folder_scores_the_same_and_has_its_card(road: Path, tmp_path: Path) -> None:
+    out = tmp_path / "published"
+    words = ("--licence", "apache-2.0", "--results", road / "results")
+    assert run("export", road / "checkpoint", "--to", "model", "--out", out, *words) == 0
+    assert Scorer.load(out).rewards("a", ["b"]) == Scorer.load(road / "checkpoint").rewards("a", ["b"])
+    card = (out / "README.md").read_text()
+    accuracy = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]["benchmarks"]["groups"]["accuracy"]
+    for expected in ("license: apache-2.0", f"| groups | {accuracy:.3f} |", "began from | `tiny`", "Conditions: dtype float32"):
+        assert expected in card
+    assert run("export", road / "checkpoint", "--out", tmp_path / "x") == 2  # pairs are made of groups
+    assert run("export", road / "groups", "--to", "onnx", "--out", tmp_path / "y") == 2
+    assert run("export", road / "groups", "--int8", "--out", tmp_path / "z") == 2

@@ -124,3 +124,18 @@ def test_lines_scored_on_other_terms_are_not_gone_on_from(road: Path, tmp_path: 
     assert "going on" not in caplog.text
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 600
     assert all("rewards" in line for line in (tmp_path / "out.jsonl").read_text().splitlines())
+
+
+def test_explanations_from_the_command_line(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = tmp_path / "in.jsonl"
+    lines.write_text(json.dumps({"prompt": "How long?", "responses": ["An hour. Or two.", ""], "id": 3}) + "\n")
+    assert run("explain", road / "checkpoint", lines) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["id"] == 3
+    first, empty = row["explanations"]
+    assert "".join(token for token, _ in first["tokens"]["response"]) == "An hour. Or two."
+    assert [one["text"] for one in first["sentences"]] == ["An hour. ", "Or two."]
+    assert (empty["tokens"]["response"], empty["sentences"]) == ([], [])
+    assert run("explain", road / "checkpoint", tmp_path / "none.jsonl") == 2
+    lines.write_text("{}\n")
+    assert run("explain", road / "checkpoint", lines) == 2

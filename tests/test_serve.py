@@ -429,3 +429,35 @@ def test_the_page_compares_answers_in_a_browser(road: Path, scorer: Scorer, tmp_
     assert f"reward {max(rewards):.3f}" in page
     assert len(re.findall(r'title="[+-]\d+\.\d{3} logits"', page)) > 10  # the heat map
     assert "At equal style" in page
+
+
+def test_in_front_of_another_server_nothing_changes(road: Path, tmp_path: Path, scorer: Scorer) -> None:
+    log = tmp_path / "log.sqlite"
+    with process(road) as (behind, url):
+        application, service = assemble(Config(upstream=url, log=log))
+        with TestClient(application, raise_server_exceptions=False) as front:
+            found = front.post("/v1/rewards", json={"prompt": PROMPT, "responses": [*ANSWERS, ANSWERS[0]]}).json()
+            assert found["rewards"] == pytest.approx(scorer.rewards(PROMPT, [*ANSWERS, ANSWERS[0]]), abs=1e-5)
+            local = next(scorer.score([Request("x", (Message("user", PROMPT),), ANSWERS)]))
+            assert found["usage"]["response_tokens"][:3] == local.length_tokens
+            text = front.post("/classify", json={"input": "hello", "use_activation": False}).json()["data"][0]["probs"][0]
+            assert text == pytest.approx(httpx.post(f"{url}/v1/embeddings", json={"input": "hello"}).json()["data"][0]["embedding"][0])
+            assert front.post("/v1/rewards", json={"prompt": "a " * 5000, "responses": ["b"]}).status_code == 422
+            assert front.post("/v1/explain", json={"prompt": "a", "responses": ["b"]}).status_code == 501
+            behind.kill()
+            behind.wait()
+            gone = front.post("/v1/rewards", json={"prompt": "a", "responses": ["b"]})
+            assert (gone.status_code, "retry-after" in gone.headers) == (429, True)
+    assert service.decisions is not None
+    service.decisions.close()
+    assert decision_log.verify(log).decisions == 2
+    with pytest.raises(ConfigError, match="no vLLM answers"):
+        assemble(Config(upstream=url))
+    with pytest.raises(ConfigError, match="one of the two"):
+        Config()
+
+
+def test_tokens_are_those_of_the_model(client: TestClient, scorer: Scorer) -> None:
+    found = client.post("/tokenize", json={"prompt": PROMPT}).json()
+    assert found["tokens"] == scorer.encoder.tokenizer.encode(PROMPT)
+    assert found["count"] == len(found["tokens"])

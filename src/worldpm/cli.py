@@ -30,6 +30,7 @@ VERBS = {
     "evaluate": Verb("worldpm.steps.evaluate", "judge checkpoints on benchmarks and on the test split of groups"),
     "laws": Verb("worldpm.steps.laws", "fit scaling laws over a ladder of runs, or over any table"),
     "plan": Verb("worldpm.steps.plan", "say whether a training fits, how long it takes and what it costs"),
+    "fairness": Verb("worldpm.steps.fairness", "tell whether a model errs more for some than for others"),
     "report": Verb("worldpm.steps.report", "show folders of the road on one page"),
     "score": Verb("worldpm.steps.score", "score JSON lines with a checkpoint"),
     "explain": Verb("worldpm.steps.explain", "say which tokens and sentences the rewards of JSON lines rest on"),

@@ -54,7 +54,7 @@ def find(place: str | Path, *, revision: str | None = None, remote_code: bool = 
         raise ConfigError("--remote-code runs a stranger's Python: name the commit that you read, all 40 digits, with --revision")
     if (folder := Path(place)).is_dir():
         if any((folder / name).exists() for name in (folders.MANIFEST, folders.PROGRESS, DESCRIPTION)):
-            folders.manifest(folder, made_by="train")
+            folders.manifest(folder, made_by="train|export")
         return Source(folder, remote_code)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(place)) or str(place).startswith("."):
         raise ConfigError(f"{place}: no such folder, and no hub id (OWNER/NAME); `worldpm train` makes one")

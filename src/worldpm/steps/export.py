@@ -1,101 +1,149 @@
-"""Groups leave the house: pairs as TRL reads them, in a folder that Hugging Face `datasets` loads, with the credits due."""
+"""What leaves the house: groups as pairs for others, a checkpoint for other engines."""
 
 import logging
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
 from worldpm.field.errors import ConfigError
 from worldpm.formats import folders
 
+if TYPE_CHECKING:
+    from worldpm.parts.batches import EncodedGroup
+    from worldpm.parts.scorer import Scorer
+
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
-
-SPLITS = ("train", "validation", "test")
-CREDITS = "ATTRIBUTION.csv"
-CARD = """---
-configs:
-- config_name: default
-  data_files:
-{files}
----
-# Preference pairs
-
-{pairs} pairs of {groups} threads, made by WorldPM: `prompt`, `chosen` and `rejected` are lists of messages, as TRL's `RewardTrainer` and
-`DPOTrainer` read them; `margin` is the strength (a gap of votes), `probability` that chosen is truly the better one, `weight` what the
-pair counts: the weights of a thread add up to 1.
-
-Texts from Stack Exchange stay under CC BY-SA. Who wrote what, under which licence, stands in `{credits}`: keep it with the data.
-"""
+Form = Literal["pairs", "model", "onnx"]
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+PROBES = 64
+"""Groups on which a graph is compared with the model, and of which INT8 tells its accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Write groups as pairs (`prompt`, `chosen`, `rejected`), for TRL and Hugging Face datasets."""
+    """Write groups as pairs for TRL and Hugging Face datasets, or a checkpoint for other engines."""
 
-    groups: Positional[tuple[Path, ...]]
-    """Folders written by `worldpm group`."""
+    source: Positional[tuple[Path, ...]]
+    """Folders of `worldpm group`, or one checkpoint."""
+    to: Form = "pairs"
+    """pairs: `prompt`, `chosen`, `rejected`; model: a folder that vLLM, SGLang and TEI load, with its card; onnx: a graph."""
     out: Path
-    """Folder to write: `data/SPLIT.parquet`, a card, and the credits."""
+    """Folder to write."""
+    results: Path | None = None
+    """model: results folder of `worldpm evaluate` for the card."""
+    licence: str = "other"
+    """model: the licence that the card names, as the hub calls it."""
+    probe: Path | None = None
+    """onnx: groups, on whose validation split the graph is compared with the model; made-up text unless given."""
+    int8: bool = False
+    """onnx: also a graph with 8-bit weights; with --probe its loss of accuracy is told."""
 
     def __post_init__(self) -> None:
-        if not self.groups:
-            raise ConfigError("no groups given: name a folder that `worldpm group` wrote")
+        if not self.source:
+            raise ConfigError("nothing to export: name folders of `worldpm group`, or a checkpoint with --to model or --to onnx")
+        if self.to != "pairs" and len(self.source) > 1:
+            raise ConfigError(f"--to {self.to} takes one checkpoint; {len(self.source)} folders came")
+        misplaced = {"--results": self.results and self.to != "model", "--probe": self.probe and self.to != "onnx",
+                     "--int8": self.int8 and self.to != "onnx"}  # fmt: skip
+        if wrong := [flag for flag, there in misplaced.items() if there]:
+            raise ConfigError(f"{wrong[0]} does not go with --to {self.to}")
 
 
 def run(config: Config) -> None:
-    """Write a table of pairs for each split that has any."""
-    for folder in config.groups:
+    """Write the folder."""
+    {"pairs": _export_pairs, "model": _export_model, "onnx": _export_onnx}[config.to](config)
+
+
+def _export_pairs(config: Config) -> None:
+    from worldpm.parts.exports import pairs
+
+    for folder in config.source:
         folders.manifest(folder, made_by="group")
-    output = folders.begin(config.out, step="export", config={}, inputs=[folders.describe(path) for path in config.groups])
+    output = folders.begin(config.out, step="export", config={}, inputs=[folders.describe(path) for path in config.source])
     if output is None:
         return
     with output:
-        counts = {split: output.part(f"data/{split}.parquet", partial(_write_split, config, split)) for split in SPLITS}
-        output.part(CREDITS, partial(_write_credits, config))
-        files = "\n".join(f"  - split: {split}\n    path: data/{split}.parquet" for split, count in counts.items() if count["pairs"])
-        totals = {name: f"{sum(count[name] for count in counts.values()):,}" for name in ("pairs", "groups")}
-        output.write("README.md", CARD.format(files=files, credits=CREDITS, **totals).encode())
+        counts = pairs.write(config.source, output)
         for split, count in counts.items():
             logger.info("%s: %d pairs of %d groups", split, count["pairs"], count["groups"])
         output.finish(counts=counts)
 
 
-def _write_split(config: Config, split: str, aside: Path) -> Json:
-    from worldpm.formats import schema, tables
+def _export_model(config: Config) -> None:
+    from worldpm.parts import checkpoint
+    from worldpm.parts.exports import model
 
-    groups = 0
-
-    def rows() -> Iterator[Json]:
-        nonlocal groups
-        for path in tables.paths_of(*config.groups):
-            for row in tables.read_rows(path, schema.GROUPS):
-                if row["split"] == split:
-                    groups += 1
-                    yield from _pairs(row)
-
-    pairs = tables.write_parquet(aside, tables.rows_to_batches(rows(), schema.PAIRS), schema.PAIRS)
-    return {"pairs": pairs, "groups": groups}
+    source = checkpoint.find(config.source[0])
+    inputs = [checkpoint.fingerprint(source), *([folders.describe(config.results)] if config.results else [])]
+    output = folders.begin(config.out, step="export", config={"to": "model", "licence": config.licence}, inputs=inputs)
+    if output is None:
+        return
+    with output:
+        counts = model.write(source, output, licence=config.licence, results=config.results, name=config.out.resolve().name)
+        logger.info("%s: %d files, the card is README.md", config.out, counts["files"])
+        output.finish(counts=counts)
 
 
-def _pairs(row: Json) -> Iterator[Json]:
-    """The pairs of a group, each with the prompt again."""
-    for preference in row["preferences"]:
-        sides = {side: [{"role": "assistant", "content": row["responses"][preference[side]]["content"]}] for side in ("chosen", "rejected")}
-        numbers = {"margin": preference["strength"], "probability": preference["probability"], "weight": preference["weight"]}
-        yield {"prompt": row["prompt"], **sides, **numbers, "group_id": row["group_id"]}
+def _export_onnx(config: Config) -> None:
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ConfigError(f"--to onnx needs {', '.join(missing)}: pip install 'worldpm[onnx]'")
+    import torch
+
+    from worldpm.parts import checkpoint
+    from worldpm.parts.exports import onnx
+    from worldpm.parts.scorer import Scorer, rewards_of
+
+    source = checkpoint.find(config.source[0])
+    inputs = [checkpoint.fingerprint(source), *([folders.describe(config.probe)] if config.probe else [])]
+    output = folders.begin(config.out, step="export", config={"to": "onnx", "int8": config.int8}, inputs=inputs)
+    if output is None:
+        return
+    with output:
+        scorer = Scorer.load(source.folder, cut=True, dtype=torch.float32)
+        groups, accuracy = _probes(config, scorer)
+        expected = rewards_of(scorer.model, groups)
+        output.part(onnx.GRAPH, partial(onnx.write, scorer.model))
+        counts: Json = {"rewards compared": sum(map(len, expected)), "accuracy": accuracy(expected)}
+        counts["largest difference"] = onnx.check(expected, onnx.Runtime(config.out / onnx.GRAPH).rewards(groups))
+        if config.int8:
+            output.part(onnx.GRAPH_INT8, partial(onnx.quantise, config.out / onnx.GRAPH))
+            found = onnx.Runtime(config.out / onnx.GRAPH_INT8).rewards(groups)
+            counts |= {"largest difference int8": onnx.largest_difference(expected, found), "accuracy int8": accuracy(found)}
+        scorer.encoder.tokenizer.save_pretrained(config.out)
+        logger.info("%s: %s", config.out, ", ".join(f"{name} {value}" for name, value in counts.items() if value is not None))
+        output.finish(counts=counts)
 
 
-def _write_credits(config: Config, aside: Path) -> Json:
-    with aside.open("wb") as file:
-        for number, folder in enumerate(config.groups):
-            with (folder / CREDITS).open("rb") as credits_:
-                if number:
-                    credits_.readline()  # its head stands there already
-                shutil.copyfileobj(credits_, file)
-    return {"bytes": aside.stat().st_size}
+def _probes(config: Config, scorer: "Scorer") -> "tuple[list[EncodedGroup], Callable[[list[list[float]]], float | None]]":
+    """Groups to compare on, and the accuracy of rewards on their preferences, None where they have none."""
+    from collections import Counter
+    from itertools import islice
+
+    from worldpm.field.records import Message
+    from worldpm.parts.training import pairs_of
+    from worldpm.parts.training_data import TrainingData
+
+    if config.probe is None:
+        texts = [f"word {'and more ' * length}end" for length in (0, 3, 17, 60)]
+        return [scorer.encoder.encode([Message("user", text)], texts) for text in texts], lambda _: None
+    found = list(islice(TrainingData.find([str(config.probe)]).groups("validation", Counter()), PROBES))
+    groups = [scorer.encoder.encode(group.prompt, [response.content for response in group.responses]) for group in found]
+
+    def accuracy(rewards: list[list[float]]) -> float:
+        import torch
+
+        from worldpm.field import bradley_terry
+
+        pairs = pairs_of((len(group.responses), group.preferences) for group in found)
+        flat = torch.tensor([reward for one in rewards for reward in one], dtype=torch.float64)
+        return bradley_terry.weighted_mean(
+            bradley_terry.pair_credits(bradley_terry.margins(flat, pairs.chosen, pairs.rejected)), pairs.weight
+        )
+
+    return groups, accuracy

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from worldpm.parts.confidence import Confidence
-    from worldpm.parts.serving.engine import Answer, LocalEngine
+    from worldpm.parts.serving.engine import Answer, Engine
     from worldpm.parts.serving.metrics import Metrics
     from worldpm.parts.serving.own import Preferences
     from worldpm.parts.serving.service import Identity, Service
@@ -26,15 +26,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
-NEEDED = ("fastapi", "uvicorn", "prometheus_client", "ecs_logging")
+NEEDED = ("fastapi", "httpx", "uvicorn", "prometheus_client", "ecs_logging")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Serve a checkpoint over HTTP, with a page to try it at /."""
 
-    model: Positional[str]
+    model: Positional[str | None] = None
     """Folder or hub id of a reward model."""
+    upstream: str | None = None
+    """URL of a vLLM that holds the model, in place of a folder."""
     port: int = 8000
     """0 takes a free one and tells it."""
     host: str = "127.0.0.1"
@@ -77,6 +79,8 @@ class Config:
     """Run the Python that a model's repository brings; needs --revision with a commit."""
 
     def __post_init__(self) -> None:
+        if (self.model is None) == (self.upstream is None):
+            raise ConfigError("name a model to serve, or with --upstream the URL of a vLLM that holds one; one of the two")
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port is {self.port}; 0 to 65535 are possible")
         amounts = {"row-tokens": self.row_tokens, "queue-tokens": self.queue_tokens, "max-requests": self.max_requests,
@@ -117,7 +121,7 @@ def assemble(config: Config) -> "tuple[FastAPI, Service]":
     rules = Rules.read(config.rules) if config.rules else None
     keys, settings = _read_keys(config.keys) if config.keys else ({}, {})
     metrics = Metrics()
-    engine, identity, confidence = _engine(config, metrics)
+    engine, identity, confidence = _engine(config, metrics) if config.model else _upstream(config)
     decisions = DecisionLog(config.log) if config.log else None
     if decisions is not None and decisions.repaired:
         logger.warning("%s; %d decisions stand", decisions.repaired, len(decisions))
@@ -128,7 +132,7 @@ def assemble(config: Config) -> "tuple[FastAPI, Service]":
     return app.build(service, rules=rules, keys=keys, settings=settings), service
 
 
-def _engine(config: Config, metrics: "Metrics") -> "tuple[LocalEngine, Identity, Confidence]":
+def _engine(config: Config, metrics: "Metrics") -> "tuple[Engine, Identity, Confidence]":
     """The scorer behind its queue, who it is, and what its margins mean."""
     import torch
 
@@ -138,9 +142,10 @@ def _engine(config: Config, metrics: "Metrics") -> "tuple[LocalEngine, Identity,
     from worldpm.parts.serving.engine import LocalEngine
     from worldpm.parts.serving.service import Identity
 
-    source = checkpoint.find(config.model, revision=config.revision, remote_code=config.remote_code)
+    place = str(config.model)
+    source = checkpoint.find(place, revision=config.revision, remote_code=config.remote_code)
     scorer = Scorer.load(
-        config.model, max_length=config.max_length, dtype=getattr(torch, config.dtype) if config.dtype else None,
+        place, max_length=config.max_length, dtype=getattr(torch, config.dtype) if config.dtype else None,
         revision=config.revision, remote_code=config.remote_code, across_devices=config.across_devices,
     )  # fmt: skip
     name = config.name or source.folder.resolve().name
@@ -154,6 +159,19 @@ def _engine(config: Config, metrics: "Metrics") -> "tuple[LocalEngine, Identity,
     engine = LocalEngine(scorer, row_tokens=config.row_tokens, queue_tokens=config.queue_tokens, told=metrics.stage)
     metrics.watch_queue(lambda: engine.batcher.waiting, lambda: engine.batcher.waiting_tokens)
     return engine, identity, known
+
+
+def _upstream(config: Config) -> "tuple[Engine, Identity, Confidence]":
+    """A vLLM elsewhere."""
+    from worldpm.parts import confidence
+    from worldpm.parts.serving.upstream import UpstreamEngine, identify
+
+    url = str(config.upstream).rstrip("/")
+    identity = identify(url)
+    known = confidence.Confidence()
+    if config.calibration is not None:
+        known = confidence.of_results(config.calibration, Path(identity.name).name)
+    return UpstreamEngine(url, identity.name), identity._replace(name=config.name or identity.name), known
 
 
 def _drift_watch(reference: Path, metrics: "Metrics") -> "Callable[[Sequence[Answer], Sequence[Json]], None]":

@@ -84,6 +84,12 @@ class LocalEngine:
         """Other work with the model, between two rows."""
         return await self.batcher.between_rows(partial(work, self.scorer))
 
+    async def tokens(self, text: str, *, special: bool) -> list[int]:
+        """The ids of a text, with the tokens that the tokenizer itself puts around it if `special`."""
+        encode = partial(self.scorer.encoder.tokenizer.encode, text, add_special_tokens=special)
+        found: list[int] = await asyncio.get_running_loop().run_in_executor(self._reader, encode)
+        return found
+
     async def run(self) -> None:
         """As `Engine` has it."""
         await self.batcher.run()

@@ -50,8 +50,7 @@ class Limits(NamedTuple):
     """Deadline, unless the request sets an earlier one."""
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """Which model answers."""
 
     name: str

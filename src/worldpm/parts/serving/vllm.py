@@ -18,7 +18,7 @@ from worldpm.field import bradley_terry
 from worldpm.field.records import Message
 from worldpm.parts.scorer import Request
 from worldpm.parts.serving import sglang, tei
-from worldpm.parts.serving.engine import Answer, Text
+from worldpm.parts.serving.engine import Answer, LocalEngine, Text
 from worldpm.parts.serving.service import Call, RefusedError, Service
 
 Json = dict[str, Any]
@@ -75,6 +75,14 @@ class ScorePairs(BaseModel):
     data_2: str | list[str] | None = None
     use_activation: bool | None = None
     truncate_prompt_tokens: Annotated[int | None, Field(ge=-1)] = None
+
+
+class Tokenize(BaseModel):
+    """`/tokenize` of a text."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
 
 
 class Rerank(BaseModel):
@@ -156,6 +164,14 @@ def routes(service: Service) -> APIRouter:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         head = {"id": f"score-{secrets.token_hex(8)}", "model": service.identity.name}
         return JSONResponse({**head, "usage": usage, "results": results})
+
+    @router.post("/tokenize", summary="vLLM's tokenize, of texts")
+    async def tokenize(body: Tokenize) -> JSONResponse:
+        service.check_model(body.model)
+        if not isinstance(service.engine, LocalEngine):
+            raise RefusedError(501, "the tokenizer is upstream", kind="NotImplemented")
+        tokens = await service.engine.tokens(body.prompt, special=body.add_special_tokens)
+        return JSONResponse({"count": len(tokens), "max_model_len": service.identity.max_length, "tokens": tokens, "token_strs": None})
 
     @router.get("/v1/models", summary="The model that answers")
     async def models() -> JSONResponse:

@@ -1,0 +1,1 @@
+"""What leaves the house, a module for each form."""

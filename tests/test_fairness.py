@@ -1,0 +1,63 @@
+"""Fairness gaps: found where they were planted, with numbers a person can check."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import run
+from worldpm.parts import fairness
+from worldpm.parts.fairness import Pair
+
+
+def pairs_of(errors: dict[str, list[float]]) -> list[Pair]:
+    """A pair for each error, each of a prompt of its own; an error of 1 is a margin of -1."""
+    return [
+        Pair(f"{value}{number}", {"language": value}, 1 - 2 * error, 0.0)
+        for value, column in errors.items()
+        for number, error in enumerate(column)
+    ]
+
+
+def test_errors_rewards_and_gaps_are_those_counted_by_hand() -> None:
+    found = fairness.gaps(pairs_of({"en": [0.0] * 18 + [1.0] * 2, "fi": [0.0] * 10 + [1.0] * 10, "is": [1.0] * 3}), "language")
+    en, fi, rare = found
+    assert [one["value"] for one in found] == ["en", "fi", "is"]
+    assert (en["error"], fi["error"], rare["error"]) == (0.1, 0.5, 1.0)
+    assert en["reward"] == pytest.approx((18 * 0.5 - 2 * 0.5) / 20)
+    assert en["error_gap"]["difference"] == pytest.approx(2 / 20 - 13 / 23)
+    assert rare["error_gap"] is None  # three prompts say nothing
+    assert en["error_gap"]["interval"][1] < 0
+    assert en["error_gap"]["p_value_holm"] < 0.05
+
+
+def test_a_tie_is_half_an_error() -> None:
+    assert Pair("a", {}, 1.0, 1.0).error == 0.5
+
+
+def test_chance_is_no_gap() -> None:
+    generator = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(20):
+        errors = {value: generator.integers(0, 2, 60).astype(float).tolist() for value in "abc"}
+        alarms += any(one["error_gap"]["p_value_holm"] < 0.05 for one in fairness.gaps(pairs_of(errors), "language"))
+    assert alarms <= 4
+
+
+def test_the_command_prints_a_table_and_names_bad_lines(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = tmp_path / "labelled.jsonl"
+    rows = [
+        {"prompt": f"Question {n}?", "responses": ["yes " * (1 + n % 5), "no"], "preferred": n % 2, "language": "en" if n % 3 else "de"}
+        for n in range(60)
+    ]
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("fairness", road / "checkpoint", lines, "--by", "language", "--out", tmp_path / "gaps.json") == 0
+    table = capsys.readouterr().out
+    assert "| language | de | 20 |" in table
+    assert [row["pairs"] for row in json.loads((tmp_path / "gaps.json").read_text())["language"]] == [20, 40]
+    assert run("fairness", road / "checkpoint", lines, "--by", "region") == 2
+    assert "lacks the column 'region'" in capsys.readouterr().err
+    lines.write_text(json.dumps({**rows[0], "preferred": 2}) + "\n")
+    assert run("fairness", road / "checkpoint", lines, "--by", "language") == 2
+    assert ":1: preferred is 2; expected the place of a response, 0 to 1" in capsys.readouterr().err

@@ -161,10 +161,16 @@ def _spans(rendered: str, contents: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def common_prefix(sequences: Sequence[Sequence[object]]) -> int:
-    """How many leading elements all sequences share; they may be texts or token ids."""
-    shortest = min(map(len, sequences))
-    first = sequences[0]
-    return next((i for i in range(shortest) if any(other[i] != first[i] for other in sequences)), shortest)
+    """How many leading elements all sequences share; they may be texts or lists of token ids."""
+    first, *others = sequences
+    low, high = 0, min(map(len, sequences))
+    while low < high:  # slices are compared in one go, elements one by one
+        middle = (low + high + 1) // 2
+        if all(other[low:middle] == first[low:middle] for other in others):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:

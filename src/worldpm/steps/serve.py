@@ -99,6 +99,7 @@ def run(config: Config) -> None:
     _log_as_json()
     app, service = assemble(config)
     listening = uvicorn.Config(app, host=config.host, port=config.port, log_config=None, access_log=False, timeout_keep_alive=30)
+    sys.setswitchinterval(5e-4)  # the model's thread waits for the interpreter's lock after every operation
     sock = listening.bind_socket()
     logger.info("serving %s on http://%s:%d", service.identity.name, config.host, sock.getsockname()[1])
     try:

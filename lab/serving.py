@@ -24,7 +24,8 @@ import httpx
 from worldpm.parts import decision_log
 
 SECONDS, TIMES, KILLS = 60, 10, 100
-BODY = {"prompt": "word " * 40, "responses": ["an answer " * 10, "another " * 10]}
+BODY = {"prompt": "word " * 20, "responses": [f"answer {number} " * 15 for number in range(16)]}
+"""Enough work that the load can be made on the same machine."""
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def blocks(language: str) -> list[str]:
 def test_the_readmes_python_runs(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "checkpoint").symlink_to(road / "checkpoint")
     monkeypatch.chdir(tmp_path)
-    snippet, _ = blocks("python")
+    snippet, *_ = blocks("python")
     exec(compile(snippet, "README.md", "exec"), {})
     assert re.search(r"-?\d+\.\d+", capsys.readouterr().out)
 

@@ -1,11 +1,12 @@
 """What all trainers share: rewards of rollouts, prompts computed once, from a folder here or a server elsewhere, within stated guards."""
 
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from typing import Any, Protocol
@@ -34,10 +35,13 @@ class LocalJudge:
     """A checkpoint in this process."""
 
     scorer: Scorer
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+    """OpenRLHF asks from many threads; a tokenizer and a model serve one at a time."""
 
     def judge(self, requests: Sequence[Request]) -> list[Rewards]:
         """As `Judge` has it."""
-        return [(scored.rewards, scored.length_tokens) for scored in self.scorer.score(requests)]
+        with self._turn:
+            return [(scored.rewards, scored.length_tokens) for scored in self.scorer.score(requests)]
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,8 @@ def _engine(config: Config, metrics: "Metrics") -> "tuple[Engine, Identity, Conf
         known = confidence.Confidence(checkpoint.temperature_of(source))
     scorer.rewards("Is anybody there?", ["Yes."])  # decides whether prompts are shared, before the first client waits for it
     sha256 = str(checkpoint.fingerprint(source)["sha256"])
-    identity = Identity(name, sha256, chat.template_hash(scorer.encoder.tokenizer), scorer.encoder.limits.max_length)
+    also = (place, str(source.folder.resolve()))
+    identity = Identity(name, sha256, chat.template_hash(scorer.encoder.tokenizer), scorer.encoder.limits.max_length, also)
     engine = LocalEngine(scorer, row_tokens=config.row_tokens, queue_tokens=config.queue_tokens, told=metrics.stage)
     metrics.watch_queue(lambda: engine.batcher.waiting, lambda: engine.batcher.waiting_tokens)
     return engine, identity, known

@@ -57,6 +57,8 @@ class Identity(NamedTuple):
     sha256: str
     template: str | None
     max_length: int | None
+    also: tuple[str, ...] = ()
+    """Other names that clients may say: verl names a model by its path."""
 
 
 @dataclass
@@ -86,7 +88,7 @@ class Service:
         Raises:
             RefusedError: 404, in vLLM's words.
         """
-        if name is not None and name != self.identity.name:
+        if name is not None and name not in (self.identity.name, *self.identity.also):
             raise RefusedError(404, f"The model `{name}` does not exist.", kind="NotFoundError")
 
 

@@ -4,8 +4,8 @@
 #   worldpm serve checkpoint --port 8000 &
 #   runs/rlhf_openrlhf.sh POLICY PROMPTS http://127.0.0.1:8000/get_reward [OPTIONS OF train_ppo_ray ...]
 #
-# The route reads whole texts in the policy's template. Where that is not the reward model's, name the file instead of a URL: it takes
-# the prompt off the text and fills the reward model's own template.
+# The route reads whole texts in the policy's template. Where that is not the reward model's, give plain questions without a template
+# and name the file instead of a URL: it takes the prompt off the text and fills the reward model's own template.
 #
 #   WORLDPM_REWARD_MODEL=checkpoint runs/rlhf_openrlhf.sh POLICY PROMPTS \
 #     "$(python -c 'import worldpm.rlhf.openrlhf as file; print(file.__file__)')"

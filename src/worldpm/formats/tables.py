@@ -2,18 +2,24 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ibis
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
-from worldpm.field.errors import DataError
+from worldpm.field.errors import ConfigError, DataError
 from worldpm.formats.schema import THREADS
 
 Json = dict[str, Any]
 
 ROWS_PER_GROUP = 8192
+Engine = Literal["duckdb", "spark"]
+SPARK = {"spark.master": "local[*]", "spark.sql.session.timeZone": "UTC", "spark.ui.enabled": "false", "spark.app.name": "worldpm",
+         "spark.sql.shuffle.partitions": "16"}  # fmt: skip
+"""Of a session, where `spark-submit` or its files do not say otherwise."""
 
 
 def write_parquet(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> int:
@@ -104,16 +110,17 @@ class Joined(NamedTuple):
     orphans: int
 
 
-def join_threads(posts: Path, *, source: str, site: str, spill: Path) -> Joined:
+def join_threads(posts: Path, *, source: str, site: str, spill: Path, engine: Engine = "duckdb") -> Joined:
     """Threads of a Parquet file of posts (`schema.POSTS`), ordered by date and id; answers ordered likewise.
 
     Of posts with one id the first is kept; an answer whose opening post is absent is left out. Both are counted.
     `spill` is a folder that the engine may use when memory runs out.
     """
-    connection = ibis.duckdb.connect(temp_directory=str(spill))
+    connection = _connect(engine, spill)
     table = connection.read_parquet(str(posts), table_name="posts")
     ranked = table.mutate(rank=ibis.row_number().over(ibis.window(group_by="post_id", order_by="place")))
-    first = connection.create_table("first", ranked.filter(ranked.rank == 0).drop("rank"), temp=True)
+    distinct = ranked.filter(ranked.rank == 0).drop("rank")
+    first = connection.create_table("first", distinct, temp=True) if engine == "duckdb" else distinct.cache()
     openings = first.filter(first.parent_id.isnull())
     answers = first.filter(first.parent_id.notnull()).drop("accepted_id")
     parents = openings.select(thread_post_id=openings.post_id, accepted_id=openings.accepted_id)
@@ -129,21 +136,44 @@ def join_threads(posts: Path, *, source: str, site: str, spill: Path) -> Joined:
             "licence": answered.licence,
         }
     )
-    lists = answered.group_by("thread_post_id").aggregate(responses=response.collect(order_by=[answered.created, answered.post_id]))
+    lists = answered.group_by("thread_post_id").aggregate(responses=response.collect())
     threads = openings.left_join(lists, openings.post_id == lists.thread_post_id).order_by("created", "post_id")
     duplicates = _count(table) - _count(first)
     orphans = _count(answers) - _count(answered)
     return Joined(_stream(connection, threads, source, site), duplicates, orphans)
 
 
-def not_first_of_band(paths: Sequence[str], *, spill: Path) -> set[str]:
+def not_first_of_band(paths: Sequence[str], *, spill: Path, engine: Engine = "duckdb") -> set[str]:
     """The names that share a band with a name of more votes, or of as many and an earlier name, in tables of `name, votes, bands`."""
-    connection = ibis.duckdb.connect(temp_directory=str(spill))
+    connection = _connect(engine, spill)
     table = connection.read_parquet(list(paths), table_name="bands")
     single = table.select("name", "votes", band=table.bands.unnest())
     window = ibis.window(group_by="band", order_by=[ibis.desc("votes"), "name"])
     later = single.mutate(rank=ibis.row_number().over(window)).filter(ibis._.rank > 0)
     return set(later.select("name").distinct().to_pyarrow()["name"].to_pylist())
+
+
+def _connect(engine: Engine, spill: Path) -> Any:
+    """The engine that runs the expressions: DuckDB in this process, or the Spark that `spark-submit` names, or else a local one.
+
+    Raises:
+        ConfigError: If Spark is asked for and is not there.
+    """
+    if engine == "duckdb":
+        return ibis.duckdb.connect(temp_directory=str(spill))
+    try:
+        from pyspark import SparkConf
+        from pyspark.errors import PySparkException
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise ConfigError("--engine spark needs pyspark, and Java: pip install 'worldpm[spark]'") from error
+    settings = SparkConf()
+    for name, value in SPARK.items():
+        settings.setIfMissing(name, value)
+    try:
+        return ibis.pyspark.connect(SparkSession.builder.config(conf=settings).getOrCreate())
+    except (PySparkException, OSError, RuntimeError) as error:
+        raise ConfigError(f"Spark does not start ({str(error).splitlines()[0]}); it needs Java 17") from error
 
 
 def _count(table: Any) -> int:
@@ -159,13 +189,21 @@ def _stream(connection: Any, threads: Any, source: str, site: str) -> Iterator[p
 def _as_threads(batch: pa.RecordBatch, source: str, site: str) -> pa.RecordBatch:
     """The joined columns in the schema of threads; a thread without answers gets an empty list."""
     rows = pa.Table.from_batches([batch])
-    responses = rows["responses"].combine_chunks()
-    empty = pa.array([[]] * 1, type=responses.type)
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "thread_id": pa.array([f"{site}/{post_id}" for post_id in rows["post_id"].to_pylist()]),
         "source": pa.array([source] * len(rows)),
         "site": pa.array([site] * len(rows)),
-        "responses": pa.compute.if_else(responses.is_valid(), responses, empty[0]),
+        "responses": _in_order(rows["responses"].combine_chunks()),
     }
     made = pa.table({name: columns.get(name, rows[name] if name in rows.column_names else None) for name in THREADS.names})
     return made.cast(THREADS).combine_chunks().to_batches()[0]
+
+
+def _in_order(lists: pa.ListArray) -> pa.ListArray:
+    """Each list's responses by date and id: engines differ in whether they can collect in order. No list becomes an empty one."""
+    flat = lists.flatten()
+    keys = pa.table({"parent": pa.compute.list_parent_indices(lists), "created": flat.field("created"), "id": flat.field("response_id")})
+    order = pa.compute.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names])
+    lengths = pa.compute.fill_null(pa.compute.list_value_length(lists), 0).to_numpy()
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
+    return pa.ListArray.from_arrays(offsets, flat.take(order))

@@ -126,6 +126,13 @@ class Encoder:
             )
         return sequence
 
+    def _ids(self, text: str) -> list[int]:
+        """The tokens of a rendered text, with those that the tokenizer puts before it unless they are there."""
+        opening = self.tokenizer.bos_token
+        special = not (opening and text.startswith(opening))
+        found: list[int] = self.tokenizer(chat.close(text, self.frame), add_special_tokens=special, verbose=False)["input_ids"]
+        return found
+
     def read_texts(self, texts: Sequence[str | Sequence[int]], *, name: str = "text") -> list[EncodedGroup]:
         """Texts that somebody else rendered, special tokens and all, or their token ids, which are taken as they are.
 
@@ -137,7 +144,7 @@ class Encoder:
         """
         sequences, marks = [], []
         for text in texts:
-            ids = self.tokenizer(chat.close(text, self.frame), verbose=False)["input_ids"] if isinstance(text, str) else list(text)
+            ids = self._ids(text) if isinstance(text, str) else list(text)
             if not ids or not (min(ids) >= 0 and max(ids) < len(self.tokenizer)):
                 raise DataError(name, f"no token, or ids outside 0 to {len(self.tokenizer) - 1}; send text or ids of this tokenizer")
             if len(ids) > self.limits.max_length and not self.limits.cut:

@@ -40,13 +40,18 @@ class Confidence:
     style: StyleModel | None = None
     source: str = "the checkpoint's validation preferences"
 
+    def probability(self, margin: float) -> float:
+        """That the response ahead by a margin in logits is preferred."""
+        return bradley_terry.probability(margin / (self.temperature or 1.0))
+
     def probabilities(self, rewards: Sequence[float]) -> list[list[float]]:
         """That the response of the row is preferred to that of the column; 0.5 on the diagonal."""
-        return [[bradley_terry.probability((one - other) / (self.temperature or 1.0)) for other in rewards] for one in rewards]
+        return [[self.probability(one - other) for other in rewards] for one in rewards]
 
     def over_others(self, rewards: Sequence[float]) -> list[float]:
         """That the best is preferred to each response; 0.5 for itself."""
-        return [bradley_terry.probability((max(rewards) - other) / (self.temperature or 1.0)) for other in rewards]
+        best = max(rewards, default=0.0)
+        return [self.probability(best - other) for other in rewards]
 
     def can_tell(self, rewards: Sequence[float], level: float) -> list[list[bool]] | None:
         """Whether two responses can be told apart at that level; None where the judged pairs do not reach so far."""
@@ -138,14 +143,18 @@ def choose(confidence: Confidence, rewards: Sequence[float], counts: Sequence[Ma
     )
 
 
-def of_results(results: Path, name: str) -> Confidence:
+def of_results(results: Path, name: str, *, sha256: str | None = None) -> Confidence:
     """What a results folder of `worldpm evaluate` tells of the checkpoint called `name`, over all its sets.
+
+    A style model whose margin goes against the labels is left out. `sha256` is the checkpoint's own, where it is known.
 
     Raises:
         ConfigError: If the folder is not one, or does not hold that checkpoint, or no texts.
     """
     folders.verified_files(results)
-    folders.manifest(results, made_by="evaluate")
+    inputs = folders.manifest(results, made_by="evaluate")["inputs"]
+    if sha256 is not None and sha256 not in {one.get("sha256") for one in inputs}:
+        raise ConfigError(f"{results}: judged another model than this one, whatever its name; evaluate the one that is served")
     rows = list(tables.read_rows(results / "rewards.parquet"))
     if name not in (known := sorted({row["checkpoint"] for row in rows})):
         raise ConfigError(f"--calibration {results}: judged {', '.join(known)}, not {name}; evaluate the model that is served")
@@ -155,7 +164,12 @@ def of_results(results: Path, name: str) -> Confidence:
         one_each.setdefault(cluster, margin)
     margin, probability, weight = (torch.from_numpy(column) for column in (pairs.margin, pairs.probability, pairs.weight))
     found = style_control.controlled(pairs, "paper")["coefficients"]
-    style = StyleModel(found["margin"]["per_unit"], {feature: one["per_unit"] for feature, one in found.items() if feature != "margin"})
+    margin_weight = found["margin"]["per_unit"]
+    style = (
+        None
+        if margin_weight <= 0
+        else StyleModel(margin_weight, {feature: one["per_unit"] for feature, one in found.items() if feature != "margin"})
+    )
     return Confidence(
         calibration.temperature(margin, probability, weight), list(one_each.values()), style, f"{len(one_each):,} prompts of {results.name}"
     )

@@ -98,7 +98,7 @@ class DecisionLog:
         self._number: int = last[0] if last else 0
         self._hash: str = last[1] if last else FIRST
         self._queue: queue.SimpleQueue[tuple[Sequence[Decision], Future[None]] | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write, name="decisions")
+        self._writer = threading.Thread(target=self._write, name="decisions", daemon=True)
         self._writer.start()
 
     def __len__(self) -> int:
@@ -111,7 +111,9 @@ class DecisionLog:
         return done
 
     def close(self) -> None:
-        """Write what waits, and fold the write-ahead log into the file."""
+        """Write what waits, and fold the write-ahead log into the file; once is enough."""
+        if not self._writer.is_alive():
+            return
         self._queue.put(None)
         self._writer.join()
         self._connection.close()
@@ -123,8 +125,8 @@ class DecisionLog:
             waiting = [self._queue.get()]
             while not self._queue.empty():
                 waiting.append(self._queue.get())
-            work = [one for one in waiting if one is not None]
-            stopped = len(work) < len(waiting)
+            work = [one for one in waiting if one is not None and one[1].set_running_or_notify_cancel()]
+            stopped = None in waiting
             try:
                 self._commit([decision for decisions, _ in work for decision in decisions])
             except Exception as error:  # a full disk, say: nobody gets an answer that is not written

@@ -96,7 +96,8 @@ def compare(reference: Mapping[str, Array], window: Array) -> dict[str, Change]:
             found[name] = (_stability_index(*counts), float(np.abs(shares[0] - shares[1]).sum() / 2), p_value)
             continue
         test = stats.ks_2samp(old, new, method="asymp")
-        edges = np.unique(np.quantile(old, np.linspace(0, 1, 11)[1:-1]))
+        tenths = np.quantile(old, np.linspace(0, 1, 11)[1:-1])
+        edges = np.unique([*tenths, np.nextafter(old.max(), np.inf)])  # the last bin is for what is larger than all of the reference
         counts = np.stack([np.bincount(np.searchsorted(edges, column, side="right"), minlength=len(edges) + 1) for column in (old, new)])
         found[name] = (_stability_index(*counts), float(test.statistic), float(test.pvalue))
     corrected = holm([one[2] for one in found.values()])

@@ -60,8 +60,8 @@ class Rules(NamedTuple):
     def queue(self, known: Confidence, rewards: list[float], place: int) -> Routed:
         """Where the response at `place` goes; a condition on others does not hold for one that stands alone."""
         reward = rewards[place]
-        others = known.probabilities(rewards)[place]
-        least = min((p for other, p in enumerate(others) if other != place), default=None)
+        others = max((other for i, other in enumerate(rewards) if i != place), default=None)
+        least = None if others is None else known.probability(reward - others)
         for number, rule in enumerate(self.rules):
             if all(_holds(name, bound, reward, least) for name, bound in rule.items() if name != "queue"):
                 return Routed(rule["queue"], number, reward, least)

@@ -83,9 +83,9 @@ class RemoteJudge:
 
 
 @cache
-def judge_of(place: str) -> Judge:
-    """The judge at a URL, or in a folder; loaded once in a process."""
-    return RemoteJudge(place) if place.startswith(("http://", "https://")) else LocalJudge(Scorer.load(place, cut=True))
+def judge_of(place: str, key: str | None = None) -> Judge:
+    """The judge at a URL, which may ask for an API key, or in a folder; loaded once in a process."""
+    return RemoteJudge(place, key) if place.startswith(("http://", "https://")) else LocalJudge(Scorer.load(place, cut=True))
 
 
 @dataclass(frozen=True)

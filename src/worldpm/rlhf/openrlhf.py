@@ -1,17 +1,21 @@
 """Rewards for OpenRLHF as the file that `--reward.remote_url` may name in place of a URL; see `runs/rlhf_openrlhf.sh`.
 
-`WORLDPM_REWARD_MODEL` says where rewards come from: a folder, or the URL of a server. OpenRLHF hands over whole texts, so the prompt
-is taken off their front; the trainer's template need not be ours.
+`WORLDPM_REWARD_MODEL` says where rewards come from: a folder, or the URL of a server, whose key is `WORLDPM_API_KEY`. OpenRLHF hands
+over whole texts, so the prompt is taken off their front and the policy's end token off their end. Prompts must be plain questions:
+one that OpenRLHF has rendered in the policy's template (`--apply_chat_template`) would be read as the words of a user.
 """
 
 import os
+import re
 from collections.abc import Sequence
 
 from worldpm.field.errors import ConfigError
 from worldpm.field.records import Message
 from worldpm.rlhf.judge import Guards, judge_of, rewards_of
 
-PLACE = "WORLDPM_REWARD_MODEL"
+PLACE, KEY = "WORLDPM_REWARD_MODEL", "WORLDPM_API_KEY"
+SPECIAL = r"<\|[^|<>]{1,40}\|>|<(?:start|end)_of_turn>|</?s>|<(?:bos|eos)>|\[/?INST\]"
+"""What templates of policies write."""
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[object]) -> dict[str, object]:
@@ -28,6 +32,10 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence
     for query, prompt in zip(queries, prompts, strict=True):
         if not query.startswith(prompt):
             raise ConfigError(f"a text does not begin with its prompt ({prompt[:60]!r}); OpenRLHF's own texts do")
-        responses.append(query.removeprefix(prompt))
-    found = torch.tensor(rewards_of(judge_of(place), [(Message("user", prompt),) for prompt in prompts], responses, Guards()))
+        if written := re.search(SPECIAL, prompt):
+            raise ConfigError(f"a prompt is rendered already (it holds {written[0]}); give OpenRLHF plain questions, without a template")
+        responses.append(re.sub(rf"(?:\s*(?:{SPECIAL}))+\s*$", "", query.removeprefix(prompt)))
+    found = torch.tensor(
+        rewards_of(judge_of(place, os.environ.get(KEY)), [(Message("user", prompt),) for prompt in prompts], responses, Guards())
+    )
     return {"rewards": found, "scores": found, "extra_logs": {"reward": found}}

@@ -19,17 +19,17 @@ Turns = str | Sequence[Mapping[str, Any]]
 
 
 class RewardFunction:
-    """A reward function of TRL 1.x; `place` is a folder, a hub id, or the URL of a server."""
+    """A reward function of TRL 1.x; `place` is a folder, a hub id, or the URL of a server, `key` its API key."""
 
     def __init__(self, place: str, *, ranges: Mapping[str, tuple[float, float]] | None = None,
-                 weights: Mapping[str, float] | None = None) -> None:  # fmt: skip
-        self._place, self._guards = place, Guards(ranges, weights)
+                 weights: Mapping[str, float] | None = None, key: str | None = None) -> None:  # fmt: skip
+        self._place, self._key, self._guards = place, key, Guards(ranges, weights)
         self.__name__ = "worldpm"  # what TRL calls it in its logs
 
     def __call__(self, prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float]:
         """Rewards in order; texts are one user turn and its answer, lists are conversations."""
         asked = [_prompt(prompt) for prompt in prompts]
-        return rewards_of(judge_of(self._place), asked, [_response(completion) for completion in completions], self._guards)
+        return rewards_of(judge_of(self._place, self._key), asked, [_response(completion) for completion in completions], self._guards)
 
 
 def _prompt(prompt: Turns) -> tuple[Message, ...]:

@@ -13,7 +13,7 @@ from worldpm.rlhf.judge import Guards, judge_of, rewards_of
 
 
 def compute_score(data_source: str, solution_str: str, ground_truth: object, extra_info: Mapping[str, Any] | None = None,
-                  *, place: str, **_: object) -> dict[str, float]:  # fmt: skip
+                  *, place: str, key: str | None = None, **_: object) -> dict[str, float]:  # fmt: skip
     """The reward of one rollout.
 
     Raises:
@@ -23,5 +23,5 @@ def compute_score(data_source: str, solution_str: str, ground_truth: object, ext
     if prompt is None:
         raise ConfigError(f"{data_source}: extra_info has neither `prompt` nor `question`; write one of them into the data")
     turns = (Message("user", prompt),) if isinstance(prompt, str) else tuple(Message(turn["role"], turn["content"]) for turn in prompt)
-    (reward,) = rewards_of(judge_of(place), [turns], [solution_str], Guards())
+    (reward,) = rewards_of(judge_of(place, key), [turns], [solution_str], Guards())
     return {"score": reward}

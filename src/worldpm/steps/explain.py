@@ -2,15 +2,21 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
 from worldpm.field.errors import ConfigError
 from worldpm.formats import console
+
+if TYPE_CHECKING:
+    from worldpm.parts.scorer import Request, Scorer
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,6 @@ class Config:
 
 def run(config: Config) -> None:
     """Write each line back to standard output with `explanations` added, one for each response."""
-    from worldpm.parts import explanations
     from worldpm.parts.scorer import Scorer
     from worldpm.steps.score import read_lines
 
@@ -45,16 +50,20 @@ def run(config: Config) -> None:
         while chunk := list(islice(lines, 1)):
             read, failure = read_lines(chunk, str(config.file))
             for row, request in read:
-                found = [
-                    {
-                        **({"tokens": explanations.of_tokens(scorer, request.prompt, text)._asdict()} if "tokens" in config.by else {}),
-                        **({"sentences": [one._asdict() for one in explanations.of_sentences(scorer, request.prompt, text)]}
-                           if "sentences" in config.by else {}),
-                    }
-                    for text in request.responses
-                ]  # fmt: skip
+                found = [_of_response(scorer, request._replace(responses=[text]), config.by) for text in request.responses]
                 sys.stdout.write(json.dumps({**row, "explanations": found}, ensure_ascii=False, allow_nan=False) + "\n")
                 sys.stdout.flush()
                 advance()
             if failure:
                 raise failure
+
+
+def _of_response(scorer: "Scorer", request: "Request", by: Sequence[str]) -> Json:
+    from worldpm.parts import explanations
+
+    found: Json = {}
+    if "tokens" in by:
+        found["tokens"] = explanations.finished(explanations.of_tokens(scorer, request))._asdict()
+    if "sentences" in by:
+        found["sentences"] = [one._asdict() for one in explanations.finished(explanations.of_sentences(scorer, request))]
+    return found

@@ -98,7 +98,8 @@ def run(config: Config) -> None:
 
     _log_as_json()
     app, service = assemble(config)
-    listening = uvicorn.Config(app, host=config.host, port=config.port, log_config=None, access_log=False, timeout_keep_alive=30)
+    listening = uvicorn.Config(app, host=config.host, port=config.port, log_config=None, access_log=False, timeout_keep_alive=30,
+                               timeout_graceful_shutdown=int(config.deadline_seconds) + 5)  # fmt: skip
     sys.setswitchinterval(5e-4)  # the model's thread waits for the interpreter's lock after every operation
     sock = listening.bind_socket()
     logger.info("serving %s on http://%s:%d", service.identity.name, config.host, sock.getsockname()[1])
@@ -150,14 +151,15 @@ def _engine(config: Config, metrics: "Metrics") -> "tuple[Engine, Identity, Conf
         revision=config.revision, remote_code=config.remote_code, across_devices=config.across_devices,
     )  # fmt: skip
     name = config.name or source.folder.resolve().name
+    sha256 = str(checkpoint.fingerprint(source)["sha256"])
     if config.calibration is not None:
-        known = confidence.of_results(config.calibration, source.folder.resolve().name)
+        known = confidence.of_results(config.calibration, source.folder.resolve().name, sha256=sha256)
     else:
         known = confidence.Confidence(checkpoint.temperature_of(source))
     scorer.rewards("Is anybody there?", ["Yes."])  # decides whether prompts are shared, before the first client waits for it
-    sha256 = str(checkpoint.fingerprint(source)["sha256"])
     also = (place, str(source.folder.resolve()))
-    identity = Identity(name, sha256, chat.template_hash(scorer.encoder.tokenizer), scorer.encoder.limits.max_length, also)
+    template, dtype = chat.template_hash(scorer.encoder.tokenizer), str(scorer.dtype).removeprefix("torch.")
+    identity = Identity(name, sha256, template, scorer.encoder.limits.max_length, dtype, config.row_tokens, also)
     engine = LocalEngine(scorer, row_tokens=config.row_tokens, queue_tokens=config.queue_tokens, told=metrics.stage)
     metrics.watch_queue(lambda: engine.batcher.waiting, lambda: engine.batcher.waiting_tokens)
     return engine, identity, known

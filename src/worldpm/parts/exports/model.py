@@ -5,7 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from worldpm.formats import folders
+from worldpm.field.errors import ConfigError
+from worldpm.formats import chat, folders
 from worldpm.parts import checkpoint
 
 Json = dict[str, Any]
@@ -29,8 +30,7 @@ Scorer.load("{name}").rewards("How long should I bake a loaf?", ["About 40 minut
 ```
 
 `worldpm serve {name}` answers over HTTP. The folder is a plain `{architecture}` with one label: `vllm serve {name} --runner pooling`
-gives raw rewards at `/classify` with messages, since `problem_type` is `regression` and the chat template ends each conversation with
-the token that the reward is read at. Text that you render yourself must end with {end}.
+gives raw rewards at `/classify`, since `problem_type` is `regression`{template_ends}. Text that you render yourself must end with {end}.
 
 ## How it reads text
 
@@ -85,7 +85,9 @@ def card(source: checkpoint.Source, *, licence: str, results: Path | None, name:
     config = folders.read_json(source.folder / checkpoint.CONFIG)
     known = {key: described[key] for key in ("max_length", "prompt_length", "template_hash", "reward_mean", "reward_std")}
     temperature = described.get("temperature")
+    ends = chat.MADE_HERE in str(checkpoint.load_tokenizer(source).chat_template)
     return CARD.format(
+        template_ends=", and with messages, since the chat template ends a conversation as training did" if ends else "",
         name=name, licence=licence, architecture=config["architectures"][0], end=f"`{described['end_token']}`",
         temperature=f"{temperature:.3f}" if temperature else "1", training=_training(described),
         results=_results(results, source.folder.resolve().name) if results else "", **known,
@@ -109,7 +111,7 @@ def _training(described: Json) -> str:
 def _results(results: Path, name: str) -> str:
     found = folders.read_json(results / "metrics.json")["checkpoints"]
     if name not in found:
-        return ""
+        raise ConfigError(f"--results {results}: judged {', '.join(found)}, not {name}; evaluate the checkpoint that is exported")
     one = found[name]
     rows = []
     for benchmark, metrics in one["benchmarks"].items():

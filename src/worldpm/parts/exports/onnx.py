@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
-from worldpm.field.errors import WorldPMError
+from worldpm.field.errors import ConfigError, WorldPMError
 from worldpm.parts.batches import EncodedGroup
 from worldpm.parts.reward_model import RewardModel
 
 Json = dict[str, Any]
 GRAPH, GRAPH_INT8 = "model.onnx", "model_int8.onnx"
+LARGEST_BYTES = 1_500_000_000
 PARITY = 1e-4
 """The largest difference of a reward, in logits or relative to it, that a float32 graph may have."""
 
@@ -55,8 +56,15 @@ def _quiet() -> Iterator[None]:
             logging.disable(disabled)
 
 
-def write(model: RewardModel, path: Path) -> Json:
-    """Trace the model in float32 with any number of rows of any length, and write the graph."""
+def write(model: RewardModel, path: Path, groups: Sequence[EncodedGroup], expected: Sequence[Sequence[float]]) -> Json:
+    """Trace the model, in float32 on a CPU, with any number of rows of any length, write the graph, and compare it on groups.
+
+    Raises:
+        ConfigError: If the model is too large for one file.
+        WorldPMError: If the graph's rewards are others; it is then not kept.
+    """
+    if (size := sum(p.numel() * p.element_size() for p in model.parameters())) > LARGEST_BYTES:
+        raise ConfigError(f"{size:,} bytes of weights in float32; an ONNX file holds {LARGEST_BYTES:,}: use --to model for larger ones")
     shares = model.shares_prefix
     model.share_prefix(False)
     rows, length = torch.export.Dim("rows", min=1, max=4096), torch.export.Dim("length", min=2, max=32_768)
@@ -67,7 +75,7 @@ def write(model: RewardModel, path: Path) -> Json:
             dynamic_shapes={"input_ids": {0: rows, 1: length}, "ends": {0: rows}}, external_data=False,
         )  # fmt: skip
     model.share_prefix(bool(shares))
-    return {"bytes": path.stat().st_size}
+    return {"bytes": path.stat().st_size, "largest difference": check(expected, Runtime(path).rewards(groups))}
 
 
 def quantise(path: Path, target: Path) -> Json:

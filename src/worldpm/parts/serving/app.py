@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Mapping
 from importlib.metadata import version
@@ -39,10 +41,13 @@ def build(service: Service, *, rules: Rules | None = None, keys: Mapping[str, st
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         work = asyncio.create_task(service.engine.run())
+        work.add_done_callback(_stop_if_dead)
         service.ready = True
         yield
         service.ready = False
         work.cancel()
+        if service.decisions is not None:
+            service.decisions.close()
 
     app = FastAPI(
         title="WorldPM", version=version("worldpm"), lifespan=lifespan, redoc_url=None,
@@ -55,6 +60,13 @@ def build(service: Service, *, rules: Rules | None = None, keys: Mapping[str, st
     _errors(app)
     app.add_middleware(Doorman, service=service, keys=keys or {})
     return app
+
+
+def _stop_if_dead(work: asyncio.Task[None]) -> None:
+    """Without its engine a server would take requests and never answer."""
+    if not work.cancelled():
+        logging.getLogger(__name__).critical("the engine died; the server stops", exc_info=work.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _about(app: FastAPI, service: Service) -> None:
@@ -139,7 +151,7 @@ def _summary(value: object) -> str:
 def _refusal(scope: Scope, error: RefusedError) -> JSONResponse:
     """The error as the route's clients read it."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
-    if scope["path"] in TEI_ROUTES:
+    if scope["path"] in TEI_ROUTES or scope.get("state", {}).get("tei"):
         return JSONResponse({"error": error.message, "error_type": error.kind}, status_code=error.status, headers=headers)
     content = {"message": error.message, "type": error.kind, "param": error.param, "code": error.status}
     return JSONResponse({"error": content}, status_code=error.status, headers=headers)
@@ -178,14 +190,21 @@ class Doorman:
                 return
             if service.inside >= service.limits.requests:
                 raise RefusedError(429, f"{service.inside} requests are inside; try again", kind="Overloaded", retry_after=1)
-            body = await _body(scope, receive, service.limits.body_bytes)
         except RefusedError as error:
             await _refusal(scope, error)(scope, receive, send)
             return
-        except HungUpError:
-            return
         service.inside += 1
         try:
+            async with asyncio.timeout(service.limits.seconds):
+                body = await _body(scope, receive, service.limits.body_bytes)
+        except TimeoutError:
+            late = RefusedError(408, "the body did not arrive in time", kind="RequestTimeout")
+            await _refusal(scope, late)(scope, receive, send)
+        except RefusedError as error:
+            await _refusal(scope, error)(scope, receive, send)
+        except HungUpError:
+            pass
+        else:
             await self._app(scope, _replay(body, receive), send)
         finally:
             service.inside -= 1

@@ -29,7 +29,14 @@ class BusyError(Exception):
 
 
 class ExpiredError(Exception):
-    """The deadline passed before the group was computed; it was not computed."""
+    """The deadline passed before the work was done."""
+
+    def __init__(self) -> None:
+        super().__init__("the deadline passed before it was computed")
+
+
+class TooLargeError(Exception):
+    """More than the queue could ever hold."""
 
 
 @dataclass(eq=False)
@@ -40,6 +47,7 @@ class Waiting:
     deadline: float
     """In seconds of the monotonic clock."""
     entered: float = field(default_factory=time.monotonic)
+    queued: bool = True
     done: asyncio.Future[list[float]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -79,11 +87,14 @@ class Batcher:
         """Rewards of each group's responses; all of a request's groups get in, or none.
 
         Raises:
-            BusyError: If they do not fit into the queue; an empty queue takes anything.
+            TooLargeError: If they would not fit into an empty queue.
+            BusyError: If they do not fit into the queue now.
             ExpiredError: If the deadline, on the monotonic clock, passed before they were computed.
         """
         tokens = sum(group.tokens for group in groups)
-        if self._queue and self.waiting_tokens + tokens > self._queue_tokens:
+        if tokens > self._queue_tokens:
+            raise TooLargeError(f"{tokens:,} tokens in one request; at most {self._queue_tokens:,} are taken: send less at once")
+        if self.waiting_tokens + tokens > self._queue_tokens:
             raise BusyError(self.seconds_to_wait())
         items = [Waiting(group, deadline) for group in groups]
         for item in items:
@@ -92,10 +103,16 @@ class Batcher:
         self.waiting_tokens += tokens
         self._arrived.set()
         try:
-            return list(await asyncio.gather(*(item.done for item in items)))
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return list(await asyncio.gather(*(item.done for item in items)))
+        except TimeoutError:
+            raise ExpiredError from None
         finally:  # who left, or failed in part, leaves nothing to compute
             for item in items:
                 item.done.cancel()
+                if item.queued:
+                    self._queue.remove(item)
+                    self._left(item)
 
     async def between_rows(self, work: Callable[[], Result]) -> Result:
         """Other work with the model, such as explanations: it waits for the row that runs, and the next row for it."""
@@ -121,18 +138,24 @@ class Batcher:
         tokens = 0
         while self._queue and (not row or tokens + self._queue[0].group.tokens <= self._row_tokens):
             item = self._queue.popleft()
-            self.waiting_tokens -= item.group.tokens
-            if item.done.done():
-                continue
-            if time.monotonic() > item.deadline:
-                item.done.set_exception(ExpiredError("the deadline passed before it was computed"))
-                continue
+            self._left(item)
             row.append(item)
             tokens += item.group.tokens
         return row
 
+    def _left(self, item: Waiting) -> None:
+        item.queued = False
+        self.waiting_tokens -= item.group.tokens
+
     def _answers(self, row: Sequence[Waiting]) -> list[list[float] | Exception]:
-        """Rewards of each, or what went wrong; where a row fails, its groups run alone, so that one harms no other."""
+        """Rewards of each, or what went wrong; where a row fails, its groups run alone, so that one harms no other.
+
+        This runs in the model's thread, maybe after other work there: what nobody waits for any more is not computed.
+        """
+        wanted = [item for item in row if not item.done.done() and time.monotonic() <= item.deadline]
+        if len(wanted) < len(row):
+            found = dict(zip(map(id, wanted), self._answers(wanted) if wanted else [], strict=True))
+            return [found.get(id(item), ExpiredError()) for item in row]
         try:
             return [*self._compute([item.group for item in row])]
         except Exception as error:  # whatever it is, the other requests must be answered

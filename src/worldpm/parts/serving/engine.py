@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -11,11 +11,17 @@ from typing import NamedTuple, Protocol, TypeVar
 from worldpm.parts import scorer as scoring
 from worldpm.parts.batches import EncodedGroup, Encoder
 from worldpm.parts.scorer import Request, Scored, Scorer
-from worldpm.parts.serving.batcher import Batcher, BusyError, Ran
+from worldpm.parts.serving.batcher import Batcher, BusyError, ExpiredError, Ran
 
 Result = TypeVar("Result")
 Text = str | Sequence[int]
 """What somebody else rendered, or token ids."""
+STEPPING = 2
+"""Explanations that are under way at once; others wait."""
+
+
+class UnavailableError(Exception):
+    """What computes the rewards does not answer."""
 
 
 class Answer(NamedTuple):
@@ -55,7 +61,8 @@ class LocalEngine:
 
     def __init__(self, scorer: Scorer, *, row_tokens: int, queue_tokens: int, told: "Callable[[str, float, Ran | None], None]") -> None:
         self.scorer = scorer
-        self._queue_tokens, self._told = queue_tokens, told
+        self._row_tokens, self._queue_tokens, self._told = row_tokens, queue_tokens, told
+        self._stepping = asyncio.Semaphore(STEPPING)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")  # a tokenizer serves one thread at a time
         compute = partial(scoring.rewards_of, scorer.model, row_tokens=row_tokens)
         self.batcher = Batcher(compute, row_tokens=row_tokens, queue_tokens=queue_tokens, told=lambda ran: told("row", ran.seconds, ran))
@@ -63,13 +70,13 @@ class LocalEngine:
     async def conversations(self, requests: Sequence[Request], *, cut: bool, deadline: float) -> list[Answer]:
         """As `Engine` has it."""
         groups = await self._read(lambda encoder: [scoring.encode(encoder, request) for request in requests], cut=cut)
-        found = await self.batcher.rewards(groups, deadline=deadline)
+        found = await self._rewards(groups, deadline)
         return [_answer(*one) for one in zip(requests, groups, found, strict=True)]
 
     async def texts(self, texts: Sequence[Text], *, cut: bool, deadline: float) -> list[Answer]:
         """As `Engine` has it."""
         groups = await self._read(lambda encoder: encoder.read_texts(texts), cut=cut)
-        found = await self.batcher.rewards(groups, deadline=deadline)
+        found = await self._rewards(groups, deadline)
         answers: list[Answer] = []
         for group, rewards in zip(groups, found, strict=True):
             alone = [
@@ -80,9 +87,24 @@ class LocalEngine:
                 answers.append(_answer(Request(f"input {len(answers)}", (), ("",)), one, [reward]))
         return answers
 
-    async def exclusively(self, work: Callable[[Scorer], Result]) -> Result:
-        """Other work with the model, between two rows."""
-        return await self.batcher.between_rows(partial(work, self.scorer))
+    async def stepwise(self, steps: Generator[None, None, Result], *, deadline: float) -> Result:
+        """Other work with the model, one step between two rows.
+
+        Raises:
+            ExpiredError: If the deadline passed before it was done.
+        """
+        async with self._stepping:
+            while time.monotonic() <= deadline:
+                done = await self.batcher.between_rows(partial(_step, steps))
+                if done:
+                    return done[0]
+        raise ExpiredError
+
+    async def _rewards(self, groups: Sequence[EncodedGroup], deadline: float) -> list[list[float]]:
+        """Rewards of each group; one that is longer than a row is computed in parts, each with the prompt again."""
+        parts = [part for group in groups for part in _parts(group, self._row_tokens)]
+        found = iter(await self.batcher.rewards(parts, deadline=deadline))
+        return [[reward for _ in _parts(group, self._row_tokens) for reward in next(found)] for group in groups]
 
     async def tokens(self, text: str, *, special: bool) -> list[int]:
         """The ids of a text, with the tokens that the tokenizer itself puts around it if `special`."""
@@ -103,6 +125,34 @@ class LocalEngine:
         groups = await asyncio.get_running_loop().run_in_executor(self._reader, encode, encoder)
         self._told("read", time.monotonic() - started, None)
         return groups
+
+
+def _step(steps: Generator[None, None, Result]) -> tuple[Result] | None:
+    """One step; the result in a tuple once there is one."""
+    try:
+        next(steps)
+    except StopIteration as stop:
+        return (stop.value,)
+    return None
+
+
+def _parts(group: EncodedGroup, row_tokens: int) -> list[EncodedGroup]:
+    """The group in parts of at most so many tokens, or of one response."""
+    runs: list[list[int]] = [[]]
+    tokens = len(group.prefix)
+    for place, suffix in enumerate(group.suffixes):
+        if runs[-1] and tokens + len(suffix) > row_tokens:
+            runs.append([])
+            tokens = len(group.prefix)
+        runs[-1].append(place)
+        tokens += len(suffix)
+    return [
+        replace(
+            group, suffixes=[group.suffixes[i] for i in run], response_tokens=[group.response_tokens[i] for i in run],
+            truncated=[group.truncated[i] for i in run],
+        )
+        for run in runs
+    ]  # fmt: skip
 
 
 def _answer(request: Request, group: EncodedGroup, rewards: Sequence[float]) -> Answer:

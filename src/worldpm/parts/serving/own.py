@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -11,14 +11,13 @@ from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import JSONResponse
 
-from worldpm.field.errors import DataError
 from worldpm.field.records import Message
 from worldpm.parts import confidence, explanations
 from worldpm.parts.confidence import LEVEL, Settings
 from worldpm.parts.routing import Rules
 from worldpm.parts.scorer import Request, Scorer
 from worldpm.parts.serving.engine import Answer, LocalEngine
-from worldpm.parts.serving.service import Call, RefusedError, Service
+from worldpm.parts.serving.service import Call, RefusedError, Service, check_text, refusing
 
 Json = dict[str, Any]
 Feature = Literal["length", "headers", "lists", "bold", "code", "links"]
@@ -48,6 +47,12 @@ class Preferences(Strict):
     """Allowed counts, `length` in tokens: responses outside are named and stand after the others."""
     weights: dict[Feature, Annotated[float, Field(ge=-100, le=100)]] = {}
     """Log odds for each unit of a style difference, which runs from -1 to 1."""
+
+    @model_validator(mode="after")
+    def _low_before_high(self) -> Self:
+        if wrong := [name for name, (low, high) in self.ranges.items() if low > high]:
+            raise ValueError(f"the range of {wrong[0]} ends before it begins")
+        return self
 
 
 class Judged(Strict):
@@ -122,8 +127,10 @@ def routes(service: Service, rules: Rules | None, settings: Mapping[str, Prefere
             raise RefusedError(501, "explanations need the weights, which are upstream", kind="NotImplemented")
         if len(request.responses) > EXPLAINED:
             raise RefusedError(422, f"{len(request.responses)} responses; at most {EXPLAINED} are explained at once", kind="TooManyInputs")
-        work = partial(_explained, request=request, tokens=body.tokens, sentences=body.sentences, cut=body.cut)
-        found = await call.while_connected(service.engine.exclusively(work))
+        check_text("".join([*(message.content for message in request.prompt), *request.responses]))
+        scorer = service.engine.scorer.cutting() if body.cut else service.engine.scorer
+        steps = _explained(scorer, request, tokens=body.tokens, sentences=body.sentences)
+        found = await call.while_connected(refusing(service.engine.stepwise(steps, deadline=call.deadline())))
         return JSONResponse({**_head(service, "explanation"), "responses": found})
 
     @router.post("/route", summary="The queue that the rule file sends a response to")
@@ -131,6 +138,7 @@ def routes(service: Service, rules: Rules | None, settings: Mapping[str, Prefere
         call, request = _begin(service, body, http)
         if rules is None:
             raise RefusedError(404, "no rules; start the server with --rules FILE", kind="NotFoundError")
+        call.settings = {"rules": rules.rules, "otherwise": rules.otherwise}
         (answer,) = await call.conversations([request], cut=body.cut)
         found = [rules.queue(service.confidence, answer.rewards, place) for place in range(len(answer.rewards))]
         return JSONResponse({**_head(service, "route"), "responses": [one._asdict() for one in found]})
@@ -178,20 +186,18 @@ def _told(request: Request, answer: Answer, known: confidence.Confidence, wanted
     }
 
 
-def _explained(scorer: Scorer, *, request: Request, tokens: bool, sentences: bool, cut: bool) -> list[Json]:
-    """The explanations of each response; runs between two rows."""
-    try:
-        return [
-            {
-                "tokens": explanations.of_tokens(scorer, request.prompt, response, cut=cut)._asdict() if tokens else None,
-                "sentences": [one._asdict() for one in explanations.of_sentences(scorer, request.prompt, response, cut=cut)]
-                if sentences
-                else None,
-            }
-            for response in request.responses
-        ]
-    except DataError as error:
-        raise RefusedError(422, str(error), kind="ValidationError") from error
+def _explained(scorer: Scorer, request: Request, *, tokens: bool, sentences: bool) -> Generator[None, None, list[Json]]:
+    """The explanations of each response, in steps that run between two rows."""
+    found: list[Json] = []
+    for number, response in enumerate(request.responses):
+        asked = request._replace(name=f"response {number}", responses=[response])
+        one: Json = {"tokens": None, "sentences": None}
+        if tokens:
+            one["tokens"] = (yield from explanations.of_tokens(scorer, asked))._asdict()
+        if sentences:
+            one["sentences"] = [part._asdict() for part in (yield from explanations.of_sentences(scorer, asked))]
+        found.append(one)
+    return found
 
 
 def _head(service: Service, kind: str) -> Json:

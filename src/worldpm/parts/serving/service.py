@@ -17,8 +17,8 @@ from worldpm.field.errors import DataError, NotFiniteError
 from worldpm.parts.confidence import Confidence
 from worldpm.parts.decision_log import Decision, DecisionLog
 from worldpm.parts.scorer import Request
-from worldpm.parts.serving.batcher import BusyError, ExpiredError
-from worldpm.parts.serving.engine import Answer, Engine, Text
+from worldpm.parts.serving.batcher import BusyError, ExpiredError, TooLargeError
+from worldpm.parts.serving.engine import Answer, Engine, Text, UnavailableError
 from worldpm.parts.serving.metrics import Metrics
 
 Json = dict[str, Any]
@@ -57,6 +57,9 @@ class Identity(NamedTuple):
     sha256: str
     template: str | None
     max_length: int | None
+    dtype: str | None = None
+    row_tokens: int | None = None
+    """Tokens of a row of the model."""
     also: tuple[str, ...] = ()
     """Other names that clients may say: verl names a model by its path."""
 
@@ -89,6 +92,7 @@ class Service:
             RefusedError: 404, in vLLM's words.
         """
         if name is not None and name not in (self.identity.name, *self.identity.also):
+            check_text(name)
             raise RefusedError(404, f"The model `{name}` does not exist.", kind="NotFoundError")
 
 
@@ -118,24 +122,21 @@ class Call:
             {"prompt": [{"role": m.role, "content": m.content} for m in request.prompt], "responses": list(request.responses)}
             for request in requests
         ]
-        engine, deadline = self.service.engine, self._deadline()
+        engine, deadline = self.service.engine, self.deadline()
         return await self._answered(lambda: engine.conversations(requests, cut=cut, deadline=deadline), inputs)
 
     async def texts(self, texts: Sequence[Text], *, cut: bool = False) -> list[Answer]:
         """Answers to rendered texts or token ids; raises as `conversations` does."""
         inputs: list[Json] = [{"text": text} if isinstance(text, str) else {"ids": list(text)} for text in texts]
-        engine, deadline = self.service.engine, self._deadline()
+        engine, deadline = self.service.engine, self.deadline()
         return await self._answered(lambda: engine.texts(texts, cut=cut, deadline=deadline), inputs)
 
     async def _answered(self, work: Callable[[], Awaitable[list[Answer]]], inputs: Sequence[Json]) -> list[Answer]:
         asked = sum(len(one.get("responses", (0,))) for one in inputs)
         if asked > self.service.limits.inputs:
             raise RefusedError(422, f"{asked} inputs; at most {self.service.limits.inputs} fit into one request", kind="TooManyInputs")
-        try:
-            json.dumps(inputs, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise RefusedError(422, "a text holds half of a surrogate pair, which is no character", kind="ValidationError") from error
-        answers = await self.while_connected(_refusing(work()))
+        check_text(json.dumps(inputs, ensure_ascii=False))
+        answers = await self.while_connected(refusing(work()))
         self.service.metrics.answered([r for one in answers for r in one.rewards], [n for one in answers for n in one.length_tokens])
         for listener in self.service.listeners:
             listener(answers, inputs)
@@ -154,7 +155,7 @@ class Call:
             for one in (task, gone):
                 one.cancel()
 
-    def _deadline(self) -> float:
+    def deadline(self) -> float:
         """On the monotonic clock; the header may bring it nearer, never put it off."""
         seconds = self.service.limits.seconds
         if (asked := self.http.headers.get(TIMEOUT_HEADER)) is not None:
@@ -193,12 +194,16 @@ class Call:
         service.metrics.stage("log", time.monotonic() - started)
 
 
-async def _refusing(work: Awaitable[list[Answer]]) -> list[Answer]:
+async def refusing(work: Awaitable[Result]) -> Result:
     """What the engine says no to, as HTTP says it."""
     try:
         return await work
     except BusyError as error:
         raise RefusedError(429, str(error), kind="Overloaded", retry_after=error.seconds) from error
+    except TooLargeError as error:
+        raise RefusedError(422, str(error), kind="TooManyTokens") from error
+    except UnavailableError as error:
+        raise RefusedError(503, str(error), kind="UpstreamUnavailable", retry_after=5) from error
     except ExpiredError as error:
         raise RefusedError(503, str(error), kind="DeadlineExceeded", retry_after=1) from error
     except NotFiniteError as error:
@@ -212,6 +217,18 @@ async def _hung_up(http: HttpRequest) -> None:
     with contextlib.suppress(RuntimeError):
         while (await http.receive())["type"] != "http.disconnect":
             pass
+
+
+def check_text(text: str) -> None:
+    """JSON can write what is no character.
+
+    Raises:
+        RefusedError: 422, if the text holds half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RefusedError(422, "a text holds half of a surrogate pair, which is no character", kind="ValidationError") from error
 
 
 def _hashed(inputs: Json) -> Json:

@@ -4,6 +4,7 @@ Source: https://github.com/huggingface/text-embeddings-inference, `router/src/ht
 """
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -41,6 +42,7 @@ class RerankTexts(BaseModel):
 
 async def rerank(service: Service, body: RerankTexts, http: HttpRequest) -> JSONResponse:
     """The texts from the best to the worst."""
+    http.scope.setdefault("state", {})["tei"] = True  # errors in TEI's form
     request = Request("query", (Message("user", body.query),), body.texts)
     (answer,) = await service.of(http).conversations([request], cut=bool(body.truncate))
     order = sorted(range(len(body.texts)), key=lambda place: -answer.rewards[place])
@@ -75,8 +77,12 @@ def routes(service: Service) -> APIRouter:
             {
                 "model_id": identity.name,
                 "model_sha": identity.sha256,
+                "model_dtype": identity.dtype,
                 "model_type": {"classifier": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
                 "max_input_length": identity.max_length,
+                "max_batch_tokens": identity.row_tokens,
+                "tokenization_workers": 1,
+                "version": version("worldpm"),
                 "max_client_batch_size": limits.inputs,
                 "max_concurrent_requests": limits.requests,
             }

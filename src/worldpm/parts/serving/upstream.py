@@ -5,19 +5,21 @@ reward is read at, as the templates of our checkpoints do.
 """
 
 import asyncio
+import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 import httpx
 
 from worldpm.field.errors import ConfigError, DataError, NotFiniteError
 from worldpm.parts.scorer import Request
 from worldpm.parts.serving.batcher import BusyError, ExpiredError
-from worldpm.parts.serving.engine import Answer, Text
+from worldpm.parts.serving.engine import Answer, Text, UnavailableError
 from worldpm.parts.serving.service import Identity
 
 Json = dict[str, Any]
+Result = TypeVar("Result")
 AT_ONCE = 64
 """Calls that are under way together; vLLM makes batches of them."""
 
@@ -45,16 +47,16 @@ class UpstreamEngine:
 
     async def conversations(self, requests: Sequence[Request], *, cut: bool, deadline: float) -> list[Answer]:
         """As `Engine` has it."""
-        return list(await asyncio.gather(*(self._conversation(request, cut=cut, deadline=deadline) for request in requests)))
+        return await _together([self._conversation(request, cut=cut) for request in requests], deadline)
 
     async def texts(self, texts: Sequence[Text], *, cut: bool, deadline: float) -> list[Answer]:
         """As `Engine` has it."""
 
         async def one(text: Text) -> Answer:
-            reward, tokens = await self._classify({"input": text if isinstance(text, str) else list(text)}, cut=cut, deadline=deadline)
+            reward, tokens = await self._classify({"input": text if isinstance(text, str) else list(text)}, cut=cut)
             return Answer([reward], [tokens], [False], [tokens], tokens)
 
-        return list(await asyncio.gather(*map(one, texts)))
+        return await _together([one(text) for text in texts], deadline)
 
     async def run(self) -> None:
         """As `Engine` has it: the work is done elsewhere."""
@@ -63,47 +65,59 @@ class UpstreamEngine:
         finally:
             await self._client.aclose()
 
-    async def _conversation(self, request: Request, *, cut: bool, deadline: float) -> Answer:
+    async def _conversation(self, request: Request, *, cut: bool) -> Answer:
         prompt = [{"role": message.role, "content": message.content} for message in request.prompt]
 
         async def one(response: str) -> tuple[float, int, int]:
             messages = [*prompt, {"role": "assistant", "content": response}]
-            (reward, tokens), told = await asyncio.gather(
-                self._classify({"messages": messages}, cut=cut, deadline=deadline),
-                self._post("/tokenize", {"prompt": response, "add_special_tokens": False}, deadline),
-            )
+            reward, tokens = await self._classify({"messages": messages}, cut=cut)
+            told = await self._post("/tokenize", {"prompt": response, "add_special_tokens": False})
             return reward, int(told["count"]), tokens
 
         distinct = list(dict.fromkeys(request.responses))
-        known = dict(zip(distinct, await asyncio.gather(*map(one, distinct)), strict=True))
-        rewards, lengths, tokens = (
-            (list(column) for column in zip(*(known[text] for text in request.responses), strict=True)) if known else ([], [], [])
-        )
-        return Answer(rewards, lengths, [False] * len(rewards), tokens, sum(tokens))
+        known = dict(zip(distinct, await _together([one(response) for response in distinct]), strict=True))
+        found = [known[response] for response in request.responses]
+        rewards, lengths, tokens = ([one[place] for one in found] for place in range(3))
+        return Answer(rewards, lengths, [False] * len(found), tokens, sum(tokens))  # type: ignore[arg-type]  # of each kind
 
-    async def _classify(self, body: Json, *, cut: bool, deadline: float) -> tuple[float, int]:
+    async def _classify(self, body: Json, *, cut: bool) -> tuple[float, int]:
         """The raw reward, and the tokens it took."""
         options = {"use_activation": False, **({"truncate_prompt_tokens": -1} if cut else {})}
-        told = await self._post("/classify", {**body, **options}, deadline)
+        told = await self._post("/classify", {**body, **options})
         reward = told["data"][0]["probs"][0]
-        if not isinstance(reward, float) or reward != reward:
+        if not isinstance(reward, float) or not math.isfinite(reward):
             raise NotFiniteError(f"upstream gave {reward!r} for a reward")
         return reward, int(told["usage"]["prompt_tokens"])
 
-    async def _post(self, route: str, body: Json, deadline: float) -> Json:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise ExpiredError("the deadline passed before upstream was asked")
+    async def _post(self, route: str, body: Json) -> Json:
         try:
             async with self._free:
-                reply = await self._client.post(route, json={"model": self._model, **body}, timeout=left)
-        except httpx.TimeoutException as error:
-            raise ExpiredError("upstream did not answer before the deadline") from error
+                reply = await self._client.post(route, json={"model": self._model, **body}, timeout=None)
         except httpx.HTTPError as error:
-            raise BusyError(5) from error  # gone for a moment, or for good: /metrics shows which
-        if reply.status_code in (429, 500, 502, 503, 504):
-            raise BusyError(int(reply.headers.get("retry-after", 1)))
+            raise UnavailableError(f"upstream does not answer ({type(error).__name__})") from error
+        if reply.status_code in (429, 503):
+            wait = reply.headers.get("retry-after", "")
+            raise BusyError(int(wait) if wait.isdigit() else 1)
+        if reply.status_code >= 500:
+            raise UnavailableError(f"upstream answered {reply.status_code}: {reply.text[:300]}")
         if reply.status_code != 200:
             raise DataError("upstream", f"answered {reply.status_code}: {reply.text[:300]}")
         told: Json = reply.json()
         return told
+
+
+async def _together(calls: Sequence[Coroutine[Any, Any, Result]], deadline: float | None = None) -> list[Result]:
+    """All results; the first failure, or the deadline, ends the others.
+
+    Raises:
+        ExpiredError: If the deadline passed.
+    """
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
+            return list(await asyncio.gather(*tasks))
+    except TimeoutError:
+        raise ExpiredError from None
+    finally:
+        for task in tasks:
+            task.cancel()

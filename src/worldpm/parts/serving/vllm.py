@@ -19,7 +19,7 @@ from worldpm.field.records import Message
 from worldpm.parts.scorer import Request
 from worldpm.parts.serving import sglang, tei
 from worldpm.parts.serving.engine import Answer, LocalEngine, Text
-from worldpm.parts.serving.service import Call, RefusedError, Service
+from worldpm.parts.serving.service import Call, RefusedError, Service, check_text
 
 Json = dict[str, Any]
 Texts = str | list[str] | list[int] | list[list[int]]
@@ -38,7 +38,8 @@ class OfText(BaseModel):
     model: str | None = None
     input: Texts
     use_activation: bool | None = None
-    truncate_prompt_tokens: Annotated[int | None, Field(ge=-1)] = None
+    truncate_prompt_tokens: Literal[-1] | None = None
+    """-1 cuts what is longer than the model was made for; other lengths are not offered."""
 
 
 class OfMessages(BaseModel):
@@ -47,7 +48,8 @@ class OfMessages(BaseModel):
     model: str | None = None
     messages: Annotated[list[Turn], Field(min_length=1)]
     use_activation: bool | None = None
-    truncate_prompt_tokens: Annotated[int | None, Field(ge=-1)] = None
+    truncate_prompt_tokens: Literal[-1] | None = None
+    """-1 cuts what is longer than the model was made for; other lengths are not offered."""
 
 
 class PoolText(OfText):
@@ -74,7 +76,8 @@ class ScorePairs(BaseModel):
     text_2: str | list[str] | None = None
     data_2: str | list[str] | None = None
     use_activation: bool | None = None
-    truncate_prompt_tokens: Annotated[int | None, Field(ge=-1)] = None
+    truncate_prompt_tokens: Literal[-1] | None = None
+    """-1 cuts what is longer than the model was made for; other lengths are not offered."""
 
 
 class Tokenize(BaseModel):
@@ -85,22 +88,30 @@ class Tokenize(BaseModel):
     add_special_tokens: bool = True
 
 
+class Document(BaseModel):
+    """A document in Jina's and older Cohere's form."""
+
+    text: str
+
+
 class Rerank(BaseModel):
     """`/rerank` of vLLM, Cohere and Jina."""
 
     model: str | None = None
     query: str
-    documents: list[str | dict[str, Any]]
+    documents: list[str | Document]
     top_n: int | None = None
     return_documents: bool = True
     use_activation: bool | None = None
-    truncate_prompt_tokens: Annotated[int | None, Field(ge=-1)] = None
+    truncate_prompt_tokens: Literal[-1] | None = None
+    """-1 cuts what is longer than the model was made for; other lengths are not offered."""
 
 
 def routes(service: Service) -> APIRouter:
     """`/classify`, `/pooling`, `/score`, `/rerank`, and what clients ask before: models, version."""
     router = APIRouter(tags=["vLLM"])
 
+    @router.put("/classify", include_in_schema=False)
     @router.post("/classify", summary="vLLM's and SGLang's classify: the key `text` or `input_ids` makes it SGLang's")
     async def classify(body: Annotated[OfText | OfMessages | sglang.Classify, Body()], http: HttpRequest) -> JSONResponse:
         if isinstance(body, sglang.Classify):
@@ -148,10 +159,12 @@ def routes(service: Service) -> APIRouter:
         if isinstance(body, tei.RerankTexts):
             return await tei.rerank(service, body, http)
         service.check_model(body.model)
-        documents = [document if isinstance(document, str) else str(document.get("text", "")) for document in body.documents]
+        documents = [document if isinstance(document, str) else document.text for document in body.documents]
         cut = body.truncate_prompt_tokens is not None
         (answer,) = await service.of(http).conversations([_asked(body.query, documents)], cut=cut)
-        order = sorted(range(len(documents)), key=lambda place: -answer.rewards[place])[: body.top_n or None]
+        order = sorted(range(len(documents)), key=lambda place: -answer.rewards[place])[
+            : body.top_n if body.top_n and body.top_n > 0 else None
+        ]
         results = [
             {
                 "index": place,
@@ -170,6 +183,7 @@ def routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         if not isinstance(service.engine, LocalEngine):
             raise RefusedError(501, "the tokenizer is upstream", kind="NotImplemented")
+        check_text(body.prompt)
         tokens = await service.engine.tokens(body.prompt, special=body.add_special_tokens)
         return JSONResponse({"count": len(tokens), "max_model_len": service.identity.max_length, "tokens": tokens, "token_strs": None})
 

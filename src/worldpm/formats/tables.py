@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import ibis
 import numpy as np
@@ -10,16 +10,13 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from worldpm.field.errors import ConfigError, DataError
+from worldpm.field.errors import DataError
+from worldpm.formats.engine import Engine, spark_session
 from worldpm.formats.schema import THREADS
 
 Json = dict[str, Any]
 
 ROWS_PER_GROUP = 8192
-Engine = Literal["duckdb", "spark"]
-SPARK = {"spark.master": "local[*]", "spark.sql.session.timeZone": "UTC", "spark.ui.enabled": "false", "spark.app.name": "worldpm",
-         "spark.sql.shuffle.partitions": "16"}  # fmt: skip
-"""Of a session, where `spark-submit` or its files do not say otherwise."""
 
 
 def write_parquet(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> int:
@@ -145,8 +142,11 @@ def join_threads(posts: Path, *, source: str, site: str, spill: Path, engine: En
 
 def not_first_of_band(paths: Sequence[str], *, spill: Path, engine: Engine = "duckdb") -> set[str]:
     """The names that share a band with a name of more votes, or of as many and an earlier name, in tables of `name, votes, bands`."""
+    if not paths:
+        return set()
     connection = _connect(engine, spill)
-    table = connection.read_parquet(list(paths), table_name="bands")
+    read = [connection.read_parquet(path, table_name=f"bands{number}") for number, path in enumerate(paths)]
+    table = ibis.union(read[0], *read[1:]) if len(read) > 1 else read[0]
     single = table.select("name", "votes", band=table.bands.unnest())
     window = ibis.window(group_by="band", order_by=[ibis.desc("votes"), "name"])
     later = single.mutate(rank=ibis.row_number().over(window)).filter(ibis._.rank > 0)
@@ -154,26 +154,7 @@ def not_first_of_band(paths: Sequence[str], *, spill: Path, engine: Engine = "du
 
 
 def _connect(engine: Engine, spill: Path) -> Any:
-    """The engine that runs the expressions: DuckDB in this process, or the Spark that `spark-submit` names, or else a local one.
-
-    Raises:
-        ConfigError: If Spark is asked for and is not there.
-    """
-    if engine == "duckdb":
-        return ibis.duckdb.connect(temp_directory=str(spill))
-    try:
-        from pyspark import SparkConf
-        from pyspark.errors import PySparkException
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise ConfigError("--engine spark needs pyspark, and Java: pip install 'worldpm[spark]'") from error
-    settings = SparkConf()
-    for name, value in SPARK.items():
-        settings.setIfMissing(name, value)
-    try:
-        return ibis.pyspark.connect(SparkSession.builder.config(conf=settings).getOrCreate())
-    except (PySparkException, OSError, RuntimeError) as error:
-        raise ConfigError(f"Spark does not start ({str(error).splitlines()[0]}); it needs Java 17") from error
+    return ibis.duckdb.connect(temp_directory=str(spill)) if engine == "duckdb" else ibis.pyspark.connect(spark_session())
 
 
 def _count(table: Any) -> int:

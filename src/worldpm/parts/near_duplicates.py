@@ -15,6 +15,7 @@ import xxhash
 from rensa import RMinHash
 
 from worldpm.formats import tables
+from worldpm.formats.engine import Engine
 
 PERMUTATIONS, BANDS = 128, 8
 WORDS = 5
@@ -22,7 +23,7 @@ WORDS = 5
 LEAST_WORDS = 40
 """Shorter texts follow patterns and are no duplicates: `Yes, it is.` answers many questions."""
 WORD = re.compile(r"\w+")
-SCHEMA = pa.schema([("name", pa.string()), ("votes", pa.int64()), ("bands", pa.list_(pa.uint64()))])
+SCHEMA = pa.schema([("name", pa.string()), ("votes", pa.int64()), ("bands", pa.list_(pa.int64()))])
 
 
 class Text(NamedTuple):
@@ -46,7 +47,10 @@ def write_bands(path: Path, texts: Iterable[Text]) -> int:
 
 
 def bands_of(text: str, kind: int = 0) -> list[int]:
-    """The bands of a text, 64 bits each; case, punctuation and white space do not count. None for a text of fewer than LEAST_WORDS."""
+    """The bands of a text, none for one of fewer than LEAST_WORDS; case, punctuation and white space do not count.
+
+    They are signed numbers of 64 bits: Spark knows no others.
+    """
     words = WORD.findall(text.lower())
     if len(words) < LEAST_WORDS:
         return []
@@ -54,9 +58,9 @@ def bands_of(text: str, kind: int = 0) -> list[int]:
     sketch = RMinHash(num_perm=PERMUTATIONS, seed=42)
     sketch.update(runs)
     digest = np.array(sketch.digest(), dtype=np.uint32).reshape(BANDS, -1)
-    return [xxhash.xxh64_intdigest(band.tobytes(), seed=number + BANDS * kind) for number, band in enumerate(digest)]
+    return [xxhash.xxh64_intdigest(band.tobytes(), seed=number + BANDS * kind) - 2**63 for number, band in enumerate(digest)]
 
 
-def duplicates(paths: Iterable[Path], *, spill: Path) -> set[str]:
+def duplicates(paths: Iterable[Path], *, spill: Path, engine: Engine = "duckdb") -> set[str]:
     """The names of texts that share a band with one of more votes, or of as many and an earlier name."""
-    return tables.not_first_of_band([str(path) for path in paths], spill=spill)
+    return tables.not_first_of_band([str(path) for path in paths], spill=spill, engine=engine)

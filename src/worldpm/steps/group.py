@@ -17,6 +17,7 @@ from tyro.conf import Positional
 from worldpm.field.errors import ConfigError
 from worldpm.field.records import PreferenceGroup, Thread
 from worldpm.formats import console, folders
+from worldpm.formats.engine import Engine
 from worldpm.parts.group_rules import Rules
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Config(Rules):
     """A reward model; training pairs that it contradicts are dropped. It injects that model's taste: the paper advises against it."""
     filter_margin: float = 0.0
     """Logits by which it must prefer the rejected response."""
+    engine: Engine = "duckdb"
+    """What finds near-duplicates among all texts; the rows are the same."""
     rejects: bool = False
     """Also write what was dropped, with the reason, to `rejects.jsonl`."""
 
@@ -139,7 +142,9 @@ def _learn(output: folders.Output, paths: Sequence[Path], config: Config) -> "di
     first = {path.stem: output.part(f"{folders.PROGRESS}/first/{path.stem}.bands", partial(_first_pass, path, config)) for path in paths}
     again: set[str] = set()
     if config.near_duplicates:
-        again = near_duplicates.duplicates([output.progress / "first" / f"{path.stem}.bands" for path in paths], spill=output.progress)
+        again = near_duplicates.duplicates(
+            [output.progress / "first" / f"{path.stem}.bands" for path in paths], spill=output.progress, engine=config.engine
+        )
     dates = None
     if config.split_by == "time":
         created = (row["created"].timestamp() for path in paths for row in _read(path, ["created"]))

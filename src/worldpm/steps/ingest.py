@@ -14,6 +14,7 @@ from tyro.conf import Positional
 
 from worldpm.field.errors import ConfigError, DataError
 from worldpm.formats import console, folders
+from worldpm.formats.engine import Engine
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +37,8 @@ class Config:
     """Folder to write: `SITE.parquet` for each site, and the manifest."""
     format: Literal["stackexchange", "reddit", "threads"] | None = None
     """What the files are; told from their names and first lines unless set."""
+    engine: Engine = "duckdb"
+    """What joins posts into threads; the rows are the same. Spark is the one of `spark-submit`, or a local one."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -60,7 +63,7 @@ def run(config: Config) -> None:
     with output:
         counts, drops = {}, {}
         for name, site in sites.items():
-            kept = output.part(f"{name}.parquet", partial(_ingest, site, name, output))
+            kept = output.part(f"{name}.parquet", partial(_ingest, site, name, output, config.engine))
             counts[name], drops[name] = kept["counts"], kept["drops"]
             logger.info("%s: %d threads, %d responses", name, counts[name]["threads"], counts[name]["responses"])
         output.finish(counts=counts, drops=drops)
@@ -120,7 +123,7 @@ def _reader(path: Path, asked: str | None) -> ModuleType:
     raise DataError(path, "not a forum dump: a Stack Exchange archive (.7z), a Posts.xml, or lines of JSON (.jsonl, .zst) are needed")
 
 
-def _ingest(site: Site, name: str, output: folders.Output, aside: Path) -> folders.Json:
+def _ingest(site: Site, name: str, output: folders.Output, engine: Engine, aside: Path) -> folders.Json:
     """One site's threads into the file `aside`: posts are streamed to disk, then joined by the data engine."""
     from worldpm.formats import schema, tables
 
@@ -129,7 +132,7 @@ def _ingest(site: Site, name: str, output: folders.Output, aside: Path) -> folde
     with console.progress(f"ingest {name}", total=sum(map(site.reader.size_of, site.paths))) as advance:
         batches = (batch for path in site.paths for batch in site.reader.read_posts(path, site=name, drops=dropped, advance=advance))
         tables.write_parquet(posts, batches, schema.POSTS)
-    joined = tables.join_threads(posts, source=site.reader.SOURCE, site=name, spill=output.progress)
+    joined = tables.join_threads(posts, source=site.reader.SOURCE, site=name, spill=output.progress, engine=engine)
     tally: Counter[str] = Counter()
     tables.write_parquet(aside, _counted(joined.threads, tally), schema.THREADS)
     posts.unlink()

@@ -24,8 +24,8 @@ ladder: .venv/installed  ## scaling laws of two simulated forums, about two hour
 ladder-small: .venv/installed  ## the same with fewer and smaller models
 	PATH=$(CURDIR)/$(BIN):$$PATH runs/skills.sh ladder-small small
 
-test: .venv/installed-dev  ## all tests
-	$(BIN)/pytest
+test: .venv/installed-dev  ## all tests, two at a time with a core each
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 lint: .venv/installed-dev  ## format, lint and types, changing nothing
 	$(BIN)/ruff format --check .

@@ -154,7 +154,10 @@ def not_first_of_band(paths: Sequence[str], *, spill: Path, engine: Engine = "du
 
 
 def _connect(engine: Engine, spill: Path) -> Any:
-    return ibis.duckdb.connect(temp_directory=str(spill)) if engine == "duckdb" else ibis.pyspark.connect(spark_session())
+    if engine == "duckdb":
+        return ibis.duckdb.connect(temp_directory=str(spill))
+    session = spark_session()  # first: it says what is missing
+    return ibis.pyspark.connect(session)
 
 
 def _count(table: Any) -> int:

@@ -2,7 +2,7 @@
 
 `WORLDPM_REWARD_MODEL` says where rewards come from: a folder, or the URL of a server, whose key is `WORLDPM_API_KEY`. OpenRLHF hands
 over whole texts, so the prompt is taken off their front and the policy's end token off their end. Prompts must be plain questions:
-one that OpenRLHF has rendered in the policy's template (`--apply_chat_template`) would be read as the words of a user.
+one that OpenRLHF has rendered in the policy's chat template would be read as the words of a user.
 """
 
 import os

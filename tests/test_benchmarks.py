@@ -41,7 +41,7 @@ def write(path: Path, rows: Sequence[Json] | Json) -> None:
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif ".jsonl" in path.suffixes:
         text = "\n".join(map(json.dumps, rows))
-        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+        path.write_bytes(gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode())
     else:
         path.write_text(json.dumps(rows), encoding="utf-8")
 

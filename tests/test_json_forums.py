@@ -193,7 +193,7 @@ def test_a_cut_archive_gives_what_comes_before_and_then_an_error(tmp_path: Path,
 
 def test_a_cut_dump_leaves_the_folder_unfinished_and_other_sites_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(THREAD))
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(*[{**THREAD, "id": i} for i in range(9999)]))[:-20])
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(*[{**THREAD, "id": i} for i in range(9999)]), mtime=0)[:-20])
     assert run("ingest", tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz", "--out", tmp_path / "threads") == 2
     assert "b.jsonl.gz: damaged or cut after" in capsys.readouterr().err
     assert (tmp_path / "threads" / "a.parquet").exists()

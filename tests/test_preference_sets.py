@@ -117,7 +117,7 @@ def test_a_row_of_no_known_form_stops_the_run_with_its_line(line: str, message: 
 
 def test_a_torn_archive_is_named(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl.gz"
-    path.write_bytes(gzip.compress(json.dumps(FORMS["texts"]).encode() * 1000)[:50])
+    path.write_bytes(gzip.compress(json.dumps(FORMS["texts"]).encode() * 1000, mtime=0)[:50])
     with pytest.raises(DataError, match="not readable"):
         list(preference_sets.read([path], "train", Counter()))
 

@@ -110,7 +110,13 @@ class Rerank(BaseModel):
 def routes(service: Service) -> APIRouter:
     """`/classify`, `/pooling`, `/score`, `/rerank`, and what clients ask before: models, version."""
     router = APIRouter(tags=["vLLM"])
+    _judging(router, service)
+    _ranking(router, service)
+    _asking(router, service)
+    return router
 
+
+def _judging(router: APIRouter, service: Service) -> None:
     @router.put("/classify", include_in_schema=False)
     @router.post("/classify", summary="vLLM's and SGLang's classify: the key `text` or `input_ids` makes it SGLang's")
     async def classify(body: Annotated[OfText | OfMessages | sglang.Classify, Body()], http: HttpRequest) -> JSONResponse:
@@ -134,6 +140,8 @@ def routes(service: Service) -> APIRouter:
         ]
         return JSONResponse({**_head(service, "pooling"), "data": data, "usage": _usage(answers)})
 
+
+def _ranking(router: APIRouter, service: Service) -> None:
     @router.post("/score", summary="vLLM's score: queries are prompts, documents are responses")
     @router.post("/v1/score", include_in_schema=False)
     async def score(body: ScorePairs, http: HttpRequest) -> JSONResponse:
@@ -178,6 +186,8 @@ def routes(service: Service) -> APIRouter:
         head = {"id": f"score-{secrets.token_hex(8)}", "model": service.identity.name}
         return JSONResponse({**head, "usage": usage, "results": results})
 
+
+def _asking(router: APIRouter, service: Service) -> None:
     @router.post("/tokenize", summary="vLLM's tokenize, of texts")
     async def tokenize(body: Tokenize) -> JSONResponse:
         service.check_model(body.model)
@@ -191,8 +201,6 @@ def routes(service: Service) -> APIRouter:
     async def models() -> JSONResponse:
         model = {"id": service.identity.name, "object": "model", "created": int(time.time()), "owned_by": "worldpm"}
         return JSONResponse({"object": "list", "data": [{**model, "root": model["id"], "max_model_len": service.identity.max_length}]})
-
-    return router
 
 
 async def _read(service: Service, body: OfText | OfMessages, http: HttpRequest) -> list[Answer]:

@@ -133,7 +133,7 @@ class Batcher:
                 self._arrived.clear()
 
     def _next_row(self) -> list[Waiting]:
-        """The oldest groups that are still wanted, up to the budget; one that is larger than it goes alone."""
+        """The oldest groups, up to the budget; one that is larger than it goes alone."""
         row: list[Waiting] = []
         tokens = 0
         while self._queue and (not row or tokens + self._queue[0].group.tokens <= self._row_tokens):

@@ -46,7 +46,8 @@ class Engine(Protocol):
         Raises:
             DataError: If one cannot be read, or is too long and cutting was not asked for: before anything is computed.
             NotFiniteError: If a reward is not finite.
-            BusyError, ExpiredError: As the batcher has it.
+            BusyError, ExpiredError, TooLargeError: As the batcher has it.
+            UnavailableError: If what computes is elsewhere, and does not answer.
         """
 
     async def texts(self, texts: Sequence[Text], *, cut: bool, deadline: float) -> list[Answer]:

@@ -1,4 +1,4 @@
-"""SGLang's routes for reward models: raw rewards as embeddings of one number, which OpenRLHF's and verl's clients read.
+"""SGLang's routes for reward models: raw rewards as embeddings of one number, which verl's client reads.
 
 Source: SGLang 0.5.23, `/classify` with `text` or `input_ids`, and `/v1/embeddings`.
 """

@@ -255,15 +255,24 @@ def test_the_most_voted_of_near_duplicates_is_kept(tmp_path: Path) -> None:
         Text(1, "e", 1, "no"),
     ]
     texts += [Text(1, "e", 1, "no"), Text(0, "question", 1, LONG)]  # too short, and of another kind
-    near_duplicates.write_bands(tmp_path / "x", texts[:2])
-    near_duplicates.write_bands(tmp_path / "y", texts[2:])
+    for name, some in (("x", texts[:2]), ("y", texts[2:])):
+        tables.write_parquet(tmp_path / name, [near_duplicates.bands(some)], near_duplicates.SCHEMA)
     assert near_duplicates.duplicates([tmp_path / "x", tmp_path / "y"], spill=tmp_path) == {"b", "c"}
 
 
 def test_texts_that_share_less_than_half_are_no_duplicates() -> None:
     words = [f"word{i}" for i in range(200)]
     half = [*words[:100], *(f"other{i}" for i in range(100))]
-    assert not set(near_duplicates.bands_of(" ".join(words))) & set(near_duplicates.bands_of(" ".join(half)))
+    one, other = near_duplicates.bands([Text(1, "one", 1, " ".join(words)), Text(1, "other", 1, " ".join(half))])["bands"].to_pylist()
+    assert not set(one) & set(other)
+
+
+def test_a_texts_bands_do_not_depend_on_its_neighbours() -> None:
+    texts = [Text(1, "a", 1, LONG), Text(1, "b", 1, ""), Text(1, "c", 1, "\u00e9" + LONG), Text(0, "d", 1, "...")]
+    together = near_duplicates.bands(texts)["bands"].to_pylist()
+    assert together == [near_duplicates.bands([text])["bands"].to_pylist()[0] for text in texts]
+    assert [len(bands) for bands in together] == [8, 0, 8, 0]
+    assert near_duplicates.bands([]).num_rows == 0
 
 
 def finished(folder: Path, **sites: list[Thread]) -> Path:

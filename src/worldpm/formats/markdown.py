@@ -2,9 +2,9 @@
 
 import re
 
-from html_to_markdown import ConversionOptions, convert
+from html_to_markdown._html_to_markdown import ConversionOptions, convert  # its public `convert` builds the options anew for each text
 
-OPTIONS = ConversionOptions(bullets="-", extract_metadata=False, sub_symbol="~", sup_symbol="^")
+OPTIONS = ConversionOptions.from_json('{"bullets": "-", "extract_metadata": false, "sub_symbol": "~", "sup_symbol": "^"}')
 
 ADJACENT_QUOTES = re.compile(r"</blockquote>\s*<blockquote")
 SPOILER = re.compile(r'<blockquote class="spoiler">\s*(<p>)?')
@@ -20,8 +20,12 @@ def from_html(html: str) -> str:
     neighbouring quotes stay apart, a spoiler keeps its mark (`> !`), and `lang-none` is no language.
     """
     html = html.replace("\\", BACKSLASH)
-    html = ADJACENT_QUOTES.sub(f"</blockquote><p>{SEPARATOR}</p><blockquote", html)
-    html = SPOILER.sub(lambda match: f"<blockquote>{match[1] or ''}! ", html)
-    html = NO_LANGUAGE.sub("", html)
-    text = str(convert(html, OPTIONS).content or "")
-    return re.sub(rf"\n*{SEPARATOR}\n*", "\n\n", text).replace(BACKSLASH, "\\").strip()
+    if "<blockquote" in html:
+        html = ADJACENT_QUOTES.sub(f"</blockquote><p>{SEPARATOR}</p><blockquote", html)
+        html = SPOILER.sub(lambda match: f"<blockquote>{match[1] or ''}! ", html)
+    if "-none" in html:
+        html = NO_LANGUAGE.sub("", html)
+    text = convert(html=html, options=OPTIONS).content or ""
+    if SEPARATOR in text:
+        text = re.sub(rf"\n*{SEPARATOR}\n*", "\n\n", text)
+    return text.replace(BACKSLASH, "\\").strip()

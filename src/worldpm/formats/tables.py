@@ -1,8 +1,10 @@
 """The only code that speaks to the data engine: Parquet in and out, and the relational expressions of the road."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ibis
 import numpy as np
@@ -12,11 +14,17 @@ import pyarrow.parquet as pq
 
 from worldpm.field.errors import DataError
 from worldpm.formats.engine import Engine, spark_session
-from worldpm.formats.schema import THREADS
+from worldpm.formats.schema import ANSWERS, THREADS
+from worldpm.formats.workers import in_order
 
 Json = dict[str, Any]
 
-ROWS_PER_GROUP = 8192
+ROWS_PER_GROUP, ROWS_AT_ONCE = 8192, 1024
+MEMORY = "1GB"
+"""What DuckDB may hold before it goes on on the disk."""
+
+Result = TypeVar("Result")
+Text = Callable[[str], str]
 
 
 def write_parquet(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> int:
@@ -95,8 +103,36 @@ def read_rows(path: Path, schema: pa.Schema | None = None) -> Iterator[Json]:
     missing = [name for name in names if name not in file.schema_arrow.names]
     if missing:
         raise DataError(path, f"lacks the column(s) {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}")
-    for batch in file.iter_batches(batch_size=1024, columns=names):
+    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=names):
         yield from batch.to_pylist()
+
+
+def map_batches(path: Path, work: Callable[[pa.RecordBatch], Result], *, workers: int, engine: Engine = "duckdb") -> Iterator[Result]:
+    """What `work` makes of each batch of ROWS_AT_ONCE rows of a Parquet file, in order; by so many processes, or by Spark's.
+
+    A batch never spans two row groups of the file. `work` and what it gives must be picklable.
+    """
+    if engine == "spark":
+        yield from _map_in_spark(path, work)
+        return
+    row_groups = range(_open(path).metadata.num_row_groups)
+    for results in in_order(partial(_map_row_group, path, work), row_groups, workers=workers):
+        yield from results
+
+
+def _map_row_group(path: Path, work: Callable[[pa.RecordBatch], Result], row_group: int) -> list[Result]:
+    return [work(batch) for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[row_group])]
+
+
+def _map_in_spark(path: Path, work: Callable[[pa.RecordBatch], Result]) -> Iterator[Result]:
+    def pickled(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            result = pickle.dumps(work(batch.drop_columns("row_index")))
+            yield pa.RecordBatch.from_pydict({"place": [batch["row_index"][0].as_py()], "result": [result]})
+
+    rows = spark_session().read.parquet(str(path)).select("*", "_metadata.row_index")
+    for row in rows.mapInArrow(pickled, "place long, result binary").orderBy("place").toLocalIterator():
+        yield pickle.loads(row.result)
 
 
 class Joined(NamedTuple):
@@ -107,11 +143,14 @@ class Joined(NamedTuple):
     orphans: int
 
 
-def join_threads(posts: Path, *, source: str, site: str, spill: Path, engine: Engine = "duckdb") -> Joined:
+def join_threads(
+    posts: Path, *, source: str, site: str, text: Text | None, spill: Path, engine: Engine = "duckdb", workers: int = 0
+) -> Joined:
     """Threads of a Parquet file of posts (`schema.POSTS`), ordered by date and id; answers ordered likewise.
 
     Of posts with one id the first is kept; an answer whose opening post is absent is left out. Both are counted.
-    `spill` is a folder that the engine may use when memory runs out.
+    `text`, where given, is what becomes of every body, by so many processes or by Spark's. `spill` is a folder that the engine may use
+    when memory runs out.
     """
     connection = _connect(engine, spill)
     table = connection.read_parquet(str(posts), table_name="posts")
@@ -137,7 +176,9 @@ def join_threads(posts: Path, *, source: str, site: str, spill: Path, engine: En
     threads = openings.left_join(lists, openings.post_id == lists.thread_post_id).order_by("created", "post_id")
     duplicates = _count(table) - _count(first)
     orphans = _count(answers) - _count(answered)
-    return Joined(_stream(connection, threads, source, site), duplicates, orphans)
+    finish = partial(_as_threads, source=source, site=site, text=text)
+    found = _finished_in_spark(connection, threads, finish) if engine == "spark" else _finished(connection, threads, finish, workers)
+    return Joined(found, duplicates, orphans)
 
 
 def not_first_of_band(paths: Sequence[str], *, spill: Path, engine: Engine = "duckdb") -> set[str]:
@@ -155,7 +196,7 @@ def not_first_of_band(paths: Sequence[str], *, spill: Path, engine: Engine = "du
 
 def _connect(engine: Engine, spill: Path) -> Any:
     if engine == "duckdb":
-        return ibis.duckdb.connect(temp_directory=str(spill))
+        return ibis.duckdb.connect(temp_directory=str(spill), memory_limit=MEMORY, preserve_insertion_order=False)
     session = spark_session()  # first: it says what is missing
     return ibis.pyspark.connect(session)
 
@@ -164,30 +205,46 @@ def _count(table: Any) -> int:
     return int(table.count().to_pyarrow().as_py())
 
 
-def _stream(connection: Any, threads: Any, source: str, site: str) -> Iterator[pa.RecordBatch]:
+def _finished(connection: Any, threads: Any, finish: Callable[[pa.RecordBatch], pa.RecordBatch], workers: int) -> Iterator[pa.RecordBatch]:
     """The rows of an expression; the connection lives as long as the stream."""
-    for batch in connection.to_pyarrow_batches(threads, chunk_size=ROWS_PER_GROUP):
-        yield _as_threads(batch, source, site)
+    yield from in_order(finish, connection.to_pyarrow_batches(threads, chunk_size=ROWS_AT_ONCE), workers=workers)
 
 
-def _as_threads(batch: pa.RecordBatch, source: str, site: str) -> pa.RecordBatch:
+def _finished_in_spark(connection: Any, threads: Any, finish: Callable[[pa.RecordBatch], pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    frame = spark_session().sql(connection.compile(threads))
+    found = frame.mapInArrow(lambda batches: map(finish, batches), from_arrow_schema(THREADS))
+    found.createOrReplaceTempView("threads")
+    for batch in connection.to_pyarrow_batches(connection.table("threads"), chunk_size=ROWS_AT_ONCE):
+        yield pa.Table.from_batches([batch]).cast(THREADS).combine_chunks().to_batches()[0]
+
+
+def _as_threads(batch: pa.RecordBatch, source: str, site: str, text: Text | None) -> pa.RecordBatch:
     """The joined columns in the schema of threads; a thread without answers gets an empty list."""
     rows = pa.Table.from_batches([batch])
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "thread_id": pa.array([f"{site}/{post_id}" for post_id in rows["post_id"].to_pylist()]),
         "source": pa.array([source] * len(rows)),
         "site": pa.array([site] * len(rows)),
-        "responses": _in_order(rows["responses"].combine_chunks()),
+        "body": _rewritten(rows["body"].combine_chunks(), text),
+        "responses": _in_order(rows["responses"].combine_chunks(), text),
     }
     made = pa.table({name: columns.get(name, rows[name] if name in rows.column_names else None) for name in THREADS.names})
     return made.cast(THREADS).combine_chunks().to_batches()[0]
 
 
-def _in_order(lists: pa.ListArray) -> pa.ListArray:
-    """Each list's responses by date and id: engines differ in whether they can collect in order. No list becomes an empty one."""
+def _rewritten(bodies: pa.StringArray, text: Text | None) -> pa.StringArray:
+    return bodies if text is None else pa.array([text(body or "") for body in bodies.to_pylist()], pa.string())
+
+
+def _in_order(lists: pa.ListArray, text: Text | None) -> pa.ListArray:
+    """Each list's responses, rewritten, by date and id: not every engine collects in order. No list becomes an empty one."""
     flat = lists.flatten()
     keys = pa.table({"parent": pa.compute.list_parent_indices(lists), "created": flat.field("created"), "id": flat.field("response_id")})
     order = pa.compute.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names])
     lengths = pa.compute.fill_null(pa.compute.list_value_length(lists), 0).to_numpy()
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
-    return pa.ListArray.from_arrays(offsets, flat.take(order))
+    ordered = {name: flat.field(name).take(order) for name in ANSWERS.names}
+    fields = [_rewritten(column, text) if name == "body" else column for name, column in ordered.items()]
+    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(fields, names=ANSWERS.names))

@@ -9,6 +9,8 @@ from worldpm.parts.group_rules import Limits
 FENCE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n.*?(?:^\1[`~]*\s*$|\Z)", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^(?: {4}|\t).*$", re.MULTILINE)
 QUOTED = re.compile(r"^>.*$", re.MULTILINE)
+MARKS = ("```", "~~~", "\n    ", "\n\t", "\n>")
+"""Without any of these a text has no fence, no indented line and no quote."""
 LINKED = re.compile(r"!?\[[^\]]*\]\([^)]*\)|<?https?://\S+>?")
 WORD = re.compile(r"\w")
 MASKS = (
@@ -28,7 +30,7 @@ def why_unfit(text: str, limits: Limits, *, answer: bool) -> str | None:
         return "shorter than --min-characters"
     if len(stripped) > limits.max_characters:
         return "longer than --max-characters"
-    if answer and not limits.keep_link_only and not WORD.search(LINKED.sub("", stripped)):
+    if answer and not limits.keep_link_only and not _has_words_of_its_own(stripped):
         return "of nothing but links"
     if answer and limits.max_code_share < 1 and code_share(stripped) > limits.max_code_share:
         return "mostly of code or quotes"
@@ -37,8 +39,16 @@ def why_unfit(text: str, limits: Limits, *, answer: bool) -> str | None:
     return None
 
 
+def _has_words_of_its_own(text: str) -> bool:
+    first = LINKED.search(text) if "](" in text or "://" in text else None
+    return bool(WORD.search(text, 0, first.start()) or WORD.search(LINKED.sub("", text))) if first else bool(WORD.search(text))
+
+
 def code_share(text: str) -> float:
     """The share of a text's characters, white space aside, that stand in fences, indented lines or quotes."""
+    lines = f"\n{text}"
+    if not any(mark in lines for mark in MARKS):
+        return 0.0
     total = len("".join(text.split()))
     rest = QUOTED.sub("", INDENTED.sub("", FENCE.sub("", text)))
     return 1 - len("".join(rest.split())) / max(1, total)

@@ -4,14 +4,14 @@ Source: Broder 1997; bands as in Leskovec, Rajaraman and Ullman, Mining of Massi
 texts whose runs of five words have a Jaccard similarity of 0.8 meet in a band in 20 % of cases, of 0.9 in 80 %, of 0.95 in 99 %.
 """
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import xxhash
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from rensa import RMinHash
 
 from worldpm.formats import tables
@@ -22,8 +22,14 @@ WORDS = 5
 """Words of a run."""
 LEAST_WORDS = 40
 """Shorter texts follow patterns and are no duplicates: `Yes, it is.` answers many questions."""
-WORD = re.compile(r"\w+")
 SCHEMA = pa.schema([("name", pa.string()), ("votes", pa.int64()), ("bands", pa.list_(pa.int64()))])
+
+Hashes = NDArray[np.uint64]
+
+IN_A_WORD = np.array([chr(byte).isalnum() or chr(byte) == "_" or byte >= 128 for byte in range(256)])
+"""Letters, digits, underscores, and every byte of what lies beyond ASCII."""
+POWERS = np.cumprod(np.full(256, 0x100000001B3, dtype=np.uint64))
+FACTORS = np.cumprod(np.full(PERMUTATIONS // BANDS, 0x9E3779B97F4A7C15, dtype=np.uint64))
 
 
 class Text(NamedTuple):
@@ -36,29 +42,52 @@ class Text(NamedTuple):
     text: str
 
 
-def write_bands(path: Path, texts: Iterable[Text]) -> int:
-    """Write the bands of every text; their number."""
+def bands(texts: Sequence[Text]) -> pa.RecordBatch:
+    """The texts' bands, as a batch of SCHEMA: none for a text of fewer than LEAST_WORDS; case, punctuation and white space do not count.
 
-    def rows() -> Iterator[dict[str, object]]:
-        for kind, name, votes, text in texts:
-            yield {"name": name, "votes": votes, "bands": bands_of(text, kind)}
-
-    return tables.write_parquet(path, tables.rows_to_batches(rows(), SCHEMA), SCHEMA)
-
-
-def bands_of(text: str, kind: int = 0) -> list[int]:
-    """The bands of a text, none for one of fewer than LEAST_WORDS; case, punctuation and white space do not count.
-
-    They are signed numbers of 64 bits: Spark knows no others.
+    A band is a signed number of 64 bits: Spark knows no others.
     """
-    words = WORD.findall(text.lower())
-    if len(words) < LEAST_WORDS:
-        return []
-    runs = [" ".join(words[start : start + WORDS]) for start in range(len(words) - WORDS + 1)]
-    sketch = RMinHash(num_perm=PERMUTATIONS, seed=42)
-    sketch.update(runs)
-    digest = np.array(sketch.digest(), dtype=np.uint32).reshape(BANDS, -1)
-    return [xxhash.xxh64_intdigest(band.tobytes(), seed=number + BANDS * kind) - 2**63 for number, band in enumerate(digest)]
+    runs, ends = _runs([text.text for text in texts])
+    starts = np.concatenate([[0], ends[:-1]])
+    digests = RMinHash.digest_matrix_from_flat_token_hashes(runs, [0, *ends.tolist()], PERMUTATIONS, 42).to_rows()
+    rows = np.array(digests, dtype=np.uint64).reshape(len(texts), BANDS, PERMUTATIONS // BANDS)
+    numbers = np.arange(BANDS) + BANDS * np.array([text.kind for text in texts])[:, None]
+    hashes = _mixed((rows * FACTORS).sum(axis=2) + _mixed(numbers.astype(np.uint64))).view(np.int64)
+    lengths = np.where(ends - starts > LEAST_WORDS - WORDS, BANDS, 0)
+    lists = pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), hashes[lengths > 0].ravel())
+    return pa.RecordBatch.from_arrays([[text.name for text in texts], [text.votes for text in texts], lists], schema=SCHEMA)
+
+
+def _runs(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
+    """Hashes of all runs of WORDS words, one text after the other, and where each text's end."""
+    lowered = pc.utf8_lower(pa.array(texts, pa.large_string()))
+    offsets = np.frombuffer(lowered.buffers()[1], dtype=np.int64, count=len(texts) + 1)
+    letters = np.frombuffer(lowered.buffers()[2] or b"", dtype=np.uint8, count=int(offsets[-1]))
+    inside = IN_A_WORD[letters]
+    begins = inside.copy()
+    begins[1:] &= ~inside[:-1]
+    borders = offsets[offsets < len(letters)]
+    begins[borders] = inside[borders]
+    letters, begins = letters[inside], begins[inside]
+    starts = np.flatnonzero(begins)
+    if not len(starts):
+        return np.zeros(0, dtype=np.uint64), np.zeros(len(texts), dtype=np.int64)
+    place = np.arange(len(letters)) - np.repeat(starts, np.diff(np.append(starts, len(letters))))
+    words = _mixed(np.add.reduceat(letters * POWERS[place % len(POWERS)], starts))
+    counts = np.searchsorted(starts, np.concatenate([[0], np.cumsum(inside)])[offsets])  # words before each text's border
+    runs = np.zeros(max(0, len(words) - WORDS + 1), dtype=np.uint64)
+    for number, factor in enumerate(FACTORS[:WORDS]):
+        runs += words[number : number + len(runs)] * factor
+    of_text = np.repeat(np.arange(len(texts)), np.diff(counts))
+    whole = of_text[: len(runs)] == of_text[len(words) - len(runs) :]
+    return _mixed(runs[whole]), np.cumsum(np.bincount(of_text[: len(runs)][whole], minlength=len(texts)))
+
+
+def _mixed(hashes: Hashes) -> Hashes:
+    """Every bit depends on every bit. Source: the finalizer of SplitMix64, Steele, Lea and Flood 2014."""
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return hashes ^ (hashes >> np.uint64(31))
 
 
 def duplicates(paths: Iterable[Path], *, spill: Path, engine: Engine = "duckdb") -> set[str]:

@@ -4,11 +4,8 @@ A store is an Arrow file. Any group of it can be read at any time, so the order 
 resumed run needs nothing but its step.
 """
 
-import multiprocessing
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,13 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from worldpm.field.records import Preference, PreferenceGroup
 from worldpm.formats import chat
+from worldpm.formats.workers import in_order
 from worldpm.parts import checkpoint
 from worldpm.parts.batches import EncodedGroup, Encoder, Limits
 
 ROWS_PER_BATCH = 512
 GROUPS_PER_TASK = 256
-TASKS_AHEAD = 4
-"""Per worker; bounds what lies in memory."""
 
 PREFERENCE_FIELDS = ("chosen", "rejected", "strength", "probability", "weight")
 Number = TypeVar("Number", np.int64, np.float64)
@@ -154,16 +150,8 @@ def encode(groups: Iterable[PreferenceGroup], tokenizer: Path, frame: chat.Frame
     """
     stream = iter(groups)
     tasks = iter(lambda: list(islice(stream, GROUPS_PER_TASK)), [])
-    if not workers:
-        for task in tasks:
-            yield from _encode(task, tokenizer, frame, limits)
-        return
-    # spawned, because a fork of a process with threads may hang
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        running = deque(pool.submit(_encode, task, tokenizer, frame, limits) for task in islice(tasks, workers * TASKS_AHEAD))
-        while running:
-            yield from running.popleft().result()
-            running.extend(pool.submit(_encode, task, tokenizer, frame, limits) for task in islice(tasks, 1))
+    for examples in in_order(partial(_encode, tokenizer=tokenizer, frame=frame, limits=limits), tasks, workers=workers):
+        yield from examples
 
 
 def _encode(groups: Sequence[PreferenceGroup], tokenizer: Path, frame: chat.Frame, limits: Limits) -> list[Example]:

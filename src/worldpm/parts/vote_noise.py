@@ -78,25 +78,51 @@ def fit(threads: Iterable[Dated]) -> VoteNoise:
     if not known:
         return VoteNoise(0.0, 0.0, 1.0, 0.0)
     now = max(float(thread.created.max()) for thread in known)
-    pieces = [(_features(thread, now), np.maximum(thread.votes, 0)) for thread in known]
-    found = minimize(_loss, np.zeros(2), args=(pieces,), jac=True, method="L-BFGS-B").x
-    spread = _spread([(np.exp(features @ found), ups) for features, ups in pieces])
-    return VoteNoise(float(found[0]), float(found[1]), spread, now)
+    answers = _Answers.of(known, now)
+    found = minimize(_loss, np.zeros(2), args=(answers,), jac=True, method="L-BFGS-B").x
+    return VoteNoise(float(found[0]), float(found[1]), _spread(answers, np.exp(answers.features @ found)), now)
 
 
-def _spread(pieces: Sequence[tuple[Array, Array]]) -> float:
+class _Answers(NamedTuple):
+    """All answers of many threads, one thread after the other."""
+
+    features: Array
+    ups: Array
+    starts: NDArray[np.intp]
+    thread: NDArray[np.intp]
+    """Of each answer."""
+    totals: Array
+    """Of each thread, its up votes."""
+
+    @classmethod
+    def of(cls, threads: Sequence[Dated], now: float) -> Self:
+        lengths = np.array([len(thread.votes) for thread in threads])
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        ups = np.maximum(np.concatenate([thread.votes for thread in threads]), 0)
+        features = np.concatenate([_features(thread, now) for thread in threads])
+        return cls(features, ups, starts, np.repeat(np.arange(len(threads)), lengths), np.add.reduceat(ups, starts))
+
+    def sums(self, values: Array) -> Array:
+        """Of each thread."""
+        found: Array = np.add.reduceat(values, self.starts)
+        return found
+
+    def shares(self, exposures: Array) -> Array:
+        """Of each answer in its thread's exposures."""
+        return exposures / self.sums(exposures)[self.thread]
+
+
+def _spread(answers: _Answers, exposures: Array) -> float:
     """Of worth, from exposures and up votes, by moments: given a thread's total N, the votes of K answers of gamma worths, whose shape
     is 1 / spread, scatter `(N - 1) / (1 + K shape)` times more around their expected shares than draws of a multinomial law.
     """
-    rows = []
-    for exposures, ups in pieces:
-        share, total = exposures / exposures.sum(), float(ups.sum())
-        drawn = total * (1 - float(share @ share))
-        rows.append((float(((ups - total * share) ** 2).sum()) - drawn, drawn * (total - 1), len(ups)))
-    excess, scale, answers = np.array(rows).T
+    share, total = answers.shares(exposures), answers.totals
+    drawn = total * (1 - answers.sums(share**2))
+    excess = answers.sums((answers.ups - total[answers.thread] * share) ** 2) - drawn
+    scale, count = drawn * (total - 1), answers.sums(np.ones_like(share))
 
     def too_wide(log_spread: float) -> float:
-        return float((scale / (1 + answers * np.exp(-log_spread))).sum() - excess.sum())
+        return float((scale / (1 + count * np.exp(-log_spread))).sum() - excess.sum())
 
     ends = np.log(LEAST_SPREAD), np.log(MOST_SPREAD)
     if too_wide(ends[0]) >= 0 or too_wide(ends[1]) <= 0:
@@ -111,14 +137,12 @@ def _features(thread: Dated, now: float) -> Array:
     return np.stack([age, np.log1p((thread.created - first) / HOUR)], axis=1)
 
 
-def _loss(powers: Array, pieces: Sequence[tuple[Array, Array]]) -> tuple[float, Array]:
+def _loss(powers: Array, answers: _Answers) -> tuple[float, Array]:
     """The multinomial loss of how a thread's votes fall on its answers, and its gradient."""
-    loss, gradient = RIDGE * float(powers @ powers), 2 * RIDGE * powers
-    for features, ups in pieces:
-        logits = features @ powers
-        logits = logits - logits.max()
-        share = np.exp(logits) / np.exp(logits).sum()
-        counted = min(1.0, VOTES_AT_MOST / ups.sum())
-        loss -= counted * float(ups @ np.log(share))
-        gradient = gradient - counted * (features.T @ (ups - ups.sum() * share))
-    return loss, gradient
+    logits = answers.features @ powers
+    logits = logits - np.maximum.reduceat(logits, answers.starts)[answers.thread]
+    share = answers.shares(np.exp(logits))
+    counted = np.minimum(1.0, VOTES_AT_MOST / answers.totals)[answers.thread]
+    loss = RIDGE * float(powers @ powers) - float((counted * answers.ups) @ np.log(share))
+    residual = counted * (answers.ups - answers.totals[answers.thread] * share)
+    return loss, 2 * RIDGE * powers - answers.features.T @ residual

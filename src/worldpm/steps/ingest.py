@@ -39,10 +39,14 @@ class Config:
     """What the files are; told from their names and first lines unless set."""
     engine: Engine = "duckdb"
     """What joins posts into threads; the rows are the same. Spark is the one of `spark-submit`, or a local one."""
+    workers: int | None = None
+    """Processes that turn HTML into Markdown; 0 does it in this one. One a core for a large dump unless set."""
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("no source given: name at least one archive, for instance beer.stackexchange.com.7z")
+        if (self.workers or 0) < 0:
+            raise ConfigError(f"--workers is {self.workers}; it must not be negative")
 
 
 class Site(NamedTuple):
@@ -63,7 +67,7 @@ def run(config: Config) -> None:
     with output:
         counts, drops = {}, {}
         for name, site in sites.items():
-            kept = output.part(f"{name}.parquet", partial(_ingest, site, name, output, config.engine))
+            kept = output.part(f"{name}.parquet", partial(_ingest, site, name, output, config))
             counts[name], drops[name] = kept["counts"], kept["drops"]
             logger.info("%s: %d threads, %d responses", name, counts[name]["threads"], counts[name]["responses"])
         output.finish(counts=counts, drops=drops)
@@ -123,16 +127,19 @@ def _reader(path: Path, asked: str | None) -> ModuleType:
     raise DataError(path, "not a forum dump: a Stack Exchange archive (.7z), a Posts.xml, or lines of JSON (.jsonl, .zst) are needed")
 
 
-def _ingest(site: Site, name: str, output: folders.Output, engine: Engine, aside: Path) -> folders.Json:
+def _ingest(site: Site, name: str, output: folders.Output, config: Config, aside: Path) -> folders.Json:
     """One site's threads into the file `aside`: posts are streamed to disk, then joined by the data engine."""
     from worldpm.formats import schema, tables
+    from worldpm.formats.workers import workers_for
 
     dropped: Counter[str] = Counter()
     posts = output.progress / f"{name}.posts"
     with console.progress(f"ingest {name}", total=sum(map(site.reader.size_of, site.paths))) as advance:
         batches = (batch for path in site.paths for batch in site.reader.read_posts(path, site=name, drops=dropped, advance=advance))
         tables.write_parquet(posts, batches, schema.POSTS)
-    joined = tables.join_threads(posts, source=site.reader.SOURCE, site=name, spill=output.progress, engine=engine)
+    workers = workers_for(posts.stat().st_size, config.workers)
+    origin = {"source": site.reader.SOURCE, "site": name, "text": site.reader.TO_MARKDOWN}
+    joined = tables.join_threads(posts, **origin, spill=output.progress, engine=config.engine, workers=workers)
     tally: Counter[str] = Counter()
     tables.write_parquet(aside, _counted(joined.threads, tally), schema.THREADS)
     posts.unlink()

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from tyro.conf import Positional
 
 from worldpm.field.errors import ConfigError
 from worldpm.formats import console, folders
+from worldpm.formats.workers import cores, in_order
 
 if TYPE_CHECKING:
     from worldpm.parts.fits.evidence import Points
@@ -37,6 +39,8 @@ PROFILED = ("E", "alpha")
 CURVE_POINTS = 40
 PART = ": "
 """Between a test's name and that of a part of it."""
+FEW_SLICES = 8
+"""Are fitted by one process."""
 LEAST_OF_A_CURVE = 4
 """Amounts of data that a size must have seen to give a curve of its own."""
 
@@ -107,8 +111,9 @@ def run(config: Config) -> None:
         for reason, number in measured.drops.items():
             logger.warning("%d points left out: %s", number, reason)
         laws: list[Json] = []
-        for one in console.track(slices, "fit", total=len(slices)):
-            laws += _fit_slice(one, measured, config)
+        fits = in_order(partial(_fit_slice, measured=measured, config=config), slices, workers=cores() if len(slices) > FEW_SLICES else 0)
+        for found in console.track(fits, "fit", total=len(slices)):
+            laws += found
         if failed := [law for law in laws if law["warnings"]]:
             logger.warning("%d of %d fits have warnings; `laws.json` names them", len(failed), len(laws))
         # a budget has a best size only where both size and data lower the loss

@@ -21,6 +21,7 @@ from worldpm.formats.schema import POSTS
 from worldpm.parts.forums import json_lines
 
 SOURCE = "threads"
+TO_MARKDOWN = None
 
 Json = dict[str, Any]
 

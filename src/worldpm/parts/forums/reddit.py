@@ -19,6 +19,7 @@ from worldpm.formats.schema import POSTS
 from worldpm.parts.forums import json_lines
 
 SOURCE = "reddit"
+TO_MARKDOWN = None
 NAMED = re.compile(r"^(?:R[SC]_)(.+)$|^(.+?)_(?:submissions|comments)$")
 GONE = ("[deleted]", "[removed]", "[deleted by user]", "[ Removed by Reddit ]")
 

@@ -26,6 +26,7 @@ from worldpm.formats.markdown import from_html
 from worldpm.formats.schema import POSTS
 
 SOURCE = "stackexchange"
+TO_MARKDOWN = from_html
 MEMBER = "Posts.xml"
 
 MAX_ENTRIES, MAX_BYTES, MAX_RATIO = 1_000, 1 << 40, 100
@@ -57,7 +58,7 @@ def size_of(path: Path) -> int:
 
 
 def read_posts(path: Path, *, site: str, drops: Counter[str], advance: Callable[[int], object] = int) -> Iterator[pa.RecordBatch]:
-    """Questions and answers of a dump as batches of `schema.POSTS`, bodies in Markdown; rows left out are counted in `drops`.
+    """Questions and answers of a dump as batches of `schema.POSTS`, bodies in HTML; rows left out are counted in `drops`.
 
     `advance` is told the bytes of XML that each batch took.
 
@@ -119,7 +120,7 @@ def _posts(rows: pa.RecordBatch, site: str) -> pa.RecordBatch:
         "parent_id": pc.if_else(answers, rows["ParentId"], pa.scalar(None, pa.string())),
         "accepted_id": rows["AcceptedAnswerId"],
         "title": pc.fill_null(rows["Title"], ""),
-        "body": pa.array([from_html(body or "") for body in rows["Body"].to_pylist()], pa.string()),
+        "body": pc.fill_null(rows["Body"], ""),
         "tags": pa.array([re.findall(r"[^<>|]+", tags or "") for tags in rows["Tags"].to_pylist()], pa.list_(pa.string())),
         "votes": pc.cast(rows["Score"], pa.int64()),
         "created": pc.cast(rows["CreationDate"], pa.timestamp("us")),

@@ -49,7 +49,7 @@ def main(older: str, newer: str) -> None:
 def threads_of(dump: str, out: Path) -> list[Thread]:
     if worldpm(["ingest", dump, "--out", str(out)]):
         sys.exit(1)
-    return [schema.thread_from_row(row) for path in tables.paths_of(out) for row in tables.read_rows(path, schema.THREADS)]
+    return [thread for path in tables.paths_of(out) for batch in tables.read_batches(path) for thread in schema.threads_of(batch)]
 
 
 def judged(before: list[Thread], after: dict[tuple[str, str], int], rule: Rule, noise: vote_noise.VoteNoise):

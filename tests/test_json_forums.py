@@ -46,7 +46,7 @@ def lines(*rows: Json) -> bytes:
 
 
 def read_threads(folder: Path) -> list[Thread]:
-    return [schema.thread_from_row(row) for path in tables.paths_of(folder) for row in tables.read_rows(path, schema.THREADS)]
+    return [thread for path in tables.paths_of(folder) for batch in tables.read_batches(path) for thread in schema.threads_of(batch)]
 
 
 PACK: dict[str, Callable[[bytes], bytes]] = {

@@ -1,6 +1,7 @@
 """The tables on disk, as Arrow schemas, and the rows of them as records."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +169,13 @@ def only(table: pa.Schema, columns: Sequence[str]) -> pa.Schema:
     return pa.schema([table.field(name) for name in columns])
 
 
-def thread_from_row(row: Json) -> Thread:
-    """A row of `threads/*.parquet` as a record."""
-    responses = tuple(Answer(**answer) for answer in row["responses"])
-    return Thread(**{**row, "tags": tuple(row["tags"] or ()), "responses": responses})
+def threads_of(batch: pa.RecordBatch) -> Iterator[Thread]:
+    """Rows of `threads/*.parquet` as records."""
+    lists, names = batch["responses"], [name for name in THREADS.names if name != "responses"]
+    answers = map(Answer, *(lists.flatten().field(name).to_pylist() for name in ANSWERS.names))
+    for size, *values in zip(lists.value_lengths().to_pylist(), *(batch[name].to_pylist() for name in names), strict=True):
+        row = dict(zip(names, values, strict=True))
+        yield Thread(**{**row, "tags": tuple(row["tags"] or ())}, responses=tuple(islice(answers, size)))
 
 
 def thread_to_row(thread: Thread) -> Json:

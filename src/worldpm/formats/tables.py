@@ -98,13 +98,18 @@ def read_rows(path: Path, schema: pa.Schema | None = None) -> Iterator[Json]:
     Raises:
         DataError: If the file is not Parquet or lacks a column of the schema.
     """
+    for batch in read_batches(path, schema):
+        yield from batch.to_pylist()
+
+
+def read_batches(path: Path, schema: pa.Schema | None = None) -> Iterator[pa.RecordBatch]:
+    """The same as batches of ROWS_AT_ONCE rows."""
     file = _open(path)
     names = file.schema_arrow.names if schema is None else schema.names
     missing = [name for name in names if name not in file.schema_arrow.names]
     if missing:
         raise DataError(path, f"lacks the column(s) {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}")
-    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=names):
-        yield from batch.to_pylist()
+    yield from file.iter_batches(batch_size=ROWS_AT_ONCE, columns=names)
 
 
 def map_batches(path: Path, work: Callable[[pa.RecordBatch], Result], *, workers: int, engine: Engine = "duckdb") -> Iterator[Result]:

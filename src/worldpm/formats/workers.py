@@ -1,5 +1,6 @@
 """Work handed to other processes, with its results in order and a bounded number of tasks on the way."""
 
+import gc
 import multiprocessing
 import os
 import threading
@@ -44,6 +45,7 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, workers: 
 def _keep(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
+    gc.set_threshold(100_000)  # a batch makes many objects that all live until it is done
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,6 +1,7 @@
 """What makes a post unfit, each reason on its own switch, and the masking of personal data. Nothing is mended."""
 
 import re
+import string
 from functools import cache
 from typing import Any
 
@@ -9,9 +10,8 @@ from worldpm.parts.group_rules import Limits
 FENCE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n.*?(?:^\1[`~]*\s*$|\Z)", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^(?: {4}|\t).*$", re.MULTILINE)
 QUOTED = re.compile(r"^>.*$", re.MULTILINE)
-MARKS = ("```", "~~~", "\n    ", "\n\t", "\n>")
-"""Without any of these a text has no fence, no indented line and no quote."""
-LINKED = re.compile(r"!?\[[^\]]*\]\([^)]*\)|<?https?://\S+>?")
+LINK = r"!?\[[^\[\]]*\]\([^()]*\)|<?https?://\S+>?"
+LINKED, NO_WORDS = re.compile(LINK), re.compile(rf"(?:{LINK}|\W)*+")
 WORD = re.compile(r"\w")
 MASKS = (
     (re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "[e-mail]"),
@@ -40,18 +40,21 @@ def why_unfit(text: str, limits: Limits, *, answer: bool) -> str | None:
 
 
 def _has_words_of_its_own(text: str) -> bool:
-    first = LINKED.search(text) if "](" in text or "://" in text else None
-    return bool(WORD.search(text, 0, first.start()) or WORD.search(LINKED.sub("", text))) if first else bool(WORD.search(text))
+    start = NO_WORDS.match(text)
+    return start is not None and start.end() < len(text)
 
 
 def code_share(text: str) -> float:
     """The share of a text's characters, white space aside, that stand in fences, indented lines or quotes."""
     lines = f"\n{text}"
-    if not any(mark in lines for mark in MARKS):
+    if not ("```" in text or "~~~" in text or "\n    " in lines or "\n\t" in lines or "\n>" in lines):
         return 0.0
-    total = len("".join(text.split()))
     rest = QUOTED.sub("", INDENTED.sub("", FENCE.sub("", text)))
-    return 1 - len("".join(rest.split())) / max(1, total)
+    return 1 - _solid(rest) / max(1, _solid(text))
+
+
+def _solid(text: str) -> int:
+    return len(text) - sum(map(text.count, string.whitespace))
 
 
 def language_of(text: str) -> str:

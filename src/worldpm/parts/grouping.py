@@ -147,9 +147,8 @@ def _thinned(
     least, most = rules.least_gap or 0, rules.most_gap or float("inf")
     kept = [preference for preference in preferences if least <= preference.strength <= most]
     tally.drops["pair beyond --least-gap and --most-gap"] += len(preferences) - len(kept)
-    generator = np.random.default_rng([rules.seed, key, 1])
     if rules.controversial_share is not None:
-        draws = generator.random(len(kept))
+        draws = np.random.default_rng([rules.seed, key, 1]).random(len(kept))
         closeness = [votes.closeness(answers, preference) for preference in kept]
         tally.drops["pair of votes too close"] += closeness.count("too close")
         fine = [
@@ -158,9 +157,12 @@ def _thinned(
         tally.drops["controversial pair beyond its share"] += len(kept) - sum(fine) - closeness.count("too close")
         kept = [preference for preference, keep in zip(kept, fine, strict=True) if keep]
     if rules.pairs_per_thread is not None and len(kept) > rules.pairs_per_thread:
+        generator = np.random.default_rng([rules.seed, key, 2])
         places = sorted(generator.choice(len(kept), size=rules.pairs_per_thread, replace=False).tolist())
         tally.drops["pair beyond --pairs-per-thread"] += len(kept) - len(places)
         kept = [kept[place] for place in places]
+    if len(kept) == len(preferences):
+        return tuple(preferences)
     return tuple(replace(preference, weight=1 / len(kept)) for preference in kept)
 
 

@@ -28,7 +28,7 @@ Hashes = NDArray[np.uint64]
 
 IN_A_WORD = np.array([chr(byte).isalnum() or chr(byte) == "_" or byte >= 128 for byte in range(256)])
 """Letters, digits, underscores, and every byte of what lies beyond ASCII."""
-POWERS = np.cumprod(np.full(256, 0x100000001B3, dtype=np.uint64))
+BASE = 0x100000001B3
 FACTORS = np.cumprod(np.full(PERMUTATIONS // BANDS, 0x9E3779B97F4A7C15, dtype=np.uint64))
 
 
@@ -72,8 +72,8 @@ def _runs(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
     starts = np.flatnonzero(begins)
     if not len(starts):
         return np.zeros(0, dtype=np.uint64), np.zeros(len(texts), dtype=np.int64)
-    place = np.arange(len(letters)) - np.repeat(starts, np.diff(np.append(starts, len(letters))))
-    words = _mixed(np.add.reduceat(letters * POWERS[place % len(POWERS)], starts))
+    # a word is the number whose digits are its bytes, in powers of BASE modulo 2^64, whatever stands before it
+    words = _mixed(np.add.reduceat(letters * _powers(BASE, len(letters)), starts) * _powers(pow(BASE, -1, 1 << 64), len(letters))[starts])
     counts = np.searchsorted(starts, np.concatenate([[0], np.cumsum(inside)])[offsets])  # words before each text's border
     runs = np.zeros(max(0, len(words) - WORDS + 1), dtype=np.uint64)
     for number, factor in enumerate(FACTORS[:WORDS]):
@@ -81,6 +81,10 @@ def _runs(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
     of_text = np.repeat(np.arange(len(texts)), np.diff(counts))
     whole = of_text[: len(runs)] == of_text[len(words) - len(runs) :]
     return _mixed(runs[whole]), np.cumsum(np.bincount(of_text[: len(runs)][whole], minlength=len(texts)))
+
+
+def _powers(base: int, count: int) -> Hashes:
+    return np.cumprod(np.full(count, base, dtype=np.uint64), dtype=np.uint64)
 
 
 def _mixed(hashes: Hashes) -> Hashes:

@@ -43,7 +43,7 @@ def see(batch: pa.RecordBatch, *, rules: Rules, one_in: int) -> Seen:
     texts: list[Text] = []
     dated: list[vote_noise.Dated] = []
     closeness: Counter[str] = Counter()
-    for thread in _threads(batch):
+    for thread in schema.threads_of(batch):
         if len(thread.responses) > 1 and xxhash.xxh64_intdigest(thread.thread_id.encode(), seed=1) % one_in == 0:
             dated.append(vote_noise.Dated.of(thread.responses))
             if rules.controversial_share:
@@ -104,13 +104,9 @@ def make(batch: pa.RecordBatch, *, rules: Rules, learned: Learned, sieves: Sieve
     return Made(made, tally.counts, tally.drops, credit.getvalue(), overlaps.getvalue(), rejects.getvalue())
 
 
-def _threads(batch: pa.RecordBatch) -> Iterator[Thread]:
-    return map(schema.thread_from_row, batch.to_pylist())
-
-
 def _groups(batch: pa.RecordBatch, rules: Rules, learned: Learned, tally: Tally, asked: dict[str, Thread]) -> Iterator[PreferenceGroup]:
     """The groups of a batch; their threads are put into `asked`."""
-    for thread in _threads(batch):
+    for thread in schema.threads_of(batch):
         tally.counts["threads"] += 1
         group = group_thread(thread, rules, tally, learned)
         if group is not None:

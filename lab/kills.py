@@ -1,6 +1,7 @@
-"""Kill a training at twenty random moments, start it again each time, and compare every bit with a run that was left alone.
+"""Kill a step at random moments, start it again each time, and compare every bit with a run that was left alone.
 
-python lab/kills.py [--kills 20] [--seed 0]
+python lab/kills.py train [--kills 20] [--seed 0]
+python lab/kills.py data DUMP... [--kills 50]   ingest and group, as benchmarks/forum_dump.py writes dumps
 """
 
 import argparse
@@ -14,55 +15,72 @@ from pathlib import Path
 
 from worldpm.formats import folders
 
-COMPARED = ("model.safetensors", "metrics.jsonl", "worldpm.json", "config.json", "tokenizer.json")
+TRAINED = ("model.safetensors", "metrics.jsonl", "worldpm.json", "config.json", "tokenizer.json")
 TRAIN = ("--model", "tiny", "--max-steps", "60", "--batch-pairs", "24", "--dtype", "float32", "--max-length", "192")
 
-
-def start(*words: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "worldpm.cli", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+Words = tuple[object, ...]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "data"))
+    parser.add_argument("dumps", type=Path, nargs="*")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        assert start("simulate", "--threads", 200, "--out", folder / "threads").wait() == 0
-        assert start("group", folder / "threads", "--out", folder / "groups").wait() == 0
-        started = time.monotonic()
-        assert start("train", folder / "groups", *TRAIN, "--out", folder / "whole").wait() == 0
-        seconds = time.monotonic() - started
-        print(f"left alone: {seconds:.1f} s", flush=True)
-        kills = runs = 0
-        while kills < options.kills:
-            runs += 1
-            killed = folder / f"killed{runs}"
-            kills += train_with_kills(folder / "groups", killed, rng, seconds, at_most=options.kills - kills)
-            for file in COMPARED:
-                assert (killed / file).read_bytes() == (folder / "whole" / file).read_bytes(), file
-        print(f"{kills} kills in {runs} runs: {', '.join(COMPARED)} equal to the last bit each time")
+        if options.what == "train":
+            assert start("simulate", "--threads", 200, "--out", folder / "threads").wait() == 0
+            assert start("group", folder / "threads", "--out", folder / "groups").wait() == 0
+            hunt(("train", folder / "groups", *TRAIN), folder, rng, options.kills, TRAINED)
+        else:
+            hunt(("ingest", *options.dumps, "--workers", 2), folder, rng, options.kills // 2)
+            hunt(("group", folder / "ingest", "--workers", 2), folder, rng, options.kills - options.kills // 2)
 
 
-def train_with_kills(groups: Path, out: Path, rng: random.Random, seconds: float, *, at_most: int) -> int:
-    """Train to the end, killed at random moments on the way; how often that was."""
+def hunt(words: Words, folder: Path, rng: random.Random, kills: int, files: tuple[str, ...] = ()) -> None:
+    """So many kills, in as many runs as they take; `files`, or all that are not timings, must equal those of a run that was left alone."""
+    whole = folder / str(words[0])
+    started = time.monotonic()
+    assert start(*words, "--out", whole).wait() == 0
+    seconds = time.monotonic() - started
+    print(f"{words[0]} left alone: {seconds:.1f} s", flush=True)
+    compared = files or sorted(str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file() and path.name != folders.TIMINGS)
+    done = runs = 0
+    while done < kills:
+        runs += 1
+        out = folder / f"{words[0]}-{runs}"
+        done += with_kills(words, out, rng, seconds, at_most=kills - done)
+        for file in compared:
+            assert (out / file).read_bytes() == (whole / file).read_bytes(), file
+    print(f"{words[0]}: {done} kills in {runs} runs: {', '.join(compared)} equal to the last bit each time", flush=True)
+
+
+def with_kills(words: Words, out: Path, rng: random.Random, seconds: float, *, at_most: int) -> int:
+    """Run to the end, killed at random moments on the way; how often that was."""
     kills = 0
     while True:
-        process = start("train", groups, *TRAIN, "--out", out)
+        process = start(*words, "--out", out)
         try:
-            process.wait(rng.uniform(0.2, 0.8) * seconds if kills < at_most else None)
+            process.wait(rng.uniform(0.1, 0.9) * seconds if kills < at_most else None)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
-            states = sorted(path.name for path in (out / folders.PROGRESS / "resume").glob("*"))
-            print(f"{out.name}, kill {kills}: states {', '.join(states) or 'none'}", flush=True)
+            kept = sorted(
+                path.name for path in (out / folders.PROGRESS).glob("**/*") if path.suffix == ".json" or path.parent.name == "resume"
+            )
+            print(f"{out.name}, kill {kills}: done before {', '.join(kept) or 'nothing'}", flush=True)
         else:
             assert process.returncode == 0, process.returncode
             return kills
+
+
+def start(*words: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "worldpm.cli", *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

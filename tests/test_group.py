@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -376,3 +377,10 @@ def test_pairs_that_a_reward_model_contradicts_are_dropped_from_training(road: P
     assert 0 < left < sum(len(g.preferences) for g in plain.values() if g.split == "train")
     drops = folders.manifest(tmp_path / "strict")["drops"]["simulated"]
     assert drops["pair that --filter-with contradicts"] > 0
+    assert run(*words, "--filter-keep", "contradicted", "--out", tmp_path / "rest") == 0
+
+    def pairs(groups: Iterable[PreferenceGroup]) -> set[tuple[str, int, int]]:
+        return {(g.group_id, p.chosen, p.rejected) for g in groups if g.split == "train" for p in g.preferences}
+
+    rest = pairs(read_groups(tmp_path / "rest"))
+    assert rest == pairs(plain.values()) - pairs(strict.values())

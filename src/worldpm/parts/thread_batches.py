@@ -65,7 +65,9 @@ class Sieves:
     """Whether groups that overlap with one are dropped, or only told."""
     scorer: "Scorer | None" = None
     margin: float = 0.0
-    """Logits by which the scorer must prefer the rejected response of a training pair."""
+    """Logits by which the scorer must prefer the rejected response of a training pair to contradict it."""
+    contradicted: bool = False
+    """Whether the pairs that it contradicts are kept, in place of the others."""
     rejects: bool = False
     """Whether what is dropped is written."""
 
@@ -98,7 +100,7 @@ def make(batch: pa.RecordBatch, *, rules: Rules, learned: Learned, sieves: Sieve
     if sieves.index is not None:
         groups = _decontaminated(groups, sieves.index, sieves, tally, overlaps)
     if sieves.scorer is not None:
-        groups = _filtered(groups, sieves.scorer, sieves.margin, tally)
+        groups = _filtered(groups, sieves.scorer, sieves, tally)
     rows = [schema.group_to_row(group) for group in _counted(groups, asked, tally, credit)]
     made = pa.RecordBatch.from_pylist(rows, schema=schema.GROUPS)
     return Made(made, tally.counts, tally.drops, credit.getvalue(), overlaps.getvalue(), rejects.getvalue())
@@ -130,11 +132,11 @@ def _decontaminated(
             yield group
 
 
-def _filtered(groups: Iterable[PreferenceGroup], scorer: "Scorer", margin: float, tally: Tally) -> Iterator[PreferenceGroup]:
-    """Training groups without the pairs that the reward model contradicts."""
+def _filtered(groups: Iterable[PreferenceGroup], scorer: "Scorer", sieves: Sieves, tally: Tally) -> Iterator[PreferenceGroup]:
+    """Training groups without the pairs that the reward model contradicts, or with no others."""
     from worldpm.parts.scorer import Request
 
-    stream = iter(groups)
+    stream, without = iter(groups), "does not contradict" if sieves.contradicted else "contradicts"
     while chunk := list(islice(stream, GROUPS_AT_ONCE)):
         wanted = [group for group in chunk if group.split == "train"]
         requests = [Request(group.group_id, group.prompt, [response.content for response in group.responses]) for group in wanted]
@@ -142,10 +144,11 @@ def _filtered(groups: Iterable[PreferenceGroup], scorer: "Scorer", margin: float
         for group in chunk:
             if group.split == "train":
                 reward = rewards[group.group_id]
-                kept = [p for p in group.preferences if reward[p.chosen] - reward[p.rejected] >= -margin]
-                tally.drops["pair that --filter-with contradicts"] += len(group.preferences) - len(kept)
+                against = [reward[p.chosen] - reward[p.rejected] < -sieves.margin for p in group.preferences]
+                kept = [p for p, contradicted in zip(group.preferences, against, strict=True) if contradicted == sieves.contradicted]
+                tally.drops[f"pair that --filter-with {without}"] += len(group.preferences) - len(kept)
                 if not kept:
-                    tally.drop("thread whose pairs --filter-with all contradicts", group.group_id)
+                    tally.drop(f"thread whose pairs --filter-with all {without}", group.group_id)
                     continue
                 group = replace(group, preferences=tuple(replace(p, weight=1 / len(kept)) for p in kept))
             yield group

@@ -50,6 +50,8 @@ class Config(Rules):
     """A reward model; training pairs that it contradicts are dropped. It injects that model's taste: the paper advises against it."""
     filter_margin: float = 0.0
     """Logits by which it must prefer the rejected response."""
+    filter_keep: Literal["agreed", "contradicted"] = "agreed"
+    """`contradicted` keeps the pairs that would be dropped, and no others: trained on them, a model shows what the filter injects."""
     engine: Engine = "duckdb"
     """What works on the texts and finds near-duplicates among them; the rows are the same."""
     workers: int | None = None
@@ -100,7 +102,7 @@ def _settings(config: Config) -> Json:
     if config.decontaminate:
         rules |= {"decontaminate": list(config.decontaminate), "contaminated": config.contaminated}
     if config.filter_with:
-        rules |= {"filter_with": Path(config.filter_with).name, "filter_margin": config.filter_margin}
+        rules |= {"filter_with": Path(config.filter_with).name, "filter_margin": config.filter_margin, "filter_keep": config.filter_keep}
     return rules | ({"rejects": True} if config.rejects else {})
 
 
@@ -126,7 +128,8 @@ def _sieves(config: Config) -> "tuple[Sieves, list[Json]]":
 
         inputs.append(checkpoint.fingerprint(checkpoint.find(config.filter_with)))
         scorer = Scorer.load(config.filter_with, cut=True)
-    return Sieves(index, config.contaminated == "drop", scorer, config.filter_margin, config.rejects), inputs
+    contradicted = config.filter_keep == "contradicted"
+    return Sieves(index, config.contaminated == "drop", scorer, config.filter_margin, contradicted, config.rejects), inputs
 
 
 def _learn(output: folders.Output, paths: Sequence[Path], config: Config) -> "dict[str, Learned]":

@@ -1,0 +1,85 @@
+"""Work by many processes: order, bounds, errors, and no process left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TWO_ANSWERS, posts_xml, run
+from worldpm.formats.workers import TASKS_AHEAD, in_order
+
+
+def slow_when_small(number: int) -> int:
+    time.sleep(0.05 * (number < 2))
+    return number * number
+
+
+def test_results_stand_in_the_order_of_the_tasks_and_few_tasks_are_taken_ahead() -> None:
+    taken: list[int] = []
+
+    def tasks() -> Iterator[int]:
+        for number in range(40):
+            taken.append(number)
+            yield number
+
+    ahead = []
+    found = []
+    for result in in_order(slow_when_small, tasks(), workers=2):
+        found.append(result)
+        ahead.append(len(taken) - len(found))
+    assert found == [number * number for number in range(40)] == list(in_order(slow_when_small, range(40), workers=0))
+    assert max(ahead) < 2 * TASKS_AHEAD
+
+
+def test_an_error_of_a_task_comes_where_its_result_would_stand() -> None:
+    stream = in_order(len, ["ab", 7, "c"], workers=2)  # type: ignore[arg-type]
+    assert next(stream) == 2
+    with pytest.raises(TypeError, match="int"):
+        next(stream)
+
+
+def test_ingest_and_group_write_the_same_with_and_without_workers(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "Posts.xml").write_bytes(posts_xml(TWO_ANSWERS))
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        assert run("ingest", tmp_path / "site" / "Posts.xml", "--workers", workers, "--out", folder / "threads") == 0
+        assert run("group", folder / "threads", "--workers", workers, "--rejects", "--out", folder / "groups") == 0
+    for name in ("threads/site.parquet", "groups/site.parquet", "groups/ATTRIBUTION.csv", "groups/rejects.jsonl", "groups/manifest.json"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+LEFT = """
+import os, sys, time
+from worldpm.formats.workers import in_order
+def work(seconds):
+    print(os.getpid(), flush=True)
+    time.sleep(seconds)
+if __name__ == "__main__":
+    list(in_order(work, [60, 60], workers=2))
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "left.py").write_text(LEFT)
+    with subprocess.Popen([sys.executable, tmp_path / "left.py"], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(map(lives, workers)):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+
+
+def lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,6 +1,6 @@
 """Does preference pre-training on a forum help fine-tuning on a small human set? The paper's promise, with the control it left out.
 
-    python runs/studies/pretraining.py GROUPS BENCHMARK=FOLDER OUT
+    python runs/studies/pretraining.py GROUPS BENCHMARK=FOLDER OUT [SIZE]
 
 Three starts of one size and tokenizer: from scratch; trained on the forum's preferences; trained as a language model on the
 same text, for as many tokens (so also as many operations, but for its output layer). Each is fine-tuned on 100, 300 and 1,000
@@ -30,19 +30,19 @@ from worldpm.parts.benchmarks.items import Item, Judged
 from worldpm.parts.benchmarks.metrics import pair_margins, tensors
 from worldpm.parts.training_data import TrainingData
 
-SIZE, MAX_LENGTH, FORUM_EPOCHS = "w128", 512, 3
+MAX_LENGTH, FORUM_EPOCHS = 512, 3
 FOLDS, AMOUNTS, SEEDS, RATES, EPOCHS, BATCH_PAIRS = 5, (100, 300, 1000), (0, 1), (1e-3, 3e-4), 2, 32
 VALIDATION_PROMPTS = 60
 STARTS = ("scratch", "language", "forum")
 Json = dict[str, Any]
 
 
-def main(groups: str, named: str, out: Path) -> None:
-    run("train", groups, "--model", SIZE, "--epochs", FORUM_EPOCHS, "--max-length", MAX_LENGTH, "--out", out / "forum")
+def main(groups: str, named: str, out: Path, size: str = "w128") -> None:
+    run("train", groups, "--model", size, "--epochs", FORUM_EPOCHS, "--max-length", MAX_LENGTH, "--out", out / "forum")
     encoder = checkpoint.encoder_of(checkpoint.Source(out / "forum"), checkpoint.load_config(checkpoint.Source(out / "forum")))
     tokens = json.loads((out / "forum" / "manifest.json").read_text())["counts"]["tokens seen"]
-    language_model(out / "scratch", groups, encoder, tokens=0)
-    language_model(out / "language", groups, encoder, tokens=tokens)
+    language_model(out / "scratch", size, groups, encoder, tokens=0)
+    language_model(out / "language", size, groups, encoder, tokens=tokens)
     (benchmark,) = catalogue.find([named], Path())
     items = benchmark.items()
     fold_of = folds(items)
@@ -56,14 +56,14 @@ def run(*words: object) -> None:
         sys.exit(f"`worldpm {' '.join(map(str, words))}` failed")
 
 
-def language_model(out: Path, groups: str, encoder: Encoder, *, tokens: int) -> None:
+def language_model(out: Path, size: str, groups: str, encoder: Encoder, *, tokens: int) -> None:
     """Train the size as a language model on each response after its prompt, and write it as plain transformers does."""
     if (out / "config.json").exists():
         return
     torch.manual_seed(0)
-    config = reward_model.config_of(reward_model.SIZES[SIZE], vocabulary=len(encoder.tokenizer))
+    config = reward_model.config_of(reward_model.SIZES[size], vocabulary=len(encoder.tokenizer))
     model = AutoModelForCausalLM.from_config(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=reward_model.SIZES[SIZE].lr, betas=(0.9, 0.99), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=reward_model.SIZES[size].lr, betas=(0.9, 0.99), weight_decay=0.1)
     seen, step = 0, 0
     while seen < tokens:
         for batch in batches(groups, encoder, seed=step):
@@ -186,6 +186,6 @@ def show(amount: int, judged: dict[str, list[tuple[str, float, float]]]) -> None
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), *sys.argv[4:])

@@ -126,9 +126,7 @@ def stages(dump: Path, place: Path) -> None:
     print(f"stages of {megabytes:,.0f} MB, one process:")
     stage("parse", lambda: sum(batch.num_rows for batch in stackexchange.read_posts(dump, site="site", drops=Counter())))
     raw, threads, bands = (place / name for name in ("posts", "threads", "bands"))
-    stage(
-        "parse and write posts", lambda: tables.write_parquet(raw, stackexchange.read_posts(dump, site="s", drops=Counter()), schema.POSTS)
-    )
+    stage("parse and write posts", lambda: tables.write_posts(raw, stackexchange.read_posts(dump, site="s", drops=Counter())))
     bare = stage("join", lambda: list(tables.join_threads(raw, source="s", site="s", text=None, spill=place).threads))
     bodies = [body for batch in bare for lists in (batch["body"], batch["responses"].flatten().field("body")) for body in lists.to_pylist()]
     stage("HTML to Markdown", lambda: sum(len(from_html(body)) for body in bodies))

@@ -16,7 +16,6 @@ INSTANT = pa.timestamp("us", tz="UTC")
 
 POSTS = pa.schema(
     [
-        ("place", pa.int64()),  # row number in the dump: of two posts with one id the first is kept
         ("post_id", pa.string()),
         ("parent_id", pa.string()),  # null for the post that opens a thread
         ("accepted_id", pa.string()),

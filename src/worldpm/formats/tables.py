@@ -14,14 +14,17 @@ import pyarrow.parquet as pq
 
 from worldpm.field.errors import DataError
 from worldpm.formats.engine import Engine, spark_session
-from worldpm.formats.schema import ANSWERS, THREADS
+from worldpm.formats.schema import ANSWERS, POSTS, THREADS
 from worldpm.formats.workers import in_order
 
 Json = dict[str, Any]
 
-ROWS_PER_GROUP, ROWS_AT_ONCE = 8192, 1024
+ROWS_PER_GROUP, ROWS_AT_ONCE, POSTS_AT_ONCE = 8192, 1024, 4096
 MEMORY = "1GB"
 """What DuckDB may hold before it goes on on the disk."""
+
+PLACE = pa.field("place", pa.int64())
+"""Of two posts with one id the first is kept."""
 
 Result = TypeVar("Result")
 Text = Callable[[str], str]
@@ -148,42 +151,47 @@ class Joined(NamedTuple):
     orphans: int
 
 
+def write_posts(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write posts (`schema.POSTS`) with their place in the dump, and give their number."""
+
+    def placed() -> Iterator[pa.RecordBatch]:
+        start = 0
+        for batch in batches:
+            yield batch.append_column(PLACE, pa.array(range(start, start + batch.num_rows), PLACE.type))
+            start += batch.num_rows
+
+    return write_parquet(path, placed(), POSTS.append(PLACE))
+
+
 def join_threads(
     posts: Path, *, source: str, site: str, text: Text | None, spill: Path, engine: Engine = "duckdb", workers: int = 0
 ) -> Joined:
-    """Threads of a Parquet file of posts (`schema.POSTS`), ordered by date and id; answers ordered likewise.
+    """Threads of a file that `write_posts` wrote, ordered by date and id; answers ordered likewise.
 
     Of posts with one id the first is kept; an answer whose opening post is absent is left out. Both are counted.
     `text`, where given, is what becomes of every body, by so many processes or by Spark's. `spill` is a folder that the engine may use
     when memory runs out.
     """
     connection = _connect(engine, spill)
-    table = connection.read_parquet(str(posts), table_name="posts")
-    ranked = table.mutate(rank=ibis.row_number().over(ibis.window(group_by="post_id", order_by="place")))
-    distinct = ranked.filter(ranked.rank == 0).drop("rank")
-    first = connection.create_table("first", distinct, temp=True) if engine == "duckdb" else distinct.cache()
+    if engine == "spark" and text is not None:
+        table, text = _rewritten_in_spark(connection, posts, text), None
+    else:
+        table = connection.read_parquet(str(posts), table_name="posts")
+    # only keys are joined and ranked; the posts themselves go through one sort, which the engine can do on the disk
+    keys = table.select("place", "post_id", "parent_id", "created")
+    firsts = keys.group_by("post_id").aggregate(place=keys.place.min())
+    first = _kept(connection, "first", keys.semi_join(firsts, "place"), engine)
     openings = first.filter(first.parent_id.isnull())
-    answers = first.filter(first.parent_id.notnull()).drop("accepted_id")
-    parents = openings.select(thread_post_id=openings.post_id, accepted_id=openings.accepted_id)
-    answered = answers.inner_join(parents, answers.parent_id == parents.thread_post_id)
-    response = ibis.struct(
-        {
-            "response_id": answered.post_id,
-            "body": answered.body,
-            "votes": answered.votes,
-            "accepted": (answered.post_id == answered.accepted_id).fill_null(False),
-            "created": answered.created,
-            "author": answered.author,
-            "licence": answered.licence,
-        }
-    )
-    lists = answered.group_by("thread_post_id").aggregate(responses=response.collect())
-    threads = openings.left_join(lists, openings.post_id == lists.thread_post_id).order_by("created", "post_id")
-    duplicates = _count(table) - _count(first)
-    orphans = _count(answers) - _count(answered)
-    finish = partial(_as_threads, source=source, site=site, text=text)
-    found = _finished_in_spark(connection, threads, finish) if engine == "spark" else _finished(connection, threads, finish, workers)
-    return Joined(found, duplicates, orphans)
+    number = ibis.row_number().over(ibis.window(order_by=["created", "post_id"]))
+    openings = openings.select("place", opened=openings.post_id, thread=number)
+    answers = first.filter(first.parent_id.notnull())
+    answered = answers.inner_join(openings.select("opened", "thread"), answers.parent_id == openings.opened)
+    placed = _kept(connection, "placed", ibis.union(openings.select("place", "thread"), answered.select("place", "thread")), engine)
+    rows = table.inner_join(placed, "place").order_by("thread", table.parent_id.notnull(), "created", "post_id")
+    duplicates, orphans = _count(table) - _count(first), _count(first) - _count(placed)
+    batches = connection.to_pyarrow_batches(rows, chunk_size=POSTS_AT_ONCE)
+    made = in_order(partial(_as_threads, source=source, site=site, text=text), _whole_threads(batches), workers=workers)
+    return Joined(made, duplicates, orphans)
 
 
 def not_first_of_band(paths: Sequence[str], *, spill: Path, engine: Engine = "duckdb") -> set[str]:
@@ -210,46 +218,57 @@ def _count(table: Any) -> int:
     return int(table.count().to_pyarrow().as_py())
 
 
-def _finished(connection: Any, threads: Any, finish: Callable[[pa.RecordBatch], pa.RecordBatch], workers: int) -> Iterator[pa.RecordBatch]:
-    """The rows of an expression; the connection lives as long as the stream."""
-    yield from in_order(finish, connection.to_pyarrow_batches(threads, chunk_size=ROWS_AT_ONCE), workers=workers)
+def _kept(connection: Any, name: str, expression: Any, engine: Engine) -> Any:
+    """The expression, computed once."""
+    return connection.create_table(name, expression, temp=True) if engine == "duckdb" else expression.cache()
 
 
-def _finished_in_spark(connection: Any, threads: Any, finish: Callable[[pa.RecordBatch], pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    from pyspark.sql.pandas.types import from_arrow_schema
+def _rewritten_in_spark(connection: Any, posts: Path, text: Text) -> Any:
+    def rewritten(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            place = batch.schema.get_field_index("body")
+            yield batch.set_column(place, "body", _rewritten(batch["body"], text))
 
-    frame = spark_session().sql(connection.compile(threads))
-    found = frame.mapInArrow(lambda batches: map(finish, batches), from_arrow_schema(THREADS))
-    found.createOrReplaceTempView("threads")
-    for batch in connection.to_pyarrow_batches(connection.table("threads"), chunk_size=ROWS_AT_ONCE):
-        yield pa.Table.from_batches([batch]).cast(THREADS).combine_chunks().to_batches()[0]
+    rows = spark_session().read.parquet(str(posts))
+    rows.mapInArrow(rewritten, rows.schema).createOrReplaceTempView("posts")
+    return connection.table("posts")
 
 
-def _as_threads(batch: pa.RecordBatch, source: str, site: str, text: Text | None) -> pa.RecordBatch:
-    """The joined columns in the schema of threads; a thread without answers gets an empty list."""
-    rows = pa.Table.from_batches([batch])
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {
-        "thread_id": pa.array([f"{site}/{post_id}" for post_id in rows["post_id"].to_pylist()]),
-        "source": pa.array([source] * len(rows)),
-        "site": pa.array([site] * len(rows)),
-        "body": _rewritten(rows["body"].combine_chunks(), text),
-        "responses": _in_order(rows["responses"].combine_chunks(), text),
+def _whole_threads(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The posts of sorted batches, cut between threads."""
+    held: pa.Table | None = None
+    for batch in batches:
+        rows = pa.Table.from_batches([batch])
+        held = rows if held is None else pa.concat_tables([held, rows])
+        end = pa.compute.index(held["thread"], held["thread"][-1]).as_py()  # where the last thread begins: it may go on
+        if end:
+            yield held.slice(0, end).combine_chunks()
+            held = held.slice(end)
+    if held is not None and len(held):
+        yield held.combine_chunks()
+
+
+def _as_threads(posts: pa.Table, source: str, site: str, text: Text | None) -> pa.RecordBatch:
+    """Posts of whole threads, the opening one first and the answers in order, in the schema of threads."""
+    opens = pa.compute.is_null(posts["parent_id"])
+    bodies = _rewritten(posts["body"].combine_chunks(), text)
+    posts = posts.set_column(posts.column_names.index("body"), "body", bodies)
+    openings, answers = posts.filter(opens), posts.filter(pa.compute.invert(opens))
+    starts = np.append(np.flatnonzero(opens.to_numpy()), len(posts))
+    offsets = starts - np.arange(len(starts))  # answers that stand before each opening
+    parents = np.repeat(np.arange(len(openings)), np.diff(offsets))
+    accepted = pa.compute.fill_null(pa.compute.equal(answers["post_id"], openings["accepted_id"].take(pa.array(parents))), False)
+    named = answers.append_column("response_id", answers["post_id"]).append_column("accepted", accepted)
+    responses = pa.StructArray.from_arrays([named[name].combine_chunks() for name in ANSWERS.names], names=ANSWERS.names)
+    columns: dict[str, pa.Array] = {
+        "thread_id": pa.array([f"{site}/{post_id}" for post_id in openings["post_id"].to_pylist()]),
+        "source": pa.array([source] * len(openings)),
+        "site": pa.array([site] * len(openings)),
+        "responses": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), responses),
     }
-    made = pa.table({name: columns.get(name, rows[name] if name in rows.column_names else None) for name in THREADS.names})
+    made = pa.table({name: columns.get(name, openings[name] if name in openings.column_names else None) for name in THREADS.names})
     return made.cast(THREADS).combine_chunks().to_batches()[0]
 
 
-def _rewritten(bodies: pa.StringArray, text: Text | None) -> pa.StringArray:
+def _rewritten(bodies: pa.Array, text: Text | None) -> pa.Array:
     return bodies if text is None else pa.array([text(body or "") for body in bodies.to_pylist()], pa.string())
-
-
-def _in_order(lists: pa.ListArray, text: Text | None) -> pa.ListArray:
-    """Each list's responses, rewritten, by date and id: not every engine collects in order. No list becomes an empty one."""
-    flat = lists.flatten()
-    keys = pa.table({"parent": pa.compute.list_parent_indices(lists), "created": flat.field("created"), "id": flat.field("response_id")})
-    order = pa.compute.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names])
-    lengths = pa.compute.fill_null(pa.compute.list_value_length(lists), 0).to_numpy()
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
-    ordered = {name: flat.field(name).take(order) for name in ANSWERS.names}
-    fields = [_rewritten(column, text) if name == "body" else column for name, column in ordered.items()]
-    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(fields, names=ANSWERS.names))

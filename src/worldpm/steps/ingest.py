@@ -136,7 +136,7 @@ def _ingest(site: Site, name: str, output: folders.Output, config: Config, aside
     posts = output.progress / f"{name}.posts"
     with console.progress(f"ingest {name}", total=sum(map(site.reader.size_of, site.paths))) as advance:
         batches = (batch for path in site.paths for batch in site.reader.read_posts(path, site=name, drops=dropped, advance=advance))
-        tables.write_parquet(posts, batches, schema.POSTS)
+        tables.write_posts(posts, batches)
     workers = workers_for(posts.stat().st_size, config.workers)
     origin = {"source": site.reader.SOURCE, "site": name, "text": site.reader.TO_MARKDOWN}
     joined = tables.join_threads(posts, **origin, spill=output.progress, engine=config.engine, workers=workers)

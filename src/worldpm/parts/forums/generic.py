@@ -44,11 +44,8 @@ def read_posts(path: Path, *, site: str, drops: Counter[str], advance: Callable[
     """
 
     def rows() -> Iterator[Json]:
-        place = 0
         for row in json_lines.read(path, drops, advance):
-            for post in _posts(row, drops):
-                yield {**post, "place": place}
-                place += 1
+            yield from _posts(row, drops)
 
     return tables.rows_to_batches(rows(), POSTS, size=8192)
 

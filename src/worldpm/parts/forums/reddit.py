@@ -46,12 +46,12 @@ def read_posts(path: Path, *, site: str, drops: Counter[str], advance: Callable[
     """
 
     def rows() -> Iterator[Json]:
-        for place, row in enumerate(json_lines.read(path, drops, advance)):
+        for row in json_lines.read(path, drops, advance):
             post = _post(row)
             if isinstance(post, str):
                 drops[post] += 1
             else:
-                yield {**post, "place": place}
+                yield post
 
     return tables.rows_to_batches(rows(), POSTS, size=8192)
 

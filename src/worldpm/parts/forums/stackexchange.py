@@ -65,20 +65,18 @@ def read_posts(path: Path, *, site: str, drops: Counter[str], advance: Callable[
     Raises:
         DataError: If the file is not such a dump, is damaged, is not UTF-8, or could do harm when unpacked.
     """
-    place, told = 0, 0
+    told = 0
     with _open(path) as stream:
         for rows in _parse(path, stream):
             advance(stream.offset - told)
             told = stream.offset
-            place += rows.num_rows
-            kept = _readable(rows, place - rows.num_rows, drops)
+            kept = _readable(rows, drops)
             if kept.num_rows:
                 yield _posts(kept, site)
 
 
-def _readable(rows: pa.RecordBatch, first: int, drops: Counter[str]) -> pa.RecordBatch:
-    """The questions and answers that can be read, with their place in the dump."""
-    rows = rows.append_column("place", pa.array(range(first, first + rows.num_rows), pa.int64()))
+def _readable(rows: pa.RecordBatch, drops: Counter[str]) -> pa.RecordBatch:
+    """The questions and answers that can be read."""
     is_answer = pc.equal(rows["PostTypeId"], ANSWER)
     checks = (
         ("not a question or answer", pc.is_in(rows["PostTypeId"], pa.array([QUESTION, ANSWER]))),
@@ -115,7 +113,6 @@ def _posts(rows: pa.RecordBatch, site: str) -> pa.RecordBatch:
     answers = pc.equal(rows["PostTypeId"], ANSWER)
     kinds = ["a" if is_answer else "q" for is_answer in answers.to_pylist()]
     columns = {
-        "place": rows["place"],
         "post_id": rows["Id"],
         "parent_id": pc.if_else(answers, rows["ParentId"], pa.scalar(None, pa.string())),
         "accepted_id": rows["AcceptedAnswerId"],

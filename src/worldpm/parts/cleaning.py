@@ -10,6 +10,8 @@ from worldpm.parts.group_rules import Limits
 FENCE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n.*?(?:^\1[`~]*\s*$|\Z)", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^(?: {4}|\t).*$", re.MULTILINE)
 QUOTED = re.compile(r"^>.*$", re.MULTILINE)
+MARKS = ("```", "~~~", "    ", "\t", ">")
+"""How a line of code or quotes begins, or a fence of them."""
 LINK = r"!?\[[^\[\]]*\]\([^()]*\)|<?https?://\S+>?"
 LINKED, NO_WORDS = re.compile(LINK), re.compile(rf"(?:{LINK}|\W)*+")
 WORD = re.compile(r"\w")
@@ -32,7 +34,7 @@ def why_unfit(text: str, limits: Limits, *, answer: bool) -> str | None:
         return "longer than --max-characters"
     if answer and not limits.keep_link_only and not _has_words_of_its_own(stripped):
         return "of nothing but links"
-    if answer and limits.max_code_share < 1 and code_share(stripped) > limits.max_code_share:
+    if answer and limits.max_code_share < 1 and _is_mostly_code(stripped, limits.max_code_share):
         return "mostly of code or quotes"
     if limits.languages and language_of(stripped) not in limits.languages:
         return "in a language not in --languages"
@@ -44,11 +46,15 @@ def _has_words_of_its_own(text: str) -> bool:
     return start is not None and start.end() < len(text)
 
 
+def _is_mostly_code(text: str, share: float) -> bool:
+    first = text.split("\n", 1)[0]
+    if _solid(first) >= (1 - share) * len(text) and not first.startswith(MARKS):
+        return False  # as most texts begin with enough prose, few are looked at as a whole
+    return code_share(text) > share
+
+
 def code_share(text: str) -> float:
     """The share of a text's characters, white space aside, that stand in fences, indented lines or quotes."""
-    lines = f"\n{text}"
-    if not ("```" in text or "~~~" in text or "\n    " in lines or "\n\t" in lines or "\n>" in lines):
-        return 0.0
     rest = QUOTED.sub("", INDENTED.sub("", FENCE.sub("", text)))
     return 1 - _solid(rest) / max(1, _solid(text))
 

@@ -28,7 +28,7 @@ Hashes = NDArray[np.uint64]
 
 IN_A_WORD = np.array([chr(byte).isalnum() or chr(byte) == "_" or byte >= 128 for byte in range(256)])
 """Letters, digits, underscores, and every byte of what lies beyond ASCII."""
-BASE = 0x100000001B3
+BASE = 0x01000193
 FACTORS = np.cumprod(np.full(PERMUTATIONS // BANDS, 0x9E3779B97F4A7C15, dtype=np.uint64))
 
 
@@ -72,8 +72,9 @@ def _runs(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
     starts = np.flatnonzero(begins)
     if not len(starts):
         return np.zeros(0, dtype=np.uint64), np.zeros(len(texts), dtype=np.int64)
-    # a word is the number whose digits are its bytes, in powers of BASE modulo 2^64, whatever stands before it
-    words = _mixed(np.add.reduceat(letters * _powers(BASE, len(letters)), starts) * _powers(pow(BASE, -1, 1 << 64), len(letters))[starts])
+    # a word is the number whose digits are its bytes, in powers of BASE modulo 2^32, whatever stands before it
+    sums = np.add.reduceat(letters * _powers(BASE, len(letters)), starts, dtype=np.uint32)
+    words = _mixed((sums * _powers(pow(BASE, -1, 1 << 32), len(letters))[starts]).astype(np.uint64))
     counts = np.searchsorted(starts, np.concatenate([[0], np.cumsum(inside)])[offsets])  # words before each text's border
     runs = np.zeros(max(0, len(words) - WORDS + 1), dtype=np.uint64)
     for number, factor in enumerate(FACTORS[:WORDS]):
@@ -83,8 +84,8 @@ def _runs(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
     return _mixed(runs[whole]), np.cumsum(np.bincount(of_text[: len(runs)][whole], minlength=len(texts)))
 
 
-def _powers(base: int, count: int) -> Hashes:
-    return np.cumprod(np.full(count, base, dtype=np.uint64), dtype=np.uint64)
+def _powers(base: int, count: int) -> NDArray[np.uint32]:
+    return np.cumprod(np.full(count, base, dtype=np.uint32), dtype=np.uint32)
 
 
 def _mixed(hashes: Hashes) -> Hashes:

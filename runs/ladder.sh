@@ -7,7 +7,7 @@
 #   runs/ladder.sh ladder groups "w16 w32 w64 w128" "0 1 2" threads/tests/*.parquet
 #
 # SIZES are built-in ones, or folders or hub ids of models; TESTS are what `worldpm evaluate --on` takes. JOBS runs at a time,
-# one a core unless set; LAUNCH is what starts a training, `worldpm` unless set.
+# one a core unless set; LAUNCH is what starts a training, `worldpm` unless set; RESAMPLES are drawn for intervals, 1000 unless set.
 set -euo pipefail
 if [ $# -lt 5 ]; then
   sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
@@ -42,5 +42,5 @@ done
 while [ -n "$(jobs -rp)" ]; do wait -n || failed=1; done
 [ "$failed" = 0 ] || { echo "some rungs failed; their logs are in $out/logs, the same words go on" >&2; exit 1; }
 
-worldpm laws "$out"/results/* --out "$out/laws"
+worldpm laws "$out"/results/* --resamples "${RESAMPLES:-1000}" --out "$out/laws"
 worldpm report "$out/laws" --out "$out/report.html"

@@ -24,9 +24,9 @@ SETS: dict[str, list[dict[str, Any]]] = {
 STEPS = {"helpsteer2": (128, 2 * 60), "ultrafeedback": (512, 2 * 60 * 5), "rlhflow": (512, 2 * 60)}
 
 
-def story(name: str, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def story(name: str, *words: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """A script of `runs/` as a user starts it."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, **variables, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = ["bash", str(RUNS / name), *map(str, words)]
     return subprocess.run(command, capture_output=True, check=False, text=True, env=environment, timeout=300, cwd=cwd)
 
@@ -46,13 +46,13 @@ def test_a_fine_tuning_run_takes_the_papers_settings(name: str, road: Path, tmp_
 
 def test_a_ladder_trains_judges_and_fits_and_goes_on(road: Path, tmp_path: Path) -> None:
     words = ("ladder.sh", "out", road / "groups", "w16 w24", "0", road / "groups", "--", "--max-steps", 8, "--max-length", 128)
-    done = story(*words, cwd=tmp_path)
+    done = story(*words, cwd=tmp_path, RESAMPLES="50")
     assert done.returncode == 0, done.stderr
     assert {"w16-s0: done", "w24-s0: done"} <= set(done.stdout.splitlines())
     laws = json.loads((tmp_path / "out" / "laws" / "laws.json").read_text())
     assert {law["n_points"] for law in laws if law["x"] == ["N", "D"]} == {2 * 7}  # snapshots at steps 1, 2, 3, 4, 5, 7 and 8
     assert (tmp_path / "out" / "report.html").exists()
-    again = story(*words, cwd=tmp_path)
+    again = story(*words, cwd=tmp_path, RESAMPLES="50")
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in (tmp_path / "out" / "logs" / "w16-s0").read_text()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -123,6 +124,16 @@ def test_rerank_speaks_to_four_clients(client: TestClient, scorer: Scorer) -> No
     tei = client.post("/rerank", json={"query": PROMPT, "texts": ANSWERS, "raw_scores": True, "return_text": True}).json()
     assert [(one["index"], one["text"]) for one in tei] == [(place, ANSWERS[place]) for place in order]
     assert [one["score"] for one in tei] == pytest.approx(sorted(offline, reverse=True), abs=1e-5)
+
+
+def test_cohere_reads_a_ranking_with_its_own_client(client: TestClient, scorer: Scorer) -> None:
+    cohere = pytest.importorskip("cohere", reason="Cohere's client (pip install cohere) is not here")
+    found = cohere.ClientV2("key", base_url="http://testserver", httpx_client=client).rerank(
+        model="tinyrm", query=PROMPT, documents=ANSWERS
+    )
+    offline = scorer.rewards(PROMPT, ANSWERS)
+    assert [one.index for one in found.results] == sorted(range(3), key=lambda place: -offline[place])
+    assert found.results[0].relevance_score == pytest.approx(1 / (1 + math.exp(-max(offline))), abs=1e-5)
 
 
 def test_own_reply_is_complete_and_consistent(client: TestClient) -> None:

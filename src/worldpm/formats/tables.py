@@ -202,6 +202,9 @@ def not_first_of_band(paths: Sequence[str], *, spill: Path, engine: Engine = "du
     read = [connection.read_parquet(path, table_name=f"bands{number}") for number, path in enumerate(paths)]
     table = ibis.union(read[0], *read[1:]) if len(read) > 1 else read[0]
     single = table.select("name", "votes", band=table.bands.unnest())
+    # most bands stand once: counting them needs little memory, and few are left to be ranked
+    met = single.group_by("band").aggregate(texts=single.count()).filter(ibis._.texts > 1)
+    single = single.semi_join(met, "band")
     window = ibis.window(group_by="band", order_by=[ibis.desc("votes"), "name"])
     later = single.mutate(rank=ibis.row_number().over(window)).filter(ibis._.rank > 0)
     return set(later.select("name").distinct().to_pyarrow()["name"].to_pylist())

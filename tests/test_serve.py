@@ -126,6 +126,7 @@ def test_rerank_speaks_to_four_clients(client: TestClient, scorer: Scorer) -> No
     assert [one["score"] for one in tei] == pytest.approx(sorted(offline, reverse=True), abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:You should not use the 'timeout'")  # the client sets one, the test's transport has none
 def test_cohere_reads_a_ranking_with_its_own_client(client: TestClient, scorer: Scorer) -> None:
     cohere = pytest.importorskip("cohere", reason="Cohere's client (pip install cohere) is not here")
     found = cohere.ClientV2("key", base_url="http://testserver", httpx_client=client).rerank(

@@ -61,13 +61,26 @@ def work(seconds):
     print(os.getpid(), flush=True)
     time.sleep(seconds)
 if __name__ == "__main__":
-    list(in_order(work, [60, 60], workers=2))
+    list(in_order(work, [float(word) for word in sys.argv[1:]], workers=2))
 """
+
+
+def test_ctrl_c_is_no_noise_of_the_workers(tmp_path: Path) -> None:
+    (tmp_path / "left.py").write_text(LEFT)
+    command = [sys.executable, str(tmp_path / "left.py"), "1", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as parent:
+        assert parent.stdout is not None
+        for _ in range(2):
+            parent.stdout.readline()
+        os.killpg(parent.pid, signal.SIGINT)
+        _, said = parent.communicate()
+    assert said.count("Traceback") == 1  # the parent's own
+    assert "_process_worker" not in said
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "left.py").write_text(LEFT)
-    with subprocess.Popen([sys.executable, tmp_path / "left.py"], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([sys.executable, tmp_path / "left.py", "60", "60"], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         workers = [int(parent.stdout.readline()) for _ in range(2)]
         parent.send_signal(signal.SIGKILL)

@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -45,6 +46,7 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, workers: 
 def _keep(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends the others
     gc.set_threshold(100_000)  # a batch makes many objects that all live until it is done
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -186,6 +186,7 @@ LONG = " ".join(f"word{i} of a long text" for i in range(30))
         ("[a](http://b.c)", Rules(keep_link_only=True), None),
         ("```\ncode\n```", Rules(), "mostly of code or quotes"),
         ("> all quoted", Rules(), "mostly of code or quotes"),
+        ("[Lambda](https://en.wikipedia.org/wiki/Abstraction_(computer_science))", Rules(), "of nothing but links"),
         ("> all quoted", Rules(max_code_share=1.0), None),
         ("see:\n\n    code here", Rules(), None),
         ("Das ist ein Haus und kein Baum", Rules(languages=("en",)), "in a language not in --languages"),
@@ -266,6 +267,13 @@ def test_texts_that_share_less_than_half_are_no_duplicates() -> None:
     half = [*words[:100], *(f"other{i}" for i in range(100))]
     one, other = near_duplicates.bands([Text(1, "one", 1, " ".join(words)), Text(1, "other", 1, " ".join(half))])["bands"].to_pylist()
     assert not set(one) & set(other)
+
+
+@pytest.mark.parametrize(("old", "new"), [(" word7 of", " \u201cword7\u201d of"), (" ", "\u00a0"), (" ", " \u2014 ")])
+def test_punctuation_beyond_ascii_makes_no_other_text(old: str, new: str) -> None:
+    one, other = near_duplicates.bands([Text(1, "a", 1, LONG), Text(1, "b", 1, LONG.replace(old, new))])["bands"].to_pylist()
+    assert len(one) == 8
+    assert one == other
 
 
 def test_a_texts_bands_do_not_depend_on_its_neighbours() -> None:

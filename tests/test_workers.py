@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TWO_ANSWERS, posts_xml, run
+from worldpm.field.errors import DataError, WorldPMError
 from worldpm.formats.workers import TASKS_AHEAD, in_order
 
 
@@ -36,6 +37,24 @@ def test_results_stand_in_the_order_of_the_tasks_and_few_tasks_are_taken_ahead()
     assert max(ahead) < 2 * TASKS_AHEAD
 
 
+def refuse(name: str) -> str:
+    raise DataError(name, "no forum dump", line=3)
+
+
+def test_an_error_of_a_worker_keeps_its_message() -> None:
+    with pytest.raises(DataError, match=r"^a\.xml:3: no forum dump$"):
+        list(in_order(refuse, ["a.xml"], workers=1))
+
+
+def test_a_worker_that_is_ended_from_outside_is_one_message() -> None:
+    with pytest.raises(WorldPMError, match="ask for fewer --workers"):
+        list(in_order(end, [signal.SIGKILL], workers=1))
+
+
+def end(how: signal.Signals) -> None:
+    os.kill(os.getpid(), how)
+
+
 def test_an_error_of_a_task_comes_where_its_result_would_stand() -> None:
     stream = in_order(len, ["ab", 7, "c"], workers=2)  # type: ignore[arg-type]
     assert next(stream) == 2
@@ -56,6 +75,7 @@ def test_ingest_and_group_write_the_same_with_and_without_workers(tmp_path: Path
 
 LEFT = """
 import os, sys, time
+from worldpm.field.errors import DataError, WorldPMError
 from worldpm.formats.workers import in_order
 def work(seconds):
     print(os.getpid(), flush=True)
@@ -67,7 +87,7 @@ if __name__ == "__main__":
 
 def test_ctrl_c_is_no_noise_of_the_workers(tmp_path: Path) -> None:
     (tmp_path / "left.py").write_text(LEFT)
-    command = [sys.executable, str(tmp_path / "left.py"), "1", "1"]
+    command = [sys.executable, str(tmp_path / "left.py"), "60", "60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as parent:
         assert parent.stdout is not None
         for _ in range(2):

@@ -1,6 +1,7 @@
 """Everything that can go wrong by a user's making. A message says what was found, expected, and what to do."""
 
 from pathlib import Path
+from typing import Any
 
 
 class WorldPMError(Exception):
@@ -17,6 +18,9 @@ class DataError(WorldPMError):
     def __init__(self, path: Path | str, message: str, *, line: int | None = None) -> None:
         where = f"{path}:{line}" if line is not None else str(path)
         super().__init__(f"{where}: {message}")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # as a worker hands it on: whole, and not made anew from its message alone
+        return type(self).__new__, (type(self), *self.args)
 
 
 class CheckpointError(WorldPMError):

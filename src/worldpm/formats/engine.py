@@ -6,7 +6,7 @@ from worldpm.field.errors import ConfigError
 
 Engine = Literal["duckdb", "spark"]
 SPARK = {"spark.master": "local[*]", "spark.app.name": "worldpm", "spark.ui.enabled": "false", "spark.sql.session.timeZone": "UTC",
-         "spark.sql.shuffle.partitions": "16"}  # fmt: skip
+         "spark.sql.shuffle.partitions": "16", "spark.sql.execution.arrow.maxRecordsPerBatch": "1024"}  # fmt: skip
 """Of a session, where `spark-submit` or its files do not say otherwise."""
 
 

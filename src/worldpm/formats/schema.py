@@ -174,7 +174,7 @@ def threads_of(batch: pa.RecordBatch) -> Iterator[Thread]:
     answers = map(Answer, *(lists.flatten().field(name).to_pylist() for name in ANSWERS.names))
     for size, *values in zip(lists.value_lengths().to_pylist(), *(batch[name].to_pylist() for name in names), strict=True):
         row = dict(zip(names, values, strict=True))
-        yield Thread(**{**row, "tags": tuple(row["tags"] or ())}, responses=tuple(islice(answers, size)))
+        yield Thread(**{**row, "tags": tuple(row["tags"] or ())}, responses=tuple(islice(answers, size or 0)))
 
 
 def thread_to_row(thread: Thread) -> Json:

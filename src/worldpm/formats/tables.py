@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from worldpm.field.errors import DataError
 from worldpm.formats.engine import Engine, spark_session
 from worldpm.formats.schema import ANSWERS, POSTS, THREADS
-from worldpm.formats.workers import in_order
+from worldpm.formats.workers import cores, in_order
 
 Json = dict[str, Any]
 
 ROWS_PER_GROUP, ROWS_AT_ONCE, POSTS_AT_ONCE = 8192, 1024, 4096
-MEMORY = "1GB"
-"""What DuckDB may hold before it goes on on the disk."""
+MEMORY, MOST_THREADS = "1GB", 8
+"""What DuckDB may hold before it goes on on the disk; each thread needs a share of it to go on at all."""
 
 PLACE = pa.field("place", pa.int64())
 """Of two posts with one id the first is kept."""
@@ -88,11 +88,17 @@ def columns_of(path: Path) -> list[str]:
     return list(_open(path).schema_arrow.names)
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(path: Path, schema: pa.Schema | None = None) -> pq.ParquetFile:
+    """The file, after a look that it has the columns of the schema."""
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise DataError(path, f"not a readable Parquet file ({error})") from error
+    found = file.schema_arrow.names
+    missing = [name for name in (schema.names if schema is not None else ()) if name not in found]
+    if missing:
+        raise DataError(path, f"lacks the column(s) {', '.join(missing)}; it has {', '.join(found)}")
+    return file
 
 
 def read_rows(path: Path, schema: pa.Schema | None = None) -> Iterator[Json]:
@@ -107,29 +113,29 @@ def read_rows(path: Path, schema: pa.Schema | None = None) -> Iterator[Json]:
 
 def read_batches(path: Path, schema: pa.Schema | None = None) -> Iterator[pa.RecordBatch]:
     """The same as batches of ROWS_AT_ONCE rows."""
-    file = _open(path)
-    names = file.schema_arrow.names if schema is None else schema.names
-    missing = [name for name in names if name not in file.schema_arrow.names]
-    if missing:
-        raise DataError(path, f"lacks the column(s) {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}")
-    yield from file.iter_batches(batch_size=ROWS_AT_ONCE, columns=names)
+    yield from _open(path, schema).iter_batches(batch_size=ROWS_AT_ONCE, columns=None if schema is None else schema.names)
 
 
-def map_batches(path: Path, work: Callable[[pa.RecordBatch], Result], *, workers: int, engine: Engine = "duckdb") -> Iterator[Result]:
-    """What `work` makes of each batch of ROWS_AT_ONCE rows of a Parquet file, in order; by so many processes, or by Spark's.
+def map_batches(
+    path: Path, schema: pa.Schema, work: Callable[[pa.RecordBatch], Result], *, workers: int, engine: Engine = "duckdb"
+) -> Iterator[Result]:
+    """What `work` makes of each batch of at most ROWS_AT_ONCE rows of a Parquet file, in order; by so many processes, or by Spark's.
 
     A batch never spans two row groups of the file. `work` and what it gives must be picklable.
+
+    Raises:
+        DataError: If the file is not Parquet or lacks a column of the schema.
     """
+    row_groups = range(_open(path, schema).metadata.num_row_groups)
     if engine == "spark":
         yield from _map_in_spark(path, work)
         return
-    row_groups = range(_open(path).metadata.num_row_groups)
     for results in in_order(partial(_map_row_group, path, work), row_groups, workers=workers):
         yield from results
 
 
 def _map_row_group(path: Path, work: Callable[[pa.RecordBatch], Result], row_group: int) -> list[Result]:
-    return [work(batch) for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[row_group])]
+    return [work(batch) for batch in _open(path).iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[row_group])]
 
 
 def _map_in_spark(path: Path, work: Callable[[pa.RecordBatch], Result]) -> Iterator[Result]:
@@ -139,8 +145,10 @@ def _map_in_spark(path: Path, work: Callable[[pa.RecordBatch], Result]) -> Itera
             yield pa.RecordBatch.from_pydict({"place": [batch["row_index"][0].as_py()], "result": [result]})
 
     rows = spark_session().read.parquet(str(path)).select("*", "_metadata.row_index")
-    for row in rows.mapInArrow(pickled, "place long, result binary").orderBy("place").toLocalIterator():
+    results = rows.mapInArrow(pickled, "place long, result binary").persist()  # to put them in order Spark goes over them twice
+    for row in results.orderBy("place").toLocalIterator():
         yield pickle.loads(row.result)
+    results.unpersist()
 
 
 class Joined(NamedTuple):
@@ -173,10 +181,7 @@ def join_threads(
     when memory runs out.
     """
     connection = _connect(engine, spill)
-    if engine == "spark" and text is not None:
-        table, text = _rewritten_in_spark(connection, posts, text), None
-    else:
-        table = connection.read_parquet(str(posts), table_name="posts")
+    table = connection.read_parquet(str(posts), table_name="posts")
     # only keys are joined and ranked; the posts themselves go through one sort, which the engine can do on the disk
     keys = table.select("place", "post_id", "parent_id", "created")
     firsts = keys.group_by("post_id").aggregate(place=keys.place.min())
@@ -187,8 +192,10 @@ def join_threads(
     answers = first.filter(first.parent_id.notnull())
     answered = answers.inner_join(openings.select("opened", "thread"), answers.parent_id == openings.opened)
     placed = _kept(connection, "placed", ibis.union(openings.select("place", "thread"), answered.select("place", "thread")), engine)
-    rows = table.inner_join(placed, "place").order_by("thread", table.parent_id.notnull(), "created", "post_id")
     duplicates, orphans = _count(table) - _count(first), _count(first) - _count(placed)
+    if engine == "spark" and text is not None:
+        table, text = _rewritten_in_spark(connection, posts, text), None
+    rows = table.inner_join(placed, "place").order_by("thread", table.parent_id.notnull(), "created", "post_id")
     batches = connection.to_pyarrow_batches(rows, chunk_size=POSTS_AT_ONCE)
     made = in_order(partial(_as_threads, source=source, site=site, text=text), _whole_threads(batches), workers=workers)
     return Joined(made, duplicates, orphans)
@@ -212,7 +219,8 @@ def not_first_of_band(paths: Sequence[str], *, spill: Path, engine: Engine = "du
 
 def _connect(engine: Engine, spill: Path) -> Any:
     if engine == "duckdb":
-        return ibis.duckdb.connect(temp_directory=str(spill), memory_limit=MEMORY, preserve_insertion_order=False)
+        threads = min(cores() or 1, MOST_THREADS)
+        return ibis.duckdb.connect(temp_directory=str(spill), memory_limit=MEMORY, threads=threads, preserve_insertion_order=False)
     session = spark_session()  # first: it says what is missing
     return ibis.pyspark.connect(session)
 
@@ -233,8 +241,8 @@ def _rewritten_in_spark(connection: Any, posts: Path, text: Text) -> Any:
             yield batch.set_column(place, "body", _rewritten(batch["body"], text))
 
     rows = spark_session().read.parquet(str(posts))
-    rows.mapInArrow(rewritten, rows.schema).createOrReplaceTempView("posts")
-    return connection.table("posts")
+    rows.mapInArrow(rewritten, rows.schema).persist().createOrReplaceTempView("rewritten")
+    return connection.table("rewritten")
 
 
 def _whole_threads(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

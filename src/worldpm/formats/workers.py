@@ -8,8 +8,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
+
+from worldpm.field.errors import WorldPMError
 
 TASKS_AHEAD = 3
 """For each process."""
@@ -27,6 +30,9 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, workers: 
     """The results of `work`, in the order of the tasks, by so many processes; 0 does the work in this one.
 
     What `work` is, takes and gives must be picklable. An error of a task is raised where its result would stand.
+
+    Raises:
+        WorldPMError: If a process was ended from outside.
     """
     if not workers:
         yield from map(work, tasks)
@@ -34,12 +40,19 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, workers: 
     stream = iter(tasks)
     # spawned, because a fork of a process with threads may hang
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_keep, initargs=(work,))
+    done = False
     try:
         running = deque(pool.submit(_do, task) for task in islice(stream, workers * TASKS_AHEAD))
         while running:
             yield running.popleft().result()
             running.extend(pool.submit(_do, task) for task in islice(stream, 1))
+        done = True
+    except BrokenProcessPool as error:
+        hint = "perhaps for want of memory; ask for fewer --workers, the same words go on"
+        raise WorldPMError(f"a worker was ended from outside, {hint}") from error
     finally:
+        for process in [] if done else list(pool._processes.values()):  # nobody waits for what it does
+            process.terminate()
         pool.shutdown(cancel_futures=True)
 
 

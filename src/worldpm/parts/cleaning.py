@@ -12,7 +12,7 @@ INDENTED = re.compile(r"^(?: {4}|\t).*$", re.MULTILINE)
 QUOTED = re.compile(r"^>.*$", re.MULTILINE)
 MARKS = ("```", "~~~", "    ", "\t", ">")
 """How a line of code or quotes begins, or a fence of them."""
-LINK = r"!?\[[^\[\]]*\]\([^()]*\)|<?https?://\S+>?"
+LINK = r"!?\[[^\[\]]*\]\((?:[^()]++|\([^()]*\))*+\)|<?https?://\S+>?"
 LINKED, NO_WORDS = re.compile(LINK), re.compile(rf"(?:{LINK}|\W)*+")
 WORD = re.compile(r"\w")
 MASKS = (

@@ -4,6 +4,7 @@ Source: Broder 1997; bands as in Leskovec, Rajaraman and Ullman, Mining of Massi
 texts whose runs of five words have a Jaccard similarity of 0.8 meet in a band in 20 % of cases, of 0.9 in 80 %, of 0.95 in 99 %.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,8 @@ SCHEMA = pa.schema([("name", pa.string()), ("votes", pa.int64()), ("bands", pa.l
 Hashes = NDArray[np.uint64]
 
 IN_A_WORD = np.array([chr(byte).isalnum() or chr(byte) == "_" or byte >= 128 for byte in range(256)])
-"""Letters, digits, underscores, and every byte of what lies beyond ASCII."""
+"""Letters, digits, underscores, and every byte of what lies beyond ASCII, for of that only letters and digits are left."""
+NO_WORD = re.compile(r"\W")
 BASE = 0x01000193
 FACTORS = np.cumprod(np.full(PERMUTATIONS // BANDS, 0x9E3779B97F4A7C15, dtype=np.uint64))
 
@@ -60,7 +62,8 @@ def bands(texts: Sequence[Text]) -> pa.RecordBatch:
 
 def _runs(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
     """Hashes of all runs of WORDS words, one text after the other, and where each text's end."""
-    lowered = pc.utf8_lower(pa.array(texts, pa.large_string()))
+    plain = [text if text.isascii() else NO_WORD.sub(" ", text) for text in texts]
+    lowered = pc.utf8_lower(pa.array(plain, pa.large_string()))
     offsets = np.frombuffer(lowered.buffers()[1], dtype=np.int64, count=len(texts) + 1)
     letters = np.frombuffer(lowered.buffers()[2] or b"", dtype=np.uint8, count=int(offsets[-1]))
     inside = IN_A_WORD[letters]
@@ -93,6 +96,13 @@ def _mixed(hashes: Hashes) -> Hashes:
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return hashes ^ (hashes >> np.uint64(31))
+
+
+def among(names: set[str], path: Path) -> set[str]:
+    """Those of the names that stand in a table of bands: what the work on one site's threads must know."""
+    if not names:
+        return set()
+    return {name for batch in tables.read_batches(path, pa.schema([SCHEMA.field("name")])) for name in batch["name"].to_pylist()} & names
 
 
 def duplicates(paths: Iterable[Path], *, spill: Path, engine: Engine = "duckdb") -> set[str]:

@@ -152,12 +152,13 @@ def _learn(output: folders.Output, paths: Sequence[Path], config: Config) -> "di
         if config.controversial_share
         else 1.0
     )
-    return {name: Learned(VoteNoise(**found["noise"]) if found["noise"] else None, again, dates, kept) for name, found in first.items()}
+    own = {name: near_duplicates.among(again, output.progress / "first" / f"{name}.bands") for name in first}
+    return {name: Learned(VoteNoise(**found["noise"]) if found["noise"] else None, own[name], dates, kept) for name, found in first.items()}
 
 
 def _first_pass(path: Path, config: Config, aside: Path) -> Json:
     """The bands of a table's threads and answers into the file, and what its votes say."""
-    from worldpm.formats import tables
+    from worldpm.formats import schema, tables
     from worldpm.parts import near_duplicates, thread_batches, vote_noise
 
     dated: list[vote_noise.Dated] = []
@@ -165,7 +166,7 @@ def _first_pass(path: Path, config: Config, aside: Path) -> Json:
 
     def bands() -> "Iterator[pa.RecordBatch]":
         see = partial(thread_batches.see, rules=_rules(config), one_in=max(1, tables.count_rows(path) // THREADS_TO_LEARN_FROM))
-        found: Iterator[Seen] = tables.map_batches(path, see, workers=_workers(path, config), engine=config.engine)
+        found: Iterator[Seen] = tables.map_batches(path, schema.THREADS, see, workers=_workers(path, config), engine=config.engine)
         with console.progress(f"learn from {path.stem}", total=tables.count_rows(path)) as advance:
             for seen in found:
                 dated.extend(seen.dated)
@@ -207,7 +208,8 @@ def _group_table(output: folders.Output, path: Path, config: Config, learned: "L
     counts: Counter[str] = Counter()
     drops: Counter[str] = Counter()
     make = partial(thread_batches.make, rules=_rules(config), learned=learned, sieves=sieves)
-    found: Iterator[Made] = tables.map_batches(path, make, workers=_workers(path, config), engine=config.engine)
+    engine: Engine = "duckdb" if config.filter_with else config.engine  # a model stays in this process
+    found: Iterator[Made] = tables.map_batches(path, schema.THREADS, make, workers=_workers(path, config), engine=engine)
 
     def groups() -> "Iterator[pa.RecordBatch]":
         with ExitStack() as stack:

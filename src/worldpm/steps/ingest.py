@@ -137,7 +137,8 @@ def _ingest(site: Site, name: str, output: folders.Output, config: Config, aside
     with console.progress(f"ingest {name}", total=sum(map(site.reader.size_of, site.paths))) as advance:
         batches = (batch for path in site.paths for batch in site.reader.read_posts(path, site=name, drops=dropped, advance=advance))
         tables.write_posts(posts, batches)
-    workers = workers_for(posts.stat().st_size, config.workers)
+    plain = site.reader.TO_MARKDOWN is None or config.engine == "spark"
+    workers = 0 if plain else workers_for(posts.stat().st_size, config.workers)
     origin = {"source": site.reader.SOURCE, "site": name, "text": site.reader.TO_MARKDOWN}
     joined = tables.join_threads(posts, **origin, spill=output.progress, engine=config.engine, workers=workers)
     tally: Counter[str] = Counter()

@@ -19,6 +19,7 @@ from worldpm.cli import VERBS
 
 def start(*words: object, limit_bytes: int | None = None) -> subprocess.Popen[bytes]:
     def limit() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores Ctrl-C, and so would what it starts
         if limit_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 

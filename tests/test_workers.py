@@ -88,7 +88,9 @@ if __name__ == "__main__":
 def test_ctrl_c_is_no_noise_of_the_workers(tmp_path: Path) -> None:
     (tmp_path / "left.py").write_text(LEFT)
     command = [sys.executable, str(tmp_path / "left.py"), "60", "60"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as parent:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_ctrl_c
+    ) as parent:
         assert parent.stdout is not None
         for _ in range(2):
             parent.stdout.readline()
@@ -108,6 +110,10 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     while any(map(lives, workers)):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
+
+
+def heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it, and so would what it starts
 
 
 def lives(process: int) -> bool:

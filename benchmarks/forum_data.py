@@ -2,7 +2,8 @@
 
 Each dump goes through `worldpm ingest` and `worldpm group` with all defaults, as a user types them; peak memory is that of all processes
 together (their proportional set sizes, summed every 0.3 s). Then every stage of the first dump alone, in one process. With --reference the
-first dump also goes through what people write first: lxml's iterparse, markdownify, and pandas to join, sort and pair.
+first dump also goes through what people write first: lxml's iterparse, markdownify, and pandas to join, sort and pair
+(`pip install lxml markdownify pandas`).
 """
 
 import argparse

@@ -44,7 +44,7 @@ def test_a_fine_tuning_run_takes_the_papers_settings(name: str, road: Path, tmp_
     assert (manifest["counts"]["pairs seen"], manifest["counts"]["validation groups"] > 0) == (pairs, True)
 
 
-def test_a_ladder_trains_judges_and_fits(road: Path, tmp_path: Path) -> None:
+def test_a_ladder_trains_judges_and_fits_and_goes_on(road: Path, tmp_path: Path) -> None:
     words = ("ladder.sh", "out", road / "groups", "w16 w24", "0", road / "groups", "--", "--max-steps", 8, "--max-length", 128)
     done = story(*words, cwd=tmp_path, RESAMPLES="50")
     assert done.returncode == 0, done.stderr
@@ -52,6 +52,9 @@ def test_a_ladder_trains_judges_and_fits(road: Path, tmp_path: Path) -> None:
     laws = json.loads((tmp_path / "out" / "laws" / "laws.json").read_text())
     assert {law["n_points"] for law in laws if law["x"] == ["N", "D"]} == {2 * 7}  # snapshots at steps 1, 2, 3, 4, 5, 7 and 8
     assert (tmp_path / "out" / "report.html").exists()
+    again = story(*words, cwd=tmp_path, RESAMPLES="50")
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in (tmp_path / "out" / "logs" / "w16-s0").read_text()
 
 
 def test_a_rung_that_fails_is_named_and_the_ladder_stops(road: Path, tmp_path: Path) -> None:

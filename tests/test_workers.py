@@ -75,7 +75,6 @@ def test_ingest_and_group_write_the_same_with_and_without_workers(tmp_path: Path
 
 LEFT = """
 import os, sys, time
-from worldpm.field.errors import DataError, WorldPMError
 from worldpm.formats.workers import in_order
 def work(seconds):
     print(os.getpid(), flush=True)

@@ -7,10 +7,11 @@
 #   runs/ladder.sh ladder groups "w16 w32 w64 w128" "0 1 2" threads/tests/*.parquet
 #
 # SIZES are built-in ones, or folders or hub ids of models; TESTS are what `worldpm evaluate --on` takes. JOBS runs at a time,
-# one a core unless set; LAUNCH is what starts a training, `worldpm` unless set; RESAMPLES are drawn for intervals, 1000 unless set.
+# one a core unless set; LAUNCH is what starts a training, `worldpm` unless set; SNAPSHOTS of a run are judged, 12 unless set;
+# RESAMPLES are drawn for intervals, 1000 unless set.
 set -euo pipefail
 if [ $# -lt 5 ]; then
-  sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 out=$1 groups=$2 sizes=$3 seeds=$4
@@ -25,7 +26,7 @@ mkdir -p "$out/runs" "$out/results" "$out/logs"
 
 rung() { # SIZE SEED
   local name="${1##*/}-s$2"
-  { ${LAUNCH:-worldpm} train "$groups" --model "$1" --seed "$2" --snapshots 12 --out "$out/runs/$name" "${options[@]}" &&
+  { ${LAUNCH:-worldpm} train "$groups" --model "$1" --seed "$2" --snapshots "${SNAPSHOTS:-12}" --out "$out/runs/$name" "${options[@]}" &&
     worldpm evaluate "$out/runs/$name/snapshots"/* --on "${tests[@]}" --out "$out/results/$name"; } > "$out/logs/$name" 2>&1 ||
     { echo "$name failed:" >&2; tail -n 3 "$out/logs/$name" >&2; return 1; }
   echo "$name: done"

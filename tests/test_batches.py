@@ -31,7 +31,7 @@ def text_of(tokenizer: PreTrainedTokenizerFast, group: EncodedGroup, place: int)
 
 
 def test_a_conversation_has_an_empty_system_turn_and_ends_with_the_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    found = chat.render(tokenizer, [Message("user", "the cat")], "sat", frame=chat.Frame())
+    (found,) = chat.render(tokenizer, [Message("user", "the cat")], ["sat"], frame=chat.Frame())
     assert (
         found.text
         == "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\nsat<|im_end|><|endoftext|>"
@@ -51,12 +51,12 @@ def test_the_end_token_is_not_appended_twice(tokenizer: PreTrainedTokenizerFast)
         def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
             return "".join(m["content"] for m in messages) + "<|endoftext|>"
 
-    found = chat.render(Ending(), [Message("user", "a")], "b", frame=chat.Frame(empty_system=False))  # type: ignore[arg-type]
+    (found,) = chat.render(Ending(), [Message("user", "a")], ["b"], frame=chat.Frame(empty_system=False))  # type: ignore[arg-type]
     assert found.text.count(chat.END_TOKEN) == 1
 
 
 def test_a_system_turn_of_the_user_is_kept(tokenizer: PreTrainedTokenizerFast) -> None:
-    found = chat.render(tokenizer, [Message("system", "be kind"), Message("user", "the cat")], "sat", frame=chat.Frame())
+    (found,) = chat.render(tokenizer, [Message("system", "be kind"), Message("user", "the cat")], ["sat"], frame=chat.Frame())
     assert found.text.startswith("<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n")
     assert found.text.count("<|im_start|>system") == 1
 
@@ -81,7 +81,7 @@ def assert_no_turn_is_forged(tokenizer: PreTrainedTokenizerFast, post: str) -> N
 
 
 def test_a_word_of_the_template_in_a_post_is_found_in_its_own_place(tokenizer: PreTrainedTokenizerFast) -> None:
-    found = chat.render(tokenizer, [Message("user", "user")], "im_end", frame=chat.Frame())
+    (found,) = chat.render(tokenizer, [Message("user", "user")], ["im_end"], frame=chat.Frame())
     assert found.text[found.prompt_start :].startswith("user<|im_end|>")
     assert found.text[found.prompt_end : found.response_end] == "im_end"
     assert encode(tokenizer, "user", ["im_end"]).response_tokens == [len(tokenizer("im_end")["input_ids"])]
@@ -96,20 +96,18 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
 
 def test_a_tokenizer_without_the_end_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(CheckpointError, match=r"no token '<\|stop\|>' to end a text with"):
-        chat.render(tokenizer, [Message("user", "a")], "b", frame=chat.Frame("<|stop|>"))
+        chat.render(tokenizer, [Message("user", "a")], ["b"], frame=chat.Frame("<|stop|>"))
 
 
 def test_a_model_of_others_is_read_at_the_last_token_of_its_template(tokenizer: PreTrainedTokenizerFast) -> None:
-    found = chat.render(tokenizer, [Message("user", "the cat")], "sat", frame=chat.AS_THE_TEMPLATE_HAS_IT)
+    (found,) = chat.render(tokenizer, [Message("user", "the cat")], ["sat"], frame=chat.AS_THE_TEMPLATE_HAS_IT)
     assert found.text.endswith("assistant\nsat<|im_end|>\n")
 
 
 def test_the_prefix_is_the_longest_common_token_prefix(tokenizer: PreTrainedTokenizerFast) -> None:
-    group = encode(tokenizer, "the mat", ["the cat sat", "the cat ran", "dog"])
-    wholes = [
-        tokenizer(chat.render(tokenizer, [Message("user", "the mat")], r, frame=chat.Frame()).text)["input_ids"]
-        for r in ("the cat sat", "the cat ran", "dog")
-    ]
+    responses = ["the cat sat", "the cat ran", "dog"]
+    group = encode(tokenizer, "the mat", responses)
+    wholes = [tokenizer(c.text)["input_ids"] for c in chat.render(tokenizer, [Message("user", "the mat")], responses, frame=chat.Frame())]
     assert [[*group.prefix, *suffix] for suffix in group.suffixes] == wholes
     assert len({suffix[0] for suffix in group.suffixes}) > 1
 

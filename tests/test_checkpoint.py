@@ -25,7 +25,7 @@ def copy(road: Path, tmp_path: Path) -> Path:
 def test_plain_transformers_gives_the_same_rewards(road: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(road / "checkpoint")
     model = AutoModelForSequenceClassification.from_pretrained(road / "checkpoint").eval()
-    texts = [chat.render(tokenizer, [Message("user", PROMPT)], response, frame=chat.Frame()).text for response in RESPONSES]
+    texts = [one.text for one in chat.render(tokenizer, [Message("user", PROMPT)], RESPONSES, frame=chat.Frame())]
     batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = model(**batch).logits[:, 0].tolist()
@@ -36,9 +36,9 @@ def test_plain_transformers_gives_the_same_rewards(road: Path) -> None:
 def test_the_template_alone_gives_the_text_that_the_model_reads(road: Path, system: tuple[Message, ...]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(road / "checkpoint")
     prompt = [*system, Message("user", PROMPT), Message("assistant", "Of which flour?"), Message("user", "Rye.")]
-    for response in RESPONSES:
+    for response, found in zip(RESPONSES, chat.render(tokenizer, prompt, RESPONSES, frame=chat.Frame()), strict=True):
         turns = [{"role": m.role, "content": m.content} for m in (*prompt, Message("assistant", response))]
-        assert tokenizer.apply_chat_template(turns, tokenize=False) == chat.render(tokenizer, prompt, response, frame=chat.Frame()).text
+        assert tokenizer.apply_chat_template(turns, tokenize=False) == found.text
     again = chat.standing_alone(str(tokenizer.chat_template), chat.Frame())
     assert again == tokenizer.chat_template
 

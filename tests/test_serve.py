@@ -88,7 +88,8 @@ def test_a_reward_is_the_same_on_every_route_and_offline(client: TestClient, sco
     from worldpm.formats import chat
 
     offline = scorer.rewards(PROMPT, ANSWERS)
-    rendered = [chat.render(scorer.encoder.tokenizer, [Message("user", PROMPT)], one, frame=scorer.encoder.frame).text for one in ANSWERS]
+    conversations = chat.render(scorer.encoder.tokenizer, [Message("user", PROMPT)], ANSWERS, frame=scorer.encoder.frame)
+    rendered = [conversation.text for conversation in conversations]
     messages = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": ANSWERS[0]}]
     raw = {"use_activation": False}
 

@@ -86,8 +86,8 @@ class Conversation(NamedTuple):
     """Where people wrote what looks like a special token, such as `<|im_end|>`: it is text, not a turn's end."""
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], response: str, *, frame: Frame) -> Conversation:
-    """One prompt and one response in the tokenizer's own template and the model's frame.
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], responses: Sequence[str], *, frame: Frame) -> list[Conversation]:
+    """One prompt with each of its responses, in order, in the tokenizer's own template and the model's frame.
 
     Raises:
         CheckpointError: If the tokenizer has no chat template, or one that changes the words of a response, or lacks the
@@ -98,22 +98,30 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], respon
     special = _special(tuple(sorted(tokenizer.get_added_vocab())))
     if frame.end_token is not None and not special.fullmatch(frame.end_token):
         raise CheckpointError(f"{tokenizer.name_or_path}: the tokenizer has no token {frame.end_token!r} to end a text with")
-    messages = [{"role": message.role, "content": message.content} for message in prompt]
-    if frame.empty_system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": ""})
-    opened = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    messages.append({"role": "assistant", "content": response})
-    if special.search("\n".join(message["content"] for message in messages)):
-        return _render_apart(tokenizer, messages, frame, special)
-    whole = close(str(tokenizer.apply_chat_template(messages, tokenize=False)), frame)
+    turns = [{"role": message.role, "content": message.content} for message in prompt]
+    if frame.empty_system and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": ""})
+    opened = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    asked = any(special.search(turn["content"]) for turn in turns)
+    conversations = []
+    for response in responses:
+        whole = [*turns, {"role": "assistant", "content": response}]
+        apart = asked or special.search(response)
+        conversations.append(_render_apart(tokenizer, whole, frame, special) if apart else _render(tokenizer, whole, opened, frame))
+    return conversations
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], opened: str, frame: Frame) -> Conversation:
+    """A conversation; `opened` is the text of its prompt, up to where a response would begin."""
+    whole = close(str(tokenizer.apply_chat_template(turns, tokenize=False)), frame)
     prompt_end = common_prefix([opened, whole])
-    words = response.strip()
+    *prompt, words = (turn["content"].strip() for turn in turns)
     response_end = whole.find(words, prompt_end) + len(words) if words else prompt_end
     if response_end < prompt_end + len(words):
         raise CheckpointError(
             f"{tokenizer.name_or_path}: the chat template changes the words of a response; it cannot be read as it was written"
         )
-    spans = _spans(whole[:prompt_end], [message.content for message in prompt])
+    spans = _spans(whole[:prompt_end], prompt)
     return Conversation(whole, spans[0][0] if spans else prompt_end, prompt_end, response_end, tuple(spans))
 
 
@@ -149,9 +157,10 @@ def _special(tokens: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _spans(rendered: str, contents: Sequence[str]) -> list[tuple[int, int]]:
-    """Where the messages' own words stand, in order; a message without words, or one that the template changed, has no place."""
+    """Where the messages' own words stand, in order, white space around them left out; a message without words, or one that the
+    template changed, has no place."""
     spans, start = [], 0
-    for words in filter(None, (content.strip() for content in contents)):
+    for words in filter(None, contents):
         # the first occurrence after a line end: `user` stands in the template too
         place = rendered.find(f"\n{words}", start) + 1 or rendered.find(words, start)
         if place >= 0:

@@ -105,7 +105,7 @@ class Encoder:
             DataError: If the chat template refuses the prompt.
         """
         try:
-            conversations = [chat.render(self.tokenizer, prompt, response, frame=self.frame) for response in responses]
+            conversations = chat.render(self.tokenizer, prompt, responses, frame=self.frame)
         except TemplateError as error:
             raise DataError(name, f"the model's chat template refuses it ({error}); roles or their order are not the model's") from error
         tokens = _tokens(self.tokenizer, conversations)

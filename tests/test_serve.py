@@ -115,6 +115,18 @@ def test_a_reward_is_the_same_on_every_route_and_offline(client: TestClient, sco
         assert rewards == pytest.approx(offline[: len(rewards)], abs=1e-5), route
 
 
+def test_a_message_in_pieces_of_text_is_read_as_lines_and_other_pieces_are_refused(client: TestClient) -> None:
+    def post(*pieces: Json) -> Any:
+        messages = [{"role": "user", "content": list(pieces)}, {"role": "assistant", "content": ANSWERS[0]}]
+        return client.post("/classify", json={"messages": messages, "use_activation": False})
+
+    lines = post({"type": "text", "text": "How long?"}, {"type": "text", "text": "At what heat?"}).json()["data"]
+    assert lines == post({"type": "text", "text": "How long?\nAt what heat?"}).json()["data"]
+    found = post({"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}})
+    assert found.status_code == 400
+    assert "messages.0.content" in found.text
+
+
 def test_rerank_speaks_to_four_clients(client: TestClient, scorer: Scorer) -> None:
     offline = scorer.rewards(PROMPT, ANSWERS)
     order = sorted(range(3), key=lambda place: -offline[place])

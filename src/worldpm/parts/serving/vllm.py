@@ -25,11 +25,23 @@ Json = dict[str, Any]
 Texts = str | list[str] | list[int] | list[list[int]]
 
 
+class Part(BaseModel):
+    """A piece of a message; pieces other than text are refused."""
+
+    type: Literal["text"]
+    text: str
+
+
 class Turn(BaseModel):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: str | list[Part]
+
+    @property
+    def words(self) -> str:
+        """The message as one text: pieces on lines of their own, as vLLM joins them."""
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
 
 
 class OfText(BaseModel):
@@ -209,7 +221,7 @@ async def _read(service: Service, body: OfText | OfMessages, http: HttpRequest) 
     call, cut = service.of(http), body.truncate_prompt_tokens is not None
     if isinstance(body, OfText):
         return await call.texts(as_list(body.input), cut=cut)
-    return await conversation(call, [(turn.role, turn.content) for turn in body.messages], cut=cut)
+    return await conversation(call, [(turn.role, turn.words) for turn in body.messages], cut=cut)
 
 
 async def conversation(call: Call, turns: Sequence[tuple[str, str]], *, cut: bool) -> list[Answer]:

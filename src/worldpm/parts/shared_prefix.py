@@ -21,6 +21,9 @@ ATTENTION = "worldpm_shared_prefix"
 HALF = (torch.bfloat16, torch.float16)
 WIDEST_HEAD, AMPERE = 256, (8, 0)
 """What flash attention can do, and the first GPUs that it can do it on."""
+SHORT = 512
+"""Keys up to which a CPU computes attention in float32: its kernels call a matrix product for each small block, and such a call
+costs more in half precision than the product itself."""
 
 
 class Span(NamedTuple):
@@ -140,12 +143,8 @@ def attend(
         return _variable_length(plan, query.to(dtype), key.to(dtype), value.to(dtype), scaling, window), None
     pieces = []
     for q, k, v in _responses(plan, query, key, value):
-        bias = None if q.shape[2] == k.shape[2] and window is None else plan.bias(q.shape[2], k.shape[2], window, q)
         if softcap is None and s_aux is None:
-            grouped = q.shape[1] != k.shape[1]
-            pieces.append(
-                functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, scale=scaling, enable_gqa=grouped)
-            )
+            pieces.append(_fused(plan, q, k, v, dtype, scaling, window))
         else:
             pieces.append(_explicit(q, k, v, plan.bias(q.shape[2], k.shape[2], window, q), scaling, softcap, s_aux))
     return torch.cat(pieces, dim=2).transpose(1, 2), None
@@ -177,6 +176,17 @@ def _responses(plan: Plan, query: Tensor, key: Tensor, value: Tensor) -> Iterato
             own = next(queries)
             q = own if place else torch.cat([prefix_q, own], dim=2)
             yield q, torch.cat([prefix_k, next(keys)], dim=2), torch.cat([prefix_v, next(values)], dim=2)
+
+
+def _fused(plan: Plan, q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype, scaling: float | None, window: int | None) -> Tensor:
+    """PyTorch's own attention of one response, given in `dtype`."""
+    inner = torch.float32 if q.device.type == "cpu" and dtype in HALF and k.shape[2] <= SHORT else dtype
+    q, k, v = q.to(inner), k.to(inner), v.to(inner)
+    bias = None if q.shape[2] == k.shape[2] and window is None else plan.bias(q.shape[2], k.shape[2], window, q)
+    with torch.autocast(q.device.type, enabled=False):
+        return functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, is_causal=bias is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        ).to(dtype)
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scaling: float | None, softcap: float | None, sinks: Tensor | None) -> Tensor:

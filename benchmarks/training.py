@@ -125,10 +125,10 @@ def train_worldpm(options: argparse.Namespace, groups: list[Json]) -> tuple[int,
 
     from worldpm.field.records import Message, Preference
     from worldpm.formats import chat
-    from worldpm.parts import checkpoint, reward_model, token_store, training
+    from worldpm.parts import checkpoint, model_sources, reward_model, token_store, training
     from worldpm.parts.batches import Encoder, Limits
 
-    source = checkpoint.Source(options.work / "model")
+    source = model_sources.Source(options.work / "model")
     tokenizer = checkpoint.load_tokenizer(source)
     encoder = Encoder(tokenizer, chat.frame_of(tokenizer), Limits(LONGEST, LONGEST // 2))
     examples = [

@@ -22,7 +22,7 @@ from tests.test_families import FAMILIES, GROUPS, model_of
 from worldpm import Message, Scorer
 from worldpm.field.errors import CheckpointError, ConfigError
 from worldpm.formats import chat
-from worldpm.parts import checkpoint
+from worldpm.parts import checkpoint, model_sources
 from worldpm.parts.batches import Encoder, Limits
 from worldpm.parts.tokenizer import train_tokenizer
 
@@ -74,7 +74,7 @@ def released(tmp_path: Path) -> Path:
 
 def by_hand(folder: Path, text: str) -> float:
     """What `modeling_qwen2_rm.py` computes for one text: the head at the last token."""
-    tokenizer = checkpoint.load_tokenizer(checkpoint.Source(folder))
+    tokenizer = checkpoint.load_tokenizer(model_sources.Source(folder))
     tensors = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
     backbone = Qwen2Model(Qwen2Config.from_pretrained(folder)).eval()  # type: ignore[no-untyped-call]
     backbone.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
@@ -105,7 +105,7 @@ def test_a_model_may_be_spread_across_devices(released: Path) -> None:
 
 
 def test_the_released_layout_is_saved_as_it_was_read(released: Path, tmp_path: Path) -> None:
-    model = checkpoint.load(checkpoint.Source(released))
+    model = checkpoint.load(model_sources.Source(released))
     checkpoint.save(model, dict(model.state_dict()), tmp_path / "copy", pad_token_id=None)
     save_tokenizer(tmp_path / "copy")
     assert json.loads((tmp_path / "copy" / "config.json").read_text())["architectures"] == ["Qwen2ForRewardModel"]
@@ -140,7 +140,7 @@ def llama(tmp_path: Path) -> Path:
 
 
 def test_a_model_of_others_is_read_at_its_templates_last_token(llama: Path) -> None:
-    tokenizer = checkpoint.load_tokenizer(checkpoint.Source(llama))
+    tokenizer = checkpoint.load_tokenizer(model_sources.Source(llama))
     plain = LlamaForSequenceClassification.from_pretrained(llama).eval()  # type: ignore[no-untyped-call]
     expected = []
     for response in RESPONSES:
@@ -221,20 +221,20 @@ def test_a_missing_shard_is_named(released: Path) -> None:
 
 def test_remote_code_needs_a_pinned_commit(llama: Path) -> None:
     with pytest.raises(ConfigError, match="all 40 digits"):
-        checkpoint.find(llama, revision="main", remote_code=True)
+        model_sources.find(llama, revision="main", remote_code=True)
 
 
 def test_a_language_model_gets_a_fresh_head_in_training_only(llama: Path) -> None:
     language_model(llama)
-    model = checkpoint.load(checkpoint.Source(llama), fresh_head=True)
+    model = checkpoint.load(model_sources.Source(llama), fresh_head=True)
     assert model.score.weight.shape == (1, 32)
 
 
 def test_other_weights_of_the_same_size_are_another_input(llama: Path) -> None:
-    before = checkpoint.fingerprint(checkpoint.Source(llama))
+    before = model_sources.fingerprint(model_sources.Source(llama))
     tensors = load_file(llama / "model.safetensors")
     save_file(tensors | {"score.weight": -tensors["score.weight"]}, llama / "model.safetensors", metadata={"format": "pt"})
-    after = checkpoint.fingerprint(checkpoint.Source(llama))
+    after = model_sources.fingerprint(model_sources.Source(llama))
     assert after["bytes"] == before["bytes"]
     assert after["sha256"] != before["sha256"]
 
@@ -264,7 +264,7 @@ def test_what_we_save_plain_transformers_loads_and_gives_the_same_rewards(family
     ids = torch.tensor([[*GROUPS[0].prefix, *GROUPS[0].suffixes[0]]])
     ids[ids == 3] = 4
     ids[0, -1] = 5
-    ours = checkpoint.load(checkpoint.Source(tmp_path))
+    ours = checkpoint.load(model_sources.Source(tmp_path))
     with torch.no_grad():
         expected = float(plain.eval()(input_ids=ids).logits[0, 0])
         body = GROUPS[0].__class__(ids[0, :11].numpy(), [ids[0, 11:].numpy()], [0], [False])
@@ -275,13 +275,13 @@ def test_what_we_save_plain_transformers_loads_and_gives_the_same_rewards(family
 def test_a_family_without_a_class_of_its_own_is_loaded_by_us(family: str, tmp_path: Path) -> None:
     model = model_of(family, FAMILIES[family]).eval()
     checkpoint.save(model, dict(model.state_dict()), tmp_path, pad_token_id=None)
-    again = checkpoint.load(checkpoint.Source(tmp_path))
+    again = checkpoint.load(model_sources.Source(tmp_path))
     with torch.no_grad():
         assert torch.allclose(again(GROUPS), model(GROUPS), atol=1e-6)
 
 
 def test_prompts_are_read_alike_by_encoder_and_scorer(released: Path) -> None:
     config = AutoConfig.from_pretrained(released, trust_remote_code=False)
-    encoder = checkpoint.encoder_of(checkpoint.Source(released), config)
+    encoder = checkpoint.encoder_of(model_sources.Source(released), config)
     assert encoder == Encoder(encoder.tokenizer, chat.Frame(), Limits(256, 128))
     assert encoder.encode([Message("user", PROMPT)], RESPONSES).tokens > 20

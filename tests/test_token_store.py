@@ -7,7 +7,7 @@ import pytest
 
 from worldpm.field.records import Message, Preference, PreferenceGroup, Response
 from worldpm.formats import chat
-from worldpm.parts import checkpoint, token_store
+from worldpm.parts import checkpoint, model_sources, token_store
 from worldpm.parts.batches import Encoder, Limits
 from worldpm.parts.token_store import TokenStore
 from worldpm.parts.tokenizer import train_tokenizer
@@ -36,7 +36,7 @@ def test_a_store_gives_back_what_was_encoded(tokenizer: Path, tmp_path: Path) ->
     made = groups(1100)  # more than two batches of the file
     counts = token_store.write(tmp_path / "store", token_store.encode(made, tokenizer, chat.Frame(), LIMITS))
     store = TokenStore([tmp_path / "store"])
-    encoder = Encoder(checkpoint.load_tokenizer(checkpoint.Source(tokenizer)), chat.Frame(), LIMITS)
+    encoder = Encoder(checkpoint.load_tokenizer(model_sources.Source(tokenizer)), chat.Frame(), LIMITS)
     for i in (0, 511, 512, 1099):
         expected = encoder.encode(made[i].prompt, [r.content for r in made[i].responses])
         found = store[i]

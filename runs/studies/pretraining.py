@@ -23,7 +23,7 @@ from worldpm.cli import main as worldpm
 from worldpm.field.records import PreferenceGroup
 from worldpm.field.uncertainty import clustered_interval, paired_difference
 from worldpm.formats import schema, tables
-from worldpm.parts import checkpoint, reward_model
+from worldpm.parts import checkpoint, model_sources, reward_model
 from worldpm.parts.batches import Encoder
 from worldpm.parts.benchmarks import catalogue
 from worldpm.parts.benchmarks.items import Item, Judged
@@ -39,7 +39,7 @@ Json = dict[str, Any]
 
 def main(groups: str, named: str, out: Path, size: str = "w128") -> None:
     run("train", groups, "--model", size, "--epochs", FORUM_EPOCHS, "--max-length", MAX_LENGTH, "--out", out / "forum")
-    encoder = checkpoint.encoder_of(checkpoint.Source(out / "forum"), checkpoint.load_config(checkpoint.Source(out / "forum")))
+    encoder = checkpoint.encoder_of(model_sources.Source(out / "forum"), checkpoint.load_config(model_sources.Source(out / "forum")))
     tokens = json.loads((out / "forum" / "manifest.json").read_text())["counts"]["tokens seen"]
     language_model(out / "scratch", size, groups, encoder, tokens=0)
     language_model(out / "language", size, groups, encoder, tokens=tokens)

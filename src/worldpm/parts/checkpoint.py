@@ -1,15 +1,12 @@
-"""Folders of reward models: found, loaded without running anybody's code, and saved.
+"""Folders of reward models, loaded without running anybody's code, and saved.
 
 Two layouts are read and written: `*ForSequenceClassification` with one label, and the released WorldPM's
 `Qwen2ForRewardModel` with a head of two layers. Weights are safetensors, one file or shards with their index.
 """
 
-import hashlib
 import json
-import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +16,18 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from worldpm.field.errors import CheckpointError, ConfigError
+from worldpm.field.errors import CheckpointError
 from worldpm.formats import chat, folders
 from worldpm.parts.batches import Encoder, Limits
+from worldpm.parts.model_sources import DESCRIPTION, Source, describe, first_line
 from worldpm.parts.reward_model import RewardModel, linear_head, released_head, without_dropout
 from worldpm.parts.shared_prefix import ATTENTION, attend
 
-CONFIG, WEIGHTS, INDEX, DESCRIPTION = "config.json", "model.safetensors", "model.safetensors.index.json", "worldpm.json"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 HEAD = "score."
 RELEASED = "Qwen2ForRewardModel"
 SHARD_SIZE = "5GB"
-HUB_FILES = ("*.json", "*.jsonl", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model comes from: a folder here, or a repository of the hub at a revision."""
-
-    folder: Path
-    remote_code: bool = False
-    """Run the folder's own Python; only for a pinned commit."""
-
-
-def find(place: str | Path, *, revision: str | None = None, remote_code: bool = False, files: Sequence[str] = HUB_FILES) -> Source:
-    """The folder of a model, or of a hub id's files that match, downloaded once.
-
-    Raises:
-        ConfigError: If it is neither, is not finished, was made by another step than `train`, or remote code was asked for
-            without a pinned commit.
-        CheckpointError: If the hub has no such repository, or does not answer.
-    """
-    if remote_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-        raise ConfigError("--remote-code runs a stranger's Python: name the commit that you read, all 40 digits, with --revision")
-    if (folder := Path(place)).is_dir():
-        if any((folder / name).exists() for name in (folders.MANIFEST, folders.PROGRESS, DESCRIPTION)):
-            folders.manifest(folder, made_by="train|export")
-        return Source(folder, remote_code)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(place)) or str(place).startswith("."):
-        raise ConfigError(f"{place}: no such folder, and no hub id (OWNER/NAME); `worldpm train` makes one")
-    from huggingface_hub import snapshot_download
-
-    patterns = [*files, *(["*.py"] if remote_code else [])]
-    try:
-        return Source(Path(snapshot_download(str(place), revision=revision, allow_patterns=patterns)), remote_code)
-    except Exception as error:  # the hub's errors have many classes; none of them is ours
-        raise CheckpointError(f"{place}: no folder here, and the hub did not give it ({_first_line(error)})") from error
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -107,7 +70,7 @@ def load(
             device_map="auto" if across_devices else None,
         )  # fmt: skip
     except Exception as error:
-        raise CheckpointError(f"{source.folder}: its weights cannot be read ({_first_line(error)}); get the folder again") from error
+        raise CheckpointError(f"{source.folder}: its weights cannot be read ({first_line(error)}); get the folder again") from error
     strangers = sorted(name for name in report["unexpected_keys"] if not name.startswith((HEAD, "lm_head.")))
     missing, shapes = sorted(report["missing_keys"]), sorted(str(name) for name in report["mismatched_keys"])
     if missing or strangers or shapes:
@@ -135,7 +98,7 @@ def load_config(source: Source) -> PreTrainedConfig:
                 f"{source.folder}: its architecture is Python of its own, which is not run; "
                 "read it, and then allow it with --remote-code and --revision COMMIT"
             ) from error
-        raise CheckpointError(f"{path}: not a config of a known model ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: not a config of a known model ({first_line(error)})") from error
     return config
 
 
@@ -200,10 +163,6 @@ def _quiet() -> None:
     """No bars, and no report of weights that are not the backbone's: what is wrong with them is our error."""
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def architecture(model: RewardModel) -> str:
@@ -288,39 +247,3 @@ def write_description(folder: Path, encoder: Encoder, measured: Mapping[str, flo
         "lineage": lineage,
     }
     folders.write_atomically(folder / DESCRIPTION, folders.to_json(description))
-
-
-def temperature_of(source: Source) -> float | None:
-    """What margins are to be divided by to become log odds, as fitted on validation preferences; None where that is not known."""
-    return describe(source.folder).get("temperature") if (source.folder / DESCRIPTION).is_file() else None
-
-
-def training_of(source: Source) -> Json | None:
-    """Of which run a checkpoint is, its size, and the data and operations it took until then; None where that is not known."""
-    return describe(source.folder).get("training") if (source.folder / DESCRIPTION).is_file() else None
-
-
-def fingerprint(source: Source) -> Json:
-    """The folder as an input of a manifest: by its own manifest, or else by the contents of its files."""
-    if (source.folder / folders.MANIFEST).is_file():
-        return folders.describe(source.folder)
-    files = [folders.describe(path) for path in sorted(source.folder.iterdir()) if path.is_file()]
-    digest = hashlib.sha256(json.dumps(files).encode())
-    return {"name": source.folder.resolve().name, "bytes": sum(file["bytes"] for file in files), "sha256": digest.hexdigest()}
-
-
-def describe(folder: Path) -> Json:
-    """The contents of a checkpoint's `worldpm.json`.
-
-    Raises:
-        CheckpointError: If it cannot be read or lacks something.
-    """
-    path = folder / DESCRIPTION
-    try:
-        content: Json = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable ({error})") from error
-    needed = ("template_hash", "end_token", "empty_system", "max_length", "prompt_length")
-    if missing := [key for key in needed if key not in content]:
-        raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
-    return content

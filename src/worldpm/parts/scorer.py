@@ -12,7 +12,7 @@ import torch
 from worldpm.field.errors import ConfigError, DataError, NotFiniteError
 from worldpm.field.records import Message
 from worldpm.formats import folders
-from worldpm.parts import checkpoint
+from worldpm.parts import checkpoint, model_sources
 from worldpm.parts.batches import EncodedGroup, Encoder, Limits, pack
 from worldpm.parts.reward_model import RewardModel
 
@@ -86,7 +86,7 @@ class Scorer:
             ConfigError: If it is not finished, or longer input is asked for than its positions reach.
             DataError: If a file of it was altered.
         """
-        source = checkpoint.find(place, revision=revision, remote_code=remote_code)
+        source = model_sources.find(place, revision=revision, remote_code=remote_code)
         if (source.folder / folders.MANIFEST).is_file():
             folders.verified_files(source.folder)
         model = checkpoint.load(source, dtype=dtype, across_devices=across_devices)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from worldpm.field.records import Preference, PreferenceGroup
 from worldpm.formats import chat
 from worldpm.formats.workers import in_order
-from worldpm.parts import checkpoint
+from worldpm.parts import checkpoint, model_sources
 from worldpm.parts.batches import EncodedGroup, Encoder, Limits
 
 ROWS_PER_BATCH = 512
@@ -162,4 +162,4 @@ def _encode(groups: Sequence[PreferenceGroup], tokenizer: Path, frame: chat.Fram
 @lru_cache(maxsize=1)
 def _tokenizer(folder: Path, written_ns: int) -> PreTrainedTokenizerBase:
     """One load for each process, and each time that the folder was written."""
-    return checkpoint.load_tokenizer(checkpoint.Source(folder))
+    return checkpoint.load_tokenizer(model_sources.Source(folder))

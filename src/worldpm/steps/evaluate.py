@@ -16,7 +16,7 @@ from worldpm.formats import console, folders
 if TYPE_CHECKING:
     from worldpm.parts.benchmarks.catalogue import Named
     from worldpm.parts.benchmarks.items import Item, Judged
-    from worldpm.parts.checkpoint import Source
+    from worldpm.parts.model_sources import Source
     from worldpm.parts.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Config:
 
 def run(config: Config) -> None:
     """Write items, rewards, preferences and metrics of every checkpoint on every set."""
-    from worldpm.parts import checkpoint
+    from worldpm.parts import model_sources
     from worldpm.parts.benchmarks import catalogue
 
     if config.verdicts:
@@ -79,9 +79,9 @@ def run(config: Config) -> None:
     if config.rewards:
         _run_on_rewards(config, named)
         return
-    sources = {name: checkpoint.find(place) for name, place in _by_name(config.checkpoints).items()}
+    models = {name: model_sources.find(place) for name, place in _by_name(config.checkpoints).items()}
     sets = {name: _drawn(one.items(), config) for name, one in named.items()}
-    inputs = [checkpoint.fingerprint(source) for source in sources.values()] + _described(sets)
+    inputs = [model_sources.fingerprint(source) for source in models.values()] + _described(sets)
     with_training = [folders.describe(place) for place in config.trained_on]
     output = folders.begin(config.out, step="evaluate", config=_settings(config, named), inputs=inputs + with_training)
     if output is None:
@@ -90,11 +90,11 @@ def run(config: Config) -> None:
         overlap = output.part(f"{folders.PROGRESS}/overlap.json", lambda aside: _overlap(aside, sets, config))
         judged: dict[str, dict[str, Judged]] = {}
         told: Json = {}
-        for name, source in sources.items():
+        for name, source in models.items():
             judged[name], told[name] = _score(output, name, source, sets, config)
-            told[name]["training"] = checkpoint.training_of(source)
+            told[name]["training"] = model_sources.training_of(source)
             told[name] |= {"overlap_with_training": overlap or None, "strata": _strata(sets) if config.strata else None}
-        temperatures = {name: checkpoint.temperature_of(source) for name, source in sources.items()}
+        temperatures = {name: model_sources.temperature_of(source) for name, source in models.items()}
         _write(output, config, named, judged, told, temperatures)
 
 

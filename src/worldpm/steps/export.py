@@ -76,11 +76,11 @@ def _export_pairs(config: Config) -> None:
 
 
 def _export_model(config: Config) -> None:
-    from worldpm.parts import checkpoint
+    from worldpm.parts import model_sources
     from worldpm.parts.exports import model
 
-    source = checkpoint.find(config.source[0])
-    inputs = [checkpoint.fingerprint(source), *([folders.describe(config.results)] if config.results else [])]
+    source = model_sources.find(config.source[0])
+    inputs = [model_sources.fingerprint(source), *([folders.describe(config.results)] if config.results else [])]
     output = folders.begin(config.out, step="export", config={"to": "model", "licence": config.licence}, inputs=inputs)
     if output is None:
         return
@@ -95,12 +95,12 @@ def _export_onnx(config: Config) -> None:
         raise ConfigError(f"--to onnx needs {', '.join(missing)}: pip install 'worldpm[onnx]'")
     import torch
 
-    from worldpm.parts import checkpoint
+    from worldpm.parts import model_sources
     from worldpm.parts.exports import onnx
     from worldpm.parts.scorer import Scorer, rewards_of
 
-    source = checkpoint.find(config.source[0])
-    inputs = [checkpoint.fingerprint(source), *([folders.describe(config.probe)] if config.probe else [])]
+    source = model_sources.find(config.source[0])
+    inputs = [model_sources.fingerprint(source), *([folders.describe(config.probe)] if config.probe else [])]
     output = folders.begin(config.out, step="export", config={"to": "onnx", "int8": config.int8}, inputs=inputs)
     if output is None:
         return

@@ -123,10 +123,10 @@ def _sieves(config: Config) -> "tuple[Sieves, list[Json]]":
         inputs += [{"name": name, "items": len(items), "sha256": catalogue.fingerprint(items)} for name, items in read.items()]
         inputs += [folders.describe(path) for path in files]
     if config.filter_with:
-        from worldpm.parts import checkpoint
+        from worldpm.parts import model_sources
         from worldpm.parts.scorer import Scorer
 
-        inputs.append(checkpoint.fingerprint(checkpoint.find(config.filter_with)))
+        inputs.append(model_sources.fingerprint(model_sources.find(config.filter_with)))
         scorer = Scorer.load(config.filter_with, cut=True)
     contradicted = config.filter_keep == "contradicted"
     return Sieves(index, config.contaminated == "drop", scorer, config.filter_margin, contradicted, config.rejects), inputs

@@ -140,9 +140,9 @@ def _print_cost(say: Callable[[str], None], cost: "ModelCost", config: Config) -
 
 
 def _model_config(name: str) -> "PreTrainedConfig":
-    from worldpm.parts import checkpoint, reward_model
+    from worldpm.parts import checkpoint, model_sources, reward_model
 
     if name in reward_model.SIZES:
         size = reward_model.SIZES[name]
         return reward_model.config_of(size, vocabulary=size.vocabulary)
-    return checkpoint.load_config(checkpoint.find(name, files=("config.json",)))
+    return checkpoint.load_config(model_sources.find(name, files=("config.json",)))

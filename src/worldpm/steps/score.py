@@ -102,9 +102,9 @@ def run(config: Config) -> None:
 
 def _terms(config: Config) -> Json:
     """What must be the same for lines of an earlier run to stand."""
-    from worldpm.parts import checkpoint
+    from worldpm.parts import model_sources
 
-    model = checkpoint.fingerprint(checkpoint.find(config.model, revision=config.revision, remote_code=config.remote_code))
+    model = model_sources.fingerprint(model_sources.find(config.model, revision=config.revision, remote_code=config.remote_code))
     read = config.file.stat() if config.file else None
     settings: Json = {"cut": config.cut, "max_length": config.max_length, "dtype": config.dtype}
     settings |= {"best": config.best, "allow": config.allow, "weigh": config.weigh}

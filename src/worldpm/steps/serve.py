@@ -139,23 +139,23 @@ def _engine(config: Config, metrics: "Metrics") -> "tuple[Engine, Identity, Conf
     import torch
 
     from worldpm.formats import chat
-    from worldpm.parts import checkpoint, confidence
+    from worldpm.parts import confidence, model_sources
     from worldpm.parts.scorer import Scorer
     from worldpm.parts.serving.engine import LocalEngine
     from worldpm.parts.serving.service import Identity
 
     place = str(config.model)
-    source = checkpoint.find(place, revision=config.revision, remote_code=config.remote_code)
+    source = model_sources.find(place, revision=config.revision, remote_code=config.remote_code)
     scorer = Scorer.load(
         place, max_length=config.max_length, dtype=getattr(torch, config.dtype) if config.dtype else None,
         revision=config.revision, remote_code=config.remote_code, across_devices=config.across_devices,
     )  # fmt: skip
     name = config.name or source.folder.resolve().name
-    sha256 = str(checkpoint.fingerprint(source)["sha256"])
+    sha256 = str(model_sources.fingerprint(source)["sha256"])
     if config.calibration is not None:
         known = confidence.of_results(config.calibration, source.folder.resolve().name, sha256=sha256)
     else:
-        known = confidence.Confidence(checkpoint.temperature_of(source))
+        known = confidence.Confidence(model_sources.temperature_of(source))
     scorer.rewards("Is anybody there?", ["Yes."])  # decides whether prompts are shared, before the first client waits for it
     also = (place, str(source.folder.resolve()))
     template, dtype = chat.template_hash(scorer.encoder.tokenizer), str(scorer.dtype).removeprefix("torch.")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from worldpm.parts.batches import Encoder
-    from worldpm.parts.checkpoint import Source
+    from worldpm.parts.model_sources import Source
     from worldpm.parts.reward_model import RewardModel
     from worldpm.parts.training import Settings, Trainer
     from worldpm.parts.training_data import TrainingData
@@ -133,13 +133,13 @@ def run(config: Config) -> None:
     """Train, keep the weights of least validation loss, and write them as a folder that plain transformers loads."""
     from accelerate.utils import broadcast_object_list
 
-    from worldpm.parts import checkpoint, training
+    from worldpm.parts import model_sources, training
     from worldpm.parts.reward_model import SIZES
     from worldpm.parts.training_data import TrainingData
 
     if config.model not in SIZES and "/" not in config.model and not Path(config.model).is_dir():
         raise ConfigError(f"--model {config.model}: neither a built-in size ({', '.join(SIZES)}) nor a folder nor a hub id (OWNER/NAME)")
-    source = None if config.model in SIZES else checkpoint.find(config.model, revision=config.revision, remote_code=config.remote_code)
+    source = None if config.model in SIZES else model_sources.find(config.model, revision=config.revision, remote_code=config.remote_code)
     data = TrainingData.find(config.groups)
     if next(data.groups("train", Counter()), None) is None:
         raise ConfigError(f"{config.groups[0]}: the train split is empty; add sites, or give the other splits a smaller share")
@@ -148,7 +148,7 @@ def run(config: Config) -> None:
     accelerator = training.accelerator(dtype, tracker=config.tracker, folder=config.out.with_name(f"{config.out.name}.tracking"))
     output = None
     if accelerator.is_main_process:
-        inputs = [folders.describe(path) for path in data.inputs] + ([checkpoint.fingerprint(source)] if source else [])
+        inputs = [folders.describe(path) for path in data.inputs] + ([model_sources.fingerprint(source)] if source else [])
         output = folders.begin(config.out, step="train", config=_recorded(config, settings, dtype), inputs=inputs)
     if not broadcast_object_list([output is not None])[0]:
         return
@@ -328,11 +328,11 @@ def _new_tokenizer(config: Config, data: "TrainingData", source: "Source | None"
 def _encoder(config: Config, source: "Source | None", tokenizer_folder: Path) -> "Encoder":
     """How the run reads text; what is too long is cut."""
     from worldpm.formats import chat
-    from worldpm.parts import checkpoint
+    from worldpm.parts import checkpoint, model_sources
     from worldpm.parts.batches import Encoder, Limits
 
     limits = Limits(config.max_length, config.prompt_length or config.max_length // 2)
-    tokenizer = checkpoint.load_tokenizer(checkpoint.Source(tokenizer_folder))
+    tokenizer = checkpoint.load_tokenizer(model_sources.Source(tokenizer_folder))
     if source is None:
         return Encoder(tokenizer, chat.frame_of(tokenizer), limits)
     model_config = checkpoint.load_config(source)

@@ -7,7 +7,7 @@ from typing import Any
 
 from worldpm.field.errors import ConfigError
 from worldpm.formats import chat, folders
-from worldpm.parts import checkpoint
+from worldpm.parts import checkpoint, model_sources
 
 Json = dict[str, Any]
 CARD = """---
@@ -54,7 +54,7 @@ to the extent that the labels do. No answer is right because its reward is high.
 LICENCES = """Texts from Stack Exchange are under CC BY-SA; what a model trained on them owes to their authors depends on where you are."""
 
 
-def write(source: checkpoint.Source, output: folders.Output, *, licence: str, results: Path | None, name: str) -> Json:
+def write(source: model_sources.Source, output: folders.Output, *, licence: str, results: Path | None, name: str) -> Json:
     """Copy the model's files and write its card.
 
     Raises:
@@ -75,13 +75,13 @@ def _copied(path: Path, aside: Path) -> Json:
     return {"bytes": aside.stat().st_size}
 
 
-def card(source: checkpoint.Source, *, licence: str, results: Path | None, name: str) -> str:
+def card(source: model_sources.Source, *, licence: str, results: Path | None, name: str) -> str:
     """The model card as Markdown.
 
     Raises:
         CheckpointError: If the folder has no description of ours.
     """
-    described = checkpoint.describe(source.folder)
+    described = model_sources.describe(source.folder)
     config = folders.read_json(source.folder / checkpoint.CONFIG)
     known = {key: described[key] for key in ("max_length", "prompt_length", "template_hash", "reward_mean", "reward_std")}
     temperature = described.get("temperature")

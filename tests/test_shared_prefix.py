@@ -1,5 +1,7 @@
 """What a plan says, against what is counted by hand; exactness for every family stands in test_families."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,24 @@ def test_the_variable_length_call_means_what_the_other_path_computes(window: int
     expected, _ = shared_prefix.attend(torch.nn.Module(), query, key, value, None, plan=plan, scaling=0.3, sliding_window=window)
     found = shared_prefix._variable_length(plan, query, key, value, 0.3, window)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_cpu_rounds_the_attention_of_short_sequences_once() -> None:
+    torch.manual_seed(0)
+    plan = plan_row([group([1] * 5, [1] * 3, [1] * 4)])
+    query, key, value = (torch.randn(1, 2, 12, 8, dtype=torch.bfloat16) for _ in range(3))
+    module = torch.nn.Identity()
+    exact, _ = shared_prefix.attend(module, query.float(), key.float(), value.float(), None, plan=plan)
+    for found in (
+        shared_prefix.attend(module, query, key, value, None, plan=plan)[0],
+        _under_autocast(shared_prefix.attend, module, query.float(), key.float(), value.float(), None, plan=plan)[0],
+    ):
+        assert torch.equal(found, exact.bfloat16())
+
+
+def _under_autocast(function: Callable[..., tuple[Tensor, None]], *arguments: object, **options: object) -> tuple[Tensor, None]:
+    with torch.autocast("cpu", torch.bfloat16):
+        return function(*arguments, **options)
 
 
 def test_the_same_seed_gives_the_same_model() -> None:

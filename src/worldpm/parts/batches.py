@@ -1,7 +1,7 @@
 """From preference groups to the rows a model reads: tokens, cuts, shared prefixes, rows filled to a token budget."""
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -205,7 +205,7 @@ def _placed(conversation: chat.Conversation, ids: list[int], ends: list[int]) ->
     """The tokens of a conversation with its places in characters as places in tokens."""
 
     def at(character: int) -> int:
-        return int(np.searchsorted(ends, character, side="right"))
+        return bisect_right(ends, character)
 
     places = (at(conversation.prompt_start), at(conversation.prompt_end), at(conversation.response_end))
     return TokenSequence(ids, *places, tuple((at(start), at(end)) for start, end in conversation.prompt_words))

@@ -118,6 +118,8 @@ async def until_killed(process: subprocess.Popen[bytes], url: str, number: int) 
             except httpx.TransportError:
                 pass
 
+        await one(-1)  # a model that is warm answers within the burst
+
         async def killer() -> None:
             await asyncio.sleep(0.05 + 0.01 * number)
             os.kill(process.pid, signal.SIGKILL)

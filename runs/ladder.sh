@@ -24,8 +24,15 @@ JOBS=${JOBS:-$(nproc)}
 export OMP_NUM_THREADS=$(( ($(nproc) + JOBS - 1) / JOBS ))
 mkdir -p "$out/runs" "$out/results" "$out/logs"
 
+name_of() { basename "${1%/}"; } # SIZE
+if twice=$(for size in $sizes; do name_of "$size"; done | sort | uniq -d) && [ -n "$twice" ]; then
+  echo "two sizes are called" $twice "and would take each other's runs: rename a folder" >&2
+  exit 2
+fi
+
 rung() { # SIZE SEED
-  local name="${1##*/}-s$2"
+  local name
+  name="$(name_of "$1")-s$2"
   { ${LAUNCH:-worldpm} train "$groups" --model "$1" --seed "$2" --snapshots "${SNAPSHOTS:-12}" --out "$out/runs/$name" "${options[@]}" &&
     worldpm evaluate "$out/runs/$name/snapshots"/* --on "${tests[@]}" --out "$out/results/$name"; } > "$out/logs/$name" 2>&1 ||
     { echo "$name failed:" >&2; tail -n 3 "$out/logs/$name" >&2; return 1; }
@@ -43,5 +50,9 @@ done
 while [ -n "$(jobs -rp)" ]; do wait -n || failed=1; done
 [ "$failed" = 0 ] || { echo "some rungs failed; their logs are in $out/logs, the same words go on" >&2; exit 1; }
 
+# a ladder that grew has other laws; they are the only part that is made anew
+if [ ! -f "$out/laws/manifest.json" ] || [ -n "$(find "$out/results" -name manifest.json -newer "$out/laws/manifest.json")" ]; then
+  rm -rf "$out/laws" "$out/report.html"
+fi
 worldpm laws "$out"/results/* --resamples "${RESAMPLES:-1000}" --out "$out/laws"
 worldpm report "$out/laws" --out "$out/report.html"

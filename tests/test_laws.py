@@ -108,6 +108,52 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path) -> None:
     assert laws(tmp_path / "laws")[0]["n_points"] == 36
 
 
+def test_a_run_has_one_size_and_a_name_may_be_zero(tmp_path: Path) -> None:
+    rows = [
+        {"N": n, "D": d, "loss": 0.2 + n**-0.3 + d**-0.3, "run": seed} for n in (1e3, 1e4, 1e5, 1e6) for seed in (0, 1) for d in (1e3, 1e5)
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for words in ((), (tmp_path / "t.jsonl",)):  # the same file again brings nothing new
+        out = tmp_path / f"laws{len(words)}"
+        assert run("laws", tmp_path / "t.jsonl", *words, "--form", "joint", "--resamples", 5, "--out", out) == 0
+        assert (laws(out)[0]["runs"], laws(out)[0]["n_points"]) == (8, 16)
+    drops = json.loads((tmp_path / "laws1" / "manifest.json").read_text())["drops"]["points"]
+    assert drops == {"repeated point": 16}
+
+
+def test_a_column_may_begin_after_the_first_row(tmp_path: Path) -> None:
+    rows = [{"N": 1000, "loss": 0.5}, *({"N": n, "D": d, "loss": 0.2 + n**-0.3 + d**-0.3} for n in (1e3, 1e4, 1e5) for d in (1e3, 1e5))]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("laws", tmp_path / "t.jsonl", "--form", "joint", "--resamples", 5, "--out", tmp_path / "laws") == 0
+    assert laws(tmp_path / "laws")[0]["n_points"] == 6
+    assert json.loads((tmp_path / "laws" / "manifest.json").read_text())["drops"]["points"] == {"not a number": 1}
+
+
+def test_rows_are_held_out_by_a_number_or_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def held_out(*marks: object) -> list[Json]:
+        return [{"N": 10.0**n, "loss": 0.2 + 2 * 10 ** (-n / 5), "held_out": mark} for n, mark in enumerate(marks, start=3)]
+
+    path = table(tmp_path / "t.csv", held_out("0.0", "", "False", "0.0", "no", "1.0", "true"))
+    assert run("laws", path, "--form", "power_floor", "--resamples", 5, "--out", tmp_path / "laws") == 0
+    (law,) = laws(tmp_path / "laws")
+    assert (law["n_points"], law["held_out"]["points"]) == (5, 2)
+    assert law["held_out"]["relative_error"] < 1e-6
+    for marks, message in ((["perhaps"] * 5, "row 1: held_out is 'perhaps'"), ([1] * 5, "every point is held out")):
+        assert run("laws", table(tmp_path / "u.csv", held_out(*marks)), "--out", tmp_path / "none") == 2
+        assert message in capsys.readouterr().err
+
+
+def test_an_accuracy_that_rises_from_zero_is_drawn(tmp_path: Path) -> None:
+    rows = [
+        {"N": n, "D": d, "run": seed, "accuracy": round(max(0.0, 1 - (n / 50) ** -0.4 - (d / 50) ** -0.4), 6)}
+        for n in (100, 1e3, 1e4, 1e5) for seed in (0, 1) for d in (100, 1e3, 1e4, 1e5)
+    ]  # fmt: skip
+    assert min(row["accuracy"] for row in rows) == 0
+    path = table(tmp_path / "t.csv", rows)
+    assert run("laws", path, "--y", "accuracy", "--resamples", 5, "--out", tmp_path / "laws") == 0
+    assert run("report", tmp_path / "laws", "--out", tmp_path / "report.html") == 0
+
+
 def test_a_torn_table_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "t.csv"
     path.write_text("N,loss\n10,0.5\n100\n")

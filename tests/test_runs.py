@@ -52,9 +52,17 @@ def test_a_ladder_trains_judges_and_fits_and_goes_on(road: Path, tmp_path: Path)
     laws = json.loads((tmp_path / "out" / "laws" / "laws.json").read_text())
     assert {law["n_points"] for law in laws if law["x"] == ["N", "D"]} == {2 * 7}  # snapshots at steps 1, 2, 3, 4, 5, 7 and 8
     assert (tmp_path / "out" / "report.html").exists()
-    again = story(*words, cwd=tmp_path, RESAMPLES="50")
-    assert again.returncode == 0, again.stderr
+    grown = story(*words[:3], "w16 w24 w32", *words[4:], cwd=tmp_path, RESAMPLES="50")
+    assert grown.returncode == 0, grown.stderr
     assert "nothing to do" in (tmp_path / "out" / "logs" / "w16-s0").read_text()
+    laws = json.loads((tmp_path / "out" / "laws" / "laws.json").read_text())
+    assert {law["n_points"] for law in laws if law["x"] == ["N", "D"]} == {3 * 7}
+
+
+def test_two_models_of_one_name_are_no_ladder(tmp_path: Path) -> None:
+    done = story("ladder.sh", "out", "groups", "a/model/ b/model", "0", "groups", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "two sizes are called model" in done.stderr
 
 
 def test_a_rung_that_fails_is_named_and_the_ladder_stops(road: Path, tmp_path: Path) -> None:

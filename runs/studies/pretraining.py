@@ -9,6 +9,7 @@ of least validation loss in the first fold. Differences are paired by prompt. St
 """
 
 import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from worldpm.cli import main as worldpm
 from worldpm.field.records import PreferenceGroup
-from worldpm.field.uncertainty import clustered_interval, paired_difference
+from worldpm.field.uncertainty import Difference, clustered_interval, holm, paired_difference
 from worldpm.formats import schema, tables
 from worldpm.parts import checkpoint, model_sources, reward_model
 from worldpm.parts.batches import Encoder
@@ -46,9 +47,12 @@ def main(groups: str, named: str, out: Path, size: str = "w128") -> None:
     (benchmark,) = catalogue.find([named], Path())
     items = benchmark.items()
     fold_of = folds(items)
-    print(f"{benchmark.name}: accuracy on held-out prompts, {FOLDS}-fold, {len(SEEDS)} seeds")
+    print(f"{benchmark.name}: accuracy on held-out prompts, {FOLDS}-fold, {len(SEEDS)} seeds; intervals over prompts, not over seeds")
+    gaps: dict[str, Difference] = {}
     for amount in AMOUNTS:
-        show(amount, {start: list(fine_tuned(out, start, amount, items, fold_of)) for start in STARTS})
+        gaps |= show(amount, {start: list(fine_tuned(out, start, amount, items, fold_of)) for start in STARTS})
+    for (name, gap), p_value in zip(gaps.items(), holm([gap.p_value for gap in gaps.values()]), strict=True):
+        print(f"{name}: {gap.estimate:+.3f}, p = {p_value:.4f} by Holm over all {len(gaps)}")
 
 
 def run(*words: object) -> None:
@@ -81,8 +85,10 @@ def language_model(out: Path, size: str, groups: str, encoder: Encoder, *, token
 
 
 def save(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    tokenizer.save_pretrained(out)
-    model.save_pretrained(out)
+    shutil.rmtree(aside := out.with_name(f"{out.name}.partial"), ignore_errors=True)
+    tokenizer.save_pretrained(aside)
+    model.save_pretrained(aside)
+    aside.rename(out)
 
 
 def batches(groups: str, encoder: Encoder, *, seed: int) -> Iterator[Json]:
@@ -173,16 +179,19 @@ def rewards(results: Path, items: Sequence[Item]) -> list[list[float]]:
     return [found[item.item] for item in items]
 
 
-def show(amount: int, judged: dict[str, list[tuple[str, float, float]]]) -> None:
+def show(amount: int, judged: dict[str, list[tuple[str, float, float]]]) -> dict[str, Difference]:
     """Accuracy of each start at one amount, and how far the forum's start is ahead of the others."""
+    gaps = {}
     columns = {start: tuple(map(np.array, zip(*rows, strict=True))) for start, rows in judged.items()}
     for start, (prompts, credit, weight) in columns.items():
         low, high = clustered_interval(credit, weight, prompts)
         print(f"{amount:>6} pairs  {start:9} {np.average(credit, weights=weight):.3f}  {low:.3f} to {high:.3f}")
     for other in STARTS[:-1]:
         gap = paired_difference(columns["forum"][1], columns[other][1], columns["forum"][2], columns["forum"][0])
+        gaps[f"{amount} pairs, forum - {other}"] = gap
         ends = f"{gap.interval.low:+.3f} to {gap.interval.high:+.3f}"
         print(f"{'':14}forum - {other}: {gap.estimate:+.3f}  {ends}, p = {gap.p_value:.4f}", flush=True)
+    return gaps
 
 
 if __name__ == "__main__":

@@ -55,28 +55,28 @@ def pictures(laws: Sequence[Json], points: Sequence[Json], optima: Mapping[str, 
             "bands; a fit to the full dots had to foretell the open ones, the lines are fits to all. The dashed line is a coin flip. "
             "Above stands the verdict over N and D together."
         )
-        yield Picture(f"{y}_over_data", caption, partial(_panels, names, partial(_over_data, laws, points, y), True))
+        yield Picture(f"{y}_over_data", caption, partial(_panels, names, partial(_over_data, laws, points, y), "N"))
     for axis in ("N", "D", "C", "d", "loss"):
         if names := fitted(axis):
             caption = (
                 "The last points of all runs, and the best fit to all of them with its 95 % band; a fit to the full dots had to "
                 "foretell the open ones. Above stands the verdict."
             )
-            yield Picture(f"{y}_over_{axis}", caption, partial(_panels, names, partial(_along, axis, laws, points, y), False))
+            yield Picture(f"{y}_over_{axis}", caption, partial(_panels, names, partial(_along, axis, laws, points, y), ""))
     split = [name for name in whole if any(law["series"].startswith(f"{name}: ") and law["x"] == ["N"] for law in laws)]
     if split:
         caption = (
             "The parts of each test at the end of training, over size: means over seeds, with verdicts. The dashed line is a coin flip."
         )
-        yield Picture("parts_over_size", caption, partial(_panels, split, partial(_parts, laws, points, y), False))
+        yield Picture("parts_over_size", caption, partial(_panels, split, partial(_parts, laws, points, y), ""))
     if names := fitted("N", "D"):
         caption = "What the law over N and D leaves unexplained at each point: a pattern here is a law that does not hold."
-        yield Picture("residuals", caption, partial(_panels, names, partial(_residuals, laws, points, y), False))
+        yield Picture("residuals", caption, partial(_panels, names, partial(_residuals, laws, points, y), "N"))
     if names := [name for name in whole if (optima.get(name) or {}).get("budgets_flops")]:
         caption = "Loss over size at one budget of operations a curve, small ones light; squares are the lowest points of parabolas."
-        yield Picture("isoflop", caption, partial(_panels, names, partial(_isoflop, optima, y), False))
+        yield Picture("isoflop", caption, partial(_panels, names, partial(_isoflop, optima, y), ""))
         caption = "The best size for a budget by three approaches; the band is the 95 % interval of the joint law's."
-        yield Picture("frontier", caption, partial(_panels, names, partial(_frontier, optima), False))
+        yield Picture("frontier", caption, partial(_panels, names, partial(_frontier, optima), ""))
 
 
 def files(picture: Picture) -> dict[str, bytes]:
@@ -91,8 +91,8 @@ def files(picture: Picture) -> dict[str, bytes]:
     return made
 
 
-def _panels(names: Sequence[str], draw: Callable[[Palette, Axes, str], None], legend: bool, ink: Palette) -> Figure:
-    """One panel a series, and one legend for all."""
+def _panels(names: Sequence[str], draw: Callable[[Palette, Axes, str], None], legend: str, ink: Palette) -> Figure:
+    """One panel a series, and one legend for all, under its title; none without a title."""
     columns = 2 if len(names) == 4 else min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
     with mpl.rc_context(figures.style(ink)):
@@ -104,8 +104,8 @@ def _panels(names: Sequence[str], draw: Callable[[Palette, Axes, str], None], le
             else:
                 axes.set_axis_off()
         if legend:
-            handles, labels = grid.flat[0].get_legend_handles_labels()
-            figure.legend(handles, labels, fontsize=8, loc="outside right upper", title="N", title_fontsize=8)
+            found = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+            figure.legend(found.values(), found, fontsize=8, loc="outside right upper", title=legend, title_fontsize=8)
         return figure
 
 
@@ -122,6 +122,11 @@ def _frame(axes: Axes, title: str, *, x: str, y: str, values: Sequence[float]) -
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="both")
+
+
+def _handle(axes: Axes, label: str, **options: Any) -> None:
+    """An entry of the legend that no size's own dots explain."""
+    axes.plot([], [], label=label, **options)
 
 
 def _sizes(points: Sequence[Json]) -> dict[float, tuple[float, float, float, float]]:
@@ -153,10 +158,15 @@ def _place(value: float) -> float:
 
 
 def _chosen(laws: Sequence[Json], series: str, x: list[str], size: float | None) -> Json | None:
-    """The law that is drawn: the one whose form the verdict names, or the only one."""
+    """The law that is drawn: the one whose form the verdict names, or without a verdict the one that foretells the largest best."""
     own = [law for law in laws if law["series"] == series and law["x"] == x and law["size"] == size and law["parameters"]]
     named = [law for law in own if law["form"] == law.get("drawn")]
-    return named[0] if named else (own[0] if own else None)
+    return named[0] if named else min(own, key=_error_on_largest, default=None)
+
+
+def _error_on_largest(law: Json) -> float:
+    error = law["held_out"]["relative_error"]
+    return math.inf if error is None else float(error)
 
 
 def _curve(axes: Axes, law: Json, colour: Any) -> None:
@@ -169,13 +179,16 @@ def _curve(axes: Axes, law: Json, colour: Any) -> None:
 
 def _coin(ink: Palette, axes: Axes, y: str) -> None:
     if y in ("loss", "accuracy"):
-        axes.axhline(COIN_LOSS_NATS if y == "loss" else 0.5, color=ink.muted, linewidth=1, linestyle=(0, (4, 3)))
+        place = COIN_LOSS_NATS if y == "loss" else 0.5
+        axes.axhline(place, color=ink.muted, linewidth=1, linestyle=(0, (4, 3)), label="a coin flip")
 
 
 def _over_data(laws: Sequence[Json], points: Sequence[Json], y: str, ink: Palette, axes: Axes, name: str) -> None:
     own = [point for point in points if point["series"] == name]
-    for size, colour in _sizes(own).items():
+    for size, colour in _sizes(points).items():
         of_size = [point for point in own if point["N"] == size]
+        if not of_size:
+            continue
         x, means = _means(of_size, "D", y)
         law = _chosen(laws, name, ["D"], size)
         held = {_place(one["x"][0]) for one in law["held_out"]["predictions"]} if law else set()
@@ -186,7 +199,9 @@ def _over_data(laws: Sequence[Json], points: Sequence[Json], y: str, ink: Palett
             _curve(axes, law, colour)
     plane = next((law for law in laws if law["series"] == name and law["x"] == ["N", "D"] and "verdict" in law), None)
     _frame(axes, f"{name}: {plane['verdict']}" if plane else name, x="D", y=y, values=[point[y] for point in own])
-    if y == "loss" and min(point[y] for point in own) < COIN_LOSS_NATS:
+    _handle(axes, "foretold", color=ink.muted, marker="o", markerfacecolor="white", markersize=3.5, linestyle="none")
+    _handle(axes, "95 % of the fit", color=ink.muted, alpha=0.3, linewidth=6)
+    if y == "accuracy" or (y == "loss" and min(point[y] for point in own) < COIN_LOSS_NATS):
         _coin(ink, axes, y)
 
 
@@ -195,15 +210,16 @@ def _along(axis: str, laws: Sequence[Json], points: Sequence[Json], y: str, ink:
     own = [point for point in points if point["series"] == name and axis in point]
     used = law["used"] if law else [[point[axis], point[y]] for point in own]
     held = {one["x"][0] for one in law["held_out"]["predictions"]} if law else set()
-    for kept, face in ((False, ink.first), (True, "white")):
+    for kept, face, label in ((False, ink.first, "seen"), (True, "white", "foretold")):
         some = [(x, value) for x, value in used if (x in held) == kept]
-        axes.plot([x for x, _ in some], [v for _, v in some], "o", color=ink.first, markerfacecolor=face, markersize=4)
+        axes.plot([x for x, _ in some], [v for _, v in some], "o", color=ink.first, markerfacecolor=face, markersize=4, label=label)
     if law:
         _curve(axes, law, ink.first)
     verdict = f": {law['verdict']}" if law and "verdict" in law else ""
     _frame(axes, f"{name}{verdict}", x=axis, y=y, values=[value for _, value in used])
     if y == "accuracy" or (y == "loss" and min(value for _, value in used) < COIN_LOSS_NATS):
         _coin(ink, axes, y)
+    axes.legend(fontsize=7)
 
 
 def _parts(laws: Sequence[Json], points: Sequence[Json], y: str, ink: Palette, axes: Axes, name: str) -> None:
@@ -228,11 +244,12 @@ def _parts(laws: Sequence[Json], points: Sequence[Json], y: str, ink: Palette, a
 
 def _residuals(laws: Sequence[Json], points: Sequence[Json], y: str, ink: Palette, axes: Axes, name: str) -> None:
     law = _chosen(laws, name, ["N", "D"], None)
-    own = [point for point in points if point["series"] == name]
-    colours = _sizes(own)
     if law and law.get("residuals"):
-        for (n, d), residual in zip(law["residual_places"], law["residuals"], strict=True):
-            axes.plot(d, residual, "o", color=colours[n], markersize=3.5)
+        of_points = list(zip(law["residual_places"], law["residuals"], strict=True))
+        for size, colour in _sizes(points).items():
+            own = [(d, residual) for (n, d), residual in of_points if n == size and residual is not None]  # None: of a y of 0
+            if own:
+                axes.plot([d for d, _ in own], [residual for _, residual in own], "o", color=colour, markersize=3.5, label=_label(size))
     axes.axhline(0, color=ink.muted, linewidth=1)
     axes.set_xscale("log")
     axes.set_title(f"{name}: {law['form'] if law else ''}", loc="left", fontsize=9, fontweight="bold")
@@ -250,11 +267,12 @@ def _isoflop(optima: Mapping[str, Json | None], y: str, ink: Palette, axes: Axes
     for place, shade in enumerate(shades[: len(budgets)]):
         sizes, losses = found["curves"][place]["n"], found["curves"][place]["loss"]
         values += losses
-        axes.plot(sizes, losses, "o-", color=shade, markersize=3, linewidth=1.2)
+        axes.plot(sizes, losses, "o-", color=shade, markersize=3, linewidth=1.2, label=f"{budgets[place]:.1e} FLOPs")
         best = found["isoflop"]["optimal_n"][place]
         if best is not None and sizes:
             axes.plot(best, float(np.interp(math.log(best), np.log(sizes), losses)), "s", color=shade, markersize=6, markerfacecolor="none")
     _frame(axes, name, x="N", y=y, values=values or [1.0])
+    axes.legend(fontsize=6)
 
 
 def _frontier(optima: Mapping[str, Json | None], ink: Palette, axes: Axes, name: str) -> None:
@@ -275,5 +293,5 @@ def _frontier(optima: Mapping[str, Json | None], ink: Palette, axes: Axes, name:
             axes.fill_between(budgets, [low for low, _ in ends], [high for _, high in ends], color=colour, alpha=0.15, linewidth=0)
     _frame(axes, name, x="C", y="", values=[1.0])
     axes.set_yscale("log")
-    axes.set_ylabel("best N", fontsize=8)
+    axes.set_ylabel("best N, parameters without embeddings", fontsize=8)
     axes.legend(fontsize=7)

@@ -19,7 +19,7 @@ from worldpm.parts.fits.forms import Array
 Json = dict[str, Any]
 
 SHARES = frozenset(("accuracy", "error"))
-FALSE = frozenset(("", "0", "false", "no"))
+TRUE, FALSE = frozenset(("true", "yes")), frozenset(("", "nan", "none", "false", "no"))
 
 
 class Measurement(NamedTuple):
@@ -44,6 +44,8 @@ class Measured:
     drops: Counter[str] = field(default_factory=Counter[str])
     items: dict[tuple[str, str], tuple[Array, Array]] = field(default_factory=dict[tuple[str, str], tuple[Array, Array]])
     """By series and checkpoint: sums and weights of its prompts."""
+    seen: set[Any] = field(default_factory=set[Any])
+    """What tells points apart."""
 
     def series(self) -> dict[str, list[Measurement]]:
         """The points of each series, in the order read."""
@@ -79,6 +81,8 @@ def read(places: Sequence[Path], *, y: str, axes: Sequence[str], calibrated: boo
                 f"{name}: models of {len(families)} families ({', '.join(families[:3])}), whose raw losses cannot be compared; "
                 "fit each alone, or say --calibrated: results then give the loss at their temperature, and of a table it is taken on trust"
             )
+    if measured.points and all(point.held_out for point in measured.points):
+        raise ConfigError(f"{places[0]}: every point is held out; leave some to fit")
     if not measured.points:
         told = ", ".join(f"{number} {reason}" for reason, number in measured.drops.items())
         raise ConfigError(f"{places[0]}: no point to fit" + (f" ({told})" if told else " (the table is empty)"))
@@ -102,13 +106,12 @@ def points_of(measured: Measured, chosen: Sequence[Measurement], axes: Sequence[
 
 def _add(measured: Measured, points: Iterable[Measurement], y: str, *, by_run: bool) -> None:
     """Keep what is fit. Rows that name no run are told apart by their numbers alone."""
-    seen: set[Any] = set()
     for point in points:
         key = (point.series, point.run if by_run else None, *sorted(point.x.items()), point.y)
-        if (why := _unfit(point, y)) or key in seen:
+        if (why := _unfit(point, y)) or key in measured.seen:
             measured.drops[why or "repeated point"] += 1
             continue
-        seen.add(key)
+        measured.seen.add(key)
         measured.points.append(point)
 
 
@@ -128,24 +131,44 @@ def _read_table(measured: Measured, path: Path, *, y: str, axes: Sequence[str]) 
         return
     if not all(isinstance(row, dict) for row in found):
         raise DataError(path, "holds rows that are not objects with named columns")
-    names = list(found[0])
+    names = list(dict.fromkeys(name for row in found for name in row))
     there = [axis for axis in axes if axis in names]
     if y not in names or not there:
         raise ConfigError(f"{path}: has the columns {', '.join(map(str, names))}; needed are {y} and at least one of {', '.join(axes)}")
     default = path.name.split(".")[0] if y == "loss" else y
     points = (
         Measurement(
-            series=str(row.get("series") or default),
-            run=str(row.get("run") or f"row {number}"),
+            series=default if _empty(row.get("series")) else str(row["series"]),
+            run=_run(row, path, number),
             family=str(row["family"]) if row.get("family") else None,
             x={axis: _number(row.get(axis)) for axis in there},
             y=_number(row.get(y)),
-            held_out=str(row.get("held_out") or "").casefold() not in FALSE,
+            held_out=_marked(row.get("held_out"), path, number),
             more={},
         )
         for number, row in enumerate(found, start=1)
     )
     _add(measured, points, y, by_run="run" in names)
+
+
+def _run(row: Json, path: Path, number: int) -> str:
+    """Which run a row is of. A run has one size: a name that stands at several, as that of a seed does, is a run at each."""
+    name = f"{path} row {number}" if _empty(row.get("run")) else str(row["run"])
+    return name if _empty(row.get("N")) else f"{name} at N = {row['N']}"
+
+
+def _empty(cell: object) -> bool:
+    return cell is None or cell == ""
+
+
+def _marked(cell: object, path: Path, number: int) -> bool:
+    """Whether a row is held out: a number that is not 0, or true."""
+    word = "" if cell is None else str(cell).strip().casefold()
+    if word in TRUE or word in FALSE:
+        return word in TRUE
+    if math.isnan(value := _number(cell)):
+        raise DataError(path, f"row {number}: held_out is {cell!r}; give 0 or 1, true or false")
+    return value != 0
 
 
 def _number(cell: object) -> float:

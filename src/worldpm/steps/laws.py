@@ -26,13 +26,15 @@ logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 FormName = Literal[
-    "constant", "power", "power_floor", "saturating", "broken", "sigmoid", "joint", "joint_tied", "saturating_joint", "emergent",
+    "constant", "power", "power_floor", "saturating", "broken", "sigmoid", "joint", "joint_tied", "saturating_joint",
+    "saturating_product", "emergent",
     "gao_best_of_n", "gao_rl", "error_of_loss",
 ]  # fmt: skip
 AXES = ("N", "D", "C")
 COLUMNS = {"gao_best_of_n": ("d", "gain"), "gao_rl": ("d", "gain"), "error_of_loss": ("loss", "error")}
 """The columns that a form of its own kind is fitted to: x and y."""
-LINE, PLANE = ("constant", "power", "power_floor", "saturating", "broken", "sigmoid"), ("joint", "saturating_joint", "emergent")
+LINE = ("constant", "power", "power_floor", "saturating", "broken", "sigmoid")
+PLANE = ("joint", "saturating_joint", "saturating_product", "emergent")
 CURVE = LINE[:4]
 """The forms of a curve over data at one size: emergence is a matter of sizes."""
 PROFILED = ("E", "alpha")
@@ -100,7 +102,11 @@ def run(config: Config) -> None:
     from worldpm.parts import law_figures, measurements
 
     measured = measurements.read(config.inputs, y=config.y_column, axes=config.axes, calibrated=config.calibrated)
-    slices = [one for one in _slices(measured, config) if config.form is None or _axes_of(config.form) == len(one.x)]
+    slices = [
+        one
+        for one in _slices(measured, config)
+        if (config.form is None or _axes_of(config.form) == len(one.x)) and not all(point.held_out for point in one.points)
+    ]
     if not slices:
         raise ConfigError(_nothing(config, measured))
     settings = {"y": config.y_column, **{name: getattr(config, name) for name in ("form", "objective", "calibrated", "resamples", "seed")}}
@@ -182,12 +188,12 @@ def _fit_slice(one: Slice, measured: "Measured", config: Config) -> list[Json]:
     points = measurements.points_of(measured, one.points, one.x)
     suited = PLANE if len(one.x) == 2 else LINE if one.size is None else CURVE
     names = [config.form] if config.form else [name for name in suited if config.y == "loss" or not FORMS[name].fixed]
-    draws = evidence.resample(points, seed=config.seed, resamples=config.resamples)
+    fitted = _unmarked(one, points)
+    draws = evidence.resample(fitted, seed=config.seed, resamples=config.resamples)
     verdict = None
     if config.y_column == "loss" and config.form not in COLUMNS:
-        verdict = verdicts.of_plane(points) if len(one.x) == 2 else verdicts.of_line(points, draws, over_sizes=one.x == ("N",))
-    held_out = _held_out(one, points)
-    return [_law(name, one, points, draws, held_out, verdict, config) for name in names]
+        verdict = verdicts.of_plane(fitted) if len(one.x) == 2 else verdicts.of_line(fitted, draws)
+    return [_law(name, one, points, fitted, draws, verdict, config) for name in names]
 
 
 def _axes_of(form: str) -> int:
@@ -206,15 +212,21 @@ def _held_out(one: Slice, points: "Points") -> Any:
     return marked if marked.any() else evidence.largest(points)
 
 
-def _law(name: str, one: Slice, points: "Points", draws: Any, held_out: Any, verdict: "Verdict | None", config: Config) -> Json:
+def _unmarked(one: Slice, points: "Points") -> "Points":
+    """The points that a table does not hold out: what is fitted, and what a verdict is given on."""
+    import numpy as np
+
+    marked = np.array([point.held_out for point in one.points])
+    return points.take(~marked) if marked.any() else points
+
+
+def _law(name: str, one: Slice, points: "Points", fitted: "Points", draws: Any, verdict: "Verdict | None", config: Config) -> Json:
     """One fit with all that is to be known of it; where it cannot be made, the reason stands among the warnings."""
     from worldpm.parts.fits import evidence
     from worldpm.parts.fits.forms import FORMS
     from worldpm.parts.fits.solver import LOG_SQUARES, fit
 
     form, objective = FORMS[name], _objective(config)
-    marked = any(point.held_out for point in one.points)
-    fitted = points.take(~held_out) if marked else points
     told: Json = {
         "series": one.name, "form": name, "equation": form.equation, "x": list(one.x), "y": config.y_column, "size": one.size,
         "objective": objective.name, "n_points": len(fitted.y), "runs": len(set(fitted.runs.tolist())),
@@ -224,9 +236,7 @@ def _law(name: str, one: Slice, points: "Points", draws: Any, held_out: Any, ver
     except ValueError as error:
         nothing: Json = {"parameters": None, "intervals": None, "converged": False, "warnings": [str(error)]}
         return {**told, **nothing, **_judged(verdict)}
-    spread = evidence.bootstrap(
-        found, fitted, objective, draws if fitted is points else evidence.resample(fitted, seed=config.seed, resamples=config.resamples)
-    )
+    spread = evidence.bootstrap(found, fitted, objective, draws)
     profiles = {}
     if objective.logarithmic and name in (config.form, verdict.form if verdict else None):
         smooth = fit(form, fitted.x, fitted.y, LOG_SQUARES)
@@ -238,12 +248,12 @@ def _law(name: str, one: Slice, points: "Points", draws: Any, held_out: Any, ver
         "profile_intervals": profiles,
         "objective_value": found.objective,
         **_shown(found, spread, points),
-        "held_out": _foretold(form, points, objective, held_out),
+        "held_out": _foretold(form, points, objective, _held_out(one, points)),
         "converged": found.converged,
         "optima": [list(optimum) for optimum in found.optima],
         "condition": found.condition,
         "resamples_failed": spread.failed,
-        "warnings": _warnings(found, spread, points, config),
+        "warnings": _warnings(found, spread, fitted, config),
         **_judged(verdict),
     }
 
@@ -277,7 +287,7 @@ def _shown(found: "Fit", spread: Any, points: "Points") -> Json:
         low, high = spread.band(found.form, grid[None]) if len(spread.theta) > 1 else (found.predict(grid[None]),) * 2
         curve = {"x": grid.tolist(), "y": found.predict(grid[None]).tolist(), "low": low.tolist(), "high": high.tolist()}
         return {"used": np.stack([points.x[0], points.y], axis=1).tolist(), "curve": curve}
-    residuals = np.log(points.y) - np.log(np.maximum(found.predict(points.x), 1e-300))
+    residuals = np.log(np.where(points.y > 0, points.y, np.nan)) - np.log(np.maximum(found.predict(points.x), 1e-300))
     return {"residual_places": points.x.T.tolist(), "residuals": residuals.tolist()}
 
 
@@ -301,6 +311,8 @@ def _warnings(found: "Fit", spread: Any, points: "Points", config: Config) -> li
             told.append(
                 f"the {axis} axis has {len(places)} places over {decades:.2f} decades; {LEAST_SIZES} and {LEAST_DECADES} are needed"
             )
+    if len(set(points.runs.tolist())) < 2:
+        told.append("one run: nothing tells what another would give, so there are no intervals")
     for name, value in zip(found.form.parameters, found.theta, strict=True):
         low, high = spread.intervals[name]
         if high - low > abs(value):

@@ -1,7 +1,7 @@
 """What speaks for and against a fit: intervals by resampling runs and items, profiles, held-out points, and tests for a trend."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,8 +74,14 @@ class Spread(NamedTuple):
 
 
 def bootstrap(found: Fit, points: Points, objective: Objective, draws: Resamples) -> Spread:
-    """95 % percentile intervals; every resample starts from the optimum of all points, and from a shaken one."""
+    """95 % percentile intervals; every resample starts from the optimum of all points, and from a shaken one.
+
+    The points of one run have none: nothing tells what another run would give.
+    """
     form = found.form
+    missing = Interval(float("nan"), float("nan"))
+    if len(np.unique(points.runs)) < 2:
+        return Spread(np.empty((0, len(form.parameters))), dict.fromkeys(form.parameters, missing), 0)
     axes = np.unique(points.x, axis=1, return_inverse=True)[1]
     enough = np.array([len(set(axes[weights > 0])) >= len(form.parameters) for weights in draws.weights])
     usable = enough & (draws.y > 0).all(axis=1) if objective.logarithmic else enough
@@ -88,7 +94,6 @@ def bootstrap(found: Fit, points: Points, objective: Objective, draws: Resamples
     better = tries[1].objective < tries[0].objective
     theta = np.where(better[:, None], tries[1].theta, tries[0].theta)
     theta = theta[np.isfinite(np.minimum(tries[0].objective, tries[1].objective))]
-    missing = Interval(float("nan"), float("nan"))
     ends = np.quantile(theta, [0.025, 0.975], axis=0).T if len(theta) > 1 else [missing] * len(form.parameters)
     intervals = {name: Interval(float(low), float(high)) for name, (low, high) in zip(form.parameters, ends, strict=True)}
     return Spread(theta, intervals, len(draws.weights) - len(theta))
@@ -220,10 +225,14 @@ def extrapolation_error(form: Form, points: Points, objective: Objective, held_o
     return float("nan") if predicted is None else float(np.mean(np.abs(predicted - points.y[held_out]) / points.y[held_out]))
 
 
-def left_out_errors(found: Fit, points: Points) -> Array:
-    """The mean squared error of ln y of each run, predicted by a fit to all others; shape (runs,), in the order of the runs."""
-    names = np.unique(points.runs)
-    weights = np.array([points.runs != name for name in names], dtype=np.float64)
+def left_out_errors(found: Fit, points: Points, parts: NDArray[Any]) -> Array:
+    """The mean squared error of ln y of each part of the points, predicted by a fit to all others.
+
+    `parts`, shape (n,), says of which each point is, for instance its size; at least two. The result has shape (parts,), sorted
+    by their names.
+    """
+    names = np.unique(parts)
+    weights = np.array([parts != name for name in names], dtype=np.float64)
     generator = np.random.default_rng(0)
     best = np.full(len(names), np.inf)
     theta = np.broadcast_to(found.theta, (len(names), len(found.theta))).copy()

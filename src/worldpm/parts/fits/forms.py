@@ -165,6 +165,20 @@ def _emergent(eta: Array, x: Array) -> Terms:
     return _between(share, np.stack(by, axis=2))
 
 
+def _saturating_product(eta: Array, x: Array) -> Terms:
+    """Size and data are both needed, with no threshold: of ln 2 is left 1 - (1 - (1 + N/N0)^-alpha) (1 - (1 + D/D0)^-beta)."""
+    n0, alpha, d0, beta = (eta[:, i : i + 1] for i in range(4))
+    by_size, by_data = x[0] / n0, x[1] / d0
+    left_n, left_d = np.exp(-alpha * np.log1p(by_size)), np.exp(-beta * np.log1p(by_data))
+    by = (
+        left_n * alpha * by_size / (1 + by_size) / n0 * (1 - left_d),
+        -left_n * np.log1p(by_size) * (1 - left_d),
+        left_d * beta * by_data / (1 + by_data) / d0 * (1 - left_n),
+        -left_d * np.log1p(by_data) * (1 - left_n),
+    )
+    return _between(1 - (1 - left_n) * (1 - left_d), np.stack(by, axis=2))
+
+
 def _gao_best_of_n(eta: Array, x: Array) -> Terms:
     return Terms(np.broadcast_to(np.stack([x[0], -(x[0] ** 2)], axis=1), (len(eta), x.shape[1], 2)), np.zeros((len(eta), x.shape[1], 2, 0)))
 
@@ -219,6 +233,13 @@ def _emergent_starts(x: Array) -> Array:
     return _grid(inside, np.array([2.0, 8.0]), along, np.array([0.5, 1.5]))
 
 
+def _saturating_product_starts(x: Array) -> Array:
+    places = (np.geomspace(axis.min() / 10, axis.max(), 5) for axis in x)
+    powers = np.array([0.3, 1.0])
+    grid = _grid(*places, powers, powers)
+    return grid[:, [0, 2, 1, 3]]
+
+
 def _gammas(x: Array) -> Array:
     return _grid(np.array([0.1, 0.3, 1.0, 2.0, 4.0, 8.0]))
 
@@ -244,6 +265,10 @@ FORMS = {
             _saturating_joint, _saturating_joint_starts, fixed=(COIN_LOSS_NATS,),
         ),
         Form(
+            "saturating_product", "ln 2 - (ln 2 - E) (1 - (1 + N/N0)^-alpha) (1 - (1 + D/D0)^-beta)", 2, ("E",),
+            ("N0", "alpha", "D0", "beta"), _saturating_product, _saturating_product_starts, fixed=(COIN_LOSS_NATS,),
+        ),
+        Form(
             "emergent", "ln 2 - (ln 2 - E) g (1 - (1 + D/D0)^-beta), g = 1/(1 + (N/N0)^-k)", 2, ("E",), ("N0", "k", "D0", "beta"),
             _emergent, _emergent_starts, fixed=(COIN_LOSS_NATS,),
         ),
@@ -256,4 +281,4 @@ FORMS = {
 }  # fmt: skip
 """Sources: `joint` Hoffmann et al. 2022, 2203.15556, equation 2; `joint_tied` and `error_of_loss` Gadre et al. 2024, 2403.08540,
 equations 4 and 5; `broken` Caballero et al. 2022, 2210.14891, equation 1, with one break and no floor; Gao et al. 2022, 2210.10760,
-section 3.1. `saturating`, `saturating_joint` and `emergent` are ours: a preference loss starts at ln 2."""
+section 3.1. `saturating`, `saturating_joint`, `saturating_product` and `emergent` are ours: a preference loss starts at ln 2."""

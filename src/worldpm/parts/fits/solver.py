@@ -17,7 +17,7 @@ SAME_OPTIMUM = 1e-6
 """Objectives this close, relative to the best, are optima of one height, and all are listed."""
 FAR = 1e3
 """A place so many times beyond the data is at its bound."""
-LEAST, MOST = np.log(1e-30), np.log(1e30)
+LEAST, MOST = np.log(1e-60), np.log(1e60)
 """Natural logarithms of what a positive parameter may be."""
 
 
@@ -138,7 +138,7 @@ def solve(
 
     Source: Marquardt 1963; Huber and Ronchetti 2009, section 7.8, for the weights.
     """
-    theta = _to_working(form, starts.astype(np.float64))
+    theta = np.clip(_to_working(form, starts.astype(np.float64)), *_bounds(form))
     targets = np.broadcast_to(np.asarray(y, dtype=np.float64), weights.shape)
     value = _objective(form, theta, x, targets, objective, weights)
     damping, quiet = np.full(len(theta), 1e-3), np.zeros(len(theta), dtype=np.int64)
@@ -248,6 +248,8 @@ def _at_bound(form: Form, theta: Array, x: Array, y: Array) -> tuple[str, ...]:
     _, slopes = curve(form, theta[None], x)
     shares = np.abs(slopes[0] * theta).max(axis=0) / np.abs(y).max()
     gone = [name for name, share in zip(form.parameters, shares, strict=True) if share < 1e-6 and name not in form.signed]
+    ends = np.abs(np.log(np.where(_positive(form), theta, 1.0))) > 0.99 * MOST
+    gone += [name for name, end in zip(form.parameters, ends, strict=True) if end and name not in gone]
     axes = {"x0": x[0], "N0": x[0], "D0": x[-1]}
     for name, value in zip(form.parameters, theta, strict=True):
         if name in axes and not axes[name].min() / FAR <= value <= axes[name].max() * FAR:

@@ -12,7 +12,7 @@ import numpy as np
 from worldpm.field.uncertainty import Interval
 from worldpm.parts.fits import evidence
 from worldpm.parts.fits.evidence import Points, Resamples
-from worldpm.parts.fits.forms import COIN_LOSS_NATS, FORMS, Array
+from worldpm.parts.fits.forms import COIN_LOSS_NATS, FORMS, Array, curve
 from worldpm.parts.fits.solver import LOG_SQUARES, Fit, fit
 
 Json = dict[str, Any]
@@ -21,10 +21,15 @@ Word = Literal["power law", "emergent", "no trend", "not identified"]
 LEAST_SIZES, LEAST_DECADES = 4, 1.5
 NEGLIGIBLE_SLOPE = 0.01
 """A loss that changes by less than 2.3 % a decade has no trend."""
+LEAST_FALL = 1e-4
+"""The power by which a curve falls along an axis that it heeds; coefficients are positive, so that without an effect it is not 0."""
 CLEARLY_BETTER = 6.0
 """A difference of Akaike's criterion that leaves the worse form a twentieth of the better one's support."""
 SIZES_EACH_SIDE = 3
+LEAST_STEEPNESS = 3.0
+"""Of a threshold of size: nine tenths are open at 4.3 times the size at which one tenth is."""
 SMOOTH, ABRUPT = ("power", "power_floor", "saturating"), ("broken", "sigmoid")
+SMOOTH_PLANES = ("joint", "saturating_joint", "saturating_product")
 
 
 class Verdict(NamedTuple):
@@ -37,22 +42,22 @@ class Verdict(NamedTuple):
     """The form that describes the points best, by Akaike's criterion; what a figure draws."""
 
 
-def of_line(points: Points, draws: Resamples, *, over_sizes: bool = True) -> Verdict:
+def of_line(points: Points, draws: Resamples) -> Verdict:
     """A series over one axis.
 
     Too short an axis: not identified. A slope whose interval lies within NEGLIGIBLE_SLOPE: no trend. An interval that has 0
-    in it beyond that, or a rise: not identified. A fall: emergent if an abrupt form beats every smooth one clearly and on
-    runs left out, with the place of its turn known and enough sizes on either side, and the axis is one of sizes (along data
-    every skill is learned at some time); a power law if the best smooth form beats a constant on points held out.
+    in it beyond that, or a rise: not identified. A fall: a power law if the best smooth form beats a constant on points held
+    out and no abrupt form, which turns somewhere, is clearly better than it. One axis never shows emergence, which is that some
+    sizes do not learn whatever the data.
     """
     places = np.sort(evidence.places(points.x)[0])
-    decades = float(np.log10(places[-1] / places[0])) if len(places) > 1 else 0.0
+    decades = _decades(places)
     told: Json = {"places": len(places), "decades": decades, "runs": len(np.unique(points.runs)), "points": len(points.y)}
     if short := _too_short(len(places), decades):
         return Verdict("not identified", short, told)
     trend = evidence.slope(points, draws)
     told["slope"] = {"estimate": trend.estimate, "interval": list(trend.interval), "detectable": trend.detectable}
-    fits = _fits(points, ("constant", *SMOOTH, *(ABRUPT if over_sizes else ())))
+    fits = _fits(points, ("constant", *SMOOTH, *ABRUPT))
     held_out = evidence.largest(points)
     told["forms"] = {
         name: {
@@ -67,59 +72,63 @@ def of_line(points: Points, draws: Resamples, *, over_sizes: bool = True) -> Ver
         return Verdict(by_slope[0], by_slope[1], told, best)
     smooth, abrupt = _best(told["forms"], SMOOTH), _best(told["forms"], ABRUPT)
     if abrupt and smooth and told["forms"][abrupt]["aicc"] + CLEARLY_BETTER < told["forms"][smooth]["aicc"]:
-        told["place"] = list(place := evidence.bootstrap(fits[abrupt], points, LOG_SQUARES, draws).intervals["x0"])
-        gain = evidence.left_out_errors(fits[smooth], points) - evidence.left_out_errors(fits[abrupt], points)
-        told["gain_on_left_out_runs"] = list(_mean_interval(gain))
-        if told["gain_on_left_out_runs"][0] > 0 and _between(places, place):
-            return Verdict(
-                "emergent", f"{abrupt} beats {smooth} on runs left out, with its turn at {place.low:.3g} to {place.high:.3g}", told, best
-            )
-        return Verdict(
-            "not identified", f"{abrupt} fits better than {smooth}, but runs left out, or too few sizes, do not bear it out", told, best
-        )
+        told["turn"] = list(turn := evidence.bootstrap(fits[abrupt], points, LOG_SQUARES, draws).intervals["x0"])
+        reason = f"the loss falls, but no smooth form describes it: {abrupt} does, with its turn at {turn.low:.3g} to {turn.high:.3g}"
+        return Verdict("not identified", reason, told, best)
     if smooth and told["forms"][smooth]["held_out_error"] < told["forms"]["constant"]["held_out_error"]:
         return Verdict("power law", f"{smooth} fits best, and foretells the largest better than a constant", told, best)
     return Verdict("not identified", "the loss falls, but no smooth form foretells the largest better than a constant", told, best)
 
 
 def of_plane(points: Points) -> Verdict:
-    """A series over N and D together.
+    """A series over N and D together; whole sizes are left out and foretold from the others.
 
-    Emergent: sizes below a threshold learn nothing from data, and this beats the smooth null, which leaves ln 2 along both
-    axes, on runs left out; at least three sizes on either side. A power law: the smooth null beats a constant there. No
-    trend: the intervals of the slopes along both axes lie within NEGLIGIBLE_SLOPE.
+    Emergent: sizes below a threshold learn nothing from data, and this beats every smooth null, on sizes left out; the
+    threshold lies between at least three sizes on either side, and it is a threshold: its steepness is surely above
+    LEAST_STEEPNESS. A power law: the best smooth null beats a constant there, and surely falls along each axis. No trend: the
+    intervals of the slopes along both axes lie within NEGLIGIBLE_SLOPE.
     """
     sizes, amounts = (np.sort(evidence.places(axis[None])[0]) for axis in points.x)
-    decades = float(np.log10(sizes[-1] / sizes[0])) if len(sizes) > 1 else 0.0
-    told: Json = {"sizes": len(sizes), "decades": decades, "amounts": len(amounts), "runs": len(np.unique(points.runs))}
-    if short := _too_short(len(sizes), decades):
-        return Verdict("not identified", short, told)
-    fits = _fits(points, ("constant", "joint", "saturating_joint", "emergent"))
+    told: Json = {"sizes": len(sizes), "decades": _decades(sizes), "amounts": len(amounts), "runs": len(np.unique(points.runs))}
+    for what, places in (("size", sizes), ("data", amounts)):
+        if short := _too_short(len(places), _decades(places)):
+            return Verdict("not identified", f"{what}: {short}", told)
+    fits = _fits(points, ("constant", *SMOOTH_PLANES, "emergent"))
     told["forms"] = {name: {"aicc": evidence.aicc(found, points)} for name, found in fits.items()}
-    left_out = {name: evidence.left_out_errors(found, points) for name, found in fits.items()}
+    left_out = {name: evidence.left_out_errors(found, points, points.x[0]) for name, found in fits.items()}
     for name, errors in left_out.items():
         told["forms"][name]["left_out_error"] = float(np.sqrt(errors.mean()))
     if "joint" not in fits:
         return Verdict("not identified", "too few different points for the forms to be told apart", told)
     best = min(fits, key=lambda name: told["forms"][name]["left_out_error"])
-    null = min(fits.keys() & {"joint", "saturating_joint"}, key=lambda name: told["forms"][name]["left_out_error"])
-    gain = _mean_interval(left_out[null] - left_out["emergent"]) if "emergent" in fits else Interval(-np.inf, np.inf)
-    told["gain_of_emergent"] = list(gain) if "emergent" in fits else None
-    if gain.low > 0:
-        draws = evidence.resample(points, seed=0, resamples=200)
-        told["place"] = list(place := evidence.bootstrap(fits["emergent"], points, LOG_SQUARES, draws).intervals["N0"])
-        told["steepness"] = float(fits["emergent"].theta[fits["emergent"].form.parameters.index("k")])
-        if _between(sizes, place) and told["steepness"] > 1:
-            return Verdict("emergent", f"only sizes beyond {place.low:.3g} to {place.high:.3g} learn it, however much data", told, best)
-    against_constant = _mean_interval(left_out["constant"] - left_out[null])
-    told["gain_of_smooth"] = list(against_constant)
-    if against_constant.low > 0 and _falls(fits[null], points):
-        return Verdict("power law", f"{null} foretells runs left out better than a constant", told, best)
+    null = min(fits.keys() & set(SMOOTH_PLANES), key=lambda name: told["forms"][name]["left_out_error"])
+    if "emergent" in fits and (reason := _emerges(points, fits["emergent"], left_out[null] - left_out["emergent"], sizes, told)):
+        return Verdict("emergent", reason, told, best)
+    told["gain_of_smooth"] = list(against_constant := _mean_interval(left_out["constant"] - left_out[null]))
+    told["falls"] = {axis: list(ends) for axis, ends in zip("ND", _falls(fits[null], points), strict=True)}
+    falling = [axis for axis, (low, _) in told["falls"].items() if low > LEAST_FALL]
+    if against_constant.low > 0 and len(falling) == 2:
+        return Verdict("power law", f"{null} foretells sizes left out better than a constant, and falls along both axes", told, best)
     told["slopes"] = {axis: list(ends) for axis, ends in zip("ND", _plane_slopes(points), strict=True)}
     if all(max(-low, high) < NEGLIGIBLE_SLOPE for low, high in told["slopes"].values()):
         return Verdict("no trend", "neither size nor data changes the loss by more than a negligible amount", told, best)
-    reason = "no law of falling loss foretells runs left out better than a constant, and a change is not ruled out"
+    if against_constant.low > 0 and len(falling) == 1:
+        return Verdict("not identified", f"the loss falls with {falling[0]} only: no law of both", told, best)
+    reason = "no law of falling loss foretells sizes left out better than a constant, and a change is not ruled out"
     return Verdict("not identified", reason, told, best)
+
+
+def _emerges(points: Points, found: Fit, gain: Array, sizes: Array, told: Json) -> str | None:
+    """Why a series is emergent; None where it is not. The numbers go to `told`."""
+    told["gain_of_emergent"] = list(interval := _mean_interval(gain))
+    if interval.low <= 0:
+        return None
+    spread = evidence.bootstrap(found, points, LOG_SQUARES, evidence.resample(points, seed=0, resamples=200))
+    place, steepness = spread.intervals["N0"], spread.intervals["k"]
+    told["place"], told["steepness"] = list(place), list(steepness)
+    if not (_between(sizes, place) and steepness.low > LEAST_STEEPNESS):
+        return None
+    return f"of the sizes and data seen, only sizes beyond {place.low:.3g} to {place.high:.3g} learn it"
 
 
 def _plane_slopes(points: Points) -> list[Interval]:
@@ -130,6 +139,10 @@ def _plane_slopes(points: Points) -> list[Interval]:
     weighted = draws.weights[enough][:, :, None] * design
     slopes = np.linalg.solve(np.swapaxes(weighted, 1, 2) @ design, np.swapaxes(weighted, 1, 2) @ np.log(points.y)[:, None])[:, 1:, 0]
     return [Interval(*map(float, np.quantile(column, [0.025, 0.975]))) for column in slopes.T]
+
+
+def _decades(places: Array) -> float:
+    return float(np.log10(places[-1] / places[0])) if len(places) > 1 else 0.0
 
 
 def _too_short(places: int, decades: float) -> str | None:
@@ -170,7 +183,7 @@ def _best(forms: Mapping[str, Json], names: tuple[str, ...]) -> str | None:
 
 
 def _mean_interval(values: Array) -> Interval:
-    """The 95 % interval of a mean over runs, by resampling them."""
+    """The 95 % interval of a mean over sizes left out, by resampling them."""
     generator = np.random.default_rng(0)
     means = values[generator.integers(0, len(values), size=(4000, len(values)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -182,8 +195,11 @@ def _between(places: Array, turn: Interval) -> bool:
     return int((places < turn.low).sum()) >= SIZES_EACH_SIDE and int((places > turn.high).sum()) >= SIZES_EACH_SIDE
 
 
-def _falls(found: Fit, points: Points) -> bool:
-    """Whether the curve is lower at the largest size and amount than at the smallest."""
-    ends = np.stack([points.x.min(axis=1), points.x.max(axis=1)], axis=1)
-    start, end = found.predict(ends)
-    return bool(end < start * (1 - NEGLIGIBLE_SLOPE))
+def _falls(found: Fit, points: Points) -> list[Interval]:
+    """By what powers the curve falls along N and D, each from its least to its most where the other has its most: 95 % intervals."""
+    theta = evidence.bootstrap(found, points, LOG_SQUARES, evidence.resample(points, seed=0, resamples=200)).theta
+    least, most = points.x.min(axis=1), points.x.max(axis=1)
+    starts = np.where(np.eye(2, dtype=np.bool_), least[:, None], most[:, None])  # column a starts low along axis a
+    values = curve(found.form, theta, np.concatenate([starts, most[:, None]], axis=1))[0]
+    falls = np.log(values[:, :2] / values[:, 2:]) / np.log(most / least)
+    return [Interval(*map(float, np.quantile(column, [0.025, 0.975]))) if len(theta) else Interval(np.nan, np.nan) for column in falls.T]

@@ -1,7 +1,8 @@
 """Moments of epiphany: sudden drops of the training loss with a spike of the gradient norm, beyond what chance gives.
 
 At every step the losses around it are explained by a straight line and a jump; Student's t of the jump, corrected for the
-number of steps looked at, tells a jump from noise. A curve that bends, as at the end of a plateau, is no jump.
+number of steps looked at, tells a jump from noise. A curve that bends, as at the end of a plateau, is no jump; one that falls
+within a window, at little noise, is told as a drop, though as no epiphany, for which the gradient norm must spike.
 
 Source: WorldPM, arXiv 2505.10527, figure 3 and section 3.2.2, for the phenomenon; the test is ours.
 """

@@ -21,7 +21,7 @@ demo: .venv/installed  ## the whole road on a simulated forum: a table here, dem
 ladder: .venv/installed  ## scaling laws of two simulated forums, about two hours on two cores: ladder/skills/report.html
 	PATH=$(CURDIR)/$(BIN):$$PATH runs/skills.sh ladder full
 
-ladder-small: .venv/installed  ## the same with fewer and smaller models
+ladder-small: .venv/installed  ## the same with fewer and smaller models, in about eight minutes
 	PATH=$(CURDIR)/$(BIN):$$PATH runs/skills.sh ladder-small small
 
 test: .venv/installed-dev  ## all tests, two at a time with a core each

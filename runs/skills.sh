@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's main figure in miniature: a ladder on a simulated forum of separate skills, and the same on a control forum
-# without the hard one. From scratch, offline, on a CPU: `full` takes about two hours on two cores, `small` is a fraction of it.
+# without the hard one. From scratch, offline, on a CPU: `full` takes about two hours on two cores, `small` eight minutes.
 #
 #   runs/skills.sh OUT [full|small]
 set -euo pipefail

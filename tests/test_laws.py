@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,16 @@ def test_a_run_has_one_size_and_a_name_may_be_zero(tmp_path: Path) -> None:
     assert drops == {"repeated point": 16}
 
 
-def test_a_column_may_begin_after_the_first_row(tmp_path: Path) -> None:
-    rows = [{"N": 1000, "loss": 0.5}, *({"N": n, "D": d, "loss": 0.2 + n**-0.3 + d**-0.3} for n in (1e3, 1e4, 1e5) for d in (1e3, 1e5))]
+def test_a_column_may_begin_after_the_first_row_and_nan_is_counted(tmp_path: Path) -> None:
+    rows = [
+        {"N": 1000, "loss": 0.5},
+        {"N": 1000, "D": 1000, "loss": math.nan},
+        *({"N": n, "D": d, "loss": 0.2 + n**-0.3 + d**-0.3} for n in (1e3, 1e4, 1e5) for d in (1e3, 1e5)),
+    ]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run("laws", tmp_path / "t.jsonl", "--form", "joint", "--resamples", 5, "--out", tmp_path / "laws") == 0
     assert laws(tmp_path / "laws")[0]["n_points"] == 6
-    assert json.loads((tmp_path / "laws" / "manifest.json").read_text())["drops"]["points"] == {"not a number": 1}
+    assert json.loads((tmp_path / "laws" / "manifest.json").read_text())["drops"]["points"] == {"not a number": 2}
 
 
 def test_rows_are_held_out_by_a_number_or_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,12 +14,13 @@ from worldpm.formats import tables
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
-def read(path: Path) -> Iterator[Any]:
+def read(path: Path, *, nan: bool = False) -> Iterator[Any]:
     """The rows of a Parquet file, of JSON lines, or of a JSON list; a JSON object of lists gives their entries in turn.
 
     A CSV file gives rows of text, by the names of its first line; an empty cell is None.
 
-    JSON lines and Parquet are streamed. What stands in a row is not looked at; NaN and infinity are no JSON.
+    JSON lines and Parquet are streamed. What stands in a row is not looked at; NaN and infinity, which are no JSON, are read if
+    `nan`, as some write them for what is missing.
 
     Raises:
         DataError: If it cannot be read; a bad line is named.
@@ -35,9 +36,9 @@ def read(path: Path) -> Iterator[Any]:
             if ".jsonl" in path.suffixes:
                 for number, line in enumerate(cast(Iterable[bytes], file), start=1):
                     if line.strip():
-                        yield _parse(line, path, number)
+                        yield _parse(line, path, number, nan)
             else:
-                yield from _whole(file.read(), path)
+                yield from _whole(file.read(), path, nan)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(path, f"not readable ({error})") from error
 
@@ -55,13 +56,13 @@ def _of_csv(path: Path) -> Iterator[dict[str, str | None]]:
         raise DataError(path, f"not readable as CSV ({error})") from error
 
 
-def _whole(text: bytes, path: Path) -> Iterator[Any]:
+def _whole(text: bytes, path: Path, nan: bool) -> Iterator[Any]:
     """The rows of a `.json` file; some hold JSON lines in spite of their name."""
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and all(line[:1] == b"{" and line.rstrip()[-1:] == b"}" for line in lines):
-        yield from (_parse(line, path, number) for number, line in enumerate(lines, start=1))
+        yield from (_parse(line, path, number, nan) for number, line in enumerate(lines, start=1))
         return
-    content = _parse(text, path, None)
+    content = _parse(text, path, None, nan)
     if isinstance(content, list):
         yield from content
     elif isinstance(content, dict) and all(isinstance(entries, list) for entries in content.values()):
@@ -71,9 +72,9 @@ def _whole(text: bytes, path: Path) -> Iterator[Any]:
         raise DataError(path, f"a {type(content).__name__}, not a list of rows")
 
 
-def _parse(text: bytes, path: Path, line: int | None) -> Any:
+def _parse(text: bytes, path: Path, line: int | None, nan: bool) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=float if nan else _refuse)
     except (ValueError, RecursionError) as error:
         raise DataError(path, f"not JSON ({error})", line=line) from error
 

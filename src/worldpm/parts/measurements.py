@@ -126,7 +126,7 @@ def _unfit(point: Measurement, y: str) -> str | None:
 
 
 def _read_table(measured: Measured, path: Path, *, y: str, axes: Sequence[str]) -> None:
-    found = list(rows.read(path))
+    found = list(rows.read(path, nan=True))
     if not found:
         return
     if not all(isinstance(row, dict) for row in found):

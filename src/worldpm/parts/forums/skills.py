@@ -4,7 +4,8 @@ Adversarial: does the answer's word belong to the question's? Hundreds of such a
 stored. Objective, recall: facts from common to rare, to be stored too. Objective, moves: where is the ball after k moves of
 three cups? Only two kinds of moves, but what one move does depends on all before it, so k moves are a composition of depth k.
 There are 381 such questions in all, which a long training shows: who learns them may have composed them, or stored a table no
-larger than that of the facts; who does not was not short of storage. Subjective: four tastes that say nothing of truth; the forum likes one side of each.
+larger than that of the facts; who does not was not short of storage. Subjective: four tastes that say nothing of truth; the
+forum likes one side of each.
 
 The votes are those of a crowd of independent voters. The tests are without noise. Those of taste ask other people: two of
 the forum's tastes they share, two they turn round.

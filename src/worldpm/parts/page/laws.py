@@ -73,6 +73,8 @@ def _fits(found: Sequence[Json]) -> Grid:
 
 
 def _range(ends: Sequence[float | None]) -> str:
+    if all(end is None for end in ends):
+        return "no interval"
     low, high = ("open" if end is None else f"{end:.4g}" for end in ends)
     return f"{low} to {high}"
 

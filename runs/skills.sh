@@ -6,8 +6,10 @@
 set -euo pipefail
 out=${1:?where to write} preset=${2:-full} here=$(dirname "$0")
 case $preset in
-  full) threads=48000 sizes="w16 w24 w32 w48 w64 w96 w128 w160" seeds="0 1 2" control=16000 control_sizes="w16 w24 w32 w48 w64 w96"; export RESAMPLES=${RESAMPLES:-300} ;;
-  small) threads=8000 sizes="w16 w24 w32 w64" seeds="0 1" control=2000 control_sizes=$sizes; export SNAPSHOTS=${SNAPSHOTS:-8} RESAMPLES=${RESAMPLES:-100} ;;
+  full) threads=48000 sizes="w16 w24 w32 w48 w64 w96 w128 w160" seeds="0 1 2" control=16000 control_sizes="w16 w24 w32 w48 w64 w96"
+    export RESAMPLES=${RESAMPLES:-300} ;;
+  small) threads=8000 sizes="w16 w24 w32 w64" seeds="0 1" control=2000 control_sizes=$sizes
+    export SNAPSHOTS=${SNAPSHOTS:-8} RESAMPLES=${RESAMPLES:-100} ;;
   *) echo "$preset: neither full nor small" >&2; exit 2 ;;
 esac
 for forum in skills control; do

@@ -1,11 +1,14 @@
 """Rewards for trainers of policies: each protocol gives the scorer's rewards, and a policy really learns from them."""
 
+import asyncio
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tests.conftest import run
 from tests.test_serve import process
@@ -64,6 +67,50 @@ def test_a_server_gives_the_rewards_of_the_folder(road: Path, offline: list[floa
             rewards_of(RemoteJudge(url), [()], ["a"], Guards())
     with pytest.raises(WorldPMError, match="no answer"):
         RewardFunction(url)(PROMPTS, ANSWERS)
+
+
+@pytest.mark.filterwarnings("ignore")  # of its libraries
+def test_openrlhf_reads_rewards_with_its_own_client(road: Path, offline: list[float]) -> None:
+    why = "OpenRLHF (pip install --no-deps openrlhf, for it wants another transformers) is not here"
+    agent = pytest.importorskip("openrlhf.utils.agent", reason=why, exc_type=ImportError)
+    encoder = Scorer.load(road / "checkpoint").encoder
+    turns = [[{"role": "user", "content": p}, {"role": "assistant", "content": a}] for p, a in zip(PROMPTS, ANSWERS, strict=True)]
+    rendered = [encoder.tokenizer.apply_chat_template(one, tokenize=False) for one in turns]
+    with process(road) as (_, url):
+        executor = agent.SingleTurnAgentExecutor(f"{url}/get_reward")
+        (found,) = asyncio.run(executor._fetch_rewards_via_http(rendered, PROMPTS, [None] * 3))
+    assert found["rewards"] == found["scores"] == pytest.approx(offline, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # of its libraries
+def test_verl_reads_rewards_with_its_own_client(road: Path, offline: list[float]) -> None:
+    why = "verl (pip install --no-deps verl, for it wants another transformers) is not here"
+    reward_loop = pytest.importorskip("verl.experimental.reward_loop.reward_loop", reason=why, exc_type=ImportError)
+    protocol, omegaconf = pytest.importorskip("verl.protocol"), pytest.importorskip("omegaconf")
+    place = str(road / "checkpoint")
+    tokenizer = Scorer.load(place).encoder.tokenizer
+    answers = [tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id] for answer in ANSWERS]
+    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in answers], batch_first=True)
+    kept = torch.nn.utils.rnn.pad_sequence([torch.ones(len(ids), dtype=torch.int64) for ids in answers], batch_first=True)
+    prompts = np.empty(len(PROMPTS), dtype=object)
+    prompts[:] = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    rollouts = protocol.DataProto.from_dict({"responses": padded, "attention_mask": kept}, {"raw_prompt": prompts})
+
+    async def judged(engine: str, url: str) -> list[float]:
+        config = {
+            "actor_rollout_ref": {"model": {"path": place, "tokenizer_path": None}},
+            "reward": {
+                "reward_model": {"enable": True, "model_path": place, "rollout": {"name": engine}},
+                "reward_manager": {"source": "register", "name": "naive"},
+                "custom_reward_function": {"path": None},
+            },
+        }
+        worker = reward_loop.RewardLoopWorker(omegaconf.OmegaConf.create(config), url.removeprefix("http://"))
+        return [one["reward_score"] for one in await worker.compute_score_batch(rollouts)]
+
+    with process(road) as (_, url):
+        for engine in ("vllm", "sglang"):
+            assert asyncio.run(judged(engine, url)) == pytest.approx(offline, abs=1e-5), engine
 
 
 def test_guards_do_what_they_say_and_nothing_when_unset() -> None:

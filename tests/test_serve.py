@@ -225,6 +225,24 @@ def test_too_long_is_cut_on_request(client: TestClient) -> None:
     assert client.post("/classify", json={"input": "a " * 5000, "truncate_prompt_tokens": -1}).status_code == 200
 
 
+def test_vllm_cuts_to_a_number_of_tokens(client: TestClient, scorer: Scorer) -> None:
+    def post(body: Json, cut_to: int) -> Any:
+        return client.post("/classify", json={**body, "use_activation": False, "truncate_prompt_tokens": cut_to})
+
+    ids = scorer.encoder.tokenizer("a b c d " * 20 + scorer.encoder.tokenizer.eos_token)["input_ids"]
+    kept, whole = (post({"input": one}, 24).json() for one in (ids[-24:], ids))
+    assert kept["data"] == whole["data"]
+    assert whole["usage"]["prompt_tokens"] == 24
+    messages = [{"role": "user", "content": "a " * 100}, {"role": "assistant", "content": "b"}]
+    cut = post({"messages": messages}, 24).json()
+    assert cut["usage"]["prompt_tokens"] <= 24
+    assert cut["data"][0]["probs"] == pytest.approx(scorer.cutting(24).rewards("a " * 100, ["b"]), abs=1e-5)
+    for wrong, says in ((10**6, "greater than max_model_len"), (0, "truncate_prompt_tokens"), (-2, "truncate_prompt_tokens")):
+        refused = post({"messages": messages}, wrong)
+        assert refused.status_code == 400
+        assert says in refused.text
+
+
 def test_a_deadline_that_passed_is_503_and_not_computed(client: TestClient) -> None:
     body = {"prompt": PROMPT, "responses": ANSWERS}
     found = client.post("/v1/rewards", json=body, headers={"X-Timeout-Seconds": "0.000001"})

@@ -48,6 +48,11 @@ class Limits(NamedTuple):
     cut: bool = True
     """Cut what is too long; otherwise refuse it."""
 
+    @classmethod
+    def of(cls, max_length: int) -> "Limits":
+        """Those of which only the length is known: a prompt may fill half of it."""
+        return cls(max_length, max_length // 2)
+
 
 class TokenSequence(NamedTuple):
     """The tokens of one prompt and one response, and where their own words stand among them."""

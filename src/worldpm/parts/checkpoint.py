@@ -224,8 +224,8 @@ def encoder_of(source: Source, config: PreTrainedConfig) -> Encoder:
     longest = int(min(positions_of(config), tokenizer.model_max_length))
     architecture = (config.architectures or [""])[0]
     if architecture.endswith("ForSequenceClassification"):
-        return Encoder(tokenizer, chat.AS_THE_TEMPLATE_HAS_IT, Limits(longest, longest // 2))
-    return Encoder(tokenizer, chat.Frame() if architecture == RELEASED else chat.frame_of(tokenizer), Limits(longest, longest // 2))
+        return Encoder(tokenizer, chat.AS_THE_TEMPLATE_HAS_IT, Limits.of(longest))
+    return Encoder(tokenizer, chat.Frame() if architecture == RELEASED else chat.frame_of(tokenizer), Limits.of(longest))
 
 
 def positions_of(config: PreTrainedConfig) -> int:

@@ -91,15 +91,16 @@ class Scorer:
             folders.verified_files(source.folder)
         model = checkpoint.load(source, dtype=dtype, across_devices=across_devices)
         encoder = checkpoint.encoder_of(source, model.backbone.config)
-        limits = encoder.limits if max_length is None else Limits(max_length, max_length // 2)
+        limits = encoder.limits if max_length is None else Limits.of(max_length)
         if limits.max_length > (positions := checkpoint.positions_of(model.backbone.config)):
             raise ConfigError(f"--max-length {max_length}: the model was made for {positions} positions; ask for at most that")
         encoder = replace(encoder, limits=limits._replace(cut=cut))
         return cls(model if across_devices else model.to(default_device()), encoder)
 
-    def cutting(self) -> Self:
-        """The same scorer, which cuts what is too long."""
-        return type(self)(self.model, replace(self.encoder, limits=self.encoder.limits._replace(cut=True)))
+    def cutting(self, max_length: int | None = None) -> Self:
+        """The same scorer, which cuts what is too long: by its own limits, or to `max_length` tokens."""
+        limits = self.encoder.limits if max_length is None else Limits.of(max_length)
+        return type(self)(self.model, replace(self.encoder, limits=limits._replace(cut=True)))
 
     @property
     def dtype(self) -> torch.dtype:

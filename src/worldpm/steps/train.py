@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
-    from worldpm.parts.batches import Encoder
+    from worldpm.parts.batches import Encoder, Limits
     from worldpm.parts.model_sources import Source
     from worldpm.parts.reward_model import RewardModel
     from worldpm.parts.training import Settings, Trainer
@@ -276,7 +276,8 @@ def _recorded(config: Config, settings: "Settings", dtype: "torch.dtype") -> fol
     taken = asdict(settings)
     for fixed in ("objective", "validations", "betas", "clip_norm"):
         del taken[fixed]
-    lengths = {"max_length": config.max_length, "prompt_length": config.prompt_length or config.max_length // 2}
+    limits = _limits(config)
+    lengths = {"max_length": limits.max_length, "prompt_length": limits.prompt_length}
     others = {name: getattr(config, name) for name in ("lora_rank", "gradient_checkpointing", "compile", "revision", "remote_code")}
     return {"model": model, **lengths, **taken, **settings.objective._asdict(), **others, "dtype": str(dtype).removeprefix("torch.")}
 
@@ -325,13 +326,21 @@ def _new_tokenizer(config: Config, data: "TrainingData", source: "Source | None"
     return trained
 
 
+def _limits(config: Config) -> "Limits":
+    """How long the run's sequences are."""
+    from worldpm.parts.batches import Limits
+
+    limits = Limits.of(config.max_length)
+    return limits._replace(prompt_length=config.prompt_length) if config.prompt_length else limits
+
+
 def _encoder(config: Config, source: "Source | None", tokenizer_folder: Path) -> "Encoder":
     """How the run reads text; what is too long is cut."""
     from worldpm.formats import chat
     from worldpm.parts import checkpoint, model_sources
-    from worldpm.parts.batches import Encoder, Limits
+    from worldpm.parts.batches import Encoder
 
-    limits = Limits(config.max_length, config.prompt_length or config.max_length // 2)
+    limits = _limits(config)
     tokenizer = checkpoint.load_tokenizer(model_sources.Source(tokenizer_folder))
     if source is None:
         return Encoder(tokenizer, chat.frame_of(tokenizer), limits)

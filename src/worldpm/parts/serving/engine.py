@@ -18,6 +18,8 @@ Text = str | Sequence[int]
 """What somebody else rendered, or token ids."""
 STEPPING = 2
 """Explanations that are under way at once; others wait."""
+AS_MADE = -1
+"""To be cut to as many tokens as the model was made for; vLLM's number for it."""
 
 
 class UnavailableError(Exception):
@@ -40,8 +42,11 @@ class Answer(NamedTuple):
 class Engine(Protocol):
     """Turns requests into rewards for many clients at once."""
 
-    async def conversations(self, requests: Sequence[Request], *, cut: bool, deadline: float) -> list[Answer]:
+    async def conversations(self, requests: Sequence[Request], *, cut_to: int | None, deadline: float) -> list[Answer]:
         """Answers in order; a request without responses has an empty one.
+
+        What is longer than `cut_to` tokens of prompt and response is cut to them; without it, what is longer than the model was made
+        for is refused.
 
         Raises:
             DataError: If one cannot be read, or is too long and cutting was not asked for: before anything is computed.
@@ -50,7 +55,7 @@ class Engine(Protocol):
             UnavailableError: If what computes is elsewhere, and does not answer.
         """
 
-    async def texts(self, texts: Sequence[Text], *, cut: bool, deadline: float) -> list[Answer]:
+    async def texts(self, texts: Sequence[Text], *, cut_to: int | None, deadline: float) -> list[Answer]:
         """One answer, with one reward, for each text; raises as `conversations` does."""
 
     async def run(self) -> None:
@@ -68,15 +73,15 @@ class LocalEngine:
         compute = partial(scoring.rewards_of, scorer.model, row_tokens=row_tokens)
         self.batcher = Batcher(compute, row_tokens=row_tokens, queue_tokens=queue_tokens, told=lambda ran: told("row", ran.seconds, ran))
 
-    async def conversations(self, requests: Sequence[Request], *, cut: bool, deadline: float) -> list[Answer]:
+    async def conversations(self, requests: Sequence[Request], *, cut_to: int | None, deadline: float) -> list[Answer]:
         """As `Engine` has it."""
-        groups = await self._read(lambda encoder: [scoring.encode(encoder, request) for request in requests], cut=cut)
+        groups = await self._read(lambda encoder: [scoring.encode(encoder, request) for request in requests], cut_to=cut_to)
         found = await self._rewards(groups, deadline)
         return [_answer(*one) for one in zip(requests, groups, found, strict=True)]
 
-    async def texts(self, texts: Sequence[Text], *, cut: bool, deadline: float) -> list[Answer]:
+    async def texts(self, texts: Sequence[Text], *, cut_to: int | None, deadline: float) -> list[Answer]:
         """As `Engine` has it."""
-        groups = await self._read(lambda encoder: encoder.read_texts(texts), cut=cut)
+        groups = await self._read(lambda encoder: encoder.read_texts(texts), cut_to=cut_to)
         found = await self._rewards(groups, deadline)
         answers: list[Answer] = []
         for group, rewards in zip(groups, found, strict=True):
@@ -117,11 +122,11 @@ class LocalEngine:
         """As `Engine` has it."""
         await self.batcher.run()
 
-    async def _read(self, encode: Callable[[Encoder], list[EncodedGroup]], *, cut: bool) -> list[EncodedGroup]:
+    async def _read(self, encode: Callable[[Encoder], list[EncodedGroup]], *, cut_to: int | None) -> list[EncodedGroup]:
         """The groups, read in a thread; a full queue refuses before any reading."""
         if self.batcher.waiting_tokens >= self._queue_tokens:
             raise BusyError(self.batcher.seconds_to_wait())
-        encoder = (self.scorer.cutting() if cut else self.scorer).encoder
+        encoder = (self.scorer if cut_to is None else self.scorer.cutting(None if cut_to == AS_MADE else cut_to)).encoder
         started = time.monotonic()
         groups = await asyncio.get_running_loop().run_in_executor(self._reader, encode, encoder)
         self._told("read", time.monotonic() - started, None)

@@ -16,7 +16,7 @@ from worldpm.parts import confidence, explanations
 from worldpm.parts.confidence import LEVEL, Settings
 from worldpm.parts.routing import Rules
 from worldpm.parts.scorer import Request, Scorer
-from worldpm.parts.serving.engine import Answer, LocalEngine
+from worldpm.parts.serving.engine import AS_MADE, Answer, LocalEngine
 from worldpm.parts.serving.service import Call, RefusedError, Service, check_text, refusing
 
 Json = dict[str, Any]
@@ -117,7 +117,7 @@ def routes(service: Service, rules: Rules | None, settings: Mapping[str, Prefere
         call, request = _begin(service, body, http)
         wanted = body.settings or settings.get(call.client or "") or Preferences()
         call.settings = wanted.model_dump()
-        (answer,) = await call.conversations([request], cut=body.cut)
+        (answer,) = await call.conversations([request], cut_to=AS_MADE if body.cut else None)
         return JSONResponse({**_head(service, "rewards"), **_told(request, answer, service.confidence, wanted)})
 
     @router.post("/explain", summary="Which tokens and sentences a reward rests on")
@@ -139,7 +139,7 @@ def routes(service: Service, rules: Rules | None, settings: Mapping[str, Prefere
         if rules is None:
             raise RefusedError(404, "no rules; start the server with --rules FILE", kind="NotFoundError")
         call.settings = {"rules": rules.rules, "otherwise": rules.otherwise}
-        (answer,) = await call.conversations([request], cut=body.cut)
+        (answer,) = await call.conversations([request], cut_to=AS_MADE if body.cut else None)
         found = [rules.queue(service.confidence, answer.rewards, place) for place in range(len(answer.rewards))]
         return JSONResponse({**_head(service, "route"), "responses": [one._asdict() for one in found]})
 

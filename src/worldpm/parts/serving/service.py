@@ -111,8 +111,8 @@ class Call:
         name: str | None = self.http.scope.get("state", {}).get("client")
         return name
 
-    async def conversations(self, requests: Sequence[Request], *, cut: bool = False) -> list[Answer]:
-        """Answers to conversations.
+    async def conversations(self, requests: Sequence[Request], *, cut_to: int | None = None) -> list[Answer]:
+        """Answers to conversations; what is too long is refused, or cut as `Engine` has it.
 
         Raises:
             RefusedError: If the limits, the queue, the deadline or the model say no.
@@ -123,13 +123,13 @@ class Call:
             for request in requests
         ]
         engine, deadline = self.service.engine, self.deadline()
-        return await self._answered(lambda: engine.conversations(requests, cut=cut, deadline=deadline), inputs)
+        return await self._answered(lambda: engine.conversations(requests, cut_to=cut_to, deadline=deadline), inputs)
 
-    async def texts(self, texts: Sequence[Text], *, cut: bool = False) -> list[Answer]:
+    async def texts(self, texts: Sequence[Text], *, cut_to: int | None = None) -> list[Answer]:
         """Answers to rendered texts or token ids; raises as `conversations` does."""
         inputs: list[Json] = [{"text": text} if isinstance(text, str) else {"ids": list(text)} for text in texts]
         engine, deadline = self.service.engine, self.deadline()
-        return await self._answered(lambda: engine.texts(texts, cut=cut, deadline=deadline), inputs)
+        return await self._answered(lambda: engine.texts(texts, cut_to=cut_to, deadline=deadline), inputs)
 
     async def _answered(self, work: Callable[[], Awaitable[list[Answer]]], inputs: Sequence[Json]) -> list[Answer]:
         asked = sum(len(one.get("responses", (0,))) for one in inputs)

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from worldpm.field import bradley_terry
 from worldpm.field.records import Message
 from worldpm.parts.scorer import Request
-from worldpm.parts.serving.engine import Answer
+from worldpm.parts.serving.engine import AS_MADE, Answer
 from worldpm.parts.serving.service import RefusedError, Service
 
 Json = dict[str, Any]
@@ -44,7 +44,7 @@ async def rerank(service: Service, body: RerankTexts, http: HttpRequest) -> JSON
     """The texts from the best to the worst."""
     http.scope.setdefault("state", {})["tei"] = True  # errors in TEI's form
     request = Request("query", (Message("user", body.query),), body.texts)
-    (answer,) = await service.of(http).conversations([request], cut=bool(body.truncate))
+    (answer,) = await service.of(http).conversations([request], cut_to=AS_MADE if body.truncate else None)
     order = sorted(range(len(body.texts)), key=lambda place: -answer.rewards[place])
     return JSONResponse(
         [
@@ -66,7 +66,7 @@ def routes(service: Service) -> APIRouter:
     async def predict(body: Predict, http: HttpRequest) -> JSONResponse:
         alone = isinstance(body.inputs, str | tuple)
         inputs = [[body.inputs]] if isinstance(body.inputs, str) else [body.inputs] if isinstance(body.inputs, tuple) else body.inputs
-        answers = await _answers(service, inputs, http, cut=bool(body.truncate))
+        answers = await _answers(service, inputs, http, cut_to=AS_MADE if body.truncate else None)
         found = [[{"score": _score(answer.rewards[0], raw=body.raw_scores), "label": "LABEL_0"}] for answer in answers]
         return JSONResponse(found[0] if alone else found)
 
@@ -91,7 +91,7 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-async def _answers(service: Service, inputs: Sequence[Sequence[str]], http: HttpRequest, *, cut: bool) -> list[Answer]:
+async def _answers(service: Service, inputs: Sequence[Sequence[str]], http: HttpRequest, *, cut_to: int | None) -> list[Answer]:
     """Texts as they are, pairs as conversations.
 
     Raises:
@@ -101,9 +101,9 @@ async def _answers(service: Service, inputs: Sequence[Sequence[str]], http: Http
     if len({len(one) for one in inputs}) > 1:
         raise RefusedError(422, "a batch holds texts and pairs; send one kind", kind="Validation")
     if inputs and len(inputs[0]) == 1:
-        return await call.texts([text for (text,) in inputs], cut=cut)
+        return await call.texts([text for (text,) in inputs], cut_to=cut_to)
     requests = [Request(f"input {i}", (Message("user", prompt),), [response]) for i, (prompt, response) in enumerate(inputs)]
-    return await call.conversations(requests, cut=cut)
+    return await call.conversations(requests, cut_to=cut_to)
 
 
 def _score(reward: float, *, raw: bool) -> float:

@@ -45,15 +45,15 @@ class UpstreamEngine:
         self._client = httpx.AsyncClient(base_url=url)
         self._free = asyncio.Semaphore(AT_ONCE)
 
-    async def conversations(self, requests: Sequence[Request], *, cut: bool, deadline: float) -> list[Answer]:
+    async def conversations(self, requests: Sequence[Request], *, cut_to: int | None, deadline: float) -> list[Answer]:
         """As `Engine` has it."""
-        return await _together([self._conversation(request, cut=cut) for request in requests], deadline)
+        return await _together([self._conversation(request, cut_to=cut_to) for request in requests], deadline)
 
-    async def texts(self, texts: Sequence[Text], *, cut: bool, deadline: float) -> list[Answer]:
+    async def texts(self, texts: Sequence[Text], *, cut_to: int | None, deadline: float) -> list[Answer]:
         """As `Engine` has it."""
 
         async def one(text: Text) -> Answer:
-            reward, tokens = await self._classify({"input": text if isinstance(text, str) else list(text)}, cut=cut)
+            reward, tokens = await self._classify({"input": text if isinstance(text, str) else list(text)}, cut_to=cut_to)
             return Answer([reward], [tokens], [False], [tokens], tokens)
 
         return await _together([one(text) for text in texts], deadline)
@@ -65,12 +65,12 @@ class UpstreamEngine:
         finally:
             await self._client.aclose()
 
-    async def _conversation(self, request: Request, *, cut: bool) -> Answer:
+    async def _conversation(self, request: Request, *, cut_to: int | None) -> Answer:
         prompt = [{"role": message.role, "content": message.content} for message in request.prompt]
 
         async def one(response: str) -> tuple[float, int, int]:
             messages = [*prompt, {"role": "assistant", "content": response}]
-            reward, tokens = await self._classify({"messages": messages}, cut=cut)
+            reward, tokens = await self._classify({"messages": messages}, cut_to=cut_to)
             told = await self._post("/tokenize", {"prompt": response, "add_special_tokens": False})
             return reward, int(told["count"]), tokens
 
@@ -80,9 +80,9 @@ class UpstreamEngine:
         rewards, lengths, tokens = ([one[place] for one in found] for place in range(3))
         return Answer(rewards, lengths, [False] * len(found), tokens, sum(tokens))  # type: ignore[arg-type]  # of each kind
 
-    async def _classify(self, body: Json, *, cut: bool) -> tuple[float, int]:
+    async def _classify(self, body: Json, *, cut_to: int | None) -> tuple[float, int]:
         """The raw reward, and the tokens it took."""
-        options = {"use_activation": False, **({"truncate_prompt_tokens": -1} if cut else {})}
+        options = {"use_activation": False, **({} if cut_to is None else {"truncate_prompt_tokens": cut_to})}
         told = await self._post("/classify", {**body, **options})
         reward = told["data"][0]["probs"][0]
         if not isinstance(reward, float) or not math.isfinite(reward):

@@ -44,24 +44,25 @@ class Turn(BaseModel):
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
 
 
-class OfText(BaseModel):
+class Options(BaseModel):
+    """What every request for rewards may say."""
+
+    model: str | None = None
+    use_activation: bool | None = None
+    truncate_prompt_tokens: Literal[-1] | Annotated[int, Field(ge=1)] | None = None
+    """Tokens of prompt and response that a longer input is cut to; -1: as many as the model was made for."""
+
+
+class OfText(Options):
     """`/classify` and `/pooling` of rendered texts or token ids."""
 
-    model: str | None = None
     input: Texts
-    use_activation: bool | None = None
-    truncate_prompt_tokens: Literal[-1] | None = None
-    """-1 cuts what is longer than the model was made for; other lengths are not offered."""
 
 
-class OfMessages(BaseModel):
+class OfMessages(Options):
     """`/classify` and `/pooling` of a conversation, whose last message is judged."""
 
-    model: str | None = None
     messages: Annotated[list[Turn], Field(min_length=1)]
-    use_activation: bool | None = None
-    truncate_prompt_tokens: Literal[-1] | None = None
-    """-1 cuts what is longer than the model was made for; other lengths are not offered."""
 
 
 class PoolText(OfText):
@@ -76,10 +77,9 @@ class PoolMessages(OfMessages):
     task: str | None = None
 
 
-class ScorePairs(BaseModel):
+class ScorePairs(Options):
     """`/score`: one query or as many as documents, under any of vLLM's names for them."""
 
-    model: str | None = None
     queries: str | list[str] | None = None
     text_1: str | list[str] | None = None
     data_1: str | list[str] | None = None
@@ -87,9 +87,6 @@ class ScorePairs(BaseModel):
     items: str | list[str] | None = None
     text_2: str | list[str] | None = None
     data_2: str | list[str] | None = None
-    use_activation: bool | None = None
-    truncate_prompt_tokens: Literal[-1] | None = None
-    """-1 cuts what is longer than the model was made for; other lengths are not offered."""
 
 
 class Tokenize(BaseModel):
@@ -106,17 +103,13 @@ class Document(BaseModel):
     text: str
 
 
-class Rerank(BaseModel):
+class Rerank(Options):
     """`/rerank` of vLLM, Cohere and Jina."""
 
-    model: str | None = None
     query: str
     documents: list[str | Document]
     top_n: int | None = None
     return_documents: bool = True
-    use_activation: bool | None = None
-    truncate_prompt_tokens: Literal[-1] | None = None
-    """-1 cuts what is longer than the model was made for; other lengths are not offered."""
 
 
 def routes(service: Service) -> APIRouter:
@@ -167,7 +160,7 @@ def _ranking(router: APIRouter, service: Service) -> None:
             requests = [_asked(queries[0], documents)]
         else:
             requests = [_asked(query, [document]) for query, document in zip(queries, documents, strict=True)]
-        answers = await service.of(http).conversations(requests, cut=body.truncate_prompt_tokens is not None)
+        answers = await service.of(http).conversations(requests, cut_to=_cut_to(service, body))
         found = [reward for answer in answers for reward in answer.rewards]
         data = [{"index": index, "object": "score", "score": _activated(r, body.use_activation)} for index, r in enumerate(found)]
         return JSONResponse({**_head(service, "score"), "data": data, "usage": _usage(answers)})
@@ -180,8 +173,7 @@ def _ranking(router: APIRouter, service: Service) -> None:
             return await tei.rerank(service, body, http)
         service.check_model(body.model)
         documents = [document if isinstance(document, str) else document.text for document in body.documents]
-        cut = body.truncate_prompt_tokens is not None
-        (answer,) = await service.of(http).conversations([_asked(body.query, documents)], cut=cut)
+        (answer,) = await service.of(http).conversations([_asked(body.query, documents)], cut_to=_cut_to(service, body))
         order = sorted(range(len(documents)), key=lambda place: -answer.rewards[place])[
             : body.top_n if body.top_n and body.top_n > 0 else None
         ]
@@ -218,13 +210,13 @@ def _asking(router: APIRouter, service: Service) -> None:
 async def _read(service: Service, body: OfText | OfMessages, http: HttpRequest) -> list[Answer]:
     """One answer per input."""
     service.check_model(body.model)
-    call, cut = service.of(http), body.truncate_prompt_tokens is not None
+    call, cut_to = service.of(http), _cut_to(service, body)
     if isinstance(body, OfText):
-        return await call.texts(as_list(body.input), cut=cut)
-    return await conversation(call, [(turn.role, turn.words) for turn in body.messages], cut=cut)
+        return await call.texts(as_list(body.input), cut_to=cut_to)
+    return await conversation(call, [(turn.role, turn.words) for turn in body.messages], cut_to=cut_to)
 
 
-async def conversation(call: Call, turns: Sequence[tuple[str, str]], *, cut: bool) -> list[Answer]:
+async def conversation(call: Call, turns: Sequence[tuple[str, str]], *, cut_to: int | None) -> list[Answer]:
     """The answer to a conversation whose last message is the assistant's.
 
     Raises:
@@ -235,7 +227,20 @@ async def conversation(call: Call, turns: Sequence[tuple[str, str]], *, cut: boo
             400, "the last message must be the assistant's, after at least one other", kind="BadRequestError", param="messages"
         )
     prompt = tuple(Message(role, content) for role, content in turns[:-1])
-    return await call.conversations([Request("messages", prompt, [turns[-1][1]])], cut=cut)
+    return await call.conversations([Request("messages", prompt, [turns[-1][1]])], cut_to=cut_to)
+
+
+def _cut_to(service: Service, options: Options) -> int | None:
+    """The tokens to cut to, as the engine takes them.
+
+    Raises:
+        RefusedError: If they are more than the model was made for.
+    """
+    wanted, most = options.truncate_prompt_tokens, service.identity.max_length
+    if wanted is not None and most is not None and wanted > most:
+        told = f"truncate_prompt_tokens value ({wanted}) is greater than max_model_len ({most}). Please, select a smaller truncation size."
+        raise RefusedError(400, told, kind="BadRequestError", param="truncate_prompt_tokens")
+    return wanted
 
 
 def as_list(texts: Texts) -> Sequence[Text]:

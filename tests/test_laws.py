@@ -143,6 +143,8 @@ def test_rows_are_held_out_by_a_number_or_a_word(tmp_path: Path, capsys: pytest.
     (law,) = laws(tmp_path / "laws")
     assert (law["n_points"], law["held_out"]["points"]) == (5, 2)
     assert law["held_out"]["relative_error"] < 1e-6
+    assert run("report", tmp_path / "laws", "--out", tmp_path / "page.html") == 0
+    assert "the best fit to the full ones with" in (tmp_path / "page.html").read_text()
     for marks, message in ((["perhaps"] * 5, "row 1: held_out is 'perhaps'"), ([1] * 5, "every point is held out")):
         assert run("laws", table(tmp_path / "u.csv", held_out(*marks)), "--out", tmp_path / "none") == 2
         assert message in capsys.readouterr().err

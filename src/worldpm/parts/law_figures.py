@@ -42,6 +42,7 @@ class Picture(NamedTuple):
 
 def pictures(laws: Sequence[Json], points: Sequence[Json], optima: Mapping[str, Json | None], *, y: str) -> Iterator[Picture]:
     """Every figure that the laws give, in the order to look at them."""
+    fitted_to = "the full ones" if any(point["held_out"] for point in points) else "all"
     whole = [name for name in dict.fromkeys(point["series"] for point in points) if ": " not in name]
 
     def fitted(*x: str, size: bool = False) -> list[str]:
@@ -52,14 +53,14 @@ def pictures(laws: Sequence[Json], points: Sequence[Json], optima: Mapping[str, 
     if names := fitted("D", size=True):
         caption = (
             "Test loss over data, one colour a size; dots are means over seeds, lines the fits that suit each size best, with 95 % "
-            "bands; a fit to the full dots had to foretell the open ones, the lines are fits to all. The dashed line is a coin flip. "
-            "Above stands the verdict over N and D together."
+            f"bands; a fit to the full dots had to foretell the open ones, the lines are fits to {fitted_to}. The dashed line is a coin "
+            "flip. Above stands the verdict over N and D together."
         )
         yield Picture(f"{y}_over_data", caption, partial(_panels, names, partial(_over_data, laws, points, y), "N"))
     for axis in ("N", "D", "C", "d", "loss"):
         if names := fitted(axis):
             caption = (
-                "The last points of all runs, and the best fit to all of them with its 95 % band; a fit to the full dots had to "
+                f"The last points of all runs, and the best fit to {fitted_to} with its 95 % band; a fit to the full dots had to "
                 "foretell the open ones. Above stands the verdict."
             )
             yield Picture(f"{y}_over_{axis}", caption, partial(_panels, names, partial(_along, axis, laws, points, y), ""))

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import SHARED
 from worldpm.field.errors import ConfigError, DataError
+from worldpm.field.records import Response
 from worldpm.parts.benchmarks import (
     best_of_n,
     evalbiasbench,
@@ -27,7 +28,7 @@ from worldpm.parts.benchmarks import (
     worldpm,
 )
 from worldpm.parts.benchmarks.catalogue import BENCHMARKS
-from worldpm.parts.benchmarks.items import Item, Judged, better_first
+from worldpm.parts.benchmarks.items import Item, Judged, better_first, files
 from worldpm.parts.benchmarks.metrics import best_wins, compare, judge, missing, strict_accuracy
 
 Json = dict[str, Any]
@@ -293,6 +294,21 @@ def test_ppe_curves_end_at_the_pick_among_all(place: Callable[[str], Path]) -> N
     assert found["best of k"][0] == pytest.approx(2 / 32)
 
 
+def test_a_prompt_with_one_response_leaves_the_curve_of_the_others() -> None:
+    answers, (one, two) = (Response("a"), Response("b")), ((1.0,), (1.0, 0.0))
+    items = [Item("all", str(i), str(i), (), answers[: len(worth)], (), None, worth) for i, worth in enumerate((one, two, two))]
+    found = best_of_n.native(Judged(items, [[0.0], [0.0, 1.0], [1.0, 0.0]]))
+    assert (found["n"], found["quality"], found["one_response"]) == ([1, 2], [0.5, 0.5], 1)
+    assert best_of_n.native(Judged(items[:1], [[0.0]])) == {"n": [], "kl_nats": [], "one_response": 1}
+
+
+def test_a_file_beside_its_archive_is_refused(tmp_path: Path) -> None:
+    for name in ("x.json", "x.json.gz"):
+        (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(ConfigError, match="stands beside its own"):
+        files(tmp_path, "x.json", home="home")
+
+
 def test_best_of_n_by_hand(place: Callable[[str], Path]) -> None:
     found = best_of_n.native(Judged(best_of_n.read(place("best-of-n")), [[3.0, 2.0, 1.0]]))
     assert found["quality"] == pytest.approx([0.5, (1 + 1 + 0.5) / 3, 1.0])
@@ -335,7 +351,7 @@ def test_two_judges_are_compared_pair_by_pair() -> None:
     gap = {(one["first"], one["second"]): one for one in row}
     assert gap["good", "poor"]["difference"] == 0.75
     assert gap["good", "poor"]["p_value_holm"] < 0.01
-    assert gap["good", "same"] | {"interval": [0.0, 0.0], "p_value": 1.0, "difference": 0.0} == gap["good", "same"]
+    assert gap["good", "same"] | {"interval": None, "p_value": 1.0, "difference": 0.0} == gap["good", "same"]
 
 
 REAL = {

@@ -11,7 +11,7 @@ from tests.conftest import SHARED, run
 from worldpm.field.errors import ConfigError, DataError
 from worldpm.field.records import Message, Preference, Response
 from worldpm.formats import folders, tables
-from worldpm.parts.benchmarks import groups, llmbar
+from worldpm.parts.benchmarks import catalogue, groups, llmbar
 from worldpm.parts.benchmarks.items import Item, Judged
 from worldpm.parts.benchmarks.metrics import metrics
 from worldpm.parts.style import style_of
@@ -148,6 +148,12 @@ def test_a_benchmark_of_another_format_is_refused(tmp_path: Path, change: Callab
         (("evaluate", "{road}/checkpoint", "--on", "{road}/groups", "{road}/threads/../groups"), "two have the same name"),
         (("train", "{road}/groups", "--model", "tiny", "--epochs", "0.0001"), "there is nothing to train on"),
         (("group", "{road}/groups"), "made by `worldpm group`"),
+        (("train", "{road}/groups", "--model", "tiny", "--warmup", "nan"), "--warmup is nan; give a finite number"),
+        (("train", "{road}/groups", "--model", "tiny", "--revision", "abc"), "tiny is made here"),
+        (("group", "{road}/threads", "--filter-margin", "3"), "name its model"),
+        (("group", "{road}/threads", "--contaminated", "report"), "name its texts"),
+        (("export", "{road}/groups", "--licence", "mit"), "--licence does not go with --to pairs"),
+        (("export", "{road}/checkpoint", "--to", "model", "--results", "{road}/groups"), "made by `worldpm group`"),
     ],
 )
 def test_wrong_inputs_are_named(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: Sequence[str], message: str) -> None:
@@ -165,6 +171,22 @@ def test_the_longer_output_wins_in_llmbar_as_often_as_is_known() -> None:
     }
     assert len(items) == 419
     assert longer == pytest.approx({"Natural": 0.566, "Neighbor": 0.119, "GPTInst": 0.130, "GPTOut": 0.447, "Manual": 0.178}, abs=0.012)
+
+
+def test_a_plain_preference_set_is_a_benchmark(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"How many are {n}?", "chosen": f"{n} of them", "rejected": "no idea"} for n in range(12)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "rejected": rows[0]["chosen"]}]))
+    assert run("evaluate", road / "checkpoint", "--on", tmp_path / "mine.jsonl", "--out", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["checkpoints"]["checkpoint"]
+    assert (found["benchmarks"]["mine"]["n"], found["benchmarks"]["mine"]["prompts"]) == (12, 12)
+    told = capsys.readouterr().out
+    assert f"{found['benchmarks']['mine']['accuracy']:.3f}" in told  # with its conditions
+    assert found["conditions"]["template_hash"] in told
+
+
+def test_other_qualities_are_other_items() -> None:
+    item = Item("all", "0", "p", (), (Response("a"), Response("b")), (), None, (1.0, 1.0))
+    assert catalogue.fingerprint([item]) != catalogue.fingerprint([item._replace(qualities=(0.0, 0.0))])
 
 
 RAW = {"benchmark": "pandalm", "subset": "pandalm", "item": "0"}
@@ -235,7 +257,7 @@ def test_raw_rewards_of_two_models_are_compared_item_by_item(tmp_path: Path, cap
     words = ("--on", "pandalm", "--benchmarks", tmp_path / "none", "--out")
     assert run("evaluate", "--rewards", tmp_path / "a.jsonl", tmp_path / "b.jsonl", *words, tmp_path / "two") == 0
     (row,) = folders.read_json(tmp_path / "two" / "metrics.json")["comparisons"]
-    assert (row["difference"], row["interval"]) == (0.0, [0.0, 0.0])
+    assert (row["difference"], row["interval"], row["detectable"], row["p_value"]) == (0.0, None, None, 1.0)  # the same in all
     assert run("evaluate", "--rewards", tmp_path / "a.jsonl", tmp_path / "c.jsonl", *words, tmp_path / "other") == 2
     assert "has other items, or other responses to them, than the first model" in capsys.readouterr().err
 

@@ -61,3 +61,19 @@ def test_the_command_prints_a_table_and_names_bad_lines(road: Path, tmp_path: Pa
     lines.write_text(json.dumps({**rows[0], "preferred": 2}) + "\n")
     assert run("fairness", road / "checkpoint", lines, "--by", "language") == 2
     assert ":1: preferred is 2; expected the place of a response, 0 to 1" in capsys.readouterr().err
+
+
+def test_a_prompt_counts_once_however_many_pairs_it_has() -> None:
+    once = [Pair(f"a{number}", {"language": "a"}, float(number % 2 == 0), 0.5) for number in range(10)]
+    often = [Pair("a0", {"language": "a"}, 1.0, 0.5)] * 15
+    others = [Pair(f"b{number}", {"language": "b"}, 1.0, 0.5) for number in range(10)]
+    a, b = fairness.gaps([*once, *often, *others], "language")
+    assert (a["pairs"], a["prompts"], a["error"], b["error"]) == (25, 10, 0.5, 0.0)
+    assert a["error_gap"]["difference"] == pytest.approx(a["error"] - b["error"])
+
+
+def test_two_values_have_one_gap_seen_from_both_sides() -> None:
+    a, b = fairness.gaps(pairs_of({"a": [0.0] * 9 + [1.0], "b": [0.0] * 6 + [1.0] * 4}), "language")
+    assert b["error_gap"]["difference"] == -a["error_gap"]["difference"]
+    assert b["error_gap"]["interval"] == [-end for end in reversed(a["error_gap"]["interval"])]
+    assert a["error_gap"]["p_value_holm"] == b["error_gap"]["p_value_holm"] == a["error_gap"]["p_value"]

@@ -62,6 +62,13 @@ def test_the_prompt_of_bare_texts_is_what_both_begin_with(tmp_path: Path) -> Non
     assert [response.content for response in group.responses] == ["blue.", "bleak."]
 
 
+def test_a_line_break_ends_a_word_of_an_implicit_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"chosen": "What is it?\nYes, sure", "rejected": "What is it?\nNo"}))
+    (group,) = preference_sets.groups_of(path, Counter())
+    assert ([m.content for m in group.prompt], [r.content for r in group.responses]) == (["What is it?"], ["Yes, sure", "No"])
+
+
 def test_pairs_of_one_prompt_become_one_group_with_each_response_once(tmp_path: Path) -> None:
     rows = [{"prompt": "How?", "chosen": a, "rejected": b} for a, b in (("A", "B"), ("A", "C"), ("B", "C"))]
     (group,), _ = read(tmp_path, *rows)

@@ -1,5 +1,7 @@
 """Style control finds what was planted, by hand and by law."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -44,9 +46,20 @@ def test_a_planted_weight_is_found_within_its_interval_and_controlling_removes_i
     scale = length["per_unit"] / length["per_deviation"]
     low, high = (end * scale for end in length["interval"])
     assert low < -weight < high
-    margin_low, margin_high = found["coefficients"]["margin"]["interval"]
+    margin = found["coefficients"]["margin"]
+    margin_low, margin_high = (end * margin["per_unit"] / margin["per_deviation"] for end in margin["interval"])
     assert margin_low < 1 < margin_high
     assert found["cross_fitted"]["accuracy"] == pytest.approx(float((truth > 0).mean()), abs=0.01)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1e4])
+def test_the_unit_of_the_rewards_changes_nothing(scale: float) -> None:
+    judged, _ = planted(1.0, n=400)
+    found, scaled = (style_control.controlled(replace(judged, margin=judged.margin * factor), "paper") for factor in (1.0, scale))
+    assert scaled["cross_fitted"] == pytest.approx(found["cross_fitted"])
+    assert scaled["coefficients"]["length"]["per_unit"] == pytest.approx(found["coefficients"]["length"]["per_unit"])
+    assert scaled["coefficients"]["margin"]["per_unit"] == pytest.approx(found["coefficients"]["margin"]["per_unit"] / scale)
+    assert scaled["warnings"] == found["warnings"]
 
 
 def test_intervals_hold_the_planted_weight_in_about_95_of_100_cases() -> None:

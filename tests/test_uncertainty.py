@@ -47,11 +47,6 @@ def test_a_difference_is_told_from_chance_by_its_pairs() -> None:
     assert found.detectable == pytest.approx(2.8016 * math.sqrt(0.16 / 10), rel=0.05)
 
 
-def test_equal_judges_are_not_told_apart() -> None:
-    same = np.array([1.0, 0.0, 1.0])
-    assert paired_difference(same, same, np.ones(3), np.arange(3)) == (0.0, (0.0, 0.0), 1.0, 0.0)
-
-
 def test_one_prompt_cannot_tell_judges_apart() -> None:
     found = paired_difference([1.0, 1.0], [0.0, 0.0], np.ones(2), ["a", "a"])
     assert found.p_value == 1.0
@@ -71,3 +66,19 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.5]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_prompts_that_are_all_alike_have_the_exact_interval_or_none() -> None:
+    alike = np.ones(12)
+    right = clustered_interval(alike, alike, np.arange(12))
+    assert right == pytest.approx((0.025 ** (1 / 12), 1.0))  # all of twelve: the share p of which p^12 is 2.5 %
+    assert clustered_interval(0 * alike, alike, np.arange(12)) == pytest.approx((0.0, 1 - 0.025 ** (1 / 12)))
+    for values, shares in ((0.5 * alike, True), (alike, False)):  # ties; margins, which have no end
+        assert np.isnan(clustered_interval(values, alike, np.arange(12), shares=shares).low)
+
+
+def test_judges_that_differ_alike_on_all_prompts_show_nothing_of_what_could_be_shown() -> None:
+    equal = paired_difference(np.ones(12), np.ones(12), np.ones(12), np.arange(12))
+    assert (equal.estimate, equal.p_value) == (0.0, 1.0)
+    assert np.isnan([*equal.interval, equal.detectable]).all()
+    assert paired_difference(np.ones(12), np.zeros(12), np.ones(12), np.arange(12)).p_value < 0.01

@@ -1,5 +1,6 @@
 """The tables on disk, as Arrow schemas, and the rows of them as records."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -105,7 +106,7 @@ PAIRS = pa.schema(
         ("prompt", MESSAGES),
         ("chosen", MESSAGES),
         ("rejected", MESSAGES),
-        ("margin", pa.float32()),
+        ("strength", pa.float32()),
         ("probability", pa.float32()),
         ("weight", pa.float32()),
         ("group_id", pa.string()),
@@ -144,6 +145,8 @@ REWARDS = pa.schema(
         ("response", pa.int32()),
         ("preferred", pa.bool_()),
         ("reward", pa.float64()),
+        ("prompt_id", pa.string()),
+        ("quality", pa.float64()),
         ("length_tokens", pa.int64()),
         ("truncated", pa.bool_()),
     ]
@@ -196,8 +199,10 @@ def group_from_row(row: Json, path: Path) -> PreferenceGroup:
         p["chosen"] in places
         and p["rejected"] in places
         and p["chosen"] != p["rejected"]
-        and p["weight"] > 0
-        and 0 <= p["probability"] <= 1
+        and 0 < (p["weight"] or 0) < math.inf
+        and p["strength"] is not None
+        and 0 <= p["strength"] < math.inf
+        and 0 <= _probability(p) <= 1
         for p in row["preferences"] or ()
     )
     texts = [message["content"] for message in row["prompt"] or ()] + [response["content"] for response in row["responses"] or ()]
@@ -211,9 +216,17 @@ def group_from_row(row: Json, path: Path) -> PreferenceGroup:
         site=row["site"],
         split=row["split"],
         prompt=tuple(Message(**message) for message in row["prompt"]),
-        responses=tuple(Response(**{**response, "meta": dict(response["meta"] or ())}) for response in row["responses"]),
-        preferences=tuple(Preference(**preference) for preference in row["preferences"]),
+        responses=tuple(
+            Response(r["content"], votes=r.get("votes"), created=r.get("created"), meta=dict(r.get("meta") or ())) for r in row["responses"]
+        ),
+        preferences=tuple(Preference(**{**preference, "probability": _probability(preference)}) for preference in row["preferences"]),
     )
+
+
+def _probability(preference: Json) -> float:
+    """That chosen is truly better; 1 where nothing is said."""
+    found = preference.get("probability")
+    return 1.0 if found is None else float(found)
 
 
 def group_to_row(group: PreferenceGroup) -> Json:

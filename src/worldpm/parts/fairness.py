@@ -38,13 +38,19 @@ class Pair(NamedTuple):
 def gaps(pairs: Sequence[Pair], column: str) -> list[Json]:
     """For every value of a column: errors and rewards with 95 % intervals, and its gap to all other values.
 
-    A gap's p-value is of a permutation of prompts between the value and the rest, corrected over the column by Holm's procedure. Values
-    with fewer than ten prompts have no gap.
+    Every prompt counts once, however many pairs it has. A gap's p-value is of a permutation of prompts between the value and the rest,
+    corrected over the column by Holm's procedure; of two values there is one gap, seen from both sides. Values with fewer than ten
+    prompts have no gap.
     """
     values = sorted({pair.columns[column] for pair in pairs})
     found = [_of_value(pairs, column, value) for value in values]
     for measure in ("error", "reward"):
         tested = [one for one in found if one[f"{measure}_gap"] is not None]
+        if len(values) == 2 and tested:
+            gap = {**found[0][f"{measure}_gap"], "p_value_holm": found[0][f"{measure}_gap"]["p_value"]}
+            found[0][f"{measure}_gap"] = gap
+            found[1][f"{measure}_gap"] = {**gap, "difference": -gap["difference"], "interval": [-end for end in reversed(gap["interval"])]}
+            continue
         for one, adjusted in zip(tested, holm([one[f"{measure}_gap"]["p_value"] for one in tested]), strict=True):
             one[f"{measure}_gap"]["p_value_holm"] = adjusted
     return found
@@ -56,11 +62,11 @@ def _of_value(pairs: Sequence[Pair], column: str, value: str) -> Json:
     prompts = [len({pair.prompt for pair in side}) for side in (own, others)]
     row: Json = {"value": value, "pairs": len(own), "prompts": prompts[0]}
     for measure in ("error", "reward"):
-        mine = np.array([getattr(pair, measure) for pair in own])
-        interval = clustered_interval(mine, np.ones(len(mine)), [pair.prompt for pair in own], resamples=RESAMPLES)
+        mine, rest = _by_prompt(own, measure), _by_prompt(others, measure)
+        interval = clustered_interval(mine, np.ones(len(mine)), np.arange(len(mine)), shares=measure == "error", resamples=RESAMPLES)
         row[measure] = float(mine.mean())
         row[f"{measure}_interval"] = None if interval.low != interval.low else list(interval)
-        row[f"{measure}_gap"] = _gap(_by_prompt(own, measure), _by_prompt(others, measure)) if min(prompts) >= LEAST_PROMPTS else None
+        row[f"{measure}_gap"] = _gap(mine, rest) if min(prompts) >= LEAST_PROMPTS else None
     return row
 
 

@@ -55,7 +55,7 @@ def style(palette: Palette) -> dict[Any, Any]:
     }
 
 
-STYLE = style(PAGE)
+STYLE = style(PAGE) | {"text.parse_math": False}  # a name may hold any sign
 
 
 class Series(NamedTuple):
@@ -181,6 +181,7 @@ def lines(title: str, x_values: Sequence[object], series: Mapping[str, Sequence[
             axes.plot(places, values, style, color=color, marker="o" if len(places) < 20 else None, markersize=4, linewidth=1.6, label=name)
         if numeric:
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
         else:
             axes.set_xticks(places, [str(value) for value in x_values], rotation=20, ha="right", fontsize=8)
         axes.grid(axis="y")

@@ -112,7 +112,7 @@ def _panels(names: Sequence[str], draw: Callable[[Palette, Axes, str], None], le
 
 def _frame(axes: Axes, title: str, *, x: str, y: str, values: Sequence[float]) -> None:
     axes.set_xscale("log")
-    axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
+    axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=9, fontweight="bold")
     axes.set_xlabel(UNITS.get(x, x), fontsize=8)
     axes.set_ylabel(UNITS.get(y, y), fontsize=8)
     axes.tick_params(labelsize=8)

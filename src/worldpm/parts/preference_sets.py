@@ -57,19 +57,20 @@ def read(paths: Sequence[Path], split: Split, drops: Counter[str]) -> Iterator[P
     Raises:
         DataError: If a row has none of the known forms.
     """
-    held_out = not any(_split_of(path) == "validation" for path in paths)
+    held_out = not any(split_of(path) == "validation" for path in paths)
     for path in paths:
-        if _split_of(path) not in ("train", split):
+        if split_of(path) not in ("train", split):
             continue
-        for group in _groups(path, drops):
-            own = _split_of(path)
+        for group in groups_of(path, drops):
+            own = split_of(path)
             if own == "train" and held_out and _share(group.prompt) < VALIDATION_SHARE:
                 own = "validation"
             if own == split:
                 yield replace(group, split=split)
 
 
-def _split_of(path: Path) -> Split:
+def split_of(path: Path) -> Split:
+    """The split that a file's name says; training where it says none."""
     words = re.split(r"[^a-z]+", path.name.lower())
     if {"validation", "valid", "val", "dev", "eval"} & set(words):
         return "validation"
@@ -81,7 +82,8 @@ def _share(prompt: Sequence[Message]) -> float:
     return float(xxhash.xxh64_intdigest("\n".join(message.content for message in prompt).encode()) / 2**64)
 
 
-def _groups(path: Path, drops: Counter[str]) -> Iterator[PreferenceGroup]:
+def groups_of(path: Path, drops: Counter[str]) -> Iterator[PreferenceGroup]:
+    """All groups of a file, whatever its split; raises and counts as `read` does."""
     name = re.sub(r"\W+", "-", path.name.split(".")[0])
     numbered = enumerate(rows.read(path), start=1)
     for (prompt, _), members in groupby(_whole(numbered, path, drops), key=lambda pair: (pair[1].prompt, bool(pair[1].ratings))):
@@ -164,7 +166,7 @@ def pair(row: Json) -> Judged | str:
 def _common_words(first: str, second: str) -> str:
     """What two texts begin with, up to the last white space."""
     shared = first[: chat.common_prefix([first, second])]
-    return shared[: len(shared) - len(shared.split(" ")[-1])] if shared not in (first, second) else ""
+    return re.match(r"(?s)(?:.*\s)?", shared)[0] if shared not in (first, second) else ""  # type: ignore[index]  # it always matches
 
 
 def _messages(value: Any, *, role: str = "user") -> tuple[Message, ...]:
@@ -173,13 +175,14 @@ def _messages(value: Any, *, role: str = "user") -> tuple[Message, ...]:
         if re.match(r"\s*Human:", value):
             pieces = TURN.split(value)[1:]
             return tuple(Message(ROLES[who], words.strip()) for who, words in zip(pieces[::2], pieces[1::2], strict=True))
-        return (Message(role, value),)
+        return (Message(role, _text(value)),)
     return tuple(Message(str(message["role"]), _text(message["content"])) for message in value)
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is no text")
+    value.encode()  # half of a surrogate pair is no character, and says so
     return value
 
 

@@ -77,7 +77,7 @@ def controlled(pairs: StyledPairs, normalisation: Normalisation) -> Json:
     names = [name for name in z if moving[name] >= PROMPTS_PER_COEFFICIENT]
     warnings = [f"{name} differs in {moving[name]} prompts only; left out" for name in z if name not in names]
     columns = [pairs.margin, *(z[name] for name in names)]
-    scales = [1.0, *(_spread(z[name], pairs.weight) for name in names)]
+    scales = [_spread(column, pairs.weight) or 1.0 for column in columns]
     x = np.stack([column / scale for column, scale in zip(columns, scales, strict=True)], axis=1)
     warnings += _identifiable(x, pairs)
     whole = fit(x, pairs.probability, pairs.weight, pairs.cluster, forward=0)

@@ -38,7 +38,8 @@ class Config:
     checkpoints: Positional[tuple[str, ...]] = ()
     """Folders written by `worldpm train`, or folders or hub ids of other reward models."""
     on: tuple[str, ...]
-    """Benchmarks by name, NAME=PLACE with a folder or hub id, the preset `worldpm`, or groups: folders, bare Parquet files."""
+    """Benchmarks by name, NAME=PLACE with a folder or hub id, the preset `worldpm`, groups (folders, bare Parquet files), or plain
+    preference sets (files, hub ids)."""
     out: Path
     """Folder to write."""
     rewards: tuple[Path, ...] = ()
@@ -121,7 +122,10 @@ def _run_on_rewards(config: Config, named: "Mapping[str, Named]") -> None:
                     mine = raw.judged(tables[name], path, one.module, sets.get(name))
                     first = next(iter(judged.values())).get(name, mine)
                     judged[checkpoint][name] = raw.in_order_of(first, mine, path)
-        told: Json = {checkpoint: {"raw_rewards": True} for checkpoint in judged}
+        bare = [name for name in named if name not in sets]
+        for name in bare:
+            logger.warning("%s: its files are not in %s, so every better response is held against every worse one", name, config.benchmarks)
+        told: Json = {checkpoint: {"raw_rewards": True, "without_files": bare or None} for checkpoint in judged}
         _write(output, config, named, judged, told, dict.fromkeys(judged))
 
 
@@ -334,6 +338,29 @@ def _write(
         found[checkpoint]["presets"] = {name: preset.judge(benchmarks) for name, preset in there.items()}
     output.write("metrics.json", folders.to_json({"checkpoints": found, "comparisons": metrics.compare(judged, _runs(told))}))
     output.finish(counts={name: len(items) for name, items in sets.items()})
+    _tell(found)
+
+
+def _tell(found: Json) -> None:
+    """Print the scores with their conditions."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table("checkpoint", "set", "accuracy", "95 % interval", "detectable", "prompts", "ties", "longer", title="Accuracy, a tie half")
+    for name, one in found.items():
+        for benchmark, result in one["benchmarks"].items():
+            interval = "-" if result["interval"] is None else "{:.3f} to {:.3f}".format(*result["interval"])
+            numbers = ["-" if n is None else f"{n:.3f}" for n in (result["accuracy"], result["detectable"], result["nulls"]["longer"])]
+            counts = [f"{result[key]:,}" for key in ("prompts", "ties")]
+            table.add_row(name, benchmark, numbers[0], interval, numbers[1], *counts, numbers[2])
+    console.print(table)
+    console.print("Detectable: the smallest distance from another number, such as a coin's half, that so many prompts would show.")
+    for name, one in found.items():
+        told = "; ".join(
+            f"{key.replace('_', ' ')}: {value}" for key, value in one["conditions"].items() if value is not None and key != "training"
+        )
+        console.print(f"{name}: {told}", soft_wrap=True, markup=False)
 
 
 def _runs(told: Json) -> "dict[str, tuple[str, int]]":

@@ -57,12 +57,16 @@ def _items(number: int, row: Json) -> Iterator[Item]:
 def native(judged: Judged) -> Json:
     """The expected quality and reward of the pick for n = 1 .. the least number of responses, with the KL of each n, in nats.
 
+    Items of one response leave nothing to pick: `one_response` counts them, and they are left out.
     `over-optimisation` is Gao's form fitted to the gain in quality; its peak says up to which n picking pays.
     """
-    shortest = min(len(rewards) for rewards in judged.rewards)
-    quality = [expected_picks(rewards, _worth(item))[:shortest] for item, rewards in zip(judged.items, judged.rewards, strict=True)]
-    reward = [expected_picks(rewards, rewards)[:shortest] for rewards in judged.rewards]
-    oracle = [expected_picks(_worth(item), _worth(item))[:shortest] for item in judged.items]
+    chosen = judged.only(lambda item: len(item.responses) > 1)
+    if not chosen.items:
+        return {"n": [], "kl_nats": [], "one_response": len(judged.items)}
+    shortest = min(len(rewards) for rewards in chosen.rewards)
+    quality = [expected_picks(rewards, _worth(item))[:shortest] for item, rewards in zip(chosen.items, chosen.rewards, strict=True)]
+    reward = [expected_picks(rewards, rewards)[:shortest] for rewards in chosen.rewards]
+    oracle = [expected_picks(_worth(item), _worth(item))[:shortest] for item in chosen.items]
     curve = np.mean(quality, axis=0)
     kl = [kl_nats(n) for n in range(1, shortest + 1)]
     return {
@@ -71,6 +75,7 @@ def native(judged: Judged) -> Json:
         "quality": curve.tolist(),
         "oracle": np.mean(oracle, axis=0).tolist(),
         "reward": np.mean(reward, axis=0).tolist(),
+        "one_response": len(judged.items) - len(chosen.items),
         "over-optimisation": gao.best_of_n(np.sqrt(kl), curve - curve[0]),
     }
 

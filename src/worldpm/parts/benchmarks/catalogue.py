@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from worldpm.field.errors import ConfigError
 from worldpm.formats import folders, rows
-from worldpm.parts import hub
+from worldpm.parts import hub, preference_sets
 from worldpm.parts.benchmarks import (
     auto_j,
     best_of_n,
@@ -24,6 +24,7 @@ from worldpm.parts.benchmarks import (
     offsetbias,
     pandalm,
     ppe,
+    preference_set,
     rewardbench1,
     rewardbench2,
     rewardmath,
@@ -81,7 +82,7 @@ class Named(NamedTuple):
 
 
 def find(words: Sequence[str], root: Path) -> list[Named]:
-    """What `--on` names: benchmarks and presets by name, `NAME=PLACE` with a folder or a hub id, or groups of our own.
+    """What `--on` names: benchmarks and presets by name, `NAME=PLACE` with a folder or a hub id, groups, or plain preference sets.
 
     Raises:
         ConfigError: If a word names none of these, or two have one name.
@@ -105,11 +106,14 @@ def _named(word: str, root: Path) -> Named:
     if path.is_dir():
         folders.manifest(path, made_by="group")
     elif not path.is_file():
-        raise ConfigError(f"--on {word}: neither a benchmark ({', '.join((*BENCHMARKS, *PRESETS))}) nor a folder of groups")
+        if hub.ID.fullmatch(word):
+            return Named(path.name, preference_set, hub.dataset(word, preference_sets.SUFFIXES))
+        raise ConfigError(f"{word}: neither a benchmark ({', '.join((*BENCHMARKS, *PRESETS))}), nor a folder of groups, nor a file")
+    elif preference_sets.is_plain(path):
+        return Named(path.name.split(".")[0], preference_set, path)
     return Named(path.resolve().name.removesuffix(".parquet"), groups, path)
 
 
 def fingerprint(items: Sequence[Item]) -> str:
     """A hash of everything that was read."""
-    content = repr([(item.item, item.prompt, item.responses, item.preferences) for item in items])
-    return hashlib.sha256(content.encode()).hexdigest()
+    return hashlib.sha256(repr([*items]).encode()).hexdigest()

@@ -4,7 +4,6 @@ Source: Wang et al. 2024, arXiv 2406.08673; https://huggingface.co/datasets/nvid
 """
 
 from collections.abc import Iterator
-from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
-    """A pair for each attribute in which two responses that follow each other differ, named `ATTRIBUTE:ROW`.
+    """A pair for each attribute in which the two responses to a prompt differ, named `ATTRIBUTE:ROW` by the first's row.
 
     Raises:
         ConfigError: If the file is absent.
@@ -34,8 +33,13 @@ def read(folder: Path) -> list[Item]:
 
 def _items(path: Path) -> Iterator[Item]:
     try:
-        for _, members in groupby(enumerate(rows.read(path)), key=lambda numbered: numbered[1]["prompt"]):
-            for (number, first), (_, second) in pairwise(members):
+        of_prompt: dict[str, list[tuple[int, Json]]] = {}
+        for number, row in enumerate(rows.read(path)):
+            of_prompt.setdefault(row["prompt"], []).append((number, row))
+        for members in of_prompt.values():
+            if len(members) % 2:
+                raise ValueError(f"{len(members)} responses to the prompt of row {members[0][0] + 1}, not two")
+            for (number, first), (_, second) in zip(members[::2], members[1::2], strict=True):
                 for attribute in ATTRIBUTES:
                     gap = _rating(first[attribute]) - _rating(second[attribute])
                     if gap:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from worldpm.parts import preference_sets
-from worldpm.parts.benchmarks.items import Item, Judged, better_first, files, parse
+from worldpm.parts.benchmarks.items import Item, Judged, better_first, files, parse, unique
 from worldpm.parts.benchmarks.metrics import strict_accuracy
 
 HOME = "https://github.com/anthropics/hh-rlhf (`SUBSET/test.jsonl.gz`)"
@@ -30,7 +30,7 @@ def read(folder: Path) -> list[Item]:
     named = [(name, path) for path in found for name in SUBSETS if name == path.parent.name or path.name.startswith(name)]
     if not named:
         files(folder, f"{SUBSETS[0]}_test.jsonl", home=HOME)
-    return [item for name, path in named for item in parse([path], partial(_items, name), home=HOME)]
+    return unique((item for name, path in named for item in parse([path], partial(_items, name), home=HOME)), folder)
 
 
 def _items(subset: str, number: int, row: Json) -> Iterator[Item]:

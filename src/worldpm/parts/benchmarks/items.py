@@ -132,6 +132,8 @@ def files(folder: Path, *patterns: str, home: str) -> list[Path]:
         matches = sorted({*folder.rglob(pattern), *folder.rglob(f"{pattern}.gz")}) if folder.is_dir() else []
         if not matches:
             raise ConfigError(f"{folder}: `{pattern}` is not there; download {home} and copy it to that folder")
+        if twice := [path for path in matches if path.with_name(f"{path.name}.gz") in matches]:
+            raise ConfigError(f"{twice[0]}: stands beside its own .gz; keep one of the two")
         found += matches
     return found
 
@@ -167,6 +169,10 @@ def parse(paths: Iterable[Path], items_of: Callable[[int, Any], Iterable[Item]],
                     path, f"row {number + 1} is not of the format of {home} ({type(error).__name__}: {error}); download it anew"
                 ) from error
             for item in made:
+                try:
+                    "".join((item.item, *(m.content for m in item.prompt), *(r.content for r in item.responses))).encode()
+                except UnicodeEncodeError as error:
+                    raise DataError(path, f"row {number + 1} holds half of a surrogate pair, which is no character; mend it") from error
                 if item.item in found:
                     raise DataError(path, f"row {number + 1}: a second item named {item.item!r}; download {home} anew")
                 found[item.item] = item

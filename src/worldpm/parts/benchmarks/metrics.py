@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from worldpm.field import bradley_terry, calibration
-from worldpm.field.uncertainty import clustered_interval, holm, paired_difference
+from worldpm.field.uncertainty import clustered_interval, detectable, holm, paired_difference
 from worldpm.parts import style_control
 from worldpm.parts.benchmarks.items import Item, Judged
 from worldpm.parts.style import style_of
@@ -66,6 +66,7 @@ def metrics(items: Sequence[Item], rewards: Sequence[Sequence[float]]) -> Json:
         "accuracy": bradley_terry.weighted_mean(credit, weights),
         "accuracy_unweighted": bradley_terry.weighted_mean(credit, torch.ones_like(weights)),
         "interval": None if interval.low != interval.low else list(interval),
+        "detectable": None if interval.low != interval.low else detectable(interval),
         "loss_nats": bradley_terry.weighted_mean(bradley_terry.losses_nats(margins, probability), weights),
         "n": margins.numel(),
         "effective_pairs": float(weights.sum()),

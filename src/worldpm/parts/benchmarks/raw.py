@@ -1,6 +1,5 @@
 """Raw rewards of any model, as tables: `benchmark, subset, item, response, preferred, reward`, one row per response."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +23,10 @@ COLUMNS: Kinds = {
 }
 
 
+LARGEST = 1e9
+"""No logit is larger; what is, or is NaN, is a mistake."""
+
+
 def read(path: Path) -> dict[str, dict[str, list[Json]]]:
     """The rows by checkpoint and benchmark; where the file names no checkpoint, it is called after the file.
 
@@ -36,8 +39,12 @@ def read(path: Path) -> dict[str, dict[str, list[Json]]]:
             value = row.get(name) if isinstance(row, dict) else None
             if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
                 raise DataError(path, f"row {number}: {name} is {value!r:.40}; each row needs {', '.join(COLUMNS)}")
-        if not math.isfinite(row["reward"]):
-            raise DataError(path, f"row {number}: the reward of item {row['item']!r} is {row['reward']}; score it anew")
+        try:
+            "".join((row["benchmark"], row["subset"], row["item"])).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(path, f"row {number}: a name holds half of a surrogate pair, which is no character") from error
+        if not abs(row["reward"]) <= LARGEST:
+            raise DataError(path, f"row {number}: the reward of item {row['item']!r} is {row['reward']!r:.40}; score it anew")
         checkpoint = str(row.get("checkpoint") or path.name.split(".")[0])
         found.setdefault(checkpoint, {}).setdefault(row["benchmark"], []).append(row)
     if not found:
@@ -128,7 +135,8 @@ def table_of(checkpoint: str, benchmark: str, judged: Judged) -> Iterator[Json]:
         for response, (preferred, reward) in enumerate(zip(item.preferred, rewards, strict=True)):
             yield {
                 "checkpoint": checkpoint, "benchmark": benchmark, "subset": item.subset, "item": item.item, "response": response,
-                "preferred": preferred, "reward": reward,
+                "preferred": preferred, "reward": reward, "prompt_id": item.prompt_id,
+                "quality": item.qualities[response] if item.qualities else None,
                 "length_tokens": judged.length_tokens[place][response] if judged.length_tokens else None,
                 "truncated": judged.truncated[place][response] if judged.truncated else None,
             }  # fmt: skip

@@ -24,6 +24,9 @@ Array = NDArray[np.float64]
 WORST = 5
 """So many of the worst-judged items are shown."""
 SHOWN_CHARACTERS = 700
+CONDITIONS = ("template_hash", "end_token", "dtype", "device", "attention", "max_length", "prompt_length", "truncated_share",
+              "raw_rewards", "without_files")  # fmt: skip
+"""What changes a reward, or a number made of rewards: checkpoints in which it differs are not compared without saying so."""
 HEAD = ("pairs of", "domain", "accuracy", "95 % interval", "unweighted", "loss, nats", "pairs", "ties", *NULLS)
 
 
@@ -50,7 +53,7 @@ def across(found: Mapping[Path, Json]) -> list[Section]:
         return []
     benchmarks = list(dict.fromkeys(name for one in judged.values() for name in one["benchmarks"]))
     rows = [[name, *(_with_interval(one["benchmarks"].get(name)) for one in judged.values())] for name in benchmarks]
-    warnings = [[text] for text in (*_other_conditions(judged), *_other_items(found))]
+    warnings = [[text] for text in (*_other_conditions(judged), *_other_sizes(judged), *_other_items(found))]
     text = "Intervals are of single checkpoints. To test a difference, give `worldpm evaluate` both at once: it compares pair by pair."
     if warnings:
         text += " These folders were made under different conditions; their differences are not the models' alone."
@@ -63,10 +66,20 @@ def across(found: Mapping[Path, Json]) -> list[Section]:
 def _other_conditions(judged: Mapping[str, Json]) -> list[str]:
     """What is not the same for all checkpoints, of what changes a reward."""
     found = []
-    for key in ("dtype", "device", "attention", "max_length", "prompt_length", "raw_rewards"):
-        values = {name: one["conditions"].get(key) for name, one in judged.items()}
+    for key in CONDITIONS:
+        values = {name: _plain(one["conditions"].get(key)) for name, one in judged.items()}
         if len(set(values.values())) > 1:
             found.append(f"{key.replace('_', ' ')}: " + ", ".join(f"{value} in {name}" for name, value in values.items()))
+    return found
+
+
+def _other_sizes(judged: Mapping[str, Json]) -> list[str]:
+    """Benchmarks of which the checkpoints were not judged on as many items."""
+    found = []
+    for benchmark in dict.fromkeys(name for one in judged.values() for name in one["benchmarks"]):
+        sizes = {name: one["benchmarks"][benchmark]["items"] for name, one in judged.items() if benchmark in one["benchmarks"]}
+        if len(set(sizes.values())) > 1:
+            found.append(f"items of {benchmark}: " + ", ".join(f"{size:,} in {name}" for name, size in sizes.items()))
     return found
 
 
@@ -89,6 +102,7 @@ def _overview(path: Path, judged: Mapping[str, Json], comparisons: Sequence[Json
     benchmarks = list(dict.fromkeys(name for one in judged.values() for name in one["benchmarks"]))
     by_domain = [[domain, *(number(one["domains"].get(domain, {}).get("accuracy")) for one in judged.values())] for domain in domains]
     by_benchmark = [[name, *(_with_interval(one["benchmarks"].get(name)) for one in judged.values())] for name in benchmarks]
+    other = _other_conditions(judged)
     gaps = [
         [
             f"{row['first']} - {row['second']}", row["benchmark"], f"{row['difference']:+.3f}", interval(row["interval"]),
@@ -117,6 +131,7 @@ def _overview(path: Path, judged: Mapping[str, Json], comparisons: Sequence[Json
             *_style_over_checkpoints(judged, benchmarks),
         ],
         tables=[
+            *([Grid("Other conditions", ("what differs",), [[text] for text in other])] if other else []),
             Grid("Accuracy by domain: plain means over benchmarks", ("domain", *judged), by_domain),
             Grid("Accuracy by benchmark", ("benchmark", *judged), by_benchmark),
             Grid("Differences", ("checkpoints", "benchmark", "difference", "95 % interval", "p (Holm)", "detectable"), gaps),
@@ -206,9 +221,7 @@ def _plain(value: object) -> str:
         return ", ".join(f"{key.replace('_', ' ')}: {_plain(entry)}" for key, entry in value.items())
     if isinstance(value, list):
         return " ".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:.2%}" if 1e-3 < value <= 1 or value == 0 else f"{value:.3g}"
-    return str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _benchmark(name: str, result: Json, pairs: "Pairs") -> Fold:
@@ -283,7 +296,7 @@ def _own_figures(name: str, result: Json) -> list[Shown]:
         )
         for domain, cells in native.get("matrix", {}).items()
     ]
-    if "kl_nats" in native:
+    if native.get("kl_nats"):
         curves = {key: native[key] for key in ("quality", "oracle")}
         shown.append(Shown(figures.lines(f"Best of n on {name}", native["n"], curves, y="expected quality", x="n"), "By exact counting."))
     return shown
@@ -394,7 +407,7 @@ def _pair_figures(benchmark: str, pairs: Pairs) -> list[Shown]:
     ]
     if len(np.unique(pairs.strength)) > 1:
         gaps = _strengths(pairs.strength)
-        bins = _bins(gaps, margin, pairs)
+        bins = _bins(gaps, margin, pairs, shares=False)
         shown.append(
             Shown(
                 figures.binned(f"Margin against strength on {benchmark}", bins, x="gap of votes or ratings", y="reward margin", chance=0.0),
@@ -406,7 +419,7 @@ def _pair_figures(benchmark: str, pairs: Pairs) -> list[Shown]:
     edges = np.unique(np.quantile(pairs.length_gap, [0.2, 0.4, 0.6, 0.8]))
     place = np.searchsorted(edges, pairs.length_gap, side="right")
     labels = [f"<{edges[0]:+.0f}", *(f"<{edge:+.0f}" for edge in edges[1:]), f">={edges[-1]:+.0f}"]
-    bins = _bins([(label, place == i) for i, label in enumerate(labels)], credit, pairs)
+    bins = _bins([(label, place == i) for i, label in enumerate(labels)], credit, pairs, shares=True)
     x = "characters of the chosen minus the rejected"
     shown.append(
         Shown(
@@ -426,13 +439,13 @@ def _strengths(strength: Array) -> list[tuple[str, NDArray[np.bool_]]]:
     return [(f"<{high:.2g}" if high < np.inf else f">={low:.2g}", (strength >= low) & (strength < high)) for low, high in pairwise(cuts)]
 
 
-def _bins(masks: Sequence[tuple[str, NDArray[np.bool_]]], values: Array, pairs: Pairs) -> list[Bin]:
+def _bins(masks: Sequence[tuple[str, NDArray[np.bool_]]], values: Array, pairs: Pairs, *, shares: bool) -> list[Bin]:
     clusters = np.array(pairs.cluster)
     return [
         Bin(
             label,
             float(np.average(values[mask], weights=pairs.weight[mask])),
-            clustered_interval(values[mask], pairs.weight[mask], clusters[mask], resamples=2000),
+            clustered_interval(values[mask], pairs.weight[mask], clusters[mask], shares=shares, resamples=2000),
             int(mask.sum()),
         )
         for label, mask in masks

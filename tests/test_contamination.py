@@ -122,3 +122,8 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, mess
 def test_any_text_of_a_file_is_looked_for(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(json.dumps({"a": [{"b": WORDS}], "c": 3}) + "\n")
     assert Index({"mine": texts_in(tmp_path / "mine.jsonl")}).found_in([group(WORDS)]) == {"mine": {"0"}}
+
+
+def test_rows_of_one_prompt_are_no_set_phrase(tmp_path: Path) -> None:
+    (tmp_path / "best.jsonl").write_text("".join(json.dumps({"prompt": WORDS, "response": str(i)}) + "\n" for i in range(11)))
+    assert len(Index({"best": texts_in(tmp_path / "best.jsonl")}).overlaps(group(WORDS))) == 11

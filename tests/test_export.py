@@ -33,7 +33,7 @@ def test_every_pair_of_every_group_is_written_with_its_prompt(road: Path, export
                 for p in group["preferences"]
                 if [texts[p["chosen"]], texts[p["rejected"]]] == [row["chosen"][0]["content"], row["rejected"][0]["content"]]
             )
-            assert (row["prompt"], row["margin"], row["weight"]) == (group["prompt"], pair["strength"], pair["weight"])
+            assert (row["prompt"], row["strength"], row["weight"]) == (group["prompt"], pair["strength"], pair["weight"])
 
 
 def test_huggingface_datasets_loads_the_folder(exported: Path) -> None:

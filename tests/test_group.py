@@ -101,6 +101,9 @@ def test_a_record_survives_the_disk(tmp_path: Path) -> None:
     tables.write_parquet(tmp_path / "g.parquet", tables.rows_to_batches([schema.group_to_row(group)], schema.GROUPS), schema.GROUPS)
     (row,) = tables.read_rows(tmp_path / "g.parquet", schema.GROUPS)
     assert schema.group_from_row(row, tmp_path) == group
+    for preference in row["preferences"]:
+        del preference["probability"]  # a label that is taken as certain
+    assert {preference.probability for preference in schema.group_from_row(row, tmp_path).preferences} == {1.0}
 
 
 def test_rows_make_the_same_bytes_however_they_were_batched(tmp_path: Path) -> None:
@@ -131,7 +134,7 @@ def test_a_site_without_a_thread_of_two_answers_is_an_error_that_says_so(tmp_pat
         output.part("site.parquet", lambda aside: {"rows": tables.write_parquet(aside, rows, schema.THREADS)})
         output.finish(counts={})
     assert run("group", tmp_path / "threads", "--out", tmp_path / "groups") == 2
-    assert "no thread has two responses of different votes" in capsys.readouterr().err
+    assert "no group is left, so there is nothing to learn from (" in capsys.readouterr().err
     assert not (tmp_path / "groups" / "manifest.json").exists()
 
 
@@ -158,6 +161,8 @@ def test_a_bare_parquet_file_of_groups_trains_with_a_warning_and_is_judged(
         {"preferences": [{"chosen": 0, "rejected": 9, "strength": 1.0, "probability": 1.0, "weight": 1.0}]},
         {"preferences": [{"chosen": -1, "rejected": 0, "strength": 1.0, "probability": 1.0, "weight": 1.0}]},
         {"preferences": [{"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weight": 0.0}]},
+        {"preferences": [{"chosen": 0, "rejected": 1, "strength": None, "probability": 1.0, "weight": 1.0}]},
+        {"preferences": [{"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weight": None}]},
     ],
 )
 def test_a_group_that_points_at_nothing_is_refused(road: Path, change: dict[str, object]) -> None:
@@ -205,6 +210,10 @@ def test_personal_data_is_masked_and_counted() -> None:
     kept = "not 2020-01-01 15:39, 3.14159265358, 978-3-16-148410-0, 1 2 3 4 5 6 7 8 9, a@b or `@Override`."
     text, count = cleaning.masked(f"Ask @peter or me@x.org, +49 (30) 1234-5678, 030 1234 5678; {kept}")
     assert text == f"Ask [name] or [e-mail], [phone], [phone]; {kept}"
+    american = "555-123-4567, (212) 555-1234, 1-800-555-0199, +1.212.555.1234"
+    assert cleaning.masked(american)[0] == "[phone], [phone], [phone], [phone]"
+    for number in ("0 1 0 0 1 0 1 1 0", "0110 1010 11", "10.1145/3292500", "2024-05-01"):
+        assert cleaning.masked(f"matrix {number} there")[0] == f"matrix {number} there"
     assert count == 4
     group, _ = made(thread_of(3, 1, bodies=["mail a@b.de", "no"]), Rules(mask_personal=True))
     assert group is not None
@@ -250,34 +259,48 @@ def test_close_votes_are_thinned_to_their_share() -> None:
 def test_the_most_voted_of_near_duplicates_is_kept(tmp_path: Path) -> None:
     other = LONG.replace("word7 of", "Word7, OF")
     texts = [
-        Text(1, "b", 3, LONG),
-        Text(1, "a", 5, other),
-        Text(1, "c", 3, LONG + " and more"),
-        Text(1, "d", 9, "no"),
-        Text(1, "e", 1, "no"),
+        Text(1, "b", 3, LONG, "t"),
+        Text(1, "a", 5, other, "t"),
+        Text(1, "c", 3, LONG + " and more", "t"),
+        Text(1, "d", 9, "no", "t"),
+        Text(1, "e", 1, "no", "t"),
     ]
-    texts += [Text(1, "e", 1, "no"), Text(0, "question", 1, LONG)]  # too short, and of another kind
+    texts += [Text(1, "e", 1, "no", "t"), Text(0, "question", 1, LONG, "question")]  # too short, and of another kind
     for name, some in (("x", texts[:2]), ("y", texts[2:])):
         tables.write_parquet(tmp_path / name, [near_duplicates.bands(some)], near_duplicates.SCHEMA)
     assert near_duplicates.duplicates([tmp_path / "x", tmp_path / "y"], spill=tmp_path) == {"b", "c"}
 
 
+def test_one_copy_of_a_thread_stays_with_its_answers(tmp_path: Path) -> None:
+    answers = [LONG.replace("word7", f"other{number}") + " ".join(f"w{number}x{i}" for i in range(60)) for number in range(2)]
+    texts = [
+        Text(0, "alpha/1", 10, LONG, "alpha/1"),
+        Text(0, "beta/1", 5, LONG, "beta/1"),
+        *(Text(1, f"{site}/1#{number}", votes, answers[number], f"{site}/1")
+          for site, votes in (("alpha", 3), ("beta", 30)) for number in range(2)),
+    ]  # fmt: skip
+    tables.write_parquet(tmp_path / "x", [near_duplicates.bands(texts)], near_duplicates.SCHEMA)
+    assert near_duplicates.duplicates([tmp_path / "x"], spill=tmp_path) == {"beta/1"}  # its answers go with it, and oust none
+
+
 def test_texts_that_share_less_than_half_are_no_duplicates() -> None:
     words = [f"word{i}" for i in range(200)]
     half = [*words[:100], *(f"other{i}" for i in range(100))]
-    one, other = near_duplicates.bands([Text(1, "one", 1, " ".join(words)), Text(1, "other", 1, " ".join(half))])["bands"].to_pylist()
+    one, other = near_duplicates.bands([Text(1, "one", 1, " ".join(words), "t"), Text(1, "other", 1, " ".join(half), "t")])[
+        "bands"
+    ].to_pylist()
     assert not set(one) & set(other)
 
 
 @pytest.mark.parametrize(("old", "new"), [(" word7 of", " \u201cword7\u201d of"), (" ", "\u00a0"), (" ", " \u2014 ")])
 def test_punctuation_beyond_ascii_makes_no_other_text(old: str, new: str) -> None:
-    one, other = near_duplicates.bands([Text(1, "a", 1, LONG), Text(1, "b", 1, LONG.replace(old, new))])["bands"].to_pylist()
+    one, other = near_duplicates.bands([Text(1, "a", 1, LONG, "t"), Text(1, "b", 1, LONG.replace(old, new), "t")])["bands"].to_pylist()
     assert len(one) == 8
     assert one == other
 
 
 def test_a_texts_bands_do_not_depend_on_its_neighbours() -> None:
-    texts = [Text(1, "a", 1, LONG), Text(1, "b", 1, ""), Text(1, "c", 1, "\u00e9" + LONG), Text(0, "d", 1, "...")]
+    texts = [Text(1, "a", 1, LONG, "t"), Text(1, "b", 1, "", "t"), Text(1, "c", 1, "\u00e9" + LONG, "t"), Text(0, "d", 1, "...", "d")]
     together = near_duplicates.bands(texts)["bands"].to_pylist()
     assert together == [near_duplicates.bands([text])["bands"].to_pylist()[0] for text in texts]
     assert [len(bands) for bands in together] == [8, 0, 8, 0]

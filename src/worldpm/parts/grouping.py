@@ -140,15 +140,20 @@ def _is_fit(answer: Answer, thread: str, rules: Rules, tally: Tally, learned: Le
     return reason is None
 
 
+def within_gaps(preferences: Sequence[Preference], rules: Rules) -> list[Preference]:
+    """The pairs whose gap of votes lies within --least-gap and --most-gap."""
+    least, most = rules.least_gap or 0, rules.most_gap or float("inf")
+    return [preference for preference in preferences if least <= preference.strength <= most]
+
+
 def _thinned(
     answers: Sequence[Answer], preferences: Sequence[Preference], rules: Rules, tally: Tally, learned: Learned, key: int
 ) -> tuple[Preference, ...]:
     """Gaps within their limits, close votes thinned, then at most --pairs-per-thread drawn; the weights add up to 1 again."""
-    least, most = rules.least_gap or 0, rules.most_gap or float("inf")
-    kept = [preference for preference in preferences if least <= preference.strength <= most]
+    kept = within_gaps(preferences, rules)
     tally.drops["pair beyond --least-gap and --most-gap"] += len(preferences) - len(kept)
     if rules.controversial_share is not None:
-        draws = np.random.default_rng([rules.seed, key, 1]).random(len(kept))
+        draws = np.random.default_rng([rules.seed, key, 1]).random(len(kept)).tolist()
         closeness = [votes.closeness(answers, preference) for preference in kept]
         tally.drops["pair of votes too close"] += closeness.count("too close")
         fine = [

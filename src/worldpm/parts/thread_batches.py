@@ -14,11 +14,11 @@ import xxhash
 
 from worldpm.field.records import PreferenceGroup, Thread
 from worldpm.formats import schema
-from worldpm.parts import near_duplicates, vote_noise, votes
+from worldpm.parts import cleaning, near_duplicates, vote_noise, votes
 from worldpm.parts.contamination import Index
 from worldpm.parts.group_rules import Rules
-from worldpm.parts.grouping import Learned, Tally, fit_answers, group_thread, question_of
-from worldpm.parts.near_duplicates import Text
+from worldpm.parts.grouping import Learned, Tally, fit_answers, group_thread, question_of, within_gaps
+from worldpm.parts.near_duplicates import ANSWER, QUESTION, Text
 
 if TYPE_CHECKING:
     from worldpm.parts.scorer import Scorer
@@ -48,10 +48,11 @@ def see(batch: pa.RecordBatch, *, rules: Rules, one_in: int) -> Seen:
             dated.append(vote_noise.Dated.of(thread.responses))
             if rules.controversial_share:
                 pairs = votes.preferences(thread.responses[: rules.max_responses], rule=rules.rule, seed=[0])
-                closeness.update(votes.closeness(thread.responses, pair) for pair in pairs)
+                closeness.update(votes.closeness(thread.responses, pair) for pair in within_gaps(pairs, rules))
         if rules.near_duplicates and (fit := fit_answers(thread, rules)):  # what is dropped anyway must not oust another
-            texts.append(Text(0, thread.thread_id, thread.votes, question_of(thread)))
-            texts += [Text(1, f"{thread.thread_id}#{answer.response_id}", answer.votes, answer.body) for answer in fit]
+            name = thread.thread_id
+            texts.append(Text(QUESTION, name, thread.votes, question_of(thread), name))
+            texts += [Text(ANSWER, f"{name}#{answer.response_id}", answer.votes, answer.body, name) for answer in fit]
     return Seen(batch.num_rows, near_duplicates.bands(texts), dated, closeness)
 
 
@@ -92,7 +93,8 @@ def make(batch: pa.RecordBatch, *, rules: Rules, learned: Learned, sieves: Sieve
     credit, overlaps, rejects = io.StringIO(newline=""), io.StringIO(), io.StringIO()
 
     def reject(name: str, reason: str, text: str) -> None:
-        rejects.write(json.dumps({"name": name, "reason": reason, "text": text}) + "\n")
+        told = cleaning.masked(text)[0] if rules.mask_personal else text
+        rejects.write(json.dumps({"name": name, "reason": reason, "text": told}) + "\n")
 
     tally = Tally(reject=reject if sieves.rejects else None)
     asked: dict[str, Thread] = {}

@@ -139,10 +139,10 @@ def _features(thread: Dated, now: float) -> Array:
 
 def _loss(powers: Array, answers: _Answers) -> tuple[float, Array]:
     """The multinomial loss of how a thread's votes fall on its answers, and its gradient."""
-    logits = answers.features @ powers
+    logits = np.einsum("af,f->a", answers.features, powers)  # not BLAS, whose sums depend on the number of threads
     logits = logits - np.maximum.reduceat(logits, answers.starts)[answers.thread]
     share = answers.shares(np.exp(logits))
     counted = np.minimum(1.0, VOTES_AT_MOST / answers.totals)[answers.thread]
-    loss = RIDGE * float(powers @ powers) - float((counted * answers.ups) @ np.log(share))
+    loss = RIDGE * float(powers @ powers) - float(np.sum(counted * answers.ups * np.log(share)))
     residual = counted * (answers.ups - answers.totals[answers.thread] * share)
-    return loss, 2 * RIDGE * powers - answers.features.T @ residual
+    return loss, 2 * RIDGE * powers - np.einsum("af,a->f", answers.features, residual)

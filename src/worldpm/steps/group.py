@@ -41,7 +41,7 @@ class Config(Rules):
     out: Path
     """Folder to write."""
     decontaminate: tuple[str, ...] = ()
-    """Benchmarks by name or NAME=PLACE, or files of any texts: groups that have 13 words in a row in common with them are told."""
+    """Benchmarks by name or NAME=PLACE, or files of JSON, CSV or Parquet rows: groups with 13 words in a row of theirs are told."""
     contaminated: Literal["drop", "report"] = "drop"
     """What happens to such groups; `contamination.jsonl` names them all."""
     benchmarks: Path = Path("benchmarks")
@@ -67,6 +67,10 @@ class Config(Rules):
             raise ConfigError(f"--filter-margin is {self.filter_margin}; it must not be negative")
         if (self.workers or 0) < 0:
             raise ConfigError(f"--workers is {self.workers}; it must not be negative")
+        if (self.filter_margin or self.filter_keep != "agreed") and not self.filter_with:
+            raise ConfigError("--filter-margin and --filter-keep say how --filter-with filters; name its model")
+        if self.contaminated != "drop" and not self.decontaminate:
+            raise ConfigError("--contaminated says what becomes of overlaps with --decontaminate; name its texts")
 
 
 def run(config: Config) -> None:
@@ -93,7 +97,7 @@ def run(config: Config) -> None:
         wanted = {"ATTRIBUTION.csv": "credits"} | ({"contamination.jsonl": "overlaps"} if config.decontaminate else {})
         for name, what in (wanted | ({"rejects.jsonl": "rejects"} if config.rejects else {})).items():
             output.part(name, partial(_joined, what, [_beside(output, path, what) for path in paths]))
-        _report(counts)
+        _report(counts, drops)
         output.finish(counts=counts, drops=drops)
 
 
@@ -117,6 +121,8 @@ def _sieves(config: Config) -> "tuple[Sieves, list[Json]]":
         from worldpm.parts.contamination import Index, texts_in, texts_of
 
         files = [Path(word) for word in config.decontaminate if Path(word).is_file()]
+        if twice := [name for name, n in Counter(path.name for path in files).items() if n > 1]:
+            raise ConfigError(f"--decontaminate: two files are called {twice[0]}, by which overlaps are told; rename one")
         named = catalogue.find([word for word in config.decontaminate if not Path(word).is_file()], config.benchmarks)
         read = {one.name: one.items() for one in named}
         index = Index({**{name: texts_of(items) for name, items in read.items()}, **{path.name: texts_in(path) for path in files}})
@@ -240,10 +246,14 @@ def _joined(what: str, pieces: Sequence[Path], aside: Path) -> Json:
     return {"bytes": aside.stat().st_size}
 
 
-def _report(counts: dict[str, dict[str, int]]) -> None:
+def _report(counts: dict[str, dict[str, int]], drops: dict[str, dict[str, int]]) -> None:
     for site, count in counts.items():
         made = sum(n for name, n in count.items() if name.endswith(" groups"))
         pairs = sum(n for name, n in count.items() if name.endswith(" pairs"))
         logger.info("%s: %d threads became %d groups with %d pairs", site, count.get("threads", 0), made, pairs)
     if not any(name.endswith(" groups") for count in counts.values() for name in count):
-        raise ConfigError("no thread has two responses of different votes: there is nothing to learn from; add other sites")
+        reasons: Counter[str] = Counter()
+        for one in drops.values():
+            reasons.update(one)
+        told = "; ".join(f"{reason}: {number:,}" for reason, number in reasons.most_common(3)) or "no thread came"
+        raise ConfigError(f"no group is left, so there is nothing to learn from ({told}); add other sites, or loosen the rules")

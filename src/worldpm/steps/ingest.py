@@ -65,11 +65,16 @@ def run(config: Config) -> None:
     if output is None:
         return
     with output:
-        counts, drops = {}, {}
+        counts: dict[str, dict[str, int]] = {}
+        drops: dict[str, dict[str, int]] = {}
         for name, site in sites.items():
             kept = output.part(f"{name}.parquet", partial(_ingest, site, name, output, config))
             counts[name], drops[name] = kept["counts"], kept["drops"]
-            logger.info("%s: %d threads, %d responses", name, counts[name]["threads"], counts[name]["responses"])
+            left = "; ".join(f"{reason}: {n:,}" for reason, n in Counter(drops[name]).most_common(3) if n)
+            told = f" (left out: {left})" if left else ""
+            logger.info("%s: %d threads, %d responses%s", name, counts[name]["threads"], counts[name]["responses"], told)
+        if not any(count["threads"] for count in counts.values()):
+            raise DataError(config.sources[0], f"no thread is in it ({left or 'it is empty'}); are these the files of a forum?")
         output.finish(counts=counts, drops=drops)
 
 
@@ -82,7 +87,8 @@ def _sites(config: Config) -> dict[str, Site]:
         if not re.fullmatch(r"[\w.-]+", name):
             raise DataError(path, f"the site's name cannot be told from the file's ({name!r}); name the file after its site")
         site = found.setdefault(name, Site(reader, []))
-        joins = reader.SOURCE == site.reader.SOURCE == "reddit" and len(site.paths) < 2  # submissions and comments
+        joins = reader.SOURCE == site.reader.SOURCE == "reddit" and ["comments" in one.name for one in (*site.paths, path)].count(True) == 1
+        joins = joins and len(site.paths) < 2  # submissions and comments
         if site.paths and not joins:
             raise ConfigError(f"{path}: {site.paths[0]} is the same site ({name}); ingest two dates of a site into two folders")
         site.paths.append(path)

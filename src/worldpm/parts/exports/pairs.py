@@ -21,7 +21,7 @@ configs:
 # Preference pairs
 
 {pairs} pairs of {groups} threads, made by WorldPM: `prompt`, `chosen` and `rejected` are lists of messages, as TRL's `RewardTrainer` and
-`DPOTrainer` read them; `margin` is the strength (a gap of votes), `probability` that chosen is truly the better one, `weight` what the
+`DPOTrainer` read them; `strength` is the gap of votes, `probability` that chosen is truly the better one, `weight` what the
 pair counts: the weights of a thread add up to 1.
 
 Texts from Stack Exchange stay under CC BY-SA. Who wrote what, under which licence, stands in `{credits}`: keep it with the data.
@@ -57,7 +57,7 @@ def _pairs(row: Json) -> Iterator[Json]:
     """The pairs of a group, each with the prompt again."""
     for preference in row["preferences"]:
         sides = {side: [{"role": "assistant", "content": row["responses"][preference[side]]["content"]}] for side in ("chosen", "rejected")}
-        numbers = {"margin": preference["strength"], "probability": preference["probability"], "weight": preference["weight"]}
+        numbers = {"strength": preference["strength"], "probability": preference["probability"], "weight": preference["weight"]}
         yield {"prompt": row["prompt"], **sides, **numbers, "group_id": row["group_id"]}
 
 

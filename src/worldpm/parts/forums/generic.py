@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import xxhash
 
 from worldpm.formats import tables
 from worldpm.formats.schema import POSTS
@@ -44,8 +45,15 @@ def read_posts(path: Path, *, site: str, drops: Counter[str], advance: Callable[
     """
 
     def rows() -> Iterator[Json]:
+        seen: set[int] = set()  # of hashes: another thread of an id must not give its answers to the first
         for row in json_lines.read(path, drops, advance):
-            yield from _posts(row, drops)
+            name = xxhash.xxh64_intdigest(str(row.get("id")).encode("utf-8", "surrogatepass"))
+            if name in seen:
+                drops["thread whose id stood before"] += 1
+                continue
+            posts = list(_posts(row, drops))
+            seen.update([name] if posts else [])
+            yield from posts
 
     return tables.rows_to_batches(rows(), POSTS, size=8192)
 
@@ -69,23 +77,26 @@ def _posts(row: Json, drops: Counter[str]) -> Iterator[Json]:
 
 def _post(row: Json, *, parent: str | None) -> Json | None:
     try:
-        name, body = str(row["id"]), row.get("body") or ""
+        name, body = row["id"], row.get("body") or ""
+        if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
+            return None
         if not isinstance(body, str) or (parent is not None and not body):
             return None
         created, votes = _date(row["created"]), row["votes"] if parent is not None else row.get("votes", 0)
         closed = _date(row["closed"]) if row.get("closed") is not None else None
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
-    if not json_lines.is_count(votes) or not all(json_lines.is_text(value) for value in row.values() if isinstance(value, str)):
+    tags = row["tags"] if isinstance(row.get("tags"), list) else None
+    texts = (*(value for value in row.values() if isinstance(value, str)), *map(str, tags or ()))
+    if not json_lines.is_count(votes) or not all(map(json_lines.is_text, texts)):
         return None
-    tags = row.get("tags")
     return {
-        "post_id": name if parent is None else f"{parent}/{name}",
+        "post_id": str(name) if parent is None else f"{parent}/{name}",
         "parent_id": parent,
         "accepted_id": None,
         "title": str(row.get("title") or "") if parent is None else None,
         "body": body,
-        "tags": [str(tag) for tag in tags] if isinstance(tags, list) else None,
+        "tags": None if tags is None else [str(tag) for tag in tags],
         "votes": votes,
         "created": created,
         "closed": closed,

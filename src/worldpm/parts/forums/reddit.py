@@ -74,9 +74,11 @@ def _post(row: Json) -> Json | str:
         return "row without score or date"
     if not json_lines.is_count(votes):
         return "row without score or date"
-    if not isinstance(row.get("id"), str):
+    if not isinstance(row.get("id"), str) or (is_comment and not isinstance(row["link_id"], str)):
         return "row without id"
     link = row.get("url") if not is_comment and not body.strip() and not row.get("is_self", True) else None
+    if not isinstance(link, str | None):
+        return "link that is no text"
     return {
         "post_id": f"{'t1' if is_comment else 't3'}_{row['id']}",
         "parent_id": row["link_id"] if is_comment else None,

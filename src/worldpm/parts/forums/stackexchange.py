@@ -104,7 +104,8 @@ def _is_instant(column: pa.Array) -> pa.Array:
     parsed = pc.strptime(days, format="%Y-%m-%d", unit="s", error_is_null=True)
     # strptime lets 30 February roll over into March; a real day comes back as it went in
     hours = pc.fill_null(pc.match_substring_regex(column, r"T([01]\d|2[0-3]):[0-5]\d:[0-5]\d"), False)
-    return pc.and_(hours, pc.fill_null(pc.equal(pc.strftime(parsed, format="%Y-%m-%d"), days), False))
+    real = pc.and_(pc.equal(pc.strftime(parsed, format="%Y-%m-%d"), days), pc.greater_equal(days, "0001"))
+    return pc.and_(hours, pc.fill_null(real, False))
 
 
 def _posts(rows: pa.RecordBatch, site: str) -> pa.RecordBatch:

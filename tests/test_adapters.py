@@ -29,6 +29,20 @@ def test_merged_weights_are_the_base_and_the_product_of_the_adapters() -> None:
     assert torch.allclose(plain(GROUPS), model(GROUPS), atol=1e-5)
 
 
+def test_what_adapters_learned_of_bfloat16_weights_is_not_rounded_away() -> None:
+    model = model_of("llama", FAMILIES["llama"]).bfloat16()
+    adapters.add(model, rank=2, seed=0)
+    before = {name.replace(adapters.BASE, "."): tensor.float() for name, tensor in model.state_dict().items() if adapters.BASE in name}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(1e-5)
+    weights = adapters.merged(dict(model.state_dict()))
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+    changed = [(weights[name] != tensor).float().mean() for name, tensor in before.items() if name.endswith("weight")]
+    assert min(changed) > 0.9  # of bfloat16's weights hardly one would be
+
+
 def test_only_adapters_and_the_head_are_trained_and_both_are_saved(road: Path, tmp_path: Path) -> None:
     words = ("--model", road / "checkpoint", "--lora-rank", 4, "--max-steps", 2, "--batch-pairs", 16, "--lr", 1e-2, "--max-length", 128)
     assert run("train", road / "groups", *words, "--dtype", "float32", "--out", tmp_path / "tuned") == 0

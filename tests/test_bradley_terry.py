@@ -104,6 +104,15 @@ def test_plackett_luce_of_two_responses_is_bradley_terry() -> None:
     assert float(both[0]) == pytest.approx(float(both[1]))
 
 
+def test_a_pair_that_stands_twice_is_compared_once_and_weighs_twice() -> None:
+    rewards = torch.tensor([0.3, -0.2])
+    twice, once = pairs((0, 1, 1.0, 1.0, 1.0), (0, 1, 1.0, 1.0, 1.0)), pairs((0, 1, 1.0, 1.0, 2.0))
+    for loss in LOSSES:
+        found = [float(bradley_terry.objective_nats(rewards, row, Objective(loss=loss))) for row in (twice, once)]
+        assert found[0] == pytest.approx(found[1])
+        assert found[0] == pytest.approx(2 * math.log(1 + math.exp(-0.5)))
+
+
 def test_responses_that_tie_are_not_compared_by_plackett_luce() -> None:
     rewards = torch.tensor([0.0, 0.0, 0.0])  # 0 and 1 tie, both above 2
     found = bradley_terry.objective_nats(rewards, pairs((0, 2, 1.0, 1.0, 1.0), (1, 2, 1.0, 1.0, 1.0)), Objective(loss="plackett-luce"))

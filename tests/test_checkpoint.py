@@ -43,6 +43,14 @@ def test_the_template_alone_gives_the_text_that_the_model_reads(road: Path, syst
     assert again == tokenizer.chat_template
 
 
+@pytest.mark.parametrize("frame", [chat.Frame("</s>"), chat.AS_THE_TEMPLATE_HAS_IT])
+def test_a_template_that_asks_for_the_day_gets_a_fixed_one(road: Path, frame: chat.Frame) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(road / "checkpoint")
+    tokenizer.chat_template = chat.standing_alone("Today: {{ strftime_now('%d %b %Y') }}.", frame)
+    assert str(tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)).startswith("Today: 26 Jul 2024.")
+    assert chat.standing_alone(tokenizer.chat_template, frame) == tokenizer.chat_template
+
+
 def test_the_folder_says_how_it_is_to_be_read(road: Path) -> None:
     config = json.loads((road / "checkpoint" / "config.json").read_text())
     assert config["architectures"] == ["Qwen2ForSequenceClassification"]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from transformers import LlamaConfig, Qwen2Config
+from transformers import LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 from tests.conftest import run
 from tests.test_shared_prefix import group
@@ -19,7 +19,18 @@ SMALL = Qwen2Config(vocab_size=100, hidden_size=8, intermediate_size=12, num_hid
 def test_parameters_are_counted_by_hand() -> None:
     attention = (8 * 8 + 8) + 2 * (8 * 4 + 4) + 8 * 8  # queries, keys and values with biases, output
     layer = attention + 3 * 8 * 12 + 2 * 8
-    assert costs.cost_of(SMALL) == ModelCost(parameters=800 + 2 * layer + 8 + 8, non_embedding=2 * layer + 8 + 8, attention_width=2 * 2 * 4)
+    assert costs.cost_of(SMALL) == ModelCost(
+        parameters=800 + 2 * layer + 8 + 8, non_embedding=2 * layer + 8 + 8, attention_width=2 * 2 * 4, active=2 * layer + 8 + 8
+    )
+
+
+def test_a_token_meets_the_experts_that_it_is_sent_to() -> None:
+    mixture = Qwen3MoeConfig(
+        vocab_size=100, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        moe_intermediate_size=6, num_experts=8, num_experts_per_tok=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    found = costs.cost_of(mixture)
+    assert found.non_embedding - found.active == (8 - 2) * 3 * 8 * 6  # six experts of three matrices stand idle
 
 
 def test_a_prompt_is_attended_once_and_by_each_response() -> None:
@@ -27,8 +38,7 @@ def test_a_prompt_is_attended_once_and_by_each_response() -> None:
 
 
 def test_a_token_costs_six_operations_for_each_parameter_and_a_pair_twelve_for_each_channel() -> None:
-    assert costs.train_flops(ModelCost(1000, 100, 16), tokens=10, attended=5) == 6 * 100 * 10 + 12 * 16 * 5
-    assert costs.score_flops(ModelCost(1000, 100, 16), tokens=10, attended=5) == 2 * 100 * 10 + 4 * 16 * 5
+    assert costs.train_flops(ModelCost(1000, 120, 16, 100), tokens=10, attended=5) == 6 * 100 * 10 + 12 * 16 * 5
 
 
 def test_a_typical_row_is_full() -> None:
@@ -94,7 +104,7 @@ def test_the_plan_of_a_large_model_says_what_fits_and_what_it_costs(capsys: pyte
     assert run("plan", folder, "--gpus", 8, "--memory", 80, "--pairs", "15e6", "--price", 2) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "7.07 billion parameters, 6.53 without embeddings" in said
-    assert "Take FSDP2, not resharded." in said
+    assert "Take FSDP2, not resharded with --gradient-checkpointing." in said
     assert "1.5e+07 pairs, 1.3e+10 tokens" in said
     assert "GPU hours" in said
 
@@ -102,3 +112,10 @@ def test_the_plan_of_a_large_model_says_what_fits_and_what_it_costs(capsys: pyte
 def test_a_plan_without_sense_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", "tiny", "--gpus", 0) == 2
     assert "--gpus is 0" in capsys.readouterr().err
+
+
+def test_a_plan_is_of_the_rows_that_training_takes_on_a_gpu() -> None:
+    config = Qwen2Config(**{**SMALL.to_dict(), "max_position_embeddings": 32_768})
+    cost = costs.cost_of(config)
+    default, same = (list(plan.ways_to_place(config, cost, plan.Config(model="", row_tokens=n))) for n in (None, costs.GPU_ROW_TOKENS))
+    assert default == same

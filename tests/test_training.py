@@ -137,6 +137,21 @@ def test_a_torn_state_is_passed_over_for_the_one_before(tmp_path: Path, caplog: 
     assert third.seen.step == 0
 
 
+def test_torn_states_of_later_steps_do_not_oust_a_new_one(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a")
+    for _ in range(2):
+        run.step(ALL)
+        run.save()
+    for torn in ("00000007", "00000009"):  # of a run that was killed inside a save, and began again from step 2
+        (tmp_path / "a" / "resume" / torn).mkdir()
+    run.step(ALL)
+    run.save()
+    assert sorted(place.name for place in (tmp_path / "a" / "resume").iterdir()) == ["00000002", "00000003"]
+    second = trainer(tmp_path / "a")
+    second.resume()
+    assert second.seen.step == 3
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_groups(tmp_path: Path) -> None:
     run = trainer(tmp_path / "a")
     with torch.no_grad():

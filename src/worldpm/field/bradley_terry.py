@@ -43,7 +43,7 @@ def objective_nats(rewards: Tensor, pairs: Pairs, objective: Objective) -> Tenso
     """
     between = margins(rewards, pairs.chosen, pairs.rejected)
     if objective.loss == "plackett-luce":
-        total = plackett_luce_nats(between, pairs.chosen, pairs.weight, responses=rewards.numel())
+        total = plackett_luce_nats(rewards, pairs)
     else:
         targets = target_margins(pairs.strength, objective.target_margin)
         labels = smoothed(pairs.probability, objective.label_smoothing)
@@ -96,19 +96,24 @@ def centring_penalties(rewards: Tensor, chosen: Tensor, rejected: Tensor) -> Ten
     return (rewards[chosen] + rewards[rejected]).square()
 
 
-def plackett_luce_nats(margins: Tensor, chosen: Tensor, weight: Tensor, *, responses: int) -> Tensor:
+def plackett_luce_nats(rewards: Tensor, pairs: Pairs) -> Tensor:
     """Weighted sum over responses i of `-log(exp r_i / (exp r_i + sum of exp r_j))`, j all that i is preferred to.
 
     For a full ranking these are the stages of Plackett and Luce; responses that tie are not compared, and labels are taken as
-    certain. A stage weighs what its
-    pairs weigh together, so two responses give the Bradley-Terry loss, and the unit is nats per pair.
+    certain. A stage weighs what its pairs weigh together, so two responses give the Bradley-Terry loss, and the unit is nats per
+    pair. A pair that stands twice weighs twice and is compared once.
 
     Source: Plackett 1975, Luce 1959; as a loss ListMLE, Xia et al. 2008.
     """
+    responses = rewards.numel()
+    names, places = torch.unique(pairs.chosen * responses + pairs.rejected, return_inverse=True)
+    weight = torch.zeros(names.numel(), dtype=pairs.weight.dtype, device=rewards.device).index_add(0, places, pairs.weight)
+    chosen = names // max(1, responses)
+    between = margins(rewards, chosen, names % max(1, responses))
     # logsumexp of 0 and the negative margins, by stage
-    top = torch.zeros(responses, dtype=margins.dtype, device=margins.device)
-    top = top.scatter_reduce(0, chosen, -margins.detach(), reduce="amax")
-    sums = torch.exp(-top).index_add(0, chosen, torch.exp(-margins - top[chosen]))
+    top = torch.zeros(responses, dtype=between.dtype, device=between.device)
+    top = top.scatter_reduce(0, chosen, -between.detach(), reduce="amax")
+    sums = torch.exp(-top).index_add(0, chosen, torch.exp(-between - top[chosen]))
     weights = torch.zeros_like(top).index_add(0, chosen, weight.to(top.dtype))
     return ((top + torch.log(sums)) * weights).sum()
 

@@ -16,6 +16,8 @@ END_TOKEN = "<|endoftext|>"
 MARK = "\ufdd0"
 """A noncharacter that no text may hold."""
 MADE_HERE = "{# with the frame of WorldPM #}"
+FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+"""The day that templates of the Llama 3.2 kind fall back to."""
 TURN_START, TURN_END, PAD_TOKEN = "<|im_start|>", "<|im_end|>", "<|pad|>"
 
 QWEN_TEMPLATE = (
@@ -59,9 +61,13 @@ def frame_of(tokenizer: "PreTrainedTokenizerBase") -> Frame:
 def standing_alone(template: str, frame: Frame) -> str:
     """The template with the frame inside it: whoever fills it, knowing nothing of us, gets the text that the model was trained on.
 
-    A template that was made so before comes back as it is.
+    A template that was made so before comes back as it is. One that asks for the day gets a fixed one, or a reward would depend on it.
     """
-    if MADE_HERE in template or frame == AS_THE_TEMPLATE_HAS_IT:
+    if MADE_HERE in template:
+        return template
+    if "strftime_now" in template and FIXED_DAY not in template:
+        template = FIXED_DAY + template
+    if frame == AS_THE_TEMPLATE_HAS_IT:
         return template
     system = "{% if messages[0].role != 'system' %}{% set messages = [{'role': 'system', 'content': ''}] + messages %}{% endif %}"
     end = "" if frame.end_token is None else (

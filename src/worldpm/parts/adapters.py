@@ -37,17 +37,20 @@ def add(model: RewardModel, *, rank: int, seed: int) -> None:
 
 
 def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a model with adapters as those of one without; others pass through."""
+    """The weights of a model with adapters as those of one without, in float32: rounded to bfloat16 the frozen ones, which lie on its
+    grid, would lose most of what was learned. Without adapters all pass through."""
+    if not any(BASE in name for name in weights):
+        return weights
     found = {}
     for name, tensor in weights.items():
         if BASE not in name:
             if DOWN not in name and UP not in name:
-                found[name] = tensor
+                found[name] = tensor.float() if tensor.is_floating_point() else tensor
             continue
         plain = name.replace(BASE, ".")
         stem = name[: name.index(BASE)]
+        whole = tensor.float()
         if plain.endswith(".weight"):
-            update = ALPHA_PER_RANK * weights[f"{stem}{UP}weight"].float() @ weights[f"{stem}{DOWN}weight"].float()
-            tensor = (tensor.float() + update).to(tensor.dtype)
-        found[plain] = tensor
+            whole = whole + ALPHA_PER_RANK * weights[f"{stem}{UP}weight"].float() @ weights[f"{stem}{DOWN}weight"].float()
+        found[plain] = whole
     return found

@@ -25,6 +25,8 @@ from worldpm.parts.shared_prefix import ATTENTION, attend
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 HEAD = "score."
+LM_HEADS = ("lm_head.", "embed_out.")
+"""What language models have in its place."""
 RELEASED = "Qwen2ForRewardModel"
 SHARD_SIZE = "5GB"
 Json = dict[str, Any]
@@ -71,7 +73,7 @@ def load(
         )  # fmt: skip
     except Exception as error:
         raise CheckpointError(f"{source.folder}: its weights cannot be read ({first_line(error)}); get the folder again") from error
-    strangers = sorted(name for name in report["unexpected_keys"] if not name.startswith((HEAD, "lm_head.")))
+    strangers = sorted(name for name in report["unexpected_keys"] if not name.startswith((HEAD, *LM_HEADS)))
     missing, shapes = sorted(report["missing_keys"]), sorted(str(name) for name in report["mismatched_keys"])
     if missing or strangers or shapes:
         raise CheckpointError(

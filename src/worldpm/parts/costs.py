@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig
 
@@ -20,6 +21,8 @@ from worldpm.parts.batches import EncodedGroup
 MASTER_BYTES = 16
 """Of each trained parameter: weight, gradient, and AdamW's two moments, in float32."""
 GIB = 2**30
+GPU_ROW_TOKENS = 16_384
+"""Tokens of a row of training on a GPU, unless told otherwise."""
 
 
 class ModelCost(NamedTuple):
@@ -30,6 +33,8 @@ class ModelCost(NamedTuple):
     """The N of scaling laws."""
     attention_width: int
     """Layers times query heads times the width of one: what each pair of a query and a key costs."""
+    active: int
+    """Of `non_embedding`, what one token meets: of a mixture's experts only those that it is sent to."""
 
 
 def train_flops(cost: ModelCost, *, tokens: int, attended: int) -> int:
@@ -37,12 +42,7 @@ def train_flops(cost: ModelCost, *, tokens: int, attended: int) -> int:
 
     Source: 6 N D of Kaplan et al., arXiv 2001.08361, section 2.1, with attention added as in Hoffmann et al., 2203.15556, F.
     """
-    return 6 * cost.non_embedding * tokens + 12 * cost.attention_width * attended
-
-
-def score_flops(cost: ModelCost, *, tokens: int, attended: int) -> int:
-    """Operations of the forward alone."""
-    return train_flops(cost, tokens=tokens, attended=attended) // 3
+    return 6 * cost.active * tokens + 12 * cost.attention_width * attended
 
 
 def matrix_rate(device: torch.device | str, dtype: torch.dtype) -> float:
@@ -84,10 +84,21 @@ def cost_of(config: PreTrainedConfig) -> ModelCost:
     text = config.get_text_config()
     with FakeTensorMode():
         model = reward_model.from_config(config, seed=0)
-        embeddings = sum(p.numel() for name, p in model.named_parameters() if "embed" in name)
+        tables = {id(p): p.numel() for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
         parameters = sum(p.numel() for p in model.parameters())
+        experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    others = parameters - sum(tables.values())
+    idle = 1 - _share_of_experts(text) if experts else 0.0
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return ModelCost(parameters, parameters - embeddings, text.num_hidden_layers * text.num_attention_heads * head)
+    return ModelCost(parameters, others, text.num_hidden_layers * text.num_attention_heads * head, others - round(idle * experts))
+
+
+def _share_of_experts(text: PreTrainedConfig) -> float:
+    """How many of a mixture's experts a token is sent to; all, where the config does not say."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    many = next((getattr(text, name) for name in names if getattr(text, name, None)), None)
+    taken = getattr(text, "num_experts_per_tok", None)
+    return taken / many if many and taken else 1.0
 
 
 def activation_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], *, dtype: torch.dtype, gradient_checkpointing: bool) -> int:

@@ -17,7 +17,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from worldpm.parts.batches import EncodedGroup
-from worldpm.parts.shared_prefix import ATTENTION, attend, plan_row
+from worldpm.parts.shared_prefix import ATTENTION, UnplannedLayerError, attend, plan_row
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class Size(NamedTuple):
     decay: float
 
 
+POSITIONS = 32_768
+"""Of a built-in model, in tokens."""
 WIDTHS = (16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640)
 
 
@@ -97,7 +99,7 @@ class RewardModel(nn.Module):
         options = {"attention_mask": None, "use_cache": False, "plan": plan}
         hidden: Tensor = self.backbone(input_ids=plan.input_ids, position_ids=plan.position_ids, **options).last_hidden_state
         if plan.calls < self.backbone.config.get_text_config().num_hidden_layers:
-            raise _UnplannedLayerError
+            raise UnplannedLayerError
         return hidden[0, plan.end_positions.to(hidden.device)]
 
     def _apart(self, groups: Sequence[EncodedGroup]) -> Tensor:
@@ -127,10 +129,6 @@ class RewardModel(nn.Module):
         return cast(torch.device, self.backbone.get_input_embeddings().weight.device)
 
 
-class _UnplannedLayerError(Exception):
-    """A layer did not ask for attention: it would carry one response's state into the next."""
-
-
 def _is_exact(model: RewardModel) -> bool:
     """Whether a model can share prompts, by its config and by trying; where it cannot, one message says why."""
     config = model.backbone.config.get_text_config()
@@ -153,7 +151,7 @@ def _difference(model: RewardModel, vocabulary: int) -> str | None:
     groups = [EncodedGroup(prompt, responses, [0] * 3, [False] * 3), EncodedGroup(prompt[::-1], [other], [0], [False])]
     try:
         shared = model._read(model._shared(groups))
-    except _UnplannedLayerError:
+    except UnplannedLayerError:
         return "not every layer is attention"
     model.share_prefix(False)
     plain = model._read(model._apart(groups))
@@ -207,7 +205,7 @@ def config_of(size: Size, *, vocabulary: int) -> Qwen2Config:
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,
         initializer_range=size.width**-0.5,  # the usual 0.02 is that of widths beyond 2000; narrow models then learn nothing for long
-        max_position_embeddings=32_768,
+        max_position_embeddings=POSITIONS,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,

@@ -26,6 +26,10 @@ SHORT = 512
 costs more in half precision than the product itself."""
 
 
+class UnplannedLayerError(Exception):
+    """A layer works without the plan: it would carry one response's state into the next."""
+
+
 class Span(NamedTuple):
     """One group's place in a row, in tokens."""
 
@@ -123,7 +127,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    plan: Plan,
+    plan: Plan | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -132,10 +136,15 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention of a planned row, as transformers calls it: query (1, heads, T, d), result (1, T, heads, d).
 
+    Raises:
+        UnplannedLayerError: If the layer that asks did not hand the plan on.
+
     `sliding_window` is in tokens, the query's own included; `softcap` bounds the scores; `s_aux` are the heads' sinks.
 
     Source: the call every model of transformers >= 4.53 makes, `AttentionInterface`.
     """
+    if plan is None:
+        raise UnplannedLayerError
     plan.calls += 1
     window = sliding_window if sliding_window is not None and sliding_window < plan.longest else None
     dtype = _compute_type(query)

@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -111,11 +111,13 @@ def accelerator(dtype: torch.dtype, *, tracker: str | None = None, folder: Path 
     on_cpu = not torch.cuda.is_available()
     # the first process tokenizes and writes while the others wait
     patience = InitProcessGroupKwargs(timeout=timedelta(days=7), backend="gloo" if on_cpu and by_deepspeed else None)
+    views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients once in memory, not twice
     if tracker and tracker not in map(str, get_available_trackers()):
         raise ConfigError(f"--tracker {tracker}: its library is not installed; `pip install {tracker}`")
     made = Accelerator(
-        mixed_precision=precision, cpu=on_cpu and not by_deepspeed, kwargs_handlers=[patience], log_with=tracker, project_dir=folder
-    )
+        mixed_precision=precision, cpu=on_cpu and not by_deepspeed, kwargs_handlers=[patience, views], log_with=tracker,
+        project_dir=folder, gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # whatever the environment says
+    )  # fmt: skip
     if made.distributed_type == DistributedType.FSDP:
         if not made.is_fsdp2:
             raise ConfigError(f"FSDP version 1 is not supported; {FSDP2_WORDS}")

@@ -111,8 +111,10 @@ def save(
     digest = folders.sync_file(aside)
     aside.replace(place / TENSORS)
     folders.write_atomically(place / NOTE, folders.to_json({"sha256": digest, "seen": seen}))
-    for old in sorted(folder.iterdir())[:-KEPT]:
-        shutil.rmtree(old)
+    # a torn one of a later step, from before a restart, would stand in the way of what is run again
+    whole = [other for other in sorted(folder.iterdir()) if int(other.name) <= step and (other / NOTE).is_file()]
+    for other in set(folder.iterdir()) - set(whole[-KEPT:]):
+        shutil.rmtree(other)
 
 
 def load_last(folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Json, Tensors] | None:

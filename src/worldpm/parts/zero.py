@@ -25,11 +25,18 @@ def is_zero(accelerator: Accelerator) -> bool:
 
 
 def weights_of(engine: nn.Module, *, trained_only: bool) -> Tensors:
-    """All weights in float32, by the model's own names; every process must call, and gets them."""
+    """All weights, the trained ones in float32, by the model's own names; every process must call, and gets them."""
+    from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
-    wanted = {name: p for name, p in _parameters(engine).items() if p.requires_grad or not trained_only}
-    return {name: safe_get_full_fp32_param(p).detach().cpu().clone() for name, p in wanted.items()}
+    found = {}
+    for name, parameter in _parameters(engine).items():
+        if parameter.requires_grad:
+            found[name] = safe_get_full_fp32_param(parameter).detach().cpu().clone()
+        elif not trained_only:  # the optimizer knows nothing of a frozen one
+            with GatheredParameters([parameter]):
+                found[name] = parameter.detach().cpu().clone()
+    return found
 
 
 def moments_of(engine: Any) -> dict[str, Tensors]:

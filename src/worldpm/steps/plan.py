@@ -33,8 +33,8 @@ class Config:
     """Pairs to train on; the paper's are 15 million."""
     tokens_per_pair: float = 870.0
     """Unique tokens for each pair; the paper's 2,000, divided by the least saving of shared prompts on real sites, 2.3."""
-    row_tokens: int = 4096
-    """Tokens of one row, as `worldpm train` has it."""
+    row_tokens: int | None = None
+    """Tokens of one row; as many as `worldpm train` takes on a GPU unless set."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute type; weights and optimizer are float32."""
     peak_tflops: float = 989.0
@@ -46,8 +46,9 @@ class Config:
 
     def __post_init__(self) -> None:
         numbers = {"--gpus": self.gpus, "--memory": self.memory, "--pairs": self.pairs, "--tokens-per-pair": self.tokens_per_pair}
-        for name, value in {**numbers, "--row-tokens": self.row_tokens, "--peak-tflops": self.peak_tflops}.items():
-            if not value > 0:
+        others = {"--row-tokens": self.row_tokens, "--peak-tflops": self.peak_tflops, "--price": self.price}
+        for name, value in {**numbers, **others}.items():
+            if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; it must be above 0")
         if not 0 < self.mfu <= 1:
             raise ConfigError(f"--mfu is {self.mfu}; it is a share of the peak, above 0 and at most 1")
@@ -103,11 +104,11 @@ def ways_to_place(model_config: "PreTrainedConfig", cost: "ModelCost", config: C
     """From the fastest to the most sparing: whole on each GPU, then sharded; all that again with gradient checkpointing."""
     import torch
 
-    from worldpm.parts.costs import MASTER_BYTES, activation_bytes, typical_row
+    from worldpm.parts.costs import GPU_ROW_TOKENS, MASTER_BYTES, activation_bytes, typical_row
 
     dtype = getattr(torch, config.dtype)
     cast = 2 if config.dtype == "bfloat16" else 0
-    row = typical_row(config.row_tokens, prompt=512, response=256, responses=4)
+    row = typical_row(config.row_tokens or GPU_ROW_TOKENS, prompt=512, response=256, responses=4)
     state = MASTER_BYTES * cost.parameters
     layer = cost.non_embedding // model_config.get_text_config().num_hidden_layers
     gathered = (cast or 4) * (GATHERED_LAYERS * layer + cost.parameters - cost.non_embedding)
@@ -127,9 +128,9 @@ def ways_to_place(model_config: "PreTrainedConfig", cost: "ModelCost", config: C
 
 
 def _print_cost(say: Callable[[str], None], cost: "ModelCost", config: Config) -> None:
-    from worldpm.parts.costs import attended_pairs, train_flops, typical_row
+    from worldpm.parts.costs import GPU_ROW_TOKENS, attended_pairs, train_flops, typical_row
 
-    row = typical_row(config.row_tokens, prompt=512, response=256, responses=4)
+    row = typical_row(config.row_tokens or GPU_ROW_TOKENS, prompt=512, response=256, responses=4)
     tokens = config.pairs * config.tokens_per_pair
     attended = attended_pairs(row) / sum(group.tokens for group in row) * tokens
     flops = train_flops(cost, tokens=int(tokens), attended=int(attended))

@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 SNAPSHOTS = "snapshots"
-GPU_ROW_TOKENS = 16_384
 PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS = 3e-6, 10_240, 1
 """Source: WorldPM, arXiv 2505.10527, appendix A.3. A built-in size has its own."""
 
@@ -139,6 +138,8 @@ def run(config: Config) -> None:
 
     if config.model not in SIZES and "/" not in config.model and not Path(config.model).is_dir():
         raise ConfigError(f"--model {config.model}: neither a built-in size ({', '.join(SIZES)}) nor a folder nor a hub id (OWNER/NAME)")
+    if config.model in SIZES and (config.revision or config.remote_code):
+        raise ConfigError(f"--revision and --remote-code are of a hub's model; {config.model} is made here")
     source = None if config.model in SIZES else model_sources.find(config.model, revision=config.revision, remote_code=config.remote_code)
     data = TrainingData.find(config.groups)
     if next(data.groups("train", Counter()), None) is None:
@@ -247,7 +248,7 @@ def _settings(config: Config, dtype: "torch.dtype") -> "Settings":
     import torch
 
     from worldpm.field.bradley_terry import Objective
-    from worldpm.parts import scorer
+    from worldpm.parts import costs, scorer
     from worldpm.parts.reward_model import SIZES
     from worldpm.parts.training import Settings
 
@@ -263,7 +264,7 @@ def _settings(config: Config, dtype: "torch.dtype") -> "Settings":
         decay=config.decay if config.decay is not None else (size.decay if size and config.schedule == "constant" else 0.0),
         schedule=config.schedule,
         objective=Objective(config.loss, config.target_margin, config.label_smoothing, config.centring),
-        row_tokens=config.row_tokens or (GPU_ROW_TOKENS if torch.cuda.is_available() else scorer.ROW_TOKENS),
+        row_tokens=config.row_tokens or (costs.GPU_ROW_TOKENS if torch.cuda.is_available() else scorer.ROW_TOKENS),
         seed=config.seed,
         snapshots=config.snapshots,
         dtype=dtype,
@@ -339,9 +340,12 @@ def _encoder(config: Config, source: "Source | None", tokenizer_folder: Path) ->
     from worldpm.formats import chat
     from worldpm.parts import checkpoint, model_sources
     from worldpm.parts.batches import Encoder
+    from worldpm.parts.reward_model import POSITIONS
 
     limits = _limits(config)
     tokenizer = checkpoint.load_tokenizer(model_sources.Source(tokenizer_folder))
+    if source is None and config.max_length > POSITIONS:
+        raise ConfigError(f"--max-length {config.max_length}: a built-in size has {POSITIONS} positions; ask for at most that")
     if source is None:
         return Encoder(tokenizer, chat.frame_of(tokenizer), limits)
     model_config = checkpoint.load_config(source)

@@ -30,10 +30,11 @@ def checkpoint(path: Path, manifest: Json) -> list[Section]:
 
     counts, kept = manifest["counts"], manifest["counts"].get("kept step", manifest["counts"].get("step"))
     drops = epiphany.find(*(np.array([row[key] for row in train]) for key in ("loss_nats", "grad_norm")))
+    chosen = "those of least validation loss" if seen else "the last"
     return [
         Section(
             title=f"Training: {path.name}",
-            text=f"The weights of step {kept:,} of {counts['steps']:,}, those of least validation loss, make the checkpoint. "
+            text=f"The weights of step {kept:,} of {counts['steps']:,}, {chosen}, make the checkpoint. "
             f"{counts['truncated train responses']:,} of {counts['train responses']:,} training responses were cut to fit. {_told(drops)}",
             tiles=[
                 (f"{counts['parameters'] / 1e6:.2f} M", "parameters"),
@@ -55,7 +56,7 @@ def checkpoint(path: Path, manifest: Json) -> list[Section]:
 
 def _told(drops: Sequence[Epiphany]) -> str:
     if not drops:
-        return "No sudden drop of the loss was found; of runs without one, at most 1 in 100 shows one."
+        return "No sudden drop of the loss was found; the test is set to find one in 1 of 100 runs that have none."
     spikes = sum(drop.is_epiphany for drop in drops)
     return f"{len(drops)} sudden drops of the loss were found, {spikes} of them with a spike of the gradient norm (a moment of epiphany)."
 

@@ -265,7 +265,7 @@ def _list(body: ScorePairs, names: Sequence[str]) -> list[str]:
 
 
 def _activated(reward: float, use_activation: bool | None) -> float:
-    """The sigmoid of the reward, as vLLM gives it for one label, unless raw was asked for."""
+    """The sigmoid of the reward, as vLLM gives it for one label where the model says nothing else, unless raw was asked for."""
     return reward if use_activation is False else float(bradley_terry.probability(reward))
 
 

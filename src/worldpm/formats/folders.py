@@ -199,7 +199,14 @@ class Output:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, ConfigError | DataError) and not self._has_begun():
+            shutil.rmtree(self.progress, ignore_errors=True)  # better words or inputs may take the folder
         os.close(self._lock)
+
+    def _has_begun(self) -> bool:
+        """Whether anything is finished that a run with the same words would not make again."""
+        kept = [entry for entry in self.path.iterdir() if entry != self.progress]
+        return bool(kept) or any(entry.is_dir() or entry.suffix == ".json" for entry in self.progress.iterdir())
 
 
 def begin(path: Path, *, step: str, config: Json, inputs: Sequence[Json]) -> Output | None:

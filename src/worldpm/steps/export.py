@@ -49,8 +49,8 @@ class Config:
             raise ConfigError("nothing to export: name folders of `worldpm group`, or a checkpoint with --to model or --to onnx")
         if self.to != "pairs" and len(self.source) > 1:
             raise ConfigError(f"--to {self.to} takes one checkpoint; {len(self.source)} folders came")
-        misplaced = {"--results": self.results and self.to != "model", "--probe": self.probe and self.to != "onnx",
-                     "--int8": self.int8 and self.to != "onnx"}  # fmt: skip
+        misplaced = {"--results": self.results and self.to != "model", "--licence": self.licence != "other" and self.to != "model",
+                     "--probe": self.probe and self.to != "onnx", "--int8": self.int8 and self.to != "onnx"}  # fmt: skip
         if wrong := [flag for flag, there in misplaced.items() if there]:
             raise ConfigError(f"{wrong[0]} does not go with --to {self.to}")
 
@@ -80,6 +80,8 @@ def _export_model(config: Config) -> None:
     from worldpm.parts.exports import model
 
     source = model_sources.find(config.source[0])
+    if config.results:
+        folders.manifest(config.results, made_by="evaluate")
     inputs = [model_sources.fingerprint(source), *([folders.describe(config.results)] if config.results else [])]
     output = folders.begin(config.out, step="export", config={"to": "model", "licence": config.licence}, inputs=inputs)
     if output is None:

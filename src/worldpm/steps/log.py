@@ -30,7 +30,7 @@ class Config:
     head: str | None = None
     """verify: a hash that was kept elsewhere; it must be in the chain, or rows at the end are missing."""
     out: Path | None = None
-    """export: the Parquet file to write; reference: the JSON file."""
+    """export: the Parquet file to write; reference: the JSON file; one that is there is replaced."""
     model: str | None = None
     """replay: folder or hub id of the model."""
     tolerance: float = 1e-4
@@ -40,6 +40,9 @@ class Config:
         wanted = {"verify": None, "export": "out", "replay": "model", "reference": "out"}[self.action]
         if wanted and getattr(self, wanted) is None:
             raise ConfigError(f"`worldpm log {self.action}` needs --{wanted}")
+        given = {"out": self.out, "model": self.model, "head": self.head if self.action != "verify" else None}
+        if idle := [name for name, value in given.items() if value is not None and name != wanted]:
+            raise ConfigError(f"--{idle[0]} does nothing in `worldpm log {self.action}`")
 
 
 def run(config: Config) -> None:
@@ -78,7 +81,12 @@ def _export(config: Config) -> None:
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in (*decision_log.COLUMNS, "hash")])
     rows = ({**row, "rewards": json.loads(row["rewards"]), "probabilities": json.loads(row["probabilities"])}
             for row in decision_log.rows(config.file))  # fmt: skip
-    count = tables.write_parquet(out, tables.rows_to_batches(rows, schema), schema)
+    aside = out.with_name(f"{out.name}.partial")
+    try:
+        count = tables.write_parquet(aside, tables.rows_to_batches(rows, schema), schema)
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
     logger.info("%s: %d decisions", out, count)
 
 

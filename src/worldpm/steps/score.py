@@ -42,7 +42,7 @@ class Config:
     file: Positional[Path | None] = None
     """JSON lines to read; standard input unless given."""
     out: Path | None = None
-    """File to write; standard output unless given. A killed run goes on where it was."""
+    """File to write, in place of one that is there; standard output unless given. A killed run goes on where it was."""
     best: bool = False
     """Add the place of the best response, its reward's lead over the mean, and what best of n costs in nats of KL."""
     allow: tuple[str, ...] = ()

@@ -83,6 +83,8 @@ class Config:
             raise ConfigError("name a model to serve, or with --upstream the URL of a vLLM that holds one; one of the two")
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port is {self.port}; 0 to 65535 are possible")
+        if self.log_hashes and self.log is None:
+            raise ConfigError("--log-hashes says what --log keeps; name its file")
         amounts = {"row-tokens": self.row_tokens, "queue-tokens": self.queue_tokens, "max-requests": self.max_requests,
                    "max-inputs": self.max_inputs, "max-body-mib": self.max_body_mib, "deadline-seconds": self.deadline_seconds}  # fmt: skip
         for flag, value in amounts.items():

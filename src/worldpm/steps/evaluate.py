@@ -344,6 +344,7 @@ def _write(
 def _tell(found: Json) -> None:
     """Print the scores with their conditions."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
@@ -353,7 +354,7 @@ def _tell(found: Json) -> None:
             interval = "-" if result["interval"] is None else "{:.3f} to {:.3f}".format(*result["interval"])
             numbers = ["-" if n is None else f"{n:.3f}" for n in (result["accuracy"], result["detectable"], result["nulls"]["longer"])]
             counts = [f"{result[key]:,}" for key in ("prompts", "ties")]
-            table.add_row(name, benchmark, numbers[0], interval, numbers[1], *counts, numbers[2])
+            table.add_row(escape(name), escape(benchmark), numbers[0], interval, numbers[1], *counts, numbers[2])
     console.print(table)
     console.print("Detectable: the smallest distance from another number, such as a coin's half, that so many prompts would show.")
     for name, one in found.items():

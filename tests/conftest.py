@@ -14,6 +14,9 @@ from worldpm.parts.forums import simulated
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+LONGEST = ("test_runs", "test_road", "test_processes", "test_engines", "test_plan", "test_rlhf")
+"""Files of the tests that take longest: they come first, so that at the end no process waits for the other."""
+
 QUESTION = (
     '<row Id="{id}" PostTypeId="1" CreationDate="2020-01-0{id}T00:00:00.000" Score="3" Title="T{id}" Body="&lt;p&gt;Q{id}&lt;/p&gt;" />'
 )
@@ -22,6 +25,11 @@ ANSWER = (
     'Body="&lt;p&gt;A{id}&lt;/p&gt;" />'
 )
 TWO_ANSWERS = (QUESTION.format(id=1), ANSWER.format(id=2, parent=1, votes=5), ANSWER.format(id=3, parent=1, votes=-2))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first; else the order stays."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def posts_xml(rows: Sequence[str]) -> bytes:

@@ -25,11 +25,15 @@ def made(thread: Thread, rules: Rules | None = None, learned: Learned | None = N
     return group, {reason: n for reason, n in tally.drops.items() if n}
 
 
+def split_of(thread: Thread) -> splits.Split:
+    return grouping.split_of(thread, Rules(), Learned())
+
+
 def test_the_prompt_is_title_and_body_and_the_origin_travels_along() -> None:
     group, drops = made(thread_of(3, 1))
     assert group is not None
     assert drops == {}
-    assert [(m.role, m.content) for m in group.prompt] == [("user", "Title: Title\n\nBody")]
+    assert [(m.role, m.content) for m in group.prompt] == [("user", "Title: About site/1\n\nBody")]
     assert [r.content for r in group.responses] == ["answer 0", "answer 1"]
     assert group.responses[0].meta == {"response_id": "r0", "author": "user0", "licence": "CC BY-SA 4.0", "url": "https://site/q/1"}
 
@@ -221,7 +225,7 @@ def test_personal_data_is_masked_and_counted() -> None:
 
 
 def test_pairs_of_a_thread_are_drawn_and_weigh_one() -> None:
-    thread = next(t for t in (thread_of(*range(6), name=f"site/{i}") for i in range(9)) if splits.of_key(t.thread_id, Rules()) == "train")
+    thread = next(t for t in (thread_of(*range(6), name=f"site/{i}") for i in range(9)) if split_of(t) == "train")
     group, drops = made(thread, Rules(pairs_per_thread=4))
     assert group is not None
     assert [p.weight for p in group.preferences] == [0.25] * 4
@@ -232,7 +236,7 @@ def test_pairs_of_a_thread_are_drawn_and_weigh_one() -> None:
 def test_pairs_of_other_gaps_are_dropped_from_training_alone() -> None:
     named = [thread_of(0, 1, 4, 9, name=f"site/{i}") for i in range(40)]  # gaps 1, 3, 4, 5, 8, 9
     rules = Rules(least_gap=3, most_gap=5)
-    train, test = (next(t for t in named if splits.of_key(t.thread_id, rules) == split) for split in ("train", "test"))
+    train, test = (next(t for t in named if split_of(t) == split) for split in ("train", "test"))
     group, drops = made(train, rules)
     assert group is not None
     assert sorted(p.strength for p in group.preferences) == [3, 4, 5]
@@ -253,7 +257,7 @@ def test_close_votes_are_thinned_to_their_share() -> None:
     close = sum((p.chosen, p.rejected) == (0, 1) for p in pairs)
     assert close / len(pairs) == pytest.approx(0.1, abs=0.03)
     dropped, _ = made(thread_of(7, 6, name=threads[0].thread_id), rules)
-    assert (dropped is None) == (splits.of_key(threads[0].thread_id, rules) == "train")
+    assert (dropped is None) == (split_of(threads[0]) == "train")
 
 
 def test_the_most_voted_of_near_duplicates_is_kept(tmp_path: Path) -> None:
@@ -329,6 +333,19 @@ def varied(site: str, count: int) -> list[Thread]:
         replace(base, thread_id=f"{site}/{i}", site=site, title=f"{site} {i}", created=base.created + timedelta(days=i))
         for i in range(count)
     ]
+
+
+def test_threads_that_ask_the_same_few_words_are_in_one_split_and_long_ones_go_by_their_ids() -> None:
+    enough, few = ("word " * (near_duplicates.LEAST_WORDS - len(["title", "which", "then", *less])) for less in ([], ["one"]))
+    told = [grouping.question_of(replace(thread_of(2, 1), title="Which, then?", body=body)) for body in (enough, few)]
+    bands = near_duplicates.bands([Text(0, text, 1, text, text) for text in told])["bands"].to_pylist()
+    assert [bool(found) for found in bands] == [True, False]
+    assert len({split_of(replace(thread, title="Which, then?", body=enough)) for thread in varied("a", 40)}) == 3
+    short = [replace(thread, title="WHICH then", body=few) for thread in varied("a", 40)]
+    again = [replace(thread, title="which, then?", body=few) for thread in varied("b", 40)]
+    assert len({split_of(thread) for thread in (*short, *again)}) == 1
+    others = [replace(t, body=f"Body {i}") for i, t in enumerate(short)]
+    assert len({split_of(thread) for thread in others}) == 3
 
 
 def test_a_near_duplicate_of_another_site_never_sits_in_another_split(tmp_path: Path) -> None:

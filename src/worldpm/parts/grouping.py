@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from worldpm.field.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
-from worldpm.parts import cleaning, splits, votes
+from worldpm.parts import cleaning, near_duplicates, splits, votes
 from worldpm.parts.group_rules import Rules
 from worldpm.parts.vote_noise import VoteNoise
 
@@ -86,10 +86,12 @@ def group_thread(thread: Thread, rules: Rules, tally: Tally, learned: Learned = 
 
 
 def split_of(thread: Thread, rules: Rules, learned: Learned) -> splits.Split:
-    """The split of the thread under the rules."""
+    """The split of the thread under the rules; by thread, those that ask the same few words are in one split."""
     if rules.split_by == "time" and learned.dates is not None:
         return splits.of_date(thread.created.timestamp(), learned.dates)
-    return splits.of_key(thread.site if rules.split_by == "site" else thread.thread_id, rules)
+    if rules.split_by == "site":
+        return splits.of_key(thread.site, rules)
+    return splits.of_key(near_duplicates.words_of_short(question_of(thread)) or thread.thread_id, rules)
 
 
 def question_of(thread: Thread) -> str:

@@ -8,6 +8,7 @@ texts whose runs of five words have a Jaccard similarity of 0.8 meet in a band i
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ Hashes = NDArray[np.uint64]
 
 IN_A_WORD = np.array([chr(byte).isalnum() or chr(byte) == "_" or byte >= 128 for byte in range(256)])
 """Letters, digits, underscores, and every byte of what lies beyond ASCII, for of that only letters and digits are left."""
-NO_WORD = re.compile(r"\W")
+WORD, NO_WORD = re.compile(r"\w+"), re.compile(r"\W")
 BASE = 0x01000193
 FACTORS = np.cumprod(np.full(PERMUTATIONS // BANDS, 0x9E3779B97F4A7C15, dtype=np.uint64))
 
@@ -64,6 +65,12 @@ def bands(texts: Sequence[Text]) -> pa.RecordBatch:
     lists = pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), hashes[lengths > 0].ravel())
     columns = [[getattr(text, name) for text in texts] for name in ("name", "thread", "votes")]
     return pa.RecordBatch.from_arrays([*columns, lists], schema=SCHEMA)
+
+
+def words_of_short(text: str) -> str | None:
+    """The words of a text that has no bands, by which to know it again; None where it has LEAST_WORDS or more."""
+    words = [match[0] for match in islice(WORD.finditer(text.lower()), LEAST_WORDS)]
+    return " ".join(words) if len(words) < LEAST_WORDS else None
 
 
 def _runs(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:

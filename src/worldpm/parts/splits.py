@@ -1,4 +1,4 @@
-"""Which split a thread is in: by a hash of its id, by its site, or by its date; never two splits for one thread."""
+"""Which split a thread is in: by a hash of its id or its few words, by its site, or by its date; never two for one thread."""
 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -13,7 +13,7 @@ BUCKETS = 10_000
 
 
 def of_key(key: str, rules: Rules) -> Split:
-    """The split of a thread or a site by the hash of its name: the same everywhere, and a larger share only takes from training.
+    """The split of a thread or a site by the hash of what it is known by: the same everywhere, and a larger share only takes from training.
 
     The hash is independent of everything else, so each source and site gets about its share: the split is stratified by source.
     """

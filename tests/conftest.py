@@ -69,7 +69,9 @@ def thread_of(*votes: int, bodies: Sequence[str] | None = None, name: str = "sit
         Answer(f"r{i}", bodies[i] if bodies else f"answer {i}", v, False, first.created, f"user{i}", "CC BY-SA 4.0")
         for i, v in enumerate(votes)
     )
-    return Thread(name, "stackexchange", "site", f"About {name}", "Body", (), 1, first.created, None, "https://site/q/1", "CC BY-SA 4.0", answers)
+    return Thread(
+        name, "stackexchange", "site", f"About {name}", "Body", (), 1, first.created, None, "https://site/q/1", "CC BY-SA 4.0", answers
+    )
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from transformers import LlamaConfig, Qwen2Config, Qwen3MoeConfig
+import torch
+from transformers import Gemma3Config, Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 from tests.conftest import run
 from tests.test_shared_prefix import group
@@ -31,6 +32,13 @@ def test_a_token_meets_the_experts_that_it_is_sent_to() -> None:
     )  # fmt: skip
     found = costs.cost_of(mixture)
     assert found.non_embedding - found.active == (8 - 2) * 3 * 8 * 6  # six experts of three matrices stand idle
+
+
+def test_of_a_model_that_also_sees_only_the_memory_counts_the_eyes() -> None:
+    text = Gemma3TextConfig(vocab_size=100, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, head_dim=4)
+    alone, seeing = costs.cost_of(text), costs.cost_of(Gemma3Config(text_config=text.to_dict()))
+    assert seeing.parameters > alone.parameters
+    assert seeing._replace(parameters=alone.parameters) == alone
 
 
 def test_a_prompt_is_attended_once_and_by_each_response() -> None:
@@ -94,6 +102,13 @@ def test_the_predicted_memory_is_within_15_percent_of_what_a_step_takes(family: 
         if ("checkpointing" in way.name) == checkpointing
     )
     assert way.total == pytest.approx(measured, rel=0.15)
+
+
+def test_copies_of_weights_in_the_compute_type_are_not_counted_with_the_activations() -> None:
+    config = Qwen2Config(**{**SMALL.to_dict(), "hidden_size": 256, "intermediate_size": 512})
+    row = costs.typical_row(3, prompt=1, response=1, responses=2)
+    kept = costs.activation_bytes(config, row, dtype=torch.bfloat16, gradient_checkpointing=False)
+    assert 0 < kept < costs.cost_of(config).non_embedding  # 2 bytes each would be twice that
 
 
 def test_the_plan_of_a_large_model_says_what_fits_and_what_it_costs(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:

@@ -6,8 +6,8 @@ from functools import cache
 from typing import Any
 
 from worldpm.parts.group_rules import Limits
+from worldpm.parts.style import CODE_BLOCK
 
-FENCE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n.*?(?:^\1[`~]*\s*$|\Z)", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^(?: {4}|\t).*$", re.MULTILINE)
 QUOTED = re.compile(r"^>.*$", re.MULTILINE)
 MARKS = ("```", "~~~", "    ", "\t", ">")
@@ -60,7 +60,7 @@ JUDGED = 2000
 
 def code_share(text: str) -> float:
     """The share of a text's characters, white space aside, that stand in fences, indented lines or quotes."""
-    rest = QUOTED.sub("", INDENTED.sub("", FENCE.sub("", text)))
+    rest = QUOTED.sub("", INDENTED.sub("", CODE_BLOCK.sub("", text)))
     return 1 - _solid(rest) / max(1, _solid(text))
 
 
@@ -70,7 +70,7 @@ def _solid(text: str) -> int:
 
 def language_of(text: str) -> str:
     """The language's code, of the text without code and links; `und` where nothing is left."""
-    prose = " ".join(LINKED.sub(" ", INDENTED.sub("", FENCE.sub("", text))).split())
+    prose = " ".join(LINKED.sub(" ", INDENTED.sub("", CODE_BLOCK.sub("", text))).split())
     if not WORD.search(prose):
         return "und"
     found: list[dict[str, Any]] = _detector().detect(prose[:JUDGED], model="lite", k=1)

@@ -5,14 +5,16 @@ of activations is not a formula but a count: the model runs on tensors without c
 """
 
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig
+from transformers.initialization import no_init_weights
 
 from worldpm.field.errors import ConfigError
 from worldpm.parts import reward_model
@@ -80,14 +82,15 @@ def typical_row(row_tokens: int, *, prompt: int, response: int, responses: int) 
 
 
 def cost_of(config: PreTrainedConfig) -> ModelCost:
-    """Counted on a model without contents."""
+    """Counted on a model without contents; of one that also sees or hears, what text never meets only takes memory."""
     text = config.get_text_config()
-    with FakeTensorMode():
-        model = reward_model.from_config(config, seed=0)
+    with FakeTensorMode(), no_init_weights():
+        model = reward_model.from_config(text, seed=0)
+        whole = model if text is config else reward_model.from_config(config, seed=0)
         tables = {id(p): p.numel() for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-        parameters = sum(p.numel() for p in model.parameters())
+        parameters, own = (sum(p.numel() for p in one.parameters()) for one in (whole, model))
         experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    others = parameters - sum(tables.values())
+    others = own - sum(tables.values())
     idle = 1 - _share_of_experts(text) if experts else 0.0
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelCost(parameters, others, text.num_hidden_layers * text.num_attention_heads * head, others - round(idle * experts))
@@ -109,12 +112,11 @@ def activation_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], *, d
     Raises:
         ConfigError: If the model decides by the contents of tensors what to compute, as mixtures of experts do.
     """
+    text = config.get_text_config()
     if gradient_checkpointing:
-        text = config.get_text_config()
-        one = _kept_bytes(_with_layers(config, 1), row, dtype) - _kept_bytes(_with_layers(config, 0), row, dtype)
         inputs = sum(group.tokens for group in row) * text.hidden_size * 4
-        return int(one + inputs * text.num_hidden_layers) + _kept_bytes(_with_layers(config, 0), row, dtype)
-    return _kept_bytes(config, row, dtype)
+        return int(_kept_bytes(_with_layers(text, 1), row, dtype) + inputs * text.num_hidden_layers)
+    return _kept_bytes(text, row, dtype)
 
 
 def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
@@ -124,22 +126,21 @@ def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
 
 
 def _kept_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: torch.dtype) -> int:
-    """Bytes that autograd keeps of a forward, each storage once, those of weights not counted."""
+    """Bytes that autograd keeps of a forward, each storage once, those of weights and of their copies in `dtype` not counted."""
     kept: dict[int, int] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
         model = reward_model.from_config(config, seed=0)
         model.share_prefix(True)
-        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        weights = _Weights(model)
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                kept[storage._cdata] = storage.nbytes()
+            if tensor not in weights:
+                kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         try:
-            with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with weights, hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
                 held = model(row)  # noqa: F841  # the graph must live while its storages are counted
         except Exception as error:
             raise ConfigError(
@@ -147,3 +148,20 @@ def _kept_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: to
                 "measure a step on one device instead"
             ) from error
     return sum(kept.values())
+
+
+class _Weights(TorchDispatchMode):
+    """The weights of a model, and what autocast makes of them in another type while this is entered."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.storages = {parameter.untyped_storage()._cdata: parameter.untyped_storage() for parameter in model.parameters()}
+
+    def __contains__(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self.storages
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0] in self:
+            self.storages[found.untyped_storage()._cdata] = found.untyped_storage()
+        return found

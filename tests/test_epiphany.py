@@ -44,6 +44,11 @@ def test_a_run_too_short_to_tell_has_none() -> None:
     assert epiphany.find(*training(40, drop=0.3, at=20)) == []
 
 
+def test_losses_that_are_all_alike_have_no_drop() -> None:
+    for value in np.linspace(0.1, 1.0, 200):
+        assert epiphany.find(np.full(400, value), np.ones(400)) == []
+
+
 def test_a_watch_tells_of_the_drop_once_half_a_window_later() -> None:
     losses, norms = training(1500, drop=0.1, at=900)
     watch = epiphany.Watch(1500)

@@ -135,6 +135,33 @@ def test_the_slope_of_a_power_law_is_minus_its_exponent_and_runs_are_its_units()
     assert found.interval == pytest.approx((-0.3 - 1.2706, -0.3 + 1.2706), abs=1e-3)
 
 
+def test_prompts_that_all_runs_share_widen_the_slope() -> None:
+    """Two prompts, of slopes -0.1 and -0.3: three equal runs tell nothing of another prompt, so their agreement is no proof."""
+    x = np.tile(SIZES, 3)
+    sums = np.stack([x**-0.1, x**-0.3], axis=1)
+    three = Points(x[None], sums.mean(axis=1), np.repeat(range(3), len(SIZES)), sums, np.ones(2))
+    found = evidence.slope(three, evidence.resample(three, seed=0, resamples=200))
+    assert found.interval.low < -0.3
+    assert found.interval.high > -0.1
+
+
+def test_the_slope_of_few_runs_of_one_point_is_held_as_often_as_it_says() -> None:
+    held = 0
+    for seed in range(200):
+        five = points(2 * SIZES[:5] ** -0.2 * np.exp(np.random.default_rng(seed).normal(0, 0.02, 5)), SIZES[:5])
+        low, high = evidence.slope(five, evidence.resample(five, seed=0, resamples=200)).interval
+        held += low <= -0.2 <= high
+    assert held >= 188
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_four_sizes_are_enough_for_a_law(count: int) -> None:
+    four = seeds(2 * SIZES**-0.2, noise=0.002, count=count).take(np.repeat(np.arange(8) % 2 == 0, count))
+    said = verdicts.of_line(four, evidence.resample(four, seed=0, resamples=100))
+    assert said.word == "power law"
+    assert said.form in verdicts.SMOOTH
+
+
 def test_the_largest_third_is_foretold_from_the_rest() -> None:
     some = points(5 * SIZES**-0.25)
     marked = evidence.largest(some)

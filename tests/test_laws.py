@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import SHARED, run
@@ -134,6 +136,23 @@ def test_a_column_may_begin_after_the_first_row_and_nan_is_counted(tmp_path: Pat
     assert json.loads((tmp_path / "laws" / "manifest.json").read_text())["drops"]["points"] == {"not a number": 2}
 
 
+def test_missing_names_of_a_parquet_table_are_no_names(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("series", "run", "family"), [math.nan] * 6)
+    pq.write_table(pa.table({"N": [1e3, 1e4, 1e5] * 2, "loss": [0.6, 0.5, 0.4, 0.61, 0.51, 0.41], **nothing}), tmp_path / "t.parquet")
+    assert run("laws", tmp_path / "t.parquet", "--form", "power", "--resamples", 5, "--out", tmp_path / "laws") == 0
+    (law,) = laws(tmp_path / "laws")
+    assert (law["series"], law["runs"]) == ("t", 6)
+
+
+def test_data_that_grows_with_size_gives_a_law_of_size_alone(tmp_path: Path) -> None:
+    """As in a ladder where every model reads twenty tokens for each parameter."""
+    rows = [{"N": n, "D": 20 * n, "loss": 1.7 + 400 * n**-0.34} for n in np.geomspace(1e6, 1e9, 8).tolist()]
+    assert run("laws", table(tmp_path / "t.csv", rows), "--resamples", 20, "--out", tmp_path / "laws") == 0
+    found = {tuple(law["x"]): (law["verdict"], law["reason"], law["n_points"]) for law in laws(tmp_path / "laws")}
+    assert found["N", "D"][:2] == ("not identified", "size and data grow together, so that their effects cannot be told apart")
+    assert (found["N",][0], found["N",][2]) == ("power law", 8)
+
+
 def test_rows_are_held_out_by_a_number_or_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def held_out(*marks: object) -> list[Json]:
         return [{"N": 10.0**n, "loss": 0.2 + 2 * 10 ** (-n / 5), "held_out": mark} for n, mark in enumerate(marks, start=3)]
@@ -176,7 +195,13 @@ def test_a_torn_table_is_named_with_its_line(tmp_path: Path, capsys: pytest.Capt
         ([{"N": 1, "loss": "nan"}], (), "no point to fit (1 not a number)"),
         ([{"size": 1, "loss": 0.5}], (), "needed are loss and at least one of N, D, C"),
         ([{"N": 1, "value": 0.5}], (), "needed are loss"),
-        ([{"N": 5, "loss": 0.5}, {"N": 5, "loss": 0.6}], (), "no axis to fit along"),
+        ([{"N": 5, "loss": 0.5}, {"N": 5, "loss": 0.6}], (), "with 1 value of N; there is no axis to fit along: one of N, D, C must vary"),
+        (
+            [{"D": d, "loss": 1 / d} for d in (2, 3, 4)],
+            ("--form", "joint"),
+            "3 values of D; there is no axis to fit along with --form joint",
+        ),
+        ([{"N": 5, "accuracy": 0.5}], ("--y", "accuracy", "--form", "emergent"), "begins at a coin's loss, ln 2, which is no accuracy"),
         ([{"N": 1, "accuracy": 1.5}], ("--y", "accuracy"), "1 accuracy outside 0 to 1"),
         ([{"N": 1, "loss": 0.5}], ("--form", "gao_rl"), "needed are gain and at least one of d"),
         ([{"N": n, "loss": 1 / n, "family": f"f{n % 2}"} for n in range(1, 9)], (), "models of 2 families (f0, f1)"),

@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 CHUNK_DRAWS = 4_000_000
-DETECTABLE_ERRORS = 1.959964 + 0.841621
+NORMAL_975, NORMAL_80 = 1.959964, 0.841621
+"""What 97.5 % and 80 % of normal errors stay below, in standard deviations."""
+DETECTABLE_ERRORS = NORMAL_975 + NORMAL_80
 """Standard errors of a difference that a two-sided 5 % test finds in 80 % of cases."""
 
 Array = NDArray[np.float64]
@@ -92,7 +94,7 @@ def _exchange_test(numerators: Array, *, seed: int, resamples: int) -> float:
 
 def detectable(interval: Interval) -> float:
     """The smallest true distance of a mean from a fixed number that a 5 % test finds in 80 % of cases, told from its interval."""
-    return DETECTABLE_ERRORS * (interval.high - interval.low) / (2 * 1.959964)
+    return DETECTABLE_ERRORS * (interval.high - interval.low) / (2 * NORMAL_975)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -150,11 +150,11 @@ def _kept_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: to
     return sum(kept.values())
 
 
-class _Weights(TorchDispatchMode):
+class _Weights(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The weights of a model, and what autocast makes of them in another type while this is entered."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.storages = {parameter.untyped_storage()._cdata: parameter.untyped_storage() for parameter in model.parameters()}
 
     def __contains__(self, tensor: torch.Tensor) -> bool:

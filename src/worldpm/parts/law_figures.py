@@ -59,9 +59,10 @@ def pictures(laws: Sequence[Json], points: Sequence[Json], optima: Mapping[str, 
         yield Picture(f"{y}_over_data", caption, partial(_panels, names, partial(_over_data, laws, points, y), "N"))
     for axis in ("N", "D", "C", "d", "loss"):
         if names := fitted(axis):
+            drawn = "The last points of all runs" if axis == "N" and fitted("N", "D") else "All points"
             caption = (
-                f"The last points of all runs, and the best fit to {fitted_to} with its 95 % band; a fit to the full dots had to "
-                "foretell the open ones. Above stands the verdict."
+                f"{drawn}, and the best fit to {fitted_to} with its 95 % band; a fit to the full dots had to foretell the open ones. "
+                "Above stands the verdict."
             )
             yield Picture(f"{y}_over_{axis}", caption, partial(_panels, names, partial(_along, axis, laws, points, y), ""))
     split = [name for name in whole if any(law["series"].startswith(f"{name}: ") and law["x"] == ["N"] for law in laws)]

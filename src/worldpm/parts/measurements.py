@@ -140,7 +140,7 @@ def _read_table(measured: Measured, path: Path, *, y: str, axes: Sequence[str]) 
         Measurement(
             series=default if _empty(row.get("series")) else str(row["series"]),
             run=_run(row, path, number),
-            family=str(row["family"]) if row.get("family") else None,
+            family=None if _empty(row.get("family")) else str(row["family"]),
             x={axis: _number(row.get(axis)) for axis in there},
             y=_number(row.get(y)),
             held_out=_marked(row.get("held_out"), path, number),
@@ -158,7 +158,7 @@ def _run(row: Json, path: Path, number: int) -> str:
 
 
 def _empty(cell: object) -> bool:
-    return cell is None or cell == ""
+    return cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell))
 
 
 def _marked(cell: object, path: Path, number: int) -> bool:

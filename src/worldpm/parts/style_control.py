@@ -14,6 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from worldpm.field import bradley_terry
+from worldpm.field.uncertainty import NORMAL_975
 
 Json = dict[str, Any]
 Array = NDArray[np.float64]
@@ -26,7 +27,6 @@ PROMPTS_PER_COEFFICIENT = 10
 """A feature that differs in the pairs of fewer prompts is left out, and fewer prompts for each coefficient are warned of."""
 SATURATED = 1e-9
 """Where every pair is called with a chance this near to 1, larger coefficients would fit no worse."""
-NORMAL_975 = 1.959964
 LEVELS = ("short plain", "long plain", "markdown")
 
 

@@ -100,7 +100,10 @@ class Slice(NamedTuple):
 def run(config: Config) -> None:
     """Write `laws.json`, the points, how compute is best spent, and the figures as SVG and PNG."""
     from worldpm.parts import law_figures, measurements
+    from worldpm.parts.fits.forms import FORMS
 
+    if config.form and config.y == "accuracy" and FORMS[config.form].fixed:
+        raise ConfigError(f"--form {config.form} begins at a coin's loss, ln 2, which is no accuracy; leave --y out, or take another form")
     measured = measurements.read(config.inputs, y=config.y_column, axes=config.axes, calibrated=config.calibrated)
     slices = [
         one
@@ -153,7 +156,7 @@ def _slices(measured: "Measured", config: Config) -> Iterator[Slice]:
                 own = [point for point in points if point.x["N"] == size]
                 if len({point.x["D"] for point in own}) >= LEAST_OF_A_CURVE:
                     yield Slice(name, ("D",), own, size)
-            yield Slice(name, ("N",), _last(points))
+            yield Slice(name, ("N",), points if _together(points) else _last(points))
         else:
             axis = next((axis for axis in AXES if _has(points, axis) and len({point.x[axis] for point in points}) > 1), None)
             if axis:
@@ -174,9 +177,23 @@ def _last(points: "Sequence[Measurement]") -> "list[Measurement]":
     return [point for point in last.values() if point.x["D"] >= 0.9 * most]
 
 
+def _together(points: "Sequence[Measurement]") -> bool:
+    """Whether size and data are one axis, of which every point has its own place."""
+    import numpy as np
+
+    from worldpm.parts.fits import evidence
+
+    return evidence.go_together(np.array([[point.x[axis] for point in points] for axis in ("N", "D")]))
+
+
 def _nothing(config: Config, measured: "Measured") -> str:
-    what = f" with --form {config.form}" if config.form else ""
-    return f"{config.inputs[0]}: {len(measured.points)} points, of one size and amount of data; there is no axis to fit along{what}"
+    """Why there is nothing to fit."""
+    places = {axis: len({point.x[axis] for point in measured.points if axis in point.x}) for axis in config.axes}
+    found = " and ".join(f"{number} value{'s' * (number != 1)} of {axis}" for axis, number in places.items() if number)
+    wanted = "N and D" if config.form and _axes_of(config.form) == 2 else f"one of {', '.join(config.axes)}"
+    form = f" with --form {config.form}" if config.form else ""
+    told = f"{len(measured.points)} points, with {found}; there is no axis to fit along{form}"
+    return f"{config.inputs[0]}: {told}: {wanted} must vary within a series"
 
 
 def _fit_slice(one: Slice, measured: "Measured", config: Config) -> list[Json]:

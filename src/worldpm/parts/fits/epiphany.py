@@ -18,6 +18,8 @@ from worldpm.field.uncertainty import Interval
 
 Array = NDArray[np.float64]
 
+ROUNDING = 1e-12
+"""Of a loss, what no drop is measured finer than."""
 FALSE_ALARMS = 0.01
 """Of runs without a jump, at most this share shows one."""
 LEAST_HALF, HALF_SHARE = 20, 1 / 40
@@ -115,7 +117,8 @@ def _drops(windows: Array) -> tuple[Array, Array]:
     beta = windows @ design @ inverse
     rest = windows - beta @ design.T
     error = np.sqrt((rest**2).sum(axis=1) / (width - 3) * inverse[2, 2])
-    return -beta[:, 2], -beta[:, 2] / np.maximum(error, 1e-300)
+    rounding = ROUNDING * np.abs(windows).max(axis=1) + 1e-300  # losses that are all alike leave nothing else
+    return -beta[:, 2], -beta[:, 2] / np.maximum(error, rounding)
 
 
 def _told(

@@ -7,10 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from worldpm.field.uncertainty import DETECTABLE_ERRORS, Interval
+from worldpm.field.uncertainty import NORMAL_80, Interval
 from worldpm.parts.fits.forms import Array, Form, curve
 from worldpm.parts.fits.solver import LOG_SQUARES, ROUGH, Fit, Objective, fit, solve
 
+TOGETHER = 0.999
+"""A correlation of ln N with ln D beyond which their effects cannot be told apart."""
 HELD_OUT_SHARE = 1 / 3
 """Of the distinct sizes, the largest."""
 
@@ -149,6 +151,13 @@ def places(x: Array) -> Array:
     return np.asarray(x[:, np.sort(first)])
 
 
+def go_together(x: Array) -> bool:
+    """Whether two axes, shape (2, n), are one: all places lie on a line of their logarithms, as where D is 20 N."""
+    spread = np.log(x) - np.log(x).mean(axis=1, keepdims=True)
+    sizes = np.linalg.norm(spread, axis=1)
+    return bool(sizes.all() and abs(spread[0] @ spread[1]) > TOGETHER * sizes.prod())
+
+
 def aicc(found: Fit, points: Points) -> float:
     """Akaike's criterion for normal errors of ln y, corrected for few points; infinite with too few. `found` is by LOG_SQUARES.
 
@@ -173,26 +182,27 @@ class Slope(NamedTuple):
 def slope(points: Points, draws: Resamples) -> Slope:
     """The straight line through ln y over ln x, for one axis.
 
-    Where every run has at least three places, each gives a slope, and the interval is Student's over the runs; else runs and
-    prompts are drawn anew. NaN ends with fewer than two runs.
+    Where every run has at least three places, each gives a slope, and the error is that of their mean, with that of the prompts
+    that all runs have in common; else runs and prompts are drawn anew. The interval is Student's, of so many runs: what a few of them
+    spread is too small. NaN ends with fewer than two slopes, or three runs without.
     """
     log_x, log_y = np.log(points.x[0]), np.log(points.y)
     names = np.unique(points.runs)
-    estimate = _line(log_x, log_y, np.ones_like(log_y))
+    once = np.ones_like(log_y)
+    estimate = _line(log_x, log_y, once)
+    positive = (draws.y > 0).all(axis=1)
     if all(len(np.unique(log_x[points.runs == name])) >= 3 for name in names):
-        slopes = np.array([_line(log_x[own], log_y[own], np.ones(own.sum())) for own in (points.runs == name for name in names)])
-        if len(slopes) < 2:
-            return Slope(estimate, Interval(float("nan"), float("nan")), float("nan"))
-        error = float(slopes.std(ddof=1) / np.sqrt(len(slopes)))
-        reach = float(student.ppf(0.975, len(slopes) - 1)) * error
-        return Slope(estimate, Interval(estimate - reach, estimate + reach), error * float(student.ppf(0.975, len(slopes) - 1) + 0.841621))
-    enough = np.array([len(np.unique(log_x[weights > 0])) > 1 for weights in draws.weights])
-    kept = enough & (draws.y > 0).all(axis=1)
-    slopes = np.array([_line(log_x, np.log(y), weights) for y, weights in zip(draws.y[kept], draws.weights[kept], strict=True)])
-    if len(slopes) < 2:
-        return Slope(estimate, Interval(float("nan"), float("nan")), float("nan"))
-    low, high = np.quantile(slopes, [0.025, 0.975])
-    return Slope(estimate, Interval(float(low), float(high)), DETECTABLE_ERRORS * float(slopes.std()))
+        slopes = np.array([_line(log_x[own], log_y[own], once[own]) for own in (points.runs == name for name in names)])
+        of_prompts = [_line(log_x, np.log(y), once) for y in draws.y[positive]] if points.item_sums is not None else [0.0]
+        free, runs = len(slopes) - 1, float(slopes.std(ddof=1) / np.sqrt(len(slopes))) if len(slopes) > 1 else float("nan")
+        error = float(np.hypot(runs, np.std(of_prompts)))
+    else:
+        kept = positive & np.array([len(np.unique(log_x[weights > 0])) > 1 for weights in draws.weights])
+        slopes = np.array([_line(log_x, np.log(y), weights) for y, weights in zip(draws.y[kept], draws.weights[kept], strict=True)])
+        free = len(names) - 2
+        error = float(slopes.std() * np.sqrt(len(names) / free)) if free > 0 and len(slopes) > 1 else float("nan")
+    reach = float(student.ppf(0.975, free)) * error if free > 0 else float("nan")
+    return Slope(estimate, Interval(estimate - reach, estimate + reach), reach + NORMAL_80 * error)
 
 
 def _line(x: Array, y: Array, weights: Array) -> float:

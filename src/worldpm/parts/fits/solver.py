@@ -252,7 +252,7 @@ def _at_bound(form: Form, theta: Array, x: Array, y: Array) -> tuple[str, ...]:
     gone += [name for name, end in zip(form.parameters, ends, strict=True) if end and name not in gone]
     axes = {"x0": x[0], "N0": x[0], "D0": x[-1]}
     for name, value in zip(form.parameters, theta, strict=True):
-        if name in axes and not axes[name].min() / FAR <= value <= axes[name].max() * FAR:
+        if name in axes and name not in gone and not axes[name].min() / FAR <= value <= axes[name].max() * FAR:
             gone.append(name)
     return tuple(gone)
 

@@ -25,6 +25,8 @@ LEAST_FALL = 1e-4
 """The power by which a curve falls along an axis that it heeds; coefficients are positive, so that without an effect it is not 0."""
 CLEARLY_BETTER = 6.0
 """A difference of Akaike's criterion that leaves the worse form a twentieth of the better one's support."""
+SINGULAR = 1e8
+"""Condition of a plane's normal equations beyond which its slopes are rounding errors."""
 SIZES_EACH_SIDE = 3
 LEAST_STEEPNESS = 3.0
 """Of a threshold of size: nine tenths are open at 4.3 times the size at which one tenth is."""
@@ -66,16 +68,19 @@ def of_line(points: Points, draws: Resamples) -> Verdict:
         }
         for name, found in fits.items()
     }
+    smooth, abrupt = _best(told["forms"], SMOOTH), _best(told["forms"], ABRUPT)
+    better = smooth is not None and told["forms"][smooth]["held_out_error"] < told["forms"]["constant"]["held_out_error"]
     best = _best(told["forms"], tuple(told["forms"])) or "constant"
+    if smooth and better and not np.isfinite(told["forms"][smooth]["aicc"]):
+        best = smooth
     by_slope = _by_slope(trend.interval)
     if by_slope is not None:
         return Verdict(by_slope[0], by_slope[1], told, best)
-    smooth, abrupt = _best(told["forms"], SMOOTH), _best(told["forms"], ABRUPT)
     if abrupt and smooth and told["forms"][abrupt]["aicc"] + CLEARLY_BETTER < told["forms"][smooth]["aicc"]:
         told["turn"] = list(turn := evidence.bootstrap(fits[abrupt], points, LOG_SQUARES, draws).intervals["x0"])
         reason = f"the loss falls, but no smooth form describes it: {abrupt} does, with its turn at {turn.low:.3g} to {turn.high:.3g}"
         return Verdict("not identified", reason, told, best)
-    if smooth and told["forms"][smooth]["held_out_error"] < told["forms"]["constant"]["held_out_error"]:
+    if better:
         return Verdict("power law", f"{smooth} fits best, and foretells the largest better than a constant", told, best)
     return Verdict("not identified", "the loss falls, but no smooth form foretells the largest better than a constant", told, best)
 
@@ -85,7 +90,8 @@ def of_plane(points: Points) -> Verdict:
 
     Emergent: sizes below a threshold learn nothing from data, and this beats every smooth null, on sizes left out; the
     threshold lies between at least three sizes on either side, and it is a threshold: its steepness is surely above
-    LEAST_STEEPNESS. A power law: the best smooth null beats a constant there, and surely falls along each axis. No trend: the
+    LEAST_STEEPNESS. A power law: the best smooth null beats a constant there, and both it and the plane of least squares surely
+    fall along each axis. No trend: the
     intervals of the slopes along both axes lie within NEGLIGIBLE_SLOPE.
     """
     sizes, amounts = (np.sort(evidence.places(axis[None])[0]) for axis in points.x)
@@ -93,6 +99,8 @@ def of_plane(points: Points) -> Verdict:
     for what, places in (("size", sizes), ("data", amounts)):
         if short := _too_short(len(places), _decades(places)):
             return Verdict("not identified", f"{what}: {short}", told)
+    if evidence.go_together(points.x):
+        return Verdict("not identified", "size and data grow together, so that their effects cannot be told apart", told)
     fits = _fits(points, ("constant", *SMOOTH_PLANES, "emergent"))
     told["forms"] = {name: {"aicc": evidence.aicc(found, points)} for name, found in fits.items()}
     left_out = {name: evidence.left_out_errors(found, points, points.x[0]) for name, found in fits.items()}
@@ -106,10 +114,10 @@ def of_plane(points: Points) -> Verdict:
         return Verdict("emergent", reason, told, best)
     told["gain_of_smooth"] = list(against_constant := _mean_interval(left_out["constant"] - left_out[null]))
     told["falls"] = {axis: list(ends) for axis, ends in zip("ND", _falls(fits[null], points), strict=True)}
-    falling = [axis for axis, (low, _) in told["falls"].items() if low > LEAST_FALL]
+    told["slopes"] = {axis: list(ends) for axis, ends in zip("ND", _plane_slopes(points), strict=True)}
+    falling = [axis for axis, (low, _) in told["falls"].items() if low > LEAST_FALL and told["slopes"][axis][1] < 0]
     if against_constant.low > 0 and len(falling) == 2:
         return Verdict("power law", f"{null} foretells sizes left out better than a constant, and falls along both axes", told, best)
-    told["slopes"] = {axis: list(ends) for axis, ends in zip("ND", _plane_slopes(points), strict=True)}
     if all(max(-low, high) < NEGLIGIBLE_SLOPE for low, high in told["slopes"].values()):
         return Verdict("no trend", "neither size nor data changes the loss by more than a negligible amount", told, best)
     if against_constant.low > 0 and len(falling) == 1:
@@ -134,10 +142,12 @@ def _emerges(points: Points, found: Fit, gain: Array, sizes: Array, told: Json) 
 def _plane_slopes(points: Points) -> list[Interval]:
     """The 95 % intervals of d ln y / d ln N and d ln y / d ln D, by least squares on whole runs drawn with replacement."""
     draws = evidence.resample(points, seed=0, resamples=1000)
-    design = np.stack([np.ones(len(points.y)), *np.log(points.x)], axis=1)
-    enough = np.array([all(len(np.unique(axis[weights > 0])) > 1 for axis in points.x) for weights in draws.weights])
-    weighted = draws.weights[enough][:, :, None] * design
-    slopes = np.linalg.solve(np.swapaxes(weighted, 1, 2) @ design, np.swapaxes(weighted, 1, 2) @ np.log(points.y)[:, None])[:, 1:, 0]
+    centred = np.log(points.x) - np.log(points.x).mean(axis=1, keepdims=True)
+    design = np.stack([np.ones(len(points.y)), *centred], axis=1)
+    weighted = np.swapaxes(draws.weights[:, :, None] * design, 1, 2)
+    curvature = weighted @ design
+    enough = np.linalg.cond(curvature) < SINGULAR  # a draw may hold one size only, or runs that lie on a line
+    slopes = np.linalg.solve(curvature[enough], (weighted @ np.log(points.y)[:, None])[enough])[:, 1:, 0]
     return [Interval(*map(float, np.quantile(column, [0.025, 0.975]))) for column in slopes.T]
 
 
@@ -178,8 +188,10 @@ def _fits(points: Points, names: tuple[str, ...]) -> dict[str, Fit]:
 
 
 def _best(forms: Mapping[str, Json], names: tuple[str, ...]) -> str | None:
-    there = [name for name in names if name in forms and np.isfinite(forms[name]["aicc"])]
-    return min(there, key=lambda name: forms[name]["aicc"]) if there else None
+    """The form that the criterion prefers; where the points are too few for it, the one that foretells those held out best."""
+    there = [name for name in names if name in forms]
+    by = "aicc" if any(np.isfinite(forms[name]["aicc"]) for name in there) else "held_out_error"
+    return min((name for name in there if np.isfinite(forms[name][by])), key=lambda name: forms[name][by], default=None)
 
 
 def _mean_interval(values: Array) -> Interval:

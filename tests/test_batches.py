@@ -1,5 +1,6 @@
 """Tokens, cuts, shared prefixes, rows and steps."""
 
+import copy
 import re
 from collections.abc import Sequence
 
@@ -146,6 +147,28 @@ def test_the_cut_of_a_prompt_does_not_depend_on_the_responses(tokenizer: PreTrai
 def test_what_is_too_long_is_refused_unless_a_cut_was_asked_for(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match=r"group: \d+ tokens of prompt and response; at most 30 fit"):
         encode(tokenizer, "the cat " * 50, ["sat"], Limits(max_length=30, prompt_length=15, cut=False))
+
+
+def test_a_reward_that_a_cut_would_change_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    limits = Limits(max_length=200, prompt_length=40, cut=False)
+    fits = encode(tokenizer, "the cat " * 5, ["sat"], limits)
+    assert fits == encode(tokenizer, "the cat " * 5, ["sat"], limits._replace(cut=True))
+    with pytest.raises(DataError, match=r"group: \d+ tokens of prompt; at most 40 fit"):
+        encode(tokenizer, "the cat " * 30, ["sat"], limits)
+
+
+def test_megabytes_are_refused_without_reading_them(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match=r"group: 4,000,003 characters; 60 tokens hold at most"):
+        encode(tokenizer, "the cat " * 500_000, ["sat"], Limits(max_length=60, prompt_length=30, cut=False))
+
+
+def test_a_template_that_changes_words_names_the_request(tokenizer: PreTrainedTokenizerFast) -> None:
+    changing = copy.deepcopy(tokenizer)
+    changing.chat_template = str(tokenizer.chat_template).replace("message.content", "message.content.split('#')[-1]")
+    encoder = Encoder(changing, chat.frame_of(changing), ROOMY)
+    assert encoder.encode([Message("user", "a")], ["b"]).suffixes
+    with pytest.raises(DataError, match="line 7: the model's chat template changes the words of a response"):
+        encoder.encode([Message("user", "a")], ["b # c"], name="line 7")
 
 
 def test_what_the_template_refuses_is_named(tokenizer: PreTrainedTokenizerFast) -> None:

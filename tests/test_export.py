@@ -82,6 +82,13 @@ def test_an_onnx_graph_gives_the_same_rewards(road: Path, tmp_path: Path) -> Non
     assert (tmp_path / "onnx" / "model_int8.onnx").stat().st_size < (tmp_path / "onnx" / "model.onnx").stat().st_size / 2
 
 
+def test_groups_without_validation_are_no_probe(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    assert run("group", road / "threads", "--validation-share", 0, "--out", tmp_path / "groups") == 0
+    assert run("export", road / "checkpoint", "--to", "onnx", "--probe", tmp_path / "groups", "--out", tmp_path / "onnx") == 2
+    assert "has no validation groups to compare on" in capsys.readouterr().err
+
+
 def test_a_graph_that_is_not_exact_is_refused() -> None:
     onnx = pytest.importorskip("worldpm.parts.exports.onnx", reason="onnxruntime is not installed")
     assert onnx.check([[1.0, 10.0]], [[1.00005, 10.0005]]) == pytest.approx(5e-5)

@@ -152,6 +152,14 @@ def test_a_model_of_others_is_read_at_its_templates_last_token(llama: Path) -> N
     assert Scorer.load(llama).rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_model_of_others_whose_template_asks_for_the_day_always_reads_the_same(llama: Path) -> None:
+    tokenizer = checkpoint.load_tokenizer(model_sources.Source(llama))
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} " + LLAMA_TEMPLATE
+    tokenizer.save_pretrained(llama)
+    encoder = Scorer.load(llama).encoder
+    assert "26 Jul 2024" in encoder.tokenizer.decode(list(encoder.encode([Message("user", PROMPT)], RESPONSES).prefix))
+
+
 def two_labels(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"score.weight": tensors["score.weight"].repeat(2, 1)}, folder / "model.safetensors", metadata={"format": "pt"})

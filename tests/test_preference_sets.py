@@ -36,6 +36,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "messages": {"prompt": turns("How?"), "chosen": turns("x", "So.")[1:], "rejected": turns("x", "No.")[1:]},
     "implicit prompt": {"chosen": turns("How?", "So."), "rejected": turns("How?", "No.")},
     "whole dialogues beside the prompt": {"prompt": "How?", "chosen": turns("How?", "So."), "rejected": turns("How?", "No.")},
+    "the first question beside whole dialogues": {"prompt": "Hi", "chosen": turns("How?", "So."), "rejected": turns("How?", "No.")},
+    "an empty prompt beside whole dialogues": {"prompt": "", "chosen": turns("How?", "So."), "rejected": turns("How?", "No.")},
+    "question": {"question": "How?", "chosen": "So.", "rejected": "No."},
+    "a prompt that opens the answer": {"prompt": "\n\nHuman: How?\n\nAssistant:", "chosen": "So.", "rejected": "No."},
     "hh-rlhf": {"chosen": "\n\nHuman: How?\n\nAssistant: So.", "rejected": "\n\nHuman: How?\n\nAssistant: No."},
 }
 
@@ -54,6 +58,18 @@ def test_a_dialogue_of_many_turns_keeps_them_as_its_prompt(tmp_path: Path) -> No
     (group,), _ = read(tmp_path, {"chosen": shared + "So.\n\nHuman stays", "rejected": shared + "No."})
     assert [(m.role, m.content) for m in group.prompt] == [("user", "Hi"), ("assistant", "Hello: you"), ("user", "How?")]
     assert group.responses[0].content == "So.\n\nHuman stays"
+
+
+def test_a_system_column_stands_before_the_question(tmp_path: Path) -> None:
+    (group,), _ = read(tmp_path, {"system": "Be brief.", "question": "How?", "chosen": "A cat is so.", "rejected": "A cat is not."})
+    assert group.prompt == (Message("system", "Be brief."), *USER)
+    assert [response.content for response in group.responses] == ["A cat is so.", "A cat is not."]
+
+
+def test_turns_that_helpsteer2_marks_are_messages(tmp_path: Path) -> None:
+    prompt = "2 + 2?\n<extra_id_1>Assistant\n4\n<extra_id_1>User\nAnd 3 + 3?"
+    (group,), _ = read(tmp_path, *({"prompt": prompt, "response": str(n), "helpfulness": h} for n, h in ((6, 4), (7, 0))))
+    assert [(m.role, m.content) for m in group.prompt] == [("user", "2 + 2?"), ("assistant", "4"), ("user", "And 3 + 3?")]
 
 
 def test_the_prompt_of_bare_texts_is_what_both_begin_with(tmp_path: Path) -> None:
@@ -97,6 +113,10 @@ def test_ultrafeedback_ratings_give_all_pairs_that_weigh_one_together(tmp_path: 
         ({"chosen": "So.", "rejected": "No."}, "prompt without text"),
         ({"prompt": " ", "chosen": "So.", "rejected": "No."}, "prompt without text"),
         ({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "x", "c", "d")}, "pair whose sides differ before the last response"),
+        (
+            {side: f"\n\nHuman: How?\n\nAssistant: So.\n\nHuman: {side}" for side in ("chosen", "rejected")},
+            "pair that does not end with the assistant's words",
+        ),
         ({"instruction": "How?", "completions": [{"response": "a", "score": 1}] * 2}, "prompt whose responses have equal ratings"),
     ],
 )

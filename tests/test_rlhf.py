@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from tests.conftest import run
 from tests.test_serve import process
 from worldpm import Scorer
 from worldpm.field.errors import ConfigError, WorldPMError
-from worldpm.rlhf.judge import Guards, RemoteJudge, rewards_of
-from worldpm.rlhf.openrlhf import reward_func
+from worldpm.rlhf.judge import Guards, RemoteJudge, judge_of, rewards_of
+from worldpm.rlhf.openrlhf import _after, reward_func
 from worldpm.rlhf.trl import RewardFunction
 from worldpm.rlhf.verl import compute_score
 
@@ -44,11 +45,45 @@ def test_openrlhf_gets_the_rewards_of_texts_that_begin_with_their_prompts(
     monkeypatch.setenv("WORLDPM_REWARD_MODEL", str(road / "checkpoint"))
     found = reward_func([p + a for p, a in zip(PROMPTS, ANSWERS, strict=True)], PROMPTS, [None] * 3)
     assert found["rewards"].tolist() == pytest.approx(offline, abs=1e-5)  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="begin with its prompt"):
+    with pytest.raises(ConfigError, match="begins neither with its prompt nor with the end of it"):
         reward_func(["x"], ["y"], [None])
     monkeypatch.delenv("WORLDPM_REWARD_MODEL")
     with pytest.raises(ConfigError, match="WORLDPM_REWARD_MODEL"):
         reward_func(["x"], ["x"], [None])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "query"),
+    [
+        ("Where is the cafe\u0301?", "Where is the caf\u00e9? There."),  # what a tokenizer that composes letters gives back
+        ("an old story. " * 40 + "Where is the cat?", "story. " + "an old story. " * 9 + "Where is the cat? There."),
+        ("", " There."),
+    ],
+)
+def test_openrlhf_composes_letters_and_cuts_prompts_from_their_left(prompt: str, query: str) -> None:
+    assert _after(prompt, query) == " There."
+
+
+def test_a_text_that_begins_otherwise_than_its_prompt_ends_is_refused() -> None:
+    with pytest.raises(ConfigError, match="begins neither"):
+        _after("an old story. " * 40 + "Where is the cat?", "cat? There.")  # five letters may be chance
+
+
+def test_pieces_of_text_are_its_lines_and_other_pieces_are_refused(road: Path) -> None:
+    function = RewardFunction(str(road / "checkpoint"))
+    pieces = [{"type": "text", "text": "About"}, {"type": "text", "text": "an hour."}]
+    asked = [{"role": "user", "content": pieces[:1]}]
+    found = function([asked], [[{"role": "assistant", "content": pieces}]])
+    assert found == pytest.approx(function(["About"], ["About\nan hour."]), abs=1e-6)
+    for content in (None, [{"type": "image", "url": "x"}], 7):
+        with pytest.raises(ConfigError, match="rewards are of text"):
+            function([asked], [[{"role": "assistant", "content": content}]])
+
+
+def test_many_threads_load_a_model_once(road: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        judges = list(threads.map(lambda _: judge_of(f"{road}/./checkpoint"), range(8)))
+    assert len(set(map(id, judges))) == 1
 
 
 def test_verl_gets_one_reward_at_a_time(road: Path, offline: list[float]) -> None:

@@ -28,6 +28,10 @@ QWEN_TEMPLATE = (
 """Qwen's chat format with its empty system turn, as the released WorldPM checkpoints read it."""
 
 
+class ChangedError(Exception):
+    """A template gives other words than it was given."""
+
+
 class Frame(NamedTuple):
     """What surrounds the template's own words in the text of a model."""
 
@@ -65,8 +69,7 @@ def standing_alone(template: str, frame: Frame) -> str:
     """
     if MADE_HERE in template:
         return template
-    if "strftime_now" in template and FIXED_DAY not in template:
-        template = FIXED_DAY + template
+    template = on_a_fixed_day(template)
     if frame == AS_THE_TEMPLATE_HAS_IT:
         return template
     system = "{% if messages[0].role != 'system' %}{% set messages = [{'role': 'system', 'content': ''}] + messages %}{% endif %}"
@@ -75,6 +78,11 @@ def standing_alone(template: str, frame: Frame) -> str:
         f"{{% if not text.endswith('{frame.end_token}') %}}{{% set text = text + '{frame.end_token}' %}}{{% endif %}}{{% endif %}}"
     )  # fmt: skip
     return f"{MADE_HERE}{system if frame.empty_system else ''}{{% set text %}}{template}{{% endset %}}{end}{{{{ text }}}}"
+
+
+def on_a_fixed_day(template: str) -> str:
+    """The template, in which it is always the same day."""
+    return FIXED_DAY + template if "strftime_now" in template and FIXED_DAY not in template else template
 
 
 class Conversation(NamedTuple):
@@ -99,8 +107,8 @@ def render(
     """One prompt with each of its responses, in order, in the tokenizer's own template and the model's frame.
 
     Raises:
-        CheckpointError: If the tokenizer has no chat template, or one that changes the words of a response, or lacks the
-            frame's end token.
+        CheckpointError: If the tokenizer has no chat template, or lacks the frame's end token.
+        ChangedError: If the template changes the words of a response.
     """
     if not tokenizer.chat_template:
         raise CheckpointError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; save one with it")
@@ -127,9 +135,7 @@ def _render(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]], o
     *prompt, words = (turn["content"].strip() for turn in turns)
     response_end = whole.find(words, prompt_end) + len(words) if words else prompt_end
     if response_end < prompt_end + len(words):
-        raise CheckpointError(
-            f"{tokenizer.name_or_path}: the chat template changes the words of a response; it cannot be read as it was written"
-        )
+        raise ChangedError("the model's chat template changes the words of a response; it cannot be read as it was written")
     spans = _spans(whole[:prompt_end], prompt)
     return Conversation(whole, spans[0][0] if spans else prompt_end, prompt_end, response_end, tuple(spans))
 

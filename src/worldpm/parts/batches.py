@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from worldpm.field.errors import DataError
 from worldpm.field.records import Message
 from worldpm.formats import chat
+
+COUNTED = 200_000
+"""Characters up to which a text is read, if only to tell its tokens."""
 
 Tokens = Sequence[int] | NDArray[np.integer]
 
@@ -107,12 +111,16 @@ class Encoder:
         """The prompt with each response, uncut, and where their words stand.
 
         Raises:
-            DataError: If the chat template refuses the prompt.
+            DataError: If the chat template refuses the prompt or changes a response, or there are more characters than tokens could hold
+                and cutting was not asked for.
         """
+        self._check_size(sum(len(message.content) for message in prompt) + max(map(len, responses), default=0), name)
         try:
             conversations = chat.render(self.tokenizer, prompt, responses, frame=self.frame)
         except TemplateError as error:
             raise DataError(name, f"the model's chat template refuses it ({error}); roles or their order are not the model's") from error
+        except chat.ChangedError as error:
+            raise DataError(name, str(error)) from error
         tokens = _tokens(self.tokenizer, conversations)
         return [_placed(conversation, *found) for conversation, found in zip(conversations, tokens, strict=True)]
 
@@ -124,12 +132,26 @@ class Encoder:
         """
         if self.limits.cut:
             return _cut(sequence, self.limits)
-        if len(sequence.ids) > self.limits.max_length:
-            raise DataError(
-                name,
-                f"{len(sequence.ids)} tokens of prompt and response; at most {self.limits.max_length} fit: shorten it or ask for a cut",
-            )
+        for what, tokens, most in (
+            ("prompt and response", len(sequence.ids), self.limits.max_length),
+            ("prompt", sequence.prompt_end, self.limits.prompt_length),  # beyond it the model was never asked to read
+        ):
+            if tokens > most:
+                raise DataError(name, f"{tokens} tokens of {what}; at most {most} fit: shorten it or ask for a cut")
         return sequence
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token, at most."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
+    def _check_size(self, characters: int, name: str) -> None:
+        """Refuse without reading what is surely too long: to read megabytes takes seconds."""
+        if self.limits.cut or characters <= COUNTED:
+            return
+        if characters > (most := self.limits.max_length * self._longest_token):
+            told = f"{characters:,} characters; {self.limits.max_length} tokens hold at most {most:,}"
+            raise DataError(name, f"{told}: shorten it or ask for a cut")
 
     def _ids(self, text: str) -> list[int]:
         """The tokens of a rendered text, with those that the tokenizer puts before it unless they are there."""
@@ -149,6 +171,7 @@ class Encoder:
         """
         sequences, marks = [], []
         for text in texts:
+            self._check_size(len(text) if isinstance(text, str) else 0, name)
             ids = self._ids(text) if isinstance(text, str) else list(text)
             if not ids or not (min(ids) >= 0 and max(ids) < len(self.tokenizer)):
                 raise DataError(name, f"no token, or ids outside 0 to {len(self.tokenizer) - 1}; send text or ids of this tokenizer")

@@ -223,6 +223,8 @@ def encoder_of(source: Source, config: PreTrainedConfig) -> Encoder:
             raise CheckpointError(f"{folder}: the chat template is not the one it was trained with; restore the tokenizer's files")
         frame = chat.Frame(described["end_token"], described["empty_system"])
         return Encoder(tokenizer, frame, Limits(described["max_length"], described["prompt_length"]))
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = chat.on_a_fixed_day(tokenizer.chat_template)
     longest = int(min(positions_of(config), tokenizer.model_max_length))
     architecture = (config.architectures or [""])[0]
     if architecture.endswith("ForSequenceClassification"):

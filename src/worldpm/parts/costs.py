@@ -19,6 +19,7 @@ from transformers.initialization import no_init_weights
 from worldpm.field.errors import ConfigError
 from worldpm.parts import reward_model
 from worldpm.parts.batches import EncodedGroup
+from worldpm.parts.shared_prefix import UnplannedLayerError
 
 MASTER_BYTES = 16
 """Of each trained parameter: weight, gradient, and AdamW's two moments, in float32."""
@@ -110,7 +111,8 @@ def activation_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], *, d
     With gradient checkpointing that is each layer's input, and everything that one layer keeps.
 
     Raises:
-        ConfigError: If the model decides by the contents of tensors what to compute, as mixtures of experts do.
+        ConfigError: If the model decides by the contents of tensors what to compute, as mixtures of experts do, or a layer depends
+            on others.
     """
     text = config.get_text_config()
     if gradient_checkpointing:
@@ -120,9 +122,12 @@ def activation_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], *, d
 
 
 def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    changed = config.to_dict() | {"num_hidden_layers": layers}
-    changed.pop("layer_types", None)
-    return type(config)(**changed)
+    count = config.num_hidden_layers
+    of_each = {name: value[:layers] for name, value in config.to_dict().items() if isinstance(value, list) and len(value) == count}
+    try:
+        return type(config)(**{**config.to_dict(), **of_each, "num_hidden_layers": layers})
+    except ValueError as error:
+        raise ConfigError(f"{config.model_type}: one layer of it cannot stand alone ({error}); measure a step on one device") from error
 
 
 def _kept_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: torch.dtype) -> int:
@@ -130,7 +135,6 @@ def _kept_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: to
     kept: dict[int, int] = {}
     with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
         model = reward_model.from_config(config, seed=0)
-        model.share_prefix(True)
         weights = _Weights(model)
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -141,13 +145,23 @@ def _kept_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: to
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         try:
             with weights, hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                held = model(row)  # noqa: F841  # the graph must live while its storages are counted
+                held = _rewards(model, row)  # noqa: F841  # the graph must live while its storages are counted
         except Exception as error:
             raise ConfigError(
                 f"{config.model_type}: what it keeps depends on the contents of its tensors ({type(error).__name__}); "
                 "measure a step on one device instead"
             ) from error
     return sum(kept.values())
+
+
+def _rewards(model: reward_model.RewardModel, row: Sequence[EncodedGroup]) -> torch.Tensor:
+    """The rewards of a row; in rows of their own where the model shares no prompts."""
+    model.share_prefix(True)
+    try:
+        return model(row)  # type: ignore[no-any-return]
+    except UnplannedLayerError:
+        model.share_prefix(False)
+        return model(row)  # type: ignore[no-any-return]
 
 
 class _Weights(TorchDispatchMode):  # type: ignore[no-untyped-call]

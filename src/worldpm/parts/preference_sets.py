@@ -2,9 +2,11 @@
 
 Rows that follow each other with the same prompt become one group, so that its prompt is computed once. Known forms:
 
-- `chosen`, `rejected` with `prompt`, or with the prompt implicit: what both begin with. Texts or message lists (TRL,
-  RLHFlow's pairs), and dialogues of `Human:` and `Assistant:` turns (hh-rlhf).
-- `prompt`, `response` and a `helpfulness` rating on rows that follow each other (HelpSteer2).
+- `chosen`, `rejected` with `prompt` (`question`, `instruction`; `system` before it), or with the prompt implicit: what both begin
+  with. Texts or message lists (TRL, RLHFlow's pairs), and dialogues of `Human:` and `Assistant:` turns (hh-rlhf). Lists that hold
+  the whole dialogue are taken as they are, whatever stands beside them.
+- `prompt`, `response` and a `helpfulness` rating on rows that follow each other (HelpSteer2, whose later turns begin with
+  `<extra_id_1>User` or `<extra_id_1>Assistant`).
 - `instruction` and `completions` with `response` and a rating (UltraFeedback).
 """
 
@@ -29,7 +31,9 @@ SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
 RATINGS = ("overall_score", "helpfulness", "rating", "score")
 """Names of ratings; the first that a response has is taken."""
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
-ROLES = {"Human": "user", "Assistant": "assistant"}
+MARKED_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
+ASKED = ("prompt", "question", "instruction")
 FORMS = "expected chosen and rejected (with or without prompt), or prompt, response and helpfulness, or instruction and completions"
 VALIDATION_SHARE = 0.05
 """Of the prompts, by their hash, where a set has no validation file of its own."""
@@ -132,10 +136,10 @@ def _judged(row: Any, path: Path, number: int) -> Judged | str:
         if "chosen" in row and "rejected" in row:
             return pair(row)
         if "response" in row and "prompt" in row:
-            return Judged(_messages(row["prompt"]), (_text(row["response"]),), (_rating(row),))
+            return Judged(asked(row["prompt"]), (_text(row["response"]),), (_rating(row),))
         if "completions" in row:
             answers = row["completions"]
-            prompt = _messages(row.get("instruction", row.get("prompt")))
+            prompt = asked(row.get("instruction", row.get("prompt")))
             if not answers:
                 return "prompt without responses"
             return Judged(prompt, tuple(_text(answer["response"]) for answer in answers), tuple(map(_rating, answers)))
@@ -147,19 +151,22 @@ def _judged(row: Any, path: Path, number: int) -> Judged | str:
 def pair(row: Json) -> Judged | str:
     """A row with `chosen` and `rejected`, each a response, or the whole dialogue that ends with one; or why it holds no preference."""
     chosen, rejected = _messages(row["chosen"], role="assistant"), _messages(row["rejected"], role="assistant")
-    if row.get("prompt") is not None:
-        prompt = _messages(row["prompt"])
-        start = len(prompt)
-        chosen = chosen[start:] if chosen[:start] == prompt else chosen
-        rejected = rejected[start:] if rejected[:start] == prompt else rejected
+    given = next((row[name] for name in ASKED if row.get(name)), None)
+    whole = all(len(side) > 1 and side[0].role != "assistant" for side in (chosen, rejected))
+    if given is not None and not whole:
+        prompt = asked(given)
+        if row.get("system") and prompt[0].role != "system":
+            prompt = (Message("system", _text(row["system"])), *prompt)
     elif len(chosen) == len(rejected) == 1:
         words = _common_words(chosen[0].content, rejected[0].content)
         prompt = (Message("user", words.strip()),)
-        chosen, rejected = (_messages(side[0].content[len(words) :]) for side in (chosen, rejected))
+        chosen, rejected = (_messages(side[0].content[len(words) :], role="assistant") for side in (chosen, rejected))
     else:
         prompt, chosen, rejected = chosen[:-1], chosen[-1:], (rejected[-1:] if rejected[:-1] == chosen[:-1] else ())
     if len(chosen) != 1 or len(rejected) != 1:
         return "pair whose sides differ before the last response"
+    if {chosen[0].role, rejected[0].role} != {"assistant"}:
+        return "pair that does not end with the assistant's words"
     return Judged(prompt, (chosen[0].content, rejected[0].content), ())
 
 
@@ -167,6 +174,21 @@ def _common_words(first: str, second: str) -> str:
     """What two texts begin with, up to the last white space."""
     shared = first[: chat.common_prefix([first, second])]
     return re.match(r"(?s)(?:.*\s)?", shared)[0] if shared not in (first, second) else ""  # type: ignore[index]  # it always matches
+
+
+def asked(prompt: Any) -> tuple[Message, ...]:
+    """The messages of a prompt; an assistant's turn that it only opens is none, and HelpSteer2's marks begin turns.
+
+    Raises:
+        TypeError: If it is neither a text nor a list of messages.
+    """
+    if isinstance(prompt, str) and MARKED_TURN.search(prompt):
+        first, *others = MARKED_TURN.split(_text(prompt))
+        turns = [("User", first), *zip(others[::2], others[1::2], strict=True)]
+        return tuple(Message(ROLES[who], words) for who, words in turns if words)
+    found = _messages(prompt)
+    opened = len(found) > 1 and found[-1].role == "assistant" and not found[-1].content.strip()
+    return found[:-1] if opened else found
 
 
 def _messages(value: Any, *, role: str = "user") -> tuple[Message, ...]:

@@ -7,7 +7,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -82,10 +81,36 @@ class RemoteJudge:
         raise AssertionError("the last attempt returns or raises")
 
 
-@cache
+_known: dict[tuple[str, str | None], Judge] = {}
+_loading = threading.Lock()
+
+
 def judge_of(place: str, key: str | None = None) -> Judge:
-    """The judge at a URL, which may ask for an API key, or in a folder; loaded once in a process."""
-    return RemoteJudge(place, key) if place.startswith(("http://", "https://")) else LocalJudge(Scorer.load(place, cut=True))
+    """The judge at a URL, which may ask for an API key, or in a folder; loaded once in a process, however many threads ask."""
+    with _loading:
+        if (place, key) not in _known:
+            remote = place.startswith(("http://", "https://"))
+            _known[place, key] = RemoteJudge(place, key) if remote else LocalJudge(Scorer.load(place, cut=True))
+        return _known[place, key]
+
+
+def messages_of(turns: str | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """A prompt, or a completion, as messages: a text is one of the user's; the pieces of a message are lines.
+
+    Raises:
+        ConfigError: If a message has no text, or pieces of another kind.
+    """
+    if isinstance(turns, str):
+        return (Message("user", turns),)
+    return tuple(Message(str(turn["role"]), _words(turn["content"])) for turn in turns)
+
+
+def _words(content: object) -> str:
+    if isinstance(content, str):
+        return content
+    if not (isinstance(content, list | tuple) and all(isinstance(piece, Mapping) and piece.get("type") == "text" for piece in content)):
+        raise ConfigError(f"a message's content is {content!r:.60}; rewards are of text: give a text, or pieces of type `text`")
+    return "\n".join(str(piece["text"]) for piece in content)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ one that OpenRLHF has rendered in the policy's chat template would be read as th
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from worldpm.field.errors import ConfigError
@@ -16,13 +17,15 @@ from worldpm.rlhf.judge import Guards, judge_of, rewards_of
 PLACE, KEY = "WORLDPM_REWARD_MODEL", "WORLDPM_API_KEY"
 SPECIAL = r"<\|[^|<>]{1,40}\|>|<(?:start|end)_of_turn>|</?s>|<(?:bos|eos)>|\[/?INST\]"
 """What templates of policies write."""
+LEAST_LEFT = 32
+"""Characters of a cut prompt by which it is known."""
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[object]) -> dict[str, object]:
     """`rewards`, `scores` and `extra_logs` of texts that begin with their prompts; torch tensors, as OpenRLHF wants them.
 
     Raises:
-        ConfigError: If the variable is not set, or a text does not begin with its prompt.
+        ConfigError: If the variable is not set, or a text does not begin with its prompt, or with the end of it.
     """
     import torch
 
@@ -30,12 +33,21 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence
         raise ConfigError(f"set {PLACE} to a checkpoint's folder, or to the URL of `worldpm serve`")
     responses = []
     for query, prompt in zip(queries, prompts, strict=True):
-        if not query.startswith(prompt):
-            raise ConfigError(f"a text does not begin with its prompt ({prompt[:60]!r}); OpenRLHF's own texts do")
         if written := re.search(SPECIAL, prompt):
             raise ConfigError(f"a prompt is rendered already (it holds {written[0]}); give OpenRLHF plain questions, without a template")
-        responses.append(re.sub(rf"(?:\s*(?:{SPECIAL}))+\s*$", "", query.removeprefix(prompt)))
+        responses.append(re.sub(rf"(?:\s*(?:{SPECIAL}))+\s*$", "", _after(prompt, query)))
     found = torch.tensor(
         rewards_of(judge_of(place, os.environ.get(KEY)), [(Message("user", prompt),) for prompt in prompts], responses, Guards())
     )
     return {"rewards": found, "scores": found, "extra_logs": {"reward": found}}
+
+
+def _after(prompt: str, query: str) -> str:
+    """What a text says after its prompt. It went through the policy's tokenizer: most compose letters with their accents, and
+    OpenRLHF cuts a long prompt from its left."""
+    asked, told = (unicodedata.normalize("NFC", text) for text in (prompt, query))
+    least = min(LEAST_LEFT, len(asked))
+    for start in range(len(asked) - least + 1):
+        if told.startswith(asked[start : start + least]) and told.startswith(asked[start:]):
+            return told[len(asked) - start :]
+    raise ConfigError(f"a text begins neither with its prompt nor with the end of it ({prompt[:60]!r}); OpenRLHF's own texts do")

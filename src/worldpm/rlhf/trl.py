@@ -5,15 +5,14 @@
     trainer = GRPOTrainer(model=..., reward_funcs=RewardFunction("checkpoint"), ...)
 
 `reward_funcs="checkpoint"` works too, since a checkpoint is a plain sequence classifier; it then computes each prompt as often as it
-has rollouts.
+has rollouts, and what is longer than the model was trained on is not cut, as it is here.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worldpm.field.errors import ConfigError
-from worldpm.field.records import Message
-from worldpm.rlhf.judge import Guards, judge_of, rewards_of
+from worldpm.rlhf.judge import Guards, judge_of, messages_of, rewards_of
 
 Turns = str | Sequence[Mapping[str, Any]]
 
@@ -28,19 +27,11 @@ class RewardFunction:
 
     def __call__(self, prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float]:
         """Rewards in order; texts are one user turn and its answer, lists are conversations."""
-        asked = [_prompt(prompt) for prompt in prompts]
+        asked = [messages_of(prompt) for prompt in prompts]
         return rewards_of(judge_of(self._place, self._key), asked, [_response(completion) for completion in completions], self._guards)
 
 
-def _prompt(prompt: Turns) -> tuple[Message, ...]:
-    if isinstance(prompt, str):
-        return (Message("user", prompt),)
-    return tuple(Message(str(turn["role"]), str(turn["content"])) for turn in prompt)
-
-
 def _response(completion: Turns) -> str:
-    if isinstance(completion, str):
-        return completion
-    if len(completion) != 1:
-        raise ConfigError(f"a completion has {len(completion)} turns; one answer can be judged")
-    return str(completion[0]["content"])
+    if len(turns := messages_of(completion)) != 1:
+        raise ConfigError(f"a completion has {len(turns)} turns; one answer can be judged")
+    return turns[0].content

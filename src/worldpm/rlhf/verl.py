@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worldpm.field.errors import ConfigError
-from worldpm.field.records import Message
-from worldpm.rlhf.judge import Guards, judge_of, rewards_of
+from worldpm.rlhf.judge import Guards, judge_of, messages_of, rewards_of
 
 
 def compute_score(data_source: str, solution_str: str, ground_truth: object, extra_info: Mapping[str, Any] | None = None,
@@ -22,6 +21,5 @@ def compute_score(data_source: str, solution_str: str, ground_truth: object, ext
     prompt = next((extra_info[name] for name in ("prompt", "question") if extra_info and extra_info.get(name)), None)
     if prompt is None:
         raise ConfigError(f"{data_source}: extra_info has neither `prompt` nor `question`; write one of them into the data")
-    turns = (Message("user", prompt),) if isinstance(prompt, str) else tuple(Message(turn["role"], turn["content"]) for turn in prompt)
-    (reward,) = rewards_of(judge_of(place, key), [turns], [solution_str], Guards())
+    (reward,) = rewards_of(judge_of(place, key), [messages_of(prompt)], [solution_str], Guards())
     return {"score": reward}

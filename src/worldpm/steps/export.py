@@ -136,6 +136,8 @@ def _probes(config: Config, scorer: "Scorer") -> "tuple[list[EncodedGroup], Call
         texts = [f"word {'and more ' * length}end" for length in (0, 3, 17, 60)]
         return [scorer.encoder.encode([Message("user", text)], texts) for text in texts], lambda _: None
     found = list(islice(TrainingData.find([str(config.probe)]).groups("validation", Counter()), PROBES))
+    if not found:
+        raise ConfigError(f"--probe {config.probe}: has no validation groups to compare on; name groups that have, or leave it out")
     groups = [scorer.encoder.encode(group.prompt, [response.content for response in group.responses]) for group in found]
 
     def accuracy(rewards: list[list[float]]) -> float:

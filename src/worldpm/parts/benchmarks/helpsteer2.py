@@ -10,6 +10,7 @@ from typing import Any
 from worldpm.field.errors import DataError
 from worldpm.field.records import Preference
 from worldpm.formats import rows
+from worldpm.parts import preference_sets
 from worldpm.parts.benchmarks.items import Item, Judged, better_first, files, unique
 from worldpm.parts.benchmarks.metrics import strict_accuracy
 
@@ -44,7 +45,8 @@ def _items(path: Path) -> Iterator[Item]:
                     gap = _rating(first[attribute]) - _rating(second[attribute])
                     if gap:
                         better, worse = (first, second) if gap > 0 else (second, first)
-                        item = better_first(attribute, f"{attribute}:{number}", first["prompt"], [better["response"]], [worse["response"]])
+                        prompt = preference_sets.asked(first["prompt"])
+                        item = better_first(attribute, f"{attribute}:{number}", prompt, [better["response"]], [worse["response"]])
                         shown = (0, 1) if gap > 0 else (1, 0)
                         yield item._replace(preferences=(Preference(0, 1, abs(gap)),), shown=shown)
     except (KeyError, TypeError, ValueError) as error:

@@ -85,10 +85,11 @@ def card(source: model_sources.Source, *, licence: str, results: Path | None, na
     config = folders.read_json(source.folder / checkpoint.CONFIG)
     known = {key: described[key] for key in ("max_length", "prompt_length", "template_hash", "reward_mean", "reward_std")}
     temperature = described.get("temperature")
+    end = f"`{described['end_token']}`" if described["end_token"] else "what its chat template puts last"
     ends = chat.MADE_HERE in str(checkpoint.load_tokenizer(source).chat_template)
     return CARD.format(
         template_ends=", and with messages, since the chat template ends a conversation as training did" if ends else "",
-        name=name, licence=licence, architecture=config["architectures"][0], end=f"`{described['end_token']}`",
+        name=name, licence=licence, architecture=config["architectures"][0], end=end,
         temperature=f"{temperature:.3f}" if temperature else "1", training=_training(described),
         results=_results(results, source.folder.resolve().name) if results else "", **known,
     )  # fmt: skip

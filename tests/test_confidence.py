@@ -68,6 +68,15 @@ def test_settings_of_words() -> None:
             read_settings(ranges, weights)
 
 
+def test_a_prompts_pair_is_drawn_not_taken_from_the_front() -> None:
+    prompts = [f"q{number}" for number in range(300) for _ in range(3)]
+    drawn = confidence._one_each(prompts, [0.0, 1.0, 2.0] * 300)
+    counts = [drawn.count(margin) for margin in (0.0, 1.0, 2.0)]
+    assert sum(counts) == 300
+    assert min(counts) > 70
+    assert drawn == confidence._one_each(prompts, [0.0, 1.0, 2.0] * 300)
+
+
 def test_results_of_an_evaluation_tell_temperature_thresholds_and_style(road: Path) -> None:
     found = confidence.of_results(road / "results", "checkpoint")
     assert found.temperature is not None

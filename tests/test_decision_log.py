@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -47,6 +48,15 @@ def test_a_log_goes_on_where_it_stopped(log: Path) -> None:
     found = decision_log.verify(log)
     assert (found.decisions, found.broken) == (7, None)
     assert [json.loads(row["rewards"])[0] for row in decision_log.rows(log)] == [number + 0.1 for number in range(7)]
+
+
+def test_a_decision_that_cannot_be_written_harms_no_other(tmp_path: Path) -> None:
+    written = DecisionLog(tmp_path / "log.sqlite")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        written.append([replace(decision(0), settings={"bound": float("inf")})])
+    written.append([decision(1)]).result()
+    written.close()
+    assert decision_log.verify(tmp_path / "log.sqlite").decisions == 1
 
 
 @pytest.mark.parametrize(
@@ -109,14 +119,18 @@ def test_export_and_replay_of_a_served_log(road: Path, tmp_path: Path, capsys: p
         client.post("/v1/rewards", json={"prompt": "a", "responses": ["b", "c d"]})
         client.post("/classify", json={"input": ["a text", "another"]})
         client.post("/v1/embeddings", json={"input": [1, 2, 3]})
+        client.post("/rerank", json={"query": "word " * 50, "documents": ["answer " * 50], "truncate_prompt_tokens": 40})
+        client.post("/classify", json={"input": "word " * 50, "truncate_prompt_tokens": 8})
+        client.post("/v1/rewards", json={"prompt": "word " * 400, "responses": ["b"], "cut": True})
     assert service.decisions is not None
     service.decisions.close()
     assert run("log", "export", log, "--out", table) == 0
     rows = pq.read_table(table).to_pylist()
-    assert [len(row["rewards"]) for row in rows] == [2, 1, 1, 1]
+    assert [len(row["rewards"]) for row in rows] == [2, 1, 1, 1, 1, 1, 1]
+    assert [json.loads(row["settings"]).get("cut_to") for row in rows] == [None] * 4 + [40, 8, 256]
     assert max(rows[0]["probabilities"]) > 0.5 == min(rows[0]["probabilities"])
     assert run("log", "replay", log, "--model", road / "checkpoint") == 0
-    assert "4 decisions scored again" in capsys.readouterr().out
+    assert "7 decisions scored again" in capsys.readouterr().out
     assert run("log", "replay", log, "--model", road / "checkpoint", "--tolerance", -1) == 1
     assert "differ by more" in capsys.readouterr().err
 

@@ -90,3 +90,6 @@ def test_a_reference_that_is_none_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({name: [1.0] for name in drift.SERIES}))
     with pytest.raises(DataError, match="fewer than"):
         drift.read(path)
+    path.write_text(json.dumps({name: ["1"] * drift.WINDOW for name in drift.SERIES}))
+    with pytest.raises(DataError, match="something else than numbers"):
+        drift.read(path)

@@ -45,6 +45,28 @@ def test_chance_is_no_gap() -> None:
     assert alarms <= 4
 
 
+def test_a_group_without_errors_may_be_like_the_others() -> None:
+    """Three of 60 are errors; none of twelve says little: by Clopper and Pearson up to 0.265."""
+    none, _ = fairness.gaps(pairs_of({"a": [0.0] * 12, "b": [0.0] * 57 + [1.0] * 3}), "language")
+    assert none["error_interval"] == pytest.approx([0.0, 1 - 0.025 ** (1 / 12)])
+    low, high = none["error_gap"]["interval"]
+    assert low < 0 < high
+    assert high == pytest.approx(-0.05 + np.hypot(1 - 0.025 ** (1 / 12), 0.05), abs=0.03)
+
+
+def test_groups_that_differ_in_spread_alone_have_no_gap() -> None:
+    generator = np.random.default_rng(0)
+    alarms = missed = 0
+    for _ in range(40):
+        wide, narrow = generator.normal(0, 3, 12), generator.normal(0, 1, 300)
+        pairs = [Pair(f"{name}{n}", {"a": name}, r, r - 1) for name, rewards in (("w", wide), ("n", narrow)) for n, r in enumerate(rewards)]
+        (gap,) = [one["reward_gap"] for one in fairness.gaps(pairs, "a") if one["value"] == "w"]
+        alarms += gap["p_value"] < 0.05
+        missed += not gap["interval"][0] <= 0 <= gap["interval"][1]
+    assert alarms <= 6
+    assert missed <= 6
+
+
 def test_the_command_prints_a_table_and_names_bad_lines(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = tmp_path / "labelled.jsonl"
     rows = [
@@ -58,6 +80,9 @@ def test_the_command_prints_a_table_and_names_bad_lines(road: Path, tmp_path: Pa
     assert [row["pairs"] for row in json.loads((tmp_path / "gaps.json").read_text())["language"]] == [20, 40]
     assert run("fairness", road / "checkpoint", lines, "--by", "region") == 2
     assert "lacks the column 'region'" in capsys.readouterr().err
+    lines.write_text(json.dumps({**rows[0], "responses": ["a", "\ud800"]}) + "\n")
+    assert run("fairness", road / "checkpoint", lines, "--by", "language") == 2
+    assert ":1: half of a surrogate pair" in capsys.readouterr().err
     lines.write_text(json.dumps({**rows[0], "preferred": 2}) + "\n")
     assert run("fairness", road / "checkpoint", lines, "--by", "language") == 2
     assert ":1: preferred is 2; expected the place of a response, 0 to 1" in capsys.readouterr().err

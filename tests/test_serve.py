@@ -1,5 +1,6 @@
 """The server: every client's route, limits before the model, the same rewards as offline, and nothing lost."""
 
+import asyncio
 import contextlib
 import json
 import math
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,7 @@ from worldpm.field.records import Message
 from worldpm.parts import decision_log
 from worldpm.parts.scorer import Request
 from worldpm.parts.serving import app
+from worldpm.parts.serving.engine import LocalEngine
 from worldpm.steps.serve import Config, assemble
 
 PROMPT, ANSWERS = "How long should I bake a loaf?", ["About 40 minutes at 220 C.", "This was asked before.", "Who knows?"]
@@ -251,6 +254,32 @@ def test_a_deadline_that_passed_is_503_and_not_computed(client: TestClient) -> N
     assert client.post("/v1/rewards", json=body, headers={"X-Timeout-Seconds": "soon"}).status_code == 422
 
 
+def test_a_deadline_holds_where_others_are_read_and_explained(road: Path) -> None:
+    application, service = assemble(Config(model=str(road / "checkpoint")))
+    engine = service.engine
+    assert isinstance(engine, LocalEngine)
+    soon = {"x-timeout-seconds": "0.2"}
+    with TestClient(application, raise_server_exceptions=False) as client:
+        held = threading.Event()
+        engine._reader.submit(held.wait)  # a text of somebody else's that takes long
+        started = time.monotonic()
+        late = [client.post("/v1/rewards", json={"prompt": "a", "responses": ["b"]}, headers=soon)]
+        late.append(client.post("/tokenize", json={"prompt": "a"}, headers=soon))
+        held.set()
+        engine._stepping = asyncio.Semaphore(0)  # explanations of others are under way
+        late.append(client.post("/v1/explain", json={"prompt": "a", "responses": ["b"]}, headers=soon))
+        assert [one.status_code for one in late] == [503, 503, 503]
+        assert time.monotonic() - started < 5
+        assert client.post("/v1/rewards", json={"prompt": "a", "responses": ["b"]}).status_code == 200
+
+
+def test_without_a_style_model_nothing_is_said_of_equal_style(road: Path, client: TestClient) -> None:
+    body = {"prompt": PROMPT, "responses": ANSWERS}
+    assert client.post("/v1/rewards", json=body).json()["style"]["at_equal_style"] is not None
+    with server(road) as bare:
+        assert bare.post("/v1/rewards", json=body).json()["style"]["at_equal_style"] is None
+
+
 def test_a_reward_that_is_not_finite_is_500_and_not_logged(road: Path, tmp_path: Path) -> None:
     import torch
 
@@ -293,9 +322,10 @@ def test_rules_send_responses_to_queues(road: Path, tmp_path: Path, scorer: Scor
         alone = client.post("/v1/route", json={"prompt": PROMPT, "responses": [ANSWERS[0]]}).json()["responses"]
     assert sorted(one["queue"] for one in found) == ["low", "low", "publish"]
     assert alone[0]["preferred_to_others"] is None
-    rules.write_text('{"rules": [{"queue": "a", "reward": 1}], "otherwise": "b"}')
-    with pytest.raises(DataError, match="rule 0"):
-        assemble(Config(model=str(road / "checkpoint"), rules=rules))
+    for wrong in ('"reward": 1', '"reward_below": 1e999', '"reward_below": NaN'):
+        rules.write_text(f'{{"rules": [{{"queue": "a", {wrong}}}], "otherwise": "b"}}')
+        with pytest.raises(DataError, match="rule 0"):
+            assemble(Config(model=str(road / "checkpoint"), rules=rules))
 
 
 def test_metrics_count_what_happened(road: Path) -> None:
@@ -435,6 +465,7 @@ def test_clients_that_misbehave_harm_nobody(road: Path) -> None:
                 head = f"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
                 raw.sendall(head.encode() + body)
         assert httpx.post(f"{url}/v1/rewards", json={"prompt": "a", "responses": ["b"]}, timeout=60).status_code == 200
+        assert not re.findall(r'requests_total\{.*status="5\d\d"', httpx.get(f"{url}/metrics").text)  # who left is no error of ours
         assert started.poll() is None
 
 
@@ -485,7 +516,10 @@ def test_in_front_of_another_server_nothing_changes(road: Path, tmp_path: Path, 
             assert found["usage"]["response_tokens"][:3] == local.length_tokens
             text = front.post("/classify", json={"input": "hello", "use_activation": False}).json()["data"][0]["probs"][0]
             assert text == pytest.approx(httpx.post(f"{url}/v1/embeddings", json={"input": "hello"}).json()["data"][0]["embedding"][0])
-            assert front.post("/v1/rewards", json={"prompt": "a " * 5000, "responses": ["b"]}).status_code == 422
+            long = {"prompt": "a " * 5000, "responses": ["b"]}
+            assert front.post("/v1/rewards", json=long).status_code == 422
+            assert front.post("/v1/rewards", json={**long, "cut": True}).json()["truncated"] == [True]
+            assert front.post("/v1/rewards", json={"prompt": "a", "responses": ["b"], "cut": True}).json()["truncated"] == [False]
             assert front.post("/v1/explain", json={"prompt": "a", "responses": ["b"]}).status_code == 501
             behind.kill()
             behind.wait()
@@ -493,7 +527,7 @@ def test_in_front_of_another_server_nothing_changes(road: Path, tmp_path: Path, 
             assert (gone.status_code, "retry-after" in gone.headers) == (503, True)
     assert service.decisions is not None
     service.decisions.close()
-    assert decision_log.verify(log).decisions == 2
+    assert decision_log.verify(log).decisions == 4
     with pytest.raises(ConfigError, match="no vLLM answers"):
         assemble(Config(upstream=url))
     with pytest.raises(ConfigError, match="one of the two"):
@@ -503,4 +537,8 @@ def test_in_front_of_another_server_nothing_changes(road: Path, tmp_path: Path, 
 def test_tokens_are_those_of_the_model(client: TestClient, scorer: Scorer) -> None:
     found = client.post("/tokenize", json={"prompt": PROMPT}).json()
     assert found["tokens"] == scorer.encoder.tokenizer.encode(PROMPT)
+    turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": ANSWERS[0]}]
+    whole = client.post("/tokenize", json={"messages": turns, "add_generation_prompt": False}).json()
+    group = scorer.encoder.encode([Message("user", PROMPT)], ANSWERS[:1])
+    assert whole["tokens"] == [*group.prefix, *group.suffixes[0]]
     assert found["count"] == len(found["tokens"])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import xxhash
 
 from worldpm.field import bradley_terry, calibration
 from worldpm.field.errors import ConfigError
@@ -159,9 +160,7 @@ def of_results(results: Path, name: str, *, sha256: str | None = None) -> Confid
     if name not in (known := sorted({row["checkpoint"] for row in rows})):
         raise ConfigError(f"--calibration {results}: judged {', '.join(known)}, not {name}; evaluate the model that is served")
     pairs = _pairs(results, [row for row in rows if row["checkpoint"] == name])
-    one_each: dict[str, float] = {}
-    for cluster, margin in zip(pairs.cluster, pairs.margin.tolist(), strict=True):
-        one_each.setdefault(cluster, margin)
+    one_each = _one_each(pairs.cluster, pairs.margin.tolist())
     margin, probability, weight = (torch.from_numpy(column) for column in (pairs.margin, pairs.probability, pairs.weight))
     found = style_control.controlled(pairs, "paper")["coefficients"]
     margin_weight = found["margin"]["per_unit"]
@@ -170,9 +169,16 @@ def of_results(results: Path, name: str, *, sha256: str | None = None) -> Confid
         if margin_weight <= 0
         else StyleModel(margin_weight, {feature: one["per_unit"] for feature, one in found.items() if feature != "margin"})
     )
-    return Confidence(
-        calibration.temperature(margin, probability, weight), list(one_each.values()), style, f"{len(one_each):,} prompts of {results.name}"
-    )
+    return Confidence(calibration.temperature(margin, probability, weight), one_each, style, f"{len(one_each):,} prompts of {results.name}")
+
+
+def _one_each(cluster: Sequence[str], margins: Sequence[float]) -> list[float]:
+    """The margin of one pair of each prompt, drawn by a hash: the first pair is of the earliest answer, and easier than others."""
+    drawn: dict[str, tuple[int, float]] = {}
+    for place, (name, margin) in enumerate(zip(cluster, margins, strict=True)):
+        key = xxhash.xxh64_intdigest(f"{name}#{place}".encode())
+        drawn[name] = min(drawn.get(name, (key, margin)), (key, margin))
+    return [margin for _, margin in drawn.values()]
 
 
 def _pairs(results: Path, rewards: Sequence[Json]) -> style_control.StyledPairs:

@@ -97,7 +97,7 @@ class DecisionLog:
             raise ConfigError(f"{path}: cannot be written as a decision log ({error}); name another file") from error
         self._number: int = last[0] if last else 0
         self._hash: str = last[1] if last else FIRST
-        self._queue: queue.SimpleQueue[tuple[Sequence[Decision], Future[None]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Sequence[Json], Future[None]] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="decisions", daemon=True)
         self._writer.start()
 
@@ -105,9 +105,13 @@ class DecisionLog:
         return self._number
 
     def append(self, decisions: Sequence[Decision]) -> Future[None]:
-        """Done when the decisions are on the disk; a failure to write them is its exception."""
+        """Done when the decisions are on the disk; a failure to write them is its exception.
+
+        Raises:
+            ValueError: If one holds a number that is not finite; then none of them is written, and no others suffer.
+        """
         done: Future[None] = Future()
-        self._queue.put((decisions, done))
+        self._queue.put(([_values(decision) for decision in decisions], done))
         return done
 
     def close(self) -> None:
@@ -128,7 +132,7 @@ class DecisionLog:
             work = [one for one in waiting if one is not None and one[1].set_running_or_notify_cancel()]
             stopped = None in waiting
             try:
-                self._commit([decision for decisions, _ in work for decision in decisions])
+                self._commit([values for decisions, _ in work for values in decisions])
             except Exception as error:  # a full disk, say: nobody gets an answer that is not written
                 for _, done in work:
                     done.set_exception(error)
@@ -136,11 +140,11 @@ class DecisionLog:
                 for _, done in work:
                     done.set_result(None)
 
-    def _commit(self, decisions: Sequence[Decision]) -> None:
+    def _commit(self, decisions: Sequence[Json]) -> None:
         number, before, rows = self._number, self._hash, []
-        for decision in decisions:
+        for values in decisions:
             number += 1
-            row = _row(number, decision, before)
+            row = tuple({"number": number, **values, "before": before}[name] for name in COLUMNS)
             before = _hash(row)
             rows.append((*row, before))
         with self._connection:
@@ -149,11 +153,12 @@ class DecisionLog:
         self._number, self._hash = number, before
 
 
-def _row(number: int, decision: Decision, before: str) -> tuple[Any, ...]:
+def _values(decision: Decision) -> Json:
+    """The columns of a decision but for its place in the chain."""
     values = asdict(decision)
     for name in ("settings", "inputs", "rewards", "probabilities"):
         values[name] = None if values[name] is None else json.dumps(values[name], ensure_ascii=False, allow_nan=False)
-    return tuple({"number": number, **values, "before": before}[name] for name in COLUMNS)
+    return values
 
 
 def _hash(row: Sequence[Any]) -> str:

@@ -5,6 +5,7 @@ prompt, and one of the prompt's words, hashed. Each window of the newest values 
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,6 +138,8 @@ def read(path: Path) -> dict[str, list[float]]:
     content = folders.read_json(path)
     if not isinstance(content, dict) or any(not isinstance(content.get(name), list) for name in SERIES):
         raise DataError(path, f"expected lists of {', '.join(SERIES)}; `worldpm log reference` writes them")
+    if not all(isinstance(value, int | float) and math.isfinite(value) for name in SERIES for value in content[name]):
+        raise DataError(path, "holds something else than numbers; `worldpm log reference` writes them")
     if min(len(content[name]) for name in SERIES) < LEAST:
         raise DataError(path, f"holds fewer than {LEAST} requests; take a longer log")
     return content

@@ -12,7 +12,7 @@ Json = dict[str, Any]
 Array = NDArray[np.float64]
 LEAST_PROMPTS = 10
 """A value with fewer prompts is shown without a test."""
-RESAMPLES = 10_000
+RESAMPLES, PERMUTATIONS = 10_000, 1_000
 
 
 class Pair(NamedTuple):
@@ -38,9 +38,9 @@ class Pair(NamedTuple):
 def gaps(pairs: Sequence[Pair], column: str) -> list[Json]:
     """For every value of a column: errors and rewards with 95 % intervals, and its gap to all other values.
 
-    Every prompt counts once, however many pairs it has. A gap's p-value is of a permutation of prompts between the value and the rest,
-    corrected over the column by Holm's procedure; of two values there is one gap, seen from both sides. Values with fewer than ten
-    prompts have no gap.
+    Every prompt counts once, however many pairs it has. A gap's interval is made of those of its two sides, and its p-value is of a
+    permutation of prompts between them, in standard errors: neither takes the two for equally spread. P-values are corrected over the
+    column by Holm's procedure; of two values there is one gap, seen from both sides. Values with fewer than ten prompts have no gap.
     """
     values = sorted({pair.columns[column] for pair in pairs})
     found = [_of_value(pairs, column, value) for value in values]
@@ -63,11 +63,16 @@ def _of_value(pairs: Sequence[Pair], column: str, value: str) -> Json:
     row: Json = {"value": value, "pairs": len(own), "prompts": prompts[0]}
     for measure in ("error", "reward"):
         mine, rest = _by_prompt(own, measure), _by_prompt(others, measure)
-        interval = clustered_interval(mine, np.ones(len(mine)), np.arange(len(mine)), shares=measure == "error", resamples=RESAMPLES)
+        interval = _interval(mine, measure)
         row[measure] = float(mine.mean())
         row[f"{measure}_interval"] = None if interval.low != interval.low else list(interval)
-        row[f"{measure}_gap"] = _gap(mine, rest) if min(prompts) >= LEAST_PROMPTS else None
+        enough = min(prompts) >= LEAST_PROMPTS
+        row[f"{measure}_gap"] = _gap(mine, rest, interval, _interval(rest, measure)) if enough else None
     return row
+
+
+def _interval(values: Array, measure: str) -> Interval:
+    return clustered_interval(values, np.ones(len(values)), np.arange(len(values)), shares=measure == "error", resamples=RESAMPLES)
 
 
 def _by_prompt(pairs: Sequence[Pair], measure: str) -> Array:
@@ -78,16 +83,26 @@ def _by_prompt(pairs: Sequence[Pair], measure: str) -> Array:
     return np.array([sum(values) / len(values) for values in sums.values()])
 
 
-def _gap(own: Array, others: Array) -> Json:
-    """Mean of the prompts with a value minus mean of the others, with a bootstrap interval and a permutation test."""
+def _gap(own: Array, others: Array, of_own: Interval, of_others: Interval) -> Json:
+    """Mean of the prompts with a value minus mean of the others, with an interval made of both sides', and a permutation test.
+
+    Source: Zou and Donner 2008 for the interval (Newcombe 1998 for shares); Janssen 1997 for the permutation of Welch's statistic.
+    """
+    means = float(own.mean()), float(others.mean())
+    difference = means[0] - means[1]
+    low = difference - np.hypot(means[0] - of_own.low, of_others.high - means[1])
+    high = difference + np.hypot(of_own.high - means[0], means[1] - of_others.low)
     generator = np.random.default_rng(0)
-    difference = float(own.mean() - others.mean())
-    drawn = [side[generator.integers(0, len(side), (RESAMPLES // 10, len(side)))].mean(axis=1) for side in (own, others)]
-    low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
-    pooled = np.concatenate([own, others])
+    pooled, seen = np.concatenate([own, others]), _in_errors(own, others)
     as_large = 0
-    for _ in range(RESAMPLES // 10):
+    for _ in range(PERMUTATIONS):
         shuffled = generator.permutation(pooled)
-        as_large += abs(shuffled[: len(own)].mean() - shuffled[len(own) :].mean()) >= abs(difference) * (1 - 1e-12)
-    interval = Interval(float(low), float(high))
-    return {"difference": difference, "interval": list(interval), "p_value": (1 + as_large) / (1 + RESAMPLES // 10)}
+        as_large += _in_errors(shuffled[: len(own)], shuffled[len(own) :]) >= seen * (1 - 1e-12)
+    return {"difference": difference, "interval": [float(low), float(high)], "p_value": (1 + as_large) / (1 + PERMUTATIONS)}
+
+
+def _in_errors(own: Array, others: Array) -> float:
+    """How far two means lie apart, in standard errors of their difference; infinite where both sides are all alike."""
+    apart = abs(float(own.mean() - others.mean()))
+    error = float(np.sqrt(own.var(ddof=1) / len(own) + others.var(ddof=1) / len(others)))
+    return apart / error if error > 0 else float("inf") if apart > 0 else 0.0

@@ -9,6 +9,7 @@ The first rule of which every condition holds decides. A support desk scores the
 publishes what is surely better and shows people the rest.
 """
 
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +53,8 @@ class Rules(NamedTuple):
             raise DataError(path, 'expected {"rules": [...], "otherwise": QUEUE}')
         for number, rule in enumerate(rules):
             conditions = {name: value for name, value in rule.items() if name != "queue"} if isinstance(rule, dict) else {}
-            numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in conditions.values())
+            bounds = conditions.values()
+            numbers = all(isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) for value in bounds)
             if not conditions or not isinstance(rule.get("queue"), str) or not numbers or set(conditions) - set(CONDITIONS):
                 raise DataError(path, f"rule {number}: needs a queue and numbers for some of {', '.join(CONDITIONS)}; it is {rule!r:.100}")
         return cls(tuple(rules), otherwise)

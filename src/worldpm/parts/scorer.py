@@ -99,7 +99,8 @@ class Scorer:
 
     def cutting(self, max_length: int | None = None) -> Self:
         """The same scorer, which cuts what is too long: by its own limits, or to `max_length` tokens."""
-        limits = self.encoder.limits if max_length is None else Limits.of(max_length)
+        own = self.encoder.limits
+        limits = own if max_length in (None, own.max_length) else Limits.of(max_length)
         return type(self)(self.model, replace(self.encoder, limits=limits._replace(cut=True)))
 
     @property

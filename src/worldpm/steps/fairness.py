@@ -1,5 +1,6 @@
 """A labelled file and a model: does it err more, or reward more, for some than for others?"""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,10 @@ def _pairs(config: Config) -> "Iterator[Pair]":
     read = []
     for number, row in enumerate(rows.read(config.file), start=1):
         request = parse_request(row, f"{config.file}:{number}")
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(config.file, "half of a surrogate pair, which is no character", line=number) from error
         best = row.get("preferred")
         if not isinstance(best, int) or isinstance(best, bool) or not 0 <= best < len(request.responses):
             raise DataError(

@@ -125,12 +125,12 @@ def _scored_again(scorer: "Scorer", file: Path) -> "Iterator[tuple[Json, list[fl
     from worldpm.parts import scorer as scoring
 
     for row in decision_log.rows(file):
-        inputs = json.loads(row["inputs"])
+        inputs, cutting = json.loads(row["inputs"]), scorer.cutting(json.loads(row["settings"]).get("cut_to"))
         if "responses" in inputs:
             prompt = [Message(**turn) for turn in inputs["prompt"]]
-            yield row, next(scorer.score([scoring.Request(f"decision {row['number']}", prompt, inputs["responses"])])).rewards
+            yield row, next(cutting.score([scoring.Request(f"decision {row['number']}", prompt, inputs["responses"])])).rewards
         elif "sha256" in inputs:
             raise DataError(file, f"decision {row['number']} holds only the hash of its inputs; it cannot be scored again")
         else:
-            groups = scorer.encoder.read_texts([inputs.get("text", inputs.get("ids"))])
+            groups = cutting.encoder.read_texts([inputs.get("text", inputs.get("ids"))])
             yield row, scoring.rewards_of(scorer.model, groups)[0]

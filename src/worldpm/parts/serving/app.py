@@ -77,7 +77,7 @@ def _about(app: FastAPI, service: Service) -> None:
     async def health() -> Response:
         return Response()
 
-    @app.get("/ready", tags=["operation"], summary="200 while requests are taken, 503 before and while it drains")
+    @app.get("/ready", tags=["operation"], summary="200 while requests are taken, 503 before; while it drains, none comes in")
     async def ready() -> Response:
         return Response(status_code=200 if service.ready else 503)
 
@@ -178,6 +178,8 @@ class Doorman:
 
         try:
             await self._let_in(scope, receive, noted)
+        except HungUpError:
+            status = GONE
         finally:
             self._note(scope, status, time.monotonic() - started)
 
@@ -202,8 +204,6 @@ class Doorman:
             await _refusal(scope, late)(scope, receive, send)
         except RefusedError as error:
             await _refusal(scope, error)(scope, receive, send)
-        except HungUpError:
-            pass
         else:
             await self._app(scope, _replay(body, receive), send)
         finally:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -75,13 +75,13 @@ class LocalEngine:
 
     async def conversations(self, requests: Sequence[Request], *, cut_to: int | None, deadline: float) -> list[Answer]:
         """As `Engine` has it."""
-        groups = await self._read(lambda encoder: [scoring.encode(encoder, request) for request in requests], cut_to=cut_to)
+        groups = await self._read(lambda encoder: [scoring.encode(encoder, request) for request in requests], cut_to, deadline)
         found = await self._rewards(groups, deadline)
         return [_answer(*one) for one in zip(requests, groups, found, strict=True)]
 
     async def texts(self, texts: Sequence[Text], *, cut_to: int | None, deadline: float) -> list[Answer]:
         """As `Engine` has it."""
-        groups = await self._read(lambda encoder: encoder.read_texts(texts), cut_to=cut_to)
+        groups = await self._read(lambda encoder: encoder.read_texts(texts), cut_to, deadline)
         found = await self._rewards(groups, deadline)
         answers: list[Answer] = []
         for group, rewards in zip(groups, found, strict=True):
@@ -99,11 +99,14 @@ class LocalEngine:
         Raises:
             ExpiredError: If the deadline passed before it was done.
         """
-        async with self._stepping:
+        await before(deadline, self._stepping.acquire())
+        try:
             while time.monotonic() <= deadline:
                 done = await self.batcher.between_rows(partial(_step, steps))
                 if done:
                     return done[0]
+        finally:
+            self._stepping.release()
         raise ExpiredError
 
     async def _rewards(self, groups: Sequence[EncodedGroup], deadline: float) -> list[list[float]]:
@@ -112,25 +115,49 @@ class LocalEngine:
         found = iter(await self.batcher.rewards(parts, deadline=deadline))
         return [[reward for _ in _parts(group, self._row_tokens) for reward in next(found)] for group in groups]
 
-    async def tokens(self, text: str, *, special: bool) -> list[int]:
-        """The ids of a text, with the tokens that the tokenizer itself puts around it if `special`."""
-        encode = partial(self.scorer.encoder.tokenizer.encode, text, add_special_tokens=special)
-        found: list[int] = await asyncio.get_running_loop().run_in_executor(self._reader, encode)
-        return found
+    async def tokens(self, text: str | Request, *, special: bool, deadline: float) -> list[int]:
+        """The ids of a text, with the tokens that the tokenizer itself puts around it if `special`, or of a whole conversation, uncut.
+
+        Raises:
+            BusyError, ExpiredError: As the batcher has it.
+            DataError: If the chat template refuses the conversation.
+        """
+        encoder = self.scorer.encoder
+        if isinstance(text, str):
+            return await self._in_reader(partial(encoder.tokenizer.encode, text, add_special_tokens=special), deadline)
+        return (await self._in_reader(partial(encoder.read, text.prompt, text.responses), deadline))[0].ids
 
     async def run(self) -> None:
         """As `Engine` has it."""
         await self.batcher.run()
 
-    async def _read(self, encode: Callable[[Encoder], list[EncodedGroup]], *, cut_to: int | None) -> list[EncodedGroup]:
-        """The groups, read in a thread; a full queue refuses before any reading."""
-        if self.batcher.waiting_tokens >= self._queue_tokens:
-            raise BusyError(self.batcher.seconds_to_wait())
+    async def _read(self, encode: Callable[[Encoder], list[EncodedGroup]], cut_to: int | None, deadline: float) -> list[EncodedGroup]:
+        """The groups, read in a thread."""
         encoder = (self.scorer if cut_to is None else self.scorer.cutting(None if cut_to == AS_MADE else cut_to)).encoder
         started = time.monotonic()
-        groups = await asyncio.get_running_loop().run_in_executor(self._reader, encode, encoder)
+        groups = await self._in_reader(partial(encode, encoder), deadline)
         self._told("read", time.monotonic() - started, None)
         return groups
+
+    async def _in_reader(self, read: Callable[[], Result], deadline: float) -> Result:
+        """What the thread of the tokenizer returns. A full queue refuses before any reading, and what waits there too long, or whose
+        client left, is not read at all."""
+        if self.batcher.waiting_tokens >= self._queue_tokens:
+            raise BusyError(self.batcher.seconds_to_wait())
+        return await before(deadline, asyncio.get_running_loop().run_in_executor(self._reader, read))
+
+
+async def before(deadline: float, work: Awaitable[Result]) -> Result:
+    """The result, if it is there in time; else the work is cancelled.
+
+    Raises:
+        ExpiredError: If it is not.
+    """
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            return await work
+    except TimeoutError:
+        raise ExpiredError from None
 
 
 def _step(steps: Generator[None, None, Result]) -> tuple[Result] | None:

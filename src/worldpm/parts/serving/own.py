@@ -170,7 +170,7 @@ def _told(request: Request, answer: Answer, known: confidence.Confidence, wanted
         "style": {
             "counts": counts,
             "outside": chosen.outside,
-            "at_equal_style": choose(Settings()).probabilities,
+            "at_equal_style": choose(Settings()).probabilities if known.style else None,
             "with_settings": chosen.probabilities,
             "terms": chosen.terms,
             "as_in_calibration": choose(Settings(weights=known.style.weights)).probabilities if known.style else None,

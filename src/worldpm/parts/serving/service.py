@@ -18,7 +18,7 @@ from worldpm.parts.confidence import Confidence
 from worldpm.parts.decision_log import Decision, DecisionLog
 from worldpm.parts.scorer import Request
 from worldpm.parts.serving.batcher import BusyError, ExpiredError, TooLargeError
-from worldpm.parts.serving.engine import Answer, Engine, Text, UnavailableError
+from worldpm.parts.serving.engine import AS_MADE, Answer, Engine, Text, UnavailableError
 from worldpm.parts.serving.metrics import Metrics
 
 Json = dict[str, Any]
@@ -123,13 +123,20 @@ class Call:
             for request in requests
         ]
         engine, deadline = self.service.engine, self.deadline()
+        self._note_cut(cut_to)
         return await self._answered(lambda: engine.conversations(requests, cut_to=cut_to, deadline=deadline), inputs)
 
     async def texts(self, texts: Sequence[Text], *, cut_to: int | None = None) -> list[Answer]:
         """Answers to rendered texts or token ids; raises as `conversations` does."""
         inputs: list[Json] = [{"text": text} if isinstance(text, str) else {"ids": list(text)} for text in texts]
         engine, deadline = self.service.engine, self.deadline()
+        self._note_cut(cut_to)
         return await self._answered(lambda: engine.texts(texts, cut_to=cut_to, deadline=deadline), inputs)
+
+    def _note_cut(self, cut_to: int | None) -> None:
+        """To repeat a decision one must know what its input was cut to, in tokens."""
+        if cut_to is not None:
+            self.settings = {**self.settings, "cut_to": self.service.identity.max_length if cut_to == AS_MADE else cut_to}
 
     async def _answered(self, work: Callable[[], Awaitable[list[Answer]]], inputs: Sequence[Json]) -> list[Answer]:
         asked = sum(len(one.get("responses", (0,))) for one in inputs)

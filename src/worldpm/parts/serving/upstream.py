@@ -38,7 +38,7 @@ def identify(url: str) -> Identity:
 
 
 class UpstreamEngine:
-    """One call of `/classify` for each response, and one of `/tokenize` for its length."""
+    """One call of `/classify` for each response, and of `/tokenize` for its length, and for the whole one's where a cut was asked for."""
 
     def __init__(self, url: str, model: str) -> None:
         self._model = model
@@ -54,7 +54,8 @@ class UpstreamEngine:
 
         async def one(text: Text) -> Answer:
             reward, tokens = await self._classify({"input": text if isinstance(text, str) else list(text)}, cut_to=cut_to)
-            return Answer([reward], [tokens], [False], [tokens], tokens)
+            cut = cut_to is not None and tokens < (await self._count({"prompt": text}) if isinstance(text, str) else len(text))
+            return Answer([reward], [tokens], [cut], [tokens], tokens)
 
         return await _together([one(text) for text in texts], deadline)
 
@@ -68,17 +69,17 @@ class UpstreamEngine:
     async def _conversation(self, request: Request, *, cut_to: int | None) -> Answer:
         prompt = [{"role": message.role, "content": message.content} for message in request.prompt]
 
-        async def one(response: str) -> tuple[float, int, int]:
+        async def one(response: str) -> tuple[float, int, int, bool]:
             messages = [*prompt, {"role": "assistant", "content": response}]
             reward, tokens = await self._classify({"messages": messages}, cut_to=cut_to)
-            told = await self._post("/tokenize", {"prompt": response, "add_special_tokens": False})
-            return reward, int(told["count"]), tokens
+            cut = cut_to is not None and tokens < await self._count({"messages": messages, "add_generation_prompt": False})
+            return reward, await self._count({"prompt": response, "add_special_tokens": False}), tokens, cut
 
         distinct = list(dict.fromkeys(request.responses))
         known = dict(zip(distinct, await _together([one(response) for response in distinct]), strict=True))
         found = [known[response] for response in request.responses]
-        rewards, lengths, tokens = ([one[place] for one in found] for place in range(3))
-        return Answer(rewards, lengths, [False] * len(found), tokens, sum(tokens))  # type: ignore[arg-type]  # of each kind
+        rewards, lengths, tokens, cut = ([one[place] for one in found] for place in range(4))
+        return Answer(rewards, lengths, cut, tokens, sum(tokens))  # type: ignore[arg-type]  # of each kind
 
     async def _classify(self, body: Json, *, cut_to: int | None) -> tuple[float, int]:
         """The raw reward, and the tokens it took."""
@@ -88,6 +89,10 @@ class UpstreamEngine:
         if not isinstance(reward, float) or not math.isfinite(reward):
             raise NotFiniteError(f"upstream gave {reward!r} for a reward")
         return reward, int(told["usage"]["prompt_tokens"])
+
+    async def _count(self, body: Json) -> int:
+        """The tokens of a text, or of a conversation, uncut."""
+        return int((await self._post("/tokenize", body))["count"])
 
     async def _post(self, route: str, body: Json) -> Json:
         try:

@@ -19,7 +19,7 @@ from worldpm.field.records import Message
 from worldpm.parts.scorer import Request
 from worldpm.parts.serving import sglang, tei
 from worldpm.parts.serving.engine import Answer, LocalEngine, Text
-from worldpm.parts.serving.service import Call, RefusedError, Service, check_text
+from worldpm.parts.serving.service import Call, RefusedError, Service, check_text, refusing
 
 Json = dict[str, Any]
 Texts = str | list[str] | list[int] | list[list[int]]
@@ -95,6 +95,15 @@ class Tokenize(BaseModel):
     model: str | None = None
     prompt: str
     add_special_tokens: bool = True
+
+
+class TokenizeMessages(BaseModel):
+    """`/tokenize` of a conversation that ends with the assistant's words."""
+
+    model: str | None = None
+    messages: Annotated[list[Turn], Field(min_length=2)]
+    add_generation_prompt: Literal[False]
+    """vLLM's default is to go on; what is judged is whole."""
 
 
 class Document(BaseModel):
@@ -192,13 +201,16 @@ def _ranking(router: APIRouter, service: Service) -> None:
 
 
 def _asking(router: APIRouter, service: Service) -> None:
-    @router.post("/tokenize", summary="vLLM's tokenize, of texts")
-    async def tokenize(body: Tokenize) -> JSONResponse:
+    @router.post("/tokenize", summary="vLLM's tokenize")
+    async def tokenize(body: Tokenize | TokenizeMessages, http: HttpRequest) -> JSONResponse:
         service.check_model(body.model)
         if not isinstance(service.engine, LocalEngine):
             raise RefusedError(501, "the tokenizer is upstream", kind="NotImplemented")
-        check_text(body.prompt)
-        tokens = await service.engine.tokens(body.prompt, special=body.add_special_tokens)
+        asked = body.prompt if isinstance(body, Tokenize) else judged([(turn.role, turn.words) for turn in body.messages])
+        check_text(asked if isinstance(asked, str) else "".join([*(turn.content for turn in asked.prompt), *asked.responses]))
+        special, call = isinstance(body, Tokenize) and body.add_special_tokens, service.of(http)
+        reading = refusing(service.engine.tokens(asked, special=special, deadline=call.deadline()))
+        tokens = await call.while_connected(reading)
         return JSONResponse({"count": len(tokens), "max_model_len": service.identity.max_length, "tokens": tokens, "token_strs": None})
 
     @router.get("/v1/models", summary="The model that answers")
@@ -217,7 +229,12 @@ async def _read(service: Service, body: OfText | OfMessages, http: HttpRequest) 
 
 
 async def conversation(call: Call, turns: Sequence[tuple[str, str]], *, cut_to: int | None) -> list[Answer]:
-    """The answer to a conversation whose last message is the assistant's.
+    """The answer to a conversation; raises as `judged` does."""
+    return await call.conversations([judged(turns)], cut_to=cut_to)
+
+
+def judged(turns: Sequence[tuple[str, str]]) -> Request:
+    """The request that a conversation is, whose last message is the assistant's.
 
     Raises:
         RefusedError: If it is not, or nothing stands before it.
@@ -227,7 +244,7 @@ async def conversation(call: Call, turns: Sequence[tuple[str, str]], *, cut_to: 
             400, "the last message must be the assistant's, after at least one other", kind="BadRequestError", param="messages"
         )
     prompt = tuple(Message(role, content) for role, content in turns[:-1])
-    return await call.conversations([Request("messages", prompt, [turns[-1][1]])], cut_to=cut_to)
+    return Request("messages", prompt, [turns[-1][1]])
 
 
 def _cut_to(service: Service, options: Options) -> int | None:

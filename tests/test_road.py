@@ -105,7 +105,7 @@ def test_the_readmes_road_runs_as_typed_on_real_sites(tmp_path: Path, monkeypatc
             continue
         verb, *rest = shlex.split(words)[1:]
         files = [str(path) for word in rest for path in (sorted(tmp_path.glob(word)) if "*" in word else [word])]
-        shortened = ["--max-steps", "2", "--max-length", "256"] if verb == "train" else []
+        shortened = ["--max-steps", "2", "--max-length", "128"] if verb == "train" else []
         found = spawn(verb, *files, *shortened, stdin=(tmp_path / source).read_bytes() if source else None, cwd=tmp_path)
         assert found.returncode == 0, found.stderr.decode()
     counts = json.loads((tmp_path / "threads" / "manifest.json").read_text())["counts"]

@@ -312,6 +312,17 @@ def test_keys_are_asked_for_and_bring_their_settings(road: Path, tmp_path: Path)
         assemble(Config(model=str(road / "checkpoint"), keys=keys))
 
 
+def test_the_list_of_routes_needs_nobody_elses_script(road: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"alice": {"key": "secret"}}))
+    with server(road, keys=keys) as client:
+        page = client.get("/docs").text
+        assert "http" not in "".join(re.findall(r'(?:src|href)="([^"]*)"', page))
+        (script,) = re.findall(r'src="([^"]*)"', page)
+        assert "SwaggerUI" in client.get(script).text
+        assert client.get("/docs-assets/../../pyproject.toml").status_code in (401, 404)
+
+
 def test_rules_send_responses_to_queues(road: Path, tmp_path: Path, scorer: Scorer) -> None:
     best, *_ = sorted(scorer.rewards(PROMPT, ANSWERS), reverse=True)
     rules = tmp_path / "rules.json"

@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +29,8 @@ logger = logging.getLogger("worldpm.access")
 Json = dict[str, Any]
 OPEN = ("/", "/health", "/ping", "/ready", "/version", "/docs", "/openapi.json")
 """Answered without an API key; everything else needs one where there are keys."""
+ASSETS = "/docs-assets"
+"""Script and style of `/docs`, which asks nobody else for them; open too."""
 TEI_ROUTES = ("/predict", "/info")
 BODY_TAGS = ("body", "OfText", "OfMessages", "PoolText", "PoolMessages", "Classify", "Rerank", "RerankTexts")
 GONE = 499
@@ -49,8 +52,8 @@ def build(service: Service, *, rules: Rules | None = None, keys: Mapping[str, st
         if service.decisions is not None:
             service.decisions.close()
 
-    app = FastAPI(
-        title="WorldPM", version=version("worldpm"), lifespan=lifespan, redoc_url=None,
+    app = FastAPIOffline(
+        title="WorldPM", version=version("worldpm"), lifespan=lifespan, redoc_url=None, static_url=ASSETS,
         description="Rewards of a prompt's responses, on our own routes and on those of vLLM, SGLang, TEI, OpenRLHF, Cohere and Jina.",
     )  # fmt: skip
     for routes in (vllm.routes, sglang.routes, tei.routes, openrlhf.routes):
@@ -187,7 +190,7 @@ class Doorman:
         service = self._service
         try:
             self._recognise(scope)
-            if scope["path"] in OPEN or scope["path"] == "/metrics":
+            if _is_open(scope["path"]) or scope["path"] == "/metrics":
                 await self._app(scope, receive, send)
                 return
             if service.inside >= service.limits.requests:
@@ -222,7 +225,7 @@ class Doorman:
         names = [name for name, key in self._keys.items() if hmac.compare_digest(key.encode(), came)]
         if names:
             scope.setdefault("state", {})["client"] = names[0]
-        elif scope["path"] not in OPEN:
+        elif not _is_open(scope["path"]):
             raise RefusedError(401, "an API key is needed: Authorization: Bearer KEY", kind="Unauthorized")
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
@@ -235,6 +238,10 @@ class Doorman:
             "user.name": scope.get("state", {}).get("client"),
         }  # fmt: skip
         logger.info("%s %s %d", scope["method"], scope["path"], status, extra=fields)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith(f"{ASSETS}/")
 
 
 async def _body(scope: Scope, receive: Receive, most: int) -> bytes:

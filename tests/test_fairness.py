@@ -67,6 +67,13 @@ def test_groups_that_differ_in_spread_alone_have_no_gap() -> None:
     assert missed <= 6
 
 
+def test_groups_that_are_all_alike_have_a_gap_without_an_interval() -> None:
+    pairs = [Pair(f"{name}{n}", {"a": name}, reward, reward) for name, reward in (("x", 1.0), ("y", 2.0)) for n in range(12)]
+    x, y = (one["reward_gap"] for one in fairness.gaps(pairs, "a"))
+    assert (x["difference"], x["interval"], y["difference"], y["interval"]) == (-1.0, None, 1.0, None)
+    assert x["p_value"] < 0.01
+
+
 def test_the_command_prints_a_table_and_names_bad_lines(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = tmp_path / "labelled.jsonl"
     rows = [

@@ -149,7 +149,7 @@ def test_data_that_grows_with_size_gives_a_law_of_size_alone(tmp_path: Path) -> 
     rows = [{"N": n, "D": 20 * n, "loss": 1.7 + 400 * n**-0.34} for n in np.geomspace(1e6, 1e9, 8).tolist()]
     assert run("laws", table(tmp_path / "t.csv", rows), "--resamples", 20, "--out", tmp_path / "laws") == 0
     found = {tuple(law["x"]): (law["verdict"], law["reason"], law["n_points"]) for law in laws(tmp_path / "laws")}
-    assert found["N", "D"][:2] == ("not identified", "size and data grow together, so that their effects cannot be told apart")
+    assert found["N", "D"][:2] == ("not identified", "size and data are one axis, so that their effects cannot be told apart")
     assert (found["N",][0], found["N",][2]) == ("power law", 8)
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from transformers import Gemma3Config, Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3MoeConfig
+from transformers import Gemma3Config, Gemma3TextConfig, Lfm2Config, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 from tests.conftest import run
 from tests.test_shared_prefix import group
@@ -109,6 +109,17 @@ def test_copies_of_weights_in_the_compute_type_are_not_counted_with_the_activati
     row = costs.typical_row(3, prompt=1, response=1, responses=2)
     kept = costs.activation_bytes(config, row, dtype=torch.bfloat16, gradient_checkpointing=False)
     assert 0 < kept < costs.cost_of(config).non_embedding  # 2 bytes each would be twice that
+
+
+def test_a_model_that_shares_no_prompts_keeps_what_its_separate_rows_keep() -> None:
+    config = Lfm2Config(
+        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        layer_types=["conv", "full_attention"],
+    )  # fmt: skip
+    row = [group([1] * 20, [2] * 5, [3] * 5)]
+    apart = [group([1] * 19, [1] + [2] * 5), group([1] * 19, [1] + [3] * 5)]
+    found = [costs.activation_bytes(config, one, dtype=torch.float32, gradient_checkpointing=False) for one in (row, apart)]
+    assert found[0] == pytest.approx(found[1], rel=0.01)
 
 
 def test_the_plan_of_a_large_model_says_what_fits_and_what_it_costs(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:

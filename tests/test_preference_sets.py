@@ -66,6 +66,21 @@ def test_a_system_column_stands_before_the_question(tmp_path: Path) -> None:
     assert [response.content for response in group.responses] == ["A cat is so.", "A cat is not."]
 
 
+def test_what_stands_beside_whole_dialogues_is_not_lost(tmp_path: Path) -> None:
+    opened = [{"role": "assistant", "content": "Hello."}, *turns("How?")]
+    sides = {"chosen": [*opened, *turns("x", "So.")[1:]], "rejected": turns("x", "No.")[1:]}
+    (group,), drops = read(tmp_path, {"prompt": opened, **sides})
+    assert [(m.role, m.content) for m in group.prompt] == [("assistant", "Hello."), ("user", "How?")]
+    assert [response.content for response in group.responses] == ["So.", "No."]
+    assert not drops
+    asked = [{"role": "system", "content": "Be brief."}, *turns("How?")]
+    for row in ({"prompt": asked}, {"system": "Be brief."}):
+        (group,), _ = read(tmp_path, {**row, "chosen": turns("How?", "So."), "rejected": turns("How?", "No.")})
+        assert group.prompt == (Message("system", "Be brief."), *USER)
+    (group,), _ = read(tmp_path, {"instruction": "Translate to French", "input": "cheese", "chosen": "fromage", "rejected": "pain"})
+    assert group.prompt == (Message("user", "Translate to French\n\ncheese"),)
+
+
 def test_turns_that_helpsteer2_marks_are_messages(tmp_path: Path) -> None:
     prompt = "2 + 2?\n<extra_id_1>Assistant\n4\n<extra_id_1>User\nAnd 3 + 3?"
     (group,), _ = read(tmp_path, *({"prompt": prompt, "response": str(n), "helpfulness": h} for n, h in ((6, 4), (7, 0))))

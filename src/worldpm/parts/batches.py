@@ -51,11 +51,13 @@ class Limits(NamedTuple):
     """What a prompt is cut to; it does not depend on the responses, so a reward does not depend on its neighbours."""
     cut: bool = True
     """Cut what is too long; otherwise refuse it."""
+    trained: bool = True
+    """Whether the model was trained on prompts that were cut so: then one that is longer is refused where nothing is cut."""
 
     @classmethod
     def of(cls, max_length: int) -> "Limits":
-        """Those of which only the length is known: a prompt may fill half of it."""
-        return cls(max_length, max_length // 2)
+        """Those of which only the length is known: a prompt is cut to half of it."""
+        return cls(max_length, max_length // 2, trained=False)
 
 
 class TokenSequence(NamedTuple):
@@ -132,10 +134,9 @@ class Encoder:
         """
         if self.limits.cut:
             return _cut(sequence, self.limits)
-        for what, tokens, most in (
-            ("prompt and response", len(sequence.ids), self.limits.max_length),
-            ("prompt", sequence.prompt_end, self.limits.prompt_length),  # beyond it the model was never asked to read
-        ):
+        found = [("prompt and response", len(sequence.ids), self.limits.max_length)]
+        found += [("prompt", sequence.prompt_end, self.limits.prompt_length)] if self.limits.trained else []
+        for what, tokens, most in found:
             if tokens > most:
                 raise DataError(name, f"{tokens} tokens of {what}; at most {most} fit: shorten it or ask for a cut")
         return sequence

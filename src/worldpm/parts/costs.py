@@ -143,25 +143,21 @@ def _kept_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: to
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-        try:
-            with weights, hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                held = _rewards(model, row)  # noqa: F841  # the graph must live while its storages are counted
-        except Exception as error:
-            raise ConfigError(
-                f"{config.model_type}: what it keeps depends on the contents of its tensors ({type(error).__name__}); "
-                "measure a step on one device instead"
-            ) from error
+        for share in (True, False):  # where prompts are not shared, each response has a row of its own
+            kept.clear()
+            model.share_prefix(share)
+            try:
+                with weights, hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                    held = model(row)  # noqa: F841  # the graph must live while its storages are counted
+                break
+            except UnplannedLayerError:
+                continue
+            except Exception as error:
+                raise ConfigError(
+                    f"{config.model_type}: what it keeps depends on the contents of its tensors ({type(error).__name__}); "
+                    "measure a step on one device instead"
+                ) from error
     return sum(kept.values())
-
-
-def _rewards(model: reward_model.RewardModel, row: Sequence[EncodedGroup]) -> torch.Tensor:
-    """The rewards of a row; in rows of their own where the model shares no prompts."""
-    model.share_prefix(True)
-    try:
-        return model(row)  # type: ignore[no-any-return]
-    except UnplannedLayerError:
-        model.share_prefix(False)
-        return model(row)  # type: ignore[no-any-return]
 
 
 class _Weights(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -155,7 +155,7 @@ class DecisionLog:
 
 def _values(decision: Decision) -> Json:
     """The columns of a decision but for its place in the chain."""
-    values = asdict(decision)
+    values = {column.name: getattr(decision, column.name) for column in fields(decision)}
     for name in ("settings", "inputs", "rewards", "probabilities"):
         values[name] = None if values[name] is None else json.dumps(values[name], ensure_ascii=False, allow_nan=False)
     return values

@@ -49,7 +49,8 @@ def gaps(pairs: Sequence[Pair], column: str) -> list[Json]:
         if len(values) == 2 and tested:
             gap = {**found[0][f"{measure}_gap"], "p_value_holm": found[0][f"{measure}_gap"]["p_value"]}
             found[0][f"{measure}_gap"] = gap
-            found[1][f"{measure}_gap"] = {**gap, "difference": -gap["difference"], "interval": [-end for end in reversed(gap["interval"])]}
+            mirrored = None if gap["interval"] is None else [-end for end in reversed(gap["interval"])]
+            found[1][f"{measure}_gap"] = {**gap, "difference": -gap["difference"], "interval": mirrored}
             continue
         for one, adjusted in zip(tested, holm([one[f"{measure}_gap"]["p_value"] for one in tested]), strict=True):
             one[f"{measure}_gap"]["p_value_holm"] = adjusted
@@ -67,12 +68,12 @@ def _of_value(pairs: Sequence[Pair], column: str, value: str) -> Json:
         row[measure] = float(mine.mean())
         row[f"{measure}_interval"] = None if interval.low != interval.low else list(interval)
         enough = min(prompts) >= LEAST_PROMPTS
-        row[f"{measure}_gap"] = _gap(mine, rest, interval, _interval(rest, measure)) if enough else None
+        row[f"{measure}_gap"] = _gap(mine, rest, interval, _interval(rest, measure, resamples=PERMUTATIONS)) if enough else None
     return row
 
 
-def _interval(values: Array, measure: str) -> Interval:
-    return clustered_interval(values, np.ones(len(values)), np.arange(len(values)), shares=measure == "error", resamples=RESAMPLES)
+def _interval(values: Array, measure: str, *, resamples: int = RESAMPLES) -> Interval:
+    return clustered_interval(values, np.ones(len(values)), np.arange(len(values)), shares=measure == "error", resamples=resamples)
 
 
 def _by_prompt(pairs: Sequence[Pair], measure: str) -> Array:
@@ -86,19 +87,23 @@ def _by_prompt(pairs: Sequence[Pair], measure: str) -> Array:
 def _gap(own: Array, others: Array, of_own: Interval, of_others: Interval) -> Json:
     """Mean of the prompts with a value minus mean of the others, with an interval made of both sides', and a permutation test.
 
+    A side whose prompts are all alike adds nothing to the interval; where both are, there is none.
+
     Source: Zou and Donner 2008 for the interval (Newcombe 1998 for shares); Janssen 1997 for the permutation of Welch's statistic.
     """
     means = float(own.mean()), float(others.mean())
     difference = means[0] - means[1]
-    low = difference - np.hypot(means[0] - of_own.low, of_others.high - means[1])
-    high = difference + np.hypot(of_own.high - means[0], means[1] - of_others.low)
+    sides = [Interval(mean, mean) if one.low != one.low else one for mean, one in zip(means, (of_own, of_others), strict=True)]
+    low = difference - np.hypot(means[0] - sides[0].low, sides[1].high - means[1])
+    high = difference + np.hypot(sides[0].high - means[0], means[1] - sides[1].low)
     generator = np.random.default_rng(0)
     pooled, seen = np.concatenate([own, others]), _in_errors(own, others)
     as_large = 0
     for _ in range(PERMUTATIONS):
         shuffled = generator.permutation(pooled)
         as_large += _in_errors(shuffled[: len(own)], shuffled[len(own) :]) >= seen * (1 - 1e-12)
-    return {"difference": difference, "interval": [float(low), float(high)], "p_value": (1 + as_large) / (1 + PERMUTATIONS)}
+    interval = [float(low), float(high)] if low < high else None
+    return {"difference": difference, "interval": interval, "p_value": (1 + as_large) / (1 + PERMUTATIONS)}
 
 
 def _in_errors(own: Array, others: Array) -> float:

@@ -151,23 +151,36 @@ def _judged(row: Any, path: Path, number: int) -> Judged | str:
 def pair(row: Json) -> Judged | str:
     """A row with `chosen` and `rejected`, each a response, or the whole dialogue that ends with one; or why it holds no preference."""
     chosen, rejected = _messages(row["chosen"], role="assistant"), _messages(row["rejected"], role="assistant")
-    given = next((row[name] for name in ASKED if row.get(name)), None)
-    whole = all(len(side) > 1 and side[0].role != "assistant" for side in (chosen, rejected))
-    if given is not None and not whole:
-        prompt = asked(given)
-        if row.get("system") and prompt[0].role != "system":
-            prompt = (Message("system", _text(row["system"])), *prompt)
+    prompt = _given(row)
+    bare = [side[len(prompt) :] if side[: len(prompt)] == prompt else side for side in (chosen, rejected)]
+    whole = all(len(side) > 1 and side[0].role != "assistant" for side in bare)
+    system = next((message for message in prompt if message.role == "system"), None)
+    if row.get("system"):
+        system = Message("system", _text(row["system"]))
+    if prompt and not whole:
+        chosen, rejected = bare
     elif len(chosen) == len(rejected) == 1:
         words = _common_words(chosen[0].content, rejected[0].content)
         prompt = (Message("user", words.strip()),)
         chosen, rejected = (_messages(side[0].content[len(words) :], role="assistant") for side in (chosen, rejected))
     else:
         prompt, chosen, rejected = chosen[:-1], chosen[-1:], (rejected[-1:] if rejected[:-1] == chosen[:-1] else ())
+    if system and prompt and prompt[0].role != "system":
+        prompt = (system, *prompt)
     if len(chosen) != 1 or len(rejected) != 1:
         return "pair whose sides differ before the last response"
     if {chosen[0].role, rejected[0].role} != {"assistant"}:
         return "pair that does not end with the assistant's words"
     return Judged(prompt, (chosen[0].content, rejected[0].content), ())
+
+
+def _given(row: Json) -> tuple[Message, ...]:
+    """The prompt that stands beside the responses; none where there is none. An instruction's `input` is a part of it."""
+    name = next((name for name in ASKED if row.get(name)), None)
+    if name is None:
+        return ()
+    text = f"{row[name]}\n\n{_text(row['input'])}" if name == "instruction" and row.get("input") else row[name]
+    return asked(text)
 
 
 def _common_words(first: str, second: str) -> str:

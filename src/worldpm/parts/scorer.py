@@ -91,7 +91,7 @@ class Scorer:
             folders.verified_files(source.folder)
         model = checkpoint.load(source, dtype=dtype, across_devices=across_devices)
         encoder = checkpoint.encoder_of(source, model.backbone.config)
-        limits = encoder.limits if max_length is None else Limits.of(max_length)
+        limits = encoder.limits if max_length in (None, encoder.limits.max_length) else Limits.of(max_length)
         if limits.max_length > (positions := checkpoint.positions_of(model.backbone.config)):
             raise ConfigError(f"--max-length {max_length}: the model was made for {positions} positions; ask for at most that")
         encoder = replace(encoder, limits=limits._replace(cut=cut))

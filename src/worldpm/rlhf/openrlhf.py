@@ -45,6 +45,8 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence
 def _after(prompt: str, query: str) -> str:
     """What a text says after its prompt. It went through the policy's tokenizer: most compose letters with their accents, and
     OpenRLHF cuts a long prompt from its left."""
+    if query.startswith(prompt):
+        return query[len(prompt) :]
     asked, told = (unicodedata.normalize("NFC", text) for text in (prompt, query))
     least = min(LEAST_LEFT, len(asked))
     for start in range(len(asked) - least + 1):

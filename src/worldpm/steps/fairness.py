@@ -64,7 +64,7 @@ def _pairs(config: Config) -> "Iterator[Pair]":
     for number, row in enumerate(rows.read(config.file), start=1):
         request = parse_request(row, f"{config.file}:{number}")
         try:
-            json.dumps(row, ensure_ascii=False).encode()
+            json.dumps(row, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:
             raise DataError(config.file, "half of a surrogate pair, which is no character", line=number) from error
         best = row.get("preferred")
@@ -97,4 +97,5 @@ def _table(found: dict[str, list[Json]]) -> str:
 def _gap(gap: Json | None) -> tuple[str, str]:
     if gap is None:
         return "-", "-"
-    return "{:+.3f} ({:+.3f} to {:+.3f})".format(gap["difference"], *gap["interval"]), f"{gap['p_value_holm']:.3f}"
+    interval = "" if gap["interval"] is None else " ({:+.3f} to {:+.3f})".format(*gap["interval"])
+    return f"{gap['difference']:+.3f}{interval}", f"{gap['p_value_holm']:.3f}"

@@ -178,12 +178,13 @@ def _last(points: "Sequence[Measurement]") -> "list[Measurement]":
 
 
 def _together(points: "Sequence[Measurement]") -> bool:
-    """Whether size and data are one axis, of which every point has its own place."""
+    """Whether size and data are one axis, along which both grow."""
     import numpy as np
 
     from worldpm.parts.fits import evidence
 
-    return evidence.go_together(np.array([[point.x[axis] for point in points] for axis in ("N", "D")]))
+    places = np.array([[point.x[axis] for point in points] for axis in ("N", "D")])
+    return evidence.go_together(places) and bool(np.corrcoef(np.log(places))[0, 1] > 0)
 
 
 def _nothing(config: Config, measured: "Measured") -> str:

@@ -152,7 +152,7 @@ def places(x: Array) -> Array:
 
 
 def go_together(x: Array) -> bool:
-    """Whether two axes, shape (2, n), are one: all places lie on a line of their logarithms, as where D is 20 N."""
+    """Whether two axes, shape (2, n), are one: all places lie on a line of their logarithms, as where D is 20 N or C / N."""
     spread = np.log(x) - np.log(x).mean(axis=1, keepdims=True)
     sizes = np.linalg.norm(spread, axis=1)
     return bool(sizes.all() and abs(spread[0] @ spread[1]) > TOGETHER * sizes.prod())

@@ -100,7 +100,7 @@ def of_plane(points: Points) -> Verdict:
         if short := _too_short(len(places), _decades(places)):
             return Verdict("not identified", f"{what}: {short}", told)
     if evidence.go_together(points.x):
-        return Verdict("not identified", "size and data grow together, so that their effects cannot be told apart", told)
+        return Verdict("not identified", "size and data are one axis, so that their effects cannot be told apart", told)
     fits = _fits(points, ("constant", *SMOOTH_PLANES, "emergent"))
     told["forms"] = {name: {"aicc": evidence.aicc(found, points)} for name, found in fits.items()}
     left_out = {name: evidence.left_out_errors(found, points, points.x[0]) for name, found in fits.items()}
@@ -164,7 +164,7 @@ def _too_short(places: int, decades: float) -> str | None:
 def _by_slope(interval: Interval) -> tuple[Word, str] | None:
     low, high = interval
     if not low <= high:
-        return "not identified", "one run only: nothing tells chance from trend"
+        return "not identified", "too few runs: nothing tells chance from trend"
     if max(-low, high) < NEGLIGIBLE_SLOPE:
         return "no trend", f"the slope lies within {low:.3f} and {high:.3f}, which is negligible"
     if low > 0:

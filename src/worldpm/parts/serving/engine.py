@@ -125,7 +125,8 @@ class LocalEngine:
         encoder = self.scorer.encoder
         if isinstance(text, str):
             return await self._in_reader(partial(encoder.tokenizer.encode, text, add_special_tokens=special), deadline)
-        return (await self._in_reader(partial(encoder.read, text.prompt, text.responses), deadline))[0].ids
+        reading = partial(self.scorer.cutting().encoder.read, text.prompt, text.responses)  # which refuses no length, and cuts none
+        return (await self._in_reader(reading, deadline))[0].ids
 
     async def run(self) -> None:
         """As `Engine` has it."""

@@ -71,9 +71,15 @@ class UpstreamEngine:
 
         async def one(response: str) -> tuple[float, int, int, bool]:
             messages = [*prompt, {"role": "assistant", "content": response}]
-            reward, tokens = await self._classify({"messages": messages}, cut_to=cut_to)
-            cut = cut_to is not None and tokens < await self._count({"messages": messages, "add_generation_prompt": False})
-            return reward, await self._count({"prompt": response, "add_special_tokens": False}), tokens, cut
+            counted = [{"prompt": response, "add_special_tokens": False}]
+            counted += [{"messages": messages, "add_generation_prompt": False}] if cut_to is not None else []
+            judging = asyncio.ensure_future(self._classify({"messages": messages}, cut_to=cut_to))
+            try:
+                length, *whole = await _together([self._count(body) for body in counted])
+                reward, tokens = await judging
+            finally:
+                judging.cancel()
+            return reward, length, tokens, any(tokens < count for count in whole)
 
         distinct = list(dict.fromkeys(request.responses))
         known = dict(zip(distinct, await _together([one(response) for response in distinct]), strict=True))

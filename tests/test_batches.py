@@ -150,11 +150,13 @@ def test_what_is_too_long_is_refused_unless_a_cut_was_asked_for(tokenizer: PreTr
 
 
 def test_a_reward_that_a_cut_would_change_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    limits = Limits(max_length=200, prompt_length=40, cut=False)
+    limits = Limits(max_length=200, prompt_length=40, cut=False, trained=True)
     fits = encode(tokenizer, "the cat " * 5, ["sat"], limits)
     assert fits == encode(tokenizer, "the cat " * 5, ["sat"], limits._replace(cut=True))
     with pytest.raises(DataError, match=r"group: \d+ tokens of prompt; at most 40 fit"):
         encode(tokenizer, "the cat " * 30, ["sat"], limits)
+    unknown = encode(tokenizer, "the cat " * 30, ["sat"], limits._replace(trained=False))  # a model of others was trained otherwise
+    assert unknown.truncated == [False]
 
 
 def test_megabytes_are_refused_without_reading_them(tokenizer: PreTrainedTokenizerFast) -> None:

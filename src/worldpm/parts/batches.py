@@ -51,13 +51,13 @@ class Limits(NamedTuple):
     """What a prompt is cut to; it does not depend on the responses, so a reward does not depend on its neighbours."""
     cut: bool = True
     """Cut what is too long; otherwise refuse it."""
-    trained: bool = True
+    trained: bool = False
     """Whether the model was trained on prompts that were cut so: then one that is longer is refused where nothing is cut."""
 
     @classmethod
     def of(cls, max_length: int) -> "Limits":
         """Those of which only the length is known: a prompt is cut to half of it."""
-        return cls(max_length, max_length // 2, trained=False)
+        return cls(max_length, max_length // 2)
 
 
 class TokenSequence(NamedTuple):

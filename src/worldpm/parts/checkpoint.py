@@ -222,7 +222,7 @@ def encoder_of(source: Source, config: PreTrainedConfig) -> Encoder:
         if chat.template_hash(tokenizer) != described["template_hash"]:
             raise CheckpointError(f"{folder}: the chat template is not the one it was trained with; restore the tokenizer's files")
         frame = chat.Frame(described["end_token"], described["empty_system"])
-        return Encoder(tokenizer, frame, Limits(described["max_length"], described["prompt_length"]))
+        return Encoder(tokenizer, frame, Limits(described["max_length"], described["prompt_length"], trained=True))
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = chat.on_a_fixed_day(tokenizer.chat_template)
     longest = int(min(positions_of(config), tokenizer.model_max_length))

@@ -4,7 +4,7 @@ Rows that follow each other with the same prompt become one group, so that its p
 
 - `chosen`, `rejected` with `prompt` (`question`, `instruction`; `system` before it), or with the prompt implicit: what both begin
   with. Texts or message lists (TRL, RLHFlow's pairs), and dialogues of `Human:` and `Assistant:` turns (hh-rlhf). Lists that hold
-  the whole dialogue are taken as they are, whatever stands beside them.
+  the whole dialogue are taken as they are, but for a system turn that stands beside them.
 - `prompt`, `response` and a `helpfulness` rating on rows that follow each other (HelpSteer2, whose later turns begin with
   `<extra_id_1>User` or `<extra_id_1>Assistant`).
 - `instruction` and `completions` with `response` and a rating (UltraFeedback).

@@ -71,14 +71,11 @@ class UpstreamEngine:
 
         async def one(response: str) -> tuple[float, int, int, bool]:
             messages = [*prompt, {"role": "assistant", "content": response}]
-            counted = [{"prompt": response, "add_special_tokens": False}]
-            counted += [{"messages": messages, "add_generation_prompt": False}] if cut_to is not None else []
-            judging = asyncio.ensure_future(self._classify({"messages": messages}, cut_to=cut_to))
-            try:
-                length, *whole = await _together([self._count(body) for body in counted])
-                reward, tokens = await judging
-            finally:
-                judging.cancel()
+            calls: list[Coroutine[Any, Any, Any]] = [self._classify({"messages": messages}, cut_to=cut_to)]
+            calls.append(self._count({"prompt": response, "add_special_tokens": False}))
+            if cut_to is not None:
+                calls.append(self._count({"messages": messages, "add_generation_prompt": False}))
+            (reward, tokens), length, *whole = await _together(calls)
             return reward, length, tokens, any(tokens < count for count in whole)
 
         distinct = list(dict.fromkeys(request.responses))

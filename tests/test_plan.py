@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import Gemma3Config, Gemma3TextConfig, Lfm2Config, LlamaConfig, Qwen2Config, Qwen3MoeConfig
+from transformers import FalconH1Config, Gemma3Config, Gemma3TextConfig, Lfm2Config, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 from tests.conftest import run
 from tests.test_shared_prefix import group
@@ -49,9 +50,17 @@ def test_a_token_costs_six_operations_for_each_parameter_and_a_pair_twelve_for_e
     assert costs.train_flops(ModelCost(1000, 120, 16, 100), tokens=10, attended=5) == 6 * 100 * 10 + 12 * 16 * 5
 
 
-def test_a_typical_row_is_full() -> None:
+def test_a_typical_row_is_full_whether_or_not_prompts_are_shared() -> None:
     row = costs.typical_row(4096, prompt=512, response=256, responses=4)
     assert sum(one.tokens for one in row) == 4096
+    separate = costs.typical_row(4096, prompt=512, response=256, responses=4, shares_prefix=False)
+    assert [one.tokens for group in separate for one in group.apart] == [512 + 256 + 256] * 4  # one group of 3,072, its prompts filled up
+
+
+def test_what_runs_apart_is_counted_with_a_prompt_for_each_response() -> None:
+    alone = group([1, 1, 1], [1, 1], [1]).apart
+    assert [one.tokens for one in alone] == [5, 4]
+    assert costs.attended_pairs(alone) == 15 + 10
 
 
 MEASURE = """
@@ -98,7 +107,9 @@ def test_the_predicted_memory_is_within_15_percent_of_what_a_step_takes(family: 
     )  # fmt: skip
     way = next(
         way
-        for way in plan.ways_to_place(config, costs.cost_of(config), plan.Config(model="", gpus=1, row_tokens=2048, dtype="float32"))
+        for way in plan.ways_to_place(
+            config, costs.cost_of(config), plan.Config(model="", gpus=1, row_tokens=2048, dtype="float32"), shared=True
+        )
         if ("checkpointing" in way.name) == checkpointing
     )
     assert way.total == pytest.approx(measured, rel=0.15)
@@ -107,19 +118,39 @@ def test_the_predicted_memory_is_within_15_percent_of_what_a_step_takes(family: 
 def test_copies_of_weights_in_the_compute_type_are_not_counted_with_the_activations() -> None:
     config = Qwen2Config(**{**SMALL.to_dict(), "hidden_size": 256, "intermediate_size": 512})
     row = costs.typical_row(3, prompt=1, response=1, responses=2)
-    kept = costs.activation_bytes(config, row, dtype=torch.bfloat16, gradient_checkpointing=False)
+    kept = costs.activation_bytes(config, row, shared=True, dtype=torch.bfloat16, gradient_checkpointing=False)
     assert 0 < kept < costs.cost_of(config).non_embedding  # 2 bytes each would be twice that
 
 
+HYBRID = Lfm2Config(
+    vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+    layer_types=["conv", "full_attention"],
+)  # fmt: skip
+
+
 def test_a_model_that_shares_no_prompts_keeps_what_its_separate_rows_keep() -> None:
-    config = Lfm2Config(
-        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        layer_types=["conv", "full_attention"],
-    )  # fmt: skip
     row = [group([1] * 20, [2] * 5, [3] * 5)]
     apart = [group([1] * 19, [1] + [2] * 5), group([1] * 19, [1] + [3] * 5)]
-    found = [costs.activation_bytes(config, one, dtype=torch.float32, gradient_checkpointing=False) for one in (row, apart)]
+    found = [costs.activation_bytes(HYBRID, one, shared=False, dtype=torch.float32, gradient_checkpointing=False) for one in (row, apart)]
     assert found[0] == pytest.approx(found[1], rel=0.01)
+
+
+def test_what_shares_prompts_is_known_before_it_runs() -> None:
+    undeclared = FalconH1Config(vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, mamba_n_heads=4, mamba_d_head=16, mamba_d_ssm=64)  # fmt: skip
+    found = {config.model_type: costs.shares_prefix(config) for config in (SMALL, HYBRID, undeclared)}
+    assert found == {"qwen2": True, "lfm2": False, "falcon_h1": False}
+
+
+def test_the_plan_of_a_model_that_shares_no_prompts_counts_a_prompt_for_each_response(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    HYBRID.save_pretrained(tmp_path)
+    words = ("--gpus", 1, "--pairs", "1e6", "--tokens-per-pair", 1000, "--row-tokens", 3072)
+    assert run("plan", tmp_path, *words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "each response runs with its own, 2 times the tokens" in said  # 4 (512 + 256) where 512 + 4 x 256 would do
+    assert "1e+06 pairs, 2e+09 tokens" in said
 
 
 def test_the_plan_of_a_large_model_says_what_fits_and_what_it_costs(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
@@ -143,5 +174,5 @@ def test_a_plan_without_sense_is_refused(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_plan_is_of_the_rows_that_training_takes_on_a_gpu() -> None:
     config = Qwen2Config(**{**SMALL.to_dict(), "max_position_embeddings": 32_768})
     cost = costs.cost_of(config)
-    default, same = (list(plan.ways_to_place(config, cost, plan.Config(model="", row_tokens=n))) for n in (None, costs.GPU_ROW_TOKENS))
-    assert default == same
+    default, same = (plan.Config(model="", row_tokens=tokens) for tokens in (None, costs.GPU_ROW_TOKENS))
+    assert list(plan.ways_to_place(config, cost, default, shared=True)) == list(plan.ways_to_place(config, cost, same, shared=True))

@@ -9,6 +9,7 @@ from worldpm.field.records import Message, Preference, PreferenceGroup, Response
 from worldpm.formats import chat
 from worldpm.parts import checkpoint, model_sources, token_store
 from worldpm.parts.batches import Encoder, Limits
+from worldpm.parts.costs import attended_pairs
 from worldpm.parts.token_store import TokenStore
 from worldpm.parts.tokenizer import train_tokenizer
 
@@ -45,6 +46,7 @@ def test_a_store_gives_back_what_was_encoded(tokenizer: Path, tmp_path: Path) ->
         assert [list(suffix) for suffix in found.encoded.suffixes] == expected.suffixes
         assert (found.encoded.truncated, found.encoded.response_tokens) == (expected.truncated, expected.response_tokens)
         assert (store.tokens[i], store.pairs[i], store.weights[i]) == (expected.tokens, 2, 1.5)
+        assert (store.tokens_apart[i], store.attended_apart[i]) == (sum(g.tokens for g in expected.apart), attended_pairs(expected.apart))
     assert counts == {"groups": 1100, "pairs": 2200, "responses": 3299, "truncated responses": counts["truncated responses"]}
     assert 0 < counts["truncated responses"] < 3299
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from tests.conftest import run, spawn
+from tests.test_plan import HYBRID
 from tests.test_shared_prefix import SMALL, Vocabulary, group
 from worldpm.field.errors import TrainingError
 from worldpm.field.records import Preference
-from worldpm.parts import training
-from worldpm.parts.reward_model import build
+from worldpm.parts import costs, training
+from worldpm.parts.reward_model import RewardModel, build, from_config
 from worldpm.parts.token_store import Example, TokenStore, write
 from worldpm.parts.training import Settings, Trainer
 from worldpm.parts.training_state import NOTE, weights_of
@@ -42,9 +43,9 @@ def settings(**changes: Any) -> Settings:
     return Settings(**{**usual, "seed": 0, "validations": 4, **changes})
 
 
-def trainer(folder: Path, **changes: Any) -> Trainer:
+def trainer(folder: Path, model: RewardModel | None = None, **changes: Any) -> Trainer:
     folder.mkdir(exist_ok=True)
-    model = build(SMALL, Vocabulary(), seed=1)  # type: ignore[arg-type]
+    model = model or build(SMALL, Vocabulary(), seed=1)  # type: ignore[arg-type]
     for name, examples in (("train", EXAMPLES), ("validation", EXAMPLES[:3])):
         write(folder / name, examples)
     train, validation = (TokenStore([folder / name]) for name in ("train", "validation"))
@@ -81,6 +82,18 @@ def test_the_loss_of_a_step_does_not_depend_on_how_its_rows_are_filled(tmp_path:
         losses.append(run.step(ALL)[0])
     assert losses[0]["loss_nats"] == pytest.approx(losses[1]["loss_nats"], abs=1e-6)
     assert losses[0]["grad_norm"] == pytest.approx(losses[1]["grad_norm"], rel=1e-5)
+
+
+def test_rows_of_a_model_that_shares_no_prompts_hold_no_more_tokens_than_others(tmp_path: Path) -> None:
+    run = trainer(tmp_path, from_config(HYBRID, seed=1), row_tokens=24)
+    tokens: list[int] = []
+    run.model.register_forward_pre_hook(lambda _, args: tokens.append(sum(one.tokens for g in args[0] for one in g.apart)))
+    row, _ = run.step(ALL)
+    assert [e.encoded.tokens for e in EXAMPLES] == [2 + 2 + 3 + 2] * 12  # two would fit if they were shared
+    assert tokens == [4 + 5 + 4] * 12
+    attended = 12 * (4 * 5 // 2 + 5 * 6 // 2 + 4 * 5 // 2)
+    assert row["flops_seen"] == costs.train_flops(costs.cost_of(HYBRID), tokens=12 * 13, attended=attended)
+    assert (row["tokens_seen"], run.measure(run.validation)["pairs"]) == (12 * 9, 6)
 
 
 def test_the_loss_at_the_start_is_a_weighted_mean_over_pairs(tmp_path: Path) -> None:

@@ -41,6 +41,12 @@ class EncodedGroup:
         """Tokens that the group costs in a packed row."""
         return len(self.prefix) + sum(map(len, self.suffixes))
 
+    @property
+    def apart(self) -> "list[EncodedGroup]":
+        """What a model runs that shares no prompts: a group for each response."""
+        each = zip(self.suffixes, self.response_tokens, self.truncated, strict=True)
+        return [EncodedGroup(self.prefix, [suffix], [tokens], [cut]) for suffix, tokens, cut in each]
+
 
 class Limits(NamedTuple):
     """How long a sequence may be, in tokens."""

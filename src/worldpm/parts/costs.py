@@ -73,11 +73,12 @@ def attended_pairs(groups: Sequence[EncodedGroup]) -> int:
     return total
 
 
-def typical_row(row_tokens: int, *, prompt: int, response: int, responses: int) -> list[EncodedGroup]:
-    """Groups of one shape that fill a row; the last group's prompt takes what is left over."""
-    size = prompt + response * responses
+def typical_row(row_tokens: int, *, prompt: int, response: int, responses: int, shares_prefix: bool = True) -> list[EncodedGroup]:
+    """Groups of one shape that fill a row of a model that shares prompts, or does not; the last group's prompt takes what is left over."""
+    prompts = 1 if shares_prefix else responses
+    size = prompt * prompts + response * responses
     counts = [prompt] * max(1, row_tokens // size)
-    counts[-1] = max(1, counts[-1] + row_tokens - size * len(counts))
+    counts[-1] = max(1, counts[-1] + (row_tokens - size * len(counts)) // prompts)
     zeros = np.zeros(max(row_tokens, size), dtype=np.int64)
     return [EncodedGroup(zeros[:count], [zeros[:response]] * responses, [response] * responses, [False] * responses) for count in counts]
 
@@ -105,8 +106,27 @@ def _share_of_experts(text: PreTrainedConfig) -> float:
     return taken / many if many and taken else 1.0
 
 
-def activation_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], *, dtype: torch.dtype, gradient_checkpointing: bool) -> int:
-    """What a training step holds for the backward of one row, at its peak, weights aside.
+def shares_prefix(config: PreTrainedConfig) -> bool:
+    """Whether a model of a config can share prompts, as far as a run without contents can tell."""
+    text = config.get_text_config()
+    if reward_model.unshareable(text) is not None:
+        return False
+    with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights(), torch.no_grad():
+        model = reward_model.from_config(text, seed=0)
+        model.share_prefix(True)
+        try:
+            model(typical_row(1, prompt=1, response=1, responses=2))
+        except UnplannedLayerError:
+            return False
+        except Exception:
+            return True  # it decides by contents what to compute, which says nothing of its attention
+    return True
+
+
+def activation_bytes(
+    config: PreTrainedConfig, row: Sequence[EncodedGroup], *, shared: bool, dtype: torch.dtype, gradient_checkpointing: bool
+) -> int:
+    """What a training step holds for the backward of one row, at its peak, weights aside; `shared` says whether it shares prompts.
 
     With gradient checkpointing that is each layer's input, and everything that one layer keeps.
 
@@ -116,9 +136,9 @@ def activation_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], *, d
     """
     text = config.get_text_config()
     if gradient_checkpointing:
-        inputs = sum(group.tokens for group in row) * text.hidden_size * 4
-        return int(_kept_bytes(_with_layers(text, 1), row, dtype) + inputs * text.num_hidden_layers)
-    return _kept_bytes(text, row, dtype)
+        tokens = sum(one.tokens for group in row for one in ([group] if shared else group.apart))
+        return int(_kept_bytes(_with_layers(text, 1), row, dtype, shared) + tokens * text.hidden_size * 4 * text.num_hidden_layers)
+    return _kept_bytes(text, row, dtype, shared)
 
 
 def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
@@ -130,7 +150,7 @@ def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
         raise ConfigError(f"{config.model_type}: one layer of it cannot stand alone ({error}); measure a step on one device") from error
 
 
-def _kept_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: torch.dtype) -> int:
+def _kept_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: torch.dtype, shared: bool) -> int:
     """Bytes that autograd keeps of a forward, each storage once, those of weights and of their copies in `dtype` not counted."""
     kept: dict[int, int] = {}
     with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
@@ -143,20 +163,15 @@ def _kept_bytes(config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: to
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-        for share in (True, False):  # where prompts are not shared, each response has a row of its own
-            kept.clear()
-            model.share_prefix(share)
-            try:
-                with weights, hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                    held = model(row)  # noqa: F841  # the graph must live while its storages are counted
-                break
-            except UnplannedLayerError:
-                continue
-            except Exception as error:
-                raise ConfigError(
-                    f"{config.model_type}: what it keeps depends on the contents of its tensors ({type(error).__name__}); "
-                    "measure a step on one device instead"
-                ) from error
+        model.share_prefix(shared)
+        try:
+            with weights, hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                held = model(row)  # noqa: F841  # the graph must live while its storages are counted
+        except Exception as error:
+            raise ConfigError(
+                f"{config.model_type}: what it keeps depends on the contents of its tensors ({type(error).__name__}); "
+                "measure a step on one device instead"
+            ) from error
     return sum(kept.values())
 
 

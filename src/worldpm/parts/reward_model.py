@@ -3,6 +3,7 @@
 Groups run as one row with a shared prefix where that is exact for the model, and else one row per response.
 """
 
+import copy
 import logging
 import math
 from collections.abc import Sequence
@@ -132,7 +133,7 @@ class RewardModel(nn.Module):
 def _is_exact(model: RewardModel) -> bool:
     """Whether a model can share prompts, by its config and by trying; where it cannot, one message says why."""
     config = model.backbone.config.get_text_config()
-    why = _unshareable(config)
+    why = unshareable(config)
     if why is None:
         training = model.training
         model.eval()
@@ -164,7 +165,7 @@ def _difference(model: RewardModel, vocabulary: int) -> str | None:
     return None
 
 
-def _unshareable(config: PreTrainedConfig) -> str | None:
+def unshareable(config: PreTrainedConfig) -> str | None:
     """What a config says against a shared prefix."""
     if strange := sorted(set(getattr(config, "layer_types", None) or ()) - SHAREABLE_LAYERS):
         return f"it has {', '.join(strange)} layers"
@@ -213,7 +214,8 @@ def config_of(size: Size, *, vocabulary: int) -> Qwen2Config:
 
 
 def from_config(config: PreTrainedConfig, *, seed: int) -> RewardModel:
-    """A model of any decoder's config with random weights in float32."""
+    """A model of any decoder's config with random weights in float32; the config stays as it is, for it may be a running model's."""
+    config = copy.deepcopy(config)
     AttentionInterface.register(ATTENTION, attend)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

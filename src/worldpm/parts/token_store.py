@@ -73,7 +73,7 @@ class TokenStore(Sequence[Example]):
     """The groups of one split, from any number of files, in order."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Open the files; four numbers a group are held in memory."""
+        """Open the files; six numbers a group are held in memory."""
         self._batches: list[pa.RecordBatch] = []
         for path in paths:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -83,6 +83,9 @@ class TokenStore(Sequence[Example]):
         """Tokens that each group costs in a row."""
         self.attended = self._by_group(_attended_counts)
         """Pairs of a query and a key that meet in each group's row, as `costs.attended_pairs` counts them."""
+        self.tokens_apart = self._by_group(_token_counts_apart)
+        self.attended_apart = self._by_group(_attended_counts_apart)
+        """The same two where each response brings its own prompt."""
         self.pairs = self._by_group(lambda batch: _lengths(batch.column("chosen")))
         self.weights = self._by_group(_weights)
         """Sum of the weights of each group's preferences."""
@@ -135,6 +138,22 @@ def _attended_counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
     suffixes = batch.column("suffixes")
     prefix, lengths, responses = _lengths(batch.column("prefix")), _lengths(suffixes.flatten()), _lengths(suffixes)
     return prefix * (prefix + 1) // 2 + prefix * _sums(lengths, responses) + _sums(lengths * (lengths + 1) // 2, responses)
+
+
+def _token_counts_apart(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    return _sums(*_lengths_apart(batch))
+
+
+def _attended_counts_apart(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    lengths, responses = _lengths_apart(batch)
+    return _sums(lengths * (lengths + 1) // 2, responses)
+
+
+def _lengths_apart(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens of each prompt with one response, and each group's number of responses."""
+    suffixes = batch.column("suffixes")
+    responses = _lengths(suffixes)
+    return np.repeat(_lengths(batch.column("prefix")), responses) + _lengths(suffixes.flatten()), responses
 
 
 def _weights(batch: pa.RecordBatch) -> NDArray[np.float64]:

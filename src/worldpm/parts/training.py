@@ -90,7 +90,7 @@ class Seen:
     effective_pairs: float = 0.0
     tokens: int = 0
     flops: int = 0
-    """Spent by forward and backward, shared prefixes counted once."""
+    """Spent by forward and backward: a prompt once where it is shared, and else once a response."""
     best_step: int = 0
     best: Json | None = None
     """The position and the validation metrics of the best step."""
@@ -161,11 +161,13 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, settings))
         self.seen = Seen()
         self.best: training_state.Tensors = {}
-        long = int((train.tokens > settings.row_tokens).sum())
+        self.shares_prefix = self._shares_prefix()
+        sizes = self._sizes(train)
+        long = int((sizes > settings.row_tokens).sum())
         if long and accelerator.is_main_process:
             logger.warning(
                 "%d groups are longer than a row of %d tokens, the longest %d: each runs as a row of its own, and takes its memory",
-                long, settings.row_tokens, train.tokens.max(),
+                long, settings.row_tokens, sizes.max(),
             )  # fmt: skip
         self.steps = steps_of(
             train.pairs, batch_pairs=settings.batch_pairs, seed=settings.seed, epochs=settings.epochs, max_steps=settings.max_steps
@@ -207,8 +209,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         total = float(self.train.weights[indices].sum())
-        sizes = self.train.tokens[indices]
-        mine, filler = self._shares(sizes), int(indices[np.argmin(sizes)])
+        sizes = self._sizes(self.train)[indices]
+        mine, filler = self._rows(sizes), int(indices[np.argmin(sizes)])
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
         sums[2] = float(late and self.accelerator.is_main_process)
         for place, row in enumerate(mine):
@@ -233,7 +235,18 @@ class Trainer:
         self._count(indices, total)
         return {**self._position(), "loss_nats": loss_nats, "accuracy": right / total, "grad_norm": norm, "lr": lr}, bool(says_late)
 
-    def _shares(self, sizes: NDArray[np.int64]) -> list[list[int]]:
+    def _shares_prefix(self) -> bool:
+        """Whether the model shares prompts, which its first use decides: under the engine that will run it, so every process must call."""
+        self.model.eval()
+        with torch.no_grad():
+            self.model([self.train[int(np.argmin(self.train.tokens))].encoded])
+        return bool(self.accelerator.unwrap_model(self.model).shares_prefix)
+
+    def _sizes(self, store: TokenStore) -> NDArray[np.int64]:
+        """Tokens that the model runs for each group."""
+        return store.tokens if self.shares_prefix else store.tokens_apart
+
+    def _rows(self, sizes: NDArray[np.int64]) -> list[list[int]]:
         """This process's rows of groups that run together; all processes have equally many, some of them empty."""
         rows = pack(sizes.tolist(), row_tokens=self.settings.row_tokens)
         here, there = self.accelerator.process_index, self.accelerator.num_processes
@@ -277,7 +290,8 @@ class Trainer:
         self.seen.flops += self._flops(indices)
 
     def _flops(self, indices: NDArray[np.int64]) -> int:
-        tokens, attended = (int(numbers[indices].sum()) for numbers in (self.train.tokens, self.train.attended))
+        met = self.train.attended if self.shares_prefix else self.train.attended_apart
+        tokens, attended = (int(numbers[indices].sum()) for numbers in (self._sizes(self.train), met))
         return costs.train_flops(self.cost, tokens=tokens, attended=attended)
 
     def _position(self) -> Json:
@@ -327,8 +341,9 @@ class Trainer:
     def measure(self, store: TokenStore, *, at_most: int | None = None) -> dict[str, float]:
         """The metrics of a split, or of its first groups, with the weights of now; every process must call."""
         self.model.eval()
-        mine, filler = [], int(np.argmin(store.tokens[:at_most]))
-        for row in self._shares(store.tokens[:at_most]):
+        sizes = self._sizes(store)[:at_most]
+        mine, filler = [], int(np.argmin(sizes))
+        for row in self._rows(sizes):
             groups = [store[i].encoded for i in row or [filler]]
             found = scorer.rewards_of(self.model, groups, row_tokens=sum(group.tokens for group in groups))
             mine += list(zip(row, found, strict=False))

@@ -11,6 +11,7 @@ from worldpm.field.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from worldpm.parts.batches import EncodedGroup
     from worldpm.parts.costs import ModelCost
 
 USABLE = 0.9
@@ -72,11 +73,12 @@ def run(config: Config) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from worldpm.parts.costs import GIB, MASTER_BYTES, cost_of
+    from worldpm.parts.costs import GIB, MASTER_BYTES, cost_of, shares_prefix
 
     model_config = _model_config(config.model)
     cost = cost_of(model_config)
-    ways = list(ways_to_place(model_config, cost, config))
+    shared = shares_prefix(model_config)
+    ways = list(ways_to_place(model_config, cost, config, shared=shared))
     console = Console(highlight=False)
     console.print(
         f"{config.model}: {cost.parameters / 1e9:.3g} billion parameters, {cost.non_embedding / 1e9:.3g} without embeddings", soft_wrap=True
@@ -90,7 +92,7 @@ def run(config: Config) -> None:
     console.print(f"Take {best.name}." if best else "None fits: take more GPUs, a smaller --row-tokens, or adapters (--lora-rank).")
     gathered = MASTER_BYTES * cost.parameters / GIB  # weights and moments, and the best weights beside them
     console.print(f"To save, the first process gathers {gathered:.1f} GiB in the host's memory.")
-    _print_cost(console.print, cost, config)
+    _print_cost(console.print, cost, config, shared=shared)
 
 
 def fits(way: Way, config: Config) -> bool:
@@ -100,15 +102,15 @@ def fits(way: Way, config: Config) -> bool:
     return way.total <= USABLE * config.memory * GIB
 
 
-def ways_to_place(model_config: "PreTrainedConfig", cost: "ModelCost", config: Config) -> Iterator[Way]:
+def ways_to_place(model_config: "PreTrainedConfig", cost: "ModelCost", config: Config, *, shared: bool) -> Iterator[Way]:
     """From the fastest to the most sparing: whole on each GPU, then sharded; all that again with gradient checkpointing."""
     import torch
 
-    from worldpm.parts.costs import GPU_ROW_TOKENS, MASTER_BYTES, activation_bytes, typical_row
+    from worldpm.parts.costs import MASTER_BYTES, activation_bytes
 
     dtype = getattr(torch, config.dtype)
     cast = 2 if config.dtype == "bfloat16" else 0
-    row = typical_row(config.row_tokens or GPU_ROW_TOKENS, prompt=512, response=256, responses=4)
+    row = _row(config, shared=shared)
     state = MASTER_BYTES * cost.parameters
     layer = cost.non_embedding // model_config.get_text_config().num_hidden_layers
     gathered = (cast or 4) * (GATHERED_LAYERS * layer + cost.parameters - cost.non_embedding)
@@ -119,7 +121,7 @@ def ways_to_place(model_config: "PreTrainedConfig", cost: "ModelCost", config: C
             "FSDP2 or ZeRO-3": state // config.gpus + gathered,
         }
     kept = {
-        suffix: activation_bytes(model_config, row, dtype=dtype, gradient_checkpointing=bool(suffix))
+        suffix: activation_bytes(model_config, row, shared=shared, dtype=dtype, gradient_checkpointing=bool(suffix))
         for suffix in ("", " with --gradient-checkpointing")
     }
     for suffix, activations in kept.items():
@@ -127,12 +129,23 @@ def ways_to_place(model_config: "PreTrainedConfig", cost: "ModelCost", config: C
             yield Way(name + suffix, weights, activations)
 
 
-def _print_cost(say: Callable[[str], None], cost: "ModelCost", config: Config) -> None:
-    from worldpm.parts.costs import GPU_ROW_TOKENS, attended_pairs, train_flops, typical_row
+def _row(config: Config, *, shared: bool) -> "list[EncodedGroup]":
+    """The groups of a row of the run."""
+    from worldpm.parts.costs import GPU_ROW_TOKENS, typical_row
 
-    row = typical_row(config.row_tokens or GPU_ROW_TOKENS, prompt=512, response=256, responses=4)
-    tokens = config.pairs * config.tokens_per_pair
-    attended = attended_pairs(row) / sum(group.tokens for group in row) * tokens
+    return typical_row(config.row_tokens or GPU_ROW_TOKENS, prompt=512, response=256, responses=4, shares_prefix=shared)
+
+
+def _print_cost(say: Callable[[str], None], cost: "ModelCost", config: Config, *, shared: bool) -> None:
+    from worldpm.parts.costs import attended_pairs, train_flops
+
+    row = _row(config, shared=shared)
+    runs = row if shared else [one for group in row for one in group.apart]
+    unique, run = (sum(group.tokens for group in groups) for groups in (row, runs))
+    if not shared:
+        say(f"It shares no prompts: each response runs with its own, {run / unique:.2g} times the tokens.")
+    tokens = config.pairs * config.tokens_per_pair * run / unique
+    attended = attended_pairs(runs) / run * tokens
     flops = train_flops(cost, tokens=int(tokens), attended=int(attended))
     hours = flops / (config.gpus * config.peak_tflops * 1e12 * config.mfu) / 3600
     say(f"{config.pairs:.3g} pairs, {tokens:.3g} tokens, {flops:.3g} FLOPs: {hours:.3g} hours at {config.mfu:.0%} of the peak")

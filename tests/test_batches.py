@@ -159,6 +159,14 @@ def test_a_reward_that_a_cut_would_change_is_refused(tokenizer: PreTrainedTokeni
     assert unknown.truncated == [False]
 
 
+def test_limits_for_shorter_sequences_allow_no_longer_prompts() -> None:
+    own = Limits(max_length=200, prompt_length=40, cut=False, trained=True)
+    assert own.within(None) == own.within(200) == own
+    assert own.within(199) == Limits(199, 40, trained=True)
+    assert own.within(50) == Limits(50, 25, trained=True)
+    assert own.within(400) == Limits(400, 200)  # asked for beyond what the model was trained on
+
+
 def test_megabytes_are_refused_without_reading_them(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match=r"group: 4,000,003 characters; 60 tokens hold at most"):
         encode(tokenizer, "the cat " * 500_000, ["sat"], Limits(max_length=60, prompt_length=30, cut=False))

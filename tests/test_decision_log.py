@@ -1,6 +1,7 @@
 """The decision log: what was acknowledged is there, and what was altered or lost is found."""
 
 import json
+import shutil
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import run
 from worldpm.field.errors import ConfigError, DataError
@@ -131,8 +133,14 @@ def test_export_and_replay_of_a_served_log(road: Path, tmp_path: Path, capsys: p
     assert max(rows[0]["probabilities"]) > 0.5 == min(rows[0]["probabilities"])
     assert run("log", "replay", log, "--model", road / "checkpoint") == 0
     assert "7 decisions scored again" in capsys.readouterr().out
-    assert run("log", "replay", log, "--model", road / "checkpoint", "--tolerance", -1) == 1
-    assert "differ by more" in capsys.readouterr().err
+    other = shutil.copytree(road / "checkpoint", tmp_path / "other", ignore=shutil.ignore_patterns("manifest.json", "worldpm.json"))
+    weights = load_file(other / "model.safetensors")
+    save_file({**weights, "score.weight": 2 * weights["score.weight"]}, other / "model.safetensors", {"format": "pt"})
+    assert run("log", "replay", log, "--model", other) == 1
+    assert "differ by more than 0.0001" in capsys.readouterr().err
+    assert run("log", "replay", log, "--model", other, "--tolerance", 100) == 0
+    assert run("log", "verify", log, "--tolerance", 1) == 2
+    assert "--tolerance does nothing in `worldpm log verify`" in capsys.readouterr().err
 
 
 def test_hashes_in_place_of_inputs(road: Path, tmp_path: Path) -> None:

@@ -150,6 +150,8 @@ def test_a_benchmark_of_another_format_is_refused(tmp_path: Path, change: Callab
         (("group", "{road}/groups"), "made by `worldpm group`"),
         (("train", "{road}/groups", "--model", "tiny", "--warmup", "nan"), "--warmup is nan; give a finite number"),
         (("train", "{road}/groups", "--model", "tiny", "--revision", "abc"), "tiny is made here"),
+        (("train", "{road}/groups", "--model", "{road}/checkpoint", "--revision", "abc"), "is a folder, which has none"),
+        (("train", "{road}/groups", "--model", "tiny", "--weight-decay", "-1"), "--weight-decay is -1.0; it must not be negative"),
         (("group", "{road}/threads", "--filter-margin", "3"), "name its model"),
         (("group", "{road}/threads", "--contaminated", "report"), "name its texts"),
         (("export", "{road}/groups", "--licence", "mit"), "--licence does not go with --to pairs"),
@@ -177,6 +179,11 @@ def test_a_plain_preference_set_is_a_benchmark(road: Path, tmp_path: Path, capsy
     rows = [{"prompt": f"How many are {n}?", "chosen": f"{n} of them", "rejected": "no idea"} for n in range(12)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "rejected": rows[0]["chosen"]}]))
     assert run("evaluate", road / "checkpoint", "--on", tmp_path / "mine.jsonl", "--out", tmp_path / "out") == 0
+    (tmp_path / "set").mkdir()
+    (tmp_path / "mine.jsonl").rename(tmp_path / "set" / "mine.jsonl")
+    assert run("evaluate", road / "checkpoint", "--on", tmp_path / "set", "--out", tmp_path / "of-folder") == 0
+    of_folder = json.loads((tmp_path / "of-folder" / "metrics.json").read_text())["checkpoints"]["checkpoint"]
+    assert of_folder["benchmarks"]["set"]["n"] == 12
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["checkpoints"]["checkpoint"]
     assert (found["benchmarks"]["mine"]["n"], found["benchmarks"]["mine"]["prompts"]) == (12, 12)
     told = capsys.readouterr().out
@@ -293,7 +300,7 @@ def test_checkpoints_are_compared_and_shown_side_by_side(road: Path, tmp_path: P
     assert [(row["first"], row["second"], row["difference"], row["p_value_holm"]) for row in found["comparisons"]] == [
         ("checkpoint", "copy", 0, 1)
     ]
-    assert found["checkpoints"]["copy"]["conditions"]["overlap_with_training"]["groups"] >= 0
+    assert found["checkpoints"]["copy"]["conditions"]["overlap_with_training"]["groups"] > 0.5  # the forum repeats its sentences
     whole = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]["benchmarks"]["groups"]["items"]
     drawn = found["checkpoints"]["copy"]["benchmarks"]["groups"]["items"]
     assert 0 < drawn <= whole

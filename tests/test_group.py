@@ -157,22 +157,28 @@ def test_a_bare_parquet_file_of_groups_trains_with_a_warning_and_is_judged(
     assert found["test"]["prompts"] == 12
 
 
+SOUND = {"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weight": 1.0}
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "told"),
     [
-        {"preferences": []},
-        {"prompt": []},
-        {"preferences": [{"chosen": 0, "rejected": 9, "strength": 1.0, "probability": 1.0, "weight": 1.0}]},
-        {"preferences": [{"chosen": -1, "rejected": 0, "strength": 1.0, "probability": 1.0, "weight": 1.0}]},
-        {"preferences": [{"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weight": 0.0}]},
-        {"preferences": [{"chosen": 0, "rejected": 1, "strength": None, "probability": 1.0, "weight": 1.0}]},
-        {"preferences": [{"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weight": None}]},
+        ({"preferences": []}, "lacks a prompt, a text or a preference"),
+        ({"prompt": []}, "lacks a prompt, a text or a preference"),
+        ({"preferences": [{**SOUND, "rejected": 9}]}, r"rejected is 9; an index of its \d responses"),
+        ({"preferences": [{**SOUND, "chosen": -1}]}, "chosen is -1; an index"),
+        ({"preferences": [{**SOUND, "rejected": 0}]}, "response 0 is preferred to itself"),
+        ({"preferences": [{**SOUND, "weight": 0.0}]}, "weighs 0.0; a finite number above 0"),
+        ({"preferences": [{**SOUND, "weight": None}]}, "weighs None"),
+        ({"preferences": [{**SOUND, "strength": None}]}, "the strength None"),
+        ({"preferences": [{**SOUND, "strength": float("nan")}]}, "the strength nan"),
+        ({"preferences": [{**SOUND, "probability": 1.5}]}, "the probability 1.5; 0 to 1"),
     ],
 )
-def test_a_group_that_points_at_nothing_is_refused(road: Path, change: dict[str, object]) -> None:
+def test_a_group_that_says_nothing_sensible_is_refused(road: Path, change: dict[str, object], told: str) -> None:
     path = road / "groups" / "simulated.parquet"
     row = next(tables.read_rows(path, schema.GROUPS))
-    with pytest.raises(DataError, match=r"simulated.parquet: group 'simulated/\d+' lacks a prompt"):
+    with pytest.raises(DataError, match=r"simulated.parquet: group 'simulated/\d+'.*" + told):
         schema.group_from_row({**row, **change}, path)
 
 

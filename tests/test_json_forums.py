@@ -119,6 +119,21 @@ def test_submissions_and_comments_share_a_name(name: str, site: str) -> None:
     assert reddit.site_of(Path(name)) == site
 
 
+def test_a_months_submissions_and_comments_become_threads(tmp_path: Path) -> None:
+    for name, row in (("RS_2015-01.jsonl", SUBMISSION), ("RC_2015-01.jsonl", COMMENT)):
+        (tmp_path / name).write_bytes(lines(row))
+    assert run("ingest", tmp_path / "RS_2015-01.jsonl", tmp_path / "RC_2015-01.jsonl", "--out", tmp_path / "threads") == 0
+    (thread,) = read_threads(tmp_path / "threads")
+    assert (thread.site, [answer.body for answer in thread.responses]) == ("reddit-2015-01", ["Because."])
+
+
+def test_two_files_of_comments_of_one_site_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for suffix in (".jsonl", ".jsonl.gz"):
+        (tmp_path / f"ask_comments{suffix}").write_bytes(PACK[suffix](lines(COMMENT)))
+    assert run("ingest", *tmp_path.glob("ask_*"), "--out", tmp_path / "threads") == 2
+    assert "is the same site (ask)" in capsys.readouterr().err
+
+
 def test_threads_of_any_forum_come_as_documented(tmp_path: Path) -> None:
     (tmp_path / "tickets.jsonl").write_bytes(
         lines(THREAD, {"id": 8, "created": "2024-01-01"}, {**THREAD, "id": 9, "responses": [{"id": 3}]})

@@ -543,6 +543,8 @@ def test_in_front_of_another_server_nothing_changes(road: Path, tmp_path: Path, 
         assemble(Config(upstream=url))
     with pytest.raises(ConfigError, match="one of the two"):
         Config()
+    with pytest.raises(ConfigError, match="--row-tokens is the business of the server at --upstream"):
+        Config(upstream=url, row_tokens=7)
 
 
 def test_tokens_are_those_of_the_model(client: TestClient, scorer: Scorer) -> None:

@@ -47,6 +47,7 @@ def test_a_store_gives_back_what_was_encoded(tokenizer: Path, tmp_path: Path) ->
         assert (found.encoded.truncated, found.encoded.response_tokens) == (expected.truncated, expected.response_tokens)
         assert (store.tokens[i], store.pairs[i], store.weights[i]) == (expected.tokens, 2, 1.5)
         assert (store.tokens_apart[i], store.attended_apart[i]) == (sum(g.tokens for g in expected.apart), attended_pairs(expected.apart))
+        assert store.attended[i] == attended_pairs([expected])
     assert counts == {"groups": 1100, "pairs": 2200, "responses": 3299, "truncated responses": counts["truncated responses"]}
     assert 0 < counts["truncated responses"] < 3299
 

@@ -91,13 +91,13 @@ def test_shp_takes_only_pairs_whose_better_answer_is_the_later_and_has_twice_the
 
 
 def test_equal_exposure_and_equal_votes_are_a_coin() -> None:
-    noise = VoteNoise(exposure=0.0, delay=0.0, spread=0.5, now=datetime(2021, 1, 1, tzinfo=UTC).timestamp())
+    noise = VoteNoise(age_power=0.0, delay_power=0.0, spread=0.5, now=datetime(2021, 1, 1, tzinfo=UTC).timestamp())
     answers = dated([3, 3], [0, 0])
     assert noise.probabilities(answers, [(0, 1), (1, 0)]) == pytest.approx([0.5, 0.5])
 
 
 def test_a_wider_gap_is_surer_and_no_pair_is_turned_round() -> None:
-    noise = VoteNoise(exposure=1.0, delay=-0.5, spread=0.5, now=datetime(2020, 6, 1, tzinfo=UTC).timestamp())
+    noise = VoteNoise(age_power=1.0, delay_power=-0.5, spread=0.5, now=datetime(2020, 6, 1, tzinfo=UTC).timestamp())
     gaps = [noise.probabilities(dated([n, 1], [0, 0]), [(0, 1)])[0] for n in (2, 4, 10, 50)]
     assert gaps == sorted(gaps)
     assert 0.5 < gaps[0] < 0.75 < gaps[-1] < 1
@@ -116,7 +116,7 @@ def test_a_planted_head_start_is_found_and_its_probabilities_hold() -> None:
         threads.append(vote_noise.Dated(generator.poisson(rates).astype(float), 1e9 + 3600 * delays))
         truth.append(worth)
     noise = vote_noise.fit([*threads, vote_noise.Dated(np.array([1.0, 0.0]), np.array([1e9, 3e9]))])
-    assert noise.delay == pytest.approx(-0.3, abs=0.05)
+    assert noise.delay_power == pytest.approx(-0.3, abs=0.05)
     assert noise.spread == pytest.approx(0.5, rel=0.3)
     said, right = [], []
     for thread, worth in zip(threads, truth, strict=True):
@@ -133,8 +133,8 @@ def test_a_planted_head_start_is_found_and_its_probabilities_hold() -> None:
 
 
 def test_a_site_without_votes_has_no_head_start() -> None:
-    assert vote_noise.fit([]).delay == 0
-    assert vote_noise.fit([vote_noise.Dated(np.array([0.0, -2.0]), np.array([1.0, 2.0]))]).exposure == 0
+    assert vote_noise.fit([]).delay_power == 0
+    assert vote_noise.fit([vote_noise.Dated(np.array([0.0, -2.0]), np.array([1.0, 2.0]))]).age_power == 0
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,9 @@ def clustered_interval(
 ) -> Interval:
     """95 % interval of the weighted mean of `values`, all three of shape `(pairs,)`.
 
-    Whole clusters are drawn with replacement, and the weighted mean is taken anew each time. That knows no doubt where all clusters
-    are alike: `shares` (values from 0 to 1) that are all 0 or all 1 have the exact interval of as many trials, others none.
+    Whole clusters are drawn with replacement, and the weighted mean is taken anew each time. Where all clusters are
+    alike the bootstrap has no width: `shares` (values from 0 to 1) that are all 0 or all 1 then have the exact interval of as many
+    trials, other values NaN ends.
 
     Source: Efron and Tibshirani 1993, percentile bootstrap; Cameron, Gelbach and Miller 2008, section 2 (pairs cluster); Clopper and
     Pearson 1934.

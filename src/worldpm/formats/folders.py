@@ -88,6 +88,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a step of this project wrote the folder, to its end or not."""
+    return (folder / MANIFEST).exists() or (folder / PROGRESS).exists()
+
+
 def manifest(folder: Path, *, made_by: str | None = None) -> Json:
     """The manifest of a finished folder.
 

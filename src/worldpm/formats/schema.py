@@ -194,22 +194,12 @@ def group_from_row(row: Json, path: Path) -> PreferenceGroup:
     Raises:
         DataError: If it has no prompt or no preference, or a preference that points at nothing or weighs nothing sensible.
     """
-    places = range(len(row["responses"] or ()))
-    sound = all(
-        p["chosen"] in places
-        and p["rejected"] in places
-        and p["chosen"] != p["rejected"]
-        and 0 < (p["weight"] or 0) < math.inf
-        and p["strength"] is not None
-        and 0 <= p["strength"] < math.inf
-        and 0 <= _probability(p) <= 1
-        for p in row["preferences"] or ()
-    )
     texts = [message["content"] for message in row["prompt"] or ()] + [response["content"] for response in row["responses"] or ()]
-    if not (row["prompt"] and row["preferences"] and sound and all(isinstance(text, str) for text in texts)):
-        raise DataError(
-            path, f"group {row['group_id']!r} lacks a prompt, a text or a preference, or a preference points outside its responses"
-        )
+    if not (row["prompt"] and row["preferences"] and all(isinstance(text, str) for text in texts)):
+        raise DataError(path, f"group {row['group_id']!r} lacks a prompt, a text or a preference; leave it out, or make the table again")
+    for preference in row["preferences"]:
+        if fault := _fault(preference, len(row["responses"])):
+            raise DataError(path, f"group {row['group_id']!r}: {fault}")
     return PreferenceGroup(
         group_id=row["group_id"],
         source=row["source"],
@@ -221,6 +211,21 @@ def group_from_row(row: Json, path: Path) -> PreferenceGroup:
         ),
         preferences=tuple(Preference(**{**preference, "probability": _probability(preference)}) for preference in row["preferences"]),
     )
+
+
+def _fault(preference: Json, responses: int) -> str | None:
+    """What is wrong with a preference of so many responses."""
+    for side in ("chosen", "rejected"):
+        if preference[side] not in range(responses):
+            return f"{side} is {preference[side]}; an index of its {responses} responses is needed, from 0"
+    if preference["chosen"] == preference["rejected"]:
+        return f"response {preference['chosen']} is preferred to itself"
+    weight, strength, probability = preference["weight"], preference["strength"], _probability(preference)
+    if weight is None or not 0 < weight < math.inf:
+        return f"a preference weighs {weight}; a finite number above 0 is needed"
+    if strength is None or not 0 <= strength < math.inf:
+        return f"a preference has the strength {strength}; a finite number that is not negative is needed"
+    return None if 0 <= probability <= 1 else f"a preference has the probability {probability}; 0 to 1 is possible"
 
 
 def _probability(preference: Json) -> float:

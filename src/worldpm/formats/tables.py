@@ -24,7 +24,7 @@ MEMORY, MOST_THREADS = "1GB", 8
 """What DuckDB may hold before it goes on on the disk; each thread needs a share of it to go on at all."""
 
 PLACE = pa.field("place", pa.int64())
-"""Of two posts with one id the first is kept."""
+"""Where a post stands in the dump: of two with one id the first is kept."""
 
 Result = TypeVar("Result")
 Text = Callable[[str], str]

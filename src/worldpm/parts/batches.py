@@ -17,8 +17,8 @@ from worldpm.field.errors import DataError
 from worldpm.field.records import Message
 from worldpm.formats import chat
 
-COUNTED = 200_000
-"""Characters up to which a text is read, if only to tell its tokens."""
+ALWAYS_READ = 200_000
+"""Characters up to which a text is tokenized even where it is surely too long, so that the error can tell its tokens."""
 
 Tokens = Sequence[int] | NDArray[np.integer]
 
@@ -64,6 +64,17 @@ class Limits(NamedTuple):
     def of(cls, max_length: int) -> "Limits":
         """Those of which only the length is known: a prompt is cut to half of it."""
         return cls(max_length, max_length // 2)
+
+    def within(self, max_length: int | None) -> "Limits":
+        """These, for sequences of another length: shorter ones allow no longer prompts, and longer ones are the asker's own word."""
+        if max_length is None or max_length == self.max_length:
+            return self
+        asked = Limits.of(max_length)
+        return (
+            asked
+            if max_length > self.max_length
+            else asked._replace(prompt_length=min(self.prompt_length, asked.prompt_length), trained=self.trained)
+        )
 
 
 class TokenSequence(NamedTuple):
@@ -154,7 +165,7 @@ class Encoder:
 
     def _check_size(self, characters: int, name: str) -> None:
         """Refuse without reading what is surely too long: to read megabytes takes seconds."""
-        if self.limits.cut or characters <= COUNTED:
+        if self.limits.cut or characters <= ALWAYS_READ:
             return
         if characters > (most := self.limits.max_length * self._longest_token):
             told = f"{characters:,} characters; {self.limits.max_length} tokens hold at most {most:,}"

@@ -233,7 +233,7 @@ def encoder_of(source: Source, config: PreTrainedConfig) -> Encoder:
 
 
 def positions_of(config: PreTrainedConfig) -> int:
-    """Tokens that the model was made for; it has no say where its config has none."""
+    """Tokens that the model was made for; `sys.maxsize` where its config sets none."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
 
 

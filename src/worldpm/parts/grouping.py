@@ -36,7 +36,7 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     drops: Counter[str] = field(default_factory=Counter)
     reject: Callable[[str, str, str], object] | None = None
-    """Gets the name, the reason and the text of everything that is dropped."""
+    """Gets the name, the reason and the text of each thread or answer that is dropped as unfit; of pairs only the number is known."""
 
     def drop(self, reason: str, name: str, text: str = "") -> None:
         """Count a reason, and hand on what was dropped."""

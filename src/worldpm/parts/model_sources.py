@@ -36,7 +36,9 @@ def find(place: str | Path, *, revision: str | None = None, remote_code: bool = 
     if remote_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise ConfigError("--remote-code runs a stranger's Python: name the commit that you read, all 40 digits, with --revision")
     if (folder := Path(place)).is_dir():
-        if any((folder / name).exists() for name in (folders.MANIFEST, folders.PROGRESS, DESCRIPTION)):
+        if revision is not None and not remote_code:
+            raise ConfigError(f"--revision {revision}: {place} is a folder, which has none; leave it out, or name a hub id")
+        if folders.is_ours(folder) or (folder / DESCRIPTION).exists():
             folders.manifest(folder, made_by="train|export")
         return Source(folder, remote_code)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(place)) or str(place).startswith("."):

@@ -13,7 +13,7 @@ from worldpm.field.errors import ConfigError, DataError, NotFiniteError
 from worldpm.field.records import Message
 from worldpm.formats import folders
 from worldpm.parts import checkpoint, model_sources
-from worldpm.parts.batches import EncodedGroup, Encoder, Limits, pack
+from worldpm.parts.batches import EncodedGroup, Encoder, pack
 from worldpm.parts.reward_model import RewardModel
 
 ROW_TOKENS = 2048
@@ -91,7 +91,7 @@ class Scorer:
             folders.verified_files(source.folder)
         model = checkpoint.load(source, dtype=dtype, across_devices=across_devices)
         encoder = checkpoint.encoder_of(source, model.backbone.config)
-        limits = encoder.limits if max_length in (None, encoder.limits.max_length) else Limits.of(max_length)
+        limits = encoder.limits.within(max_length)
         if limits.max_length > (positions := checkpoint.positions_of(model.backbone.config)):
             raise ConfigError(f"--max-length {max_length}: the model was made for {positions} positions; ask for at most that")
         encoder = replace(encoder, limits=limits._replace(cut=cut))
@@ -99,9 +99,8 @@ class Scorer:
 
     def cutting(self, max_length: int | None = None) -> Self:
         """The same scorer, which cuts what is too long: by its own limits, or to `max_length` tokens."""
-        own = self.encoder.limits
-        limits = own if max_length in (None, own.max_length) else Limits.of(max_length)
-        return type(self)(self.model, replace(self.encoder, limits=limits._replace(cut=True)))
+        limits = self.encoder.limits.within(max_length)._replace(cut=True)
+        return type(self)(self.model, replace(self.encoder, limits=limits))
 
     @property
     def dtype(self) -> torch.dtype:

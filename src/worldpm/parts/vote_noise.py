@@ -1,7 +1,7 @@
 """How far votes can be trusted: chance, and the head start of early answers, as a probability for each pair.
 
 An answer's up votes are taken as drawn from a Poisson law whose mean is its worth times its exposure. Exposure is what a site's
-threads say of dates: `exp(a log(days since it was written) + b log(hours it came after the first))`, fitted within threads, so that
+threads say of dates: `exp(a log(days since it was written) + b log(1 + hours it came after the first))`, fitted within threads, so that
 a thread's popularity plays no part. Worth varies between the answers of a thread as a gamma law does, whose spread is fitted too.
 Then the votes of two answers give the probability that the one of more votes is truly the better one.
 """
@@ -42,10 +42,10 @@ class Dated(NamedTuple):
 class VoteNoise(NamedTuple):
     """What a site's votes say of chance and head start."""
 
-    exposure: float
-    """The power of an answer's age, relative to the thread's first answer."""
-    delay: float
-    """The power of the hours it came after the first answer, at least one; below 0 where early answers have a head start."""
+    age_power: float
+    """Exposure grows with this power of an answer's age, relative to that of the thread's first answer."""
+    delay_power: float
+    """And with this power of one plus the hours that it came after the first answer; below 0 where early answers have a head start."""
     spread: float
     """Squared coefficient of variation of worth within a thread."""
     now: float
@@ -56,7 +56,7 @@ class VoteNoise(NamedTuple):
         if not pairs:
             return []
         thread = Dated.of(answers)
-        exposures = np.exp(_features(thread, self.now) @ np.array([self.exposure, self.delay]))
+        exposures = np.exp(_features(thread, self.now) @ np.array([self.age_power, self.delay_power]))
         ups = np.maximum(thread.votes, 0)
         shape = 1 / self.spread
         rates = shape * exposures.sum() / max(float(ups.sum()), 1.0) + exposures

@@ -18,6 +18,7 @@ from worldpm.parts.vote_noise import VoteNoise
 SHP_RATIO = 2.0
 """Votes of the chosen over those of the rejected, each at least 1, that `shp` asks for."""
 CLOSE, TOO_CLOSE = 1.5, 1.2
+"""Two positive counts of votes are close where the larger is at most CLOSE times the smaller; below TOO_CLOSE, too close to say more."""
 """A pair whose votes are both above 0 and at a ratio between these is controversial; at a smaller ratio it says nothing."""
 
 Pair = tuple[int, int, float]

@@ -1,7 +1,7 @@
 """Rewards for verl as `reward.custom_reward_function.path`; see `runs/rlhf_verl.sh`.
 
-`reward_kwargs` carry `place`, a folder or the URL of a server. The prompt is taken from `extra_info["question"]` or
-`extra_info["prompt"]`, text or messages, as verl's data scripts write it.
+`reward_kwargs` carry `place`, a folder or the URL of a server. The prompt is taken from `extra_info["prompt"]` or
+`extra_info["question"]`, text or messages, as verl's data scripts write it.
 """
 
 from collections.abc import Mapping

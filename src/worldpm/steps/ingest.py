@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,16 +70,22 @@ def run(config: Config) -> None:
         for name, site in sites.items():
             kept = output.part(f"{name}.parquet", partial(_ingest, site, name, output, config))
             counts[name], drops[name] = kept["counts"], kept["drops"]
-            left = "; ".join(f"{reason}: {n:,}" for reason, n in Counter(drops[name]).most_common(3) if n)
-            told = f" (left out: {left})" if left else ""
-            logger.info("%s: %d threads, %d responses%s", name, counts[name]["threads"], counts[name]["responses"], told)
+            left = f" (left out: {_most_common(drops[name])})" if drops[name] else ""
+            logger.info("%s: %d threads, %d responses%s", name, counts[name]["threads"], counts[name]["responses"], left)
         if not any(count["threads"] for count in counts.values()):
-            raise DataError(config.sources[0], f"no thread is in it ({left or 'it is empty'}); are these the files of a forum?")
+            why = _most_common(sum(map(Counter, drops.values()), Counter()))
+            raise DataError(config.sources[0], f"no thread is in it ({why or 'it is empty'}); are these the files of a forum?")
         output.finish(counts=counts, drops=drops)
+
+
+def _most_common(dropped: Mapping[str, int]) -> str:
+    return "; ".join(f"{reason}: {number:,}" for reason, number in Counter(dropped).most_common(3))
 
 
 def _sites(config: Config) -> dict[str, Site]:
     """The sources by site, each looked at before any is read."""
+    from worldpm.parts.forums import reddit
+
     found: dict[str, Site] = {}
     for path in _files(config.sources):
         reader = _reader(path, config.format)
@@ -87,8 +93,7 @@ def _sites(config: Config) -> dict[str, Site]:
         if not re.fullmatch(r"[\w.-]+", name):
             raise DataError(path, f"the site's name cannot be told from the file's ({name!r}); name the file after its site")
         site = found.setdefault(name, Site(reader, []))
-        joins = reader.SOURCE == site.reader.SOURCE == "reddit" and ["comments" in one.name for one in (*site.paths, path)].count(True) == 1
-        joins = joins and len(site.paths) < 2  # submissions and comments
+        joins = reader is site.reader is reddit and len({*map(reddit.part_of, (*site.paths, path))}) == len(site.paths) + 1
         if site.paths and not joins:
             raise ConfigError(f"{path}: {site.paths[0]} is the same site ({name}); ingest two dates of a site into two folders")
         site.paths.append(path)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
+TOLERANCE = 1e-4
+"""In logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +35,17 @@ class Config:
     """export: the Parquet file to write; reference: the JSON file; one that is there is replaced."""
     model: str | None = None
     """replay: folder or hub id of the model."""
-    tolerance: float = 1e-4
-    """replay: the largest difference of a reward, in logits, that is not told as one."""
+    tolerance: float | None = None
+    """replay: the largest difference of a reward, in logits, that is not told as one; 0.0001 unless set."""
 
     def __post_init__(self) -> None:
         wanted = {"verify": None, "export": "out", "replay": "model", "reference": "out"}[self.action]
         if wanted and getattr(self, wanted) is None:
             raise ConfigError(f"`worldpm log {self.action}` needs --{wanted}")
-        given = {"out": self.out, "model": self.model, "head": self.head if self.action != "verify" else None}
+        given: dict[str, object] = {"out": self.out, "model": self.model, "head": self.head if self.action != "verify" else None}
+        given["tolerance"] = self.tolerance if self.action != "replay" else None
+        if self.tolerance is not None and self.tolerance < 0:
+            raise ConfigError(f"--tolerance is {self.tolerance}; it must not be negative")
         if idle := [name for name, value in given.items() if value is not None and name != wanted]:
             raise ConfigError(f"--{idle[0]} does nothing in `worldpm log {self.action}`")
 
@@ -105,16 +110,17 @@ def _replay(config: Config) -> None:
     from worldpm.parts.scorer import Scorer
 
     scorer = Scorer.load(str(config.model), cut=True)
+    tolerance = TOLERANCE if config.tolerance is None else config.tolerance
     worst, differing, count = 0.0, [], 0
     for row, again in _scored_again(scorer, config.file):
         count += 1
         difference = max((abs(one - other) for one, other in zip(json.loads(row["rewards"]), again, strict=True)), default=0.0)
         worst = max(worst, difference)
-        if difference > config.tolerance:
+        if difference > tolerance:
             differing.append(row["number"])
     told = f"{count:,} decisions scored again; the largest difference of a reward is {worst:.3g}"
     if differing:
-        raise WorldPMError(f"{told}, and {len(differing):,} differ by more than {config.tolerance:g}, first number {differing[0]}")
+        raise WorldPMError(f"{told}, and {len(differing):,} differ by more than {tolerance:g}, first number {differing[0]}")
     print(told)
 
 

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
-NEEDED = ("fastapi", "httpx", "uvicorn", "prometheus_client", "ecs_logging")
+NEEDED = ("fastapi", "fastapi_offline", "httpx", "uvicorn", "prometheus_client", "ecs_logging")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,10 @@ class Config:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.upstream is None):
             raise ConfigError("name a model to serve, or with --upstream the URL of a vLLM that holds one; one of the two")
+        ours = {"dtype", "max_length", "row_tokens", "queue_tokens", "across_devices", "revision", "remote_code"}
+        set_here = [field.name for field in fields(self) if field.name in ours and getattr(self, field.name) != field.default]
+        if self.upstream is not None and set_here:
+            raise ConfigError(f"--{set_here[0].replace('_', '-')} is the business of the server at --upstream, which holds the model")
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port is {self.port}; 0 to 65535 are possible")
         if self.log_hashes and self.log is None:

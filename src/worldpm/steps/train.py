@@ -115,6 +115,8 @@ class Config:
             "--workers": self.workers,
             "--centring": self.centring,
             "--snapshots": self.snapshots,
+            "--weight-decay": self.weight_decay,
+            "--target-margin": self.target_margin,
         }.items():
             if not value >= 0:
                 raise ConfigError(f"{name} is {value}; it must not be negative")

@@ -96,6 +96,8 @@ def _print_table(truth: Json, out: Path) -> None:
     console = Console(width=max(120, Console().width))
     console.print(table)
     console.print(
-        "ceiling: the best that a reader of the text alone can do; way: how far the model came from a coin to it", highlight=False
+        "ceiling: the best that a reader of the text alone can do, up to the luck of the sample's votes; "
+        "way: how far the model came from a coin to it",
+        highlight=False,
     )
     console.print(f"the page: {out / 'report.html'}", highlight=False)

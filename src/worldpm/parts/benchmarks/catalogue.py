@@ -104,11 +104,13 @@ def _named(word: str, root: Path) -> Named:
         return Named(name, BENCHMARKS[name], root / name)
     path = Path(word)
     if path.is_dir():
+        if not folders.is_ours(path):
+            return Named(path.resolve().name, preference_set, path)
         folders.manifest(path, made_by="group")
     elif not path.is_file():
         if hub.ID.fullmatch(word):
             return Named(path.name, preference_set, hub.dataset(word, preference_sets.SUFFIXES))
-        raise ConfigError(f"{word}: neither a benchmark ({', '.join((*BENCHMARKS, *PRESETS))}), nor a folder of groups, nor a file")
+        raise ConfigError(f"{word}: neither a benchmark ({', '.join((*BENCHMARKS, *PRESETS))}), nor a folder, nor a file")
     elif preference_sets.is_plain(path):
         return Named(path.name.split(".")[0], preference_set, path)
     return Named(path.resolve().name.removesuffix(".parquet"), groups, path)

@@ -21,16 +21,17 @@ def judge(
     """For votes and for quality, overall and by domain: the model's metrics, the ceiling, and the other judges' accuracy.
 
     `model` and `others` (judges by name) hold the rewards of every item's responses; `truth` is by `response_id`.
-    The ceiling is the accuracy of a reader of the text alone who knows what the crowd likes, dates integrated out: since an
-    answer's date says nothing of its text, the best such reader ranks by appeal.
+    The ceiling is the accuracy of the best reader of the text alone. Against votes that reader knows what the crowd likes, dates
+    integrated out: since an answer's date says nothing of its text, it ranks by appeal. A sample's votes may be kinder to others.
+    Against quality it ranks by quality, and is always right.
     """
     planted = [[truth[response.meta["response_id"]] for response in item.responses] for item in items]
-    appeal = [[one.appeal for one in group] for group in planted]
     result: Json = {}
     for against, judged in (("votes", items), ("quality", [_by_quality(i, t) for i, t in zip(items, planted, strict=True)])):
+        best = [[one.appeal if against == "votes" else one.quality for one in group] for group in planted]
         for domain in ("overall", *DOMAINS):
             chosen = [_only(item, group, domain) for item, group in zip(judged, planted, strict=True)]
-            if not any(item.preferences for item in chosen) or (ceiling := accuracy(chosen, appeal)) <= COIN:
+            if not any(item.preferences for item in chosen) or (ceiling := accuracy(chosen, best)) <= COIN:
                 continue  # too small a forum to say anything of this part
             found = metrics(chosen, model)
             way = (found["accuracy"] - COIN) / (ceiling - COIN)

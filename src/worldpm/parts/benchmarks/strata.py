@@ -1,5 +1,6 @@
 """Stratified test sets: so much of each kind, drawn by a hash, so that the same set comes out everywhere."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -7,11 +8,10 @@ import xxhash
 
 from worldpm.field.errors import ConfigError
 from worldpm.parts.benchmarks.items import Item
+from worldpm.parts.votes import CLOSE
 
 FORUM = {"technical": 0.7, "open": 0.2, "controversial": 0.1}
 """The preset `forum`."""
-CLOSE = 1.5
-"""Votes whose larger is at most so many times the smaller are close."""
 TECHNICAL = re.compile(r"```|`[^`\n]+`|\$[^$\n]+\$|\\begin\{|^(?: {4}|\t)\S", re.MULTILINE)
 
 
@@ -43,7 +43,7 @@ def shares(words: str) -> dict[str, float]:
         found = {name: float(share) for name, _, share in (part.partition("=") for part in words.split(","))}
     except ValueError:
         found = {}
-    if not found or not all(share > 0 for share in found.values()):
+    if not found or not all(0 < share < math.inf for share in found.values()):
         raise ConfigError(f"--strata {words}: expected NAME=share,... with shares above 0, or forum, for instance technical=0.7,open=0.3")
     return {name: share / sum(found.values()) for name, share in found.items()}
 

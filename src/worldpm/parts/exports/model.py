@@ -19,7 +19,7 @@ license: {licence}
 # {name}
 
 A preference model: given a prompt and answers, a reward for each, in logits. Only differences of rewards at one prompt mean anything;
-the probability that one answer is preferred to another is `sigmoid((reward - reward) / {temperature})`.
+the probability that one answer is preferred to another is `sigmoid((its reward - the other's) / {temperature})`.
 
 ## Use
 

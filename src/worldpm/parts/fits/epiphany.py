@@ -83,7 +83,7 @@ class Watch:
     def __init__(self, steps: int) -> None:
         """Of a run of so many steps."""
         self.half, self.first = half_width(steps), round(SETTLING_SHARE * steps)
-        self.looks = max(1, steps - self.first - 2 * self.half)
+        self.looks = max(1, steps - self.first - 2 * self.half + 1)  # as many as `find` has places
         self.losses: deque[float] = deque(maxlen=2 * self.half)
         self.norms: deque[float] = deque(maxlen=2 * self.half)
         self.quiet_until = 0

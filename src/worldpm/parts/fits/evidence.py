@@ -146,7 +146,7 @@ def independent(points: Points) -> int:
 
 
 def places(x: Array) -> Array:
-    """The different places along axes, shape (axes, k): amounts that differ by a hundredth, as those of two seeds, are one."""
+    """The different places along axes, shape (axes, k): amounts that round to one hundredth of a decade are one, as those of two seeds."""
     _, first = np.unique(np.round(np.log10(x) * 100), axis=1, return_index=True)
     return np.asarray(x[:, np.sort(first)])
 
@@ -183,8 +183,8 @@ def slope(points: Points, draws: Resamples) -> Slope:
     """The straight line through ln y over ln x, for one axis.
 
     Where every run has at least three places, each gives a slope, and the error is that of their mean, with that of the prompts
-    that all runs have in common; else runs and prompts are drawn anew. The interval is Student's, of so many runs: what a few of them
-    spread is too small. NaN ends with fewer than two slopes, or three runs without.
+    that all runs have in common; else runs and prompts are drawn anew. The interval is Student's, of so many runs, since the
+    spread of a few is too small. NaN ends with fewer than two slopes, or three runs without.
     """
     log_x, log_y = np.log(points.x[0]), np.log(points.y)
     names = np.unique(points.runs)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -21,6 +21,7 @@ from worldpm.parts.forums import json_lines
 SOURCE = "reddit"
 TO_MARKDOWN = None
 NAMED = re.compile(r"^(?:R[SC]_)(.+)$|^(.+?)_(?:submissions|comments)$")
+COMMENTS = re.compile(r"^RC_|_comments$")
 GONE = ("[deleted]", "[removed]", "[deleted by user]", "[ Removed by Reddit ]")
 
 Json = dict[str, Any]
@@ -31,6 +32,11 @@ def site_of(path: Path) -> str:
     stem = path.name.split(".")[0]
     match = NAMED.match(stem)
     return stem if match is None else f"reddit-{match[1]}" if match[1] else match[2]
+
+
+def part_of(path: Path) -> Literal["submissions", "comments"]:
+    """Which half of a site's posts a file holds, by its name; `x.jsonl` beside `x_comments.jsonl` holds submissions."""
+    return "comments" if COMMENTS.search(path.name.split(".")[0]) else "submissions"
 
 
 def size_of(path: Path) -> int:

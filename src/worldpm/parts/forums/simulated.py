@@ -71,14 +71,14 @@ class Truth:
 
     response_id: str
     adversarial: float
-    """0 if on topic and whole, below 0 otherwise."""
+    """Higher where the response is on topic and whole."""
     objective: float
-    """RIGHT_GAIN if the fact or sum asked for is given and right, else 0."""
+    """Higher where the fact or sum asked for is given and right."""
     subjective: float
     quality: float
     """Sum of the three parts."""
     appeal: float
-    """What the crowd sees: quality plus the length bias. The best reward for a reader of the text alone."""
+    """What the crowd sees: quality, and what it likes besides. The best reward for a reader of the text alone."""
 
 
 class Question(NamedTuple):

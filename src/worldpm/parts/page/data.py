@@ -18,6 +18,7 @@ Json = dict[str, Any]
 ROWS_SHOWN = 20_000
 """Of each table, the first so many rows are looked at for figures."""
 SIZES = ((2, "2"), (3, "3"), (4, "4"), (5, "5-6"), (7, "7-9"), (10, "10-15"), (16, "16+"))
+ANSWERS = ((0, "0"), (1, "1"), *SIZES)
 GAPS = ((1, "1"), (2, "2"), (3, "3-4"), (5, "5-9"), (10, "10-19"), (20, "20+"))
 VOTES = ((-(10**9), "<0"), (0, "0"), (1, "1"), (2, "2"), (3, "3-4"), (5, "5-9"), (10, "10-19"), (20, "20+"))
 CHANCES = ((0.5, "0.5-0.6"), (0.6, "0.6-0.7"), (0.7, "0.7-0.8"), (0.8, "0.8-0.9"), (0.9, "0.9-1"), (1.0, "1"))
@@ -31,9 +32,9 @@ def threads(path: Path, manifest: Json) -> list[Section]:
     total = {key: sum(count.get(key, 0) for count in counts.values()) for key in ("threads", "responses")}
     seen = list(_first(path, schema.only(schema.THREADS, ["created", "votes", "responses"])))
     years = Counter(str(row["created"].year) for row in seen)
-    sizes = Counter(_bin(len(row["responses"]), ((0, "0"), (1, "1"), *SIZES)) for row in seen)
+    sizes = Counter(_bin(len(row["responses"]), ANSWERS) for row in seen)
     votes = Counter(_bin(answer["votes"], VOTES) for row in seen for answer in row["responses"])
-    per_thread = _ordered(sizes, ((0, ""), (1, ""), *SIZES))
+    per_thread = _ordered(sizes, ANSWERS)
     shown = [
         Shown(figures.bars("Threads by year", dict(sorted(years.items())), x="", y="threads"), "When questions were asked."),
         Shown(figures.bars("Answers per thread", per_thread, x="answers", y="threads"), "Two make a pair."),
@@ -121,7 +122,7 @@ def _habits(seen: Sequence[Json], counts: Mapping[str, Mapping[str, float]]) -> 
             wins.setdefault(row["site"], []).append((longer, earlier))
     rows = []
     for site, found in wins.items():
-        learned = [counts.get(site, {}).get(f"vote noise: {name}") for name in ("delay", "spread")]
+        learned = [counts.get(site, {}).get(f"vote noise: {name}") for name in ("delay_power", "spread")]
         shares = [f"{share:.3f}" for share in np.array(found).mean(axis=0)]
         rows.append([site, *shares, *("-" if value is None else f"{value:.2f}" for value in learned)])
     return rows
@@ -181,5 +182,4 @@ def _bin(value: float, bins: Sequence[tuple[float, str]]) -> str:
 
 
 def _ordered(counts: Mapping[str, int], bins: Sequence[tuple[float, str]]) -> dict[str, float]:
-    names = [name or str(int(start)) for start, name in bins]
-    return {name: counts.get(name, 0) for name in names}
+    return {name: counts.get(name, 0) for _, name in bins}

@@ -24,14 +24,17 @@ def truth(path: Path, manifest: Json) -> list[Section]:
     others = list(next(iter(found.values()))["overall"]["others"])
     head = ("pairs", "n", "model", "95 % interval", "ceiling", "way from coin", *others)
     titles = {"votes": "Against votes", "quality": "Against planted quality"}
-    caption = "The bar is the ceiling: what a reader of the text alone can reach who knows exactly what the crowd likes."
+    captions = {
+        "votes": "The bar is the ceiling: what a reader of the text alone reaches who knows exactly what the crowd likes.",
+        "quality": "The bar is the ceiling: a reader of the text alone who ranks by quality is always right.",
+    }
     return [
         Section(
             title="Against the planted truth",
             text="The forum's votes come from a known quality with an adversarial part (on topic, whole), an objective part "
             "(a fact or sum) and a subjective part (style), from a crowd that likes long answers, and from a head start for early "
             "ones. So the best possible accuracy is known.",
-            figures=[Shown(figures.accuracy_dots(titles[against], some, width=5.2), caption) for against, some in dots.items()],
+            figures=[Shown(figures.accuracy_dots(titles[against], some, width=5.2), captions[against]) for against, some in dots.items()],
             tables=[Grid("", head, rows)],
         )
     ]

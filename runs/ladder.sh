@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A ladder: every size with every seed on one stream of groups, snapshots at log-spaced amounts of data, each judged on
-# every test, and the laws of all of it. Stopped at any moment, the same words go on; what is finished is not run again.
+# every test, and the laws of all of it. Stopped at any moment, the same command goes on; what is finished is not run again.
 #
 #   runs/ladder.sh OUT GROUPS "SIZES" "SEEDS" TEST... [-- TRAINING OPTIONS]
 #
@@ -48,7 +48,7 @@ for size in $(printf '%s\n' $sizes | tac); do
   done
 done
 while [ -n "$(jobs -rp)" ]; do wait -n || failed=1; done
-[ "$failed" = 0 ] || { echo "some rungs failed; their logs are in $out/logs, the same words go on" >&2; exit 1; }
+[ "$failed" = 0 ] || { echo "some rungs failed; their logs are in $out/logs, the same command goes on" >&2; exit 1; }
 
 # a ladder that grew has other laws; they are the only part that is made anew
 if [ ! -f "$out/laws/manifest.json" ] || [ -n "$(find "$out/results" -name manifest.json -newer "$out/laws/manifest.json")" ]; then

@@ -104,7 +104,7 @@ def test_ctrl_c_is_one_message_and_nothing_is_lost(house: Path, tmp_path: Path) 
     out = tmp_path / "out"
     code, error = stop_when(start(*words_of(house, "train"), "--out", out), lambda: reached(out, "tokenizer/tokenizer.json"), signal.SIGINT)
     assert code == 1
-    assert error.strip().splitlines()[-1] == "worldpm train: interrupted; the same words go on where it stopped"
+    assert error.strip().splitlines()[-1] == "worldpm train: interrupted; run the same command again, and it goes on where it stopped"
     assert "Traceback" not in error
     assert run(*words_of(house, "train"), "--out", out) == 0
     assert contents(out) == contents(house / "whole" / "train")

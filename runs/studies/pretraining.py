@@ -5,7 +5,7 @@
 Three starts of one size and tokenizer: from scratch; trained on the forum's preferences; trained as a language model on the
 same text, for as many tokens (so also as many operations, but for its output layer). Each is fine-tuned on 100, 300 and 1,000
 pairs of the set and judged on held-out prompts, five-fold, with two seeds. Of two learning rates each start and amount takes the one
-of least validation loss in the first fold. Differences are paired by prompt. Stopped at any moment, the same words go on.
+of least validation loss in the first fold. Differences are paired by prompt. Stopped at any moment, the same command goes on.
 """
 
 import json

@@ -81,7 +81,7 @@ def _run(verb: str, words: Sequence[str]) -> int:
     except SystemExit as stop:
         return DONE if not stop.code else WRONG_USE
     except KeyboardInterrupt:
-        return _say(f"worldpm {verb}: interrupted; the same words go on where it stopped", FAILED)
+        return _say(f"worldpm {verb}: interrupted; run the same command again, and it goes on where it stopped", FAILED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; Python must not complain at exit
         return FAILED

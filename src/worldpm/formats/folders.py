@@ -1,6 +1,6 @@
 """What a step writes: one folder, finished when, and only when, its manifest exists.
 
-While a step runs, `.progress/` holds its settings and a record of every part that is done, so that the same words go on
+While a step runs, `.progress/` holds its settings and a record of every part that is done, so that the same command goes on
 where a killed run stopped. Files appear under their final names only when whole (written aside, synced, renamed).
 """
 
@@ -104,7 +104,7 @@ def manifest(folder: Path, *, made_by: str | None = None) -> Json:
         raise ConfigError(f"{folder}: no such folder" + (f"; `worldpm {made_by}` makes one" if made_by else ""))
     path = folder / MANIFEST
     if not path.exists():
-        raise ConfigError(f"{folder}: not finished (it has no {MANIFEST}); run the step that makes it again with the same words")
+        raise ConfigError(f"{folder}: not finished (it has no {MANIFEST}); run the command that makes it again")
     try:
         content = read_json(path)
         step = str(content["step"])
@@ -209,7 +209,7 @@ class Output:
         os.close(self._lock)
 
     def _has_begun(self) -> bool:
-        """Whether anything is finished that a run with the same words would not make again."""
+        """Whether anything is finished that the same command would not make again."""
         kept = [entry for entry in self.path.iterdir() if entry != self.progress]
         return bool(kept) or any(entry.is_dir() or entry.suffix == ".json" for entry in self.progress.iterdir())
 

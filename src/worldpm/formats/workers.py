@@ -48,7 +48,7 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, workers: 
             running.extend(pool.submit(_do, task) for task in islice(stream, 1))
         done = True
     except BrokenProcessPool as error:
-        hint = "perhaps for want of memory; ask for fewer --workers where the verb has them, the same words go on"
+        hint = "perhaps for want of memory; ask for fewer --workers where the verb has them; run again, the same command goes on"
         raise WorldPMError(f"a worker was ended from outside, {hint}") from error
     finally:
         for process in [] if done else list(pool._processes.values()):  # nobody waits for what it does

@@ -14,19 +14,19 @@ from worldpm.field.errors import DataError
 from worldpm.field.records import PreferenceGroup, Thread
 from worldpm.formats import folders, schema, tables
 from worldpm.parts import cleaning, grouping, near_duplicates, splits
-from worldpm.parts.group_rules import Rule, Rules
+from worldpm.parts.group_rules import GroupRules, Rule
 from worldpm.parts.grouping import Learned, Tally, group_thread
 from worldpm.parts.near_duplicates import Text
 
 
-def made(thread: Thread, rules: Rules | None = None, learned: Learned | None = None) -> tuple[PreferenceGroup | None, dict[str, int]]:
+def made(thread: Thread, rules: GroupRules | None = None, learned: Learned | None = None) -> tuple[PreferenceGroup | None, dict[str, int]]:
     tally = Tally()
-    group = group_thread(thread, rules or Rules(), tally, learned or Learned())
+    group = group_thread(thread, rules or GroupRules(), tally, learned or Learned())
     return group, {reason: n for reason, n in tally.drops.items() if n}
 
 
 def split_of(thread: Thread) -> splits.Split:
-    return grouping.split_of(thread, Rules(), Learned())
+    return grouping.split_of(thread, GroupRules(), Learned())
 
 
 def test_the_prompt_is_title_and_body_and_the_origin_travels_along() -> None:
@@ -58,7 +58,7 @@ def test_a_thread_without_a_question_is_dropped() -> None:
 
 
 def test_a_huge_thread_is_sampled_and_counted() -> None:
-    group, drops = made(thread_of(*range(40)), Rules(max_responses=5))
+    group, drops = made(thread_of(*range(40)), GroupRules(max_responses=5))
     assert group is not None
     assert len(group.responses) == 5
     assert drops == {"response beyond --max-responses": 35}
@@ -76,7 +76,7 @@ RULES: tuple[Rule, ...] = ("default", "worldpm", "askell", "shp")
 
 def test_every_rule_has_the_same_test_preferences() -> None:
     threads = [thread_of(5, 3, 1, name=f"site/{i}") for i in range(60)]
-    groups = {rule: [made(t, Rules(rule=rule))[0] for t in threads] for rule in RULES}
+    groups = {rule: [made(t, GroupRules(rule=rule))[0] for t in threads] for rule in RULES}
     for made_so in zip(*groups.values(), strict=True):
         known = [group for group in made_so if group is not None]
         if known[0].split == "train":
@@ -88,7 +88,7 @@ def test_every_rule_has_the_same_test_preferences() -> None:
 
 def test_splits_have_their_shares_and_a_larger_one_only_takes_from_training() -> None:
     keys = [f"site/{i}" for i in range(10_000)]
-    small, large = Rules(validation_share=0.1, test_share=0.1), Rules(validation_share=0.1, test_share=0.3)
+    small, large = GroupRules(validation_share=0.1, test_share=0.1), GroupRules(validation_share=0.1, test_share=0.3)
     counts = Counter(splits.of_key(key, small) for key in keys)
     assert counts == {
         "train": pytest.approx(8000, abs=150),
@@ -194,21 +194,21 @@ LONG = " ".join(f"word{i} of a long text" for i in range(30))
 @pytest.mark.parametrize(
     ("text", "rules", "reason"),
     [
-        (" \n", Rules(), "without text"),
-        ("short", Rules(min_characters=6), "shorter than --min-characters"),
-        ("x" * 101, Rules(max_characters=100), "longer than --max-characters"),
-        ("[a](http://b.c) http://d.e", Rules(), "of nothing but links"),
-        ("[a](http://b.c)", Rules(keep_link_only=True), None),
-        ("```\ncode\n```", Rules(), "mostly of code or quotes"),
-        ("> all quoted", Rules(), "mostly of code or quotes"),
-        ("[Lambda](https://en.wikipedia.org/wiki/Abstraction_(computer_science))", Rules(), "of nothing but links"),
-        ("> all quoted", Rules(max_code_share=1.0), None),
-        ("see:\n\n    code here", Rules(), None),
-        ("Das ist ein Haus und kein Baum", Rules(languages=("en",)), "in a language not in --languages"),
-        ("Das ist ein Haus und kein Baum", Rules(languages=("en", "de")), None),
+        (" \n", GroupRules(), "without text"),
+        ("short", GroupRules(min_characters=6), "shorter than --min-characters"),
+        ("x" * 101, GroupRules(max_characters=100), "longer than --max-characters"),
+        ("[a](http://b.c) http://d.e", GroupRules(), "of nothing but links"),
+        ("[a](http://b.c)", GroupRules(keep_link_only=True), None),
+        ("```\ncode\n```", GroupRules(), "mostly of code or quotes"),
+        ("> all quoted", GroupRules(), "mostly of code or quotes"),
+        ("[Lambda](https://en.wikipedia.org/wiki/Abstraction_(computer_science))", GroupRules(), "of nothing but links"),
+        ("> all quoted", GroupRules(max_code_share=1.0), None),
+        ("see:\n\n    code here", GroupRules(), None),
+        ("Das ist ein Haus und kein Baum", GroupRules(languages=("en",)), "in a language not in --languages"),
+        ("Das ist ein Haus und kein Baum", GroupRules(languages=("en", "de")), None),
     ],
 )
-def test_every_reason_to_drop_an_answer(text: str, rules: Rules, reason: str | None) -> None:
+def test_every_reason_to_drop_an_answer(text: str, rules: GroupRules, reason: str | None) -> None:
     assert cleaning.why_unfit(text, rules, answer=True) == reason
 
 
@@ -225,29 +225,29 @@ def test_personal_data_is_masked_and_counted() -> None:
     for number in ("0 1 0 0 1 0 1 1 0", "0110 1010 11", "10.1145/3292500", "2024-05-01"):
         assert cleaning.masked(f"matrix {number} there")[0] == f"matrix {number} there"
     assert count == 4
-    group, _ = made(thread_of(3, 1, bodies=["mail a@b.de", "no"]), Rules(mask_personal=True))
+    group, _ = made(thread_of(3, 1, bodies=["mail a@b.de", "no"]), GroupRules(mask_personal=True))
     assert group is not None
     assert group.responses[0].content == "mail [e-mail]"
 
 
 def test_pairs_of_a_thread_are_drawn_and_weigh_one() -> None:
     thread = next(t for t in (thread_of(*range(6), name=f"site/{i}") for i in range(9)) if split_of(t) == "train")
-    group, drops = made(thread, Rules(pairs_per_thread=4))
+    group, drops = made(thread, GroupRules(pairs_per_thread=4))
     assert group is not None
     assert [p.weight for p in group.preferences] == [0.25] * 4
     assert drops == {"pair beyond --pairs-per-thread": 11}
-    assert group == made(thread, Rules(pairs_per_thread=4))[0]
+    assert group == made(thread, GroupRules(pairs_per_thread=4))[0]
 
 
 def test_pairs_of_other_gaps_are_dropped_from_training_alone() -> None:
     named = [thread_of(0, 1, 4, 9, name=f"site/{i}") for i in range(40)]  # gaps 1, 3, 4, 5, 8, 9
-    rules = Rules(least_gap=3, most_gap=5)
+    rules = GroupRules(least_gap=3, most_gap=5)
     train, test = (next(t for t in named if split_of(t) == split) for split in ("train", "test"))
     group, drops = made(train, rules)
     assert group is not None
     assert sorted(p.strength for p in group.preferences) == [3, 4, 5]
     assert drops == {"pair beyond --least-gap and --most-gap": 3}
-    assert made(train, Rules(least_gap=10)) == (None, {"pair beyond --least-gap and --most-gap": 6, "thread without a pair left": 1})
+    assert made(train, GroupRules(least_gap=10)) == (None, {"pair beyond --least-gap and --most-gap": 6, "thread without a pair left": 1})
     group, drops = made(test, rules)
     assert group is not None
     assert (len(group.preferences), drops) == (6, {})
@@ -255,7 +255,7 @@ def test_pairs_of_other_gaps_are_dropped_from_training_alone() -> None:
 
 def test_close_votes_are_thinned_to_their_share() -> None:
     threads = [thread_of(5, 4, 0, name=f"site/{i}") for i in range(600)]  # one controversial pair of three
-    rules = Rules(controversial_share=0.1)
+    rules = GroupRules(controversial_share=0.1)
     kept = grouping.controversial_kept([{"clear": 2, "controversial": 1}], 0.1)
     assert kept == pytest.approx(0.1 / 0.9 * 2)
     groups = [made(thread, rules, Learned(controversial_kept=kept))[0] for thread in threads]

@@ -11,7 +11,7 @@ from worldpm.parts.benchmarks.items import Item
 from worldpm.parts.benchmarks.metrics import accuracy, metrics
 from worldpm.parts.forums import simulated
 from worldpm.parts.forums.simulated import Truth
-from worldpm.parts.group_rules import Rules
+from worldpm.parts.group_rules import GroupRules
 from worldpm.parts.grouping import Tally, group_thread
 
 Forum = list[tuple[Item, tuple[Truth, ...]]]
@@ -26,7 +26,7 @@ def forum() -> Forum:
 def items_of(threads: int) -> Iterator[tuple[Item, tuple[Truth, ...]]]:
 
     for thread, truths in simulated.simulate(threads, seed=11):
-        group = group_thread(thread, Rules(), Tally())
+        group = group_thread(thread, GroupRules(), Tally())
         if group is not None:
             yield Item(group.site, group.group_id, group.group_id, group.prompt, group.responses, group.preferences), truths
 

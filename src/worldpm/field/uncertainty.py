@@ -1,5 +1,6 @@
 """Intervals and tests by resampling clusters: pairs of one prompt are not independent, prompts are."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,11 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+    @property
+    def known(self) -> bool:
+        """Whether it has ends."""
+        return not math.isnan(self.low)
 
 
 _UNKNOWN = Interval(float("nan"), float("nan"))

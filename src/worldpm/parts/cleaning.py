@@ -5,7 +5,7 @@ import string
 from functools import cache
 from typing import Any
 
-from worldpm.parts.group_rules import Limits
+from worldpm.parts.group_rules import CleaningRules
 from worldpm.parts.style import CODE_BLOCK
 
 INDENTED = re.compile(r"^(?: {4}|\t).*$", re.MULTILINE)
@@ -24,20 +24,20 @@ MASKS = (
 PHONE_DIGITS = range(9, 16)
 
 
-def why_unfit(text: str, limits: Limits, *, answer: bool) -> str | None:
+def why_unfit(text: str, rules: CleaningRules, *, answer: bool) -> str | None:
     """The first reason to drop a text, in the order of the checks; None if it is fit."""
     stripped = text.strip()
     if not stripped:
         return "without text"
-    if len(stripped) < limits.min_characters:
+    if len(stripped) < rules.min_characters:
         return "shorter than --min-characters"
-    if len(stripped) > limits.max_characters:
+    if len(stripped) > rules.max_characters:
         return "longer than --max-characters"
-    if answer and not limits.keep_link_only and not _has_words_of_its_own(stripped):
+    if answer and not rules.keep_link_only and not _has_words_of_its_own(stripped):
         return "of nothing but links"
-    if answer and limits.max_code_share < 1 and _is_mostly_code(stripped, limits.max_code_share):
+    if answer and rules.max_code_share < 1 and _is_mostly_code(stripped, rules.max_code_share):
         return "mostly of code or quotes"
-    if limits.languages and language_of(stripped) not in limits.languages:
+    if rules.languages and language_of(stripped) not in rules.languages:
         return "in a language not in --languages"
     return None
 

@@ -66,7 +66,7 @@ def _of_value(pairs: Sequence[Pair], column: str, value: str) -> Json:
         mine, rest = _by_prompt(own, measure), _by_prompt(others, measure)
         interval = _interval(mine, measure)
         row[measure] = float(mine.mean())
-        row[f"{measure}_interval"] = None if interval.low != interval.low else list(interval)
+        row[f"{measure}_interval"] = list(interval) if interval.known else None
         enough = min(prompts) >= LEAST_PROMPTS
         row[f"{measure}_gap"] = _gap(mine, rest, interval, _interval(rest, measure, resamples=PERMUTATIONS)) if enough else None
     return row
@@ -93,7 +93,7 @@ def _gap(own: Array, others: Array, of_own: Interval, of_others: Interval) -> Js
     """
     means = float(own.mean()), float(others.mean())
     difference = means[0] - means[1]
-    sides = [Interval(mean, mean) if one.low != one.low else one for mean, one in zip(means, (of_own, of_others), strict=True)]
+    sides = [one if one.known else Interval(mean, mean) for mean, one in zip(means, (of_own, of_others), strict=True)]
     low = difference - np.hypot(means[0] - sides[0].low, sides[1].high - means[1])
     high = difference + np.hypot(sides[0].high - means[0], means[1] - sides[1].low)
     generator = np.random.default_rng(0)

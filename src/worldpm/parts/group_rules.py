@@ -10,7 +10,7 @@ SplitBy = Literal["thread", "site", "time"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class CleaningRules:
     """Which posts are unfit; a text is a question with its title, or an answer."""
 
     languages: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules(Limits):
+class GroupRules(CleaningRules):
     """How threads become groups; part of the manifest."""
 
     rule: Rule = "default"

@@ -10,7 +10,7 @@ import xxhash
 
 from worldpm.field.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
 from worldpm.parts import cleaning, near_duplicates, splits, votes
-from worldpm.parts.group_rules import Rules
+from worldpm.parts.group_rules import GroupRules
 from worldpm.parts.vote_noise import VoteNoise
 
 NEAR = "that is nearly another of more votes"
@@ -52,7 +52,7 @@ class Kept(NamedTuple):
     answers: Sequence[Answer]
 
 
-def group_thread(thread: Thread, rules: Rules, tally: Tally, learned: Learned = Learned()) -> PreferenceGroup | None:
+def group_thread(thread: Thread, rules: GroupRules, tally: Tally, learned: Learned = Learned()) -> PreferenceGroup | None:
     """The thread as a preference group, or None with the reason counted; answers and pairs left out are counted likewise."""
     kept = _fit(thread, rules, tally, learned)
     if kept is None:
@@ -85,7 +85,7 @@ def group_thread(thread: Thread, rules: Rules, tally: Tally, learned: Learned = 
     )
 
 
-def split_of(thread: Thread, rules: Rules, learned: Learned) -> splits.Split:
+def split_of(thread: Thread, rules: GroupRules, learned: Learned) -> splits.Split:
     """The split of the thread under the rules; by thread, those that ask the same few words are in one split."""
     if rules.split_by == "time" and learned.dates is not None:
         return splits.of_date(thread.created.timestamp(), learned.dates)
@@ -99,7 +99,7 @@ def question_of(thread: Thread) -> str:
     return f"Title: {thread.title}\n\n{thread.body}".strip()
 
 
-def fit_answers(thread: Thread, rules: Rules) -> list[Answer]:
+def fit_answers(thread: Thread, rules: GroupRules) -> list[Answer]:
     """The answers that pass the cleaning; none where the question does not, or fewer than two do."""
     if _why_unfit(thread, rules) is not None:
         return []
@@ -107,14 +107,14 @@ def fit_answers(thread: Thread, rules: Rules) -> list[Answer]:
     return fit if len(fit) > 1 else []
 
 
-def _why_unfit(thread: Thread, rules: Rules) -> str | None:
+def _why_unfit(thread: Thread, rules: GroupRules) -> str | None:
     """The first reason to drop a question, None if it is fit."""
     if rules.drop_closed and thread.closed is not None:
         return "closed by moderators"
     return cleaning.why_unfit(f"{thread.title}\n\n{thread.body}", rules, answer=False)
 
 
-def _fit(thread: Thread, rules: Rules, tally: Tally, learned: Learned) -> Kept | None:
+def _fit(thread: Thread, rules: GroupRules, tally: Tally, learned: Learned) -> Kept | None:
     name = thread.thread_id
     bare = f"{thread.title}\n\n{thread.body}"
     reason = _why_unfit(thread, rules) or (NEAR if name in learned.duplicates else None)
@@ -134,7 +134,7 @@ def _fit(thread: Thread, rules: Rules, tally: Tally, learned: Learned) -> Kept |
     return Kept(question, answers)
 
 
-def _is_fit(answer: Answer, thread: str, rules: Rules, tally: Tally, learned: Learned) -> bool:
+def _is_fit(answer: Answer, thread: str, rules: GroupRules, tally: Tally, learned: Learned) -> bool:
     name = f"{thread}#{answer.response_id}"
     reason = cleaning.why_unfit(answer.body, rules, answer=True) or (NEAR if name in learned.duplicates else None)
     if reason is not None:
@@ -142,14 +142,14 @@ def _is_fit(answer: Answer, thread: str, rules: Rules, tally: Tally, learned: Le
     return reason is None
 
 
-def within_gaps(preferences: Sequence[Preference], rules: Rules) -> list[Preference]:
+def within_gaps(preferences: Sequence[Preference], rules: GroupRules) -> list[Preference]:
     """The pairs whose gap of votes lies within --least-gap and --most-gap."""
     least, most = rules.least_gap or 0, rules.most_gap or float("inf")
     return [preference for preference in preferences if least <= preference.strength <= most]
 
 
 def _thinned(
-    answers: Sequence[Answer], preferences: Sequence[Preference], rules: Rules, tally: Tally, learned: Learned, key: int
+    answers: Sequence[Answer], preferences: Sequence[Preference], rules: GroupRules, tally: Tally, learned: Learned, key: int
 ) -> tuple[Preference, ...]:
     """Gaps within their limits, close votes thinned, then at most --pairs-per-thread drawn; the weights add up to 1 again."""
     kept = within_gaps(preferences, rules)

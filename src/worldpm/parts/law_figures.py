@@ -212,8 +212,8 @@ def _along(axis: str, laws: Sequence[Json], points: Sequence[Json], y: str, ink:
     own = [point for point in points if point["series"] == name and axis in point]
     used = law["used"] if law else [[point[axis], point[y]] for point in own]
     held = {one["x"][0] for one in law["held_out"]["predictions"]} if law else set()
-    for kept, face, label in ((False, ink.first, "seen"), (True, "white", "foretold")):
-        some = [(x, value) for x, value in used if (x in held) == kept]
+    for held_out, face, label in ((False, ink.first, "seen"), (True, "white", "foretold")):
+        some = [(x, value) for x, value in used if (x in held) == held_out]
         axes.plot([x for x, _ in some], [v for _, v in some], "o", color=ink.first, markerfacecolor=face, markersize=4, label=label)
     if law:
         _curve(axes, law, ink.first)

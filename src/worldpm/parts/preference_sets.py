@@ -39,7 +39,7 @@ VALIDATION_SHARE = 0.05
 """Of the prompts, by their hash, where a set has no validation file of its own."""
 
 
-class Judged(NamedTuple):
+class RatedRow(NamedTuple):
     """A row: a prompt, and responses with a rating or in the order chosen, rejected."""
 
     prompt: tuple[Message, ...]
@@ -97,7 +97,7 @@ def groups_of(path: Path, drops: Counter[str]) -> Iterator[PreferenceGroup]:
             yield group
 
 
-def _whole(numbered: Iterable[tuple[int, Json]], path: Path, drops: Counter[str]) -> Iterator[tuple[int, Judged]]:
+def _whole(numbered: Iterable[tuple[int, Json]], path: Path, drops: Counter[str]) -> Iterator[tuple[int, RatedRow]]:
     """The rows that have one prompt, with their numbers."""
     for number, row in numbered:
         judged = _judged(row, path, number)
@@ -107,7 +107,7 @@ def _whole(numbered: Iterable[tuple[int, Json]], path: Path, drops: Counter[str]
             yield number, judged
 
 
-def _group(group_id: str, prompt: tuple[Message, ...], rows: Sequence[Judged], drops: Counter[str]) -> PreferenceGroup | None:
+def _group(group_id: str, prompt: tuple[Message, ...], rows: Sequence[RatedRow], drops: Counter[str]) -> PreferenceGroup | None:
     """Rows of one prompt as a group. Pairs keep their weight of 1 each; ratings give all pairs, which weigh 1 together."""
     if not prompt or not any(message.content.strip() for message in prompt):
         drops["prompt without text"] += len(rows)
@@ -130,25 +130,25 @@ def _group(group_id: str, prompt: tuple[Message, ...], rows: Sequence[Judged], d
     return PreferenceGroup(group_id, "preferences", group_id.split("/")[0], "train", prompt, tuple(map(Response, texts)), preferences)
 
 
-def _judged(row: Any, path: Path, number: int) -> Judged | str:
+def _judged(row: Any, path: Path, number: int) -> RatedRow | str:
     """The row, or why it holds no preference."""
     try:
         if "chosen" in row and "rejected" in row:
             return pair(row)
         if "response" in row and "prompt" in row:
-            return Judged(asked(row["prompt"]), (_text(row["response"]),), (_rating(row),))
+            return RatedRow(asked(row["prompt"]), (_text(row["response"]),), (_rating(row),))
         if "completions" in row:
             answers = row["completions"]
             prompt = asked(row.get("instruction", row.get("prompt")))
             if not answers:
                 return "prompt without responses"
-            return Judged(prompt, tuple(_text(answer["response"]) for answer in answers), tuple(map(_rating, answers)))
+            return RatedRow(prompt, tuple(_text(answer["response"]) for answer in answers), tuple(map(_rating, answers)))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(path, f"a row that cannot be read ({type(error).__name__}: {error}); {FORMS}", line=number) from error
     raise DataError(path, f"a row with {', '.join(map(str, row))[:80]}; {FORMS}", line=number)
 
 
-def pair(row: Json) -> Judged | str:
+def pair(row: Json) -> RatedRow | str:
     """A row with `chosen` and `rejected`, each a response, or the whole dialogue that ends with one; or why it holds no preference."""
     chosen, rejected = _messages(row["chosen"], role="assistant"), _messages(row["rejected"], role="assistant")
     prompt = _given(row)
@@ -171,7 +171,7 @@ def pair(row: Json) -> Judged | str:
         return "pair whose sides differ before the last response"
     if {chosen[0].role, rejected[0].role} != {"assistant"}:
         return "pair that does not end with the assistant's words"
-    return Judged(prompt, (chosen[0].content, rejected[0].content), ())
+    return RatedRow(prompt, (chosen[0].content, rejected[0].content), ())
 
 
 def _given(row: Json) -> tuple[Message, ...]:

@@ -32,14 +32,14 @@ class Routed(NamedTuple):
     """The least calibrated probability that it is preferred to another response; None where it stands alone."""
 
 
-class Rules(NamedTuple):
+class RoutingRules(NamedTuple):
     """The rules in order, and the queue of what none of them takes."""
 
     rules: tuple[Json, ...]
     otherwise: str
 
     @classmethod
-    def read(cls, path: Path) -> "Rules":
+    def read(cls, path: Path) -> "RoutingRules":
         """The rules of a file.
 
         Raises:

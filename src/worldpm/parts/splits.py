@@ -5,14 +5,14 @@ from typing import Literal, NamedTuple
 
 import xxhash
 
-from worldpm.parts.group_rules import Rules
+from worldpm.parts.group_rules import GroupRules
 
 Split = Literal["train", "validation", "test"]
 
 BUCKETS = 10_000
 
 
-def of_key(key: str, rules: Rules) -> Split:
+def of_key(key: str, rules: GroupRules) -> Split:
     """The split of a thread or a site by the hash of what it is known by: the same everywhere, and a larger share only takes from training.
 
     The hash is independent of everything else, so each source and site gets about its share: the split is stratified by source.
@@ -30,7 +30,7 @@ class Dates(NamedTuple):
     test: float
 
 
-def cuts(created: Iterable[float], rules: Rules) -> Dates:
+def cuts(created: Iterable[float], rules: GroupRules) -> Dates:
     """The dates that leave the latest threads to the test split, and those before them to validation; none: never."""
     ordered = sorted(created)
     if not ordered:

@@ -16,7 +16,7 @@ from worldpm.field.records import PreferenceGroup, Thread
 from worldpm.formats import schema
 from worldpm.parts import cleaning, near_duplicates, vote_noise, votes
 from worldpm.parts.contamination import Index
-from worldpm.parts.group_rules import Rules
+from worldpm.parts.group_rules import GroupRules
 from worldpm.parts.grouping import Learned, Tally, fit_answers, group_thread, question_of, within_gaps
 from worldpm.parts.near_duplicates import ANSWER, QUESTION, Text
 
@@ -38,7 +38,7 @@ class Seen(NamedTuple):
     """Of their pairs, where --controversial-share asks for it."""
 
 
-def see(batch: pa.RecordBatch, *, rules: Rules, one_in: int) -> Seen:
+def see(batch: pa.RecordBatch, *, rules: GroupRules, one_in: int) -> Seen:
     """What a batch of threads says: its texts' bands, and the votes of one thread in so many, drawn by the hash of its id."""
     texts: list[Text] = []
     dated: list[vote_noise.Dated] = []
@@ -88,7 +88,7 @@ class Made(NamedTuple):
     """Lines of JSON."""
 
 
-def make(batch: pa.RecordBatch, *, rules: Rules, learned: Learned, sieves: Sieves) -> Made:
+def make(batch: pa.RecordBatch, *, rules: GroupRules, learned: Learned, sieves: Sieves) -> Made:
     """The groups of a batch of threads."""
     credit, overlaps, rejects = io.StringIO(newline=""), io.StringIO(), io.StringIO()
 
@@ -108,7 +108,9 @@ def make(batch: pa.RecordBatch, *, rules: Rules, learned: Learned, sieves: Sieve
     return Made(made, tally.counts, tally.drops, credit.getvalue(), overlaps.getvalue(), rejects.getvalue())
 
 
-def _groups(batch: pa.RecordBatch, rules: Rules, learned: Learned, tally: Tally, asked: dict[str, Thread]) -> Iterator[PreferenceGroup]:
+def _groups(
+    batch: pa.RecordBatch, rules: GroupRules, learned: Learned, tally: Tally, asked: dict[str, Thread]
+) -> Iterator[PreferenceGroup]:
     """The groups of a batch; their threads are put into `asked`."""
     for thread in schema.threads_of(batch):
         tally.counts["threads"] += 1

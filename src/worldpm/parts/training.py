@@ -312,7 +312,7 @@ class Trainer:
             rates = speed.told(flops=self._flops(indices), tokens=tokens, pairs=pairs, seconds=seconds)
             self._append(folders.TIMINGS, {"step": self.seen.step, "seconds": round(seconds, 4), **rates})
 
-    def _tell(self, drop: epiphany.Epiphany | None) -> None:
+    def _tell(self, drop: epiphany.SuddenDrop | None) -> None:
         if drop is not None and self.accelerator.is_main_process:
             what = (
                 f"with a spike of the gradient norm {drop.spike:.1f} deviations high"

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from worldpm.field.errors import ConfigError
 from worldpm.formats import console, folders
 from worldpm.formats.engine import Engine
-from worldpm.parts.group_rules import Rules
+from worldpm.parts.group_rules import GroupRules
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +33,7 @@ BESIDE = ("credits", "overlaps", "rejects")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Rules):
+class Config(GroupRules):
     """Make preference groups of threads."""
 
     threads: Positional[tuple[Path, ...]]
@@ -102,7 +102,7 @@ def run(config: Config) -> None:
 
 
 def _settings(config: Config) -> Json:
-    rules = {name: value for name, value in asdict(config).items() if name in Rules.__dataclass_fields__}
+    rules = {name: value for name, value in asdict(config).items() if name in GroupRules.__dataclass_fields__}
     if config.decontaminate:
         rules |= {"decontaminate": list(config.decontaminate), "contaminated": config.contaminated}
     if config.filter_with:
@@ -185,8 +185,8 @@ def _first_pass(path: Path, config: Config, aside: Path) -> Json:
     return {"texts": count, "noise": noise, "closeness": dict(closeness)}
 
 
-def _rules(config: Config) -> Rules:
-    return Rules(**{name: getattr(config, name) for name in Rules.__dataclass_fields__})
+def _rules(config: Config) -> GroupRules:
+    return GroupRules(**{name: getattr(config, name) for name in GroupRules.__dataclass_fields__})
 
 
 def _workers(path: Path, config: Config) -> int:

@@ -119,21 +119,21 @@ def run(config: Config) -> None:
 def assemble(config: Config) -> "tuple[FastAPI, Service]":
     """The application and what is behind it, the model loaded and tried."""
     from worldpm.parts.decision_log import DecisionLog
-    from worldpm.parts.routing import Rules
+    from worldpm.parts.routing import RoutingRules
     from worldpm.parts.serving import app
     from worldpm.parts.serving.metrics import Metrics
-    from worldpm.parts.serving.service import Limits, Service
+    from worldpm.parts.serving.service import RequestLimits, Service
 
     if config.reference is not None and find_spec("river") is None:
         raise ConfigError("--reference needs river: pip install 'worldpm[serve]'")
-    rules = Rules.read(config.rules) if config.rules else None
+    rules = RoutingRules.read(config.rules) if config.rules else None
     keys, settings = _read_keys(config.keys) if config.keys else ({}, {})
     metrics = Metrics()
     engine, identity, confidence = _engine(config, metrics) if config.model else _upstream(config)
     decisions = DecisionLog(config.log) if config.log else None
     if decisions is not None and decisions.repaired:
         logger.warning("%s; %d decisions stand", decisions.repaired, len(decisions))
-    limits = Limits(int(config.max_body_mib * 2**20), config.max_inputs, config.max_requests, config.deadline_seconds)
+    limits = RequestLimits(int(config.max_body_mib * 2**20), config.max_inputs, config.max_requests, config.deadline_seconds)
     service = Service(engine, identity, limits, confidence, metrics, decisions, keep_inputs=not config.log_hashes)
     if config.reference is not None:
         service.listeners.append(_drift_watch(config.reference, metrics))

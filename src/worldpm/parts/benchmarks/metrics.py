@@ -65,8 +65,8 @@ def metrics(items: Sequence[Item], rewards: Sequence[Sequence[float]]) -> Json:
     return {
         "accuracy": bradley_terry.weighted_mean(credit, weights),
         "accuracy_unweighted": bradley_terry.weighted_mean(credit, torch.ones_like(weights)),
-        "interval": None if interval.low != interval.low else list(interval),
-        "detectable": None if interval.low != interval.low else detectable(interval),
+        "interval": list(interval) if interval.known else None,
+        "detectable": detectable(interval) if interval.known else None,
         "loss_nats": bradley_terry.weighted_mean(bradley_terry.losses_nats(margins, probability), weights),
         "n": margins.numel(),
         "effective_pairs": float(weights.sum()),
@@ -179,7 +179,7 @@ def compare(checkpoints: Mapping[str, Mapping[str, Judged]], runs: Mapping[str, 
                 _, _, weights, clusters = tensors(*judged[:2])
                 credit = [bradley_terry.pair_credits(pair_margins(*side[:2])).numpy() for side in (one, other)]
                 gap = paired_difference(credit[0], credit[1], weights.numpy(), clusters)
-                known = gap.interval.low == gap.interval.low
+                known = gap.interval.known
                 found.append(
                     {
                         "benchmark": benchmark, "first": first, "second": second, "difference": gap.estimate,

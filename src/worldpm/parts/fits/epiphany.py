@@ -30,8 +30,8 @@ SPIKE = 5.0
 """Robust standard deviations of the gradient norm."""
 
 
-class Epiphany(NamedTuple):
-    """One sudden drop."""
+class SuddenDrop(NamedTuple):
+    """One sudden drop; an epiphany where the gradient spiked too."""
 
     step: int
     """The first step after it."""
@@ -56,7 +56,7 @@ def half_width(steps: int) -> int:
     return max(LEAST_HALF, round(steps * HALF_SHARE))
 
 
-def find(losses: Array, grad_norms: Array) -> list[Epiphany]:
+def find(losses: Array, grad_norms: Array) -> list[SuddenDrop]:
     """All sudden drops of a finished run, first to last, at least a window apart; empty where it is too short to tell."""
     half = half_width(len(losses))
     first = round(SETTLING_SHARE * len(losses))
@@ -66,7 +66,7 @@ def find(losses: Array, grad_norms: Array) -> list[Epiphany]:
     windows = np.lib.stride_tricks.sliding_window_view(losses[first:], 2 * half)
     drops, clarity = _drops(windows)
     p_values = np.minimum(1.0, len(places) * student.sf(clarity, 2 * half - 3))
-    found: list[Epiphany] = []
+    found: list[SuddenDrop] = []
     for row in np.argsort(-clarity):
         if p_values[row] >= FALSE_ALARMS:
             break
@@ -88,7 +88,7 @@ class Watch:
         self.norms: deque[float] = deque(maxlen=2 * self.half)
         self.quiet_until = 0
 
-    def add(self, step: int, loss_nats: float, grad_norm: float) -> Epiphany | None:
+    def add(self, step: int, loss_nats: float, grad_norm: float) -> SuddenDrop | None:
         """Take in one step, counted from 1; a drop in the middle of what was seen last, told once."""
         if step <= self.first:
             return None
@@ -123,7 +123,7 @@ def _drops(windows: Array) -> tuple[Array, Array]:
 
 def _told(
     place: int, half: int, drop: float, clarity: float, p_value: float, places: NDArray[np.int64], nearby: Array, grad_norms: Array
-) -> Epiphany:
+) -> SuddenDrop:
     """Where it may have been: wherever the likelihood of the window is within 1.92 of its most, taking t squared for it."""
     error = drop / clarity
     reach = float(student.ppf(0.975, 2 * half - 3)) * error
@@ -132,7 +132,7 @@ def _told(
     close = grad_norms[max(0, place - half // 4 - 1) : place + half // 4 + 1]
     middle = np.median(around)
     spread = 1.4826 * np.median(np.abs(around - middle))
-    return Epiphany(
+    return SuddenDrop(
         step=place + 1,
         steps=Interval(float(likely.min() + 1), float(likely.max() + 1)),
         drop_nats=float(drop),

@@ -10,7 +10,7 @@ import numpy as np
 from worldpm.parts import figures
 from worldpm.parts.figures import Series
 from worldpm.parts.fits import epiphany
-from worldpm.parts.fits.epiphany import Epiphany
+from worldpm.parts.fits.epiphany import SuddenDrop
 from worldpm.parts.fits.forms import COIN_LOSS_NATS
 from worldpm.parts.page.layout import Grid, Section, Shown
 
@@ -54,14 +54,14 @@ def checkpoint(path: Path, manifest: Json) -> list[Section]:
     ]
 
 
-def _told(drops: Sequence[Epiphany]) -> str:
+def _told(drops: Sequence[SuddenDrop]) -> str:
     if not drops:
         return "No sudden drop of the loss was found; the test is set to find one in 1 of 100 runs that have none."
     spikes = sum(drop.is_epiphany for drop in drops)
     return f"{len(drops)} sudden drops of the loss were found, {spikes} of them with a spike of the gradient norm (a moment of epiphany)."
 
 
-def _drops(drops: Sequence[Epiphany]) -> Grid:
+def _drops(drops: Sequence[SuddenDrop]) -> Grid:
     rows = [
         [
             f"{drop.step:,}", f"{drop.steps.low:,.0f} to {drop.steps.high:,.0f}", f"{drop.drop_nats:.4f}",

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from worldpm.parts.routing import Rules
+from worldpm.parts.routing import RoutingRules
 from worldpm.parts.serving import openrlhf, own, sglang, tei, vllm
 from worldpm.parts.serving.service import HungUpError, RefusedError, Service
 
@@ -37,7 +37,7 @@ GONE = 499
 """What the log says of a client that left; nobody reads it."""
 
 
-def build(service: Service, *, rules: Rules | None = None, keys: Mapping[str, str] | None = None,
+def build(service: Service, *, rules: RoutingRules | None = None, keys: Mapping[str, str] | None = None,
           settings: Mapping[str, own.Preferences] | None = None) -> FastAPI:  # fmt: skip
     """The application. `keys` are API keys by the clients' names, `settings` their preference settings."""
 
@@ -61,7 +61,7 @@ def build(service: Service, *, rules: Rules | None = None, keys: Mapping[str, st
     app.include_router(own.routes(service, rules, settings or {}))
     _about(app, service)
     _errors(app)
-    app.add_middleware(Doorman, service=service, keys=keys or {})
+    app.add_middleware(Admission, service=service, keys=keys or {})
     return app
 
 
@@ -160,7 +160,7 @@ def _refusal(scope: Scope, error: RefusedError) -> JSONResponse:
     return JSONResponse({"error": content}, status_code=error.status, headers=headers)
 
 
-class Doorman:
+class Admission:
     """Before any route: keys, sizes, how many are inside; after it: one line of log, one count."""
 
     def __init__(self, app: ASGIApp, *, service: Service, keys: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from worldpm.field.records import Message
 from worldpm.parts import confidence, explanations
 from worldpm.parts.confidence import LEVEL, Settings
-from worldpm.parts.routing import Rules
+from worldpm.parts.routing import RoutingRules
 from worldpm.parts.scorer import Request, Scorer
 from worldpm.parts.serving.engine import AS_MADE, Answer, LocalEngine
 from worldpm.parts.serving.service import Call, RefusedError, Service, check_text, refusing
@@ -55,7 +55,7 @@ class Preferences(Strict):
         return self
 
 
-class Judged(Strict):
+class PromptAndResponses(Strict):
     """A prompt with its responses, or a conversation whose last message is judged."""
 
     model: str | None = None
@@ -84,14 +84,14 @@ class Judged(Strict):
         return Request("responses", _messages(turns), self.responses or [])
 
 
-class Rewards(Judged):
+class Rewards(PromptAndResponses):
     """`/v1/rewards`."""
 
     settings: Preferences | None = None
     """The key's own unless given."""
 
 
-class Explain(Judged):
+class Explain(PromptAndResponses):
     """`/v1/explain`."""
 
     tokens: bool = True
@@ -100,7 +100,7 @@ class Explain(Judged):
     """Tell what each reward loses without each of its sentences."""
 
 
-class Route(Judged):
+class Route(PromptAndResponses):
     """`/v1/route`."""
 
 
@@ -108,7 +108,7 @@ def _messages(turns: Sequence[Turn]) -> tuple[Message, ...]:
     return tuple(Message(turn.role, turn.content) for turn in turns)
 
 
-def routes(service: Service, rules: Rules | None, settings: Mapping[str, Preferences]) -> APIRouter:
+def routes(service: Service, rules: RoutingRules | None, settings: Mapping[str, Preferences]) -> APIRouter:
     """`/v1/rewards`, `/v1/explain`, `/v1/route`; `settings` are those of the API keys, by their names."""
     router = APIRouter(prefix="/v1", tags=["rewards"])
 
@@ -146,7 +146,7 @@ def routes(service: Service, rules: Rules | None, settings: Mapping[str, Prefere
     return router
 
 
-def _begin(service: Service, body: Judged, http: HttpRequest) -> tuple[Call, Request]:
+def _begin(service: Service, body: PromptAndResponses, http: HttpRequest) -> tuple[Call, Request]:
     service.check_model(body.model)
     return service.of(http), body.request()
 

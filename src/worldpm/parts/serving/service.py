@@ -38,7 +38,7 @@ class HungUpError(Exception):
     """The client left; nobody reads an answer."""
 
 
-class Limits(NamedTuple):
+class RequestLimits(NamedTuple):
     """What one request may ask for."""
 
     body_bytes: int = 4 * 2**20
@@ -70,7 +70,7 @@ class Service:
 
     engine: Engine
     identity: Identity
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     confidence: Confidence = field(default_factory=Confidence)
     metrics: Metrics = field(default_factory=Metrics)
     decisions: DecisionLog | None = None

@@ -89,7 +89,7 @@ def test_the_command_prints_a_table_and_names_bad_lines(road: Path, tmp_path: Pa
     assert "lacks the column 'region'" in capsys.readouterr().err
     lines.write_text(json.dumps({**rows[0], "responses": ["a", "\ud800"]}) + "\n")
     assert run("fairness", road / "checkpoint", lines, "--by", "language") == 2
-    assert ":1: half of a surrogate pair" in capsys.readouterr().err
+    assert ":1: holds half of a surrogate pair" in capsys.readouterr().err
     lines.write_text(json.dumps({**rows[0], "preferred": 2}) + "\n")
     assert run("fairness", road / "checkpoint", lines, "--by", "language") == 2
     assert ":1: preferred is 2; expected the place of a response, 0 to 1" in capsys.readouterr().err

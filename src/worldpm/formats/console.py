@@ -1,9 +1,9 @@
-"""How a running step speaks to its user: a progress bar on a terminal, plain lines elsewhere."""
+"""How a step speaks to its user: a progress bar on a terminal, plain lines elsewhere, and numbers in tables and pages."""
 
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -62,6 +62,16 @@ def progress(what: str, *, total: int | None) -> Iterator[Advance]:
             logger.info("%s: %s%s", what, f"{done:,} of {total:,}" if total else f"{done:,}", f", {note}" if note else "")
 
     yield advance_line
+
+
+def interval(ends: Sequence[float] | None) -> str:
+    """`low to high` with three digits, or a dash where there is none."""
+    return "-" if ends is None else "{:.3f} to {:.3f}".format(*ends)
+
+
+def number(value: float | None) -> str:
+    """Three digits, or a dash."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 def track(items: Iterable[Item], what: str, *, total: int | None) -> Iterator[Item]:

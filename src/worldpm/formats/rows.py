@@ -19,7 +19,8 @@ def read(path: Path, *, nan: bool = False) -> Iterator[Any]:
 
     A CSV file gives rows of text, by the names of its first line; an empty cell is None.
 
-    JSON lines and Parquet are streamed. What stands in a row is not looked at; NaN and infinity, which are no JSON, are read if
+    JSON lines and Parquet are streamed. Of what stands in a row only texts are looked at: half of a surrogate pair, which JSON can
+    write, is no character, and no tokenizer or file could take it. NaN and infinity, which are no JSON, are read if
     `nan`, as some write them for what is missing.
 
     Raises:
@@ -74,7 +75,12 @@ def _whole(text: bytes, path: Path, nan: bool) -> Iterator[Any]:
 
 def _parse(text: bytes, path: Path, line: int | None, nan: bool) -> Any:
     try:
-        return json.loads(text, parse_constant=float if nan else _refuse)
+        found = json.loads(text, parse_constant=float if nan else _refuse)
+        if b"\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
+    except UnicodeEncodeError as error:
+        raise DataError(path, "holds half of a surrogate pair, which is no character; mend it", line=line) from error
     except (ValueError, RecursionError) as error:
         raise DataError(path, f"not JSON ({error})", line=line) from error
 

@@ -217,7 +217,6 @@ def _messages(value: Any, *, role: str = "user") -> tuple[Message, ...]:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is no text")
-    value.encode()  # half of a surrogate pair is no character, and says so
     return value
 
 

@@ -347,21 +347,21 @@ def _tell(found: Json) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    screen = Console(highlight=False)
     table = Table("checkpoint", "set", "accuracy", "95 % interval", "detectable", "prompts", "ties", "longer", title="Accuracy, a tie half")
     for name, one in found.items():
         for benchmark, result in one["benchmarks"].items():
-            interval = "-" if result["interval"] is None else "{:.3f} to {:.3f}".format(*result["interval"])
-            numbers = ["-" if n is None else f"{n:.3f}" for n in (result["accuracy"], result["detectable"], result["nulls"]["longer"])]
+            interval = console.interval(result["interval"])
+            numbers = [console.number(n) for n in (result["accuracy"], result["detectable"], result["nulls"]["longer"])]
             counts = [f"{result[key]:,}" for key in ("prompts", "ties")]
             table.add_row(escape(name), escape(benchmark), numbers[0], interval, numbers[1], *counts, numbers[2])
-    console.print(table)
-    console.print("Detectable: the smallest distance from another number, such as a coin's half, that so many prompts would show.")
+    screen.print(table)
+    screen.print("Detectable: the smallest distance from another number, such as a coin's half, that so many prompts would show.")
     for name, one in found.items():
         told = "; ".join(
             f"{key.replace('_', ' ')}: {value}" for key, value in one["conditions"].items() if value is not None and key != "training"
         )
-        console.print(f"{name}: {told}", soft_wrap=True, markup=False)
+        screen.print(f"{name}: {told}", soft_wrap=True, markup=False)
 
 
 def _runs(told: Json) -> "dict[str, tuple[str, int]]":

@@ -1,6 +1,5 @@
 """A labelled file and a model: does it err more, or reward more, for some than for others?"""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from worldpm.field.errors import ConfigError, DataError
+from worldpm.formats import console
 
 if TYPE_CHECKING:
     from worldpm.parts.fairness import Pair
@@ -63,10 +63,6 @@ def _pairs(config: Config) -> "Iterator[Pair]":
     read = []
     for number, row in enumerate(rows.read(config.file), start=1):
         request = parse_request(row, f"{config.file}:{number}")
-        try:
-            json.dumps(row, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError as error:
-            raise DataError(config.file, "half of a surrogate pair, which is no character", line=number) from error
         best = row.get("preferred")
         if not isinstance(best, int) or isinstance(best, bool) or not 0 <= best < len(request.responses):
             raise DataError(
@@ -87,7 +83,7 @@ def _table(found: dict[str, list[Json]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|---|---|{'--:|' * (len(head) - 2)}"]
     for column, rows in found.items():
         for row in rows:
-            interval = "-" if row["error_interval"] is None else "{:.3f} to {:.3f}".format(*row["error_interval"])
+            interval = console.interval(row["error_interval"])
             cells = [column, row["value"], f"{row['pairs']:,}", f"{row['error']:.3f}", interval, *_gap(row["error_gap"])]
             cells += [f"{row['reward']:.3f}", *_gap(row["reward_gap"])]
             lines.append(f"| {' | '.join(cells)} |")

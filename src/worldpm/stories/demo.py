@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from worldpm.formats import folders
+from worldpm.formats import console, folders
 from worldpm.steps import evaluate, group, report, simulate, train
 
 if TYPE_CHECKING:
@@ -88,16 +88,16 @@ def _print_table(truth: Json, out: Path) -> None:
     for against, domains in truth.items():
         for domain, row in domains.items():
             model = row["model"]
-            interval = "{:.3f} to {:.3f}".format(*model["interval"]) if model["interval"] else "-"
+            interval = console.interval(model["interval"])
             numbers = [f"{number:.3f}" for number in (row["ceiling"], *(row["others"][name] for name in OTHERS))]
             way = f"{row['way_to_ceiling']:.0%}"
             table.add_row(f"{domain}, by {against}", f"{model['n']:,}", f"{model['accuracy']:.3f}", interval, numbers[0], way, *numbers[1:])
         table.add_section()
-    console = Console(width=max(120, Console().width))
-    console.print(table)
-    console.print(
+    screen = Console(width=max(120, Console().width))
+    screen.print(table)
+    screen.print(
         "ceiling: the best that a reader of the text alone can do, up to the luck of the sample's votes; "
         "way: how far the model came from a coin to it",
         highlight=False,
     )
-    console.print(f"the page: {out / 'report.html'}", highlight=False)
+    screen.print(f"the page: {out / 'report.html'}", highlight=False)

@@ -169,10 +169,6 @@ def parse(paths: Iterable[Path], items_of: Callable[[int, Any], Iterable[Item]],
                     path, f"row {number + 1} is not of the format of {home} ({type(error).__name__}: {error}); download it anew"
                 ) from error
             for item in made:
-                try:
-                    "".join((item.item, *(m.content for m in item.prompt), *(r.content for r in item.responses))).encode()
-                except UnicodeEncodeError as error:
-                    raise DataError(path, f"row {number + 1} holds half of a surrogate pair, which is no character; mend it") from error
                 if item.item in found:
                     raise DataError(path, f"row {number + 1}: a second item named {item.item!r}; download {home} anew")
                 found[item.item] = item

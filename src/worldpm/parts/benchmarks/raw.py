@@ -39,10 +39,6 @@ def read(path: Path) -> dict[str, dict[str, list[Json]]]:
             value = row.get(name) if isinstance(row, dict) else None
             if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
                 raise DataError(path, f"row {number}: {name} is {value!r:.40}; each row needs {', '.join(COLUMNS)}")
-        try:
-            "".join((row["benchmark"], row["subset"], row["item"])).encode()
-        except UnicodeEncodeError as error:
-            raise DataError(path, f"row {number}: a name holds half of a surrogate pair, which is no character") from error
         if not abs(row["reward"]) <= LARGEST:
             raise DataError(path, f"row {number}: the reward of item {row['item']!r} is {row['reward']!r:.40}; score it anew")
         checkpoint = str(row.get("checkpoint") or path.name.split(".")[0])

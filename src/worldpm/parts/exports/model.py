@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from worldpm.field.errors import ConfigError
-from worldpm.formats import chat, folders
+from worldpm.formats import chat, console, folders
 from worldpm.parts import checkpoint, model_sources
 
 Json = dict[str, Any]
@@ -116,7 +116,7 @@ def _results(results: Path, name: str) -> str:
     one = found[name]
     rows = []
     for benchmark, metrics in one["benchmarks"].items():
-        interval = "-" if metrics["interval"] is None else "{:.3f} to {:.3f}".format(*metrics["interval"])
+        interval = console.interval(metrics["interval"])
         longer = metrics["nulls"].get("longer")
         rows.append(
             f"| {benchmark} | {metrics['accuracy']:.3f} | {interval} | {metrics['loss_nats']:.3f} | {metrics['n']:,} | {metrics['ties']} | "

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from worldpm.formats import folders
+from worldpm.formats.console import interval
 from worldpm.parts import figures, law_figures
-from worldpm.parts.page.layout import Fold, Grid, Section, Shown, interval
+from worldpm.parts.page.layout import Fold, Grid, Section, Shown
 
 Json = dict[str, Any]
 

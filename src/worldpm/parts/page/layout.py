@@ -76,13 +76,3 @@ def drops(title: str, found: Mapping[str, Mapping[str, int]]) -> list[Grid]:
         return []
     rows = [[site, *(f"{counts.get(reason, 0):,}" for reason in reasons)] for site, counts in found.items()]
     return [Grid(title, ("site", *reasons), rows)]
-
-
-def interval(found: Sequence[float] | None) -> str:
-    """`low to high`, or a dash where there is none."""
-    return "-" if found is None else "{:.3f} to {:.3f}".format(*found)
-
-
-def number(value: float | None) -> str:
-    """Three digits, or a dash."""
-    return "-" if value is None else f"{value:.3f}"

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from worldpm.field import bradley_terry
 from worldpm.field.uncertainty import clustered_interval
 from worldpm.formats import folders, tables
+from worldpm.formats.console import interval, number
 from worldpm.parts import figures
 from worldpm.parts.benchmarks.metrics import NULLS
 from worldpm.parts.figures import Bin, Dot
-from worldpm.parts.page.layout import Example, Fold, Grid, Section, Shown, interval, number
+from worldpm.parts.page.layout import Example, Fold, Grid, Section, Shown
 
 Json = dict[str, Any]
 Array = NDArray[np.float64]

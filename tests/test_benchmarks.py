@@ -355,7 +355,7 @@ def test_two_judges_are_compared_pair_by_pair() -> None:
 
 
 REAL = {
-    "llmbar": (419, 419), "pandalm": (888, 888), "hh-rlhf": (2307, 2307), "finegrained-rlhf": (488, 2616), "evalbiasbench": (80, 80),
+    "llmbar": (419, 419), "pandalm": (894, 894), "hh-rlhf": (2307, 2307), "finegrained-rlhf": (488, 2616), "evalbiasbench": (80, 80),
     "hhh-alignment": (221, 221),
 }  # fmt: skip
 

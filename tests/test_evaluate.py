@@ -1,6 +1,7 @@
 """Metrics by hand, LLMBar's items, and the results folder."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -191,9 +192,29 @@ def test_a_plain_preference_set_is_a_benchmark(road: Path, tmp_path: Path, capsy
     assert found["conditions"]["template_hash"] in told
 
 
+def test_altered_and_damaged_inputs_are_told(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    groups = shutil.copytree(road / "groups", tmp_path / "groups")
+    (table,) = groups.glob("*.parquet")
+    whole = table.read_bytes()
+    table.write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
+    judge = ("evaluate", road / "checkpoint", "--on")
+    for words in ((*judge, groups), ("report", groups), ("train", groups, "--model", "tiny")):
+        assert run(*words, "--out", tmp_path / "out") == 2
+        assert f"{table.name}" in capsys.readouterr().err
+    assert run(*judge, table, "--out", tmp_path / "out") == 2  # a file has no manifest that could vouch for it
+    assert "damaged (" in capsys.readouterr().err
+    table.write_bytes(whole)
+    (groups / "manifest.json").unlink()
+    for words in ((*judge, groups), ("train", groups, "--model", "tiny")):
+        assert run(*words, "--out", tmp_path / "out") == 2
+        assert "not finished (it has no manifest.json)" in capsys.readouterr().err
+
+
 def test_other_qualities_are_other_items() -> None:
     item = Item("all", "0", "p", (), (Response("a"), Response("b")), (), None, (1.0, 1.0))
-    assert catalogue.fingerprint([item]) != catalogue.fingerprint([item._replace(qualities=(0.0, 0.0))])
+    found, other = (catalogue.describe("pandalm", [one]) for one in (item, item._replace(qualities=(0.0, 0.0))))
+    assert found["sha256"] != other["sha256"]
+    assert (found["name"], found["items"], found["bytes"]) == ("pandalm", 1, len(repr([item])))
 
 
 RAW = {"benchmark": "pandalm", "subset": "pandalm", "item": "0"}
@@ -207,11 +228,11 @@ def judge_raw(rows: Sequence[dict[str, object]], folder: Path, *words: object) -
 
 
 def test_raw_rewards_are_judged_by_the_same_code(tmp_path: Path) -> None:
-    others = [{**row, "item": "1", "reward": 0.0} for row in PAIR]
+    others = [{**row, "item": "1", "reward": 0.0, "subset": "all"} for row in PAIR]  # of one subset, so its name says nothing
     assert judge_raw([*PAIR, *others], tmp_path) == 0
     found = folders.read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"]["benchmarks"]["pandalm"]
     assert (found["accuracy"], found["ties"], found["native"]) == (0.75, 1, {"accuracy without ties": 0.5})
-    assert found["missing_items"] == {"pandalm": 886}
+    assert found["missing_items"] == {"pandalm": 892}
     assert found["style"] is None
     assert found["nulls"] == {"longer": None, "shorter": None, "earlier": None, "first": None, "coin": 0.5}
     assert run("report", tmp_path / "out", "--out", tmp_path / "r.html") == 0
@@ -227,7 +248,6 @@ def test_raw_rewards_are_judged_by_the_same_code(tmp_path: Path) -> None:
         ([PAIR[0], PAIR[0], PAIR[1]], "two rewards for response 0"),
         ([PAIR[0], {**PAIR[1], "response": 2}], "without gaps"),
         ([PAIR[0]], "1 preferred of 1 responses"),
-        ([{**row, "subset": "llama"} for row in PAIR], "no subset of the benchmark is called 'llama'; it has pandalm"),
         ([{**PAIR[0], "benchmark": "rmb"}, {**PAIR[1], "benchmark": "rmb"}], "has no rewards on pandalm, but on rmb"),
         ([], "holds no row"),
     ],

@@ -119,6 +119,15 @@ def test_submissions_and_comments_share_a_name(name: str, site: str) -> None:
     assert reddit.site_of(Path(name)) == site
 
 
+def test_rows_of_our_own_tables_are_threads_too(tmp_path: Path) -> None:
+    answers = [{"response_id": str(a["id"]), **{k: v for k, v in a.items() if k != "id"}} for a in THREAD["responses"]]
+    row = {**{k: v for k, v in THREAD.items() if k != "id"}, "thread_id": "desk/7", "site": "desk", "responses": answers}
+    (tmp_path / "again.jsonl").write_bytes(lines(row))
+    assert run("ingest", tmp_path / "again.jsonl", "--out", tmp_path / "threads") == 0
+    (thread,) = read_threads(tmp_path / "threads")
+    assert (thread.thread_id, [answer.response_id for answer in thread.responses]) == ("again/7", ["7/1", "7/2"])
+
+
 def test_a_months_submissions_and_comments_become_threads(tmp_path: Path) -> None:
     for name, row in (("RS_2015-01.jsonl", SUBMISSION), ("RC_2015-01.jsonl", COMMENT)):
         (tmp_path / name).write_bytes(lines(row))

@@ -197,7 +197,7 @@ class Output:
             record = json.loads(record_path.read_text(encoding="utf-8"))
             if "seconds" in record:
                 lines.append(json.dumps({"part": record_path.name.removesuffix(".json"), "seconds": round(record["seconds"], 3)}) + "\n")
-        total = {"step": self.run["step"], "seconds": round(time.monotonic() - self._started, 3), "peak_memory_mib": peak_memory_mib()}
+        total = {"part": self.run["step"], "seconds": round(time.monotonic() - self._started, 3), "peak_memory_mib": peak_memory_mib()}
         self.write(TIMINGS, "".join([*lines, json.dumps(total) + "\n"]).encode())
 
     def __enter__(self) -> Self:

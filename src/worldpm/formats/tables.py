@@ -92,8 +92,8 @@ def _open(path: Path, schema: pa.Schema | None = None) -> pq.ParquetFile:
     """The file, after a look that it has the columns of the schema."""
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(path, f"not a readable Parquet file ({error})") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(path, f"not a readable Parquet file ({' '.join(str(error).split())})") from error
     found = file.schema_arrow.names
     missing = [name for name in (schema.names if schema is not None else ()) if name not in found]
     if missing:
@@ -105,15 +105,23 @@ def read_rows(path: Path, schema: pa.Schema | None = None) -> Iterator[Json]:
     """The rows of a Parquet file, in order, a bounded number in memory at a time; the columns of the schema, or all.
 
     Raises:
-        DataError: If the file is not Parquet or lacks a column of the schema.
+        DataError: If the file is not Parquet, is damaged or lacks a column of the schema.
     """
     for batch in read_batches(path, schema):
         yield from batch.to_pylist()
 
 
-def read_batches(path: Path, schema: pa.Schema | None = None) -> Iterator[pa.RecordBatch]:
-    """The same as batches of ROWS_AT_ONCE rows."""
-    yield from _open(path, schema).iter_batches(batch_size=ROWS_AT_ONCE, columns=None if schema is None else schema.names)
+def read_batches(path: Path, schema: pa.Schema | None = None, *, row_groups: Sequence[int] | None = None) -> Iterator[pa.RecordBatch]:
+    """The same as batches of ROWS_AT_ONCE rows, of all row groups of the file or of some.
+
+    Raises:
+        DataError: As `read_rows`.
+    """
+    file = _open(path, schema)
+    try:
+        yield from file.iter_batches(batch_size=ROWS_AT_ONCE, columns=None if schema is None else schema.names, row_groups=row_groups)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(path, f"damaged ({' '.join(str(error).split())}); get or make it again") from error
 
 
 def map_batches(
@@ -135,7 +143,7 @@ def map_batches(
 
 
 def _map_row_group(path: Path, work: Callable[[pa.RecordBatch], Result], row_group: int) -> list[Result]:
-    return [work(batch) for batch in _open(path).iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[row_group])]
+    return [work(batch) for batch in read_batches(path, row_groups=[row_group])]
 
 
 def _map_in_spark(path: Path, work: Callable[[pa.RecordBatch], Result]) -> Iterator[Result]:

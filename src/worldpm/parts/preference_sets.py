@@ -22,7 +22,7 @@ import xxhash
 
 from worldpm.field.errors import DataError
 from worldpm.field.records import Message, Preference, PreferenceGroup, Response
-from worldpm.formats import chat, rows, tables
+from worldpm.formats import chat, folders, rows, tables
 
 Json = dict[str, Any]
 Split = Literal["train", "validation", "test"]
@@ -50,6 +50,12 @@ class RatedRow(NamedTuple):
 def is_plain(path: Path) -> bool:
     """Whether a file is a plain set, not a table of groups: JSON lines, or Parquet without a `preferences` column."""
     return path.suffix != ".parquet" or "preferences" not in tables.columns_of(path)
+
+
+def is_set(folder: Path) -> bool:
+    """Whether a folder holds a plain set, and is not one of ours, finished or not."""
+    tables_of_groups = any(not is_plain(path) for path in folder.rglob("*.parquet"))
+    return not folders.is_ours(folder) and not tables_of_groups
 
 
 def read(paths: Sequence[Path], split: Split, drops: Counter[str]) -> Iterator[PreferenceGroup]:
@@ -116,7 +122,8 @@ def _group(group_id: str, prompt: tuple[Message, ...], rows: Sequence[RatedRow],
         places = {text: i for i, text in enumerate(dict.fromkeys(text for row in rows for text in row.responses))}
         named = [(places[row.responses[0]], places[row.responses[1]]) for row in rows]
         kept = [pair for pair in named if pair[0] != pair[1]]
-        drops["pair of equal responses"] += len(named) - len(kept)
+        if len(kept) < len(named):
+            drops["pair of equal responses"] += len(named) - len(kept)
         preferences = tuple(Preference(chosen, rejected, 1.0) for chosen, rejected in kept)
         texts = list(places)
     else:
@@ -124,7 +131,8 @@ def _group(group_id: str, prompt: tuple[Message, ...], rows: Sequence[RatedRow],
         ratings = [rating for row in rows for rating in row.ratings]
         gaps = {(i, j): a - b for i, a in enumerate(ratings) for j, b in enumerate(ratings) if a > b}
         preferences = tuple(Preference(i, j, gap, weight=1 / len(gaps)) for (i, j), gap in gaps.items())
-        drops["prompt whose responses have equal ratings"] += not gaps
+        if not gaps:
+            drops["prompt whose responses have equal ratings"] += 1
     if not preferences:
         return None
     return PreferenceGroup(group_id, "preferences", group_id.split("/")[0], "train", prompt, tuple(map(Response, texts)), preferences)

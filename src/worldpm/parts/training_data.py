@@ -32,7 +32,7 @@ class TrainingData:
         found: dict[bool, list[Path]] = {True: [], False: []}
         for name in names:
             place = _here(name)
-            if place.is_dir() and folders.is_ours(place):
+            if place.is_dir() and not preference_sets.is_set(place):
                 folders.manifest(place, made_by="group")
                 inputs.append(place)
                 found[False] += tables.paths_of(place)

@@ -159,7 +159,7 @@ def _described(sets: "Mapping[str, Sequence[Item]]") -> list[Json]:
     """The benchmarks as inputs of the manifest."""
     from worldpm.parts.benchmarks import catalogue
 
-    return [{"name": name, "items": len(items), "sha256": catalogue.fingerprint(items)} for name, items in sets.items()]
+    return [catalogue.describe(name, items) for name, items in sets.items()]
 
 
 def _settings(config: Config, named: "Mapping[str, Named]") -> Json:

@@ -126,7 +126,7 @@ def _sieves(config: Config) -> "tuple[Sieves, list[Json]]":
         named = catalogue.find([word for word in config.decontaminate if not Path(word).is_file()], config.benchmarks)
         read = {one.name: one.items() for one in named}
         index = Index({**{name: texts_of(items) for name, items in read.items()}, **{path.name: texts_in(path) for path in files}})
-        inputs += [{"name": name, "items": len(items), "sha256": catalogue.fingerprint(items)} for name, items in read.items()]
+        inputs += [catalogue.describe(name, items) for name, items in read.items()]
         inputs += [folders.describe(path) for path in files]
     if config.filter_with:
         from worldpm.parts import model_sources

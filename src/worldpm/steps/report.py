@@ -41,6 +41,8 @@ def run(config: Config) -> None:
 
     show = _show()
     manifests = {path: folders.manifest(path) for path in config.folders}
+    for path in manifests:
+        folders.verified_files(path)
     if unknown := [f"{path} (made by `worldpm {entry['step']}`)" for path, entry in manifests.items() if entry["step"] not in show]:
         raise ConfigError(f"{unknown[0]}: there is nothing to show of it; name folders of {', '.join(show)}")
     sections = [section for path, manifest in manifests.items() for section in show[manifest["step"]](path, manifest)]

@@ -144,14 +144,14 @@ def run(config: Config) -> None:
         raise ConfigError(f"--revision and --remote-code are of a hub's model; {config.model} is made here")
     source = None if config.model in SIZES else model_sources.find(config.model, revision=config.revision, remote_code=config.remote_code)
     data = TrainingData.find(config.groups)
-    if next(data.groups("train", Counter()), None) is None:
-        raise ConfigError(f"{config.groups[0]}: the train split is empty; add sites, or give the other splits a smaller share")
     dtype = _dtype(config)
     settings = _settings(config, dtype)
     accelerator = training.accelerator(dtype, tracker=config.tracker, folder=config.out.with_name(f"{config.out.name}.tracking"))
     output = None
     if accelerator.is_main_process:
         inputs = [folders.describe(path) for path in data.inputs] + ([model_sources.fingerprint(source)] if source else [])
+        if next(data.groups("train", Counter()), None) is None:
+            raise ConfigError(f"{config.groups[0]}: the train split is empty; add sites, or give the other splits a smaller share")
         output = folders.begin(config.out, step="train", config=_recorded(config, settings, dtype), inputs=inputs)
     if not broadcast_object_list([output is not None])[0]:
         return

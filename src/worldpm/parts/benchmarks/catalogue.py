@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from worldpm.field.errors import ConfigError
 from worldpm.formats import folders, rows
@@ -34,6 +34,8 @@ from worldpm.parts.benchmarks import (
     worldpm,
 )
 from worldpm.parts.benchmarks.items import Item
+
+Json = dict[str, Any]
 
 BENCHMARKS: dict[str, ModuleType] = {
     "rm-bench": rm_bench,
@@ -104,9 +106,10 @@ def _named(word: str, root: Path) -> Named:
         return Named(name, BENCHMARKS[name], root / name)
     path = Path(word)
     if path.is_dir():
-        if not folders.is_ours(path):
+        if preference_sets.is_set(path):
             return Named(path.resolve().name, preference_set, path)
         folders.manifest(path, made_by="group")
+        folders.verified_files(path)
     elif not path.is_file():
         if hub.ID.fullmatch(word):
             return Named(path.name, preference_set, hub.dataset(word, preference_sets.SUFFIXES))
@@ -116,6 +119,7 @@ def _named(word: str, root: Path) -> Named:
     return Named(path.resolve().name.removesuffix(".parquet"), groups, path)
 
 
-def fingerprint(items: Sequence[Item]) -> str:
-    """A hash of everything that was read."""
-    return hashlib.sha256(repr([*items]).encode()).hexdigest()
+def describe(name: str, items: Sequence[Item]) -> Json:
+    """A benchmark as an input of a manifest: its items, and size and hash of everything that was read, whatever files it came from."""
+    read = repr([*items]).encode()
+    return {"name": name, "items": len(items), "bytes": len(read), "sha256": hashlib.sha256(read).hexdigest()}

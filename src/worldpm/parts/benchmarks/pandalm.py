@@ -12,16 +12,16 @@ from worldpm.parts.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.parts.benchmarks.metrics import strict_accuracy
 
 HOME = "https://github.com/WeOpenML/PandaLM (`data/testset-v1.json`)"
-SIZES = {"pandalm": 888}
+SIZES = {"pandalm": 894}
 DOMAIN = "subjective"
 
 Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
-    """The 888 pairs of texts that two of three people decide, named by their `idx`.
+    """The 894 pairs that two of three people decide, named by their `idx`; the other 105 of the 999 rows are ties.
 
-    Of the 999 rows 105 are ties, and 6 of the others hold a truth value where a response should be.
+    In six rows the response `True` stands as a truth value of JSON; it is read as that word.
 
     Raises:
         ConfigError: If the file is absent.
@@ -35,10 +35,12 @@ def _items(number: int, row: Json) -> Iterator[Item]:
     if not set(labels) <= {0, 1, 2}:
         raise ValueError(f"labels {labels}, not of 0 to 2")
     label, votes = Counter(labels).most_common(1)[0]
-    texts = (row["response1"], row["response2"])
-    if label and votes > 1 and all(isinstance(text, str) for text in texts):
+    one, other = (str(row[name]) if isinstance(row[name], bool) else row[name] for name in ("response1", "response2"))
+    if not all(isinstance(text, str) for text in (one, other)):
+        raise TypeError("a response is no text")
+    if label and votes > 1:
         prompt = "\n\n".join(text for text in (row["instruction"], row["input"]) if text)
-        yield two("pandalm", str(row["idx"]), prompt, *texts, label - 1)
+        yield two("pandalm", str(row["idx"]), prompt, one, other, label - 1)
 
 
 def native(judged: Judged) -> Json:

@@ -54,16 +54,17 @@ def judged(table: Sequence[Json], path: Path, module: ModuleType, items: Sequenc
     Raises:
         DataError: If an item's responses have gaps or double, do not have both better and worse, or are not those of the benchmark.
     """
+    known_subsets = {*getattr(module, "SIZES", {}), *(name for names in getattr(module, "DOMAINS", {}).values() for name in names)}
+    only = min(known_subsets) if len(known_subsets) == 1 else None  # one subset may have any name, or none
     by_item: dict[tuple[str, str], dict[int, Json]] = {}
     for row in table:
-        responses = by_item.setdefault((row["subset"], row["item"]), {})
+        responses = by_item.setdefault((only or row["subset"], row["item"]), {})
         if row["response"] in responses:
             raise DataError(path, f"item {row['item']!r} has two rewards for response {row['response']}")
         responses[row["response"]] = row
     for (_, name), responses in by_item.items():
         if sorted(responses) != list(range(len(responses))):
             raise DataError(path, f"item {name!r} has rewards for the responses {sorted(responses)[:9]}; expected 0, 1, ... without gaps")
-    known_subsets = {*getattr(module, "SIZES", {}), *(name for names in getattr(module, "DOMAINS", {}).values() for name in names)}
     if known_subsets and (strange := {subset for subset, _ in by_item} - known_subsets):
         raise DataError(path, f"no subset of the benchmark is called {min(strange)!r}; it has {', '.join(sorted(known_subsets))}")
     if items is None:

@@ -285,3 +285,5 @@ def test_a_dump_without_a_thread_says_why(tmp_path: Path, capsys: pytest.Capture
     path.write_text(json.dumps({**THREAD, "id": None}) + "\n")
     assert run("ingest", path, "--format", "threads", "--out", tmp_path / "out") == 2
     assert "no thread is in it (thread without id, text or date, or with an odd value: 1)" in capsys.readouterr().err
+    path.write_bytes(lines(THREAD))
+    assert run("ingest", path, "--format", "threads", "--out", tmp_path / "out") == 0

@@ -269,6 +269,8 @@ def test_what_we_save_plain_transformers_loads_and_gives_the_same_rewards(family
     checkpoint.save(model, dict(model.state_dict()), tmp_path, pad_token_id=3)
     plain, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    weights, config = (tmp_path / name for name in ("model.safetensors", "config.json"))
+    assert weights.stat().st_mode == config.stat().st_mode  # a server of another user may read both
     ids = torch.tensor([[*GROUPS[0].prefix, *GROUPS[0].suffixes[0]]])
     ids[ids == 3] = 4
     ids[0, -1] = 5

@@ -179,6 +179,12 @@ class Output:
         """Write a small file of the step whole."""
         write_atomically(self.path / name, content)
 
+    def discard(self) -> None:
+        """Give up what was made: other words or inputs may take the folder."""
+        for entry in (*self.path.iterdir(), *self.progress.glob("*.json")):
+            if entry != self.progress:
+                entry.unlink()
+
     def finish(self, *, counts: Json, drops: Mapping[str, Mapping[str, int]] | None = None) -> None:
         """Write the timings and, last, the manifest with the hash of every file; then the folder is finished."""
         self._write_timings()

@@ -5,6 +5,7 @@ Two layouts are read and written: `*ForSequenceClassification` with one label, a
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -199,6 +200,8 @@ def save(model: RewardModel, weights: dict[str, Tensor], folder: Path, *, pad_to
     # serving engines return the raw reward for a regression, not its sigmoid
     config |= {**kind, **labels, "use_cache": False, "pad_token_id": pad_token_id}
     folders.write_atomically(folder / CONFIG, json.dumps(dict(sorted(config.items())), indent=2).encode() + b"\n")
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(folder / CONFIG, path)  # as others of this user; safetensors lets nobody else read them
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase, frame: chat.Frame) -> str | None:

@@ -73,6 +73,7 @@ def run(config: Config) -> None:
             left = f" (left out: {_most_common(drops[name])})" if drops[name] else ""
             logger.info("%s: %d threads, %d responses%s", name, counts[name]["threads"], counts[name]["responses"], left)
         if not any(count["threads"] for count in counts.values()):
+            output.discard()
             why = _most_common(sum(map(Counter, drops.values()), Counter()))
             raise DataError(config.sources[0], f"no thread is in it ({why or 'it is empty'}); are these the files of a forum?")
         output.finish(counts=counts, drops=drops)

@@ -48,7 +48,7 @@ class Config:
     model: str
     """A built-in size (`tiny`), trained from scratch, or a folder or hub id of a reward or language model."""
     out: Path
-    """Folder to write."""
+    """Folder to write: the weights of least validation loss, or where nothing validates the last."""
     max_length: int = 2048
     """Tokens of prompt plus one response; what is longer is cut."""
     prompt_length: int | None = None

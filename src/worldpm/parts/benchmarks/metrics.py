@@ -24,7 +24,9 @@ def judge(module: ModuleType, judged: Judged, *, temperature: float | None = Non
     subsets = list(dict.fromkeys(item.subset for item in judged.items))
     domains: Mapping[str, Sequence[str]] = getattr(module, "DOMAINS", None) or {module.DOMAIN: subsets}
     of_subset = {subset: domain for domain, names in domains.items() for subset in names}
-    by_subset = {name: {"domain": of_subset.get(name, "mixed"), **metrics(*judged.of(name)[:2])} for name in subsets}
+    by_subset = {
+        name: {"domain": of_subset.get(name, "mixed"), **metrics(*judged.of(name)[:2]), "native": {}, "subsets": {}} for name in subsets
+    }
     there = {domain: [name for name in names if name in subsets] for domain, names in domains.items()}
     return {
         "domain": next(iter(domains)) if len(domains) == 1 else "mixed",

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -115,7 +116,7 @@ def render(
     special = _special(tuple(sorted(tokenizer.get_added_vocab())))
     if frame.end_token is not None and not special.fullmatch(frame.end_token):
         raise CheckpointError(f"{tokenizer.name_or_path}: the tokenizer has no token {frame.end_token!r} to end a text with")
-    turns = [{"role": message.role, "content": message.content} for message in prompt]
+    turns = [asdict(message) for message in prompt]
     if frame.empty_system and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": ""})
     opened = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,7 @@ def group_to_row(group: PreferenceGroup) -> Json:
         "source": group.source,
         "site": group.site,
         "split": group.split,
-        "prompt": [{"role": message.role, "content": message.content} for message in group.prompt],
+        "prompt": [asdict(message) for message in group.prompt],
         "responses": [
             {"content": r.content, "votes": r.votes, "created": r.created, "meta": list(r.meta.items())} for r in group.responses
         ],

@@ -191,7 +191,7 @@ class Trainer:
                 if self.seen.step in looks and len(self.validation):
                     self._validate()
                 if self.seen.step in kept and self.keep is not None:
-                    self.keep(training_state.weights_of(self.model), self._measured())
+                    self.keep(training_state.weights_of(self.model), self._metrics_now())
                 if self.seen.step in looks or late:
                     began = time.monotonic()
                     self.save()
@@ -353,13 +353,13 @@ class Trainer:
                 f"step {self.seen.step}: the rewards of {store[min(wrong)].name} are {rewards[min(wrong)][:3]}; "
                 f"lower --lr, or use --dtype float32; the last state that was saved, in {self.state}, is kept"
             )
-        return measure([rewards[i] for i in range(len(rewards))], store)
+        return split_metrics([rewards[i] for i in range(len(rewards))], store)
 
-    def measured(self) -> Json:
+    def kept_metrics(self) -> Json:
         """Position and metrics of the weights that a finished run keeps: the best, or where nothing validates the last."""
-        return self.seen.best or self._measured()
+        return self.seen.best or self._metrics_now()
 
-    def _measured(self) -> Json:
+    def _metrics_now(self) -> Json:
         """Position and metrics of the weights of now: on validation groups, or without them on some of those trained on."""
         found = self.measure(self.validation) if len(self.validation) else self.measure(self.train, at_most=GROUPS_TO_MEASURE)
         return {**self._position(), **found}
@@ -399,7 +399,7 @@ def pairs_of(groups: Iterable[tuple[int, Sequence[Preference]]], device: torch.d
     return Pairs(*indices, *(torch.tensor(values, dtype=torch.float32, device=device) for values in numbers))
 
 
-def measure(rewards: Sequence[Sequence[float]], store: TokenStore) -> dict[str, float]:
+def split_metrics(rewards: Sequence[Sequence[float]], store: TokenStore) -> dict[str, float]:
     """Weighted loss in nats, accuracy, pairs, the rewards' mean and standard deviation, and the temperature of least loss.
 
     Raises:

@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -59,7 +59,7 @@ class RemoteJudge:
         """
         found = []
         for request in requests:
-            prompt = [{"role": message.role, "content": message.content} for message in request.prompt]
+            prompt = [asdict(message) for message in request.prompt]
             told = self._post({"prompt": prompt, "responses": list(request.responses), "cut": True})
             found.append((told["rewards"], told["usage"]["response_tokens"]))
         return found

@@ -166,7 +166,7 @@ def _engine(config: Config, metrics: "Metrics") -> "tuple[Engine, Identity, Conf
     also = (place, str(source.folder.resolve()))
     template, dtype = chat.template_hash(scorer.encoder.tokenizer), str(scorer.dtype).removeprefix("torch.")
     identity = Identity(name, sha256, template, scorer.encoder.limits.max_length, dtype, config.row_tokens, also)
-    engine = LocalEngine(scorer, row_tokens=config.row_tokens, queue_tokens=config.queue_tokens, told=metrics.stage)
+    engine = LocalEngine(scorer, row_tokens=config.row_tokens, queue_tokens=config.queue_tokens, on_stage=metrics.stage)
     metrics.watch_queue(lambda: engine.batcher.waiting, lambda: engine.batcher.waiting_tokens)
     return engine, identity, known
 

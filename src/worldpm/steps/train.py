@@ -198,7 +198,7 @@ def _train(
         raise ConfigError(f"--epochs {settings.epochs} of {len(train)} groups is not one group; there is nothing to train on")
     accelerator.init_trackers("worldpm", config=_recorded(config, settings, settings.dtype))
     trainer.run()
-    weights, measured = weights_of(trainer.model), trainer.measured()
+    weights, measured = weights_of(trainer.model), trainer.kept_metrics()
     if output:
         write(config.out, weights, measured)
         output.finish(counts=_counts(trainer, kept), drops={"preference sets": kept["train"]["drops"]})

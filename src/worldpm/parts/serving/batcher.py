@@ -65,8 +65,8 @@ class Ran:
 class Batcher:
     """One row after another in a thread of its own; who waits longest goes first."""
 
-    def __init__(self, compute: Compute, *, row_tokens: int, queue_tokens: int, told: Callable[[Ran], None] = lambda _: None) -> None:
-        self._compute, self._told = compute, told
+    def __init__(self, compute: Compute, *, row_tokens: int, queue_tokens: int, on_row: Callable[[Ran], None] = lambda _: None) -> None:
+        self._compute, self._on_row = compute, on_row
         self._row_tokens, self._queue_tokens = row_tokens, queue_tokens
         self._queue: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
@@ -169,4 +169,4 @@ class Batcher:
         tokens = sum(item.group.tokens for item in row)
         speed = tokens / max(seconds, 1e-9)
         self._tokens_per_second = SPEED_MEMORY * self._tokens_per_second + (1 - SPEED_MEMORY) * speed if self._tokens_per_second else speed
-        self._told(Ran(len(row), tokens, self._row_tokens, seconds, tuple(started - item.entered for item in row)))
+        self._on_row(Ran(len(row), tokens, self._row_tokens, seconds, tuple(started - item.entered for item in row)))

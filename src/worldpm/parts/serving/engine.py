@@ -65,13 +65,15 @@ class Engine(Protocol):
 class LocalEngine:
     """A scorer on this machine."""
 
-    def __init__(self, scorer: Scorer, *, row_tokens: int, queue_tokens: int, told: "Callable[[str, float, Ran | None], None]") -> None:
+    def __init__(self, scorer: Scorer, *, row_tokens: int, queue_tokens: int, on_stage: "Callable[[str, float, Ran | None], None]") -> None:
         self.scorer = scorer
-        self._row_tokens, self._queue_tokens, self._told = row_tokens, queue_tokens, told
+        self._row_tokens, self._queue_tokens, self._on_stage = row_tokens, queue_tokens, on_stage
         self._stepping = asyncio.Semaphore(STEPPING)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")  # a tokenizer serves one thread at a time
         compute = partial(scoring.rewards_of, scorer.model, row_tokens=row_tokens)
-        self.batcher = Batcher(compute, row_tokens=row_tokens, queue_tokens=queue_tokens, told=lambda ran: told("row", ran.seconds, ran))
+        self.batcher = Batcher(
+            compute, row_tokens=row_tokens, queue_tokens=queue_tokens, on_row=lambda ran: on_stage("row", ran.seconds, ran)
+        )
 
     async def conversations(self, requests: Sequence[Request], *, cut_to: int | None, deadline: float) -> list[Answer]:
         """As `Engine` has it."""
@@ -85,11 +87,7 @@ class LocalEngine:
         found = await self._rewards(groups, deadline)
         answers: list[Answer] = []
         for group, rewards in zip(groups, found, strict=True):
-            alone = [
-                replace(group, suffixes=[suffix], response_tokens=[length], truncated=[mark])
-                for suffix, length, mark in zip(group.suffixes, group.response_tokens, group.truncated, strict=True)
-            ]
-            for one, reward in zip(alone, rewards, strict=True):
+            for one, reward in zip(group.apart, rewards, strict=True):
                 answers.append(_answer(Request(f"input {len(answers)}", (), ("",)), one, [reward]))
         return answers
 
@@ -137,7 +135,7 @@ class LocalEngine:
         encoder = (self.scorer if cut_to is None else self.scorer.cutting(None if cut_to == AS_MADE else cut_to)).encoder
         started = time.monotonic()
         groups = await self._in_reader(partial(encode, encoder), deadline)
-        self._told("read", time.monotonic() - started, None)
+        self._on_stage("read", time.monotonic() - started, None)
         return groups
 
     async def _in_reader(self, read: Callable[[], Result], deadline: float) -> Result:

@@ -7,7 +7,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -118,10 +118,7 @@ class Call:
             RefusedError: If the limits, the queue, the deadline or the model say no.
             HungUpError: If the client left.
         """
-        inputs = [
-            {"prompt": [{"role": m.role, "content": m.content} for m in request.prompt], "responses": list(request.responses)}
-            for request in requests
-        ]
+        inputs = [{"prompt": [asdict(message) for message in request.prompt], "responses": list(request.responses)} for request in requests]
         engine, deadline = self.service.engine, self.deadline()
         self._note_cut(cut_to)
         return await self._answered(lambda: engine.conversations(requests, cut_to=cut_to, deadline=deadline), inputs)

@@ -8,6 +8,7 @@ import asyncio
 import math
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import httpx
@@ -67,7 +68,7 @@ class UpstreamEngine:
             await self._client.aclose()
 
     async def _conversation(self, request: Request, *, cut_to: int | None) -> Answer:
-        prompt = [{"role": message.role, "content": message.content} for message in request.prompt]
+        prompt = [asdict(message) for message in request.prompt]
 
         async def one(response: str) -> tuple[float, int, int, bool]:
             messages = [*prompt, {"role": "assistant", "content": response}]

@@ -21,7 +21,7 @@ from worldpm.formats import schema, tables
 from worldpm.formats.markdown import from_html
 from worldpm.parts import near_duplicates, thread_batches
 from worldpm.parts.forums import stackexchange
-from worldpm.parts.group_rules import Rules
+from worldpm.parts.group_rules import GroupRules
 from worldpm.parts.grouping import Learned
 
 Result = TypeVar("Result")
@@ -116,7 +116,7 @@ def reference(dump: Path) -> int:
 
 def stages(dump: Path, place: Path) -> None:
     """What each stage takes, one after the other, in one process."""
-    megabytes, rules = dump.stat().st_size / 1e6, Rules()
+    megabytes, rules = dump.stat().st_size / 1e6, GroupRules()
 
     def stage(name: str, work: Callable[[], Result]) -> Result:
         start = time.monotonic()

@@ -29,10 +29,10 @@ def main(older: str, newer: str) -> None:
         before, after = (threads_of(dump, Path(work) / str(i)) for i, dump in enumerate((older, newer)))
     votes_after = {(thread.thread_id, answer.response_id): answer.votes for thread in after for answer in thread.responses}
     noise = vote_noise.fit(vote_noise.Dated.of(thread.responses) for thread in before if len(thread.responses) > 1)
-    print(f"{len(before)} threads; exposure^{noise.exposure:.3f} delay^{noise.delay:.3f}, spread {noise.spread:.3f}")
+    print(f"{len(before)} threads; exposure^{noise.age_power:.3f} delay^{noise.delay_power:.3f}, spread {noise.spread:.3f}")
     print(f"{'rule':26}{'pairs, threads':>14}{'accuracy':>10}{'95 % interval':>18}{'log loss':>10}{'weighted':>10}")
     rows = {rule: list(judged(before, votes_after, rule, noise)) for rule in RULES}
-    flat = noise._replace(exposure=0.0, delay=0.0)
+    flat = noise._replace(age_power=0.0, delay_power=0.0)
     rows["default, chance alone"] = list(judged(before, votes_after, "default", flat))
     for rule, found in rows.items():
         show(rule, found)

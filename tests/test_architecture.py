@@ -1,11 +1,14 @@
 """The house stands: imports run downhill, without rings, and each thing is written in one place."""
 
 import ast
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import worldpm
 
 ROOT = Path(worldpm.__file__).parent
+REPOSITORY = Path(__file__).parents[1]
 FLOORS = ("field", "formats", "parts", "rlhf", "steps", "stories", "cli")
 
 
@@ -64,6 +67,15 @@ def test_only_tables_speaks_to_the_data_engine() -> None:
 
 def test_the_preference_formulas_stand_in_one_module() -> None:
     assert users_of("softplus") | users_of("logsigmoid") == {"worldpm.field.bradley_terry"}
+
+
+def test_scripts_import_what_is_there() -> None:
+    for script in (path for folder in ("benchmarks", "lab", "runs") for path in (REPOSITORY / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(script.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "worldpm":
+                module = import_module(str(node.module))
+                for alias in node.names:
+                    assert hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}"), f"{script.name}: {alias.name}"
 
 
 def test_a_benchmark_never_sees_a_model() -> None:

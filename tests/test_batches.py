@@ -161,10 +161,11 @@ def test_a_reward_that_a_cut_would_change_is_refused(tokenizer: PreTrainedTokeni
 
 def test_limits_for_shorter_sequences_allow_no_longer_prompts() -> None:
     own = Limits(max_length=200, prompt_length=40, cut=False, trained=True)
-    assert own.within(None) == own.within(200) == own
-    assert own.within(199) == Limits(199, 40, trained=True)
-    assert own.within(50) == Limits(50, 25, trained=True)
-    assert own.within(400) == Limits(400, 200)  # asked for beyond what the model was trained on
+    assert own.within(None, cut=False) == own.within(200, cut=False) == own
+    assert own.within(199, cut=True) == Limits(199, 40, trained=True)
+    assert own.within(50, cut=True) == Limits(50, 25, trained=True)
+    assert own.within(50, cut=False) == Limits(50, 40, cut=False, trained=True)  # a prompt of 40 is as the model was trained
+    assert own.within(400, cut=True) == Limits(400, 200)  # asked for beyond what the model was trained on
 
 
 def test_megabytes_are_refused_without_reading_them(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import SHARED, run
@@ -195,14 +196,15 @@ def test_a_plain_preference_set_is_a_benchmark(road: Path, tmp_path: Path, capsy
 def test_altered_and_damaged_inputs_are_told(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     groups = shutil.copytree(road / "groups", tmp_path / "groups")
     (table,) = groups.glob("*.parquet")
-    whole = table.read_bytes()
-    table.write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
+    whole, rows = table.read_bytes(), pq.read_table(table)
+    pq.write_table(rows.slice(0, len(rows) - 1), table)  # whole to look at, but not what was made
     judge = ("evaluate", road / "checkpoint", "--on")
     for words in ((*judge, groups), ("report", groups), ("train", groups, "--model", "tiny")):
         assert run(*words, "--out", tmp_path / "out") == 2
-        assert f"{table.name}" in capsys.readouterr().err
+        assert f"{table}: missing, or not as its manifest has it" in capsys.readouterr().err
+    table.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
     assert run(*judge, table, "--out", tmp_path / "out") == 2  # a file has no manifest that could vouch for it
-    assert "damaged (" in capsys.readouterr().err
+    assert f"{table}: damaged (" in capsys.readouterr().err
     table.write_bytes(whole)
     (groups / "manifest.json").unlink()
     for words in ((*judge, groups), ("train", groups, "--model", "tiny")):

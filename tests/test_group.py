@@ -165,6 +165,7 @@ SOUND = {"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weigh
     [
         ({"preferences": []}, "lacks a prompt, a text or a preference"),
         ({"prompt": []}, "lacks a prompt, a text or a preference"),
+        ({"responses": None}, r"chosen is \d; an index of its 0 responses"),
         ({"preferences": [{**SOUND, "rejected": 9}]}, r"rejected is 9; an index of its \d responses"),
         ({"preferences": [{**SOUND, "chosen": -1}]}, "chosen is -1; an index"),
         ({"preferences": [{**SOUND, "rejected": 0}]}, "response 0 is preferred to itself"),

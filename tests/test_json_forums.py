@@ -120,12 +120,18 @@ def test_submissions_and_comments_share_a_name(name: str, site: str) -> None:
 
 
 def test_rows_of_our_own_tables_are_threads_too(tmp_path: Path) -> None:
-    answers = [{"response_id": str(a["id"]), **{k: v for k, v in a.items() if k != "id"}} for a in THREAD["responses"]]
-    row = {**{k: v for k, v in THREAD.items() if k != "id"}, "thread_id": "desk/7", "site": "desk", "responses": answers}
-    (tmp_path / "again.jsonl").write_bytes(lines(row))
-    assert run("ingest", tmp_path / "again.jsonl", "--out", tmp_path / "threads") == 0
-    (thread,) = read_threads(tmp_path / "threads")
-    assert (thread.thread_id, [answer.response_id for answer in thread.responses]) == ("again/7", ["7/1", "7/2"])
+    (tmp_path / "desk.jsonl").write_bytes(lines(THREAD))
+    assert run("ingest", tmp_path / "desk.jsonl", "--out", tmp_path / "threads") == 0
+    (row,) = (row for path in tables.paths_of(tmp_path / "threads") for row in tables.read_rows(path))
+    odd = {**row, "thread_id": "desk/9", "responses": 5}
+    again = [json.loads(json.dumps(one, default=str)) for one in (row, {**row, "thread_id": "other/7"}, odd)]
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "desk.jsonl").write_bytes(lines(*again))
+    assert run("ingest", tmp_path / "again" / "desk.jsonl", "--out", tmp_path / "twice") == 0
+    found = read_threads(tmp_path / "twice")
+    assert [thread.thread_id for thread in found] == ["desk/7", "desk/other/7"]  # of two sites none is lost
+    assert [answer.response_id for answer in found[0].responses] == [answer["response_id"] for answer in row["responses"]]
+    assert folders.manifest(tmp_path / "twice")["drops"] == {"desk": {"thread without id, text or date, or with an odd value": 1}}
 
 
 def test_a_months_submissions_and_comments_become_threads(tmp_path: Path) -> None:
@@ -134,6 +140,12 @@ def test_a_months_submissions_and_comments_become_threads(tmp_path: Path) -> Non
     assert run("ingest", tmp_path / "RS_2015-01.jsonl", tmp_path / "RC_2015-01.jsonl", "--out", tmp_path / "threads") == 0
     (thread,) = read_threads(tmp_path / "threads")
     assert (thread.site, [answer.body for answer in thread.responses]) == ("reddit-2015-01", ["Because."])
+
+
+@pytest.mark.parametrize("name", ["RC_2015-01.zst", "ask_comments.jsonl.gz", "ask.comments.jsonl"])
+def test_files_of_comments_are_told_by_their_names(name: str) -> None:
+    assert reddit.part_of(Path(name)) == "comments"
+    assert reddit.part_of(Path(name.replace("RC", "RS").replace("comments", "submissions"))) == "submissions"
 
 
 def test_two_files_of_comments_of_one_site_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,7 +289,7 @@ def test_two_dates_of_a_subreddit_are_refused(tmp_path: Path, capsys: pytest.Cap
         (tmp_path / year / "ask_submissions.jsonl").write_text(json.dumps(SUBMISSION) + "\n")
     files = [tmp_path / year / "ask_submissions.jsonl" for year in ("2020", "2023")]
     assert run("ingest", *files, "--out", tmp_path / "out") == 2
-    assert "two dates of a site" in capsys.readouterr().err
+    assert "two dumps of a site" in capsys.readouterr().err
 
 
 def test_a_dump_without_a_thread_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,6 +151,8 @@ def test_the_plan_of_a_model_that_shares_no_prompts_counts_a_prompt_for_each_res
     said = " ".join(capsys.readouterr().out.split())
     assert "each response runs with its own, 2 times the tokens" in said  # 4 (512 + 256) where 512 + 4 x 256 would do
     assert "1e+06 pairs, 2e+09 tokens" in said
+    assert run("plan", tmp_path, *words[:-1], 1024) == 0
+    assert "1e+06 pairs, 2e+09 tokens" in " ".join(capsys.readouterr().out.split())  # however long a row is
 
 
 def test_the_plan_of_a_large_model_says_what_fits_and_what_it_costs(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:

@@ -14,6 +14,7 @@ from tests.conftest import SHARED
 from worldpm.field.errors import ConfigError, DataError
 from worldpm.field.records import Message, PreferenceGroup
 from worldpm.parts import preference_sets
+from worldpm.parts.benchmarks import preference_set
 from worldpm.parts.training_data import TrainingData
 
 
@@ -24,6 +25,28 @@ def read(folder: Path, *rows: Any, name: str = "train.jsonl") -> tuple[list[Pref
     drops: Counter[str] = Counter()
     train = list(preference_sets.read([path], "train", drops))
     return train + list(preference_sets.read([path], "validation", Counter())), +drops
+
+
+def test_a_set_is_what_lies_in_the_folder_itself(tmp_path: Path) -> None:
+    rows = [{"prompt": f"How {n}?", "chosen": "So.", "rejected": "No."} for n in range(40)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "pointer.parquet").write_text("version https://git-lfs.github.com/spec/v1")
+    assert TrainingData.find([str(tmp_path)]).plain == (tmp_path / "mine.jsonl",)
+    assert len(preference_set.read(tmp_path)) == 40
+    (tmp_path / "mine.jsonl").rename(tmp_path / "other" / "mine.jsonl")
+    with pytest.raises(ConfigError, match=r"name one of its folders \(other\)"):
+        preference_set.read(tmp_path)
+
+
+def test_half_of_a_surrogate_pair_is_told_however_it_is_written(tmp_path: Path) -> None:
+    for half in (b"\\ud800", "\ud800".encode("utf-8", "surrogatepass")):
+        path = tmp_path / "train.jsonl"
+        path.write_bytes(
+            b'{"prompt": "Caf\\u00e9?", "chosen": "a", "rejected": "b"}\n{"prompt": "' + half + b'", "chosen": "a", "rejected": "b"}\n'
+        )
+        with pytest.raises(DataError, match=r"train.jsonl:2: holds half of a surrogate pair"):
+            list(preference_sets.read([path], "train", Counter()))
 
 
 def turns(*words: str) -> list[dict[str, str]]:

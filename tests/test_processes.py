@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, Lfm2Config
 
 from tests.conftest import run
+from tests.test_plan import HYBRID
+from worldpm.parts.reward_model import from_config
 
 WORDS = ("--model", "tiny", "--max-steps", "5", "--dtype", "float32", "--max-length", "256", "--row-tokens", "512")
 
@@ -96,6 +99,19 @@ def test_a_run_moves_to_zero_and_back_and_skips_no_group(zero: int, road: Path, 
     assert_same_run(tmp_path / "moved", alone)
     train(2, road / "groups", tmp_path / "whole", zero=zero)
     assert_same_run(tmp_path / "whole", alone)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
+def test_a_model_that_shares_no_prompts_is_refused_by_engines_that_gather_its_weights(road: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(road / "checkpoint")
+    model = from_config(Lfm2Config(**{**HYBRID.to_dict(), "vocab_size": len(tokenizer)}), seed=0)
+    model.backbone.save_pretrained(tmp_path / "hybrid")
+    tokenizer.save_pretrained(tmp_path / "hybrid")
+    words = ("--model", tmp_path / "hybrid", *WORDS[2:], "--out", tmp_path / "out")
+    process = start(2, "-m", "worldpm.cli", "train", road / "groups", *words, zero=3)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert b"use DDP or ZeRO-2" in said
 
 
 def test_a_sharded_model_has_the_rewards_and_the_state_of_a_whole_one(tmp_path: Path) -> None:

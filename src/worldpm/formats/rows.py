@@ -76,7 +76,7 @@ def _whole(text: bytes, path: Path, nan: bool) -> Iterator[Any]:
 def _parse(text: bytes, path: Path, line: int | None, nan: bool) -> Any:
     try:
         found = json.loads(text, parse_constant=float if nan else _refuse)
-        if b"\\u" in text:
+        if b"\\u" in text or b"\xed" in text:  # JSON's way to write one, and the bytes that json takes for one
             json.dumps(found, ensure_ascii=False).encode()
         return found
     except UnicodeEncodeError as error:

@@ -199,7 +199,7 @@ def group_from_row(row: Json, path: Path) -> PreferenceGroup:
     if not (row["prompt"] and row["preferences"] and all(isinstance(text, str) for text in texts)):
         raise DataError(path, f"group {row['group_id']!r} lacks a prompt, a text or a preference; leave it out, or make the table again")
     for preference in row["preferences"]:
-        if fault := _fault(preference, len(row["responses"])):
+        if fault := _fault(preference, len(row["responses"] or ())):
             raise DataError(path, f"group {row['group_id']!r}: {fault}")
     return PreferenceGroup(
         group_id=row["group_id"],

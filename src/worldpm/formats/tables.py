@@ -120,6 +120,8 @@ def read_batches(path: Path, schema: pa.Schema | None = None, *, row_groups: Seq
     file = _open(path, schema)
     try:
         yield from file.iter_batches(batch_size=ROWS_AT_ONCE, columns=None if schema is None else schema.names, row_groups=row_groups)
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(path, f"damaged ({' '.join(str(error).split())}); get or make it again") from error
 

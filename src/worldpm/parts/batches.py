@@ -65,16 +65,18 @@ class Limits(NamedTuple):
         """Those of which only the length is known: a prompt is cut to half of it."""
         return cls(max_length, max_length // 2)
 
-    def within(self, max_length: int | None) -> "Limits":
-        """These, for sequences of another length: shorter ones allow no longer prompts, and longer ones are the asker's own word."""
+    def within(self, max_length: int | None, *, cut: bool) -> "Limits":
+        """These, for sequences of at most another length. What is longer than the model's own is the asker's word.
+
+        Shorter sequences are cut so that half is left for the response; where nothing is cut, what the model was trained on is taken.
+        """
         if max_length is None or max_length == self.max_length:
-            return self
+            return self._replace(cut=cut)
         asked = Limits.of(max_length)
-        return (
-            asked
-            if max_length > self.max_length
-            else asked._replace(prompt_length=min(self.prompt_length, asked.prompt_length), trained=self.trained)
-        )
+        if max_length > self.max_length:
+            return asked._replace(cut=cut)
+        prompt_length = min(self.prompt_length, asked.prompt_length) if cut else self.prompt_length
+        return self._replace(max_length=max_length, prompt_length=prompt_length, cut=cut)
 
 
 class TokenSequence(NamedTuple):

@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple
 
 import xxhash
 
-from worldpm.field.errors import DataError
+from worldpm.field.errors import ConfigError, DataError
 from worldpm.field.records import Message, Preference, PreferenceGroup, Response
-from worldpm.formats import chat, folders, rows, tables
+from worldpm.formats import chat, rows, tables
 
 Json = dict[str, Any]
 Split = Literal["train", "validation", "test"]
@@ -52,10 +52,20 @@ def is_plain(path: Path) -> bool:
     return path.suffix != ".parquet" or "preferences" not in tables.columns_of(path)
 
 
-def is_set(folder: Path) -> bool:
-    """Whether a folder holds a plain set, and is not one of ours, finished or not."""
-    tables_of_groups = any(not is_plain(path) for path in folder.rglob("*.parquet"))
-    return not folders.is_ours(folder) and not tables_of_groups
+def files_in(folder: Path) -> list[Path]:
+    """The files of a set, sorted; a hub repository keeps them at its top or under `data/`, and other sets in other folders.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    found = sorted(path for path in (*folder.glob("*"), *folder.glob("data/*")) if path.name.endswith(SUFFIXES) and path.is_file())
+    if not found:
+        inner = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))[:5])
+        raise ConfigError(
+            f"{folder}: neither groups (`worldpm group` makes them) nor a preference set: no {', '.join(SUFFIXES)}"
+            + (f"; name one of its folders ({inner})" if inner else "")
+        )
+    return found
 
 
 def read(paths: Sequence[Path], split: Split, drops: Counter[str]) -> Iterator[PreferenceGroup]:

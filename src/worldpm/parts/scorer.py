@@ -91,16 +91,15 @@ class Scorer:
             folders.verified_files(source.folder)
         model = checkpoint.load(source, dtype=dtype, across_devices=across_devices)
         encoder = checkpoint.encoder_of(source, model.backbone.config)
-        limits = encoder.limits.within(max_length)
+        limits = encoder.limits.within(max_length, cut=cut)
         if limits.max_length > (positions := checkpoint.positions_of(model.backbone.config)):
             raise ConfigError(f"--max-length {max_length}: the model was made for {positions} positions; ask for at most that")
-        encoder = replace(encoder, limits=limits._replace(cut=cut))
+        encoder = replace(encoder, limits=limits)
         return cls(model if across_devices else model.to(default_device()), encoder)
 
     def cutting(self, max_length: int | None = None) -> Self:
         """The same scorer, which cuts what is too long: by its own limits, or to `max_length` tokens."""
-        limits = self.encoder.limits.within(max_length)._replace(cut=True)
-        return type(self)(self.model, replace(self.encoder, limits=limits))
+        return type(self)(self.model, replace(self.encoder, limits=self.encoder.limits.within(max_length, cut=True)))
 
     @property
     def dtype(self) -> torch.dtype:

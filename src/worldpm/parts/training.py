@@ -162,6 +162,12 @@ class Trainer:
         self.seen = Seen()
         self.best: training_state.Tensors = {}
         self.shares_prefix = self._shares_prefix()
+        gathers = accelerator.distributed_type == DistributedType.FSDP or zero.stage_of(accelerator) == 3
+        if gathers and accelerator.num_processes > 1 and not self.shares_prefix:
+            raise ConfigError(
+                "the model shares no prompts, so a row runs as many times as it has lengths, and engines that gather weights for each run "
+                "(FSDP2, ZeRO-3) would wait for ever; use DDP or ZeRO-2, with --gradient-checkpointing where memory is short"
+            )
         sizes = self._sizes(train)
         long = int((sizes > settings.row_tokens).sum())
         if long and accelerator.is_main_process:

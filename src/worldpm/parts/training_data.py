@@ -32,21 +32,18 @@ class TrainingData:
         found: dict[bool, list[Path]] = {True: [], False: []}
         for name in names:
             place = _here(name)
-            if place.is_dir() and not preference_sets.is_set(place):
+            if place.is_dir() and folders.is_ours(place):
                 folders.manifest(place, made_by="group")
                 inputs.append(place)
                 found[False] += tables.paths_of(place)
                 continue
-            files = [place] if place.is_file() else sorted(p for p in _own_files(place) if p.name.endswith(preference_sets.SUFFIXES))
-            if not files:
-                inner = ", ".join(sorted(entry.name for entry in place.iterdir() if entry.is_dir())[:5])
-                raise ConfigError(
-                    f"{name}: neither groups (`worldpm group` makes them) nor a preference set: no {', '.join(preference_sets.SUFFIXES)}"
-                    + (f"; name one of its folders ({inner})" if inner else "")
-                )
+            files = [place] if place.is_file() else preference_sets.files_in(place)
             inputs += files
             for path in files:
-                found[preference_sets.is_plain(path)].append(path)
+                plain = preference_sets.is_plain(path)
+                if not plain and path.parent == Path(name):
+                    folders.manifest(place, made_by="group")  # a step's folder without its last file; what the hub has never has one
+                found[plain].append(path)
         return cls(tuple(inputs), tuple(found[False]), tuple(found[True]))
 
     def groups(self, split: Literal["train", "validation"], drops: Counter[str]) -> Iterator[PreferenceGroup]:
@@ -56,12 +53,6 @@ class TrainingData:
                 if row["split"] == split:
                     yield schema.group_from_row(row, path)
         yield from preference_sets.read(self.plain, split, drops)
-
-
-def _own_files(folder: Path) -> Iterator[Path]:
-    """The files of a set; a hub repository keeps them at its top or under `data/`, and other sets in other folders."""
-    yield from folder.glob("*")
-    yield from folder.glob("data/*")
 
 
 def _here(name: str) -> Path:

@@ -18,8 +18,8 @@ from worldpm.parts.vote_noise import VoteNoise
 SHP_RATIO = 2.0
 """Votes of the chosen over those of the rejected, each at least 1, that `shp` asks for."""
 CLOSE, TOO_CLOSE = 1.5, 1.2
-"""Two positive counts of votes are close where the larger is at most CLOSE times the smaller; below TOO_CLOSE, too close to say more."""
-"""A pair whose votes are both above 0 and at a ratio between these is controversial; at a smaller ratio it says nothing."""
+"""A pair whose votes are both above 0 is close where the larger is at most CLOSE times the smaller: controversial, or below TOO_CLOSE
+too close to say anything."""
 
 Pair = tuple[int, int, float]
 """Chosen, rejected, strength."""

@@ -24,6 +24,11 @@ def is_zero(accelerator: Accelerator) -> bool:
     return bool(accelerator.distributed_type == DistributedType.DEEPSPEED)
 
 
+def stage_of(accelerator: Accelerator) -> int:
+    """Of ZeRO; 0 without DeepSpeed."""
+    return int(accelerator.state.deepspeed_plugin.zero_stage) if is_zero(accelerator) else 0
+
+
 def weights_of(engine: nn.Module, *, trained_only: bool) -> Tensors:
     """All weights, the trained ones in float32, by the model's own names; every process must call, and gets them."""
     from deepspeed.runtime.zero import GatheredParameters

@@ -96,7 +96,10 @@ def _sites(config: Config) -> dict[str, Site]:
         site = found.setdefault(name, Site(reader, []))
         joins = reader is site.reader is reddit and len({*map(reddit.part_of, (*site.paths, path))}) == len(site.paths) + 1
         if site.paths and not joins:
-            raise ConfigError(f"{path}: {site.paths[0]} is the same site ({name}); ingest two dates of a site into two folders")
+            raise ConfigError(
+                f"{path}: {site.paths[0]} is the same site ({name}), and not its submissions to these comments, or the other way round; "
+                "ingest two dumps of a site into two folders"
+            )
         site.paths.append(path)
     return found
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 USABLE = 0.9
 """Share of a GPU's memory that tensors may fill; the rest is the driver's and the allocator's."""
+TYPICAL = {"prompt": 512, "response": 256, "responses": 4}
+"""Tokens of a group, and its responses."""
 GATHERED_LAYERS = 2
 """Layers that a sharding engine holds whole at a time: the one that runs and the one that is fetched."""
 
@@ -133,15 +135,16 @@ def _row(config: Config, *, shared: bool) -> "list[EncodedGroup]":
     """The groups of a row of the run."""
     from worldpm.parts.costs import GPU_ROW_TOKENS, typical_row
 
-    return typical_row(config.row_tokens or GPU_ROW_TOKENS, prompt=512, response=256, responses=4, shares_prefix=shared)
+    return typical_row(config.row_tokens or GPU_ROW_TOKENS, **TYPICAL, shares_prefix=shared)
 
 
 def _print_cost(say: Callable[[str], None], cost: "ModelCost", config: Config, *, shared: bool) -> None:
-    from worldpm.parts.costs import attended_pairs, train_flops
+    from worldpm.parts.costs import attended_pairs, train_flops, typical_row
 
-    row = _row(config, shared=shared)
-    runs = row if shared else [one for group in row for one in group.apart]
-    unique, run = (sum(group.tokens for group in groups) for groups in (row, runs))
+    unique = TYPICAL["prompt"] + TYPICAL["response"] * TYPICAL["responses"]
+    (group,) = typical_row(unique, **TYPICAL, shares_prefix=True)
+    runs = [group] if shared else group.apart
+    run = sum(one.tokens for one in runs)
     if not shared:
         say(f"It shares no prompts: each response runs with its own, {run / unique:.2g} times the tokens.")
     tokens = config.pairs * config.tokens_per_pair * run / unique

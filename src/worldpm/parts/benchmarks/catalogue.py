@@ -106,7 +106,7 @@ def _named(word: str, root: Path) -> Named:
         return Named(name, BENCHMARKS[name], root / name)
     path = Path(word)
     if path.is_dir():
-        if preference_sets.is_set(path):
+        if not folders.is_ours(path) and all(map(preference_sets.is_plain, preference_sets.files_in(path))):
             return Named(path.resolve().name, preference_set, path)
         folders.manifest(path, made_by="group")
         folders.verified_files(path)

@@ -5,7 +5,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from worldpm.field.errors import ConfigError
 from worldpm.parts import preference_sets
 from worldpm.parts.benchmarks.items import Item, Judged, prompt_id, unique
 from worldpm.parts.benchmarks.metrics import strict_accuracy
@@ -23,9 +22,7 @@ def read(place: Path) -> list[Item]:
         ConfigError: If no file is there.
         DataError: If a row has none of the known forms.
     """
-    found = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.name.endswith(preference_sets.SUFFIXES))
-    if not found:
-        raise ConfigError(f"{place}: no preference set is there; {preference_sets.FORMS}")
+    found = [place] if place.is_file() else preference_sets.files_in(place)
     drops: Counter[str] = Counter()
     items = unique(
         (

@@ -55,7 +55,7 @@ def judged(table: Sequence[Json], path: Path, module: ModuleType, items: Sequenc
         DataError: If an item's responses have gaps or double, do not have both better and worse, or are not those of the benchmark.
     """
     known_subsets = {*getattr(module, "SIZES", {}), *(name for names in getattr(module, "DOMAINS", {}).values() for name in names)}
-    only = min(known_subsets) if len(known_subsets) == 1 else None  # one subset may have any name, or none
+    only = min(known_subsets) if len(known_subsets) == 1 else None  # one subset may have any name
     by_item: dict[tuple[str, str], dict[int, Json]] = {}
     for row in table:
         responses = by_item.setdefault((only or row["subset"], row["item"]), {})

@@ -5,8 +5,8 @@
      "created": "2024-05-01T13:00:00Z", "accepted": true, "author": "b", "licence": "..."}]}
 
 Needed are `id`, `title` or `body`, `created`, and of each response `id`, `body`, `votes` and `created`; bodies are Markdown, dates
-ISO 8601 or seconds since 1970, taken as UTC where they name no zone. The columns of our own tables are understood too: `thread_id`,
-`response_id`, and `site`, with which a `thread_id` begins.
+ISO 8601 or seconds since 1970, taken as UTC where they name no zone. `thread_id` and `response_id`, as
+our own tables have them, are taken for `id`.
 """
 
 from collections import Counter
@@ -48,7 +48,7 @@ def read_posts(path: Path, *, site: str, drops: Counter[str], advance: Callable[
     def rows() -> Iterator[Json]:
         seen: set[int] = set()  # of hashes: another thread of an id must not give its answers to the first
         for row in json_lines.read(path, drops, advance):
-            row = _plain(row)
+            row = _plain(row, site)
             name = xxhash.xxh64_intdigest(str(row.get("id")).encode("utf-8", "surrogatepass"))
             if name in seen:
                 drops["thread whose id stood before"] += 1
@@ -60,12 +60,18 @@ def read_posts(path: Path, *, site: str, drops: Counter[str], advance: Callable[
     return tables.rows_to_batches(rows(), POSTS, size=8192)
 
 
-def _plain(row: Json) -> Json:
+def _plain(row: Json, site: str) -> Json:
     """A row of our own tables with the names of this form; others as they are."""
-    if "thread_id" not in row:
+    if not isinstance(name := row.get("thread_id"), str) or "id" in row:
         return row
-    answers = [{"id": a.get("response_id"), **a} if isinstance(a, dict) else a for a in row.get("responses") or ()]
-    return {"id": str(row["thread_id"]).removeprefix(f"{row.get('site')}/"), **row, "responses": answers}
+    name, answers = name.removeprefix(f"{site}/"), row.get("responses")
+    if isinstance(answers, list):
+        answers = [
+            {"id": own.removeprefix(f"{name}/"), **answer} if isinstance(answer, dict) and isinstance(own := answer.get("response_id"), str)
+            else answer
+            for answer in answers
+        ]  # fmt: skip
+    return {**row, "id": name, "responses": answers}
 
 
 def _posts(row: Json, drops: Counter[str]) -> Iterator[Json]:

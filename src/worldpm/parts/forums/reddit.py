@@ -21,7 +21,7 @@ from worldpm.parts.forums import json_lines
 SOURCE = "reddit"
 TO_MARKDOWN = None
 NAMED = re.compile(r"^(?:R[SC]_)(.+)$|^(.+?)_(?:submissions|comments)$")
-COMMENTS = re.compile(r"^RC_|_comments$")
+COMMENTS = re.compile(r"^RC_|[._]comments\b")
 GONE = ("[deleted]", "[removed]", "[deleted by user]", "[ Removed by Reddit ]")
 
 Json = dict[str, Any]
@@ -36,7 +36,7 @@ def site_of(path: Path) -> str:
 
 def part_of(path: Path) -> Literal["submissions", "comments"]:
     """Which half of a site's posts a file holds, by its name; `x.jsonl` beside `x_comments.jsonl` holds submissions."""
-    return "comments" if COMMENTS.search(path.name.split(".")[0]) else "submissions"
+    return "comments" if COMMENTS.search(path.name) else "submissions"
 
 
 def size_of(path: Path) -> int:

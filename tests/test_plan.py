@@ -146,11 +146,12 @@ def test_the_plan_of_a_model_that_shares_no_prompts_counts_a_prompt_for_each_res
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     HYBRID.save_pretrained(tmp_path)
-    words = ("--gpus", 1, "--pairs", "1e6", "--tokens-per-pair", 1000, "--row-tokens", 3072)
+    words = ("--gpus", 2, "--pairs", "1e6", "--tokens-per-pair", 1000, "--row-tokens", 3072)
     assert run("plan", tmp_path, *words) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "each response runs with its own, 2 times the tokens" in said  # 4 (512 + 256) where 512 + 4 x 256 would do
     assert "1e+06 pairs, 2e+09 tokens" in said
+    assert "FSDP2 or ZeRO-3" not in said
     assert run("plan", tmp_path, *words[:-1], 1024) == 0
     assert "1e+06 pairs, 2e+09 tokens" in " ".join(capsys.readouterr().out.split())  # however long a row is
 

@@ -105,7 +105,10 @@ def fits(way: Way, config: Config) -> bool:
 
 
 def ways_to_place(model_config: "PreTrainedConfig", cost: "ModelCost", config: Config, *, shared: bool) -> Iterator[Way]:
-    """From the fastest to the most sparing: whole on each GPU, then sharded; all that again with gradient checkpointing."""
+    """From the fastest to the most sparing: whole on each GPU, then sharded; all that again with gradient checkpointing.
+
+    `shared` says whether the model shares prompts; one that does not is not sharded.
+    """
     import torch
 
     from worldpm.parts.costs import MASTER_BYTES, activation_bytes
@@ -117,7 +120,7 @@ def ways_to_place(model_config: "PreTrainedConfig", cost: "ModelCost", config: C
     layer = cost.non_embedding // model_config.get_text_config().num_hidden_layers
     gathered = (cast or 4) * (GATHERED_LAYERS * layer + cost.parameters - cost.non_embedding)
     placements = {"DDP" if config.gpus > 1 else "one GPU": state + cast * cost.parameters}
-    if config.gpus > 1:
+    if config.gpus > 1 and shared:  # engines that gather weights refuse others
         placements |= {
             "FSDP2, not resharded": state // config.gpus + (cast or 4) * cost.parameters,
             "FSDP2 or ZeRO-3": state // config.gpus + gathered,
@@ -146,7 +149,7 @@ def _print_cost(say: Callable[[str], None], cost: "ModelCost", config: Config, *
     runs = [group] if shared else group.apart
     run = sum(one.tokens for one in runs)
     if not shared:
-        say(f"It shares no prompts: each response runs with its own, {run / unique:.2g} times the tokens.")
+        say(f"It shares no prompts: each response runs with its own, {run / unique:.2g} times the tokens. FSDP2 and ZeRO-3 refuse it.")
     tokens = config.pairs * config.tokens_per_pair * run / unique
     attended = attended_pairs(runs) / run * tokens
     flops = train_flops(cost, tokens=int(tokens), attended=int(attended))

@@ -25,6 +25,19 @@ def test_the_temperature_is_the_scale_of_the_margins(scale: float) -> None:
     assert calibration.reliability(margins / found, ones, ones).expected_error < 0.01
 
 
+def test_thirty_pairs_without_a_fault_make_none_certain() -> None:
+    ones = torch.ones(30, dtype=torch.float64)
+    found = calibration.temperature(2 * ones, ones, ones)
+    assert found == pytest.approx(2 / math.log(31), rel=1e-4)  # the chance 31 of 32: sigmoid(ln 31)
+
+
+def test_one_margin_of_another_size_is_not_the_temperature() -> None:
+    margins = drawn(1.0, 1000)
+    margins[0] = 1e6
+    ones = torch.ones(1000, dtype=torch.float64)
+    assert calibration.temperature(margins, ones, ones) == pytest.approx(1.0, rel=0.1)
+
+
 def test_margins_of_nothing_have_the_temperature_one() -> None:
     assert calibration.temperature(torch.zeros(3), torch.ones(3), torch.ones(3)) == 1.0
 

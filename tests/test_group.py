@@ -142,6 +142,11 @@ def test_a_site_without_a_thread_of_two_answers_is_an_error_that_says_so(tmp_pat
     assert not (tmp_path / "groups" / "manifest.json").exists()
 
 
+def test_rules_that_leave_nothing_leave_the_folder_free(road: Path, tmp_path: Path) -> None:
+    assert run("group", road / "threads", "--out", tmp_path / "groups", "--min-characters", 99_999) == 2
+    assert run("group", road / "threads", "--out", tmp_path / "groups") == 0
+
+
 def test_a_bare_parquet_file_of_groups_trains_with_a_warning_and_is_judged(
     road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -134,6 +134,25 @@ def test_rows_of_our_own_tables_are_threads_too(tmp_path: Path) -> None:
     assert folders.manifest(tmp_path / "twice")["drops"] == {"desk": {"thread without id, text or date, or with an odd value": 1}}
 
 
+def test_the_accepted_answer_is_one_that_was_read(tmp_path: Path) -> None:
+    first, second = THREAD["responses"]
+    broken = {key: value for key, value in first.items() if key != "id"}
+    rows = [
+        {**THREAD, "responses": [broken, {**second, "accepted": True}]},
+        {**THREAD, "id": 8, "responses": [first, {**second, "accepted": "false"}]},
+        {**THREAD, "id": 9, "title": ["T"]},
+        {**THREAD, "id": 10, "created": True},
+    ]
+    (tmp_path / "desk.jsonl").write_bytes(lines(*rows))
+    assert run("ingest", tmp_path / "desk.jsonl", "--out", tmp_path / "threads") == 0
+    found = {thread.thread_id: [answer.accepted for answer in thread.responses] for thread in read_threads(tmp_path / "threads")}
+    assert found == {"desk/7": [True], "desk/8": [True]}
+    assert folders.manifest(tmp_path / "threads")["drops"]["desk"] == {
+        "response without id, body, votes or date, or with an odd value": 2,
+        "thread without id, text or date, or with an odd value": 2,
+    }  # fmt: skip
+
+
 def test_a_months_submissions_and_comments_become_threads(tmp_path: Path) -> None:
     for name, row in (("RS_2015-01.jsonl", SUBMISSION), ("RC_2015-01.jsonl", COMMENT)):
         (tmp_path / name).write_bytes(lines(row))

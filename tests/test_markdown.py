@@ -10,6 +10,8 @@ from worldpm.formats.markdown import from_html
     [
         ('<pre class="lang-py prettyprint-override"><code>a &lt; b\n</code></pre>', "```py\na < b\n```"),
         ('<pre class="lang-none"><code>x\n</code></pre>', "```\nx\n```"),
+        ("<p>Use <code>language-none</code></p>", "Use `language-none`"),
+        ('<pre><code>class="lang-none"\n</code></pre>', '```\nclass="lang-none"\n```'),
         ("<pre><code>a ``` b\n</code></pre>", "````\na ``` b\n````"),
         ("<ul><li>one<ul><li>two</li></ul></li></ul>", "- one\n  - two"),
         ('<ol start="3"><li>x</li><li>y</li></ol>', "3. x\n4. y"),

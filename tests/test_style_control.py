@@ -97,9 +97,23 @@ def test_accuracy_by_length_and_level_by_hand() -> None:
 def test_what_cannot_be_identified_is_said() -> None:
     found = style_control.controlled(pairs([1.0] * 12, [9] * 12, [1] * 12), "paper")
     assert "headers differs in 0 prompts only; left out" in found["warnings"]
+    assert "length speaks for the same side in all 12 prompts; left out" in found["warnings"]
+    assert found["coefficients"].keys() == {"margin"}
+    assert found["coefficients"]["margin"]["interval"] is None  # it calls every pair right
+    both = pairs([1.0] * 11 + [-1.0], [9.0] * 11 + [1.0], [1.0] * 11 + [9.0])
+    found = style_control.controlled(both, "paper")
     assert any("12 prompts for 2 coefficients" in warning for warning in found["warnings"])
-    assert any("no finite best values" in warning for warning in found["warnings"])
     assert any("go together so closely" in warning for warning in found["warnings"])
+
+
+def test_one_margin_of_another_size_does_not_spoil_the_fit() -> None:
+    judged, _ = planted(0.0, n=1000)
+    margin = judged.margin.copy()
+    margin[0] = 1e6
+    found = style_control.controlled(replace(judged, margin=margin), "paper")
+    expected = style_control.controlled(judged, "paper")
+    assert found["coefficients"]["margin"]["per_unit"] == pytest.approx(expected["coefficients"]["margin"]["per_unit"], rel=0.02)
+    assert found["warnings"] == expected["warnings"]
 
 
 def test_a_margin_that_goes_against_the_labels_counts_nothing() -> None:

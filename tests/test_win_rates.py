@@ -68,6 +68,25 @@ def test_style_control_of_equal_texts_is_the_plain_win_rate(tmp_path: Path) -> N
     assert found["style_controlled"] == pytest.approx(found["win_rate"], abs=0.03)
 
 
+def test_a_strong_verdict_is_three_in_style_control_too(tmp_path: Path) -> None:
+    verdicts = [("A<<B", "A>B"), ("A>B", "A<B"), ("A<B", "A>>B"), ("A<B", "A<B")] * 5
+    battles = win_rates.read_arena_hard(arena(tmp_path, *verdicts, answers=True))
+    apart = [battle._replace(weight=1.0) for battle in battles for _ in range(int(battle.weight))]
+    assert win_rates.style_controlled(battles) == pytest.approx(win_rates.style_controlled(apart))
+
+
+def test_categories_and_judges_are_not_mixed(tmp_path: Path) -> None:
+    arena(tmp_path, ("A<B", "A>B"), ("A>B", "A<B"))
+    other = tmp_path / "model_judgment" / "another" / "mine.jsonl"
+    other.parent.mkdir()
+    (row,) = [{"uid": "9", "model": "mine", "baseline": "base", "category": "hard", "games": [{"score": "A<B"}, {"score": "A>B"}]}]
+    other.write_text(json.dumps(row))
+    found = win_rates.judge(win_rates.read_arena_hard(tmp_path))
+    assert {name: one["win_rate"] for name, one in found.items()} == {
+        "mine (hard, against base, by another)": 1.0, "mine (against base, by judge)": 0.5,
+    }  # fmt: skip
+
+
 def test_alpacas_draws_count_half_and_failures_not(tmp_path: Path) -> None:
     battles = win_rates.read_alpaca_eval(alpaca(tmp_path / "a.json", [1.0, 2.0, 0, 1.5, 1.75, None]))
     assert [battle.credit for battle in battles] == [0.0, 1.0, 0.5, 0.5, 0.75]

@@ -11,7 +11,9 @@ from torch import Tensor
 from worldpm.field import bradley_terry
 
 SHARPEST, FLATTEST = 1e-3, 1e3
-"""The temperature is sought between these times the root mean square of the margins."""
+"""The temperature is sought between the first times the median size of the margins and the second times their root mean square."""
+AT_BOUND = 10.0
+"""A temperature within this factor of the sharpest is no finding."""
 
 
 class Bin(NamedTuple):
@@ -36,20 +38,28 @@ class Reliability(NamedTuple):
 def temperature(margins: Tensor, probability: Tensor, weights: Tensor) -> float:
     """The T of least Bradley-Terry loss of `margins / T`; float tensors of shape `(pairs,)`.
 
-    Near 0 where every margin is right, large where margins say nothing: it is then a bound of the search and not a finding.
-    Margins that are all 0 give 1.
+    Where every margin is right no T is sharp enough; labels are then taken as if one pair more of each kind had been seen, so that
+    30 pairs without a fault do not make the next one certain. T is large, a bound of the search, where margins say nothing. Margins
+    that are all 0 give 1.
 
-    Source: Guo et al., arXiv 1706.04599, section 4.2.
+    Source: Guo et al., arXiv 1706.04599, section 4.2; Platt 1999, section 2.2, for the labels `(n p + 1) / (n + 2)`.
     """
-    scale = float(margins.double().square().mean().sqrt())
-    if scale == 0:
+    sizes = margins.double().abs()
+    if not (sizes > 0).any():
         return 1.0
+    sharpest, flattest = SHARPEST * float(sizes[sizes > 0].median()), FLATTEST * float(sizes.square().mean().sqrt())
 
-    def loss(log_temperature: float) -> float:
-        return bradley_terry.weighted_mean(bradley_terry.losses_nats(margins.double() / math.exp(log_temperature), probability), weights)
+    def best(labels: Tensor) -> float:
+        def loss(log_temperature: float) -> float:
+            return bradley_terry.weighted_mean(bradley_terry.losses_nats(margins.double() / math.exp(log_temperature), labels), weights)
 
-    bounds = (math.log(SHARPEST * scale), math.log(FLATTEST * scale))
-    return float(math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
+        bounds = (math.log(sharpest), math.log(flattest))
+        return float(math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
+
+    found = best(probability)
+    if found > AT_BOUND * sharpest:
+        return found
+    return best(bradley_terry.smoothed(probability, 2 / (float(weights.sum()) + 2)))
 
 
 def reliability(margins: Tensor, probability: Tensor, weights: Tensor, *, bins: int = 10) -> Reliability:

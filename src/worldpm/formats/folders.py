@@ -181,8 +181,10 @@ class Output:
 
     def discard(self) -> None:
         """Give up what was made: other words or inputs may take the folder."""
-        for entry in (*self.path.iterdir(), *self.progress.glob("*.json")):
-            if entry != self.progress:
+        for entry in (*self.path.iterdir(), *self.progress.iterdir()):
+            if entry.is_dir() and entry != self.progress:
+                shutil.rmtree(entry)
+            elif entry.suffix == ".json" or (entry.parent == self.path and entry != self.progress):
                 entry.unlink()
 
     def finish(self, *, counts: Json, drops: Mapping[str, Mapping[str, int]] | None = None) -> None:

@@ -8,7 +8,7 @@ OPTIONS = ConversionOptions.from_json('{"bullets": "-", "extract_metadata": fals
 
 ADJACENT_QUOTES = re.compile(r"</blockquote>\s*<blockquote")
 SPOILER = re.compile(r'<blockquote class="spoiler">\s*(<p>)?')
-NO_LANGUAGE = re.compile(r"\b(?:lang|language)-none\b")
+NO_LANGUAGE = re.compile(r'(<(?:pre|code)\b[^>]*?\bclass="[^">]*?)\b(?:lang|language)-none\b')
 BACKSLASH, SEPARATOR = "\ufdd0", "\ufdd1"
 """Noncharacters that no text may hold stand in for what the converter would alter."""
 
@@ -24,7 +24,7 @@ def from_html(html: str) -> str:
         html = ADJACENT_QUOTES.sub(f"</blockquote><p>{SEPARATOR}</p><blockquote", html)
         html = SPOILER.sub(lambda match: f"<blockquote>{match[1] or ''}! ", html)
     if "-none" in html:
-        html = NO_LANGUAGE.sub("", html)
+        html = NO_LANGUAGE.sub(r"\1", html)
     text = convert(html=html, options=OPTIONS).content or ""
     if SEPARATOR in text:
         text = re.sub(rf"\n*{SEPARATOR}\n*", "\n\n", text)

@@ -25,6 +25,7 @@ ILL_CONDITIONED = 1e4
 """Condition number of the scaled features' covariance beyond which single coefficients say nothing."""
 PROMPTS_PER_COEFFICIENT = 10
 """A feature that differs in the pairs of fewer prompts is left out, and fewer prompts for each coefficient are warned of."""
+STEPS = 100
 SATURATED = 1e-9
 """Where every pair is called with a chance this near to 1, larger coefficients would fit no worse."""
 LEVELS = ("short plain", "long plain", "markdown")
@@ -70,15 +71,20 @@ def controlled(pairs: StyledPairs, normalisation: Normalisation) -> Json:
 
     Cross-fitted means that a pair is judged by coefficients of other prompts' pairs (5 folds by prompt); in sample is the paper's
     way. `margin_only` is what the margin says without style, its coefficient cross-fitted, as in the paper's uncontrolled figures.
-    A feature that differs in fewer than ten prompts is left out, and the margin's coefficient is never below 0.
+    A feature that differs in fewer than ten prompts is left out, and one that always speaks for the same side, whose coefficient
+    would have no finite best value. The margin's coefficient is never below 0. Of one prompt, or of a margin that is always 0, no
+    interval is known.
     """
     z = {name: differences(pairs.chosen[name], pairs.rejected[name], normalisation) for name in pairs.chosen}
     moving = {name: _prompts(pairs, column != 0) for name, column in z.items()}
-    names = [name for name in z if moving[name] >= PROMPTS_PER_COEFFICIENT]
-    warnings = [f"{name} differs in {moving[name]} prompts only; left out" for name in z if name not in names]
+    often = [name for name in z if moving[name] >= PROMPTS_PER_COEFFICIENT]
+    names = [name for name in often if not _one_sided(z[name], pairs.probability)]
+    warnings = [f"{name} differs in {moving[name]} prompts only; left out" for name in z if name not in often]
+    warnings += [f"{name} speaks for the same side in all {moving[name]} prompts; left out" for name in often if name not in names]
     columns = [pairs.margin, *(z[name] for name in names)]
     scales = [_spread(column, pairs.weight) or 1.0 for column in columns]
     x = np.stack([column / scale for column, scale in zip(columns, scales, strict=True)], axis=1)
+    known = len(set(pairs.cluster)) > 1 and bool(x[:, 0].any())
     warnings += _identifiable(x, pairs)
     whole = fit(x, pairs.probability, pairs.weight, pairs.cluster, forward=0)
     if whole.coefficients[0] == 0:
@@ -92,7 +98,7 @@ def controlled(pairs: StyledPairs, normalisation: Normalisation) -> Json:
         "coefficients": {
             name: {
                 "per_deviation": float(b),
-                "interval": [float(b - NORMAL_975 * s), float(b + NORMAL_975 * s)],
+                "interval": [float(b - NORMAL_975 * s), float(b + NORMAL_975 * s)] if known and whole.converged else None,
                 "per_unit": float(b / scale),
             }
             for name, b, s, scale in zip(["margin", *names], whole.coefficients, whole.deviations, scales, strict=True)
@@ -111,16 +117,30 @@ def fit(x: Array, probability: Array, weight: Array, cluster: Sequence[str], *, 
     """
     theta = np.zeros(x.shape[1])
     converged = False
-    for _ in range(50):
+    for _ in range(STEPS):
         said = _said(x @ theta)
         step = np.linalg.lstsq(_curvature(x, weight, said), x.T @ (weight * (probability - said)), rcond=1e-12)[0]
-        theta = theta + step * min(1.0, 5.0 / max(1e-12, float(np.abs(step).max())))
+        before = _loss(x @ theta, probability, weight)
+        while _loss(x @ (theta + step), probability, weight) > before * (1 + 1e-12) and np.abs(step).max() > 1e-12:
+            step = step / 2
+        theta = theta + step
         if np.abs(step).max() < 1e-9 * (1 + np.abs(theta).max()):
             converged = bool((said * (1 - said)).max() > SATURATED)
             break
     if forward is not None and theta[forward] < 0:
         return fit(np.where(np.arange(x.shape[1]) == forward, 0.0, x), probability, weight, cluster)
     return Fit(theta, _deviations(x, theta, probability, weight, cluster), converged)
+
+
+def _loss(logits: Array, probability: Array, weight: Array) -> float:
+    losses = bradley_terry.losses_nats(torch.from_numpy(logits), torch.from_numpy(probability))
+    return float((losses.numpy() * weight).sum())
+
+
+def _one_sided(z: Array, probability: Array) -> bool:
+    """Whether all pairs that differ have certain labels, and the feature is always more, or always less, on the chosen side."""
+    moving = z != 0
+    return bool((probability[moving] == 1).all() and ((z[moving] > 0).all() or (z[moving] < 0).all()))
 
 
 def _said(logits: Array) -> Array:

@@ -8,6 +8,7 @@ commit cd543a1, `metrics/glm_winrate.py`; Dubois et al. 2024, arXiv 2404.04475.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,6 +31,8 @@ VERDICTS = {">>": (1.0, 3.0), ">": (1.0, 1.0), "=": (0.5, 1.0), "<": (0.0, 1.0),
 Read = TypeVar("Read")
 OWN, BASELINE = 0, 1
 FEATURES = ("length", "headers", "lists", "bold")
+ROUNDING = 1e-9
+"""A style difference that varies by no more is the same in all battles."""
 
 
 class Battle(NamedTuple):
@@ -44,6 +47,8 @@ class Battle(NamedTuple):
     """Style counts of its own text and the baseline's, None where the texts are not known."""
     difficulty: float | None = None
     """Of the instruction, in logits, where the file has it."""
+    part: str = ""
+    """What is not to be mixed: the category of the prompts, the baseline and the judge, where the files have them."""
 
 
 def read_arena_hard(folder: Path) -> list[Battle]:
@@ -59,7 +64,7 @@ def read_arena_hard(folder: Path) -> list[Battle]:
     if not paths:
         raise ConfigError(f"{folder}: no `model_judgment/JUDGE/MODEL.jsonl`; name the folder of one benchmark of arena-hard-auto's `data`")
     answers = {path.stem: dict(_read(path, _answer)) for path in sorted(folder.rglob("model_answer/*.jsonl"))}
-    return [battle for path in paths for battle in _read(path, lambda row: _arena_rows(row, answers))]
+    return [battle for path in paths for battle in _read(path, partial(_arena_rows, answers=answers, judge=path.parent.name))]
 
 
 def _answer(row: Json) -> Iterator[tuple[str, dict[str, float]]]:
@@ -77,19 +82,20 @@ def _counts(text: str, tokens: int | None = None) -> dict[str, float]:
     }
 
 
-def _arena_rows(row: Json, answers: Mapping[str, Mapping[str, Json]]) -> Iterator[Battle]:
+def _arena_rows(row: Json, answers: Mapping[str, Mapping[str, Json]], judge: str) -> Iterator[Battle]:
     games = row["games"]
     if len(games) != 2 or not all(game and game.get("score") for game in games):
         return
     own, baseline = (answers.get(row[side], {}).get(row["uid"]) for side in ("model", "baseline"))
     counts = None if own is None or baseline is None else (own, baseline)
+    part = ", ".join(filter(None, (row.get("category"), f"against {row['baseline']}", f"by {judge}")))
     for place, game in enumerate(games):
         verdict = str(game["score"])
         if (relation := verdict.strip("AB")) not in VERDICTS or verdict[0] == verdict[-1]:
             raise ValueError(f"verdict {verdict!r}")
         credit, weight = VERDICTS[relation]
         named_first = "model" if (verdict[0] == "A") == (place == 1) else "baseline"
-        yield Battle(row["model"], row["uid"], credit if named_first == "model" else 1 - credit, weight, counts)
+        yield Battle(row["model"], row["uid"], credit if named_first == "model" else 1 - credit, weight, counts, part=part)
 
 
 def read_alpaca_eval(path: Path) -> list[Battle]:
@@ -123,11 +129,22 @@ def _read(path: Path, parse: Callable[[Json], Iterator[Read]]) -> Iterator[Read]
 def judge(battles: Sequence[Battle]) -> dict[str, Json]:
     """Each generator's win rate against its baseline with its 95 % interval by prompts, and both controlled ones where they can be.
 
+    Where categories, baselines or judges differ, each is judged by itself, and named in brackets.
+
     Raises:
         ConfigError: If there is no battle.
     """
     if not battles:
         raise ConfigError("the judge's files hold no verdict")
+    parts = list(dict.fromkeys(battle.part for battle in battles))
+    found: dict[str, Json] = {}
+    for part in parts:
+        judged = _judge_part([battle for battle in battles if battle.part == part])
+        found |= judged if len(parts) == 1 else {f"{name} ({part})": one for name, one in judged.items()}
+    return found
+
+
+def _judge_part(battles: Sequence[Battle]) -> dict[str, Json]:
     controlled = style_controlled(battles)
     found: dict[str, Json] = {}
     for name in dict.fromkeys(battle.generator for battle in battles):
@@ -147,7 +164,7 @@ def judge(battles: Sequence[Battle]) -> dict[str, Json]:
 
 
 def style_controlled(battles: Sequence[Battle]) -> dict[str, float]:
-    """Each generator's chance to win at the mean style difference of all battles; empty where texts are not known.
+    """Each generator's chance to win at the mean style difference of all verdicts; empty where texts are not known.
 
     One Bradley-Terry fit over all generators, with length as `(a - b) / (a + b)` and the markdown counts per token as
     `(a - b) / (a + b + 1)`, each with its mean taken off and divided by its deviation.
@@ -156,11 +173,12 @@ def style_controlled(battles: Sequence[Battle]) -> dict[str, float]:
         return {}
     names = list(dict.fromkeys(battle.generator for battle in battles))
     columns = [np.array([float(battle.generator == name) for battle in battles]) for name in names]
+    credit, weight = (np.array([getattr(battle, key) for battle in battles]) for key in ("credit", "weight"))
     for feature in FEATURES:
         z = _style_difference(battles, feature)
-        if (deviation := float(z.std())) > 0:
-            columns.append((z - z.mean()) / deviation)
-    credit, weight = (np.array([getattr(battle, key) for battle in battles]) for key in ("credit", "weight"))
+        mean = np.average(z, weights=weight)  # its own code repeats a strong verdict three times
+        if (deviation := float(np.sqrt(np.average((z - mean) ** 2, weights=weight)))) > ROUNDING:
+            columns.append((z - mean) / deviation)
     fitted = style_control.fit(np.stack(columns, axis=1), credit, weight, [battle.prompt_id for battle in battles])
     return dict(zip(names, _chances(fitted.coefficients[: len(names)]).tolist(), strict=True))
 

@@ -97,7 +97,7 @@ def run(config: Config) -> None:
         wanted = {"ATTRIBUTION.csv": "credits"} | ({"contamination.jsonl": "overlaps"} if config.decontaminate else {})
         for name, what in (wanted | ({"rejects.jsonl": "rejects"} if config.rejects else {})).items():
             output.part(name, partial(_joined, what, [_beside(output, path, what) for path in paths]))
-        _report(counts, drops)
+        _report(counts, drops, output)
         output.finish(counts=counts, drops=drops)
 
 
@@ -246,7 +246,7 @@ def _joined(what: str, pieces: Sequence[Path], aside: Path) -> Json:
     return {"bytes": aside.stat().st_size}
 
 
-def _report(counts: dict[str, dict[str, int]], drops: dict[str, dict[str, int]]) -> None:
+def _report(counts: dict[str, dict[str, int]], drops: dict[str, dict[str, int]], output: folders.Output) -> None:
     for site, count in counts.items():
         made = sum(n for name, n in count.items() if name.endswith(" groups"))
         pairs = sum(n for name, n in count.items() if name.endswith(" pairs"))
@@ -255,5 +255,6 @@ def _report(counts: dict[str, dict[str, int]], drops: dict[str, dict[str, int]])
         reasons: Counter[str] = Counter()
         for one in drops.values():
             reasons.update(one)
+        output.discard()
         told = "; ".join(f"{reason}: {number:,}" for reason, number in reasons.most_common(3)) or "no thread came"
         raise ConfigError(f"no group is left, so there is nothing to learn from ({told}); add other sites, or loosen the rules")

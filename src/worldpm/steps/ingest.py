@@ -100,6 +100,7 @@ def _sites(config: Config) -> dict[str, Site]:
                 f"{path}: {site.paths[0]} is the same site ({name}), and not its submissions to these comments, or the other way round; "
                 "ingest two dumps of a site into two folders"
             )
+        reader.size_of(path)  # an archive that is cut is told before hours are spent on those before it
         site.paths.append(path)
     return found
 

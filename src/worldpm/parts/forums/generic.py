@@ -26,6 +26,8 @@ SOURCE = "threads"
 TO_MARKDOWN = None
 
 Json = dict[str, Any]
+OPTIONAL = {"title": str | None, "url": str | None, "author": str | int | None, "licence": str | None, "accepted": int | None}
+"""What may stand under other names than those needed."""
 
 
 def site_of(path: Path) -> str:
@@ -80,15 +82,16 @@ def _posts(row: Json, drops: Counter[str]) -> Iterator[Json]:
     if opening is None or not isinstance(answers, list) or not (opening["title"] or opening["body"]):
         drops["thread without id, text or date, or with an odd value"] += 1
         return
-    accepted = [answer for answer in answers if isinstance(answer, dict) and answer.get("accepted")]
-    opening["accepted_id"] = f"{row['id']}/{accepted[0]['id']}" if accepted and "id" in accepted[0] else None
-    yield opening
+    posts = []
     for answer in answers:
         post = _post(answer, parent=opening["post_id"]) if isinstance(answer, dict) else None
         if post is None:
             drops["response without id, body, votes or date, or with an odd value"] += 1
-        else:
-            yield post
+            continue
+        posts.append(post)
+        if answer.get("accepted"):
+            opening["accepted_id"] = opening["accepted_id"] or post["post_id"]
+    yield from (opening, *posts)
 
 
 def _post(row: Json, *, parent: str | None) -> Json | None:
@@ -97,6 +100,8 @@ def _post(row: Json, *, parent: str | None) -> Json | None:
         if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
             return None
         if not isinstance(body, str) or (parent is not None and not body):
+            return None
+        if not all(isinstance(row.get(key), kinds) for key, kinds in OPTIONAL.items()) or isinstance(row["created"], bool):
             return None
         created, votes = _date(row["created"]), row["votes"] if parent is not None else row.get("votes", 0)
         closed = _date(row["closed"]) if row.get("closed") is not None else None

@@ -67,7 +67,7 @@ def _post(row: Json) -> Json | str:
     is_comment = "link_id" in row
     if is_comment and not str(row.get("parent_id", "")).startswith("t3_"):
         return "reply to a comment"
-    body = row.get("body") if is_comment else row.get("selftext", "")
+    body = row.get("body") if is_comment else row.get("selftext") or ""
     if not isinstance(body, str) or body.strip() in GONE or (not is_comment and str(row.get("title", "")).strip() in GONE):
         return "deleted or removed"
     if row.get("removed_by_category") or row.get("stickied"):
@@ -89,9 +89,9 @@ def _post(row: Json) -> Json | str:
         "post_id": f"{'t1' if is_comment else 't3'}_{row['id']}",
         "parent_id": row["link_id"] if is_comment else None,
         "accepted_id": None,
-        "title": None if is_comment else html.unescape(str(row.get("title", ""))),
+        "title": None if is_comment else html.unescape(str(row.get("title") or "")),
         "body": html.unescape(link or body),
-        "tags": None if is_comment else [str(row.get("subreddit", ""))],
+        "tags": None if is_comment else [str(row.get("subreddit") or "")],
         "votes": votes,
         "created": created,
         "closed": None,

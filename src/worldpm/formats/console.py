@@ -64,6 +64,14 @@ def progress(what: str, *, total: int | None) -> Iterator[Advance]:
     yield advance_line
 
 
+def track(items: Iterable[Item], what: str, *, total: int | None) -> Iterator[Item]:
+    """The items, with progress shown as they are taken."""
+    with progress(what, total=total) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
 def interval(ends: Sequence[float] | None) -> str:
     """`low to high` with three digits, or a dash where there is none."""
     return "-" if ends is None else "{:.3f} to {:.3f}".format(*ends)
@@ -72,11 +80,3 @@ def interval(ends: Sequence[float] | None) -> str:
 def number(value: float | None) -> str:
     """Three digits, or a dash."""
     return "-" if value is None else f"{value:.3f}"
-
-
-def track(items: Iterable[Item], what: str, *, total: int | None) -> Iterator[Item]:
-    """The items, with progress shown as they are taken."""
-    with progress(what, total=total) as advance:
-        for item in items:
-            yield item
-            advance()

@@ -182,10 +182,10 @@ class Output:
     def discard(self) -> None:
         """Give up what was made: other words or inputs may take the folder."""
         for entry in (*self.path.iterdir(), *self.progress.iterdir()):
-            if entry.is_dir() and entry != self.progress:
-                shutil.rmtree(entry)
-            elif entry.suffix == ".json" or (entry.parent == self.path and entry != self.progress):
+            if not entry.is_dir():
                 entry.unlink()
+            elif entry != self.progress:
+                shutil.rmtree(entry)
 
     def finish(self, *, counts: Json, drops: Mapping[str, Mapping[str, int]] | None = None) -> None:
         """Write the timings and, last, the manifest with the hash of every file; then the folder is finished."""

@@ -162,12 +162,6 @@ class Trainer:
         self.seen = Seen()
         self.best: training_state.Tensors = {}
         self.shares_prefix = self._shares_prefix()
-        gathers = accelerator.distributed_type == DistributedType.FSDP or zero.stage_of(accelerator) == 3
-        if gathers and accelerator.num_processes > 1 and not self.shares_prefix:
-            raise ConfigError(
-                "the model shares no prompts, so a row runs as many times as it has lengths, and engines that gather weights for each run "
-                "(FSDP2, ZeRO-3) would wait for ever; use DDP or ZeRO-2, with --gradient-checkpointing where memory is short"
-            )
         sizes = self._sizes(train)
         long = int((sizes > settings.row_tokens).sum())
         if long and accelerator.is_main_process:
@@ -242,11 +236,22 @@ class Trainer:
         return {**self._position(), "loss_nats": loss_nats, "accuracy": right / total, "grad_norm": norm, "lr": lr}, bool(says_late)
 
     def _shares_prefix(self) -> bool:
-        """Whether the model shares prompts, which its first use decides: under the engine that will run it, so every process must call."""
+        """Whether the model shares prompts, which its first use decides: under the engine that will run it, so every process must call.
+
+        Raises:
+            ConfigError: If it shares none, and the engine needs the same number of runs of the model in each process.
+        """
         self.model.eval()
         with torch.no_grad():
             self.model([self.train[int(np.argmin(self.train.tokens))].encoded])
-        return bool(self.accelerator.unwrap_model(self.model).shares_prefix)
+        shares = bool(self.accelerator.unwrap_model(self.model).shares_prefix)
+        gathers = self.accelerator.distributed_type == DistributedType.FSDP or zero.stage_of(self.accelerator) == 3
+        if gathers and self.accelerator.num_processes > 1 and not shares:
+            raise ConfigError(
+                "the model shares no prompts, so a row runs as many times as it has lengths, and engines that gather weights for each run "
+                "(FSDP2, ZeRO-3) would wait for ever; use DDP or ZeRO-2, with --gradient-checkpointing where memory is short"
+            )
+        return shares
 
     def _sizes(self, store: TokenStore) -> NDArray[np.int64]:
         """Tokens that the model runs for each group."""

@@ -5,8 +5,8 @@
      "created": "2024-05-01T13:00:00Z", "accepted": true, "author": "b", "licence": "..."}]}
 
 Needed are `id`, `title` or `body`, `created`, and of each response `id`, `body`, `votes` and `created`; bodies are Markdown, dates
-ISO 8601 or seconds since 1970, taken as UTC where they name no zone. `thread_id` and `response_id`, as
-our own tables have them, are taken for `id`.
+ISO 8601 or seconds since 1970, taken as UTC where they name no zone. `thread_id` and `response_id`, as our own tables have them, are
+taken for `id`.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ TO_MARKDOWN = None
 
 Json = dict[str, Any]
 OPTIONAL = {"title": str | None, "url": str | None, "author": str | int | None, "licence": str | None, "accepted": int | None}
-"""What may stand under other names than those needed."""
+"""What may stand where nothing needs to."""
 
 
 def site_of(path: Path) -> str:
@@ -68,12 +68,14 @@ def _plain(row: Json, site: str) -> Json:
         return row
     name, answers = name.removeprefix(f"{site}/"), row.get("responses")
     if isinstance(answers, list):
-        answers = [
-            {"id": own.removeprefix(f"{name}/"), **answer} if isinstance(answer, dict) and isinstance(own := answer.get("response_id"), str)
-            else answer
-            for answer in answers
-        ]  # fmt: skip
+        answers = [_plain_answer(answer, name) for answer in answers]
     return {**row, "id": name, "responses": answers}
+
+
+def _plain_answer(answer: Any, thread: str) -> Any:
+    if not isinstance(answer, dict) or not isinstance(name := answer.get("response_id"), str):
+        return answer
+    return {"id": name.removeprefix(f"{thread}/"), **answer}
 
 
 def _posts(row: Json, drops: Counter[str]) -> Iterator[Json]:

@@ -249,7 +249,7 @@ class Trainer:
         if gathers and self.accelerator.num_processes > 1 and not shares:
             raise ConfigError(
                 "the model shares no prompts, so a row runs as many times as it has lengths, and engines that gather weights for each run "
-                "(FSDP2, ZeRO-3) would wait for ever; use DDP or ZeRO-2, with --gradient-checkpointing where memory is short"
+                "(FSDP2, ZeRO-3) would not meet; use DDP or ZeRO-2, with --gradient-checkpointing where memory is short"
             )
         return shares
 

@@ -5,7 +5,7 @@ python lab/drift.py
 
 import numpy as np
 
-from worldpm.parts import drift
+from worldpm.serving import drift
 
 WINDOWS = 2000
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from worldpm.formats import folders
+from worldpm.storage import folders
 
 TRAINED = ("model.safetensors", "metrics.jsonl", "worldpm.json", "config.json", "tokenizer.json")
 TRAIN = ("--model", "tiny", "--max-steps", "60", "--batch-pairs", "24", "--dtype", "float32", "--max-length", "192")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from worldpm.parts import decision_log
+from worldpm.serving import decision_log
 
 SECONDS, TIMES, KILLS = 60, 10, 100
 BODY = {"prompt": "word " * 20, "responses": [f"answer {number} " * 15 for number in range(16)]}

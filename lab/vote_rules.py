@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from worldpm.cli import main as worldpm
-from worldpm.field.records import Answer, Preference, Thread
-from worldpm.field.uncertainty import clustered_interval
-from worldpm.formats import schema, tables
-from worldpm.parts import vote_noise, votes
-from worldpm.parts.group_rules import Rule
+from worldpm.records import Answer, Preference, Thread
+from worldpm.stats.uncertainty import clustered_interval
+from worldpm.storage import schema, tables
+from worldpm.preferences import vote_noise, votes
+from worldpm.options.group import Rule
 
 RULES: tuple[Rule, ...] = ("worldpm", "askell", "shp", "default")
 

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from worldpm.parts.training_data import TrainingData
+from worldpm.datasets.training_data import TrainingData
 from worldpm.rlhf.trl import RewardFunction
 
 PROMPTS, ROLLOUTS, TOKENS = 512, 8, 24

@@ -9,8 +9,8 @@ import py7zr
 import pytest
 
 from worldpm import cli
-from worldpm.field.records import Answer, Thread
-from worldpm.parts.forums import simulated
+from worldpm.records import Answer, Thread
+from worldpm.forums import hobbies
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -64,7 +64,7 @@ def spawn(*words: object, stdin: bytes | None = None, cwd: Path | None = None) -
 
 def thread_of(*votes: int, bodies: Sequence[str] | None = None, name: str = "site/1") -> Thread:
     """A thread whose answers have these votes."""
-    first, _ = simulated.simulate(1, seed=0)[0]
+    first, _ = hobbies.simulate(1, seed=0)[0]
     answers = tuple(
         Answer(f"r{i}", bodies[i] if bodies else f"answer {i}", v, False, first.created, f"user{i}", "CC BY-SA 4.0")
         for i, v in enumerate(votes)

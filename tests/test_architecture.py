@@ -58,15 +58,15 @@ def users_of(word: str) -> set[str]:
 
 
 def test_only_chat_renders_conversations() -> None:
-    assert users_of("apply_chat_template") == {"worldpm.formats.chat"}
+    assert users_of("apply_chat_template") == {"worldpm.model.chat"}
 
 
 def test_only_tables_speaks_to_the_data_engine() -> None:
-    assert users_of("import ibis") == {"worldpm.formats.tables"}
+    assert users_of("import ibis") == {"worldpm.storage.tables"}
 
 
 def test_the_preference_formulas_stand_in_one_module() -> None:
-    assert users_of("softplus") | users_of("logsigmoid") == {"worldpm.field.bradley_terry"}
+    assert users_of("softplus") | users_of("logsigmoid") == {"worldpm.stats.bradley_terry"}
 
 
 def test_scripts_import_what_is_there() -> None:

@@ -21,15 +21,15 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from worldpm.cli import main as worldpm
-from worldpm.field.records import PreferenceGroup
-from worldpm.field.uncertainty import Difference, clustered_interval, holm, paired_difference
-from worldpm.formats import schema, tables
-from worldpm.parts import checkpoint, model_sources, reward_model
-from worldpm.parts.batches import Encoder
-from worldpm.parts.benchmarks import catalogue
-from worldpm.parts.benchmarks.items import Item, Judged
-from worldpm.parts.benchmarks.metrics import pair_margins, tensors
-from worldpm.parts.training_data import TrainingData
+from worldpm.records import PreferenceGroup
+from worldpm.stats.uncertainty import Difference, clustered_interval, holm, paired_difference
+from worldpm.storage import schema, tables
+from worldpm.model import checkpoint, sources, reward_model
+from worldpm.model.encoder import Encoder
+from worldpm.benchmarks import catalogue
+from worldpm.benchmarks.items import Item, Judged
+from worldpm.benchmarks.metrics import pair_margins, tensors
+from worldpm.datasets.training_data import TrainingData
 
 MAX_LENGTH, FORUM_EPOCHS = 512, 3
 FOLDS, AMOUNTS, SEEDS, RATES, EPOCHS, BATCH_PAIRS = 5, (100, 300, 1000), (0, 1), (1e-3, 3e-4), 2, 32
@@ -40,7 +40,7 @@ Json = dict[str, Any]
 
 def main(groups: str, named: str, out: Path, size: str = "w128") -> None:
     run("train", groups, "--model", size, "--epochs", FORUM_EPOCHS, "--max-length", MAX_LENGTH, "--out", out / "forum")
-    encoder = checkpoint.encoder_of(model_sources.Source(out / "forum"), checkpoint.load_config(model_sources.Source(out / "forum")))
+    encoder = checkpoint.encoder_of(sources.Source(out / "forum"), checkpoint.load_config(sources.Source(out / "forum")))
     tokens = json.loads((out / "forum" / "manifest.json").read_text())["counts"]["tokens seen"]
     language_model(out / "scratch", size, groups, encoder, tokens=0)
     language_model(out / "language", size, groups, encoder, tokens=tokens)

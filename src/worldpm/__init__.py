@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from worldpm.field.records import Message
-    from worldpm.parts.forums.simulated import simulate
-    from worldpm.parts.scorer import Scorer
+    from worldpm.records import Message
+    from worldpm.forums.hobbies import simulate
+    from worldpm.scoring.scorer import Scorer
 
 __all__ = ["Message", "Scorer", "simulate"]
 
-HOMES = {"Message": "worldpm.field.records", "Scorer": "worldpm.parts.scorer", "simulate": "worldpm.parts.forums.simulated"}
+HOMES = {"Message": "worldpm.records", "Scorer": "worldpm.scoring.scorer", "simulate": "worldpm.forums.hobbies"}
 
 
 def __getattr__(name: str) -> object:

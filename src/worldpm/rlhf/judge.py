@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
 
-from worldpm.field.errors import ConfigError, WorldPMError
-from worldpm.field.records import Message
-from worldpm.parts.confidence import Confidence, Settings, choose, counts_of
-from worldpm.parts.scorer import Request, Scorer
+from worldpm.errors import ConfigError, WorldPMError
+from worldpm.records import Message
+from worldpm.scoring.confidence import Confidence, Settings, choose, counts_of
+from worldpm.scoring.scorer import Request, Scorer
 
 Json = dict[str, Any]
 Rewards = tuple[list[float], list[int]]

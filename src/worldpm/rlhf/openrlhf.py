@@ -10,8 +10,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from worldpm.field.errors import ConfigError
-from worldpm.field.records import Message
+from worldpm.errors import ConfigError
+from worldpm.records import Message
 from worldpm.rlhf.judge import Guards, judge_of, rewards_of
 
 PLACE, KEY = "WORLDPM_REWARD_MODEL", "WORLDPM_API_KEY"

@@ -11,7 +11,7 @@ has rollouts, and what is longer than the model was trained on is not cut, as it
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from worldpm.field.errors import ConfigError
+from worldpm.errors import ConfigError
 from worldpm.rlhf.judge import Guards, judge_of, messages_of, rewards_of
 
 Turns = str | Sequence[Mapping[str, Any]]

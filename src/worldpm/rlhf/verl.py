@@ -7,7 +7,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from worldpm.field.errors import ConfigError
+from worldpm.errors import ConfigError
 from worldpm.rlhf.judge import Guards, judge_of, messages_of, rewards_of
 
 

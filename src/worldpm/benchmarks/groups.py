@@ -1,0 +1,41 @@
+"""The test split of preference groups, as a benchmark: every pair of different votes, subsets by site."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from worldpm.errors import ConfigError
+from worldpm.storage import schema, tables
+from worldpm.benchmarks.items import Item, Judged
+from worldpm.benchmarks.metrics import accuracy
+
+DOMAIN = "forum"
+
+Json = dict[str, Any]
+
+
+def read(folder: Path, *, split: str = "test") -> list[Item]:
+    """The items of one split of a folder or a Parquet file of groups; a thread is its own prompt.
+
+    Raises:
+        ConfigError: If the split holds no preference.
+    """
+    items = list(_items(folder, split))
+    if not any(item.preferences for item in items):
+        raise ConfigError(f"{folder}: the {split} split holds no preference; group more threads or give it a larger share")
+    return items
+
+
+def _items(folder: Path, split: str) -> Iterator[Item]:
+    for path in tables.paths_of(folder):
+        for row in tables.read_rows(path, schema.GROUPS):
+            if row["split"] == split:
+                group = schema.group_from_row(row, path)
+                yield Item(group.site, group.group_id, group.group_id, group.prompt, group.responses, group.preferences)
+
+
+def native(judged: Judged) -> Json:
+    """The plain mean of the sites' accuracies."""
+    sites = dict.fromkeys(item.subset for item in judged.items)
+    return {"mean over sites": fmean(accuracy(*judged.of(site)[:2]) for site in sites)}

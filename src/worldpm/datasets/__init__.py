@@ -1,0 +1,1 @@
+"""Preference groups from files: folders of groups, plain preference sets, the hub."""

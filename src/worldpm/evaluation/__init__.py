@@ -1,0 +1,1 @@
+"""Checkpoints to results: rewards on benchmarks and test splits, and the tests made on them."""

@@ -1,0 +1,1 @@
+"""Groups and checkpoints in the formats of other programs."""

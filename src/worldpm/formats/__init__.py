@@ -1,1 +1,0 @@
-"""What lies on disk and what a model reads: folders, tables, Markdown, chat."""

@@ -1,0 +1,1 @@
+"""Results to scaling laws: measurements, evidence, verdicts, compute-optimal sizes, figures."""

@@ -1,0 +1,40 @@
+"""Options of `worldpm export`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from worldpm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write groups as pairs for TRL and Hugging Face datasets, or a checkpoint for other engines."""
+
+    source: Positional[tuple[Path, ...]]
+    """Folders of `worldpm group`, or one checkpoint."""
+    to: Form = "pairs"
+    """pairs: `prompt`, `chosen`, `rejected`; model: a folder that vLLM, SGLang and TEI load, with its card; onnx: a graph."""
+    out: Path
+    """Folder to write."""
+    results: Path | None = None
+    """model: results folder of `worldpm evaluate` for the card."""
+    licence: str = "other"
+    """model: the licence that the card names, as the hub calls it."""
+    probe: Path | None = None
+    """onnx: groups, on whose validation split the graph is compared with the model; made-up text unless given."""
+    int8: bool = False
+    """onnx: also a graph with 8-bit weights; with --probe its loss of accuracy is told."""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ConfigError("nothing to export: name folders of `worldpm group`, or a checkpoint with --to model or --to onnx")
+        if self.to != "pairs" and len(self.source) > 1:
+            raise ConfigError(f"--to {self.to} takes one checkpoint; {len(self.source)} folders came")
+        misplaced = {"--results": self.results and self.to != "model", "--licence": self.licence != "other" and self.to != "model",
+                     "--probe": self.probe and self.to != "onnx", "--int8": self.int8 and self.to != "onnx"}  # fmt: skip
+        if wrong := [flag for flag, there in misplaced.items() if there]:
+            raise ConfigError(f"{wrong[0]} does not go with --to {self.to}")

@@ -1,0 +1,50 @@
+"""Options of `worldpm laws`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from worldpm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawsOptions:
+    """Fit scaling laws over a ladder of runs, or over any table."""
+
+    inputs: Positional[tuple[Path, ...]]
+    """Folders written by `worldpm evaluate`, or tables (CSV, Parquet, JSON lines) with a loss and N, D or both."""
+    out: Path
+    """Folder to write."""
+    form: FormName | None = None
+    """Fit only this form; all that suit the columns, with verdicts, unless set."""
+    y: Literal["loss", "accuracy"] = "loss"
+    """What is fitted; verdicts are given about losses only."""
+    objective: Literal["huber", "squares"] | None = None
+    """Sum of Huber(1e-3) of ln y, or of squares of y; huber unless set, squares for accuracies, errors and gains."""
+    calibrated: bool = False
+    """Take results' loss at each checkpoint's temperature, so that families of models may be mixed; a table's is taken to be so."""
+    resamples: int = 1000
+    """Bootstrap draws of runs and prompts behind each interval."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise ConfigError("no input given: name folders of results, or a table with columns N, D and loss")
+        if self.resamples < 2 or self.seed < 0:
+            raise ConfigError(f"--resamples {self.resamples} and --seed {self.seed}: at least 2 resamples, and no negative seed")
+        if self.form in COLUMNS and self.y != "loss":
+            raise ConfigError(f"--form {self.form} has columns of its own, {' and '.join(COLUMNS[self.form])}; leave --y out")
+
+    @property
+    def y_column(self) -> str:
+        """The column that is fitted."""
+        return COLUMNS[self.form][1] if self.form in COLUMNS else self.y
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The columns that it may depend on."""
+        return (COLUMNS[self.form][0],) if self.form in COLUMNS else AXES

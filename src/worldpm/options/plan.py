@@ -1,0 +1,45 @@
+"""Options of `worldpm plan`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from worldpm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """Say whether a training fits, with which sharding, how long it takes and what it costs."""
+
+    model: Positional[str]
+    """A built-in size, or a folder or hub id with a `config.json`."""
+    gpus: int = 1
+    """GPUs of the run."""
+    memory: float = 80.0
+    """GiB of one GPU."""
+    pairs: float = 15e6
+    """Pairs to train on; the paper's are 15 million."""
+    tokens_per_pair: float = 870.0
+    """Unique tokens for each pair; the paper's 2,000, divided by the least saving of shared prompts on real sites, 2.3."""
+    row_tokens: int | None = None
+    """Tokens of one row; as many as `worldpm train` takes on a GPU unless set."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Compute type; weights and optimizer are float32."""
+    peak_tflops: float = 989.0
+    """Of one GPU, at the compute type; an H100's is 989, an A100's 312."""
+    mfu: float = 0.4
+    """Share of the peak that the run will reach."""
+    price: float | None = None
+    """Of one GPU for an hour, in any currency."""
+
+    def __post_init__(self) -> None:
+        numbers = {"--gpus": self.gpus, "--memory": self.memory, "--pairs": self.pairs, "--tokens-per-pair": self.tokens_per_pair}
+        others = {"--row-tokens": self.row_tokens, "--peak-tflops": self.peak_tflops, "--price": self.price}
+        for name, value in {**numbers, **others}.items():
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value}; it must be above 0")
+        if not 0 < self.mfu <= 1:
+            raise ConfigError(f"--mfu is {self.mfu}; it is a share of the peak, above 0 and at most 1")

@@ -1,0 +1,26 @@
+"""Options of `worldpm report`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from worldpm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Show folders of the road on one page."""
+
+    folders: Positional[tuple[Path, ...]]
+    """Finished folders of any step, in the order to show them."""
+    out: Path
+    """HTML file to write; it needs no network."""
+
+    def __post_init__(self) -> None:
+        if not self.folders:
+            raise ConfigError("no folder given: name what the other steps wrote, for instance threads groups checkpoint results")
+        if self.out.is_dir():
+            raise ConfigError(f"--out {self.out}: a folder; name the file to write, for instance report.html")

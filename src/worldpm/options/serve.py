@@ -1,0 +1,77 @@
+"""Options of `worldpm serve`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from worldpm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Serve a checkpoint over HTTP, with a page to try it at /."""
+
+    model: Positional[str | None] = None
+    """Folder or hub id of a reward model."""
+    upstream: str | None = None
+    """URL of a vLLM that holds the model, in place of a folder."""
+    port: int = 8000
+    """0 takes a free one and tells it."""
+    host: str = "127.0.0.1"
+    """Only this machine reaches the default; 0.0.0.0 opens it to all, best with --keys."""
+    name: str | None = None
+    """What clients call the model; the folder's name unless set."""
+    calibration: Path | None = None
+    """Results folder of `worldpm evaluate` on this model: gives temperature, confidence and the style model."""
+    rules: Path | None = None
+    """Rule file of /v1/route."""
+    keys: Path | None = None
+    """JSON of the API keys: {NAME: {"key": ..., "settings": {...}}}."""
+    reference: Path | None = None
+    """Window of earlier requests, of `worldpm log reference`, from which drift is told in /metrics."""
+    log: Path | None = None
+    """SQLite file that keeps every decision."""
+    log_hashes: bool = False
+    """Log hashes of the inputs in place of the inputs."""
+    row_tokens: int = 2048
+    """Tokens of one row of the model."""
+    queue_tokens: int = 262_144
+    """Tokens that may wait; more is refused with 429."""
+    max_requests: int = 512
+    """Requests inside at once; more is refused with 429."""
+    max_inputs: int = 256
+    """Responses, or texts, of one request."""
+    max_body_mib: float = 4.0
+    """Size of a request's body."""
+    deadline_seconds: float = 60.0
+    """After which a request that still waits is not computed; a request may set an earlier one."""
+    max_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Tokens of prompt plus one response; the checkpoint's own unless set."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Compute type; that of the checkpoint's weights unless set."""
+    across_devices: bool = False
+    """Spread a model that is too large for one device over all of them, and over memory."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    remote_code: bool = False
+    """Run the Python that a model's repository brings; needs --revision with a commit."""
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.upstream is None):
+            raise ConfigError("name a model to serve, or with --upstream the URL of a vLLM that holds one; one of the two")
+        ours = {"dtype", "max_length", "row_tokens", "queue_tokens", "across_devices", "revision", "remote_code"}
+        set_here = [field.name for field in fields(self) if field.name in ours and getattr(self, field.name) != field.default]
+        if self.upstream is not None and set_here:
+            raise ConfigError(f"--{set_here[0].replace('_', '-')} is the business of the server at --upstream, which holds the model")
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"--port is {self.port}; 0 to 65535 are possible")
+        if self.log_hashes and self.log is None:
+            raise ConfigError("--log-hashes says what --log keeps; name its file")
+        amounts = {"row-tokens": self.row_tokens, "queue-tokens": self.queue_tokens, "max-requests": self.max_requests,
+                   "max-inputs": self.max_inputs, "max-body-mib": self.max_body_mib, "deadline-seconds": self.deadline_seconds}  # fmt: skip
+        for flag, value in amounts.items():
+            if not value > 0:
+                raise ConfigError(f"--{flag} is {value}; it must be above 0")

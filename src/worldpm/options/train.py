@@ -1,0 +1,101 @@
+"""Options of `worldpm train`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from worldpm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Train a preference model on groups."""
+
+    groups: Positional[tuple[str, ...]]
+    """Folders written by `worldpm group`, Parquet files of the same columns, or plain preference sets: files, folders, hub ids."""
+    model: str
+    """A built-in size (`tiny`), trained from scratch, or a folder or hub id of a reward or language model."""
+    out: Path
+    """Folder to write: the weights of least validation loss, or where nothing validates the last."""
+    max_length: int = 2048
+    """Tokens of prompt plus one response; what is longer is cut."""
+    prompt_length: int | None = None
+    """Tokens that a prompt is cut to; half of --max-length unless set."""
+    batch_pairs: int | None = None
+    """Pairs of one optimizer step; 10240 unless a built-in size has its own."""
+    epochs: float | None = None
+    """Passes over the groups; 1 unless a built-in size has its own."""
+    max_steps: int | None = None
+    """Optimizer steps, in place of --epochs; the data then repeats."""
+    lr: float | None = None
+    """Learning rate after the warm-up; 3e-6 unless a built-in size has its own."""
+    weight_decay: float = 0.1
+    """AdamW's, for matrices."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    decay: float | None = None
+    """Share of the steps, at the end, in which it falls to 0; 0 unless a built-in size has its own."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does after the warm-up."""
+    loss: Literal["bradley-terry", "plackett-luce"] = "bradley-terry"
+    """Over pairs, or over rankings of a group's responses."""
+    target_margin: float = 0.0
+    """Logits of margin asked for, times ln(1 + strength); Bradley-Terry only."""
+    label_smoothing: float = 0.0
+    """Share of labels taken to be a coin's; Bradley-Terry only."""
+    centring: float = 0.0
+    """Coefficient of the penalty that keeps rewards around 0."""
+    lora_rank: int | None = None
+    """Train adapters of this rank and the head, not all weights; they are merged in the checkpoint."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, about a third more time."""
+    compile: bool = False
+    """Fuse the work between matrix products; the start takes half a minute more, and a C++ compiler or a GPU is needed."""
+    row_tokens: int | None = None
+    """Tokens up to which a row is filled with groups, and memory grows with it; 2048 on a CPU and 16384 on a GPU unless set."""
+    workers: int = 0
+    """Processes that tokenize ahead of the first step; 0 does it in this one."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Compute type; bfloat16 on a GPU or a CPU with matrix units for it, else float32. Weights and optimizer stay float32."""
+    snapshots: int = 0
+    """Keep the weights so many times on the way, in `snapshots/`, at steps spread evenly over their logarithm."""
+    tracker: Literal["mlflow", "tensorboard", "trackio", "wandb"] | None = None
+    """Also send the metrics to this tracker, whose library must be installed; files of its own go to OUT.tracking."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    remote_code: bool = False
+    """Run the Python that a model's repository brings; needs --revision with a commit."""
+    seed: int = 0
+    """Of the weights and of the order of the groups."""
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ConfigError("no groups given: name a folder that `worldpm group` wrote")
+        positive = {"--max-length": self.max_length, "--batch-pairs": self.batch_pairs, "--epochs": self.epochs, "--lr": self.lr}
+        sizes = {"--max-steps": self.max_steps, "--prompt-length": self.prompt_length, "--lora-rank": self.lora_rank}
+        for name, value in {**positive, **sizes, "--row-tokens": self.row_tokens}.items():
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value}; it must be above 0")
+        if min(self.warmup, self.decay or 0) < 0 or self.warmup + (self.decay or 0) > 1:
+            raise ConfigError(f"--warmup {self.warmup} and --decay {self.decay} are shares of the steps, together at most 1")
+        for name, value in {
+            "--seed": self.seed,
+            "--workers": self.workers,
+            "--centring": self.centring,
+            "--snapshots": self.snapshots,
+            "--weight-decay": self.weight_decay,
+            "--target-margin": self.target_margin,
+        }.items():
+            if not value >= 0:
+                raise ConfigError(f"{name} is {value}; it must not be negative")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"--label-smoothing is {self.label_smoothing}; it is a share below 1")
+        if self.loss == "plackett-luce" and (self.target_margin or self.label_smoothing):
+            raise ConfigError("--target-margin and --label-smoothing belong to --loss bradley-terry; a ranking has no pairs to move")
+        if self.max_length < 16 or (self.prompt_length or 0) > self.max_length - 8:
+            raise ConfigError(
+                f"--max-length {self.max_length} leaves no room for a prompt and a response; at least 16, and 8 more than --prompt-length"
+            )

@@ -1,1 +1,0 @@
-"""The parts that steps are put together from."""

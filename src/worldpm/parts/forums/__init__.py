@@ -1,1 +1,0 @@
-"""Where threads come from: one module per format, and a simulated forum with planted truth."""

@@ -1,1 +1,0 @@
-"""The report page: what each kind of folder shows, and the layout."""

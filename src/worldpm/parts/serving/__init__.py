@@ -1,1 +1,0 @@
-"""Rewards over HTTP: requests of many clients become rows of one model."""

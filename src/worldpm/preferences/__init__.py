@@ -1,0 +1,1 @@
+"""Threads to preference groups: votes, cleaning, near-duplicates, contamination, splits."""

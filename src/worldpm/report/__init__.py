@@ -1,0 +1,1 @@
+"""The report page: one module per kind of folder, and the layout."""

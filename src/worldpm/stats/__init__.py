@@ -1,0 +1,1 @@
+"""Statistics: losses and accuracies, intervals and tests, calibration, selection, style."""

@@ -1,1 +1,0 @@
-"""What runs several steps: the whole road in one command."""

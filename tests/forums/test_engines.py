@@ -1,0 +1,41 @@
+"""Spark and DuckDB write the same rows."""
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SHARED, TWO_ANSWERS, posts_xml, run, spawn
+from worldpm.storage import tables
+
+NO_SPARK = find_spec("pyspark") is None or shutil.which("java") is None
+
+
+def rows(folder: Path) -> dict[str, list[tables.Json]]:
+    return {path.name: list(tables.read_rows(path)) for path in sorted(folder.glob("*.parquet"))}
+
+
+@pytest.mark.skipif(NO_SPARK, reason="Spark (pip install 'worldpm[spark]') or Java is not here")
+def test_threads_and_groups_are_the_same_row_by_row(tmp_path: Path) -> None:
+    sites = sorted((SHARED / "stackexchange").glob("[am]*.7z"))
+    if not sites:
+        (tmp_path / "site" / "Posts.xml").parent.mkdir()
+        (tmp_path / "site" / "Posts.xml").write_bytes(posts_xml(TWO_ANSWERS))
+        sites = [tmp_path / "site" / "Posts.xml"]
+    for engine in ("duckdb", "spark"):
+        found = spawn("ingest", *sites, "--out", tmp_path / f"threads-{engine}", "--engine", engine)
+        assert found.returncode == 0, found.stderr.decode()[-3000:]
+        found = spawn("group", tmp_path / "threads-duckdb", "--out", tmp_path / f"groups-{engine}", "--engine", engine)
+        assert found.returncode == 0, found.stderr.decode()[-3000:]
+    for kind in ("threads", "groups"):
+        one, other = (rows(tmp_path / f"{kind}-{engine}") for engine in ("duckdb", "spark"))
+        assert one == other
+        assert sum(map(len, one.values())) > 0
+
+
+@pytest.mark.skipif(find_spec("pyspark") is not None, reason="pyspark is here")
+def test_without_spark_one_message_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "Posts.xml").write_bytes(posts_xml(TWO_ANSWERS))
+    assert run("ingest", tmp_path / "Posts.xml", "--out", tmp_path / "threads", "--engine", "spark") == 2
+    assert "pip install 'worldpm[spark]'" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""What margins mean: coverage that holds, settings that act as documented, tables that tell it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worldpm.stats import calibration
+from worldpm.errors import ConfigError
+from worldpm.scoring import confidence
+from worldpm.scoring.confidence import Confidence, Settings, StyleModel, choose, read_settings
+
+PLAIN = {"length": 10.0, "headers": 0.0, "lists": 0.0, "bold": 0.0, "code": 0.0, "links": 0.0}
+
+
+def test_the_threshold_is_the_rank_counted_by_hand() -> None:
+    margins = [3.0, 2.0, 1.0, 0.5, -0.5, -1.0, 4.0, 5.0, 6.0]  # sorted losses: -6 -5 -4 -3 -2 -1 -.5 .5 1
+    assert calibration.sure_beyond(margins, 0.9) == 1.0  # ceil(10 * 0.9) = 9th
+    assert calibration.sure_beyond(margins, 0.8) == 0.5
+    assert calibration.sure_beyond(margins, 0.5) == 0.0  # the 5th is -2: every pair is told
+    assert calibration.sure_beyond(margins, 0.95) is None  # ten pairs would be needed
+    assert calibration.sure_beyond([], 0.9) is None
+
+
+def test_pairs_that_are_told_wrong_are_as_rare_as_asked_for() -> None:
+    generator = np.random.default_rng(0)
+    wrong = []
+    for _ in range(400):
+        margins = generator.normal(0.7, 1.0, 120)
+        beyond = calibration.sure_beyond(margins.tolist(), 0.9)
+        assert beyond is not None
+        wrong.append(float(np.mean(generator.normal(0.7, 1.0, 200) < -beyond)))
+    assert np.mean(wrong) <= 0.102
+    assert np.mean(wrong) > 0.08  # and not by never telling
+
+
+def test_without_weights_choice_follows_rewards_and_with_them_the_documented_term() -> None:
+    known = Confidence(temperature=2.0, style=StyleModel(0.8, {"length": 1.5}))
+    counts = [{**PLAIN, "length": 30.0}, {**PLAIN, "length": 10.0}]
+    plain = choose(known, [1.0, 1.0], counts, Settings())
+    assert plain.probabilities == [[0.5, 0.5], [0.5, 0.5]]
+    assert plain.ranking == [0, 1]
+    weighed = choose(known, [1.0, 0.0], counts, Settings(weights={"length": -4.0}))
+    log_odds = 0.8 * 1.0 - 4.0 * (30 - 10) / (30 + 10)
+    assert weighed.probabilities[0][1] == pytest.approx(1 / (1 + np.exp(-log_odds)))
+    assert weighed.ranking == [1, 0]
+    assert weighed.terms["length"][1][0] == pytest.approx(2.0)
+    assert known.probabilities([1.0, 0.0])[0][1] == pytest.approx(1 / (1 + np.exp(-0.5)))
+
+
+def test_outside_stands_after_inside_whatever_the_rewards() -> None:
+    counts = [PLAIN, {**PLAIN, "headers": 9.0}]
+    found = choose(Confidence(), [0.0, 50.0], counts, Settings(ranges={"headers": (0, 3)}))
+    assert found.ranking == [0, 1]
+    assert found.outside == [[], ["headers is 9, allowed are 0 to 3"]]
+
+
+def test_no_responses_and_one_response_are_fine() -> None:
+    assert choose(Confidence(), [], [], Settings()).ranking == []
+    assert choose(Confidence(), [2.0], [PLAIN], Settings(weights={"length": 1.0})).probabilities == [[0.5]]
+
+
+def test_settings_of_words() -> None:
+    found = read_settings(["length=20:400"], ["bold=-0.5"])
+    assert (found.ranges, found.weights) == ({"length": (20.0, 400.0)}, {"bold": -0.5})
+    for ranges, weights in ((["length=20"], []), ([], ["length=1:2"]), ([], ["size=1"]), ([], ["bold=nan"]), (["length"], [])):
+        with pytest.raises(ConfigError, match="expected FEATURE="):
+            read_settings(ranges, weights)
+
+
+def test_a_prompts_pair_is_drawn_not_taken_from_the_front() -> None:
+    prompts = [f"q{number}" for number in range(300) for _ in range(3)]
+    drawn = confidence._one_each(prompts, [0.0, 1.0, 2.0] * 300)
+    counts = [drawn.count(margin) for margin in (0.0, 1.0, 2.0)]
+    assert sum(counts) == 300
+    assert min(counts) > 70
+    assert drawn == confidence._one_each(prompts, [0.0, 1.0, 2.0] * 300)
+
+
+def test_results_of_an_evaluation_tell_temperature_thresholds_and_style(road: Path) -> None:
+    found = confidence.of_results(road / "results", "checkpoint")
+    assert found.temperature is not None
+    assert found.temperature > 0
+    assert found.style is not None
+    assert len(found.margins) >= 20
+    rewards = [0.0, 1e6]
+    told = found.can_tell(rewards, 0.8)
+    assert told is not None
+    assert told[0][1]
+    assert not told[0][0]
+    with pytest.raises(ConfigError, match="judged checkpoint, not other"):
+        confidence.of_results(road / "results", "other")

@@ -1,0 +1,95 @@
+"""Drift: a change that matters is told, chance is not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.conftest import run
+from worldpm.errors import DataError
+from worldpm.serving import decision_log, drift
+from worldpm.serving.run import Config, assemble
+
+
+def requests(generator: np.random.Generator, size: int, *, mean: float = 0.0) -> np.ndarray:
+    return np.column_stack(
+        [generator.normal(mean, 1, size), generator.integers(10, 500, (size, 2)), generator.integers(0, drift.WORDS, size)]
+    )
+
+
+def reference(generator: np.random.Generator, size: int = 2000) -> dict[str, np.ndarray]:
+    return dict(zip(drift.SERIES, requests(generator, size).T, strict=True))
+
+
+def test_the_stability_index_is_the_one_computed_by_hand() -> None:
+    # shares (10.5, 30.5) / 41 and (20.5, 20.5) / 41
+    expected = (10.5 - 20.5) / 41 * np.log(10.5 / 20.5) + (30.5 - 20.5) / 41 * np.log(30.5 / 20.5)
+    assert drift._stability_index(np.array([10, 30]), np.array([20, 20])) == pytest.approx(expected)
+    assert drift._stability_index(np.array([5, 5]), np.array([5, 5])) == 0
+
+
+def test_chance_is_rarely_told_and_a_change_always() -> None:
+    generator = np.random.default_rng(0)
+    old = reference(generator)
+    false_alarms = sum(one.drifted for _ in range(200) for one in drift.compare(old, requests(generator, drift.WINDOW)).values())
+    assert false_alarms <= 4
+    for _ in range(20):
+        changes = drift.compare(old, requests(generator, drift.WINDOW, mean=0.6))
+        assert changes["reward"].drifted
+        assert not changes["word"].drifted
+
+
+def test_constant_series_are_no_drift() -> None:
+    old = {name: np.ones(600) for name in drift.SERIES}
+    assert not any(change.drifted for change in drift.compare(old, np.ones((drift.WINDOW, 4))).values())
+
+
+def test_adwin_sees_a_shift_of_the_mean() -> None:
+    generator = np.random.default_rng(0)
+    watch = drift.Drift(reference(generator))
+    for values in requests(generator, 3000):
+        watch.observe(tuple(values))
+    assert watch.shifts == 0
+    for values in requests(generator, 1000, mean=1.0):
+        watch.observe(tuple(values))
+    assert watch.shifts >= 1
+
+
+def test_drift_is_told_by_a_server_with_a_reference_of_its_own_log(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, saved = tmp_path / "log.sqlite", tmp_path / "reference.json"
+    monkeypatch.setattr(drift, "LEAST", 40)
+    monkeypatch.setattr(drift, "WINDOW", 40)
+    assert run("log", "reference", log, "--out", saved) == 2
+    application, service = assemble(Config(model=str(road / "checkpoint"), log=log))
+    assert service.decisions is not None
+    with TestClient(application) as client:
+        for number in range(60):
+            client.post("/v1/rewards", json={"prompt": f"question {number}", "responses": [f"answer {number} is this"]})
+    service.decisions.close()
+    assert decision_log.verify(log).decisions == 60
+    assert run("log", "reference", log, "--out", saved) == 0
+    assert len(json.loads(saved.read_text())["reward"]) == 60
+    application, _ = assemble(Config(model=str(road / "checkpoint"), reference=saved))
+    with TestClient(application) as client:
+        for number in range(40):
+            client.post("/v1/rewards", json={"prompt": f"a much longer question than before, {number}", "responses": ["no"]})
+        told = client.get("/metrics").text
+    assert 'worldpm_drifted{of="prompt characters"} 1.0' in told
+    assert 'worldpm_drifted{of="response characters"} 1.0' in told
+
+
+def test_a_reference_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "reference.json"
+    with pytest.raises(DataError, match="no such file"):
+        drift.read(path)
+    path.write_text("{}")
+    with pytest.raises(DataError, match="expected lists"):
+        drift.read(path)
+    path.write_text(json.dumps({name: [1.0] for name in drift.SERIES}))
+    with pytest.raises(DataError, match="fewer than"):
+        drift.read(path)
+    path.write_text(json.dumps({name: ["1"] * drift.WINDOW for name in drift.SERIES}))
+    with pytest.raises(DataError, match="something else than numbers"):
+        drift.read(path)

@@ -1,0 +1,71 @@
+"""Run by two processes: FSDP2 shards a model, which must act, be saved and be loaded as a whole one."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from tests.test_families import FAMILIES, GROUPS, model_of
+from worldpm.training import state
+from worldpm.model.reward_model import RewardModel
+
+
+def sharded() -> RewardModel:
+    model = model_of("qwen2", FAMILIES["qwen2"])
+    for module in list(model.modules()):
+        if isinstance(module, GradientCheckpointingLayer):
+            fully_shard(module)
+    fully_shard(model)
+    return model
+
+
+def optimizer_of(model: torch.nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=1e-2, eps=0.1)  # a large eps: no sign of a gradient near 0 decides
+
+
+def step(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
+    """On the groups; every process sees all of them, so that the mean over processes is the whole."""
+    model(GROUPS).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@torch.no_grad()
+def rewards(model: torch.nn.Module) -> torch.Tensor:
+    found: torch.Tensor = model(GROUPS)
+    return found
+
+
+def main(folder: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    whole, parts = model_of("qwen2", FAMILIES["qwen2"]), sharded()
+    optimizers = optimizer_of(whole), optimizer_of(parts)
+    assert isinstance(next(parts.parameters()), DTensor)
+    assert torch.allclose(rewards(whole), rewards(parts), atol=1e-5)
+    step(whole, optimizers[0])
+    step(parts, optimizers[1])
+    expected = rewards(whole)
+    assert torch.allclose(expected, rewards(parts), atol=1e-4)
+    state.save(folder, accelerator, parts, optimizers[1], {}, step=1, seen={"step": 1})
+    accelerator.wait_for_everyone()
+    later = None
+    for fresh in (sharded(), model_of("qwen2", FAMILIES["qwen2"])):  # saved by shards, loaded by shards and whole
+        optimizer = optimizer_of(fresh)
+        assert state.load_last(folder, accelerator, fresh, optimizer) is not None
+        assert torch.allclose(expected, rewards(fresh), atol=1e-4)
+        step(fresh, optimizer)
+        fresh_rewards = rewards(fresh)
+        assert (fresh_rewards - expected).abs().max() > 1e-2
+        both = fresh_rewards if later is None else later
+        assert torch.allclose(both, fresh_rewards, atol=1e-3)
+        later = fresh_rewards
+    if accelerator.is_main_process:
+        print("sharded rewards, gradients and state agree")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

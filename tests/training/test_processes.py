@@ -1,0 +1,121 @@
+"""Many processes do what one does, and a run may move between them."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, Lfm2Config
+
+from tests.conftest import run
+from tests.test_plan import HYBRID
+from worldpm.model.reward_model import from_config
+
+WORDS = ("--model", "tiny", "--max-steps", "5", "--dtype", "float32", "--max-length", "256", "--row-tokens", "512")
+
+
+def start(processes: int, *words: object, zero: int | None = None) -> subprocess.Popen[bytes]:
+    """A command in so many processes that speak over gloo, each with one thread; `zero` is a stage of DeepSpeed's."""
+    if zero is None:
+        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    else:
+        launcher = ["accelerate.commands.launch", "--use_deepspeed", "--zero_stage", str(zero), "--num_processes", str(processes)]
+        launcher += ["--main_process_port", "0", "--gradient_accumulation_steps", "1", "--mixed_precision", "no"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", *launcher, *map(str, words)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def train(processes: int, groups: Path, out: Path, *, zero: int | None = None) -> None:
+    process = start(processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out, zero=zero)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said.decode()
+
+
+def train_until(step: int, processes: int, groups: Path, out: Path, *, zero: int | None = None) -> None:
+    """Train, and kill all processes once the state of a step is there."""
+    process = start(processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out, zero=zero)
+    deadline = time.monotonic() + 300
+    while not (out / ".progress" / "resume" / f"{step:08d}" / "state.json").exists():
+        assert process.poll() is None, process.communicate()[0].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for entry in Path("/proc").glob("[0-9]*"):  # the workers have sessions of their own
+        with contextlib.suppress(OSError):
+            if str(out).encode() in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+    process.communicate()
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "out"
+    assert run("train", road / "groups", *WORDS, "--out", folder) == 0
+    return folder
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    for one, other in zip(metrics(found), metrics(expected), strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert value == pytest.approx(other[name], rel=1e-3 if name == "grad_norm" else 1e-4, abs=1e-4), name
+        for name in ("step", "groups_seen", "pairs_seen", "tokens_seen"):
+            assert one[name] == other[name]
+
+
+def test_two_processes_give_the_loss_curve_of_one(road: Path, alone: Path, tmp_path: Path) -> None:
+    train(2, road / "groups", tmp_path / "two")
+    assert_same_run(tmp_path / "two", alone)
+    one, two = (load_file(folder / "model.safetensors") for folder in (alone, tmp_path / "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+
+
+def test_a_run_moves_from_one_process_to_two_and_back_and_skips_no_group(road: Path, alone: Path, tmp_path: Path) -> None:
+    train_until(1, 1, road / "groups", tmp_path / "moved")
+    train_until(3, 2, road / "groups", tmp_path / "moved")
+    train(1, road / "groups", tmp_path / "moved")
+    assert_same_run(tmp_path / "moved", alone)
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
+def test_a_run_moves_to_zero_and_back_and_skips_no_group(zero: int, road: Path, alone: Path, tmp_path: Path) -> None:
+    train_until(1, 1, road / "groups", tmp_path / "moved")
+    train_until(3, 2, road / "groups", tmp_path / "moved", zero=zero)
+    train(1, road / "groups", tmp_path / "moved")
+    assert_same_run(tmp_path / "moved", alone)
+    train(2, road / "groups", tmp_path / "whole", zero=zero)
+    assert_same_run(tmp_path / "whole", alone)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
+def test_a_model_that_shares_no_prompts_is_refused_by_engines_that_gather_its_weights(road: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(road / "checkpoint")
+    model = from_config(Lfm2Config(**{**HYBRID.to_dict(), "vocab_size": len(tokenizer)}), seed=0)
+    model.backbone.save_pretrained(tmp_path / "hybrid")
+    tokenizer.save_pretrained(tmp_path / "hybrid")
+    words = ("--model", tmp_path / "hybrid", *WORDS[2:], "--out", tmp_path / "out")
+    process = start(2, "-m", "worldpm.cli", "train", road / "groups", *words, zero=3)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert b"use DDP or ZeRO-2" in said
+
+
+def test_a_sharded_model_has_the_rewards_and_the_state_of_a_whole_one(tmp_path: Path) -> None:
+    process = start(2, "-m", "tests.sharded", tmp_path)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said.decode()
+    assert b"sharded rewards, gradients and state agree" in said

@@ -1,0 +1,226 @@
+"""The loop: what a step costs, and that a stopped run goes on to the same bits."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import run, spawn
+from tests.test_plan import HYBRID
+from tests.test_shared_prefix import SMALL, Vocabulary, group
+from worldpm.errors import TrainingError
+from worldpm.records import Preference
+from worldpm.model import costs
+from worldpm.training import loop
+from worldpm.model.reward_model import RewardModel, build, from_config
+from worldpm.training.token_store import Example, TokenStore, write
+from worldpm.training.loop import Settings, Trainer
+from worldpm.training.state import NOTE, weights_of
+
+EXAMPLES = [
+    Example(
+        f"g{i}",
+        group([5 + i % 7, 6], [10 + i % 5, 0], [20 + i % 3, 21, 0], [40, 0]),
+        (Preference(0, 1, 1, 1, 0.5), Preference(0, 2, 2, 1, 0.5)),
+    )
+    for i in range(12)
+]
+
+
+def settings(**changes: Any) -> Settings:
+    usual: dict[str, Any] = {
+        "lr": 1e-2,
+        "batch_pairs": 6,
+        "epochs": 2,
+        "max_steps": None,
+        "weight_decay": 0.1,
+        "warmup": 0.5,
+        "decay": 0.25,
+    }
+    return Settings(**{**usual, "seed": 0, "validations": 4, **changes})
+
+
+def trainer(folder: Path, model: RewardModel | None = None, **changes: Any) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    model = model or build(SMALL, Vocabulary(), seed=1)  # type: ignore[arg-type]
+    for name, examples in (("train", EXAMPLES), ("validation", EXAMPLES[:3])):
+        write(folder / name, examples)
+    train, validation = (TokenStore([folder / name]) for name in ("train", "validation"))
+    accelerator = loop.accelerator(torch.float32)
+    return Trainer(model, train, validation, settings(**changes), folder=folder, state=folder / "resume", accelerator=accelerator)
+
+
+ALL = np.arange(len(EXAMPLES))
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_lowers_the_loss_and_logs_what_the_contract_names(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a")
+    run.run()
+    rows = [row for row in metrics(tmp_path / "a") if "loss_nats" in row]
+    assert list(rows[0]) == [
+        "step", "groups_seen", "pairs_seen", "effective_pairs_seen", "tokens_seen", "flops_seen", "loss_nats", "accuracy",
+        "grad_norm", "lr",
+    ]  # fmt: skip
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert rows[-1]["loss_nats"] < 0.3 < rows[0]["loss_nats"]
+    assert (rows[-1]["groups_seen"], rows[-1]["pairs_seen"], rows[-1]["effective_pairs_seen"]) == (24, 48, 24.0)
+    assert [row["lr"] for row in rows] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01, 0.01, 0.005])
+    assert sum("validation/loss_nats" in row for row in metrics(tmp_path / "a")) == 4
+
+
+def test_the_loss_of_a_step_does_not_depend_on_how_its_rows_are_filled(tmp_path: Path) -> None:
+    losses = []
+    for tokens in (16, 10_000):
+        run = trainer(tmp_path / str(tokens), row_tokens=tokens)
+        losses.append(run.step(ALL)[0])
+    assert losses[0]["loss_nats"] == pytest.approx(losses[1]["loss_nats"], abs=1e-6)
+    assert losses[0]["grad_norm"] == pytest.approx(losses[1]["grad_norm"], rel=1e-5)
+
+
+def test_rows_of_a_model_that_shares_no_prompts_hold_no_more_tokens_than_others(tmp_path: Path) -> None:
+    run = trainer(tmp_path, from_config(HYBRID, seed=1), row_tokens=24)
+    tokens: list[int] = []
+    run.model.register_forward_pre_hook(lambda _, args: tokens.append(sum(one.tokens for g in args[0] for one in g.apart)))
+    row, _ = run.step(ALL)
+    assert [e.encoded.tokens for e in EXAMPLES] == [2 + 2 + 3 + 2] * 12  # two would fit if they were shared
+    assert tokens == [4 + 5 + 4] * 12
+    attended = 12 * (4 * 5 // 2 + 5 * 6 // 2 + 4 * 5 // 2)
+    assert row["flops_seen"] == costs.train_flops(costs.cost_of(HYBRID), tokens=12 * 13, attended=attended)
+    assert (row["tokens_seen"], run.measure(run.validation)["pairs"]) == (12 * 9, 6)
+
+
+def test_the_loss_at_the_start_is_a_weighted_mean_over_pairs(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a")
+    expected = run.measure(run.train)["loss_nats"]
+    assert run.step(ALL)[0]["loss_nats"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_run_killed_after_any_save_ends_in_the_same_bits(tmp_path: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+    for stop in (2, 4, 6):
+        folder = tmp_path / f"stopped{stop}"
+        first = trainer(folder)
+        save = first.save
+
+        def save_and_stop(stop: int = stop, first: Trainer = first, save: Any = save) -> None:
+            save()
+            if first.seen.step == stop:
+                raise StopError
+
+        first.save = save_and_stop  # type: ignore[method-assign]
+        with pytest.raises(StopError):
+            first.run()
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 99, "loss_nats": 1.0}\n{"torn')  # logged after the save, then killed
+        second = trainer(folder)
+        second.run()
+        assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+        a, b = weights_of(whole.model), weights_of(second.model)
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_torn_state_is_passed_over_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = trainer(tmp_path / "a")
+    for _ in range(3):
+        run.step(ALL)
+        run.save()
+    older, newer = sorted((tmp_path / "a" / "resume").iterdir())
+    assert (older.name, newer.name) == ("00000002", "00000003")
+    content = bytearray((newer / "state.safetensors").read_bytes())
+    content[-5] ^= 1
+    (newer / "state.safetensors").write_bytes(content)
+    second = trainer(tmp_path / "a")
+    second.resume()
+    assert second.seen.step == 2
+    assert "00000003: not as it was saved, so not used" in caplog.text
+    (older / NOTE).unlink()
+    third = trainer(tmp_path / "a")
+    third.resume()
+    assert third.seen.step == 0
+
+
+def test_torn_states_of_later_steps_do_not_oust_a_new_one(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a")
+    for _ in range(2):
+        run.step(ALL)
+        run.save()
+    for torn in ("00000007", "00000009"):  # of a run that was killed inside a save, and began again from step 2
+        (tmp_path / "a" / "resume" / torn).mkdir()
+    run.step(ALL)
+    run.save()
+    assert sorted(place.name for place in (tmp_path / "a" / "resume").iterdir()) == ["00000002", "00000003"]
+    second = trainer(tmp_path / "a")
+    second.resume()
+    assert second.seen.step == 3
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_groups(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a")
+    with torch.no_grad():
+        run.model.score.weight.fill_(math.nan)
+    with pytest.raises(TrainingError, match=r"step 1: the loss is nan .*g0, g1, g2"):
+        run.step(ALL)
+
+
+def test_rewards_that_are_not_finite_after_the_last_step_stop_the_run(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a", lr=1e30, warmup=0.0, decay=0.0, max_steps=1)
+    with pytest.raises(TrainingError, match=r"step 1: the rewards of g0 are .*nan.*lower --lr"):
+        run.run()
+
+
+def test_a_group_longer_than_a_row_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(tmp_path / "a", row_tokens=4)
+    assert "12 groups are longer than a row of 4 tokens, the longest 9" in caplog.text
+
+
+def test_a_cosine_falls_from_the_warm_up_to_nearly_nothing(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a", schedule="cosine", warmup=0.25, decay=0.0)
+    shares = []
+    for run.seen.step in range(8):
+        shares.append(run._lr_share())
+    assert shares[:2] == [0.5, 1.0]
+    assert shares[2:] == pytest.approx([(1 + math.cos(math.pi * i / 7)) / 2 for i in range(1, 7)])
+
+
+def test_the_weights_of_least_validation_loss_are_kept(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a", lr=3.0, warmup=0.0)
+    run.run()
+    seen = [row for row in metrics(tmp_path / "a") if "validation/loss_nats" in row]
+    best = min(seen, key=lambda row: float(row["validation/loss_nats"]))
+    assert run.seen.best_step == best["step"]
+    now = run.measure(run.validation)
+    assert now["loss_nats"] == pytest.approx(best["validation/loss_nats"], abs=1e-6)
+
+
+def test_timings_say_what_share_of_the_machines_matrix_rate_a_step_reaches(road: Path) -> None:
+    steps = [json.loads(line) for line in (road / "checkpoint" / "timings.jsonl").read_text().splitlines() if '"mfu"' in line]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert all(0 < row["mfu"] < 1.5 and row["tokens_per_second"] > 0 for row in steps)
+
+
+def test_a_tracker_gets_what_the_metrics_file_holds(road: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    import sqlite3
+
+    words = ("--model", "tiny", "--max-steps", 2, "--dtype", "float32", "--max-length", 64, "--tracker", "mlflow")
+    assert spawn("train", road / "groups", *words, "--out", tmp_path / "out", cwd=tmp_path).returncode == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    kept = sqlite3.connect(tmp_path / "mlflow.db").execute("select step, value from metrics where key = 'loss_nats'").fetchall()
+    assert kept == [(row["step"], pytest.approx(row["loss_nats"])) for row in rows if "loss_nats" in row]
+
+
+def test_an_absent_tracker_is_named(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", road / "groups", "--model", "tiny", "--tracker", "trackio", "--out", tmp_path / "out") == 2
+    assert "--tracker trackio: its library is not installed; `pip install trackio`" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 # Two commands do all the set-up: `make demo` and `make test`. They need Python >= 3.11, git and make; uv is used where it is.
 PYTHON ?= python3
+# The release of torch that the tests run with. The package takes any newer one: make TORCH=torch test
+TORCH ?= torch==2.13.0
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null)
 
@@ -13,7 +15,7 @@ else
   INSTALL := $(BIN)/python -m pip install --quiet
 endif
 
-.PHONY: demo ladder ladder-small test lint check format lock clean
+.PHONY: demo ladder ladder-small test proofs lint check format lock clean
 
 demo: .venv/installed  ## the whole road on a simulated forum: a table here, demo/report.html to look at
 	$(BIN)/worldpm demo --out demo
@@ -27,6 +29,9 @@ ladder-small: .venv/installed  ## the same with fewer and smaller models, in abo
 test: .venv/installed-dev  ## all tests, two at a time with a core each
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
+proofs: .venv/installed-dev  ## slow evidence: simulations, thousands of cases, a browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m proof
+
 lint: .venv/installed-dev  ## format, lint and types, changing nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -38,9 +43,10 @@ format: .venv/installed-dev  ## write the format, mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock:  ## choose the newest versions anew (needs uv)
+lock:  ## choose the newest versions of all packages but torch and what its builds need (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-annotate --all-extras \
 	  --custom-compile-command "make lock" --no-emit-package torch --output-file requirements.lock pyproject.toml
+	sed -i.old -E '/^(nvidia-|cuda-|triton==)/d' requirements.lock && rm requirements.lock.old
 
 clean:  ## remove the environment and what the demo and the ladders wrote
 	rm -rf .venv demo ladder ladder-small
@@ -51,9 +57,11 @@ clean:  ## remove the environment and what the demo and the ladders wrote
 	$(VENV)
 
 .venv/installed: pyproject.toml requirements.lock | .venv/bin/python
+	$(INSTALL) $(TORCH)
 	$(INSTALL) --constraint requirements.lock --editable .
 	@touch $@
 
 .venv/installed-dev: pyproject.toml requirements.lock | .venv/bin/python
+	$(INSTALL) $(TORCH)
 	$(INSTALL) --constraint requirements.lock --editable '.[dev]'
 	@touch .venv/installed $@

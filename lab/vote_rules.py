@@ -17,7 +17,7 @@ import numpy as np
 from worldpm.cli import main as worldpm
 from worldpm.records import Answer, Preference, Thread
 from worldpm.stats.uncertainty import clustered_interval
-from worldpm.storage import schema, tables
+from worldpm.storage import parquet, schema
 from worldpm.preferences import vote_noise, votes
 from worldpm.options.group import Rule
 
@@ -49,7 +49,7 @@ def main(older: str, newer: str) -> None:
 def threads_of(dump: str, out: Path) -> list[Thread]:
     if worldpm(["ingest", dump, "--out", str(out)]):
         sys.exit(1)
-    return [thread for path in tables.paths_of(out) for batch in tables.read_batches(path) for thread in schema.threads_of(batch)]
+    return [thread for path in parquet.paths_of(out) for batch in parquet.read_batches(path) for thread in schema.threads_of(batch)]
 
 
 def judged(before: list[Thread], after: dict[tuple[str, str], int], rule: Rule, noise: vote_noise.VoteNoise):

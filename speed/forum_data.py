@@ -17,7 +17,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
 
-from worldpm.storage import schema, tables
+from worldpm.storage import parquet, schema
+from worldpm.forums import joining
 from worldpm.forums.markdown import from_html
 from worldpm.preferences import near_duplicates, thread_batches
 from worldpm.forums import stackexchange
@@ -127,21 +128,21 @@ def stages(dump: Path, place: Path) -> None:
     print(f"stages of {megabytes:,.0f} MB, one process:")
     stage("parse", lambda: sum(batch.num_rows for batch in stackexchange.read_posts(dump, site="site", drops=Counter())))
     raw, threads, bands = (place / name for name in ("posts", "threads", "bands"))
-    stage("parse and write posts", lambda: tables.write_posts(raw, stackexchange.read_posts(dump, site="s", drops=Counter())))
-    bare = stage("join", lambda: list(tables.join_threads(raw, source="s", site="s", text=None, spill=place).threads))
+    stage("parse and write posts", lambda: joining.write_posts(raw, stackexchange.read_posts(dump, site="s", drops=Counter())))
+    bare = stage("join", lambda: list(joining.join_threads(raw, source="s", site="s", text=None, spill=place).threads))
     bodies = [body for batch in bare for lists in (batch["body"], batch["responses"].flatten().field("body")) for body in lists.to_pylist()]
     stage("HTML to Markdown", lambda: sum(len(from_html(body)) for body in bodies))
-    stage("write threads", lambda: tables.write_parquet(threads, bare, schema.THREADS))
-    joined = tables.join_threads(raw, source="s", site="s", text=from_html, spill=place).threads
-    tables.write_parquet(threads, joined, schema.THREADS)
-    batches = stage("read threads", lambda: list(tables.read_batches(threads)))
+    stage("write threads", lambda: parquet.write_parquet(threads, bare, schema.THREADS))
+    joined = joining.join_threads(raw, source="s", site="s", text=from_html, spill=place).threads
+    parquet.write_parquet(threads, joined, schema.THREADS)
+    batches = stage("read threads", lambda: list(parquet.read_batches(threads)))
     stage("records of threads", lambda: sum(1 for batch in batches for _ in schema.threads_of(batch)))
     seen = stage("learn (with records)", lambda: [thread_batches.see(batch, rules=rules, one_in=4) for batch in batches])
-    tables.write_parquet(bands, (one.bands for one in seen), near_duplicates.SCHEMA)
+    parquet.write_parquet(bands, (one.bands for one in seen), near_duplicates.SCHEMA)
     again = stage("find duplicates", lambda: near_duplicates.duplicates([bands], spill=place))
     make = {"rules": rules, "learned": Learned(duplicates=again), "sieves": thread_batches.Sieves()}
     made = stage("group (with records)", lambda: [thread_batches.make(batch, **make).groups for batch in batches])  # type: ignore[arg-type]
-    stage("write groups", lambda: tables.write_parquet(place / "groups", made, schema.GROUPS))
+    stage("write groups", lambda: parquet.write_parquet(place / "groups", made, schema.GROUPS))
 
 
 if __name__ == "__main__":

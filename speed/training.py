@@ -83,7 +83,7 @@ def prepare(options: argparse.Namespace, work: Path) -> None:
 def read(path: Path, work: Path):  # type: ignore[no-untyped-def]
     """All groups of a site, capped at 8 responses, or of a plain preference set."""
     from worldpm import cli
-    from worldpm.storage import schema, tables
+    from worldpm.storage import parquet, schema
     from worldpm.datasets import preference_sets
 
     if path.suffix != ".7z":
@@ -91,8 +91,8 @@ def read(path: Path, work: Path):  # type: ignore[no-untyped-def]
         return
     assert cli.main(["ingest", str(path), "--out", str(work / "threads")]) == 0
     assert cli.main(["group", str(work / "threads"), "--max-responses", "8", "--out", str(work / "groups")]) == 0
-    for table in tables.paths_of(work / "groups"):
-        yield from (schema.group_from_row(row, table) for row in tables.read_rows(table, schema.GROUPS))
+    for table in parquet.paths_of(work / "groups"):
+        yield from (schema.group_from_row(row, table) for row in parquet.read_rows(table, schema.GROUPS))
 
 
 def measure(options: argparse.Namespace, work: str, side: str) -> Json:

@@ -9,10 +9,10 @@ import py7zr
 import pytest
 
 from worldpm import cli
-from worldpm.records import Answer, Thread
 from worldpm.forums import hobbies
+from worldpm.records import Answer, Thread
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 LONGEST = ("test_runs", "test_road", "test_processes", "test_engines", "test_plan", "test_rlhf")
 """Files of the tests that take longest: they come first, so that at the end no process waits for the other."""
@@ -25,6 +25,21 @@ ANSWER = (
     'Body="&lt;p&gt;A{id}&lt;/p&gt;" />'
 )
 TWO_ANSWERS = (QUESTION.format(id=1), ANSWER.format(id=2, parent=1, votes=5), ANSWER.format(id=3, parent=1, votes=-2))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--data DIR`: where real dumps, benchmarks and published scores are."""
+    default = REPOSITORY.parent / "shared" / "data"
+    parser.addoption("--data", type=Path, default=default, metavar="DIR", help=f"folder of real data (default: {default})")
+
+
+@pytest.fixture(scope="session")
+def real_data(request: pytest.FixtureRequest) -> Path:
+    """The folder of real data; the tests that need it skip where it is absent."""
+    folder: Path = request.config.getoption("--data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}; name its folder with --data DIR")
+    return folder.resolve()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

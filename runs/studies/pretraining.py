@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from worldpm.cli import main as worldpm
 from worldpm.records import PreferenceGroup
 from worldpm.stats.uncertainty import Difference, clustered_interval, holm, paired_difference
-from worldpm.storage import schema, tables
+from worldpm.storage import parquet, schema
 from worldpm.model import checkpoint, sources, reward_model
 from worldpm.model.encoder import Encoder
 from worldpm.benchmarks import catalogue
@@ -164,8 +164,8 @@ def write_sets(place: Path, others: Sequence[Item], tested: Sequence[Item], amou
         pairs += len(others[i].preferences)
     tune_rows = [*(as_group(item, "train") for item in kept), *(as_group(item, "validation") for item in validation)]
     for name, groups in (("tune", tune_rows), ("test", [as_group(item, "test") for item in tested])):
-        rows = tables.rows_to_batches(map(schema.group_to_row, groups), schema.GROUPS)
-        tables.write_parquet(place / f"{name}.parquet", rows, schema.GROUPS)
+        rows = parquet.rows_to_batches(map(schema.group_to_row, groups), schema.GROUPS)
+        parquet.write_parquet(place / f"{name}.parquet", rows, schema.GROUPS)
 
 
 def as_group(item: Item, split: str) -> PreferenceGroup:
@@ -174,7 +174,7 @@ def as_group(item: Item, split: str) -> PreferenceGroup:
 
 def rewards(results: Path, items: Sequence[Item]) -> list[list[float]]:
     found: dict[str, list[float]] = {}
-    for row in tables.read_rows(results / "rewards.parquet"):
+    for row in parquet.read_rows(results / "rewards.parquet"):
         found.setdefault(row["item"], []).append(row["reward"])
     return [found[item.item] for item in items]
 

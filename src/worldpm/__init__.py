@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from worldpm.records import Message
     from worldpm.forums.hobbies import simulate
+    from worldpm.records import Message
     from worldpm.scoring.scorer import Scorer
 
 __all__ = ["Message", "Scorer", "simulate"]

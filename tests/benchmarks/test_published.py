@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SHARED, run
-from worldpm.storage import folders
+from tests.conftest import run
 from worldpm.benchmarks import rewardbench1
-
-PUBLISHED = SHARED / "published"
-pytestmark = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the folder of published rewards is not here")
+from worldpm.storage import folders
 
 Json = dict[str, Any]
+
+
+@pytest.fixture
+def published_scores(real_data: Path) -> Path:
+    return real_data / "published"
 
 
 def evaluated(rows: list[Json], name: str, folder: Path) -> Json:
@@ -26,9 +28,9 @@ def evaluated(rows: list[Json], name: str, folder: Path) -> Json:
     return {model: found["benchmarks"][name] for model, found in checkpoints.items()}
 
 
-def test_rewardbench2_gives_the_published_scores_and_the_ties_formula(tmp_path: Path) -> None:
+def test_rewardbench2_gives_the_published_scores_and_the_ties_formula(published_scores: Path, tmp_path: Path) -> None:
     rows = []
-    for path in sorted((PUBLISHED / "rewardbench2").glob("*.jsonl")):
+    for path in sorted((published_scores / "rewardbench2").glob("*.jsonl")):
         head, *items = map(json.loads, path.read_text().splitlines())
         for item in items:
             for place, score in enumerate(item["scores"]):
@@ -36,7 +38,7 @@ def test_rewardbench2_gives_the_published_scores_and_the_ties_formula(tmp_path: 
                 known = {"checkpoint": head["model"], "subset": item["subset"], "item": item["id"]}
                 rows.append({**known, "response": place, "preferred": place < item["num_correct"], "reward": reward})
     found = evaluated(rows, "rewardbench2", tmp_path)
-    computed = json.loads((PUBLISHED / "rewardbench2" / "computed.json").read_text())
+    computed = json.loads((published_scores / "rewardbench2" / "computed.json").read_text())
     assert len(found) == 2
     for model in found:
         published, native = computed[model], found[model]["native"]
@@ -47,20 +49,20 @@ def test_rewardbench2_gives_the_published_scores_and_the_ties_formula(tmp_path: 
         assert found[model]["missing_items"] == {}
 
 
-def test_rewardmath_gives_the_published_accuracies_and_ranks(tmp_path: Path) -> None:
+def test_rewardmath_gives_the_published_accuracies_and_ranks(published_scores: Path, tmp_path: Path) -> None:
     files = {
         "ArmoRM": "ArmoRM", "beaver-7b-v2.0-reward?": "beaver", "internlm2-7b-reward": "internlm2", "oasst-rm-2.1-pythia-1.4b": "oasst-rm",
         "Skywork-Reward-Llama-3.1-8B": "skywork_llama3",
     }  # fmt: skip
     rows = []
     for name, file in files.items():
-        with (PUBLISHED / "rewardmath" / f"{file}_reward.csv").open() as table:
+        with (published_scores / "rewardmath" / f"{file}_reward.csv").open() as table:
             for line in csv.DictReader(table):
                 rewards = [float(line[key]) for key in ("chosen", *(f"rej{i}" for i in range(9)))]
                 known = {"checkpoint": name, "subset": "math", "item": line["idx"]}
                 rows += [{**known, "response": i, "preferred": i == 0, "reward": reward} for i, reward in enumerate(rewards)]
     found = evaluated(rows, "rewardmath", tmp_path)
-    published = json.loads((PUBLISHED / "rewardmath" / "computed.json").read_text())["computed"]
+    published = json.loads((published_scores / "rewardmath" / "computed.json").read_text())["computed"]
     for name in files:
         native = found[name]["native"]
         assert 100 * native["accuracy"] == pytest.approx(published[name]["acc_1_of_10"], abs=0.006)
@@ -70,8 +72,8 @@ def test_rewardmath_gives_the_published_accuracies_and_ranks(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("model", ["RM-R1-DeepSeek-Distilled-Qwen-32B", "RM-R1-Qwen2.5-Instruct-32B"])
-def test_rewardbench1_sections_follow_from_the_subsets(model: str) -> None:
-    folder = PUBLISHED / "rewardbench1"
+def test_rewardbench1_sections_follow_from_the_subsets(published_scores: Path, model: str) -> None:
+    folder = published_scores / "rewardbench1"
     subsets = json.loads((folder / f"{model}.each_small_section_score.json").read_text())
     published = json.loads((folder / f"{model}.main_score.json").read_text())
     found = rewardbench1.sections({name: value for name, value in subsets.items() if isinstance(value, float | int)})
@@ -79,7 +81,7 @@ def test_rewardbench1_sections_follow_from_the_subsets(model: str) -> None:
     assert found["average"] == pytest.approx(published["avg_Result_each_section"])
 
 
-def test_rewardbench1_counts_are_the_published_ones() -> None:
-    published = json.loads((PUBLISHED / "rewardbench1" / "constants_and_beaver.json").read_text())
+def test_rewardbench1_counts_are_the_published_ones(published_scores: Path) -> None:
+    published = json.loads((published_scores / "rewardbench1" / "constants_and_beaver.json").read_text())
     assert published["EXAMPLE_COUNTS"] == rewardbench1.WEIGHTS
     assert {name: list(subsets) for name, subsets in rewardbench1.SECTIONS.items()} == published["SUBSET_MAPPING"]

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from worldpm.curves.forms import FORMS, Array, curve
+from worldpm.curves.solver import HUBER, LOG_SQUARES, SQUARES, Objective, fit
 from worldpm.laws import compute_optimal, evidence, verdicts
 from worldpm.laws.compute_optimal import Runs
 from worldpm.laws.evidence import Points
-from worldpm.curves.forms import FORMS, Array, curve
-from worldpm.curves.solver import HUBER, LOG_SQUARES, SQUARES, Objective, fit
 
 SIZES = np.geomspace(1e4, 1e7, 8)
 

@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import SHARED
+from worldpm.benchmarks import preference_set
+from worldpm.datasets import preference_sets
+from worldpm.datasets.training_data import TrainingData
 from worldpm.errors import ConfigError, DataError
 from worldpm.records import Message, PreferenceGroup
-from worldpm.datasets import preference_sets
-from worldpm.benchmarks import preference_set
-from worldpm.datasets.training_data import TrainingData
 
 
 def read(folder: Path, *rows: Any, name: str = "train.jsonl") -> tuple[list[PreferenceGroup], Counter[str]]:
@@ -210,10 +209,9 @@ def test_a_folder_of_parquet_is_data_and_an_empty_one_is_refused(tmp_path: Path)
         TrainingData.find([str(tmp_path / "empty")])
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real benchmark files are not here")
-def test_hh_rlhf_is_read_whole_but_for_the_five_pairs_that_differ_earlier() -> None:
+def test_hh_rlhf_is_read_whole_but_for_the_five_pairs_that_differ_earlier(real_data: Path) -> None:
     drops: Counter[str] = Counter()
-    path = SHARED / "benchmarks" / "hh-rlhf" / "harmless-base_test.jsonl.gz"
+    path = real_data / "benchmarks" / "hh-rlhf" / "harmless-base_test.jsonl.gz"
     groups = list(preference_sets.read([path], "test", drops))
     assert sum(len(group.preferences) for group in groups) + drops["pair of equal responses"] == 2307
     assert drops["pair whose sides differ before the last response"] == 5

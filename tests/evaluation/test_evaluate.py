@@ -9,14 +9,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import SHARED, run
-from worldpm.errors import ConfigError, DataError
-from worldpm.records import Message, Preference, Response
-from worldpm.storage import folders, tables
+from tests.conftest import run
 from worldpm.benchmarks import catalogue, groups, llmbar
 from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.metrics import metrics
+from worldpm.errors import ConfigError, DataError
+from worldpm.evaluation import run as evaluation_run
+from worldpm.records import Message, Preference, Response
 from worldpm.stats.style import style_of
+from worldpm.storage import folders, parquet
 
 
 def item(name: str, texts: Sequence[str], preferences: Sequence[tuple[int, int]], *, subset: str = "a") -> Item:
@@ -72,7 +73,7 @@ def test_style_is_counted_outside_code() -> None:
 
 
 def test_results_keep_the_raw_rewards_and_the_metrics_follow_from_them(road: Path) -> None:
-    rewards = list(tables.read_rows(road / "results" / "rewards.parquet"))
+    rewards = list(parquet.read_rows(road / "results" / "rewards.parquet"))
     items = groups.read(road / "groups")
     by_item: dict[str, list[float]] = {}
     for row in rewards:
@@ -88,8 +89,8 @@ def test_results_keep_the_raw_rewards_and_the_metrics_follow_from_them(road: Pat
 
 
 def test_the_tables_of_results_fit_together(road: Path) -> None:
-    items = {(row["item"], row["response"]): row for row in tables.read_rows(road / "results" / "items.parquet")}
-    for row in tables.read_rows(road / "results" / "preferences.parquet"):
+    items = {(row["item"], row["response"]): row for row in parquet.read_rows(road / "results" / "items.parquet")}
+    for row in parquet.read_rows(road / "results" / "preferences.parquet"):
         chosen, rejected = (items[row["item"], row[side]] for side in ("chosen", "rejected"))
         assert chosen["votes"] - rejected["votes"] == row["strength"]
 
@@ -165,9 +166,8 @@ def test_wrong_inputs_are_named(road: Path, tmp_path: Path, capsys: pytest.Captu
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real benchmarks is not here")
-def test_the_longer_output_wins_in_llmbar_as_often_as_is_known() -> None:
-    items = llmbar.read(SHARED / "benchmarks" / "llmbar")
+def test_the_longer_output_wins_in_llmbar_as_often_as_is_known(real_data: Path) -> None:
+    items = llmbar.read(real_data / "benchmarks" / "llmbar")
     longer = {
         name: metrics(chosen, [[0.0, 0.0]] * len(chosen))["nulls"]["longer"]
         for name in llmbar.PLACES
@@ -334,22 +334,20 @@ def test_checkpoints_are_compared_and_shown_side_by_side(road: Path, tmp_path: P
 
 
 def test_an_evaluation_goes_on_without_scoring_anything_again(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from worldpm.evaluation import run
-
-    monkeypatch.setattr(evaluate, "ITEMS_AT_ONCE", 5)
+    monkeypatch.setattr(evaluation_run, "ITEMS_AT_ONCE", 5)
     words = ("evaluate", road / "checkpoint", "--on", road / "groups", "--out", tmp_path / "results")
-    whole = run._conditions
+    whole = evaluation_run._conditions
 
     def fail(*arguments: object) -> dict[str, object]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "_conditions", fail)
+    monkeypatch.setattr(evaluation_run, "_conditions", fail)
     assert run(*words) == 1
     scored = {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / ".progress" / "rewards").rglob("*.parquet")}
     assert len(scored) > 2
     torn = min(scored)
     torn.write_bytes(b"half")
-    monkeypatch.setattr(evaluate, "_conditions", whole)
+    monkeypatch.setattr(evaluation_run, "_conditions", whole)
     assert run(*words) == 0
     log = (tmp_path / "results" / "timings.jsonl").read_text()
     assert log.count("rewards-checkpoint-groups") == len(scored)
@@ -359,8 +357,8 @@ def test_an_evaluation_goes_on_without_scoring_anything_again(road: Path, tmp_pa
 
 
 def test_items_of_one_prompt_are_scored_as_one_group(road: Path) -> None:
-    from worldpm.scoring.scorer import Scorer
     from worldpm.evaluation.run import _score_items
+    from worldpm.scoring.scorer import Scorer
 
     scorer = Scorer.load(road / "checkpoint", cut=True)
     shared = [item("same", texts, [(0, 1)]) for texts in (["a b c", "d"], ["d", "e f"], ["a b c", "e f"])]

@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import run
 from worldpm.errors import ConfigError, DataError
-from worldpm.storage import folders
 from worldpm.evaluation import win_rates
+from worldpm.storage import folders
 
 Json = dict[str, Any]
 

@@ -7,9 +7,9 @@ import pytest
 
 from tests.conftest import run
 from worldpm import Message, Scorer
-from worldpm.errors import WorldPMError
-from worldpm.storage import folders, tables
 from worldpm.datasets import preference_sets
+from worldpm.errors import WorldPMError
+from worldpm.storage import folders, parquet
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,9 @@ def exported(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_pair_of_every_group_is_written_with_its_prompt(road: Path, exported: Path) -> None:
-    groups = {row["group_id"]: row for row in tables.read_rows(road / "groups" / "simulated.parquet")}
+    groups = {row["group_id"]: row for row in parquet.read_rows(road / "groups" / "simulated.parquet")}
     for split in ("train", "validation", "test"):
-        rows = list(tables.read_rows(exported / "data" / f"{split}.parquet"))
+        rows = list(parquet.read_rows(exported / "data" / f"{split}.parquet"))
         mine = [group for group in groups.values() if group["split"] == split]
         assert len(rows) == sum(len(group["preferences"]) for group in mine)
         for row in rows:
@@ -56,8 +56,8 @@ def test_our_own_training_reads_it_back(exported: Path) -> None:
 def test_credits_go_along(road: Path, exported: Path) -> None:
     with (exported / "ATTRIBUTION.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    responses = sum(len(row["responses"]) for row in tables.read_rows(road / "groups" / "simulated.parquet"))
-    groups = sum(1 for _ in tables.read_rows(road / "groups" / "simulated.parquet"))
+    responses = sum(len(row["responses"]) for row in parquet.read_rows(road / "groups" / "simulated.parquet"))
+    groups = sum(1 for _ in parquet.read_rows(road / "groups" / "simulated.parquet"))
     assert len(rows) == responses + groups  # who answered, and who asked
     assert "CC BY-SA" in (exported / "README.md").read_text()
 

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHARED, TWO_ANSWERS, posts_xml, run, spawn
-from worldpm.storage import tables
+from tests.conftest import TWO_ANSWERS, posts_xml, run, spawn
+from worldpm.storage import parquet
 
 NO_SPARK = find_spec("pyspark") is None or shutil.which("java") is None
 
 
-def rows(folder: Path) -> dict[str, list[tables.Json]]:
-    return {path.name: list(tables.read_rows(path)) for path in sorted(folder.glob("*.parquet"))}
+def rows(folder: Path) -> dict[str, list[parquet.Json]]:
+    return {path.name: list(parquet.read_rows(path)) for path in sorted(folder.glob("*.parquet"))}
 
 
 @pytest.mark.skipif(NO_SPARK, reason="Spark (pip install 'worldpm[spark]') or Java is not here")
-def test_threads_and_groups_are_the_same_row_by_row(tmp_path: Path) -> None:
-    sites = sorted((SHARED / "stackexchange").glob("[am]*.7z"))
+def test_threads_and_groups_are_the_same_row_by_row(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    sites = sorted((request.config.getoption("--data") / "stackexchange").glob("[am]*.7z"))
     if not sites:
         (tmp_path / "site" / "Posts.xml").parent.mkdir()
         (tmp_path / "site" / "Posts.xml").write_bytes(posts_xml(TWO_ANSWERS))

@@ -13,9 +13,9 @@ import zstandard
 
 from tests.conftest import run
 from worldpm.errors import DataError
-from worldpm.records import Thread
-from worldpm.storage import folders, schema, tables
 from worldpm.forums import generic, json_lines, reddit
+from worldpm.records import Thread
+from worldpm.storage import folders, parquet, schema
 
 Json = dict[str, Any]
 
@@ -46,7 +46,7 @@ def lines(*rows: Json) -> bytes:
 
 
 def read_threads(folder: Path) -> list[Thread]:
-    return [thread for path in tables.paths_of(folder) for batch in tables.read_batches(path) for thread in schema.threads_of(batch)]
+    return [thread for path in parquet.paths_of(folder) for batch in parquet.read_batches(path) for thread in schema.threads_of(batch)]
 
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -122,7 +122,7 @@ def test_submissions_and_comments_share_a_name(name: str, site: str) -> None:
 def test_rows_of_our_own_tables_are_threads_too(tmp_path: Path) -> None:
     (tmp_path / "desk.jsonl").write_bytes(lines(THREAD))
     assert run("ingest", tmp_path / "desk.jsonl", "--out", tmp_path / "threads") == 0
-    (row,) = (row for path in tables.paths_of(tmp_path / "threads") for row in tables.read_rows(path))
+    (row,) = (row for path in parquet.paths_of(tmp_path / "threads") for row in parquet.read_rows(path))
     odd = {**row, "thread_id": "desk/9", "responses": 5}
     again = [json.loads(json.dumps(one, default=str)) for one in (row, {**row, "thread_id": "other/7"}, odd)]
     (tmp_path / "again").mkdir()

@@ -4,15 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from worldpm.records import Preference
-from worldpm.evaluation import tfidf
-from worldpm.evaluation import planted
 from worldpm.benchmarks.items import Item
 from worldpm.benchmarks.metrics import accuracy, metrics
+from worldpm.evaluation import planted, tfidf
 from worldpm.forums import hobbies
 from worldpm.forums.hobbies import Truth
 from worldpm.options.group import GroupRules
 from worldpm.preferences.grouping import Tally, group_thread
+from worldpm.records import Preference
 
 Forum = list[tuple[Item, tuple[Truth, ...]]]
 

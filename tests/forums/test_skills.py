@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import run
-from worldpm.storage import tables
 from worldpm.forums import skills
+from worldpm.storage import parquet
 
 
 def walked(body: str) -> str:
@@ -71,4 +71,4 @@ def test_simulate_writes_the_forum_and_its_tests(tmp_path: Path, forum: str) -> 
     files = json.loads((tmp_path / "threads" / "manifest.json").read_text())["files"]
     tests = {name for name in files if name.startswith("tests/")}
     assert tests == {f"tests/{name}.parquet" for name in skills.tests(seed=0, variant=forum)}  # type: ignore[arg-type]
-    assert tables.count_rows(tmp_path / "threads" / "tests" / "adversarial.parquet") == skills.ADVERSARIAL_ITEMS
+    assert parquet.count_rows(tmp_path / "threads" / "tests" / "adversarial.parquet") == skills.ADVERSARIAL_ITEMS

@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import ANSWER, QUESTION, TWO_ANSWERS, posts_xml, run
 from worldpm.errors import DataError
-from worldpm.storage import folders, tables
 from worldpm.forums import stackexchange
+from worldpm.storage import folders, parquet
 
 Dump = Callable[..., Path]
 
@@ -29,7 +29,7 @@ def test_a_thread_comes_out_as_it_was_written(dump: Dump, tmp_path: Path) -> Non
         'Body="&lt;p&gt;What is &lt;code&gt;x&lt;/code&gt;?&lt;/p&gt;&#xA;" Title="A &amp; B" Tags="&lt;a-b&gt;&lt;c&gt;" />'
     )
     assert run("ingest", dump([question, *TWO_ANSWERS[1:]]), "--out", tmp_path / "threads") == 0
-    (thread,) = tables.read_rows(tmp_path / "threads" / "site.parquet")
+    (thread,) = parquet.read_rows(tmp_path / "threads" / "site.parquet")
     assert (thread["thread_id"], thread["source"], thread["site"]) == ("site/1", "stackexchange", "site")
     assert (thread["title"], thread["body"], thread["tags"], thread["votes"]) == ("A & B", "What is `x`?", ["a-b", "c"], -1)
     assert thread["created"].isoformat() == "2016-08-02T15:39:14.947000+00:00"
@@ -75,7 +75,7 @@ def test_a_row_that_fits_no_thread_is_left_out_for_one_counted_reason(dump: Dump
     found = folders.manifest(tmp_path / "threads")
     assert found["drops"]["site"] == {reason: 1}
     assert found["counts"]["site"] == {"threads": 1, "responses": 2, "threads with two responses or more": 1}
-    (thread,) = tables.read_rows(tmp_path / "threads" / "site.parquet")
+    (thread,) = parquet.read_rows(tmp_path / "threads" / "site.parquet")
     assert [r["votes"] for r in thread["responses"]] == [5, -2]
 
 
@@ -83,7 +83,7 @@ def test_a_closed_question_says_when_and_is_dropped_on_request(dump: Dump, tmp_p
     closed = QUESTION.format(id=1).replace('Score="3"', 'Score="3" ClosedDate="2020-03-01T10:00:00.000"')
     open_too = (QUESTION.format(id=4), ANSWER.format(id=5, parent=4, votes=5), ANSWER.format(id=6, parent=4, votes=1))
     assert run("ingest", dump([closed, *TWO_ANSWERS[1:], *open_too]), "--out", tmp_path / "threads") == 0
-    rows = {row["thread_id"]: row["closed"] for row in tables.read_rows(tmp_path / "threads" / "site.parquet")}
+    rows = {row["thread_id"]: row["closed"] for row in parquet.read_rows(tmp_path / "threads" / "site.parquet")}
     assert {name: str(date) for name, date in rows.items()} == {"site/1": "2020-03-01 10:00:00+00:00", "site/4": "None"}
     assert run("group", tmp_path / "threads", "--out", tmp_path / "all") == 0
     assert run("group", tmp_path / "threads", "--drop-closed", "--out", tmp_path / "open") == 0
@@ -94,7 +94,7 @@ def test_a_closed_question_says_when_and_is_dropped_on_request(dump: Dump, tmp_p
 def test_an_empty_body_and_an_unanswered_question_are_kept(dump: Dump, tmp_path: Path) -> None:
     empty = '<row Id="2" PostTypeId="1" CreationDate="2020-01-01T00:00:00" Score="0" Title="t" Body="" />'
     assert run("ingest", dump([QUESTION.format(id=1), empty]), "--out", tmp_path / "threads") == 0
-    assert [(t["body"], t["responses"]) for t in tables.read_rows(tmp_path / "threads" / "site.parquet")] == [("Q1", []), ("", [])]
+    assert [(t["body"], t["responses"]) for t in parquet.read_rows(tmp_path / "threads" / "site.parquet")] == [("Q1", []), ("", [])]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import SHARED, run
+from tests.conftest import run
 from worldpm.laws import measurements
 
-GADRE = SHARED / "published" / "gadre" / "gadre_104_models.csv"
 SMALL_RUNS = ("d=96_l=8_h=4-1.0", "d=512_l=8_h=4-1.0", "d=576_l=24_h=8-1.0", "d=1024_l=24_h=8-1.0", "d=96_l=8_h=4-16.0")
 Json = dict[str, Any]
 
@@ -67,9 +66,8 @@ def test_the_same_words_again_do_nothing_and_others_are_refused(tmp_path: Path, 
     assert "choose" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not GADRE.exists(), reason="needs the published runs of Gadre et al.")
-def test_the_published_errors_of_gadre_come_out(tmp_path: Path) -> None:
-    with GADRE.open() as file:
+def test_the_published_errors_of_gadre_come_out(real_data: Path, tmp_path: Path) -> None:
+    with (real_data / "published" / "gadre" / "gadre_104_models.csv").open() as file:
         runs = {row["name"].removeprefix("rpj-"): row for row in csv.DictReader(file) if row["dataset"] == "rpj"}
     tested = ("open_lm_1b-32.0", "open_lm_7b-1.0")
     rows = [

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from tests.conftest import run
-from tests.test_families import FAMILIES, GROUPS, model_of
+from tests.model.test_families import FAMILIES, GROUPS, model_of
 from worldpm import Scorer
 from worldpm.model import adapters
 

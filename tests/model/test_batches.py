@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from worldpm.errors import CheckpointError, DataError
-from worldpm.records import Message
 from worldpm.model import chat
 from worldpm.model.encoder import EncodedGroup, Encoder, Limits
 from worldpm.model.packing import pack
-from worldpm.training.steps import steps_of
 from worldpm.model.tokenizer import train_tokenizer
+from worldpm.records import Message
+from worldpm.training.steps import steps_of
 
 ROOMY = Limits(max_length=512, prompt_length=256)
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from worldpm import Message, Scorer
 from worldpm.errors import CheckpointError, ConfigError, DataError, NotFiniteError
 from worldpm.model import chat
-from worldpm.storage import folders
 from worldpm.scoring import scorer
+from worldpm.storage import folders
 
 PROMPT, RESPONSES = "How many grams does rye bread take?", ["Rye bread takes 14 grams.", "Read the basics first.", ""]
 

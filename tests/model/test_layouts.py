@@ -18,11 +18,10 @@ from transformers import (
     Qwen2Model,
 )
 
-from tests.test_families import FAMILIES, GROUPS, model_of
+from tests.model.test_families import FAMILIES, GROUPS, model_of
 from worldpm import Message, Scorer
 from worldpm.errors import CheckpointError, ConfigError
-from worldpm.model import chat
-from worldpm.model import checkpoint, sources
+from worldpm.model import chat, checkpoint, sources
 from worldpm.model.encoder import Encoder, Limits
 from worldpm.model.tokenizer import train_tokenizer
 
@@ -92,7 +91,7 @@ def test_the_released_layout_is_read_at_its_end_token_with_an_empty_system_turn(
 
 
 def test_the_readmes_example_of_the_released_weights_runs(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     snippet = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Qwen/WorldPM-72B" in block)
     exec(compile(snippet.replace("Qwen/WorldPM-72B", str(released)), "README.md", "exec"), {})
     assert len(json.loads(capsys.readouterr().out)) == 2

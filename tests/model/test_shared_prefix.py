@@ -10,8 +10,9 @@ from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
 from worldpm.model import shared_prefix
 from worldpm.model.encoder import EncodedGroup
-from worldpm.model.reward_model import RewardModel, Size, build
+from worldpm.model.reward_model import RewardModel, build
 from worldpm.model.shared_prefix import plan_row
+from worldpm.model.sizes import Size
 
 SMALL = Size(layers=2, width=32, heads=4, feed_forward=48, vocabulary=60, lr=1e-3, batch_pairs=4, epochs=1, decay=0.0)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from worldpm.benchmarks.items import Item, better_first
 from worldpm.errors import ConfigError, DataError
+from worldpm.evaluation import strata
+from worldpm.preferences.contamination import Index, Place, texts_in
 from worldpm.records import Message, Preference, PreferenceGroup, Response
 from worldpm.storage import rows
-from worldpm.evaluation import strata
-from worldpm.benchmarks.items import Item, better_first
-from worldpm.preferences.contamination import Index, Place, texts_in, texts_of
 
 WORDS = " ".join(f"word{i}" for i in range(20))
 
@@ -24,7 +24,7 @@ def group(prompt: str, *responses: str) -> PreferenceGroup:
 
 
 def test_the_longest_run_of_words_is_found_whatever_stands_between_them() -> None:
-    index = Index({"bench": texts_of([better_first("a", "x", f"Before. {WORDS}", ["yes"], ["no"])])})
+    index = Index({"bench": [better_first("a", "x", f"Before. {WORDS}", ["yes"], ["no"])]})
     shared = " ".join(WORDS.upper().split()[:15])
     assert [(one.place, one.words) for one in index.overlaps(group(f"so, {shared}!"))] == [(Place("bench", "x"), 15)]
     assert index.overlaps(group(" ".join(WORDS.split()[:12]))) == []
@@ -32,17 +32,17 @@ def test_the_longest_run_of_words_is_found_whatever_stands_between_them() -> Non
 
 
 def test_a_set_phrase_of_many_items_is_no_overlap() -> None:
-    index = Index({"bench": texts_of(better_first("a", str(i), f"{i} {WORDS}", ["yes"], ["no"]) for i in range(11))})
+    index = Index({"bench": [better_first("a", str(i), f"{i} {WORDS}", ["yes"], ["no"]) for i in range(11)]})
     assert index.overlaps(group(WORDS)) == []
 
 
 def test_many_items_of_one_prompt_are_no_set_phrase() -> None:
     items = [better_first("a", str(i), WORDS, [f"yes {i}"], ["no"]) for i in range(30)]
-    assert len(Index({"bench": texts_of(items)}).overlaps(group(WORDS))) == 30
+    assert len(Index({"bench": items}).overlaps(group(WORDS))) == 30
 
 
 def test_items_that_overlap_are_told_by_benchmark() -> None:
-    index = Index({name: texts_of([better_first("a", name, WORDS, ["yes"], ["no"])]) for name in ("one", "two")})
+    index = Index({name: [better_first("a", name, WORDS, ["yes"], ["no"])] for name in ("one", "two")})
     assert index.found_in([group("Q"), group(WORDS)]) == {"one": {"one"}, "two": {"two"}}
 
 

@@ -11,12 +11,12 @@ import pytest
 
 from tests.conftest import run, thread_of
 from worldpm.errors import DataError
-from worldpm.records import PreferenceGroup, Thread
-from worldpm.storage import folders, schema, tables
-from worldpm.preferences import cleaning, grouping, near_duplicates, splits
 from worldpm.options.group import GroupRules, Rule
+from worldpm.preferences import cleaning, grouping, near_duplicates, splits
 from worldpm.preferences.grouping import Learned, Tally, group_thread
 from worldpm.preferences.near_duplicates import Text
+from worldpm.records import PreferenceGroup, Thread
+from worldpm.storage import folders, parquet, schema
 
 
 def made(thread: Thread, rules: GroupRules | None = None, learned: Learned | None = None) -> tuple[PreferenceGroup | None, dict[str, int]]:
@@ -102,8 +102,8 @@ def test_splits_have_their_shares_and_a_larger_one_only_takes_from_training() ->
 def test_a_record_survives_the_disk(tmp_path: Path) -> None:
     group, _ = made(thread_of(3, 1))
     assert group is not None
-    tables.write_parquet(tmp_path / "g.parquet", tables.rows_to_batches([schema.group_to_row(group)], schema.GROUPS), schema.GROUPS)
-    (row,) = tables.read_rows(tmp_path / "g.parquet", schema.GROUPS)
+    parquet.write_parquet(tmp_path / "g.parquet", parquet.rows_to_batches([schema.group_to_row(group)], schema.GROUPS), schema.GROUPS)
+    (row,) = parquet.read_rows(tmp_path / "g.parquet", schema.GROUPS)
     assert schema.group_from_row(row, tmp_path) == group
     for preference in row["preferences"]:
         del preference["probability"]  # a label that is taken as certain
@@ -115,7 +115,7 @@ def test_rows_make_the_same_bytes_however_they_were_batched(tmp_path: Path) -> N
     assert group is not None
     rows = [schema.group_to_row(group)] * 20_000
     for size in (100, 7000):
-        tables.write_parquet(tmp_path / str(size), tables.rows_to_batches(rows, schema.GROUPS, size=size), schema.GROUPS)
+        parquet.write_parquet(tmp_path / str(size), parquet.rows_to_batches(rows, schema.GROUPS, size=size), schema.GROUPS)
     assert (tmp_path / "100").read_bytes() == (tmp_path / "7000").read_bytes()
 
 
@@ -134,8 +134,8 @@ def test_a_site_without_a_thread_of_two_answers_is_an_error_that_says_so(tmp_pat
     output = folders.begin(tmp_path / "threads", step="ingest", config={}, inputs=[])
     assert output is not None
     with output:
-        rows = tables.rows_to_batches(map(schema.thread_to_row, lone), schema.THREADS)
-        output.part("site.parquet", lambda aside: {"rows": tables.write_parquet(aside, rows, schema.THREADS)})
+        rows = parquet.rows_to_batches(map(schema.thread_to_row, lone), schema.THREADS)
+        output.part("site.parquet", lambda aside: {"rows": parquet.write_parquet(aside, rows, schema.THREADS)})
         output.finish(counts={})
     assert run("group", tmp_path / "threads", "--out", tmp_path / "groups") == 2
     assert "no group is left, so there is nothing to learn from (" in capsys.readouterr().err
@@ -150,10 +150,10 @@ def test_rules_that_leave_nothing_leave_the_folder_free(road: Path, tmp_path: Pa
 def test_a_bare_parquet_file_of_groups_trains_with_a_warning_and_is_judged(
     road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = list(tables.read_rows(road / "groups" / "simulated.parquet", schema.GROUPS))
+    rows = list(parquet.read_rows(road / "groups" / "simulated.parquet", schema.GROUPS))
     for split in ("train", "test"):
         mine = [row for row in rows if row["split"] == split][:12]
-        tables.write_parquet(tmp_path / f"{split}.parquet", tables.rows_to_batches(mine, schema.GROUPS), schema.GROUPS)
+        parquet.write_parquet(tmp_path / f"{split}.parquet", parquet.rows_to_batches(mine, schema.GROUPS), schema.GROUPS)
     options = ("--model", "tiny", "--max-steps", 1, "--batch-pairs", 4, "--max-length", 128)
     assert run("train", tmp_path / "train.parquet", *options, "--out", tmp_path / "checkpoint") == 0
     assert "no validation groups" in caplog.text
@@ -183,7 +183,7 @@ SOUND = {"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weigh
 )
 def test_a_group_that_says_nothing_sensible_is_refused(road: Path, change: dict[str, object], told: str) -> None:
     path = road / "groups" / "simulated.parquet"
-    row = next(tables.read_rows(path, schema.GROUPS))
+    row = next(parquet.read_rows(path, schema.GROUPS))
     with pytest.raises(DataError, match=r"simulated.parquet: group 'simulated/\d+'.*" + told):
         schema.group_from_row({**row, **change}, path)
 
@@ -283,7 +283,7 @@ def test_the_most_voted_of_near_duplicates_is_kept(tmp_path: Path) -> None:
     ]
     texts += [Text(1, "e", 1, "no", "t"), Text(0, "question", 1, LONG, "question")]  # too short, and of another kind
     for name, some in (("x", texts[:2]), ("y", texts[2:])):
-        tables.write_parquet(tmp_path / name, [near_duplicates.bands(some)], near_duplicates.SCHEMA)
+        parquet.write_parquet(tmp_path / name, [near_duplicates.bands(some)], near_duplicates.SCHEMA)
     assert near_duplicates.duplicates([tmp_path / "x", tmp_path / "y"], spill=tmp_path) == {"b", "c"}
 
 
@@ -295,7 +295,7 @@ def test_one_copy_of_a_thread_stays_with_its_answers(tmp_path: Path) -> None:
         *(Text(1, f"{site}/1#{number}", votes, answers[number], f"{site}/1")
           for site, votes in (("alpha", 3), ("beta", 30)) for number in range(2)),
     ]  # fmt: skip
-    tables.write_parquet(tmp_path / "x", [near_duplicates.bands(texts)], near_duplicates.SCHEMA)
+    parquet.write_parquet(tmp_path / "x", [near_duplicates.bands(texts)], near_duplicates.SCHEMA)
     assert near_duplicates.duplicates([tmp_path / "x"], spill=tmp_path) == {"beta/1"}  # its answers go with it, and oust none
 
 
@@ -329,14 +329,14 @@ def finished(folder: Path, **sites: list[Thread]) -> Path:
     assert output is not None
     with output:
         for site, threads in sites.items():
-            rows = tables.rows_to_batches(map(schema.thread_to_row, threads), schema.THREADS)
-            output.part(f"{site}.parquet", lambda aside, rows=rows: {"rows": tables.write_parquet(aside, rows, schema.THREADS)})  # type: ignore[misc]
+            rows = parquet.rows_to_batches(map(schema.thread_to_row, threads), schema.THREADS)
+            output.part(f"{site}.parquet", lambda aside, rows=rows: {"rows": parquet.write_parquet(aside, rows, schema.THREADS)})  # type: ignore[misc]
         output.finish(counts={})
     return folder
 
 
 def read_groups(folder: Path) -> list[PreferenceGroup]:
-    return [schema.group_from_row(row, path) for path in tables.paths_of(folder) for row in tables.read_rows(path, schema.GROUPS)]
+    return [schema.group_from_row(row, path) for path in parquet.paths_of(folder) for row in parquet.read_rows(path, schema.GROUPS)]
 
 
 def varied(site: str, count: int) -> list[Thread]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import thread_of
-from worldpm.records import Answer, Preference
 from worldpm.preferences import vote_noise, votes
 from worldpm.preferences.vote_noise import VoteNoise
+from worldpm.records import Answer, Preference
 
 
 def test_every_pair_of_different_votes_counts_and_a_thread_counts_once() -> None:

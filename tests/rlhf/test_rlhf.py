@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import run
-from tests.test_serve import process
+from tests.serving.test_serve import process
 from worldpm import Scorer
 from worldpm.errors import ConfigError, WorldPMError
 from worldpm.rlhf.judge import Guards, RemoteJudge, judge_of, rewards_of
@@ -175,7 +175,7 @@ def test_best_of_n_from_the_command_line(road: Path, tmp_path: Path, capsys: pyt
 
 def test_a_policy_learns_from_the_reward(road: Path, tmp_path: Path) -> None:
     pytest.importorskip("trl", reason="TRL is an extra: pip install 'worldpm[rlhf]'")
-    script = Path(__file__).parents[1] / "runs" / "rlhf_trl.py"
+    script = Path(__file__).parents[2] / "runs" / "rlhf_trl.py"
     command = [sys.executable, script, road / "checkpoint", "tiny", road / "groups", tmp_path / "out", "60"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldpm.stats import calibration
 from worldpm.errors import ConfigError
 from worldpm.scoring import confidence
 from worldpm.scoring.confidence import Confidence, Settings, StyleModel, choose, read_settings
+from worldpm.stats import calibration
 
 PLAIN = {"length": 10.0, "headers": 0.0, "lists": 0.0, "bold": 0.0, "code": 0.0, "links": 0.0}
 

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import run
 from worldpm.errors import ConfigError, DataError
+from worldpm.options.serve import ServeOptions
 from worldpm.serving import decision_log
 from worldpm.serving.decision_log import Decision, DecisionLog
-from worldpm.serving.run import Config, assemble
+from worldpm.serving.run import assemble
 
 
 def decision(number: int) -> Decision:
@@ -116,7 +117,7 @@ def test_a_log_that_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_export_and_replay_of_a_served_log(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log, table = tmp_path / "log.sqlite", tmp_path / "log.parquet"
-    application, service = assemble(Config(model=str(road / "checkpoint"), log=log))
+    application, service = assemble(ServeOptions(model=str(road / "checkpoint"), log=log))
     with TestClient(application) as client:
         client.post("/v1/rewards", json={"prompt": "a", "responses": ["b", "c d"]})
         client.post("/classify", json={"input": ["a text", "another"]})
@@ -145,7 +146,7 @@ def test_export_and_replay_of_a_served_log(road: Path, tmp_path: Path, capsys: p
 
 def test_hashes_in_place_of_inputs(road: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.sqlite"
-    application, service = assemble(Config(model=str(road / "checkpoint"), log=log, log_hashes=True))
+    application, service = assemble(ServeOptions(model=str(road / "checkpoint"), log=log, log_hashes=True))
     with TestClient(application) as client:
         client.post("/v1/rewards", json={"prompt": "a secret", "responses": ["b"]})
     assert service.decisions is not None

@@ -12,7 +12,7 @@ import yaml
 
 from worldpm.serving.prometheus import Metrics
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMTOOL = shutil.which("promtool")
 
 

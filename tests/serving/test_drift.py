@@ -9,8 +9,9 @@ from fastapi.testclient import TestClient
 
 from tests.conftest import run
 from worldpm.errors import DataError
+from worldpm.options.serve import ServeOptions
 from worldpm.serving import decision_log, drift
-from worldpm.serving.run import Config, assemble
+from worldpm.serving.run import assemble
 
 
 def requests(generator: np.random.Generator, size: int, *, mean: float = 0.0) -> np.ndarray:
@@ -62,7 +63,7 @@ def test_drift_is_told_by_a_server_with_a_reference_of_its_own_log(road: Path, t
     monkeypatch.setattr(drift, "LEAST", 40)
     monkeypatch.setattr(drift, "WINDOW", 40)
     assert run("log", "reference", log, "--out", saved) == 2
-    application, service = assemble(Config(model=str(road / "checkpoint"), log=log))
+    application, service = assemble(ServeOptions(model=str(road / "checkpoint"), log=log))
     assert service.decisions is not None
     with TestClient(application) as client:
         for number in range(60):
@@ -71,7 +72,7 @@ def test_drift_is_told_by_a_server_with_a_reference_of_its_own_log(road: Path, t
     assert decision_log.verify(log).decisions == 60
     assert run("log", "reference", log, "--out", saved) == 0
     assert len(json.loads(saved.read_text())["reward"]) == 60
-    application, _ = assemble(Config(model=str(road / "checkpoint"), reference=saved))
+    application, _ = assemble(ServeOptions(model=str(road / "checkpoint"), reference=saved))
     with TestClient(application) as client:
         for number in range(40):
             client.post("/v1/rewards", json={"prompt": f"a much longer question than before, {number}", "responses": ["no"]})

@@ -1,6 +1,5 @@
 """The server: every client's route, limits before the model, the same rewards as offline, and nothing lost."""
 
-import asyncio
 import contextlib
 import json
 import math
@@ -26,12 +25,12 @@ from fastapi.testclient import TestClient
 from tests.conftest import run
 from worldpm import Scorer
 from worldpm.errors import ConfigError, DataError
+from worldpm.options.serve import ServeOptions
 from worldpm.records import Message
-from worldpm.serving import decision_log
 from worldpm.scoring.scorer import Request
-from worldpm.serving import app
-from worldpm.serving.backends import LocalEngine
-from worldpm.serving.run import Config, assemble
+from worldpm.serving import app, decision_log
+from worldpm.serving.backends import EXPLAINED_AT_ONCE, LocalEngine
+from worldpm.serving.run import assemble
 
 PROMPT, ANSWERS = "How long should I bake a loaf?", ["About 40 minutes at 220 C.", "This was asked before.", "Who knows?"]
 RECORDED = Path(__file__).with_name("vllm_replies.txt")
@@ -42,7 +41,7 @@ Json = dict[str, Any]
 @contextmanager
 def server(road: Path, **options: Any) -> Iterator[TestClient]:
     """The application within this process."""
-    application, service = assemble(Config(model=str(road / "checkpoint"), name="tinyrm", **options))
+    application, service = assemble(ServeOptions(model=str(road / "checkpoint"), name="tinyrm", **options))
     with TestClient(application, raise_server_exceptions=False) as client:
         yield client
     if service.decisions is not None:
@@ -255,19 +254,21 @@ def test_a_deadline_that_passed_is_503_and_not_computed(client: TestClient) -> N
 
 
 def test_a_deadline_holds_where_others_are_read_and_explained(road: Path) -> None:
-    application, service = assemble(Config(model=str(road / "checkpoint")))
+    application, service = assemble(ServeOptions(model=str(road / "checkpoint")))
     engine = service.engine
     assert isinstance(engine, LocalEngine)
     soon = {"x-timeout-seconds": "0.2"}
     with TestClient(application, raise_server_exceptions=False) as client:
-        held = threading.Event()
+        held, held_again = threading.Event(), threading.Event()
         engine._reader.submit(held.wait)  # a text of somebody else's that takes long
         started = time.monotonic()
         late = [client.post("/v1/rewards", json={"prompt": "a", "responses": ["b"]}, headers=soon)]
         late.append(client.post("/tokenize", json={"prompt": "a"}, headers=soon))
         held.set()
-        engine._stepping = asyncio.Semaphore(0)  # explanations of others are under way
+        for _ in range(EXPLAINED_AT_ONCE):
+            engine._explainers.submit(held_again.wait)  # explanations of others are under way
         late.append(client.post("/v1/explain", json={"prompt": "a", "responses": ["b"]}, headers=soon))
+        held_again.set()
         assert [one.status_code for one in late] == [503, 503, 503]
         assert time.monotonic() - started < 5
         assert client.post("/v1/rewards", json={"prompt": "a", "responses": ["b"]}).status_code == 200
@@ -283,7 +284,7 @@ def test_without_a_style_model_nothing_is_said_of_equal_style(road: Path, client
 def test_a_reward_that_is_not_finite_is_500_and_not_logged(road: Path, tmp_path: Path) -> None:
     import torch
 
-    application, service = assemble(Config(model=str(road / "checkpoint"), log=tmp_path / "log.sqlite"))
+    application, service = assemble(ServeOptions(model=str(road / "checkpoint"), log=tmp_path / "log.sqlite"))
     service.engine.scorer.model.score.weight.data.fill_(torch.nan)  # type: ignore[attr-defined]
     with TestClient(application, raise_server_exceptions=False) as client:
         found = client.post("/v1/rewards", json={"prompt": PROMPT, "responses": ANSWERS})
@@ -309,7 +310,7 @@ def test_keys_are_asked_for_and_bring_their_settings(road: Path, tmp_path: Path)
     assert [row["client"] for row in decision_log.rows(tmp_path / "log.sqlite")] == ["ann", "bob"]
     keys.write_text('{"ann": {"settings": {}}}')
     with pytest.raises(DataError, match="ann: expected"):
-        assemble(Config(model=str(road / "checkpoint"), keys=keys))
+        assemble(ServeOptions(model=str(road / "checkpoint"), keys=keys))
 
 
 def test_the_list_of_routes_needs_nobody_elses_script(road: Path, tmp_path: Path) -> None:
@@ -336,7 +337,7 @@ def test_rules_send_responses_to_queues(road: Path, tmp_path: Path, scorer: Scor
     for wrong in ('"reward": 1', '"reward_below": 1e999', '"reward_below": NaN'):
         rules.write_text(f'{{"rules": [{{"queue": "a", {wrong}}}], "otherwise": "b"}}')
         with pytest.raises(DataError, match="rule 0"):
-            assemble(Config(model=str(road / "checkpoint"), rules=rules))
+            assemble(ServeOptions(model=str(road / "checkpoint"), rules=rules))
 
 
 def test_metrics_count_what_happened(road: Path) -> None:
@@ -487,7 +488,7 @@ def test_serve_says_what_is_wrong_with_its_arguments(road: Path, tmp_path: Path,
     assert run("serve", road / "checkpoint", "--calibration", road / "groups") == 2
     assert "made by `worldpm group`" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no such file"):
-        assemble(Config(model=str(road / "checkpoint"), keys=tmp_path / "none.json"))
+        assemble(ServeOptions(model=str(road / "checkpoint"), keys=tmp_path / "none.json"))
     assert run("serve", road / "checkpoint", "--rules", tmp_path / "none.json") == 2
 
 
@@ -519,7 +520,7 @@ def test_the_page_compares_answers_in_a_browser(road: Path, scorer: Scorer, tmp_
 def test_in_front_of_another_server_nothing_changes(road: Path, tmp_path: Path, scorer: Scorer) -> None:
     log = tmp_path / "log.sqlite"
     with process(road) as (behind, url):
-        application, service = assemble(Config(upstream=url, log=log))
+        application, service = assemble(ServeOptions(upstream=url, log=log))
         with TestClient(application, raise_server_exceptions=False) as front:
             found = front.post("/v1/rewards", json={"prompt": PROMPT, "responses": [*ANSWERS, ANSWERS[0]]}).json()
             assert found["rewards"] == pytest.approx(scorer.rewards(PROMPT, [*ANSWERS, ANSWERS[0]]), abs=1e-5)
@@ -540,11 +541,11 @@ def test_in_front_of_another_server_nothing_changes(road: Path, tmp_path: Path, 
     service.decisions.close()
     assert decision_log.verify(log).decisions == 4
     with pytest.raises(ConfigError, match="no vLLM answers"):
-        assemble(Config(upstream=url))
+        assemble(ServeOptions(upstream=url))
     with pytest.raises(ConfigError, match="one of the two"):
-        Config()
-    with pytest.raises(ConfigError, match="--row-tokens is the business of the server at --upstream"):
-        Config(upstream=url, row_tokens=7)
+        ServeOptions()
+    with pytest.raises(ConfigError, match="--row-tokens cannot be used with --upstream"):
+        ServeOptions(upstream=url, row_tokens=7)
 
 
 def test_tokens_are_those_of_the_model(client: TestClient, scorer: Scorer) -> None:

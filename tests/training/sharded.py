@@ -9,9 +9,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tests.test_families import FAMILIES, GROUPS, model_of
-from worldpm.training import state
+from tests.model.test_families import FAMILIES, GROUPS, model_of
 from worldpm.model.reward_model import RewardModel
+from worldpm.training import state
 
 
 def sharded() -> RewardModel:

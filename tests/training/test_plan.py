@@ -10,9 +10,10 @@ import torch
 from transformers import FalconH1Config, Gemma3Config, Gemma3TextConfig, Lfm2Config, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 from tests.conftest import run
-from tests.test_shared_prefix import group
+from tests.model.test_shared_prefix import group
 from worldpm.model import costs
 from worldpm.model.costs import ModelCost
+from worldpm.options.plan import PlanOptions
 from worldpm.training import planning
 
 SMALL = Qwen2Config(vocab_size=100, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
@@ -108,7 +109,7 @@ def test_the_predicted_memory_is_within_15_percent_of_what_a_step_takes(family: 
     way = next(
         way
         for way in planning.ways_to_place(
-            config, costs.cost_of(config), planning.Config(model="", gpus=1, row_tokens=2048, dtype="float32"), shared=True
+            config, costs.cost_of(config), PlanOptions(model="", gpus=1, row_tokens=2048, dtype="float32"), shared=True
         )
         if ("checkpointing" in way.name) == checkpointing
     )
@@ -177,5 +178,5 @@ def test_a_plan_without_sense_is_refused(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_plan_is_of_the_rows_that_training_takes_on_a_gpu() -> None:
     config = Qwen2Config(**{**SMALL.to_dict(), "max_position_embeddings": 32_768})
     cost = costs.cost_of(config)
-    default, same = (planning.Config(model="", row_tokens=tokens) for tokens in (None, costs.GPU_ROW_TOKENS))
+    default, same = (PlanOptions(model="", row_tokens=tokens) for tokens in (None, costs.GPU_ROW_TOKENS))
     assert list(planning.ways_to_place(config, cost, default, shared=True)) == list(planning.ways_to_place(config, cost, same, shared=True))

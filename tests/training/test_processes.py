@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Lfm2Config
 
 from tests.conftest import run
-from tests.test_plan import HYBRID
+from tests.training.test_plan import HYBRID
 from worldpm.model.reward_model import from_config
 
 WORDS = ("--model", "tiny", "--max-steps", "5", "--dtype", "float32", "--max-length", "256", "--row-tokens", "512")
@@ -115,7 +115,7 @@ def test_a_model_that_shares_no_prompts_is_refused_by_engines_that_gather_its_we
 
 
 def test_a_sharded_model_has_the_rewards_and_the_state_of_a_whole_one(tmp_path: Path) -> None:
-    process = start(2, "-m", "tests.sharded", tmp_path)
+    process = start(2, "-m", "tests.training.sharded", tmp_path)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said.decode()
     assert b"sharded rewards, gradients and state agree" in said

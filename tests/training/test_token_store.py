@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldpm.records import Message, Preference, PreferenceGroup, Response
-from worldpm.model import chat
-from worldpm.model import checkpoint, sources
-from worldpm.training import token_store
-from worldpm.model.encoder import Encoder, Limits
+from worldpm.model import chat, checkpoint, sources
 from worldpm.model.costs import attended_pairs
-from worldpm.training.token_store import TokenStore
+from worldpm.model.encoder import Encoder, Limits
 from worldpm.model.tokenizer import train_tokenizer
+from worldpm.records import Message, Preference, PreferenceGroup, Response
+from worldpm.training import token_store
+from worldpm.training.token_store import TokenStore
 
 LIMITS = Limits(max_length=60, prompt_length=30)
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from tests.conftest import run, spawn
-from tests.test_plan import HYBRID
-from tests.test_shared_prefix import SMALL, Vocabulary, group
+from tests.model.test_shared_prefix import SMALL, Vocabulary, group
+from tests.training.test_plan import HYBRID
 from worldpm.errors import TrainingError
-from worldpm.records import Preference
 from worldpm.model import costs
-from worldpm.training import loop
 from worldpm.model.reward_model import RewardModel, build, from_config
-from worldpm.training.token_store import Example, TokenStore, write
+from worldpm.records import Preference
+from worldpm.training import devices
 from worldpm.training.loop import Settings, Trainer
 from worldpm.training.state import NOTE, weights_of
+from worldpm.training.token_store import Example, TokenStore, write
 
 EXAMPLES = [
     Example(
@@ -50,7 +50,7 @@ def trainer(folder: Path, model: RewardModel | None = None, **changes: Any) -> T
     for name, examples in (("train", EXAMPLES), ("validation", EXAMPLES[:3])):
         write(folder / name, examples)
     train, validation = (TokenStore([folder / name]) for name in ("train", "validation"))
-    accelerator = loop.accelerator(torch.float32)
+    accelerator = devices.accelerator(torch.float32)
     return Trainer(model, train, validation, settings(**changes), folder=folder, state=folder / "resume", accelerator=accelerator)
 
 

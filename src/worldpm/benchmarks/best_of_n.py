@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from worldpm.benchmarks.items import Item, Judged, parse, prompt_id
+from worldpm.curves import overoptimization
 from worldpm.errors import ConfigError
 from worldpm.records import Message, Preference, Response
 from worldpm.stats.selection import expected_picks, kl_nats
 from worldpm.storage import rows
-from worldpm.benchmarks.items import Item, Judged, parse, prompt_id
-from worldpm.curves import overoptimization
 
 HOME = "a best-of-n table (prompt, responses, qualities)"
 DOMAIN = "best of n"

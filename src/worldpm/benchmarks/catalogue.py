@@ -6,11 +6,34 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from paper_views.errors import ConfigError
-from paper_views.storage import folders, rows
-from paper_views.datasets import hub, preference_sets
-from paper_views.benchmarks import auto_j, best_of_n, evalbiasbench, finegrained_rlhf, groups, helpsteer2, helpsteer3, hh_rlhf, hhh_alignment, judgebench, llmbar, offsetbias, pandalm, ppe, preference_set, rewardbench1, rewardbench2, rewardmath, rm_bench, rmb, shp, paper_views
-from paper_views.benchmarks.items import Item
+from worldpm.benchmarks import (
+    auto_j,
+    best_of_n,
+    evalbiasbench,
+    finegrained_rlhf,
+    groups,
+    helpsteer2,
+    helpsteer3,
+    hh_rlhf,
+    hhh_alignment,
+    judgebench,
+    llmbar,
+    offsetbias,
+    pandalm,
+    paper_views,
+    ppe,
+    preference_set,
+    rewardbench1,
+    rewardbench2,
+    rewardmath,
+    rm_bench,
+    rmb,
+    shp,
+)
+from worldpm.benchmarks.items import Item
+from worldpm.datasets import hub, preference_sets
+from worldpm.errors import ConfigError
+from worldpm.storage import folders, rows
 
 Json = dict[str, Any]
 
@@ -35,7 +58,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "shp": shp,
     "best-of-n": best_of_n,
 }
-PRESETS = {"worldpm": worldpm}
+PRESETS = {"worldpm": paper_views}
 """Presets are modules with `NEEDS`, the benchmarks that they are views of, and `judge`."""
 
 

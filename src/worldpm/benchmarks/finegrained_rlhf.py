@@ -8,9 +8,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from worldpm.records import Message, Preference, Response
 from worldpm.benchmarks.items import Item, Judged, files, parse, prompt_id
 from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.records import Message, Preference, Response
 
 HOME = "https://github.com/allenai/FineGrainedRLHF (`tasks/qa_feedback/data/dev_feedback.json`)"
 SIZES = {"qa-feedback": 488}

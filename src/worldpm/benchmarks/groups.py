@@ -5,10 +5,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from worldpm.errors import ConfigError
-from worldpm.storage import schema, tables
 from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.metrics import accuracy
+from worldpm.errors import ConfigError
+from worldpm.storage import parquet, schema
 
 DOMAIN = "forum"
 
@@ -28,8 +28,8 @@ def read(folder: Path, *, split: str = "test") -> list[Item]:
 
 
 def _items(folder: Path, split: str) -> Iterator[Item]:
-    for path in tables.paths_of(folder):
-        for row in tables.read_rows(path, schema.GROUPS):
+    for path in parquet.paths_of(folder):
+        for row in parquet.read_rows(path, schema.GROUPS):
             if row["split"] == split:
                 group = schema.group_from_row(row, path)
                 yield Item(group.site, group.group_id, group.group_id, group.prompt, group.responses, group.preferences)

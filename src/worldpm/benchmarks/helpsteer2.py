@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from worldpm.benchmarks.items import Item, Judged, better_first, files, unique
+from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.datasets import preference_sets
 from worldpm.errors import DataError
 from worldpm.records import Preference
 from worldpm.storage import rows
-from worldpm.datasets import preference_sets
-from worldpm.benchmarks.items import Item, Judged, better_first, files, unique
-from worldpm.benchmarks.metrics import strict_accuracy
 
 HOME = "https://huggingface.co/datasets/nvidia/HelpSteer2 (`validation.jsonl.gz`)"
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")

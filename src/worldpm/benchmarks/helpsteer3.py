@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from worldpm.records import Message, Preference
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.records import Message, Preference
 
 HOME = "https://huggingface.co/datasets/nvidia/HelpSteer3 (`preference/validation.jsonl.gz`)"
 SUBSETS = ("general", "stem", "code", "multilingual")

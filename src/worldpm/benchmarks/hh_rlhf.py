@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from worldpm.datasets import preference_sets
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse, unique
 from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.datasets import preference_sets
 
 HOME = "https://github.com/anthropics/hh-rlhf (`SUBSET/test.jsonl.gz`)"
 SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")

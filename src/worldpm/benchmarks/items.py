@@ -37,6 +37,11 @@ class Item(NamedTuple):
     """What each response is worth, where a set says more than better and worse."""
 
     @property
+    def texts(self) -> list[str]:
+        """The messages of the prompt and the responses."""
+        return [*(message.content for message in self.prompt), *(response.content for response in self.responses)]
+
+    @property
     def preferred(self) -> list[bool]:
         """Whether each response is in the better set: of the highest quality, or preferred to some other and none to it."""
         if self.qualities is not None:

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldpm.stats import bradley_terry, calibration
-from worldpm.stats.uncertainty import clustered_interval, detectable, holm, paired_difference
-from worldpm.stats import style_control
 from worldpm.benchmarks.items import Item, Judged
+from worldpm.stats import bradley_terry, calibration, style_control
 from worldpm.stats.style import style_of
+from worldpm.stats.uncertainty import clustered_interval, detectable, holm, paired_difference
 
 Json = dict[str, Any]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from worldpm.records import Preference
 from worldpm.benchmarks import rewardbench1
 from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.metrics import metrics
+from worldpm.records import Preference
 
 Json = dict[str, Any]
 

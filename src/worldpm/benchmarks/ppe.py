@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from worldpm.benchmarks.items import Item, Judged, files, parse, prompt_id, two
+from worldpm.benchmarks.metrics import strict_accuracy
 from worldpm.errors import ConfigError
 from worldpm.records import Message, Preference, Response
 from worldpm.stats.selection import expected_picks
-from worldpm.benchmarks.items import Item, Judged, files, parse, prompt_id, two
-from worldpm.benchmarks.metrics import strict_accuracy
 
 HOME = "the data sets lmarena-ai/PPE-* of https://huggingface.co/lmarena-ai, a folder each"
 CORRECTNESS = ("mmlu_pro", "math", "gpqa", "ifeval", "mbpp_plus")

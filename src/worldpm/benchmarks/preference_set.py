@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from worldpm.datasets import preference_sets
 from worldpm.benchmarks.items import Item, Judged, prompt_id, unique
 from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.datasets import preference_sets
 
 DOMAIN = "preferences"
 

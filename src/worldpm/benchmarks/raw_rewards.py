@@ -5,10 +5,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from worldpm.benchmarks.items import Item, Judged, pairs_of
 from worldpm.errors import DataError
 from worldpm.records import Response
 from worldpm.storage import rows
-from worldpm.benchmarks.items import Item, Judged, pairs_of
 
 Json = dict[str, Any]
 

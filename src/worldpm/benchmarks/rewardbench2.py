@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from worldpm.errors import DataError
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
+from worldpm.errors import DataError
 
 HOME = "the `test` split of https://huggingface.co/datasets/allenai/reward-bench-2"
 SIZES = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, "Ties": 102}

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from worldpm.errors import DataError
-from worldpm.storage import rows
 from worldpm.benchmarks.items import Item, Judged, better_first, files, unique
 from worldpm.benchmarks.metrics import best_wins
+from worldpm.errors import DataError
+from worldpm.storage import rows
 
 HOME = "https://huggingface.co/datasets/RewardMATH/RewardMATH"
 SIZES = {"math": 483}

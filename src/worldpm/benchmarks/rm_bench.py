@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from worldpm.errors import DataError
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
+from worldpm.errors import DataError
 
 HOME = "https://github.com/THU-KEG/RM-Bench (`data/*.json`)"
 SIZES = {"chat": 129, "code": 228, "math": 529, "safety-refuse": 284, "safety-response": 157}

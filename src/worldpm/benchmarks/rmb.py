@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from worldpm.records import Message
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
 from worldpm.benchmarks.metrics import best_wins
+from worldpm.records import Message
 
 HOME = "https://github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark (`RMB_dataset/`)"
 SETS = {"Pairwise_set": "pairwise", "BoN_set": "best of n"}

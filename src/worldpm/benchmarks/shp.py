@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from worldpm.records import Preference
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.records import Preference
 
 HOME = "https://huggingface.co/datasets/stanfordnlp/SHP (`SUBREDDIT/test.json`)"
 DOMAIN = "subjective"

@@ -21,9 +21,9 @@ from typing import Any, Literal, NamedTuple
 import xxhash
 
 from worldpm.errors import ConfigError, DataError
-from worldpm.records import Message, Preference, PreferenceGroup, Response
 from worldpm.model import chat
-from worldpm.storage import rows, tables
+from worldpm.records import Message, Preference, PreferenceGroup, Response
+from worldpm.storage import parquet, rows
 
 Json = dict[str, Any]
 Split = Literal["train", "validation", "test"]
@@ -50,7 +50,7 @@ class RatedRow(NamedTuple):
 
 def is_plain(path: Path) -> bool:
     """Whether a file is a plain set, not a table of groups: JSON lines, or Parquet without a `preferences` column."""
-    return path.suffix != ".parquet" or "preferences" not in tables.columns_of(path)
+    return path.suffix != ".parquet" or "preferences" not in parquet.columns_of(path)
 
 
 def files_in(folder: Path) -> list[Path]:

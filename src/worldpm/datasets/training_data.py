@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+from worldpm.datasets import hub, preference_sets
 from worldpm.errors import ConfigError
 from worldpm.records import PreferenceGroup
-from worldpm.storage import folders, schema, tables
-from worldpm.datasets import hub, preference_sets
+from worldpm.storage import folders, parquet, schema
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrainingData:
             if place.is_dir() and folders.is_ours(place):
                 folders.manifest(place, made_by="group")
                 inputs.append(place)
-                found[False] += tables.paths_of(place)
+                found[False] += parquet.paths_of(place)
                 continue
             files = [place] if place.is_file() else preference_sets.files_in(place)
             inputs += files
@@ -49,7 +49,7 @@ class TrainingData:
     def groups(self, split: Literal["train", "validation"], drops: Counter[str]) -> Iterator[PreferenceGroup]:
         """The groups of a split, in order; what rows of plain sets were dropped for is counted."""
         for path in self.tables:
-            for row in tables.read_rows(path, schema.GROUPS):
+            for row in parquet.read_rows(path, schema.GROUPS):
                 if row["split"] == split:
                     yield schema.group_from_row(row, path)
         yield from preference_sets.read(self.plain, split, drops)

@@ -2,24 +2,31 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from worldpm import console
-from worldpm.storage import folders
-from worldpm.evaluation import run
-from worldpm.preferences import run
-from worldpm.report import run
-from worldpm.forums import simulation
-from worldpm.training import run
+from worldpm.benchmarks import groups
+from worldpm.benchmarks.items import Item
+from worldpm.benchmarks.metrics import NULLS
+from worldpm.evaluation import planted, tfidf
+from worldpm.evaluation.run import run as evaluate
+from worldpm.forums.hobbies import Truth
+from worldpm.forums.simulation import TRUTH
+from worldpm.forums.simulation import run as simulate
 from worldpm.options.demo import DemoOptions
-
-if TYPE_CHECKING:
-    from worldpm.benchmarks.items import Item
+from worldpm.options.evaluate import EvaluateOptions
+from worldpm.options.group import GroupOptions
+from worldpm.options.report import ReportOptions
+from worldpm.options.simulate import SimulateOptions
+from worldpm.options.train import TrainOptions
+from worldpm.preferences.run import run as group
+from worldpm.report.run import run as report
+from worldpm.storage import folders, parquet
+from worldpm.training.run import run as train
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
@@ -27,29 +34,22 @@ Json = dict[str, Any]
 OTHERS = ("TF-IDF", "longer", "earlier", "coin")
 
 
-
-
 def run(options: DemoOptions) -> None:
     """Run the steps, judge the model against the planted truth, and print the table; a killed demo goes on where it was."""
     out = options.out
-    simulation.run(simulation.DemoOptions(out=out / "threads", threads=options.threads, seed=options.seed))
-    run.run(run.DemoOptions(threads=(out / "threads",), out=out / "groups", validation_share=0.03, test_share=0.1))
-    run.run(run.DemoOptions(groups=(str(out / "groups"),), model="tiny", out=out / "checkpoint", epochs=1, max_length=512, seed=options.seed))
-    run.run(run.DemoOptions(checkpoints=(str(out / "checkpoint"),), on=(str(out / "groups"),), out=out / "results"))
+    simulate(SimulateOptions(out=out / "threads", threads=options.threads, seed=options.seed))
+    group(GroupOptions(threads=(out / "threads",), out=out / "groups", validation_share=0.03, test_share=0.1))
+    groups_made, checkpoint = str(out / "groups"), str(out / "checkpoint")
+    train(TrainOptions(groups=(groups_made,), model="tiny", out=out / "checkpoint", epochs=1, max_length=512, seed=options.seed))
+    evaluate(EvaluateOptions(checkpoints=(checkpoint,), on=(groups_made,), out=out / "results"))
     _judge(out)
     steps = ("threads", "groups", "checkpoint", "results", "truth")
-    run.run(run.DemoOptions(folders=tuple(out / name for name in steps), out=out / "report.html"))
+    report(ReportOptions(folders=tuple(out / name for name in steps), out=out / "report.html"))
     _print_table(folders.read_json(out / "truth" / "metrics.json"), out)
 
 
 def _judge(out: Path) -> None:
     """Write `truth/metrics.json`: the model, the baselines and the ceilings on the same pairs."""
-    from worldpm.storage import tables
-    from worldpm.evaluation import tfidf
-    from worldpm.benchmarks import groups
-    from worldpm.evaluation import planted
-    from worldpm.benchmarks.metrics import NULLS
-    from worldpm.forums.hobbies import Truth
 
     inputs = [folders.describe(out / name) for name in ("threads", "groups", "results")]
     output = folders.begin(out / "truth", step="demo", config={}, inputs=inputs)
@@ -57,7 +57,7 @@ def _judge(out: Path) -> None:
         return
     with output:
         items = groups.read(out / "groups", split="test")
-        truth = {row["response_id"]: Truth(**row) for row in tables.read_rows(out / "threads" / simulation.TRUTH)}
+        truth = {row["response_id"]: Truth(**row) for row in parquet.read_rows(out / "threads" / TRUTH)}
         regression = tfidf.fit(groups.read(out / "groups", split="train"))
         model = _model_rewards(out / "results" / "rewards.parquet", items)
         others = {
@@ -68,11 +68,10 @@ def _judge(out: Path) -> None:
         output.finish(counts={"items": len(items)})
 
 
-def _model_rewards(path: Path, items: "Sequence[Item]") -> list[list[float]]:
-    from worldpm.storage import tables
+def _model_rewards(path: Path, items: Sequence[Item]) -> list[list[float]]:
 
     found: dict[str, list[float]] = {}
-    for row in tables.read_rows(path):
+    for row in parquet.read_rows(path):
         found.setdefault(row["item"], []).append(row["reward"])
     return [found[item.item] for item in items]
 

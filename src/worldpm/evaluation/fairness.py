@@ -1,28 +1,23 @@
 """A labelled file and a model: does it err more, or reward more, for some than for others?"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tyro.conf import Positional
-
-from worldpm.errors import ConfigError, DataError
 from worldpm import console
+from worldpm.benchmarks.items import prompt_id
+from worldpm.errors import ConfigError, DataError
+from worldpm.evaluation import group_gaps
+from worldpm.evaluation.group_gaps import Pair
 from worldpm.options.fairness import FairnessOptions
-
-if TYPE_CHECKING:
-    from worldpm.evaluation.group_gaps import Pair
+from worldpm.scoring.requests import parse_request
+from worldpm.scoring.scorer import Scorer
+from worldpm.storage import folders, rows
 
 Json = dict[str, Any]
 
 
-
-
 def run(options: FairnessOptions) -> None:
     """Score the file, print the table, write the numbers."""
-    from worldpm.storage import folders
-    from worldpm.evaluation import group_gaps
 
     if options.out is not None and not options.out.parent.is_dir():
         raise ConfigError(f"--out {options.out}: the folder {options.out.parent} is not there; make it first")
@@ -35,13 +30,8 @@ def run(options: FairnessOptions) -> None:
         folders.write_atomically(options.out, folders.to_json(found))
 
 
-def _pairs(options: FairnessOptions) -> "Iterator[Pair]":
+def _pairs(options: FairnessOptions) -> Iterator[Pair]:
     """The best response of each line against each other one."""
-    from worldpm.storage import rows
-    from worldpm.benchmarks.items import prompt_id
-    from worldpm.evaluation.group_gaps import Pair
-    from worldpm.scoring.scorer import Scorer
-    from worldpm.scoring.run import parse_request
 
     if not options.file.is_file():
         raise ConfigError(f"{options.file}: no such file")
@@ -56,7 +46,7 @@ def _pairs(options: FairnessOptions) -> "Iterator[Pair]":
         if missing := [column for column in options.by if row.get(column) is None]:
             raise DataError(options.file, f"lacks the column {missing[0]!r}", line=number)
         read.append((request, best, {column: str(row[column]) for column in options.by}))
-    scorer = Scorer.load(options.model, cut=True)
+    scorer = Scorer.of(options.model, options)
     for (request, best, columns), scored in zip(read, scorer.score(one[0] for one in read), strict=True):
         for place, reward in enumerate(scored.rewards):
             if place != best:
@@ -66,8 +56,8 @@ def _pairs(options: FairnessOptions) -> "Iterator[Pair]":
 def _table(found: dict[str, list[Json]]) -> str:
     head = ("column", "value", "pairs", "errors", "95 % interval", "gap to others", "p (Holm)", "mean reward", "gap to others", "p (Holm)")
     lines = [f"| {' | '.join(head)} |", f"|---|---|{'--:|' * (len(head) - 2)}"]
-    for column, rows in found.items():
-        for row in rows:
+    for column, gaps in found.items():
+        for row in gaps:
             interval = console.interval(row["error_interval"])
             cells = [column, row["value"], f"{row['pairs']:,}", f"{row['error']:.3f}", interval, *_gap(row["error_gap"])]
             cells += [f"{row['reward']:.3f}", *_gap(row["reward_gap"])]

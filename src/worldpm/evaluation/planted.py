@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from worldpm.records import Preference
 from worldpm.benchmarks.items import Item
 from worldpm.benchmarks.metrics import accuracy, metrics
 from worldpm.forums.hobbies import Truth
+from worldpm.records import Preference
 
 Json = dict[str, Any]
 

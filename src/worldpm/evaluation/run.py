@@ -1,25 +1,32 @@
 """Checkpoints meet benchmarks: raw rewards are kept, and every metric is a pure function of them."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from tyro.conf import Positional
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from worldpm.errors import ConfigError
 from worldpm import console
-from worldpm.storage import folders
+from worldpm.benchmarks import catalogue, metrics, raw_rewards
+from worldpm.benchmarks.catalogue import BENCHMARKS, PRESETS, Named
+from worldpm.benchmarks.items import Item, Judged
+from worldpm.datasets.training_data import TrainingData
+from worldpm.errors import ConfigError
+from worldpm.evaluation import strata, win_rates
+from worldpm.model import chat, sources
+from worldpm.model.sources import Source
 from worldpm.options.evaluate import EvaluateOptions
-
-if TYPE_CHECKING:
-    from worldpm.benchmarks.catalogue import Named
-    from worldpm.benchmarks.items import Item, Judged
-    from worldpm.model.sources import Source
-    from worldpm.scoring.scorer import Scorer
+from worldpm.preferences.contamination import Index
+from worldpm.scoring.scorer import Request, Scorer
+from worldpm.stats.style import style_of
+from worldpm.storage import folders, parquet, schema
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +40,8 @@ PROBED = 8
 """Items that are scored alone too, to see that a reward does not depend on its batch."""
 
 
-
-
 def run(options: EvaluateOptions) -> None:
     """Write items, rewards, preferences and metrics of every checkpoint on every set."""
-    from worldpm.model import sources
-    from worldpm.benchmarks import catalogue
 
     if options.verdicts:
         _run_on_verdicts(options)
@@ -47,7 +50,10 @@ def run(options: EvaluateOptions) -> None:
     if options.rewards:
         _run_on_rewards(options, named)
         return
-    models = {name: sources.find(place) for name, place in _by_name(options.checkpoints).items()}
+    models = {
+        name: sources.find(place, revision=options.revision, remote_code=options.remote_code)
+        for name, place in _by_name(options.checkpoints).items()
+    }
     sets = {name: _drawn(one.items(), options) for name, one in named.items()}
     inputs = [sources.fingerprint(source) for source in models.values()] + _described(sets)
     with_training = [folders.describe(place) for place in options.trained_on]
@@ -66,9 +72,8 @@ def run(options: EvaluateOptions) -> None:
         _write(output, options, named, judged, told, temperatures)
 
 
-def _run_on_rewards(options: EvaluateOptions, named: "Mapping[str, Named]") -> None:
+def _run_on_rewards(options: EvaluateOptions, named: Mapping[str, Named]) -> None:
     """Judge raw rewards; a benchmark whose own files are there gives its texts, and must have the same items."""
-    from worldpm.benchmarks import raw_rewards
 
     settings = {**_settings(options, named), "rewards": [path.name for path in options.rewards]}
     sets = {name: one.items() for name, one in named.items() if one.place is not None and one.place.exists()}
@@ -91,14 +96,15 @@ def _run_on_rewards(options: EvaluateOptions, named: "Mapping[str, Named]") -> N
                     judged[checkpoint][name] = raw_rewards.in_order_of(first, mine, path)
         bare = [name for name in named if name not in sets]
         for name in bare:
-            logger.warning("%s: its files are not in %s, so every better response is held against every worse one", name, options.benchmarks)
+            logger.warning(
+                "%s: its files are not in %s, so every better response is held against every worse one", name, options.benchmarks
+            )
         told: Json = {checkpoint: {"raw_rewards": True, "without_files": bare or None} for checkpoint in judged}
         _write(output, options, named, judged, told, dict.fromkeys(judged))
 
 
 def _run_on_verdicts(options: EvaluateOptions) -> None:
     """Win rates of the generators that a judge's files name."""
-    from worldpm.evaluation import win_rates
 
     read = win_rates.read_arena_hard if options.on == ("arena-hard",) else win_rates.read_alpaca_eval
     files = [file for path in options.verdicts for file in ([path] if path.is_file() else sorted(path.rglob("*.jsonl")))]
@@ -113,26 +119,23 @@ def _run_on_verdicts(options: EvaluateOptions) -> None:
         output.finish(counts={name: result["verdicts"] for name, result in found.items()})
 
 
-def _strata(sets: "Mapping[str, Sequence[Item]]") -> Json:
+def _strata(sets: Mapping[str, Sequence[Item]]) -> Json:
     """The items of each kind in the sets that were drawn."""
-    from collections import Counter
-
-    from worldpm.evaluation import strata
 
     return {name: dict(sorted(Counter(map(strata.stratum, items)).items())) for name, items in sets.items()}
 
 
-def _described(sets: "Mapping[str, Sequence[Item]]") -> list[Json]:
+def _described(sets: Mapping[str, Sequence[Item]]) -> list[Json]:
     """The benchmarks as inputs of the manifest."""
-    from worldpm.benchmarks import catalogue
 
     return [catalogue.describe(name, items) for name, items in sets.items()]
 
 
-def _settings(options: EvaluateOptions, named: "Mapping[str, Named]") -> Json:
-    from worldpm.benchmarks.catalogue import BENCHMARKS
+def _settings(options: EvaluateOptions, named: Mapping[str, Named]) -> Json:
 
     settings: Json = {"on": list(named), "dtype": options.dtype, "max_length": options.max_length, "strata": options.strata}
+    if not options.cut:
+        settings["cut"] = False
     if options.trained_on:
         settings["trained_on"] = [path.resolve().name for path in options.trained_on]
     if BENCHMARKS.keys() & named.keys():
@@ -148,38 +151,31 @@ def _by_name(places: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _drawn(items: "list[Item]", options: EvaluateOptions) -> "list[Item]":
-    from worldpm.evaluation import strata
+def _drawn(items: list[Item], options: EvaluateOptions) -> list[Item]:
 
     return strata.draw(items, strata.shares(options.strata)) if options.strata else items
 
 
-def _overlap(aside: Path, sets: "Mapping[str, Sequence[Item]]", options: EvaluateOptions) -> Json:
+def _overlap(aside: Path, sets: Mapping[str, Sequence[Item]], options: EvaluateOptions) -> Json:
     """The share of each set's items that have 13 words in a row in common with the training split of some groups."""
-    from collections import Counter
-
-    from worldpm.preferences.contamination import Index, texts_of
-    from worldpm.datasets.training_data import TrainingData
 
     found: Json = {}
     if options.trained_on:
         data = TrainingData.find([str(place) for place in options.trained_on])
-        shared = Index({name: texts_of(items) for name, items in sets.items()}).found_in(data.groups("train", Counter()))
+        shared = Index(sets).found_in(data.groups("train", Counter()))
         found = {name: len(shared.get(name, ())) / len(items) for name, items in sets.items()}
     aside.write_bytes(folders.to_json(found))
     return found
 
 
 def _score(
-    output: folders.Output, name: str, source: "Source", sets: "Mapping[str, Sequence[Item]]", options: EvaluateOptions
-) -> "tuple[dict[str, Judged], Json]":
+    output: folders.Output, name: str, source: Source, sets: Mapping[str, Sequence[Item]], options: EvaluateOptions
+) -> tuple[dict[str, Judged], Json]:
     """All sets judged by one checkpoint, with the conditions; what an earlier run scored is not scored again."""
-    from worldpm.storage import tables
-    from worldpm.benchmarks.items import Judged
 
     @cache
-    def scorer() -> "Scorer":
-        return _load(source, options)
+    def scorer() -> Scorer:
+        return Scorer.of(source, options)
 
     found: dict[str, Judged] = {}
     cut: dict[str, float] = {}
@@ -188,7 +184,7 @@ def _score(
         for start in console.track(range(0, len(items), ITEMS_AT_ONCE), f"score {benchmark}", total=-(-len(items) // ITEMS_AT_ONCE)):
             part = f"{folders.PROGRESS}/rewards/{name}/{benchmark}-{start:08}.parquet"
             output.part(part, partial(_score_part, scorer, name, benchmark, items[start : start + ITEMS_AT_ONCE]))
-            rows += tables.read_rows(output.path / part)
+            rows += parquet.read_rows(output.path / part)
         numbers = iter(rows)
         own = [list(islice(numbers, len(item.responses))) for item in items]
         columns = ([[row[key] for row in group] for group in own] for key in ("reward", "length_tokens", "truncated"))
@@ -200,28 +196,15 @@ def _score(
     return found, {**told, "truncated_share": cut}
 
 
-def _load(source: "Source", options: EvaluateOptions) -> "Scorer":
-    import torch
-
-    from worldpm.scoring.scorer import Scorer
-
-    dtype = getattr(torch, options.dtype) if options.dtype else None
-    return Scorer.load(source.folder, cut=True, max_length=options.max_length, dtype=dtype)
-
-
-def _score_part(scorer: "Callable[[], Scorer]", name: str, benchmark: str, items: "Sequence[Item]", aside: Path) -> Json:
+def _score_part(scorer: Callable[[], Scorer], name: str, benchmark: str, items: Sequence[Item], aside: Path) -> Json:
     """Score some items into a table of rewards."""
-    from worldpm.storage import schema, tables
-    from worldpm.benchmarks import raw_rewards
-    from worldpm.benchmarks.items import Judged
 
     rows = raw_rewards.table_of(name, benchmark, Judged(items, *_score_items(scorer(), items)))
-    return {"rows": tables.write_parquet(aside, tables.rows_to_batches(rows, schema.REWARDS), schema.REWARDS)}
+    return {"rows": parquet.write_parquet(aside, parquet.rows_to_batches(rows, schema.REWARDS), schema.REWARDS)}
 
 
-def _score_items(scorer: "Scorer", items: "Sequence[Item]") -> tuple[list[list[float]], list[list[int]], list[list[bool]]]:
+def _score_items(scorer: Scorer, items: Sequence[Item]) -> tuple[list[list[float]], list[list[int]], list[list[bool]]]:
     """Rewards, lengths and cuts of the items' responses; items of one prompt are one group, equal responses are scored once."""
-    from worldpm.scoring.scorer import Request
 
     texts: dict[tuple[Any, int], dict[str, int]] = {}
     asked: dict[tuple[Any, int], Request] = {}
@@ -246,9 +229,8 @@ def _score_items(scorer: "Scorer", items: "Sequence[Item]") -> tuple[list[list[f
     return found
 
 
-def _conditions(aside: Path, scorer: "Scorer", probe: "Judged") -> Json:
+def _conditions(aside: Path, scorer: Scorer, probe: Judged) -> Json:
     """What a reader must know to trust or repeat the numbers."""
-    from worldpm.model import chat
 
     item = probe.items[0]
     group = scorer.encoder.encode(item.prompt, [item.responses[0].content])
@@ -277,22 +259,22 @@ def _conditions(aside: Path, scorer: "Scorer", probe: "Judged") -> Json:
 def _write(
     output: folders.Output,
     options: EvaluateOptions,
-    named: "Mapping[str, Named]",
-    judged: "Mapping[str, Mapping[str, Judged]]",
+    named: Mapping[str, Named],
+    judged: Mapping[str, Mapping[str, Judged]],
     told: Json,
     temperatures: Mapping[str, float | None],
 ) -> None:
     """The four files of a results folder, from rewards that are all there."""
-    from worldpm.storage import schema, tables
-    from worldpm.benchmarks import metrics, raw_rewards
-    from worldpm.benchmarks.catalogue import PRESETS
 
     sets = {name: one.items for name, one in next(iter(judged.values())).items()}
     output.part("items.parquet", lambda aside: _write_items(aside, sets))
     output.part("preferences.parquet", lambda aside: _write_preferences(aside, sets))
-    rows = (row for checkpoint, found in judged.items() for name, one in found.items() for row in raw_rewards.table_of(checkpoint, name, one))
+    rows = (
+        row for checkpoint, found in judged.items() for name, one in found.items() for row in raw_rewards.table_of(checkpoint, name, one)
+    )
     output.part(
-        "rewards.parquet", lambda aside: {"rows": tables.write_parquet(aside, tables.rows_to_batches(rows, schema.REWARDS), schema.REWARDS)}
+        "rewards.parquet",
+        lambda aside: {"rows": parquet.write_parquet(aside, parquet.rows_to_batches(rows, schema.REWARDS), schema.REWARDS)},
     )
     found: Json = {}
     for checkpoint, benchmarks in judged.items():
@@ -310,9 +292,6 @@ def _write(
 
 def _tell(found: Json) -> None:
     """Print the scores with their conditions."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     screen = Console(highlight=False)
     table = Table("checkpoint", "set", "accuracy", "95 % interval", "detectable", "prompts", "ties", "longer", title="Accuracy, a tie half")
@@ -331,7 +310,7 @@ def _tell(found: Json) -> None:
         screen.print(f"{name}: {told}", soft_wrap=True, markup=False)
 
 
-def _runs(told: Json) -> "dict[str, tuple[str, int]]":
+def _runs(told: Json) -> dict[str, tuple[str, int]]:
     """Of which training run each checkpoint is, and of which step of it, where that is known."""
     trained = {name: conditions["training"] for name, conditions in told.items() if conditions.get("training")}
     return {name: (training["run"], training["step"]) for name, training in trained.items()}
@@ -341,14 +320,12 @@ def _domains(benchmarks: Json) -> Json:
     """Every domain's accuracy in each benchmark that has it, and their plain mean."""
     domains: dict[str, dict[str, float]] = {}
     for name, result in benchmarks.items():
-        for domain, metrics in result["domains"].items():
-            domains.setdefault(domain, {})[name] = metrics["accuracy"]
+        for domain, measured in result["domains"].items():
+            domains.setdefault(domain, {})[name] = measured["accuracy"]
     return {domain: {"accuracy": sum(found.values()) / len(found), "benchmarks": found} for domain, found in domains.items()}
 
 
-def _write_items(aside: Path, sets: "Mapping[str, Sequence[Item]]") -> Json:
-    from worldpm.storage import schema, tables
-    from worldpm.stats.style import style_of
+def _write_items(aside: Path, sets: Mapping[str, Sequence[Item]]) -> Json:
 
     def rows() -> Iterator[Json]:
         for benchmark, items in sets.items():
@@ -362,13 +339,10 @@ def _write_items(aside: Path, sets: "Mapping[str, Sequence[Item]]") -> Json:
                         **(style_of(response.content)._asdict() if item.prompt else {}),
                     }  # fmt: skip
 
-    return {"rows": tables.write_parquet(aside, tables.rows_to_batches(rows(), schema.ITEMS), schema.ITEMS)}
+    return {"rows": parquet.write_parquet(aside, parquet.rows_to_batches(rows(), schema.ITEMS), schema.ITEMS)}
 
 
-def _write_preferences(aside: Path, sets: "Mapping[str, Sequence[Item]]") -> Json:
-    from dataclasses import asdict
-
-    from worldpm.storage import schema, tables
+def _write_preferences(aside: Path, sets: Mapping[str, Sequence[Item]]) -> Json:
 
     rows = (
         {"benchmark": benchmark, "subset": item.subset, "item": item.item, **asdict(preference)}
@@ -376,4 +350,4 @@ def _write_preferences(aside: Path, sets: "Mapping[str, Sequence[Item]]") -> Jso
         for item in items
         for preference in item.preferences
     )
-    return {"rows": tables.write_parquet(aside, tables.rows_to_batches(rows, schema.ITEM_PREFERENCES), schema.ITEM_PREFERENCES)}
+    return {"rows": parquet.write_parquet(aside, parquet.rows_to_batches(rows, schema.ITEM_PREFERENCES), schema.ITEM_PREFERENCES)}

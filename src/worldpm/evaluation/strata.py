@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import xxhash
 
-from worldpm.errors import ConfigError
 from worldpm.benchmarks.items import Item
+from worldpm.errors import ConfigError
 from worldpm.preferences.votes import CLOSE
 
 FORUM = {"technical": 0.7, "open": 0.2, "controversial": 0.1}

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worldpm.stats import bradley_terry
 from worldpm.errors import ConfigError, DataError
+from worldpm.stats import bradley_terry, style_control
+from worldpm.stats.style import style_of
 from worldpm.stats.uncertainty import clustered_interval
 from worldpm.storage import rows
-from worldpm.stats import style_control
-from worldpm.stats.style import style_of
 
 Json = dict[str, Any]
 Array = NDArray[np.float64]

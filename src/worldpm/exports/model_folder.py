@@ -5,11 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from worldpm.errors import ConfigError
-from worldpm.model import chat
 from worldpm import console
+from worldpm.errors import ConfigError
+from worldpm.model import chat, checkpoint, sources
 from worldpm.storage import folders
-from worldpm.model import checkpoint, sources
 
 Json = dict[str, Any]
 CARD = """---

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from worldpm.storage import folders, schema, tables
+from worldpm.storage import folders, parquet, schema
 
 Json = dict[str, Any]
 
@@ -43,13 +43,13 @@ def _write_split(folders_: Sequence[Path], split: str, aside: Path) -> Json:
 
     def rows() -> Iterator[Json]:
         nonlocal groups
-        for path in tables.paths_of(*folders_):
-            for row in tables.read_rows(path, schema.GROUPS):
+        for path in parquet.paths_of(*folders_):
+            for row in parquet.read_rows(path, schema.GROUPS):
                 if row["split"] == split:
                     groups += 1
                     yield from _pairs(row)
 
-    pairs = tables.write_parquet(aside, tables.rows_to_batches(rows(), schema.PAIRS), schema.PAIRS)
+    pairs = parquet.write_parquet(aside, parquet.rows_to_batches(rows(), schema.PAIRS), schema.PAIRS)
     return {"pairs": pairs, "groups": groups}
 
 

@@ -1,22 +1,26 @@
 """What leaves the house: groups as pairs for others, a checkpoint for other engines."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import islice
+from typing import Any, Literal
 
-from tyro.conf import Positional
+import torch
 
+from worldpm.datasets.training_data import TrainingData
 from worldpm.errors import ConfigError
-from worldpm.storage import folders
+from worldpm.exports import model_folder, onnx, pairs
+from worldpm.model import sources
+from worldpm.model.encoder import EncodedGroup
 from worldpm.options.export import ExportOptions
-
-if TYPE_CHECKING:
-    from worldpm.model.encoder import EncodedGroup
-    from worldpm.scoring.scorer import Scorer
+from worldpm.records import Message
+from worldpm.scoring.scorer import Scorer, rewards_of
+from worldpm.stats import bradley_terry
+from worldpm.storage import folders
+from worldpm.training.loop import pairs_of
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
@@ -26,15 +30,12 @@ PROBES = 64
 """Groups on which a graph is compared with the model, and of which INT8 tells its accuracy."""
 
 
-
-
 def run(options: ExportOptions) -> None:
     """Write the folder."""
     {"pairs": _export_pairs, "model": _export_model, "onnx": _export_onnx}[options.to](options)
 
 
 def _export_pairs(options: ExportOptions) -> None:
-    from worldpm.exports import pairs
 
     for folder in options.source:
         folders.manifest(folder, made_by="group")
@@ -49,8 +50,6 @@ def _export_pairs(options: ExportOptions) -> None:
 
 
 def _export_model(options: ExportOptions) -> None:
-    from worldpm.model import sources
-    from worldpm.exports import model_folder
 
     source = sources.find(options.source[0])
     if options.results:
@@ -68,11 +67,6 @@ def _export_model(options: ExportOptions) -> None:
 def _export_onnx(options: ExportOptions) -> None:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ConfigError(f"--to onnx needs {', '.join(missing)}: pip install 'worldpm[onnx]'")
-    import torch
-
-    from worldpm.model import sources
-    from worldpm.exports import onnx
-    from worldpm.scoring.scorer import Scorer, rewards_of
 
     source = sources.find(options.source[0])
     inputs = [sources.fingerprint(source), *([folders.describe(options.probe)] if options.probe else [])]
@@ -96,14 +90,8 @@ def _export_onnx(options: ExportOptions) -> None:
         output.finish(counts=counts)
 
 
-def _probes(options: ExportOptions, scorer: "Scorer") -> "tuple[list[EncodedGroup], Callable[[list[list[float]]], float | None]]":
+def _probes(options: ExportOptions, scorer: Scorer) -> tuple[list[EncodedGroup], Callable[[list[list[float]]], float | None]]:
     """Groups to compare on, and the accuracy of rewards on their preferences, None where they have none."""
-    from collections import Counter
-    from itertools import islice
-
-    from worldpm.records import Message
-    from worldpm.training.loop import pairs_of
-    from worldpm.datasets.training_data import TrainingData
 
     if options.probe is None:
         texts = [f"word {'and more ' * length}end" for length in (0, 3, 17, 60)]
@@ -114,9 +102,6 @@ def _probes(options: ExportOptions, scorer: "Scorer") -> "tuple[list[EncodedGrou
     groups = [scorer.encoder.encode(group.prompt, [response.content for response in group.responses]) for group in found]
 
     def accuracy(rewards: list[list[float]]) -> float:
-        import torch
-
-        from worldpm.stats import bradley_terry
 
         pairs = pairs_of((len(group.responses), group.preferences) for group in found)
         flat = torch.tensor([reward for one in rewards for reward in one], dtype=torch.float64)

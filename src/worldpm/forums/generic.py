@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from worldpm.storage import tables
-from worldpm.storage.schema import POSTS
 from worldpm.forums import json_lines
+from worldpm.storage import parquet
+from worldpm.storage.schema import POSTS
 
 SOURCE = "threads"
 TO_MARKDOWN = None
@@ -59,7 +59,7 @@ def read_posts(path: Path, *, site: str, drops: Counter[str], advance: Callable[
             seen.update([name] if posts else [])
             yield from posts
 
-    return tables.rows_to_batches(rows(), POSTS, size=8192)
+    return parquet.rows_to_batches(rows(), POSTS, size=8192)
 
 
 def _plain(row: Json, site: str) -> Json:

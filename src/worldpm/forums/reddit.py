@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from worldpm.storage import tables
-from worldpm.storage.schema import POSTS
 from worldpm.forums import json_lines
+from worldpm.storage import parquet
+from worldpm.storage.schema import POSTS
 
 SOURCE = "reddit"
 TO_MARKDOWN = None
@@ -59,7 +59,7 @@ def read_posts(path: Path, *, site: str, drops: Counter[str], advance: Callable[
             else:
                 yield post
 
-    return tables.rows_to_batches(rows(), POSTS, size=8192)
+    return parquet.rows_to_batches(rows(), POSTS, size=8192)
 
 
 def _post(row: Json) -> Json | str:

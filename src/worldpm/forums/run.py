@@ -4,30 +4,25 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
-from tyro.conf import Positional
+import pyarrow as pa
 
-from worldpm.errors import ConfigError, DataError
 from worldpm import console
-from worldpm.storage import folders
-from worldpm.storage.engine import Engine
+from worldpm.errors import ConfigError, DataError
+from worldpm.forums import generic, joining, json_lines, reddit, stackexchange
 from worldpm.options.ingest import IngestOptions
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from worldpm.storage import folders, parquet, schema
+from worldpm.storage.workers import workers_for
 
 logger = logging.getLogger(__name__)
 
 
 OTHER_PARTS = tuple(f"-{part}" for part in ("Badges", "Comments", "PostHistory", "PostLinks", "Tags", "Users", "Votes"))
 """Archives of a large site that hold no posts."""
-
-
 
 
 class Site(NamedTuple):
@@ -66,7 +61,6 @@ def _most_common(dropped: Mapping[str, int]) -> str:
 
 def _sites(options: IngestOptions) -> dict[str, Site]:
     """The sources by site, each looked at before any is read."""
-    from worldpm.forums import reddit
 
     found: dict[str, Site] = {}
     for path in _files(options.sources):
@@ -88,7 +82,6 @@ def _sites(options: IngestOptions) -> dict[str, Site]:
 
 def _files(sources: Sequence[Path]) -> Iterator[Path]:
     """The files, and of folders those that hold posts, sorted."""
-    from worldpm.forums import json_lines
 
     for path in sources:
         if path.is_dir():
@@ -105,7 +98,6 @@ def _files(sources: Sequence[Path]) -> Iterator[Path]:
 
 def _reader(path: Path, asked: str | None) -> ModuleType:
     """The module that reads the file, as asked or told from its name and first line."""
-    from worldpm.forums import generic, json_lines, reddit, stackexchange
 
     modules: dict[str, ModuleType] = {"stackexchange": stackexchange, "reddit": reddit, "threads": generic}
     if asked is not None:
@@ -126,26 +118,24 @@ def _reader(path: Path, asked: str | None) -> ModuleType:
 
 def _ingest(site: Site, name: str, output: folders.Output, options: IngestOptions, aside: Path) -> folders.Json:
     """One site's threads into the file `aside`: posts are streamed to disk, then joined by the data engine."""
-    from worldpm.storage import schema, tables
-    from worldpm.storage.workers import workers_for
 
     dropped: Counter[str] = Counter()
     posts = output.progress / f"{name}.posts"
     with console.progress(f"ingest {name}", total=sum(map(site.reader.size_of, site.paths))) as advance:
         batches = (batch for path in site.paths for batch in site.reader.read_posts(path, site=name, drops=dropped, advance=advance))
-        tables.write_posts(posts, batches)
+        joining.write_posts(posts, batches)
     plain = site.reader.TO_MARKDOWN is None or options.engine == "spark"
     workers = 0 if plain else workers_for(posts.stat().st_size, options.workers)
     origin = {"source": site.reader.SOURCE, "site": name, "text": site.reader.TO_MARKDOWN}
-    joined = tables.join_threads(posts, **origin, spill=output.progress, engine=options.engine, workers=workers)
+    joined = joining.join_threads(posts, **origin, spill=output.progress, engine=options.engine, workers=workers)
     tally: Counter[str] = Counter()
-    tables.write_parquet(aside, _counted(joined.threads, tally), schema.THREADS)
+    parquet.write_parquet(aside, _counted(joined.threads, tally), schema.THREADS)
     posts.unlink()
     dropped.update({"duplicate id": joined.duplicate_ids, "answer without its question": joined.orphans})
     return {"counts": dict(tally), "drops": {reason: n for reason, n in sorted(dropped.items()) if n}}
 
 
-def _counted(batches: "Iterator[pa.RecordBatch]", tally: Counter[str]) -> "Iterator[pa.RecordBatch]":
+def _counted(batches: Iterator[pa.RecordBatch], tally: Counter[str]) -> Iterator[pa.RecordBatch]:
     tally.update({"threads": 0, "responses": 0, "threads with two responses or more": 0})
     for batch in batches:
         sizes = batch["responses"].value_lengths().to_pylist()

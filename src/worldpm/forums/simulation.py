@@ -1,32 +1,23 @@
 """A simulated forum becomes threads, with the truth that was planted in them beside."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-from worldpm.errors import ConfigError
-from worldpm.storage import folders
+import pyarrow as pa
+
+from worldpm.forums import hobbies, skills
+from worldpm.forums.hobbies import Truth
 from worldpm.options.simulate import SimulateOptions
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from worldpm.records import Thread
-    from worldpm.forums.hobbies import Truth
+from worldpm.records import Thread
+from worldpm.storage import folders, parquet, schema
 
 TRUTH = "truth/truth.parquet"
 
 
-
-
 def run(options: SimulateOptions) -> None:
     """Simulate, and write both tables."""
-    import pyarrow as pa
-
-    from worldpm.storage import schema, tables
-    from worldpm.forums import hobbies, skills
 
     settings = {"threads": options.threads, "seed": options.seed, "forum": options.forum}
     output = folders.begin(options.out, step="simulate", config=settings, inputs=[])
@@ -35,20 +26,19 @@ def run(options: SimulateOptions) -> None:
     with output:
         site = hobbies.SITE if options.forum == "hobbies" else skills.SITE
         kept = [(schema.thread_to_row(thread), truths) for thread, truths in _forum(options)]
-        threads = tables.rows_to_batches((row for row, _ in kept), schema.THREADS)
-        output.part(f"{site}.parquet", lambda aside: {"rows": tables.write_parquet(aside, threads, schema.THREADS)})
+        threads = parquet.rows_to_batches((row for row, _ in kept), schema.THREADS)
+        output.part(f"{site}.parquet", lambda aside: {"rows": parquet.write_parquet(aside, threads, schema.THREADS)})
         fields = [(name, pa.string() if name == "response_id" else pa.float64()) for name in hobbies.Truth.__dataclass_fields__]
         truth_schema = pa.schema(fields)
-        truth = tables.rows_to_batches((asdict(truth) for _, truths in kept for truth in truths), truth_schema)
-        output.part(TRUTH, lambda aside: {"rows": tables.write_parquet(aside, truth, truth_schema)})
+        truth = parquet.rows_to_batches((asdict(truth) for _, truths in kept for truth in truths), truth_schema)
+        output.part(TRUTH, lambda aside: {"rows": parquet.write_parquet(aside, truth, truth_schema)})
         for name, groups in ({} if options.forum == "hobbies" else skills.tests(seed=options.seed, variant=options.forum)).items():
-            rows = tables.rows_to_batches(map(schema.group_to_row, groups), schema.GROUPS)
+            rows = parquet.rows_to_batches(map(schema.group_to_row, groups), schema.GROUPS)
             output.part(f"tests/{name}.parquet", partial(_write_tests, rows))
         output.finish(counts={site: {"threads": len(kept), "responses": sum(len(truths) for _, truths in kept)}})
 
 
-def _forum(options: SimulateOptions) -> "Iterator[tuple[Thread, tuple[Truth, ...]]]":
-    from worldpm.forums import hobbies, skills
+def _forum(options: SimulateOptions) -> Iterator[tuple[Thread, tuple[Truth, ...]]]:
 
     if options.forum == "hobbies":
         yield from hobbies.simulate(options.threads, seed=options.seed)
@@ -56,7 +46,6 @@ def _forum(options: SimulateOptions) -> "Iterator[tuple[Thread, tuple[Truth, ...
         yield from skills.simulate(options.threads, seed=options.seed, variant=options.forum)
 
 
-def _write_tests(rows: "Iterator[pa.RecordBatch]", aside: Path) -> folders.Json:
-    from worldpm.storage import schema, tables
+def _write_tests(rows: Iterator[pa.RecordBatch], aside: Path) -> folders.Json:
 
-    return {"rows": tables.write_parquet(aside, rows, schema.GROUPS)}
+    return {"rows": parquet.write_parquet(aside, rows, schema.GROUPS)}

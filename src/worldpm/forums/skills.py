@@ -20,8 +20,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from worldpm.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
 from worldpm.forums.hobbies import Truth
+from worldpm.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
 
 SITE = "skills"
 Task = Literal["moves", "recall"]

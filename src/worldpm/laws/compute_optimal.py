@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worldpm.stats.uncertainty import Interval
 from worldpm.curves.forms import FORMS, Array
 from worldpm.curves.solver import HUBER, ROUGH, fit, solve
+from worldpm.stats.uncertainty import Interval
 
 Json = dict[str, Any]
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from worldpm.stats.uncertainty import NORMAL_80, Interval
 from worldpm.curves.forms import Array, Form, curve
 from worldpm.curves.solver import LOG_SQUARES, ROUGH, Fit, Objective, fit, solve
+from worldpm.stats.uncertainty import NORMAL_80, Interval
 
 TOGETHER = 0.999
 """A correlation of ln N with ln D beyond which their effects cannot be told apart."""

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from worldpm import plots
-from worldpm.plots import PAPER, Palette
 from worldpm.curves.forms import COIN_LOSS_NATS
+from worldpm.plots import PAPER, Palette
 
 Json = dict[str, Any]
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from worldpm.stats import bradley_terry
-from worldpm.errors import ConfigError, DataError
-from worldpm.storage import folders, rows, tables
-from worldpm.laws.evidence import Points
 from worldpm.curves.forms import Array
+from worldpm.errors import ConfigError, DataError
+from worldpm.laws.evidence import Points
+from worldpm.stats import bradley_terry
+from worldpm.storage import folders, parquet, rows
 
 Json = dict[str, Any]
 
@@ -207,12 +207,12 @@ def _of_checkpoint(checkpoint: str, found: Json, *, y: str, calibrated: bool) ->
 
 def _item_losses(folder: Path) -> dict[tuple[str, str], tuple[Array, Array]]:
     """Weighted sums of loss and of weight by prompt, of every series and checkpoint, from the raw rewards."""
-    prompts = {(row["benchmark"], row["subset"], row["item"]): row["prompt_id"] for row in tables.read_rows(folder / "items.parquet")}
+    prompts = {(row["benchmark"], row["subset"], row["item"]): row["prompt_id"] for row in parquet.read_rows(folder / "items.parquet")}
     rewards: dict[str, dict[tuple[str, str, str, int], float]] = {}
-    for row in tables.read_rows(folder / "rewards.parquet"):
+    for row in parquet.read_rows(folder / "rewards.parquet"):
         rewards.setdefault(row["checkpoint"], {})[row["benchmark"], row["subset"], row["item"], row["response"]] = row["reward"]
     pairs: dict[str, list[Json]] = {}
-    for row in tables.read_rows(folder / "preferences.parquet"):
+    for row in parquet.read_rows(folder / "preferences.parquet"):
         pairs.setdefault(row["benchmark"], []).append(row)
         pairs.setdefault(f"{row['benchmark']}: {row['subset']}", []).append(row)
     found: dict[tuple[str, str], tuple[Array, Array]] = {}

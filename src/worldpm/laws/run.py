@@ -4,37 +4,26 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from tyro.conf import Positional
+import numpy as np
 
-from worldpm.errors import ConfigError
 from worldpm import console
+from worldpm.curves.forms import FORMS, Form
+from worldpm.curves.solver import HUBER, LOG_SQUARES, SQUARES, Fit, Objective, fit
+from worldpm.errors import ConfigError
+from worldpm.laws import compute_optimal, evidence, figures, measurements, verdicts
+from worldpm.laws.evidence import Points
+from worldpm.laws.measurements import Measured, Measurement
+from worldpm.laws.verdicts import LEAST_DECADES, LEAST_SIZES, Verdict
+from worldpm.options.laws import AXES, COLUMNS, LawsOptions
 from worldpm.storage import folders
 from worldpm.storage.workers import cores, in_order
-from worldpm.options.laws import LawsOptions
-
-if TYPE_CHECKING:
-    from worldpm.laws.evidence import Points
-    from worldpm.curves.forms import Form
-    from worldpm.curves.solver import Fit, Objective
-    from worldpm.laws.verdicts import Verdict
-    from worldpm.laws.measurements import Measured, Measurement
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 
-FormName = Literal[
-    "constant", "power", "power_floor", "saturating", "broken", "sigmoid", "joint", "joint_tied", "saturating_joint",
-    "saturating_product", "emergent",
-    "gao_best_of_n", "gao_rl", "error_of_loss",
-]  # fmt: skip
-AXES = ("N", "D", "C")
-COLUMNS = {"gao_best_of_n": ("d", "gain"), "gao_rl": ("d", "gain"), "error_of_loss": ("loss", "error")}
-"""The columns that a form of its own kind is fitted to: x and y."""
 LINE = ("constant", "power", "power_floor", "saturating", "broken", "sigmoid")
 PLANE = ("joint", "saturating_joint", "saturating_product", "emergent")
 CURVE = LINE[:4]
@@ -49,22 +38,18 @@ LEAST_OF_A_CURVE = 4
 """Amounts of data that a size must have seen to give a curve of its own."""
 
 
-
-
 class Slice(NamedTuple):
     """Points of one series along one axis, or along N and D together."""
 
     name: str
     x: tuple[str, ...]
-    points: "Sequence[Measurement]"
+    points: Sequence[Measurement]
     size: float | None = None
     """The N of a curve over D."""
 
 
 def run(options: LawsOptions) -> None:
     """Write `laws.json`, the points, how compute is best spent, and the figures as SVG and PNG."""
-    from worldpm.laws import figures, measurements
-    from worldpm.curves.forms import FORMS
 
     if options.form and options.y == "accuracy" and FORMS[options.form].fixed:
         raise ConfigError(f"--form {options.form} begins at a coin's loss, ln 2, which is no accuracy; leave --y out, or take another form")
@@ -76,7 +61,10 @@ def run(options: LawsOptions) -> None:
     ]
     if not slices:
         raise ConfigError(_nothing(options, measured))
-    settings = {"y": options.y_column, **{name: getattr(options, name) for name in ("form", "objective", "calibrated", "resamples", "seed")}}
+    settings = {
+        "y": options.y_column,
+        **{name: getattr(options, name) for name in ("form", "objective", "calibrated", "resamples", "seed")},
+    }
     output = folders.begin(options.out, step="laws", config=settings, inputs=[folders.describe(place) for place in options.inputs])
     if output is None:
         return
@@ -84,7 +72,7 @@ def run(options: LawsOptions) -> None:
         for reason, number in measured.drops.items():
             logger.warning("%d points left out: %s", number, reason)
         laws: list[Json] = []
-        fits = in_order(partial(_fit_slice, measured=measured, config=options), slices, workers=cores() if len(slices) > FEW_SLICES else 0)
+        fits = in_order(partial(_fit_slice, measured=measured, options=options), slices, workers=cores() if len(slices) > FEW_SLICES else 0)
         for found in console.track(fits, "fit", total=len(slices)):
             laws += found
         if failed := [law for law in laws if law["warnings"]]:
@@ -106,7 +94,7 @@ def run(options: LawsOptions) -> None:
         output.finish(counts={"points": len(measured.points), "fits": len(laws)}, drops={"points": dict(Counter(measured.drops))})
 
 
-def _slices(measured: "Measured", options: LawsOptions) -> Iterator[Slice]:
+def _slices(measured: Measured, options: LawsOptions) -> Iterator[Slice]:
     """What is fitted: each series over N and D together, over D at each size, and over N or C or D where that is all there is."""
     for name, points in measured.series().items():
         if options.axes != AXES:
@@ -127,11 +115,11 @@ def _slices(measured: "Measured", options: LawsOptions) -> Iterator[Slice]:
                 yield Slice(name, (axis,), points)
 
 
-def _has(points: "Sequence[Measurement]", *axes: str) -> bool:
+def _has(points: Sequence[Measurement], *axes: str) -> bool:
     return all(axis in point.x for point in points for axis in axes)
 
 
-def _last(points: "Sequence[Measurement]") -> "list[Measurement]":
+def _last(points: Sequence[Measurement]) -> list[Measurement]:
     """The last point of each run: what a size reaches with all of the data."""
     last: dict[str, Measurement] = {}
     for point in points:
@@ -141,17 +129,14 @@ def _last(points: "Sequence[Measurement]") -> "list[Measurement]":
     return [point for point in last.values() if point.x["D"] >= 0.9 * most]
 
 
-def _together(points: "Sequence[Measurement]") -> bool:
+def _together(points: Sequence[Measurement]) -> bool:
     """Whether size and data are one axis, along which both grow."""
-    import numpy as np
-
-    from worldpm.laws import evidence
 
     places = np.array([[point.x[axis] for point in points] for axis in ("N", "D")])
     return evidence.go_together(places) and bool(np.corrcoef(np.log(places))[0, 1] > 0)
 
 
-def _nothing(options: LawsOptions, measured: "Measured") -> str:
+def _nothing(options: LawsOptions, measured: Measured) -> str:
     """Why there is nothing to fit."""
     places = {axis: len({point.x[axis] for point in measured.points if axis in point.x}) for axis in options.axes}
     found = " and ".join(f"{number} value{'s' * (number != 1)} of {axis}" for axis, number in places.items() if number)
@@ -161,11 +146,8 @@ def _nothing(options: LawsOptions, measured: "Measured") -> str:
     return f"{options.inputs[0]}: {told}: {wanted} must vary within a series"
 
 
-def _fit_slice(one: Slice, measured: "Measured", options: LawsOptions) -> list[Json]:
+def _fit_slice(one: Slice, measured: Measured, options: LawsOptions) -> list[Json]:
     """The laws of one slice; the verdict stands with each."""
-    from worldpm.laws import measurements
-    from worldpm.laws import evidence, verdicts
-    from worldpm.curves.forms import FORMS
 
     points = measurements.points_of(measured, one.points, one.x)
     suited = PLANE if len(one.x) == 2 else LINE if one.size is None else CURVE
@@ -179,34 +161,26 @@ def _fit_slice(one: Slice, measured: "Measured", options: LawsOptions) -> list[J
 
 
 def _axes_of(form: str) -> int:
-    from worldpm.curves.forms import FORMS
 
     return FORMS[form].axes
 
 
-def _held_out(one: Slice, points: "Points") -> Any:
+def _held_out(one: Slice, points: Points) -> Any:
     """Which points a fit must foretell: those the table marks, or else the largest third of the first axis."""
-    import numpy as np
-
-    from worldpm.laws import evidence
 
     marked = np.array([point.held_out for point in one.points])
     return marked if marked.any() else evidence.largest(points)
 
 
-def _unmarked(one: Slice, points: "Points") -> "Points":
+def _unmarked(one: Slice, points: Points) -> Points:
     """The points that a table does not hold out: what is fitted, and what a verdict is given on."""
-    import numpy as np
 
     marked = np.array([point.held_out for point in one.points])
     return points.take(~marked) if marked.any() else points
 
 
-def _law(name: str, one: Slice, points: "Points", fitted: "Points", draws: Any, verdict: "Verdict | None", options: LawsOptions) -> Json:
+def _law(name: str, one: Slice, points: Points, fitted: Points, draws: Any, verdict: Verdict | None, options: LawsOptions) -> Json:
     """One fit with all that is to be known of it; where it cannot be made, the reason stands among the warnings."""
-    from worldpm.laws import evidence
-    from worldpm.curves.forms import FORMS
-    from worldpm.curves.solver import LOG_SQUARES, fit
 
     form, objective = FORMS[name], _objective(options)
     told: Json = {
@@ -240,16 +214,14 @@ def _law(name: str, one: Slice, points: "Points", fitted: "Points", draws: Any, 
     }
 
 
-def _objective(options: LawsOptions) -> "Objective":
-    from worldpm.curves.solver import HUBER, SQUARES
+def _objective(options: LawsOptions) -> Objective:
 
     chosen = options.objective or ("huber" if options.y_column == "loss" else "squares")
     return HUBER if chosen == "huber" else SQUARES
 
 
-def _foretold(form: "Form", points: "Points", objective: "Objective", held_out: Any) -> Json:
+def _foretold(form: Form, points: Points, objective: Objective, held_out: Any) -> Json:
     """The points held out, as a fit to the others has them, and the mean of the relative errors."""
-    from worldpm.laws import evidence
 
     predicted = evidence.foretold(form, points, objective, held_out)
     if predicted is None:
@@ -260,9 +232,8 @@ def _foretold(form: "Form", points: "Points", objective: "Objective", held_out: 
     return {"relative_error": sum(errors) / len(errors) if errors else None, "points": len(rows), "predictions": rows}
 
 
-def _shown(found: "Fit", spread: Any, points: "Points") -> Json:
+def _shown(found: Fit, spread: Any, points: Points) -> Json:
     """The points and the curve through them, or what the surface leaves unexplained, for the figures."""
-    import numpy as np
 
     if len(points.x) == 1:
         grid = np.geomspace(max(points.x.min(), 1e-300), points.x.max(), CURVE_POINTS)
@@ -273,12 +244,8 @@ def _shown(found: "Fit", spread: Any, points: "Points") -> Json:
     return {"residual_places": points.x.T.tolist(), "residuals": residuals.tolist()}
 
 
-def _warnings(found: "Fit", spread: Any, points: "Points", options: LawsOptions) -> list[str]:
+def _warnings(found: Fit, spread: Any, points: Points, options: LawsOptions) -> list[str]:
     """All that speaks against reading the parameters."""
-    import numpy as np
-
-    from worldpm.laws import evidence
-    from worldpm.laws.verdicts import LEAST_DECADES, LEAST_SIZES
 
     told = [] if found.converged else ["did not converge: no better point than a start was found, or it was still moving"]
     told += [f"{name} is at its bound: it has no effect, and cannot be told from nothing" for name in found.at_bound]
@@ -306,17 +273,14 @@ def _warnings(found: "Fit", spread: Any, points: "Points", options: LawsOptions)
     return told
 
 
-def _judged(verdict: "Verdict | None") -> Json:
+def _judged(verdict: Verdict | None) -> Json:
     return (
         {} if verdict is None else {"verdict": verdict.word, "reason": verdict.reason, "drawn": verdict.form, "evidence": verdict.evidence}
     )
 
 
-def _compute_optimal(points: "Sequence[Measurement]", options: LawsOptions) -> Json | None:
+def _compute_optimal(points: Sequence[Measurement], options: LawsOptions) -> Json | None:
     """How compute is best spent, where the runs have their operations counted, or by 6 N D where a table has none."""
-    import numpy as np
-
-    from worldpm.laws import compute_optimal
 
     if options.y_column != "loss" or len({point.x["N"] for point in points}) < LEAST_OF_A_CURVE:
         return None
@@ -342,7 +306,7 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _told(point: "Measurement", y: str) -> Json:
+def _told(point: Measurement, y: str) -> Json:
     named = {"series": point.series, "run": point.run, "family": point.family}
     return {**named, **point.x, y: point.y, "held_out": point.held_out, **{key: value for key, value in point.more.items() if key != y}}
 

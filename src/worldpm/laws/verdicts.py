@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from worldpm.stats.uncertainty import Interval
-from worldpm.laws import evidence
-from worldpm.laws.evidence import Points, Resamples
 from worldpm.curves.forms import COIN_LOSS_NATS, FORMS, Array, curve
 from worldpm.curves.solver import LOG_SQUARES, Fit, fit
+from worldpm.laws import evidence
+from worldpm.laws.evidence import Points, Resamples
+from worldpm.stats.uncertainty import Interval
 
 Json = dict[str, Any]
 Word = Literal["power law", "emergent", "no trend", "not identified"]

@@ -5,13 +5,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
 
 from worldpm.errors import CheckpointError
 from worldpm.records import Message
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 END_TOKEN = "<|endoftext|>"
 MARK = "\ufdd0"
@@ -46,7 +45,7 @@ AS_THE_TEMPLATE_HAS_IT = Frame(end_token=None, empty_system=False)
 """How reward models of others are read: their authors trained on the template's text and its last token."""
 
 
-def frame_of(tokenizer: "PreTrainedTokenizerBase") -> Frame:
+def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
     """The frame in which a model is trained: the released WorldPM's where the tokenizer has its tokens.
 
     Raises:
@@ -102,9 +101,7 @@ class Conversation(NamedTuple):
     """Where people wrote what looks like a special token, such as `<|im_end|>`: it is text, not a turn's end."""
 
 
-def render(
-    tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], responses: Sequence[str], *, frame: Frame
-) -> list[Conversation]:
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], responses: Sequence[str], *, frame: Frame) -> list[Conversation]:
     """One prompt with each of its responses, in order, in the tokenizer's own template and the model's frame.
 
     Raises:
@@ -129,7 +126,7 @@ def render(
     return conversations
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]], opened: str, frame: Frame) -> Conversation:
+def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], opened: str, frame: Frame) -> Conversation:
     """A conversation; `opened` is the text of its prompt, up to where a response would begin."""
     whole = close(str(tokenizer.apply_chat_template(turns, tokenize=False)), frame)
     prompt_end = common_prefix([opened, whole])
@@ -150,7 +147,7 @@ def close(text: str, frame: Frame) -> str:
 
 
 def _render_apart(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], frame: Frame, special: re.Pattern[str]
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], frame: Frame, special: re.Pattern[str]
 ) -> Conversation:
     """A conversation in which people wrote special tokens: the template is filled with marks, and the marks with the words."""
     marked = [{**message, "content": f"{MARK}{number}{MARK}"} for number, message in enumerate(messages)]
@@ -198,6 +195,6 @@ def common_prefix(sequences: Sequence[Sequence[object]]) -> int:
     return low
 
 
-def template_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """First 16 hex digits of the template's SHA-256, to print beside every result."""
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from worldpm.errors import CheckpointError
+from worldpm.errors import CheckpointError, first_line
 from worldpm.model import chat
-from worldpm.storage import folders
 from worldpm.model.encoder import Encoder, Limits
-from worldpm.model.sources import DESCRIPTION, Source, describe, first_line
 from worldpm.model.reward_model import RewardModel, linear_head, released_head, without_dropout
 from worldpm.model.shared_prefix import ATTENTION, attend
+from worldpm.model.sources import DESCRIPTION, Source, describe
+from worldpm.storage import folders
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 HEAD = "score."

@@ -1,8 +1,7 @@
 """From preference groups to the rows a model reads: tokens, cuts, shared prefixes, rows filled to a token budget."""
 
-import math
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,8 +13,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from worldpm.errors import DataError
-from worldpm.records import Message
 from worldpm.model import chat
+from worldpm.records import Message
 
 ALWAYS_READ = 200_000
 """Characters up to which a text is tokenized even where it is surely too long, so that the error can tell its tokens."""
@@ -268,60 +267,3 @@ def _cut(sequence: TokenSequence, limits: Limits) -> TokenSequence:
         words = tuple((max(opening, start - gone), end - gone) for start, end in words if end - gone > opening)
     body = body[: max(0, limits.max_length - len(prompt) - len(closing))]
     return TokenSequence(prompt + body + closing, opening, len(prompt), len(prompt) + len(body), words)
-
-
-def pack(sizes: Sequence[int], *, row_tokens: int) -> list[list[int]]:
-    """Rows of whole groups, as indices into their sizes in tokens: each filled up to `row_tokens`, longest group first.
-
-    Best-fit decreasing, so the same sizes always make the same rows. A group longer than a row is a row of its own.
-    """
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, row), sorted
-    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        place = bisect_left(room, (sizes[index], -1))
-        if place == len(room):
-            rows.append([])
-            left, row = row_tokens, len(rows) - 1
-        else:
-            left, row = room.pop(place)
-        rows[row].append(index)
-        insort(room, (left - sizes[index], row))
-    return rows
-
-
-def steps_of(
-    pair_counts: Sequence[int] | NDArray[np.integer],
-    *,
-    batch_pairs: int,
-    seed: int,
-    epochs: float | None = None,
-    max_steps: int | None = None,
-) -> list[NDArray[np.int64]]:
-    """Indices of the groups of each optimizer step, a pure function of its arguments.
-
-    Every epoch is a new permutation. A step closes at the first group that reaches `batch_pairs`; groups are never split.
-    The run ends after `max_steps` steps or else after `epochs` passes, whose last step may be smaller.
-    """
-    counts = np.asarray(pair_counts, dtype=np.int64)
-    steps: list[NDArray[np.int64]] = []
-    left = np.zeros(0, dtype=np.int64)
-    for order in _epochs(len(counts), seed=seed, epochs=None if max_steps is not None else epochs):
-        left = np.concatenate([left, order])
-        pairs, start = np.cumsum(counts[left]), 0
-        while (last := int(np.searchsorted(pairs, batch_pairs + (pairs[start - 1] if start else 0)))) < len(left):
-            steps.append(left[start : last + 1])
-            start = last + 1
-            if max_steps is not None and len(steps) >= max_steps:
-                return steps
-        left = left[start:]
-    return [*steps, left] if len(left) else steps
-
-
-def _epochs(groups: int, *, seed: int, epochs: float | None) -> Iterator[NDArray[np.int64]]:
-    """One permutation after another, the last cut short; without `epochs` they do not end."""
-    left = math.inf if epochs is None else round(epochs * groups)
-    epoch = 0
-    while left > 0 and groups:
-        order = np.random.default_rng([seed, epoch]).permutation(groups)
-        yield order if left >= groups else order[: int(left)]
-        left, epoch = left - groups, epoch + 1

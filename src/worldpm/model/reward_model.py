@@ -5,20 +5,20 @@ Groups run as one row with a shared prefix where that is exact for the model, an
 
 import copy
 import logging
-import math
 from collections.abc import Sequence
 from itertools import groupby
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
+from transformers import AttentionInterface, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from worldpm.model.encoder import EncodedGroup
 from worldpm.model.shared_prefix import ATTENTION, UnplannedLayerError, attend, plan_row
+from worldpm.model.sizes import Size, config_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,41 +27,6 @@ LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 """Rotary frequencies that depend on the longest sequence of a row: then a response's neighbours would change its reward."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """How far the shared path may lie from the plain one on first use, in units of the reward or 1."""
-
-
-class Size(NamedTuple):
-    """A built-in model: the Qwen2 architecture, trained from scratch, with the settings that suit it."""
-
-    layers: int
-    width: int
-    heads: int
-    feed_forward: int
-    vocabulary: int
-    lr: float
-    batch_pairs: int
-    epochs: int
-    decay: float
-
-
-POSITIONS = 32_768
-"""Of a built-in model, in tokens."""
-WIDTHS = (16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640)
-
-
-def _rung(width: int) -> Size:
-    """One size of a ladder: a layer for each 32 of width, so that N = 12 layers width^2 grows with the cube of the width."""
-    return Size(
-        layers=max(1, round(width / 32)), width=width, heads=width // math.gcd(width, 32), feed_forward=8 * round(width / 3),
-        vocabulary=8192, lr=1e-3 * min(1.0, 128 / width), batch_pairs=128, epochs=1, decay=0.0,
-    )  # fmt: skip
-
-
-SIZES = {
-    "tiny": Size(layers=4, width=192, heads=6, feed_forward=512, vocabulary=8192, lr=1e-3, batch_pairs=64, epochs=1, decay=0.4),
-    **{f"w{width}": _rung(width) for width in WIDTHS},
-}
-"""`tiny`: about 3.3 million parameters, half of them embeddings. `w16` to `w640`: rungs of a ladder, by one rule, with 3 thousand
-to 98 million parameters that are not embeddings."""
 
 
 class RewardModel(nn.Module):
@@ -194,23 +159,6 @@ def build(size: Size, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Rewar
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]  # ZeRO-3 would draw the weights in partitions, and so others
     return from_config(config, seed=seed)
-
-
-def config_of(size: Size, *, vocabulary: int) -> Qwen2Config:
-    """The config of a built-in size."""
-    return Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=size.width,
-        intermediate_size=size.feed_forward,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
-        initializer_range=size.width**-0.5,  # the usual 0.02 is that of widths beyond 2000; narrow models then learn nothing for long
-        max_position_embeddings=POSITIONS,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
 
 
 def from_config(config: PreTrainedConfig, *, seed: int) -> RewardModel:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worldpm.errors import CheckpointError, ConfigError
+from worldpm.errors import CheckpointError, ConfigError, first_line
 from worldpm.storage import folders
 
 DESCRIPTION = "worldpm.json"
@@ -86,8 +86,3 @@ def describe(folder: Path) -> Json:
     if missing := [key for key in needed if key not in content]:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
     return content
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a library says first; its class where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

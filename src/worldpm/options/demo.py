@@ -2,12 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
-from tyro.conf import Positional
-
-from worldpm.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
+from worldpm.options.shared import BENCHMARKS, ModelOptions, changed
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(ModelOptions):
     """Judge checkpoints, or raw rewards, on benchmarks and on the test split of groups."""
 
     checkpoints: Positional[tuple[str, ...]] = ()
@@ -25,23 +24,21 @@ class EvaluateOptions:
     """Raw rewards of any model (Parquet, JSON lines) to judge in place of checkpoints."""
     verdicts: tuple[Path, ...] = ()
     """Files of a judge: with --on arena-hard folders of its `data`, with --on alpacaeval `annotations.json`; gives win rates."""
-    benchmarks: Path = Path("benchmarks")
+    benchmarks: Path = BENCHMARKS
     """Folder that holds one folder per benchmark, with the files of its repository."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Compute type; that of the checkpoint's weights unless set."""
-    max_length: int | None = None
-    """Tokens of prompt plus one response, beyond which they are cut; the checkpoint's own unless set."""
+    cut: bool = True
+    """Cut inputs over the limit; with --no-cut the first of them stops the evaluation."""
     strata: str | None = None
     """Draw so much of each kind: NAME=share,... or `forum` (70 % technical, 20 % open, 10 % controversial)."""
     trained_on: tuple[Path, ...] = ()
     """Folders of groups the checkpoints were trained on: the share of items that overlap with them is told."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.on or sum(map(bool, (self.checkpoints, self.rewards, self.verdicts))) != 1:
             raise ConfigError("name checkpoints, or --rewards, or --verdicts, one of the three, and after --on at least one benchmark")
-        if not self.checkpoints and (self.strata or self.trained_on or self.dtype or self.max_length):
-            raise ConfigError("--strata, --trained-on, --dtype and --max-length go with checkpoints; rewards and verdicts are as they are")
+        of_checkpoints = ["strata", "trained_on", *ModelOptions.__dataclass_fields__]
+        if not self.checkpoints and (given := changed(self, of_checkpoints)):
+            raise ConfigError(f"{given[0]} goes with checkpoints; rewards and verdicts are taken as they are. Leave it out.")
         if self.verdicts and self.on not in (("arena-hard",), ("alpacaeval",)):
             raise ConfigError(f"--verdicts goes with --on arena-hard or --on alpacaeval, not with {' '.join(self.on)}")
-        if self.max_length is not None and self.max_length < 16:
-            raise ConfigError(f"--max-length is {self.max_length}; at least 16 tokens are needed")

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
+from worldpm.options.shared import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainOptions:
+class ExplainOptions(ModelOptions):
     """Explain the rewards of JSON lines, as `worldpm score` takes them."""
 
     model: Positional[str]
@@ -20,9 +20,8 @@ class ExplainOptions:
     """JSON lines to read."""
     by: tuple[Literal["tokens", "sentences"], ...] = ("tokens", "sentences")
     """Integrated gradients of every token, what each sentence adds, or both."""
-    cut: bool = False
-    """Cut what is too long, instead of refusing it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.by:
             raise ConfigError("--by names nothing; say tokens, sentences or both")

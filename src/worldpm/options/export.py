@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
+from worldpm.options.shared import changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class ExportOptions:
 
     source: Positional[tuple[Path, ...]]
     """Folders of `worldpm group`, or one checkpoint."""
-    to: Form = "pairs"
+    to: Literal["pairs", "model", "onnx"] = "pairs"
     """pairs: `prompt`, `chosen`, `rejected`; model: a folder that vLLM, SGLang and TEI load, with its card; onnx: a graph."""
     out: Path
     """Folder to write."""
@@ -34,7 +34,6 @@ class ExportOptions:
             raise ConfigError("nothing to export: name folders of `worldpm group`, or a checkpoint with --to model or --to onnx")
         if self.to != "pairs" and len(self.source) > 1:
             raise ConfigError(f"--to {self.to} takes one checkpoint; {len(self.source)} folders came")
-        misplaced = {"--results": self.results and self.to != "model", "--licence": self.licence != "other" and self.to != "model",
-                     "--probe": self.probe and self.to != "onnx", "--int8": self.int8 and self.to != "onnx"}  # fmt: skip
-        if wrong := [flag for flag, there in misplaced.items() if there]:
-            raise ConfigError(f"{wrong[0]} does not go with --to {self.to}")
+        idle = [*([] if self.to == "model" else ["results", "licence"]), *([] if self.to == "onnx" else ["probe", "int8"])]
+        if given := changed(self, idle):
+            raise ConfigError(f"{given[0]} does not go with --to {self.to}")

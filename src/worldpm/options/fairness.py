@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
+from worldpm.options.shared import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class FairnessOptions:
+class FairnessOptions(ModelOptions):
     """Tell reward and error gaps between the values of columns, with intervals."""
 
     model: Positional[str]
@@ -22,7 +21,10 @@ class FairnessOptions:
     """Columns."""
     out: Path | None = None
     """JSON file to write; a table on standard output either way."""
+    cut: bool = True
+    """Cut inputs over the limit; with --no-cut the first of them stops the run."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.by:
             raise ConfigError("--by names no column")

@@ -1,9 +1,13 @@
 """The settings of `worldpm group`: what is fit, which pairs count, who is in which split. Light, for `--help` reads them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Positional
+
 from worldpm.errors import ConfigError
+from worldpm.options.shared import BENCHMARKS, Engine, check_not_negative
 
 Rule = Literal["default", "worldpm", "askell", "shp"]
 SplitBy = Literal["thread", "site", "time"]
@@ -70,8 +74,7 @@ class GroupRules(CleaningRules):
             )
         if (self.least_gap or 1) < 1 or (self.most_gap is not None and self.most_gap < (self.least_gap or 1)):
             raise ConfigError(f"--least-gap {self.least_gap} and --most-gap {self.most_gap} leave no pair; gaps are 1 vote or more")
-        if self.seed < 0:
-            raise ConfigError(f"--seed is {self.seed}; it must not be negative")
+        check_not_negative({"--seed": self.seed})
         if min(self.validation_share, self.test_share) < 0 or self.validation_share + self.test_share >= 1:
             raise ConfigError(f"--validation-share {self.validation_share} and --test-share {self.test_share} must leave room for training")
         if self.controversial_share is not None and not 0 < self.controversial_share < 1:
@@ -90,7 +93,7 @@ class GroupOptions(GroupRules):
     """Benchmarks by name or NAME=PLACE, or files of JSON, CSV or Parquet rows: groups with 13 words in a row of theirs are told."""
     contaminated: Literal["drop", "report"] = "drop"
     """What happens to such groups; `contamination.jsonl` names them all."""
-    benchmarks: Path = Path("benchmarks")
+    benchmarks: Path = BENCHMARKS
     """Folder that holds one folder per benchmark."""
     filter_with: str | None = None
     """A reward model; training pairs that it contradicts are dropped. It injects that model's taste: the paper advises against it."""
@@ -109,10 +112,7 @@ class GroupOptions(GroupRules):
         super().__post_init__()
         if not self.threads:
             raise ConfigError("no threads given: name a folder that `worldpm ingest` wrote")
-        if self.filter_margin < 0:
-            raise ConfigError(f"--filter-margin is {self.filter_margin}; it must not be negative")
-        if (self.workers or 0) < 0:
-            raise ConfigError(f"--workers is {self.workers}; it must not be negative")
+        check_not_negative({"--filter-margin": self.filter_margin, "--workers": self.workers or 0})
         if (self.filter_margin or self.filter_keep != "agreed") and not self.filter_with:
             raise ConfigError("--filter-margin and --filter-keep say how --filter-with filters; name its model")
         if self.contaminated != "drop" and not self.decontaminate:

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
+from worldpm.options.shared import Engine, check_not_negative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,5 +29,4 @@ class IngestOptions:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("no source given: name at least one archive, for instance beer.stackexchange.com.7z")
-        if (self.workers or 0) < 0:
-            raise ConfigError(f"--workers is {self.workers}; it must not be negative")
+        check_not_negative({"--workers": self.workers or 0})

@@ -2,12 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
+
+FormName = Literal[
+    "constant",
+    "power",
+    "power_floor",
+    "saturating",
+    "broken",
+    "sigmoid",
+    "joint",
+    "joint_tied",
+    "saturating_joint",
+    "saturating_product",
+    "emergent",
+    "gao_best_of_n",
+    "gao_rl",
+    "error_of_loss",
+]
+AXES = ("N", "D", "C")
+COLUMNS = {"gao_best_of_n": ("d", "gain"), "gao_rl": ("d", "gain"), "error_of_loss": ("loss", "error")}
+"""x and y of the forms that have columns of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)

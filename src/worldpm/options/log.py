@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
+from worldpm.options.shared import ModelOptions, changed
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogOptions:
+class LogOptions(ModelOptions):
     """Verify a decision log, export it as a table, score its inputs again, or save a window of it to tell drift from."""
 
     action: Positional[Literal["verify", "export", "replay", "reference"]]
@@ -24,10 +24,13 @@ class LogOptions:
     """export: the Parquet file to write; reference: the JSON file; one that is there is replaced."""
     model: str | None = None
     """replay: folder or hub id of the model."""
+    cut: bool = True
+    """replay: cut inputs over the limit, as the server did for requests that asked for it; --no-cut refuses them."""
     tolerance: float | None = None
     """replay: the largest difference of a reward, in logits, that is not told as one; 0.0001 unless set."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         wanted = {"verify": None, "export": "out", "replay": "model", "reference": "out"}[self.action]
         if wanted and getattr(self, wanted) is None:
             raise ConfigError(f"`worldpm log {self.action}` needs --{wanted}")
@@ -35,5 +38,8 @@ class LogOptions:
         given["tolerance"] = self.tolerance if self.action != "replay" else None
         if self.tolerance is not None and self.tolerance < 0:
             raise ConfigError(f"--tolerance is {self.tolerance}; it must not be negative")
-        if idle := [name for name, value in given.items() if value is not None and name != wanted]:
-            raise ConfigError(f"--{idle[0]} does nothing in `worldpm log {self.action}`")
+        idle = [f"--{name}" for name, value in given.items() if value is not None and name != wanted]
+        if self.action != "replay":
+            idle += changed(self, ModelOptions.__dataclass_fields__)
+        if idle:
+            raise ConfigError(f"{idle[0]} does nothing in `worldpm log {self.action}`")

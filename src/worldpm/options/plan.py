@@ -1,13 +1,11 @@
 """Options of `worldpm plan`."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
+from worldpm.options.shared import Dtype, check_above_zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +24,7 @@ class PlanOptions:
     """Unique tokens for each pair; the paper's 2,000, divided by the least saving of shared prompts on real sites, 2.3."""
     row_tokens: int | None = None
     """Tokens of one row; as many as `worldpm train` takes on a GPU unless set."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """Compute type; weights and optimizer are float32."""
     peak_tflops: float = 989.0
     """Of one GPU, at the compute type; an H100's is 989, an A100's 312."""
@@ -38,8 +36,6 @@ class PlanOptions:
     def __post_init__(self) -> None:
         numbers = {"--gpus": self.gpus, "--memory": self.memory, "--pairs": self.pairs, "--tokens-per-pair": self.tokens_per_pair}
         others = {"--row-tokens": self.row_tokens, "--peak-tflops": self.peak_tflops, "--price": self.price}
-        for name, value in {**numbers, **others}.items():
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value}; it must be above 0")
+        check_above_zero({**numbers, **others})
         if not 0 < self.mfu <= 1:
             raise ConfigError(f"--mfu is {self.mfu}; it is a share of the peak, above 0 and at most 1")

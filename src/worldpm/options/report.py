@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError

@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
+from worldpm.options.shared import ModelOptions, changed, check_above_zero
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(ModelOptions):
     """Serve a checkpoint over HTTP, with a page to try it at /."""
 
     model: Positional[str | None] = None
@@ -48,30 +47,24 @@ class ServeOptions:
     """Size of a request's body."""
     deadline_seconds: float = 60.0
     """After which a request that still waits is not computed; a request may set an earlier one."""
-    max_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Tokens of prompt plus one response; the checkpoint's own unless set."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Compute type; that of the checkpoint's weights unless set."""
-    across_devices: bool = False
-    """Spread a model that is too large for one device over all of them, and over memory."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
-    remote_code: bool = False
-    """Run the Python that a model's repository brings; needs --revision with a commit."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.model is None) == (self.upstream is None):
             raise ConfigError("name a model to serve, or with --upstream the URL of a vLLM that holds one; one of the two")
-        ours = {"dtype", "max_length", "row_tokens", "queue_tokens", "across_devices", "revision", "remote_code"}
-        set_here = [field.name for field in fields(self) if field.name in ours and getattr(self, field.name) != field.default]
-        if self.upstream is not None and set_here:
-            raise ConfigError(f"--{set_here[0].replace('_', '-')} is the business of the server at --upstream, which holds the model")
+        local = [*ModelOptions.__dataclass_fields__, "row_tokens", "queue_tokens"]
+        if self.upstream is not None and (given := changed(self, local)):
+            raise ConfigError(f"{given[0]} cannot be used with --upstream. Set it on the upstream server.")
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port is {self.port}; 0 to 65535 are possible")
         if self.log_hashes and self.log is None:
             raise ConfigError("--log-hashes says what --log keeps; name its file")
-        amounts = {"row-tokens": self.row_tokens, "queue-tokens": self.queue_tokens, "max-requests": self.max_requests,
-                   "max-inputs": self.max_inputs, "max-body-mib": self.max_body_mib, "deadline-seconds": self.deadline_seconds}  # fmt: skip
-        for flag, value in amounts.items():
-            if not value > 0:
-                raise ConfigError(f"--{flag} is {value}; it must be above 0")
+        amounts: dict[str, float | None] = {
+            "--row-tokens": self.row_tokens,
+            "--queue-tokens": self.queue_tokens,
+            "--max-requests": self.max_requests,
+            "--max-inputs": self.max_inputs,
+            "--max-body-mib": self.max_body_mib,
+            "--deadline-seconds": self.deadline_seconds,
+        }
+        check_above_zero(amounts)

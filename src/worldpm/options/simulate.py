@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
-from tyro.conf import Positional
+from typing import Literal
 
 from worldpm.errors import ConfigError
 

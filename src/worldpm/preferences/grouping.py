@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from worldpm.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
-from worldpm.preferences import cleaning, near_duplicates, splits, votes
 from worldpm.options.group import GroupRules
+from worldpm.preferences import cleaning, near_duplicates, splits, votes
 from worldpm.preferences.vote_noise import VoteNoise
+from worldpm.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
 
 NEAR = "that is nearly another of more votes"
 

@@ -7,7 +7,7 @@ texts whose runs of five words have a Jaccard similarity of 0.8 meet in a band i
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from worldpm.storage import tables
-from worldpm.storage.engine import Engine
+from worldpm.options.shared import Engine
+from worldpm.storage import parquet
+from worldpm.storage.tables import database
 
 PERMUTATIONS, BANDS = 128, 8
 QUESTION, ANSWER = 0, 1
@@ -27,7 +28,8 @@ WORDS = 5
 """Words of a run."""
 LEAST_WORDS = 40
 """Shorter texts follow patterns and are no duplicates: `Yes, it is.` answers many questions."""
-SCHEMA = pa.schema([("name", pa.string()), ("thread", pa.string()), ("votes", pa.int64()), ("bands", pa.list_(pa.int64()))])
+SCHEMA = pa.schema([("name", pa.string()), ("thread", pa.string()), ("votes", pa.int64()), ("band", pa.int64())])
+"""One row for each band of each text."""
 
 Hashes = NDArray[np.uint64]
 
@@ -61,10 +63,10 @@ def bands(texts: Sequence[Text]) -> pa.RecordBatch:
     rows = np.array(digests, dtype=np.uint64).reshape(len(texts), BANDS, PERMUTATIONS // BANDS)
     numbers = np.arange(BANDS) + BANDS * np.array([text.kind for text in texts])[:, None]
     hashes = _mixed((rows * FACTORS).sum(axis=2) + _mixed(numbers.astype(np.uint64))).view(np.int64)
-    lengths = np.where(ends - starts > LEAST_WORDS - WORDS, BANDS, 0)
-    lists = pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), hashes[lengths > 0].ravel())
-    columns = [[getattr(text, name) for text in texts] for name in ("name", "thread", "votes")]
-    return pa.RecordBatch.from_arrays([*columns, lists], schema=SCHEMA)
+    long = np.flatnonzero(ends - starts > LEAST_WORDS - WORDS)
+    banded = [texts[index] for index in long.repeat(BANDS).tolist()]
+    columns = [[getattr(text, name) for text in banded] for name in ("name", "thread", "votes")]
+    return pa.RecordBatch.from_arrays([*columns, pa.array(hashes[long].ravel())], schema=SCHEMA)
 
 
 def words_of_short(text: str) -> str | None:
@@ -112,13 +114,38 @@ def _mixed(hashes: Hashes) -> Hashes:
 
 
 def among(names: set[str], path: Path) -> set[str]:
-    """Those of the names that stand in a table of bands: what the work on one site's threads must know."""
+    """Those of the names that are in a table of bands: what the work on one site's threads must know."""
     if not names:
         return set()
-    return {name for batch in tables.read_batches(path, pa.schema([SCHEMA.field("name")])) for name in batch["name"].to_pylist()} & names
+    return {name for batch in parquet.read_batches(path, pa.schema([SCHEMA.field("name")])) for name in batch["name"].to_pylist()} & names
 
 
-def duplicates(paths: Iterable[Path], *, spill: Path, engine: Engine = "duckdb") -> set[str]:
+def duplicates(paths: Sequence[Path], *, spill: Path, engine: Engine = "duckdb") -> set[str]:
     """The names of questions that share a band with one of more votes, or of as many and an earlier name, and likewise of the answers
-    that those leave."""
-    return tables.not_first_of_band([str(path) for path in paths], spill=spill, engine=engine)
+    that those leave.
+
+    The tables are as SCHEMA. Questions come first; an answer of a thread that is one of those names ousts no other.
+    """
+    if not paths:
+        return set()
+    tables = database(engine, spill)
+    tables.read("bands", paths)
+    tables.keep("later_questions", _later("name = thread"))
+    # an answer's thread is never null, so this is an anti join
+    tables.keep("later_answers", _later("name <> thread AND thread NOT IN (SELECT name FROM later_questions)"))
+    both = tables.batches("SELECT name FROM later_questions UNION ALL SELECT name FROM later_answers")
+    return {name for batch in both for name in batch["name"].to_pylist()}
+
+
+def _later(condition: str) -> str:
+    """A query for the names, of rows under a condition, that are not the first of some band."""
+    # most bands are of one text: counting them needs little memory, and few are left to be ranked
+    return f"""
+        WITH single AS (SELECT name, votes, band FROM bands WHERE {condition}),
+        met AS (SELECT band FROM single GROUP BY band HAVING count(*) > 1),
+        ranked AS (
+            SELECT name, row_number() OVER (PARTITION BY band ORDER BY votes DESC NULLS LAST, name) AS number
+            FROM single WHERE band IN (SELECT band FROM met)
+        )
+        SELECT DISTINCT name FROM ranked WHERE number > 1
+    """

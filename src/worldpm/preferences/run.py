@@ -5,25 +5,28 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from tyro.conf import Positional
+import pyarrow as pa
 
-from worldpm.errors import ConfigError
 from worldpm import console
-from worldpm.storage import folders
-from worldpm.storage.engine import Engine
-from worldpm.options.group import GroupRules
-from worldpm.options.group import GroupOptions
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from worldpm.preferences.grouping import Learned
-    from worldpm.preferences.thread_batches import Made, Seen, Sieves
+from worldpm.benchmarks import catalogue
+from worldpm.errors import ConfigError
+from worldpm.model import sources
+from worldpm.options.shared import Engine
+from worldpm.options.group import GroupOptions, GroupRules
+from worldpm.preferences import near_duplicates, splits, thread_batches, vote_noise
+from worldpm.preferences.contamination import Index, texts_in
+from worldpm.preferences.grouping import Learned, controversial_kept
+from worldpm.preferences.model_filter import ModelFilter
+from worldpm.preferences.thread_batches import Made, Seen, Sieves
+from worldpm.preferences.vote_noise import VoteNoise
+from worldpm.scoring.scorer import Scorer
+from worldpm.storage import folders, parquet, schema, tables
+from worldpm.storage.workers import workers_for
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
@@ -34,15 +37,12 @@ BESIDE = ("credits", "overlaps", "rejects")
 """What is written of each table beside its groups."""
 
 
-
-
 def run(options: GroupOptions) -> None:
     """Write one table of groups per table of threads, the credits due, and what was counted and dropped on the way."""
-    from worldpm.storage import tables
 
     for folder in options.threads:
         folders.manifest(folder, made_by="ingest|simulate")
-    paths = tables.paths_of(*options.threads)
+    paths = parquet.paths_of(*options.threads)
     names = Counter(path.name for path in paths)
     if twice := [name for name, n in names.items() if n > 1]:
         raise ConfigError(f"{', '.join(twice)} stands in more than one folder of threads; one site may come in only once")
@@ -73,39 +73,34 @@ def _settings(options: GroupOptions) -> Json:
     return rules | ({"rejects": True} if options.rejects else {})
 
 
-def _sieves(options: GroupOptions) -> "tuple[Sieves, list[Json]]":
+def _sieves(options: GroupOptions) -> tuple[Sieves, list[Json]]:
     """The index of benchmarks and the reward model, where they are asked for, and their descriptions as inputs."""
-    from worldpm.preferences.thread_batches import Sieves
-
-    inputs: list[Json] = []
-    index, scorer = None, None
-    if options.decontaminate:
-        from worldpm.benchmarks import catalogue
-        from worldpm.preferences.contamination import Index, texts_in, texts_of
-
-        files = [Path(word) for word in options.decontaminate if Path(word).is_file()]
-        if twice := [name for name, n in Counter(path.name for path in files).items() if n > 1]:
-            raise ConfigError(f"--decontaminate: two files are called {twice[0]}, by which overlaps are told; rename one")
-        named = catalogue.find([word for word in options.decontaminate if not Path(word).is_file()], options.benchmarks)
-        read = {one.name: one.items() for one in named}
-        index = Index({**{name: texts_of(items) for name, items in read.items()}, **{path.name: texts_in(path) for path in files}})
-        inputs += [catalogue.describe(name, items) for name, items in read.items()]
-        inputs += [folders.describe(path) for path in files]
-    if options.filter_with:
-        from worldpm.model import sources
-        from worldpm.scoring.scorer import Scorer
-
-        inputs.append(sources.fingerprint(sources.find(options.filter_with)))
-        scorer = Scorer.load(options.filter_with, cut=True)
-    contradicted = options.filter_keep == "contradicted"
-    return Sieves(index, options.contaminated == "drop", scorer, options.filter_margin, contradicted, options.rejects), inputs
+    index, of_index = _index(options) if options.decontaminate else (None, [])
+    model_filter, of_model = _model_filter(options, options.filter_with) if options.filter_with else (None, [])
+    return Sieves(index, options.contaminated == "drop", model_filter, options.rejects), of_index + of_model
 
 
-def _learn(output: folders.Output, paths: Sequence[Path], options: GroupOptions) -> "dict[str, Learned]":
+def _index(options: GroupOptions) -> tuple[Index, list[Json]]:
+    """The texts of --decontaminate, and their descriptions as inputs."""
+    files = [Path(word) for word in options.decontaminate if Path(word).is_file()]
+    if twice := [name for name, n in Counter(path.name for path in files).items() if n > 1]:
+        raise ConfigError(f"--decontaminate: two files are called {twice[0]}, by which overlaps are told; rename one")
+    named = catalogue.find([word for word in options.decontaminate if not Path(word).is_file()], options.benchmarks)
+    benchmarks = {benchmark.name: benchmark.items() for benchmark in named}
+    index = Index({**benchmarks, **{path.name: texts_in(path) for path in files}})
+    inputs = [catalogue.describe(name, items) for name, items in benchmarks.items()]
+    return index, inputs + [folders.describe(path) for path in files]
+
+
+def _model_filter(options: GroupOptions, model: str) -> tuple[ModelFilter, list[Json]]:
+    """The reward model of --filter-with, and its description as an input."""
+    source = sources.find(model)
+    found = ModelFilter(Scorer.load(source, cut=True), options.filter_margin, options.filter_keep == "contradicted")
+    return found, [sources.fingerprint(source)]
+
+
+def _learn(output: folders.Output, paths: Sequence[Path], options: GroupOptions) -> dict[str, Learned]:
     """What only all threads together tell: the noise of votes, near-duplicates, the dates of splits, the share of close votes."""
-    from worldpm.preferences import near_duplicates, splits
-    from worldpm.preferences.grouping import Learned, controversial_kept
-    from worldpm.preferences.vote_noise import VoteNoise
 
     first = {path.stem: output.part(f"{folders.PROGRESS}/first/{path.stem}.bands", partial(_first_pass, path, options)) for path in paths}
     again: set[str] = set()
@@ -127,23 +122,21 @@ def _learn(output: folders.Output, paths: Sequence[Path], options: GroupOptions)
 
 def _first_pass(path: Path, options: GroupOptions, aside: Path) -> Json:
     """The bands of a table's threads and answers into the file, and what its votes say."""
-    from worldpm.storage import schema, tables
-    from worldpm.preferences import near_duplicates, thread_batches, vote_noise
 
     dated: list[vote_noise.Dated] = []
     closeness: Counter[str] = Counter()
 
-    def bands() -> "Iterator[pa.RecordBatch]":
-        see = partial(thread_batches.see, rules=_rules(options), one_in=max(1, tables.count_rows(path) // THREADS_TO_LEARN_FROM))
+    def bands() -> Iterator[pa.RecordBatch]:
+        see = partial(thread_batches.see, rules=_rules(options), one_in=max(1, parquet.count_rows(path) // THREADS_TO_LEARN_FROM))
         found: Iterator[Seen] = tables.map_batches(path, schema.THREADS, see, workers=_workers(path, options), engine=options.engine)
-        with console.progress(f"learn from {path.stem}", total=tables.count_rows(path)) as advance:
+        with console.progress(f"learn from {path.stem}", total=parquet.count_rows(path)) as advance:
             for seen in found:
                 dated.extend(seen.dated)
                 closeness.update(seen.closeness)
                 advance(seen.threads)
                 yield seen.bands
 
-    count = tables.write_parquet(aside, bands(), near_duplicates.SCHEMA)
+    count = parquet.write_parquet(aside, bands(), near_duplicates.SCHEMA)
     noise = vote_noise.fit(dated)._asdict() if options.rule == "default" else None
     return {"texts": count, "noise": noise, "closeness": dict(closeness)}
 
@@ -153,15 +146,13 @@ def _rules(options: GroupOptions) -> GroupRules:
 
 
 def _workers(path: Path, options: GroupOptions) -> int:
-    from worldpm.storage.workers import workers_for
 
     return 0 if options.filter_with else workers_for(path.stat().st_size, options.workers)
 
 
 def _dates(path: Path) -> Iterator[float]:
-    from worldpm.storage import schema, tables
 
-    return (row["created"].timestamp() for row in tables.read_rows(path, schema.only(schema.THREADS, ["created"])))
+    return (row["created"].timestamp() for row in parquet.read_rows(path, schema.only(schema.THREADS, ["created"])))
 
 
 def _beside(output: folders.Output, path: Path, what: str) -> Path:
@@ -169,10 +160,8 @@ def _beside(output: folders.Output, path: Path, what: str) -> Path:
     return output.progress / f"{path.stem}.{what}"
 
 
-def _group_table(output: folders.Output, path: Path, options: GroupOptions, learned: "Learned", sieves: "Sieves", aside: Path) -> Json:
+def _group_table(output: folders.Output, path: Path, options: GroupOptions, learned: Learned, sieves: Sieves, aside: Path) -> Json:
     """The groups of one table into the file, and beside it who is to be credited, what overlaps, and what was dropped."""
-    from worldpm.storage import schema, tables
-    from worldpm.preferences import thread_batches
 
     counts: Counter[str] = Counter()
     drops: Counter[str] = Counter()
@@ -180,10 +169,10 @@ def _group_table(output: folders.Output, path: Path, options: GroupOptions, lear
     engine: Engine = "duckdb" if options.filter_with else options.engine  # a model stays in this process
     found: Iterator[Made] = tables.map_batches(path, schema.THREADS, make, workers=_workers(path, options), engine=engine)
 
-    def groups() -> "Iterator[pa.RecordBatch]":
+    def groups() -> Iterator[pa.RecordBatch]:
         with ExitStack() as stack:
             beside = {what: stack.enter_context(_beside(output, path, what).open("w", encoding="utf-8", newline="")) for what in BESIDE}
-            advance = stack.enter_context(console.progress(f"group {path.stem}", total=tables.count_rows(path)))
+            advance = stack.enter_context(console.progress(f"group {path.stem}", total=parquet.count_rows(path)))
             for made in found:
                 counts.update(made.counts)
                 drops.update(made.drops)
@@ -192,13 +181,12 @@ def _group_table(output: folders.Output, path: Path, options: GroupOptions, lear
                 advance(made.counts["threads"])
                 yield made.groups
 
-    tables.write_parquet(aside, groups(), schema.GROUPS)
+    parquet.write_parquet(aside, groups(), schema.GROUPS)
     noise = {f"vote noise: {name}": value for name, value in learned.noise._asdict().items() if name != "now"} if learned.noise else {}
     return {"counts": dict(sorted(counts.items())) | noise, "drops": {reason: n for reason, n in sorted(drops.items()) if n}}
 
 
 def _joined(what: str, pieces: Sequence[Path], aside: Path) -> Json:
-    from worldpm.preferences import thread_batches
 
     with aside.open("w", encoding="utf-8", newline="") as file:
         if what == "credits":

@@ -4,26 +4,21 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import xxhash
 
-from worldpm.records import PreferenceGroup, Thread
-from worldpm.storage import schema
+from worldpm.options.group import GroupRules
 from worldpm.preferences import cleaning, near_duplicates, vote_noise, votes
 from worldpm.preferences.contamination import Index
-from worldpm.options.group import GroupRules
 from worldpm.preferences.grouping import Learned, Tally, fit_answers, group_thread, question_of, within_gaps
 from worldpm.preferences.near_duplicates import ANSWER, QUESTION, Text
+from worldpm.records import PreferenceGroup, Thread
+from worldpm.storage import schema
 
-if TYPE_CHECKING:
-    from worldpm.scoring.scorer import Scorer
-
-GROUPS_AT_ONCE = 64
 CREDIT = ("site", "group_id", "response_id", "author", "url", "licence")
 
 
@@ -64,11 +59,8 @@ class Sieves:
     """Of the benchmarks that must not be met again."""
     contaminated: bool = True
     """Whether groups that overlap with one are dropped, or only told."""
-    scorer: "Scorer | None" = None
-    margin: float = 0.0
-    """Logits by which the scorer must prefer the rejected response of a training pair to contradict it."""
-    contradicted: bool = False
-    """Whether the pairs that it contradicts are kept, in place of the others."""
+    filter: Callable[[Iterable[PreferenceGroup], Tally], Iterator[PreferenceGroup]] | None = None
+    """What a reward model keeps of the training pairs; it stays in the process that loaded the model."""
     rejects: bool = False
     """Whether what is dropped is written."""
 
@@ -101,8 +93,8 @@ def make(batch: pa.RecordBatch, *, rules: GroupRules, learned: Learned, sieves: 
     groups = _groups(batch, rules, learned, tally, asked)
     if sieves.index is not None:
         groups = _decontaminated(groups, sieves.index, sieves, tally, overlaps)
-    if sieves.scorer is not None:
-        groups = _filtered(groups, sieves.scorer, sieves, tally)
+    if sieves.filter is not None:
+        groups = sieves.filter(groups, tally)
     rows = [schema.group_to_row(group) for group in _counted(groups, asked, tally, credit)]
     made = pa.RecordBatch.from_pylist(rows, schema=schema.GROUPS)
     return Made(made, tally.counts, tally.drops, credit.getvalue(), overlaps.getvalue(), rejects.getvalue())
@@ -133,28 +125,6 @@ def _decontaminated(
             tally.drop("thread that overlaps with a benchmark", group.group_id, group.prompt[0].content)
         else:
             tally.counts["groups that overlap with a benchmark"] += bool(found)
-            yield group
-
-
-def _filtered(groups: Iterable[PreferenceGroup], scorer: "Scorer", sieves: Sieves, tally: Tally) -> Iterator[PreferenceGroup]:
-    """Training groups without the pairs that the reward model contradicts, or with no others."""
-    from worldpm.scoring.scorer import Request
-
-    stream, without = iter(groups), "does not contradict" if sieves.contradicted else "contradicts"
-    while chunk := list(islice(stream, GROUPS_AT_ONCE)):
-        wanted = [group for group in chunk if group.split == "train"]
-        requests = [Request(group.group_id, group.prompt, [response.content for response in group.responses]) for group in wanted]
-        rewards = {group.group_id: found.rewards for group, found in zip(wanted, scorer.score(requests), strict=True)}
-        for group in chunk:
-            if group.split == "train":
-                reward = rewards[group.group_id]
-                against = [reward[p.chosen] - reward[p.rejected] < -sieves.margin for p in group.preferences]
-                kept = [p for p, contradicted in zip(group.preferences, against, strict=True) if contradicted == sieves.contradicted]
-                tally.drops[f"pair that --filter-with {without}"] += len(group.preferences) - len(kept)
-                if not kept:
-                    tally.drop(f"thread whose pairs --filter-with all {without}", group.group_id)
-                    continue
-                group = replace(group, preferences=tuple(replace(p, weight=1 / len(kept)) for p in kept))
             yield group
 
 

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from worldpm.records import Answer, Preference
 from worldpm.options.group import Rule
 from worldpm.preferences.vote_noise import VoteNoise
+from worldpm.records import Answer, Preference
 
 SHP_RATIO = 2.0
 """Votes of the chosen over those of the rejected, each at least 1, that `shp` asks for."""

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worldpm.stats import bradley_terry
-from worldpm.stats.uncertainty import clustered_interval
-from worldpm.storage import folders, tables
-from worldpm.console import interval, number
 from worldpm import plots
 from worldpm.benchmarks.metrics import NULLS
+from worldpm.console import interval, number
 from worldpm.plots import Bin, Dot
 from worldpm.report.layout import Example, Fold, Grid, Section, Shown
+from worldpm.stats import bradley_terry
+from worldpm.stats.uncertainty import clustered_interval
+from worldpm.storage import folders, parquet
 
 Json = dict[str, Any]
 Array = NDArray[np.float64]
@@ -373,13 +373,13 @@ class _Tables:
     @classmethod
     def read(cls, path: Path) -> "_Tables":
         items: dict[tuple[str, str, str], dict[int, Json]] = {}
-        for row in tables.read_rows(path / "items.parquet"):
+        for row in parquet.read_rows(path / "items.parquet"):
             items.setdefault((row["benchmark"], row["subset"], row["item"]), {})[row["response"]] = row
         preferences: dict[str, list[Json]] = {}
-        for row in tables.read_rows(path / "preferences.parquet"):
+        for row in parquet.read_rows(path / "preferences.parquet"):
             preferences.setdefault(row["benchmark"], []).append(row)
         rewards: dict[tuple[str, str], dict[tuple[str, str, int], float]] = {}
-        for row in tables.read_rows(path / "rewards.parquet"):
+        for row in parquet.read_rows(path / "rewards.parquet"):
             rewards.setdefault((row["checkpoint"], row["benchmark"]), {})[row["subset"], row["item"], row["response"]] = row["reward"]
         return cls(items, preferences, rewards)
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from worldpm.storage import folders
-from worldpm.console import interval
 from worldpm import plots
+from worldpm.console import interval
 from worldpm.report.layout import Grid, Section, Shown
+from worldpm.storage import folders
 
 Json = dict[str, Any]
 

@@ -3,28 +3,21 @@
 import logging
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from tyro.conf import Positional
+from typing import Any
 
 from worldpm.errors import ConfigError
-from worldpm.storage import folders
 from worldpm.options.report import ReportOptions
-
-if TYPE_CHECKING:
-    from worldpm.report.layout import Section
+from worldpm.report import benchmark_tables, layout, planted_truth, scaling, threads_and_groups, training_curves
+from worldpm.report.layout import Grid, Section
+from worldpm.storage import folders
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 
-
-
 def run(options: ReportOptions) -> None:
     """Write the page; it replaces an earlier one."""
-    from worldpm.report import layout, benchmark_tables
 
     show = _show()
     manifests = {path: folders.manifest(path) for path in options.folders}
@@ -40,9 +33,8 @@ def run(options: ReportOptions) -> None:
     logger.info("wrote %s", options.out)
 
 
-def _show() -> "dict[str, Callable[[Path, Json], list[Section]]]":
+def _show() -> dict[str, Callable[[Path, Json], list[Section]]]:
     """What each step's folder shows."""
-    from worldpm.report import threads_and_groups, scaling, benchmark_tables, training_curves, planted_truth
 
     return {
         "ingest": threads_and_groups.threads,
@@ -55,8 +47,7 @@ def _show() -> "dict[str, Callable[[Path, Json], list[Section]]]":
     }
 
 
-def _how(manifests: Mapping[Path, Json]) -> "Section":
-    from worldpm.report.layout import Grid, Section
+def _how(manifests: Mapping[Path, Json]) -> Section:
 
     commands = [_command(path, manifest) for path, manifest in manifests.items() if manifest["step"] != "demo"]
     versions = {name: version for manifest in manifests.values() for name, version in manifest["versions"].items()}
@@ -74,14 +65,14 @@ def _how(manifests: Mapping[Path, Json]) -> "Section":
 
 
 def _command(path: Path, manifest: Json) -> str:
-    options: Json = dict(manifest["config"])
-    named = [*options.get("trained_on", []), *(Path(word).name for word in options.get("decontaminate", [])), options.get("filter_with")]
+    config: Json = dict(manifest["config"])
+    named = [*config.get("trained_on", []), *(Path(word).name for word in config.get("decontaminate", [])), config.get("filter_with")]
     names = [entry["name"] for entry in manifest["inputs"] if "items" not in entry and entry["name"] not in named]
-    if "rewards" in options or "verdicts" in options:
+    if "rewards" in config or "verdicts" in config:
         names = []
     if manifest["step"] == "train":
         names = [name for name in names if name != config["model"]]
-    options = [_option(key, value) for key, value in options.items() if value is not None and value != []]
+    options = [_option(key, value) for key, value in config.items() if value is not None and value != []]
     return " ".join(["worldpm", manifest["step"], *names, *options, "--out", path.name])
 
 

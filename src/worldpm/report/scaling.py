@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from worldpm.storage import folders
-from worldpm.console import interval
 from worldpm import plots
+from worldpm.console import interval
 from worldpm.laws import figures
 from worldpm.report.layout import Fold, Grid, Section, Shown
+from worldpm.storage import folders
 
 Json = dict[str, Any]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from worldpm.storage import schema, tables
 from worldpm import plots
 from worldpm.report.layout import Example, Fold, Grid, Section, Shown, drops
+from worldpm.storage import parquet, schema
 
 Json = dict[str, Any]
 
@@ -167,12 +167,12 @@ def _rejected(path: Path) -> list[Fold]:
 
 
 def _first(path: Path, columns: Any) -> Iterator[Json]:
-    for table in tables.paths_of(path):
-        yield from islice(tables.read_rows(table, columns), ROWS_SHOWN)
+    for table in parquet.paths_of(path):
+        yield from islice(parquet.read_rows(table, columns), ROWS_SHOWN)
 
 
 def _sampled(path: Path) -> str:
-    large = any(tables.count_rows(table) > ROWS_SHOWN for table in tables.paths_of(path))
+    large = any(parquet.count_rows(table) > ROWS_SHOWN for table in parquet.paths_of(path))
     return f" Figures look at the first {ROWS_SHOWN:,} rows of each table." if large else ""
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from worldpm import plots
-from worldpm.plots import Series
 from worldpm.curves import sudden_drops
-from worldpm.curves.sudden_drops import SuddenDrop
 from worldpm.curves.forms import COIN_LOSS_NATS
+from worldpm.curves.sudden_drops import SuddenDrop
+from worldpm.plots import Series
 from worldpm.report.layout import Grid, Section, Shown
 
 Json = dict[str, Any]

@@ -10,6 +10,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+import torch
+
 from worldpm.errors import ConfigError
 from worldpm.records import Message
 from worldpm.rlhf.judge import Guards, judge_of, rewards_of
@@ -27,7 +29,6 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence
     Raises:
         ConfigError: If the variable is not set, or a text does not begin with its prompt, or with the end of it.
     """
-    import torch
 
     if not (place := os.environ.get(PLACE)):
         raise ConfigError(f"set {PLACE} to a checkpoint's folder, or to the URL of `worldpm serve`")

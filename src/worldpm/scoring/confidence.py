@@ -10,11 +10,10 @@ import numpy as np
 import torch
 import xxhash
 
-from worldpm.stats import bradley_terry, calibration
 from worldpm.errors import ConfigError
-from worldpm.storage import folders, tables
-from worldpm.stats import style_control
+from worldpm.stats import bradley_terry, calibration, style_control
 from worldpm.stats.style import style_of
+from worldpm.storage import folders, parquet
 
 Json = dict[str, Any]
 FEATURES = ("length", "headers", "lists", "bold", "code", "links")
@@ -156,7 +155,7 @@ def of_results(results: Path, name: str, *, sha256: str | None = None) -> Confid
     inputs = folders.manifest(results, made_by="evaluate")["inputs"]
     if sha256 is not None and sha256 not in {one.get("sha256") for one in inputs}:
         raise ConfigError(f"{results}: judged another model than this one, whatever its name; evaluate the one that is served")
-    rows = list(tables.read_rows(results / "rewards.parquet"))
+    rows = list(parquet.read_rows(results / "rewards.parquet"))
     if name not in (known := sorted({row["checkpoint"] for row in rows})):
         raise ConfigError(f"--calibration {results}: judged {', '.join(known)}, not {name}; evaluate the model that is served")
     pairs = _pairs(results, [row for row in rows if row["checkpoint"] == name])
@@ -184,11 +183,11 @@ def _one_each(cluster: Sequence[str], margins: Sequence[float]) -> list[float]:
 def _pairs(results: Path, rewards: Sequence[Json]) -> style_control.StyledPairs:
     """The judged pairs of a results folder with the style of both sides."""
     key = ("benchmark", "subset", "item", "response")
-    items = {tuple(row[name] for name in key): row for row in tables.read_rows(results / "items.parquet")}
+    items = {tuple(row[name] for name in key): row for row in parquet.read_rows(results / "items.parquet")}
     scored = {tuple(row[name] for name in key): row for row in rewards}
     columns: dict[str, list[Any]] = {"margin": [], "probability": [], "weight": [], "cluster": []}
     sides: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
-    for pair in tables.read_rows(results / "preferences.parquet"):
+    for pair in parquet.read_rows(results / "preferences.parquet"):
         item = tuple(pair[name] for name in key[:3])
         ends = [(*item, pair[side]) for side in ("chosen", "rejected")]
         if any(items[end]["text"] is None for end in ends):

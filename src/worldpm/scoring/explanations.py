@@ -2,11 +2,13 @@
 
 import math
 import re
-from collections.abc import Generator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from worldpm.errors import NotFiniteError
@@ -44,23 +46,25 @@ class Sentence(NamedTuple):
     """Reward with it minus reward without it, in logits."""
 
 
-Result = TypeVar("Result")
-Steps = Generator[None, None, Result]
-"""Work that pauses where other work with the model may go first."""
+Value = TypeVar("Value")
 
 
-def finished(steps: Steps[Result]) -> Result:
-    """The result of work that nothing interrupts."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            found: Result = stop.value
-            return found
+class Run(Protocol):
+    """How a piece of work with the model is run: at once, or in a server between two rows of other requests."""
+
+    def __call__(self, work: Callable[[], Value], /) -> Value:
+        """What the work returns."""
 
 
-def of_tokens(scorer: Scorer, request: Request) -> Steps[TokenAttributions]:
-    """Integrated gradients of the reward of a request's one response; Gauss-Legendre points are doubled until the sum comes out.
+def at_once(work: Callable[[], Value], /) -> Value:
+    """Run the work here and now."""
+    return work()
+
+
+def of_tokens(scorer: Scorer, request: Request, *, run: Run = at_once) -> TokenAttributions:
+    """Integrated gradients of the reward of a request's one response.
+
+    Gauss-Legendre points are doubled until the sum of the attributions agrees with the difference that they explain.
 
     Raises:
         DataError: If it is too long and the scorer does not cut.
@@ -68,19 +72,16 @@ def of_tokens(scorer: Scorer, request: Request) -> Steps[TokenAttributions]:
 
     Source: Sundararajan, Taly and Yan, arXiv 1703.01365, equation 1 and proposition 1 (completeness).
     """
-    (whole,) = scorer.encoder.read(request.prompt, request.responses, name=request.name)
-    sequence = scorer.encoder.fitted(whole, request.name)
-    base, full = _ends(scorer, sequence)
-    with torch.no_grad():
-        reward, baseline = scorer.model.of_embeddings(torch.stack([full, base])).tolist()
+    sequence = run(partial(_sequence, scorer, request))
+    base, full = run(partial(_ends, scorer, sequence))
+    reward, baseline = run(partial(_rewards, scorer, torch.stack([full, base])))
     if not math.isfinite(reward - baseline):
         raise NotFiniteError(
             f"{request.name}: its reward is {reward}, and {baseline} without its words; the checkpoint or its dtype is unfit"
         )
     points = FIRST_POINTS
     while True:
-        yield
-        attributions = yield from _integrated(scorer, base, full, points)
+        attributions = _integrated(scorer, base, full, points, run)
         gap = reward - baseline - float(attributions.sum())
         if abs(gap) <= COMPLETE * max(abs(reward - baseline), 0.01) or points >= MOST_POINTS:
             break
@@ -89,6 +90,18 @@ def of_tokens(scorer: Scorer, request: Request) -> Steps[TokenAttributions]:
     prompt = [pair for start, end in sequence.prompt_words for pair in _texts(scorer, sequence.ids[start:end], values[start:end])]
     words = slice(sequence.prompt_end, sequence.response_end)
     return TokenAttributions(reward, baseline, prompt, _texts(scorer, sequence.ids[words], values[words]), gap, points)
+
+
+def _sequence(scorer: Scorer, request: Request) -> TokenSequence:
+    """The tokens of a request with one response, within the scorer's limits."""
+    (whole,) = scorer.encoder.read(request.prompt, request.responses, name=request.name)
+    return scorer.encoder.fitted(whole, request.name)
+
+
+def _rewards(scorer: Scorer, embeddings: Tensor) -> list[float]:
+    with torch.no_grad():
+        rewards: list[float] = scorer.model.of_embeddings(embeddings).tolist()
+    return rewards
 
 
 def _ends(scorer: Scorer, sequence: TokenSequence) -> tuple[Tensor, Tensor]:
@@ -105,20 +118,26 @@ def _ends(scorer: Scorer, sequence: TokenSequence) -> tuple[Tensor, Tensor]:
     return torch.where(words[:, None], neutral, full), full
 
 
-def _integrated(scorer: Scorer, base: Tensor, full: Tensor, points: int) -> Steps[Tensor]:
+def _integrated(scorer: Scorer, base: Tensor, full: Tensor, points: int, run: Run) -> Tensor:
     """The attribution of each token, shape (T,), float64."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
-    path = full - base
+    shares, weights = (nodes + 1) / 2, weights / 2  # from -1..1 to 0..1
     total = torch.zeros(len(full), dtype=torch.float64, device=full.device)
     for start in range(0, points, POINTS_AT_ONCE):
-        shares = torch.tensor((nodes[start : start + POINTS_AT_ONCE] + 1) / 2, dtype=full.dtype, device=full.device)
-        at = (base + shares[:, None, None] * path).requires_grad_()
-        with torch.enable_grad():
-            (slopes,) = torch.autograd.grad(scorer.model.of_embeddings(at).sum(), at)
-        own = torch.tensor(weights[start : start + POINTS_AT_ONCE] / 2, dtype=torch.float64, device=full.device)
-        total += ((slopes.double() * path.double()).sum(dim=-1) * own[:, None]).sum(dim=0)
-        yield
+        part = slice(start, start + POINTS_AT_ONCE)
+        total += run(partial(_weighted_slopes, scorer, base, full, shares[part], weights[part]))
     return total
+
+
+def _weighted_slopes(scorer: Scorer, base: Tensor, full: Tensor, shares: NDArray[np.float64], weights: NDArray[np.float64]) -> Tensor:
+    """What some points of the path add to the integral of each token, shape (T,), float64."""
+    path = full - base
+    along = torch.tensor(shares, dtype=full.dtype, device=full.device)
+    points = (base + along[:, None, None] * path).requires_grad_()
+    with torch.enable_grad():
+        (slopes,) = torch.autograd.grad(scorer.model.of_embeddings(points).sum(), points)
+    own = torch.tensor(weights, dtype=torch.float64, device=full.device)
+    return ((slopes.double() * path.double()).sum(dim=-1) * own[:, None]).sum(dim=0)
 
 
 def _texts(scorer: Scorer, ids: Sequence[int], values: Sequence[float]) -> list[tuple[str, float]]:
@@ -136,7 +155,7 @@ def _texts(scorer: Scorer, ids: Sequence[int], values: Sequence[float]) -> list[
     return found
 
 
-def of_sentences(scorer: Scorer, request: Request) -> Steps[list[Sentence]]:
+def of_sentences(scorer: Scorer, request: Request, *, run: Run = at_once) -> list[Sentence]:
     """What the reward of a request's one response loses without each sentence; the last part holds what comes after the 63rd.
 
     Raises:
@@ -149,10 +168,13 @@ def of_sentences(scorer: Scorer, request: Request) -> Steps[list[Sentence]]:
     for start in range(0, len(spans), SENTENCES_AT_ONCE):
         own = spans[start : start + SENTENCES_AT_ONCE]
         without = [response[:begin] + response[end:] for begin, end in own]
-        full, *others = next(scorer.score([request._replace(responses=[response, *without])])).rewards
+        full, *others = run(partial(_scored, scorer, request._replace(responses=[response, *without])))
         found += [Sentence(response[begin:end], full - other) for (begin, end), other in zip(own, others, strict=True)]
-        yield
     return found
+
+
+def _scored(scorer: Scorer, request: Request) -> list[float]:
+    return next(scorer.score([request])).rewards
 
 
 def _spans(text: str) -> list[tuple[int, int]]:

@@ -10,12 +10,15 @@ from typing import NamedTuple, Self
 import torch
 
 from worldpm.errors import ConfigError, DataError, NotFiniteError
-from worldpm.records import Message
-from worldpm.storage import folders
 from worldpm.model import checkpoint, sources
+from worldpm.model.devices import device_of, torch_dtype
 from worldpm.model.encoder import EncodedGroup, Encoder
 from worldpm.model.packing import pack
 from worldpm.model.reward_model import RewardModel
+from worldpm.model.sources import Source
+from worldpm.options.shared import ModelOptions
+from worldpm.records import Message
+from worldpm.storage import folders
 
 ROW_TOKENS = 2048
 """A row of groups is filled up to so many tokens; on CPUs longer rows are slower, and take more memory."""
@@ -56,11 +59,6 @@ def rewards_of(model: RewardModel, groups: Sequence[EncodedGroup], *, row_tokens
     return found
 
 
-def default_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class Scorer:
     """A loaded checkpoint that turns text into rewards.
 
@@ -74,20 +72,29 @@ class Scorer:
 
     @classmethod
     def load(
-        cls, place: Path | str, *, cut: bool = False, max_length: int | None = None, dtype: torch.dtype | None = None,
-        revision: str | None = None, remote_code: bool = False, across_devices: bool = False,
-    ) -> Self:  # fmt: skip
-        """The reward model in a folder or a hub repository, on the GPU where there is one.
+        cls,
+        place: Path | str | Source,
+        *,
+        cut: bool = False,
+        max_length: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        remote_code: bool = False,
+        across_devices: bool = False,
+    ) -> Self:
+        """The reward model in a folder or a hub repository.
 
-        Over-long input is refused unless `cut`. `max_length`, in tokens, defaults to the checkpoint's, and `dtype` to that
-        of its weights. `across_devices` spreads a model that is too large for one.
+        Inputs over the limit are refused unless `cut`. `max_length`, in tokens, defaults to the checkpoint's, `dtype` to that of its
+        weights, and `device` to the first GPU, or else the CPU. `across_devices` spreads a model that is too large for one.
 
         Raises:
             CheckpointError: If the folder is not a reward model, or lacks a part.
-            ConfigError: If it is not finished, or longer input is asked for than its positions reach.
+            ConfigError: If it is not finished, if longer input is asked for than its positions reach, or if there is no such device.
             DataError: If a file of it was altered.
         """
-        source = sources.find(place, revision=revision, remote_code=remote_code)
+        target = device_of(device)
+        source = place if isinstance(place, Source) else sources.find(place, revision=revision, remote_code=remote_code)
         if (source.folder / folders.MANIFEST).is_file():
             folders.verified_files(source.folder)
         model = checkpoint.load(source, dtype=dtype, across_devices=across_devices)
@@ -96,7 +103,21 @@ class Scorer:
         if limits.max_length > (positions := checkpoint.positions_of(model.backbone.config)):
             raise ConfigError(f"--max-length {max_length}: the model was made for {positions} positions; ask for at most that")
         encoder = replace(encoder, limits=limits)
-        return cls(model if across_devices else model.to(default_device()), encoder)
+        return cls(model if across_devices else model.to(target), encoder)
+
+    @classmethod
+    def of(cls, place: Path | str | Source, options: ModelOptions) -> Self:
+        """The same by the options of a verb."""
+        if not isinstance(place, Source):
+            place = sources.find(place, revision=options.revision, remote_code=options.remote_code)
+        return cls.load(
+            place,
+            cut=options.cut,
+            max_length=options.max_length,
+            dtype=torch_dtype(options.dtype),
+            device=options.device,
+            across_devices=options.across_devices,
+        )
 
     def cutting(self, max_length: int | None = None) -> Self:
         """The same scorer, which cuts what is too long: by its own limits, or to `max_length` tokens."""

@@ -20,8 +20,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from worldpm.serving.routing import RoutingRules
 from worldpm.serving.routes import get_reward, own, sglang, tei, vllm
+from worldpm.serving.routing import RoutingRules
 from worldpm.serving.service import HungUpError, RefusedError, Service
 
 logger = logging.getLogger("worldpm.access")

@@ -3,17 +3,18 @@
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from tyro.conf import Positional
+import pyarrow as pa
 
 from worldpm.errors import ConfigError, DataError, WorldPMError
 from worldpm.options.log import LogOptions
-
-if TYPE_CHECKING:
-    from worldpm.scoring.scorer import Scorer
+from worldpm.records import Message
+from worldpm.scoring import scorer as scoring
+from worldpm.scoring.scorer import Scorer
+from worldpm.serving import decision_log, drift
+from worldpm.storage import folders, parquet
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +23,12 @@ TOLERANCE = 1e-4
 """In logits."""
 
 
-
-
 def run(options: LogOptions) -> None:
     """Do what was asked; a log that is broken, or not repeated, is a failure."""
     {"verify": _verify, "export": _export, "replay": _replay, "reference": _reference}[options.action](options)
 
 
 def _verify(options: LogOptions) -> None:
-    from worldpm.serving import decision_log
 
     found = decision_log.verify(options.file)
     if found.broken is not None:
@@ -49,10 +47,6 @@ def _out(options: LogOptions) -> Path:
 
 
 def _export(options: LogOptions) -> None:
-    import pyarrow as pa
-
-    from worldpm.storage import tables
-    from worldpm.serving import decision_log
 
     out = _out(options)
     lists = pa.list_(pa.float64())
@@ -62,7 +56,7 @@ def _export(options: LogOptions) -> None:
             for row in decision_log.rows(options.file))  # fmt: skip
     aside = out.with_name(f"{out.name}.partial")
     try:
-        count = tables.write_parquet(aside, tables.rows_to_batches(rows, schema), schema)
+        count = parquet.write_parquet(aside, parquet.rows_to_batches(rows, schema), schema)
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)
@@ -70,8 +64,6 @@ def _export(options: LogOptions) -> None:
 
 
 def _reference(options: LogOptions) -> None:
-    from worldpm.storage import folders
-    from worldpm.serving import decision_log, drift
 
     found = drift.reference_of(decision_log.rows(options.file))
     if (count := len(found[drift.SERIES[0]])) < drift.LEAST:
@@ -81,9 +73,8 @@ def _reference(options: LogOptions) -> None:
 
 
 def _replay(options: LogOptions) -> None:
-    from worldpm.scoring.scorer import Scorer
 
-    scorer = Scorer.load(str(options.model), cut=True)
+    scorer = Scorer.of(str(options.model), options)
     tolerance = TOLERANCE if options.tolerance is None else options.tolerance
     worst, differing, count = 0.0, [], 0
     for row, again in _scored_again(scorer, options.file):
@@ -98,11 +89,8 @@ def _replay(options: LogOptions) -> None:
     print(told)
 
 
-def _scored_again(scorer: "Scorer", file: Path) -> "Iterator[tuple[Json, list[float]]]":
+def _scored_again(scorer: Scorer, file: Path) -> Iterator[tuple[Json, list[float]]]:
     """Every row with the rewards that the model gives now."""
-    from worldpm.records import Message
-    from worldpm.serving import decision_log
-    from worldpm.scoring import scorer as scoring
 
     for row in decision_log.rows(file):
         inputs, cutting = json.loads(row["inputs"]), scorer.cutting(json.loads(row["settings"]).get("cut_to"))

@@ -1,23 +1,26 @@
 """What computes rewards for the server: a scorer behind a queue. Another engine offers the same two calls."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
-from worldpm.scoring import scorer as scoring
 from worldpm.model.encoder import EncodedGroup, Encoder
+from worldpm.scoring import scorer as scoring
+from worldpm.scoring.explanations import Run
 from worldpm.scoring.scorer import Request, Scored, Scorer
 from worldpm.serving.batcher import Batcher, BusyError, ExpiredError, Ran
 
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 Text = str | Sequence[int]
 """What somebody else rendered, or token ids."""
-STEPPING = 2
-"""Explanations that are under way at once; others wait."""
+EXPLAINED_AT_ONCE = 2
+"""Requests for explanations that are under way at once; others wait."""
 AS_MADE = -1
 """To be cut to as many tokens as the model was made for; vLLM's number for it."""
 
@@ -65,10 +68,10 @@ class Engine(Protocol):
 class LocalEngine:
     """A scorer on this machine."""
 
-    def __init__(self, scorer: Scorer, *, row_tokens: int, queue_tokens: int, on_stage: "Callable[[str, float, Ran | None], None]") -> None:
+    def __init__(self, scorer: Scorer, *, row_tokens: int, queue_tokens: int, on_stage: Callable[[str, float, Ran | None], None]) -> None:
         self.scorer = scorer
         self._row_tokens, self._queue_tokens, self._on_stage = row_tokens, queue_tokens, on_stage
-        self._stepping = asyncio.Semaphore(STEPPING)
+        self._explainers = ThreadPoolExecutor(EXPLAINED_AT_ONCE, thread_name_prefix="explainer")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")  # a tokenizer serves one thread at a time
         compute = partial(scoring.rewards_of, scorer.model, row_tokens=row_tokens)
         self.batcher = Batcher(
@@ -91,21 +94,23 @@ class LocalEngine:
                 answers.append(_answer(Request(f"input {len(answers)}", (), ("",)), one, [reward]))
         return answers
 
-    async def stepwise(self, steps: Generator[None, None, Result], *, deadline: float) -> Result:
-        """Other work with the model, one step between two rows.
+    async def explained(self, work: Callable[[Run], Result], *, deadline: float) -> Result:
+        """What `work` returns, in a thread of its own; the pieces that it hands to its argument run between two rows of the model.
 
         Raises:
             ExpiredError: If the deadline passed before it was done.
         """
-        await before(deadline, self._stepping.acquire())
+        left = threading.Event()
+
+        def run(piece: Callable[[], Value], /) -> Value:
+            if left.is_set() or time.monotonic() > deadline:
+                raise ExpiredError
+            return self.batcher.between_rows(piece)
+
         try:
-            while time.monotonic() <= deadline:
-                done = await self.batcher.between_rows(partial(_step, steps))
-                if done:
-                    return done[0]
+            return await before(deadline, asyncio.get_running_loop().run_in_executor(self._explainers, work, run))
         finally:
-            self._stepping.release()
-        raise ExpiredError
+            left.set()
 
     async def _rewards(self, groups: Sequence[EncodedGroup], deadline: float) -> list[list[float]]:
         """Rewards of each group; one that is longer than a row is computed in parts, each with the prompt again."""
@@ -157,15 +162,6 @@ async def before(deadline: float, work: Awaitable[Result]) -> Result:
             return await work
     except TimeoutError:
         raise ExpiredError from None
-
-
-def _step(steps: Generator[None, None, Result]) -> tuple[Result] | None:
-    """One step; the result in a tuple once there is one."""
-    try:
-        next(steps)
-    except StopIteration as stop:
-        return (stop.value,)
-    return None
 
 
 def _parts(group: EncodedGroup, row_tokens: int) -> list[EncodedGroup]:

@@ -114,9 +114,9 @@ class Batcher:
                     self._queue.remove(item)
                     self._left(item)
 
-    async def between_rows(self, work: Callable[[], Result]) -> Result:
-        """Other work with the model, such as explanations: it waits for the row that runs, and the next row for it."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    def between_rows(self, work: Callable[[], Result]) -> Result:
+        """Other work with the model, for which another thread waits: it comes after the row that runs, and before the next one."""
+        return self._thread.submit(work).result()
 
     async def run(self) -> None:
         """Compute what arrives, until cancelled."""

@@ -1,14 +1,11 @@
 """What Prometheus is told: latency by stage, the queue, rows, rewards and lengths."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from worldpm.serving.batcher import Ran
-
-if TYPE_CHECKING:
-    from worldpm.serving.drift import Change
+from worldpm.serving.drift import Change
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REWARDS = (-20, -10, -5, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 5, 10, 20)
@@ -57,7 +54,7 @@ class Metrics:
         for length in lengths:
             self.lengths.observe(length)
 
-    def changed(self, changes: "Mapping[str, Change]") -> None:
+    def changed(self, changes: Mapping[str, Change]) -> None:
         """What the latest window of requests was, against the reference."""
         for name, change in changes.items():
             self.stability.labels(name).set(change.stability_index)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worldpm.errors import DataError
-from worldpm.storage import folders
 from worldpm.scoring.confidence import Confidence
+from worldpm.storage import folders
 
 Json = dict[str, Any]
 CONDITIONS = ("reward_at_least", "reward_below", "preferred_to_others", "preferred_to_others_below")

@@ -3,44 +3,40 @@
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any
 
-import tyro
-from tyro.conf import Positional
+import ecs_logging
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
 
 from worldpm.errors import ConfigError, DataError
-from worldpm.storage import folders
+from worldpm.model import chat, sources
 from worldpm.options.serve import ServeOptions
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-    from worldpm.scoring.confidence import Confidence
-    from worldpm.serving.backends import Answer, Engine
-    from worldpm.serving.prometheus import Metrics
-    from worldpm.serving.routes.own import Preferences
-    from worldpm.serving.service import Identity, Service
+from worldpm.scoring import confidence
+from worldpm.scoring.confidence import Confidence
+from worldpm.scoring.scorer import Scorer
+from worldpm.serving import app, drift
+from worldpm.serving.backends import Answer, Engine, LocalEngine
+from worldpm.serving.decision_log import DecisionLog
+from worldpm.serving.prometheus import Metrics
+from worldpm.serving.routes.own import Preferences
+from worldpm.serving.routing import RoutingRules
+from worldpm.serving.service import Identity, RequestLimits, Service
+from worldpm.serving.upstream import UpstreamEngine, identify
+from worldpm.storage import folders
 
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
-NEEDED = ("fastapi", "fastapi_offline", "httpx", "uvicorn", "prometheus_client", "ecs_logging")
-
-
 
 
 def run(options: ServeOptions) -> None:
     """Serve until SIGTERM or Ctrl-C; then no more is accepted, and what was accepted is answered."""
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise ConfigError(f"`worldpm serve` needs {', '.join(missing)}: pip install 'worldpm[serve]'")
-    import uvicorn
-
     _log_as_json()
     app, service = assemble(options)
-    listening = uvicorn.ServeOptions(app, host=options.host, port=options.port, log_config=None, access_log=False, timeout_keep_alive=30,
+    listening = uvicorn.Config(app, host=options.host, port=options.port, log_config=None, access_log=False, timeout_keep_alive=30,
                                timeout_graceful_shutdown=int(options.deadline_seconds) + 5)  # fmt: skip
     sys.setswitchinterval(5e-4)  # the model's thread waits for the interpreter's lock after every operation
     sock = listening.bind_socket()
@@ -52,16 +48,9 @@ def run(options: ServeOptions) -> None:
             service.decisions.close()
 
 
-def assemble(options: ServeOptions) -> "tuple[FastAPI, Service]":
+def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
     """The application and what is behind it, the model loaded and tried."""
-    from worldpm.serving.decision_log import DecisionLog
-    from worldpm.serving.routing import RoutingRules
-    from worldpm.serving import app
-    from worldpm.serving.prometheus import Metrics
-    from worldpm.serving.service import RequestLimits, Service
 
-    if options.reference is not None and find_spec("river") is None:
-        raise ConfigError("--reference needs river: pip install 'worldpm[serve]'")
     rules = RoutingRules.read(options.rules) if options.rules else None
     keys, settings = _read_keys(options.keys) if options.keys else ({}, {})
     metrics = Metrics()
@@ -76,23 +65,12 @@ def assemble(options: ServeOptions) -> "tuple[FastAPI, Service]":
     return app.build(service, rules=rules, keys=keys, settings=settings), service
 
 
-def _engine(options: ServeOptions, metrics: "Metrics") -> "tuple[Engine, Identity, Confidence]":
+def _engine(options: ServeOptions, metrics: Metrics) -> tuple[Engine, Identity, Confidence]:
     """The scorer behind its queue, who it is, and what its margins mean."""
-    import torch
-
-    from worldpm.model import chat
-    from worldpm.scoring import confidence
-    from worldpm.model import sources
-    from worldpm.scoring.scorer import Scorer
-    from worldpm.serving.backends import LocalEngine
-    from worldpm.serving.service import Identity
 
     place = str(options.model)
     source = sources.find(place, revision=options.revision, remote_code=options.remote_code)
-    scorer = Scorer.load(
-        place, max_length=options.max_length, dtype=getattr(torch, options.dtype) if options.dtype else None,
-        revision=options.revision, remote_code=options.remote_code, across_devices=options.across_devices,
-    )  # fmt: skip
+    scorer = Scorer.of(source, options)
     name = options.name or source.folder.resolve().name
     sha256 = str(sources.fingerprint(source)["sha256"])
     if options.calibration is not None:
@@ -108,10 +86,8 @@ def _engine(options: ServeOptions, metrics: "Metrics") -> "tuple[Engine, Identit
     return engine, identity, known
 
 
-def _upstream(options: ServeOptions) -> "tuple[Engine, Identity, Confidence]":
+def _upstream(options: ServeOptions) -> tuple[Engine, Identity, Confidence]:
     """A vLLM elsewhere."""
-    from worldpm.scoring import confidence
-    from worldpm.serving.upstream import UpstreamEngine, identify
 
     url = str(options.upstream).rstrip("/")
     identity = identify(url)
@@ -121,13 +97,12 @@ def _upstream(options: ServeOptions) -> "tuple[Engine, Identity, Confidence]":
     return UpstreamEngine(url, identity.name), identity._replace(name=options.name or identity.name), known
 
 
-def _drift_watch(reference: Path, metrics: "Metrics") -> "Callable[[Sequence[Answer], Sequence[Json]], None]":
+def _drift_watch(reference: Path, metrics: Metrics) -> Callable[[Sequence[Answer], Sequence[Json]], None]:
     """What tells the metrics of drift as answers leave."""
-    from worldpm.serving import drift
 
     watch = drift.Drift(drift.read(reference))
 
-    def told(answers: "Sequence[Answer]", inputs: Sequence[Json]) -> None:
+    def told(answers: Sequence[Answer], inputs: Sequence[Json]) -> None:
         for answer, given in zip(answers, inputs, strict=True):
             if answer.rewards and "responses" in given:
                 values = drift.values_of(answer.rewards[0], drift.prompt_text(given), given["responses"][0])
@@ -138,11 +113,8 @@ def _drift_watch(reference: Path, metrics: "Metrics") -> "Callable[[Sequence[Ans
     return told
 
 
-def _read_keys(path: Path) -> "tuple[dict[str, str], Mapping[str, Preferences]]":
+def _read_keys(path: Path) -> tuple[dict[str, str], Mapping[str, Preferences]]:
     """The API keys and the settings that go with them."""
-    from pydantic import ValidationError
-
-    from worldpm.serving.routes.own import Preferences
 
     if not path.is_file():
         raise ConfigError(f"--keys {path}: no such file")
@@ -164,7 +136,6 @@ def _read_keys(path: Path) -> "tuple[dict[str, str], Mapping[str, Preferences]]"
 
 def _log_as_json() -> None:
     """Everything that is logged, as JSON lines on stdout in Elastic's common schema."""
-    import ecs_logging
 
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(ecs_logging.StdlibFormatter(exclude_fields=["log.original", "process", "log.origin"]))

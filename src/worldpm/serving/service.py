@@ -15,10 +15,10 @@ from starlette.requests import Request as HttpRequest
 
 from worldpm.errors import DataError, NotFiniteError
 from worldpm.scoring.confidence import Confidence
-from worldpm.serving.decision_log import Decision, DecisionLog
 from worldpm.scoring.scorer import Request
-from worldpm.serving.batcher import BusyError, ExpiredError, TooLargeError
 from worldpm.serving.backends import AS_MADE, Answer, Engine, Text, UnavailableError
+from worldpm.serving.batcher import BusyError, ExpiredError, TooLargeError
+from worldpm.serving.decision_log import Decision, DecisionLog
 from worldpm.serving.prometheus import Metrics
 
 Json = dict[str, Any]

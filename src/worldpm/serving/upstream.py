@@ -15,8 +15,8 @@ import httpx
 
 from worldpm.errors import ConfigError, DataError, NotFiniteError
 from worldpm.scoring.scorer import Request
-from worldpm.serving.batcher import BusyError, ExpiredError
 from worldpm.serving.backends import Answer, Text, UnavailableError
+from worldpm.serving.batcher import BusyError, ExpiredError
 from worldpm.serving.service import Identity
 
 Json = dict[str, Any]

@@ -23,12 +23,15 @@ from typing import Any, Self
 from worldpm.errors import ConfigError, DataError
 
 MANIFEST, TIMINGS, PROGRESS = "manifest.json", "timings.jsonl", ".progress"
+MARKER = "run"
+"""The file in `.progress/` that says which run is writing."""
+FORMAT = 2
+"""Version of the folders and tables that the steps write, in every manifest. 1, of release 0.1, was not written down."""
 LIBRARIES = (
     "worldpm",
     "accelerate",
     "duckdb",
     "html-to-markdown",
-    "ibis-framework",
     "numpy",
     "pyarrow",
     "tokenizers",
@@ -84,8 +87,14 @@ def sync_file(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python and the libraries whose release can change a result."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+    """Python and the libraries whose release can change a result, of those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # of an extra that was left out
+            continue
+    return found
 
 
 def is_ours(folder: Path) -> bool:
@@ -110,6 +119,11 @@ def manifest(folder: Path, *, made_by: str | None = None) -> Json:
         step = str(content["step"])
     except (KeyError, TypeError) as error:
         raise DataError(path, f"not a manifest of this project ({error}); make the folder again") from error
+    if (version := content.get("format", 1)) != FORMAT:
+        raise ConfigError(
+            f"{folder}: written in format {version}, and this version of worldpm reads format {FORMAT}. "
+            f"Make it again with `worldpm {step}`, or read it with the version that wrote it."
+        )
     if made_by is not None and step not in made_by.split("|"):
         raise ConfigError(f"{folder}: made by `worldpm {step}`, but what `worldpm {made_by}` makes is needed here")
     return content
@@ -144,7 +158,7 @@ class Output:
 
     def __init__(self, path: Path, *, step: str, config: Json, inputs: Sequence[Json], lock: int) -> None:
         self.path = path
-        self.run: Json = {"step": step, "config": config, "inputs": list(inputs), "versions": versions()}
+        self.run: Json = {"format": FORMAT, "step": step, "config": config, "inputs": list(inputs), "versions": versions()}
         self._lock = lock
         self._started = time.monotonic()
 
@@ -160,7 +174,8 @@ class Output:
         if record_path.exists():
             record: Json = json.loads(record_path.read_text(encoding="utf-8"))
             if target.exists() and sha256(target) == record["sha256"]:
-                logger.info("%s: done before", name)
+                if not name.startswith(PROGRESS):
+                    logger.info("%s: done before", name)
                 kept: Json = record["kept"]
                 return kept
         started = time.monotonic()
@@ -178,6 +193,19 @@ class Output:
     def write(self, name: str, content: bytes) -> None:
         """Write a small file of the step whole."""
         write_atomically(self.path / name, content)
+
+    def join(self, names: Sequence[str], target: Path) -> None:
+        """Write the parts one after another as one file, whole or not at all, and remove this folder."""
+        aside = self.progress / "joined"
+        with aside.open("wb") as joined:
+            for name in names:
+                with (self.path / name).open("rb") as part:
+                    shutil.copyfileobj(part, joined)
+            joined.flush()
+            os.fsync(joined.fileno())
+        os.replace(aside, target)
+        _sync_folder(target.parent)
+        shutil.rmtree(self.path)
 
     def discard(self) -> None:
         """Give up what was made: other words or inputs may take the folder."""
@@ -214,6 +242,10 @@ class Output:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, ConfigError | DataError) and not self._has_begun():
             shutil.rmtree(self.progress, ignore_errors=True)  # better words or inputs may take the folder
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes write the folder."""
         os.close(self._lock)
 
     def _has_begun(self) -> bool:
@@ -228,31 +260,59 @@ def begin(path: Path, *, step: str, config: Json, inputs: Sequence[Json]) -> Out
     Raises:
         ConfigError: If another process is writing it, or it holds something else: then nothing in it is touched.
     """
+    output = _locked(path, step=step, config=config, inputs=inputs)
+    try:
+        if (path / MANIFEST).exists():
+            _same_run(path, manifest(path), output.run, "finished", ("step", "config", "inputs"))
+            shutil.rmtree(output.progress, ignore_errors=True)
+            logger.info("%s is finished already, with the same settings and inputs: nothing to do", path)
+            output.release()
+            return None
+        _claim(output)
+    except BaseException:
+        output.release()
+        raise
+    return output
+
+
+def begin_scratch(path: Path, *, step: str, config: Json, resume: bool) -> Output:
+    """A folder for the parts of one file, which `Output.join` writes and ends.
+
+    Parts of an earlier run with the same config stay if `resume`; those of other runs are removed.
+
+    Raises:
+        ConfigError: If another process is writing it, or it holds something else.
+    """
+    output = _locked(path, step=step, config=config, inputs=[])
+    try:
+        marker = output.progress / MARKER
+        same = marker.exists() and read_json(marker) == json.loads(to_json(output.run))
+        if marker.exists() and not (resume and same):
+            shutil.rmtree(output.progress)
+        _claim(output)
+    except BaseException:
+        output.release()
+        raise
+    return output
+
+
+def _locked(path: Path, *, step: str, config: Json, inputs: Sequence[Json]) -> Output:
+    """The folder, made where it is absent, with a lock that ends with the process."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path}: a file stands where the output folder should be; choose another --out")
     path.mkdir(parents=True, exist_ok=True)
     lock = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        output = Output(path, step=step, config=config, inputs=inputs, lock=lock)
-        if (path / MANIFEST).exists():
-            _same_run(path, manifest(path), output.run, "finished", ("step", "config", "inputs"))
-            shutil.rmtree(output.progress, ignore_errors=True)
-            logger.info("%s is finished already, with the same settings and inputs: nothing to do", path)
-            os.close(lock)
-            return None
-        _claim(output)
     except BlockingIOError:
         os.close(lock)
         raise ConfigError(f"{path}: another process is writing this folder; wait for it or choose another --out") from None
-    except BaseException:
-        os.close(lock)
-        raise
-    return output
+    return Output(path, step=step, config=config, inputs=inputs, lock=lock)
 
 
 def _claim(output: Output) -> None:
-    marker = output.progress / "run"
+    """Note the run in an empty folder, or check that the parts in it are of this run."""
+    marker = output.progress / MARKER
     begun = [entry.name for entry in output.path.rglob("*") if entry.is_file() and entry != marker and entry.suffix != ".partial"]
     if marker.exists() and begun:
         _same_run(output.path, json.loads(marker.read_text(encoding="utf-8")), output.run, "unfinished", tuple(output.run))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from worldpm.errors import DataError
-from worldpm.storage import tables
+from worldpm.storage import parquet
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
@@ -27,7 +27,7 @@ def read(path: Path, *, nan: bool = False) -> Iterator[Any]:
         DataError: If it cannot be read; a bad line is named.
     """
     if path.suffix == ".parquet":
-        yield from tables.read_rows(path)
+        yield from parquet.read_rows(path)
         return
     if path.suffix == ".csv":
         yield from _of_csv(path)

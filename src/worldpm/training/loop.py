@@ -7,38 +7,36 @@ Every process runs equally many rows, an empty one where the step has none left 
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from worldpm import console
+from worldpm.curves import sudden_drops
+from worldpm.errors import ConfigError, TrainingError
+from worldpm.model import costs
+from worldpm.model.packing import pack
+from worldpm.model.reward_model import RewardModel
+from worldpm.records import Preference
+from worldpm.scoring import scorer
 from worldpm.stats import bradley_terry, calibration
 from worldpm.stats.bradley_terry import Objective, Pairs
-from worldpm.errors import ConfigError, TrainingError
-from worldpm.records import Preference
-from worldpm import console
 from worldpm.storage import folders
-from worldpm.model import costs
-from worldpm.scoring import scorer
-from worldpm.training import state, zero
-from worldpm.model.packing import pack
+from worldpm.training import zero
+from worldpm.training.devices import Speed
+from worldpm.training.state import Tensors, load_last, put_weights, weights_of
+from worldpm.training.state import save as save_state
 from worldpm.training.steps import steps_of
-from worldpm.curves import sudden_drops
-from worldpm.model.reward_model import RewardModel
 from worldpm.training.token_store import Example, TokenStore
 
 logger = logging.getLogger(__name__)
@@ -47,12 +45,11 @@ METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_SAVES = 60.0
 SAVING_SHARE = 20
 """A run computes at least so many times as long as it saves."""
-FSDP2_WORDS = "`accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP ...`"
 GROUPS_TO_MEASURE = 1000
 """Of the train split, for the metrics of a model without validation groups."""
 BRADLEY_TERRY = Objective()
 Json = dict[str, Any]
-Keep = Callable[[state.Tensors, Json], None]
+Keep = Callable[[Tensors, Json], None]
 """What a snapshot is given to, by every process: the weights, which only the first has, and position and metrics."""
 
 
@@ -100,61 +97,12 @@ class Seen:
     """The position and the validation metrics of the best step."""
 
 
-def accelerator(dtype: torch.dtype, *, tracker: str | None = None, folder: Path | None = None) -> Accelerator:
-    """The processes and devices of this run, as `accelerate launch` or `torchrun` started it; alone, one process.
-
-    `tracker` is one of Accelerate's, which keeps its files in `folder` where it has any.
-
-    Raises:
-        ConfigError: If the first version of FSDP was asked for, whose state no other engine could go on from, or if the tracker's
-            library is absent.
-    """
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another compute type
-    precision = "bf16" if dtype == torch.bfloat16 else "no"
-    by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # the launcher's word; Accelerate then wants no `cpu`
-    on_cpu = not torch.cuda.is_available()
-    # the first process tokenizes and writes while the others wait
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=7), backend="gloo" if on_cpu and by_deepspeed else None)
-    views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients once in memory, not twice
-    if tracker and tracker not in map(str, get_available_trackers()):
-        raise ConfigError(f"--tracker {tracker}: its library is not installed; `pip install {tracker}`")
-    made = Accelerator(
-        mixed_precision=precision, cpu=on_cpu and not by_deepspeed, kwargs_handlers=[patience, views], log_with=tracker,
-        project_dir=folder, gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # whatever the environment says
-    )  # fmt: skip
-    if made.distributed_type == DistributedType.FSDP:
-        if not made.is_fsdp2:
-            raise ConfigError(f"FSDP version 1 is not supported; {FSDP2_WORDS}")
-        if dtype == torch.bfloat16:  # gradients are summed, and rewards given out, in float32: bfloat16 rewards would tie
-            policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32)
-            made.state.fsdp_plugin.mixed_precision_policy = policy
-    return made
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What the steps of a run are measured by."""
-
-    peak: float
-    """Operations per second of all devices together, by their own matrix products."""
-
-    @classmethod
-    def of(cls, accelerator: Accelerator, dtype: torch.dtype) -> Self:
-        """Measures the device for a moment."""
-        return cls(costs.matrix_rate(accelerator.device, dtype) * accelerator.num_processes)
-
-    def told(self, *, flops: int, tokens: int, pairs: int, seconds: float) -> Json:
-        """Rates of a step, and its model FLOPs utilization: useful operations as a share of the devices' own matrix rate."""
-        rates = {"pairs_per_second": round(pairs / seconds, 2), "tokens_per_second": round(tokens / seconds, 1)}
-        return {**rates, "mfu": round(flops / seconds / self.peak, 4)}
-
-
 class Trainer:
     """One run: a model, its groups, the folder of its metrics, and the folder of the states to go on from."""
 
     def __init__(
         self, model: RewardModel, train: TokenStore, validation: TokenStore, settings: Settings, *,
-        folder: Path, state: Path, accelerator: Accelerator, keep: "Keep | None" = None,
+        folder: Path, state: Path, accelerator: Accelerator, keep: Keep | None = None,
     ) -> None:  # fmt: skip
         self.keep = keep
         self.train, self.validation, self.settings = train, validation, settings
@@ -164,7 +112,7 @@ class Trainer:
         self.cost, self.model_type = costs.cost_of(model.backbone.config), str(model.backbone.config.model_type)
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, settings))
         self.seen = Seen()
-        self.best: state.Tensors = {}
+        self.best: Tensors = {}
         self.shares_prefix = self._shares_prefix()
         sizes = self._sizes(train)
         long = int((sizes > settings.row_tokens).sum())
@@ -195,7 +143,7 @@ class Trainer:
                 if self.seen.step in looks and len(self.validation):
                     self._validate()
                 if self.seen.step in kept and self.keep is not None:
-                    self.keep(state.weights_of(self.model), self._metrics_now())
+                    self.keep(weights_of(self.model), self._metrics_now())
                 if self.seen.step in looks or late:
                     began = time.monotonic()
                     self.save()
@@ -203,7 +151,7 @@ class Trainer:
                     pause = max(SECONDS_BETWEEN_SAVES, SAVING_SHARE * (saved - began))
                 advance(note=f"loss {row['loss_nats']:.3f} accuracy {row['accuracy']:.3f}")
         if self.seen.best:
-            state.put_weights(self.model, self.best)
+            put_weights(self.model, self.best)
         self.model.eval()
 
     def step(self, indices: NDArray[np.int64], *, late: bool = False) -> tuple[Json, bool]:
@@ -320,7 +268,7 @@ class Trainer:
             "flops_seen": seen.flops,
         }
 
-    def _log(self, row: Json, indices: NDArray[np.int64], seconds: float, speed: "Speed | None") -> None:
+    def _log(self, row: Json, indices: NDArray[np.int64], seconds: float, speed: Speed | None) -> None:
         self._append(METRICS, row)
         if speed is not None:
             tokens, pairs = (int(numbers[indices].sum()) for numbers in (self.train.tokens, self.train.pairs))
@@ -351,7 +299,7 @@ class Trainer:
             logger.info("step %d: validation loss %.4f nats, accuracy %.3f", self.seen.step, metrics["loss_nats"], metrics["accuracy"])
         if self.seen.best is None or metrics["loss_nats"] < self.seen.best["loss_nats"]:
             self.seen.best, self.seen.best_step = {**self._position(), **metrics}, self.seen.step
-            self.best = state.weights_of(self.model, trained_only=True)
+            self.best = weights_of(self.model, trained_only=True)
 
     def measure(self, store: TokenStore, *, at_most: int | None = None) -> dict[str, float]:
         """The metrics of a split, or of its first groups, with the weights of now; every process must call."""
@@ -381,13 +329,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state; every process must call."""
-        state.save(
-            self.state, self.accelerator, self.model, _bare(self.optimizer), self.best, step=self.seen.step, seen=asdict(self.seen)
-        )
+        save_state(self.state, self.accelerator, self.model, _bare(self.optimizer), self.best, step=self.seen.step, seen=asdict(self.seen))
 
     def resume(self) -> None:
         """Go on from the last whole state, if there is one; metrics logged after it are taken back."""
-        found = state.load_last(self.state, self.accelerator, self.model, _bare(self.optimizer))
+        found = load_last(self.state, self.accelerator, self.model, _bare(self.optimizer))
         if found is not None:
             self.seen, self.best = Seen(**found[0]), found[1]
             logger.info("going on after step %d of %d", self.seen.step, len(self.steps))

@@ -1,19 +1,28 @@
 """Does a run fit, in how many ways, how long does it take and what does it cost: known before the first GPU is rented."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
-from tyro.conf import Positional
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedConfig
 
-from worldpm.errors import ConfigError
+from worldpm.model import checkpoint, sizes, sources
+from worldpm.model.costs import (
+    GIB,
+    GPU_ROW_TOKENS,
+    MASTER_BYTES,
+    ModelCost,
+    activation_bytes,
+    attended_pairs,
+    cost_of,
+    shares_prefix,
+    train_flops,
+    typical_row,
+)
+from worldpm.model.encoder import EncodedGroup
 from worldpm.options.plan import PlanOptions
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-    from worldpm.model.encoder import EncodedGroup
-    from worldpm.model.costs import ModelCost
 
 USABLE = 0.9
 """Share of a GPU's memory that tensors may fill; the rest is the driver's and the allocator's."""
@@ -21,8 +30,6 @@ TYPICAL = {"prompt": 512, "response": 256, "responses": 4}
 """Tokens of a group, and its responses."""
 GATHERED_LAYERS = 2
 """Layers that a sharding engine holds whole at a time: the one that runs and the one that is fetched."""
-
-
 
 
 class Way(NamedTuple):
@@ -40,10 +47,6 @@ class Way(NamedTuple):
 
 def run(options: PlanOptions) -> None:
     """Print what the model is, the ways to place it with what each needs, and the cost."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from worldpm.model.costs import GIB, MASTER_BYTES, cost_of, shares_prefix
 
     model_config = _model_config(options.model)
     cost = cost_of(model_config)
@@ -51,7 +54,8 @@ def run(options: PlanOptions) -> None:
     ways = list(ways_to_place(model_config, cost, options, shared=shared))
     console = Console(highlight=False)
     console.print(
-        f"{options.model}: {cost.parameters / 1e9:.3g} billion parameters, {cost.non_embedding / 1e9:.3g} without embeddings", soft_wrap=True
+        f"{options.model}: {cost.parameters / 1e9:.3g} billion parameters, {cost.non_embedding / 1e9:.3g} without embeddings",
+        soft_wrap=True,
     )
     table = Table("placement", "state GiB", "activations GiB", f"of {options.memory:g} GiB", title=f"each of {options.gpus} GPUs")
     for way in ways:
@@ -67,19 +71,15 @@ def run(options: PlanOptions) -> None:
 
 def fits(way: Way, options: PlanOptions) -> bool:
     """Whether a GPU holds it, with a reserve."""
-    from worldpm.model.costs import GIB
 
     return way.total <= USABLE * options.memory * GIB
 
 
-def ways_to_place(model_config: "PreTrainedConfig", cost: "ModelCost", options: PlanOptions, *, shared: bool) -> Iterator[Way]:
+def ways_to_place(model_config: PreTrainedConfig, cost: ModelCost, options: PlanOptions, *, shared: bool) -> Iterator[Way]:
     """From the fastest to the most sparing: whole on each GPU, then sharded; all that again with gradient checkpointing.
 
     `shared` says whether the model shares prompts; one that does not is not sharded.
     """
-    import torch
-
-    from worldpm.model.costs import MASTER_BYTES, activation_bytes
 
     dtype = getattr(torch, options.dtype)
     cast = 2 if options.dtype == "bfloat16" else 0
@@ -102,15 +102,13 @@ def ways_to_place(model_config: "PreTrainedConfig", cost: "ModelCost", options: 
             yield Way(name + suffix, weights, activations)
 
 
-def _row(options: PlanOptions, *, shared: bool) -> "list[EncodedGroup]":
+def _row(options: PlanOptions, *, shared: bool) -> list[EncodedGroup]:
     """The groups of a row of the run."""
-    from worldpm.model.costs import GPU_ROW_TOKENS, typical_row
 
     return typical_row(options.row_tokens or GPU_ROW_TOKENS, **TYPICAL, shares_prefix=shared)
 
 
-def _print_cost(say: Callable[[str], None], cost: "ModelCost", options: PlanOptions, *, shared: bool) -> None:
-    from worldpm.model.costs import attended_pairs, train_flops, typical_row
+def _print_cost(say: Callable[[str], None], cost: ModelCost, options: PlanOptions, *, shared: bool) -> None:
 
     unique = TYPICAL["prompt"] + TYPICAL["response"] * TYPICAL["responses"]
     (group,) = typical_row(unique, **TYPICAL, shares_prefix=True)
@@ -127,10 +125,9 @@ def _print_cost(say: Callable[[str], None], cost: "ModelCost", options: PlanOpti
         say(f"{hours * options.gpus * options.price:,.0f} at {options.price:g} for a GPU and hour ({hours * options.gpus:,.0f} GPU hours)")
 
 
-def _model_config(name: str) -> "PreTrainedConfig":
-    from worldpm.model import checkpoint, sources, reward_model
+def _model_config(name: str) -> PreTrainedConfig:
 
-    if name in reward_model.SIZES:
-        size = reward_model.SIZES[name]
-        return reward_model.config_of(size, vocabulary=size.vocabulary)
+    if name in sizes.SIZES:
+        size = sizes.SIZES[name]
+        return sizes.config_of(size, vocabulary=size.vocabulary)
     return checkpoint.load_config(sources.find(name, files=("config.json",)))

@@ -9,29 +9,35 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from tyro.conf import Positional
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase
 
-from worldpm.errors import ConfigError
 from worldpm import console
-from worldpm.storage import folders
+from worldpm.datasets.training_data import TrainingData
+from worldpm.errors import ConfigError
+from worldpm.model import adapters, chat, checkpoint, costs, reward_model, sources
+from worldpm.model.devices import torch_dtype, training_dtype
+from worldpm.model.encoder import Encoder, Limits
+from worldpm.model.reward_model import RewardModel
+from worldpm.model.sizes import POSITIONS, SIZES
+from worldpm.model.sources import Source
+from worldpm.model.tokenizer import save_tokenizer, train_tokenizer
 from worldpm.options.train import TrainOptions
-
-if TYPE_CHECKING:
-    import torch
-    from accelerate import Accelerator
-    from transformers import PreTrainedTokenizerBase
-
-    from worldpm.model.encoder import Encoder, Limits
-    from worldpm.model.sources import Source
-    from worldpm.model.reward_model import RewardModel
-    from worldpm.training.loop import Settings, Trainer
-    from worldpm.datasets.training_data import TrainingData
-    from worldpm.training.state import Tensors
+from worldpm.scoring import scorer
+from worldpm.stats.bradley_terry import Objective
+from worldpm.storage import folders
+from worldpm.training import token_store
+from worldpm.training.devices import accelerator as accelerator_of
+from worldpm.training.loop import Settings, Trainer
+from worldpm.training.state import Tensors, weights_of
+from worldpm.training.token_store import TokenStore
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +47,8 @@ PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS = 3e-6, 10_240, 1
 """Source: WorldPM, arXiv 2505.10527, appendix A.3. A built-in size has its own."""
 
 
-
-
 def run(options: TrainOptions) -> None:
     """Train, keep the weights of least validation loss, and write them as a folder that plain transformers loads."""
-    from accelerate.utils import broadcast_object_list
-
-    from worldpm.model import sources
-    from worldpm.training import loop
-    from worldpm.model.reward_model import SIZES
-    from worldpm.datasets.training_data import TrainingData
 
     if options.model not in SIZES and "/" not in options.model and not Path(options.model).is_dir():
         raise ConfigError(f"--model {options.model}: neither a built-in size ({', '.join(SIZES)}) nor a folder nor a hub id (OWNER/NAME)")
@@ -58,9 +56,9 @@ def run(options: TrainOptions) -> None:
         raise ConfigError(f"--revision and --remote-code are of a hub's model; {options.model} is made here")
     source = None if options.model in SIZES else sources.find(options.model, revision=options.revision, remote_code=options.remote_code)
     data = TrainingData.find(options.groups)
-    dtype = _dtype(options)
+    dtype = torch_dtype(options.dtype) or training_dtype()
     settings = _settings(options, dtype)
-    accelerator = loop.accelerator(dtype, tracker=options.tracker, folder=options.out.with_name(f"{options.out.name}.tracking"))
+    accelerator = accelerator_of(dtype, tracker=options.tracker, folder=options.out.with_name(f"{options.out.name}.tracking"))
     output = None
     if accelerator.is_main_process:
         inputs = [folders.describe(path) for path in data.inputs] + ([sources.fingerprint(source)] if source else [])
@@ -76,15 +74,10 @@ def run(options: TrainOptions) -> None:
 
 
 def _train(
-    options: TrainOptions, settings: "Settings", accelerator: "Accelerator", data: "TrainingData", source: "Source | None",
+    options: TrainOptions, settings: Settings, accelerator: Accelerator, data: TrainingData, source: Source | None,
     output: folders.Output | None,
 ) -> None:  # fmt: skip
     """What every process does; the first one has the output, and also writes."""
-    from worldpm.model import adapters, checkpoint
-    from worldpm.training.token_store import TokenStore
-    from worldpm.model.tokenizer import save_tokenizer
-    from worldpm.training.loop import Trainer
-    from worldpm.training.state import weights_of
 
     progress = options.out / folders.PROGRESS
     kept = _prepare(options, data, source, output) if output else {}
@@ -97,12 +90,12 @@ def _train(
     lineage = {"model": options.model, "groups": [folders.describe(path) for path in data.inputs]}
     run_id = hashlib.sha256(folders.to_json([output.run["config"], output.run["inputs"]])).hexdigest()[:16] if output else ""
 
-    def write(folder: Path, weights: "Tensors", measured: folders.Json) -> None:
+    def write(folder: Path, weights: Tensors, measured: folders.Json) -> None:
         save_tokenizer(encoder.tokenizer, folder)
         checkpoint.save(model, adapters.merged(weights), folder, pad_token_id=encoder.tokenizer.pad_token_id)
         checkpoint.write_description(folder, encoder, measured, _training(options, trainer, run_id, measured), lineage)
 
-    def keep(weights: "Tensors", measured: folders.Json) -> None:
+    def keep(weights: Tensors, measured: folders.Json) -> None:
         if output:
             _write_snapshot(output, measured, partial(write, weights=weights, measured=measured))
 
@@ -131,9 +124,8 @@ def _write_snapshot(run: folders.Output, measured: folders.Json, write: Callable
             snapshot.finish(counts={"step": measured["step"]})
 
 
-def _training(options: TrainOptions, trainer: "Trainer", run_id: str, measured: folders.Json) -> folders.Json:
+def _training(options: TrainOptions, trainer: Trainer, run_id: str, measured: folders.Json) -> folders.Json:
     """What `worldpm laws` needs to know of a checkpoint: its run (by settings and inputs), its family, and N, D and C."""
-    from worldpm.model.reward_model import SIZES
 
     built_in = options.model in SIZES
     return {
@@ -148,26 +140,7 @@ def _training(options: TrainOptions, trainer: "Trainer", run_id: str, measured: 
     }
 
 
-def _dtype(options: TrainOptions) -> "torch.dtype":
-    """The compute type: as asked, or bfloat16 where the device multiplies it in hardware."""
-    import torch
-
-    if options.dtype:
-        return torch.float32 if options.dtype == "float32" else torch.bfloat16
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    # without matrix units for it, as with AVX-512 alone, the casts cost a small model more than the products gain
-    return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
-
-
-def _settings(options: TrainOptions, dtype: "torch.dtype") -> "Settings":
-    import torch
-
-    from worldpm.stats.bradley_terry import Objective
-    from worldpm.model import costs
-    from worldpm.scoring import scorer
-    from worldpm.model.reward_model import SIZES
-    from worldpm.training.loop import Settings
+def _settings(options: TrainOptions, dtype: torch.dtype) -> Settings:
 
     size = SIZES.get(options.model)
     lr, batch_pairs, epochs = (size.lr, size.batch_pairs, size.epochs) if size else (PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS)
@@ -188,7 +161,7 @@ def _settings(options: TrainOptions, dtype: "torch.dtype") -> "Settings":
     )
 
 
-def _recorded(options: TrainOptions, settings: "Settings", dtype: "torch.dtype") -> folders.Json:
+def _recorded(options: TrainOptions, settings: Settings, dtype: torch.dtype) -> folders.Json:
     """What the manifest says of the run: every setting as it took effect."""
     model = options.model if not Path(options.model).is_dir() else Path(options.model).resolve().name
     taken = asdict(settings)
@@ -200,10 +173,8 @@ def _recorded(options: TrainOptions, settings: "Settings", dtype: "torch.dtype")
     return {"model": model, **lengths, **taken, **settings.objective._asdict(), **others, "dtype": str(dtype).removeprefix("torch.")}
 
 
-def _prepare(options: TrainOptions, data: "TrainingData", source: "Source | None", output: folders.Output) -> folders.Json:
+def _prepare(options: TrainOptions, data: TrainingData, source: Source | None, output: folders.Output) -> folders.Json:
     """Write the tokenizer and each split's tokens, where an earlier run has not; what the stores hold."""
-    from worldpm.training import token_store
-    from worldpm.model.tokenizer import save_tokenizer
 
     tokenizer = output.progress / "tokenizer"
     if not tokenizer.is_dir():
@@ -221,12 +192,8 @@ def _prepare(options: TrainOptions, data: "TrainingData", source: "Source | None
     return {split: output.part(f"{folders.PROGRESS}/{split}.tokens", partial(build, split)) for split in SPLITS}
 
 
-def _new_tokenizer(options: TrainOptions, data: "TrainingData", source: "Source | None") -> "PreTrainedTokenizerBase":
+def _new_tokenizer(options: TrainOptions, data: TrainingData, source: Source | None) -> PreTrainedTokenizerBase:
     """The tokenizer of the run, with a template that others can use: the model's own, or one trained on the train split."""
-    from worldpm.model import chat
-    from worldpm.model import checkpoint
-    from worldpm.model.reward_model import SIZES
-    from worldpm.model.tokenizer import train_tokenizer
 
     if source is not None:
         encoder = checkpoint.encoder_of(source, checkpoint.load_config(source))
@@ -244,20 +211,15 @@ def _new_tokenizer(options: TrainOptions, data: "TrainingData", source: "Source 
     return trained
 
 
-def _limits(options: TrainOptions) -> "Limits":
+def _limits(options: TrainOptions) -> Limits:
     """How long the run's sequences are."""
-    from worldpm.model.encoder import Limits
 
     limits = Limits.of(options.max_length)
     return limits._replace(prompt_length=options.prompt_length) if options.prompt_length else limits
 
 
-def _encoder(options: TrainOptions, source: "Source | None", tokenizer_folder: Path) -> "Encoder":
+def _encoder(options: TrainOptions, source: Source | None, tokenizer_folder: Path) -> Encoder:
     """How the run reads text; what is too long is cut."""
-    from worldpm.model import chat
-    from worldpm.model import checkpoint, sources
-    from worldpm.model.encoder import Encoder
-    from worldpm.model.reward_model import POSITIONS
 
     limits = _limits(options)
     tokenizer = checkpoint.load_tokenizer(sources.Source(tokenizer_folder))
@@ -271,18 +233,15 @@ def _encoder(options: TrainOptions, source: "Source | None", tokenizer_folder: P
     return Encoder(tokenizer, checkpoint.encoder_of(source, model_config).frame, limits)
 
 
-def _model(options: TrainOptions, source: "Source | None", tokenizer: "PreTrainedTokenizerBase") -> "RewardModel":
+def _model(options: TrainOptions, source: Source | None, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
     """The model to train: weights in float32, but for those that adapters leave alone."""
-    import torch
-
-    from worldpm.model import adapters, checkpoint, reward_model
 
     if source is None:
-        model = reward_model.build(reward_model.SIZES[options.model], tokenizer, seed=options.seed)
+        model = reward_model.build(SIZES[options.model], tokenizer, seed=options.seed)
     else:
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
-            dtype = _dtype(options) if options.lora_rank else torch.float32
+            dtype = (torch_dtype(options.dtype) or training_dtype()) if options.lora_rank else torch.float32
             model = checkpoint.load(source, dtype=dtype, fresh_head=True)
     if options.lora_rank:
         adapters.add(model, rank=options.lora_rank, seed=options.seed)
@@ -293,7 +252,7 @@ def _model(options: TrainOptions, source: "Source | None", tokenizer: "PreTraine
     return model
 
 
-def _counts(trainer: "Trainer", kept: folders.Json) -> folders.Json:
+def _counts(trainer: Trainer, kept: folders.Json) -> folders.Json:
     seen, train = trainer.seen, kept["train"]["counts"]
     return {
         "parameters": sum(p.numel() for p in trainer.model.parameters()),

@@ -15,11 +15,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from worldpm.records import Preference, PreferenceGroup
-from worldpm.model import chat
-from worldpm.storage.workers import in_order
-from worldpm.model import checkpoint, sources
+from worldpm.model import chat, checkpoint, sources
 from worldpm.model.encoder import EncodedGroup, Encoder, Limits
+from worldpm.records import Preference, PreferenceGroup
+from worldpm.storage.workers import in_order
 
 ROWS_PER_BATCH = 512
 GROUPS_PER_TASK = 256

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse
 from worldpm.records import Message
 from worldpm.scoring import confidence, explanations
 from worldpm.scoring.confidence import LEVEL, Settings
-from worldpm.serving.routing import RoutingRules
 from worldpm.scoring.scorer import Request, Scorer
 from worldpm.serving.backends import AS_MADE, Answer, LocalEngine
+from worldpm.serving.routing import RoutingRules
 from worldpm.serving.service import Call, RefusedError, Service, check_text, refusing
 
 Json = dict[str, Any]
@@ -129,8 +129,8 @@ def routes(service: Service, rules: RoutingRules | None, settings: Mapping[str, 
             raise RefusedError(422, f"{len(request.responses)} responses; at most {EXPLAINED} are explained at once", kind="TooManyInputs")
         check_text("".join([*(message.content for message in request.prompt), *request.responses]))
         scorer = service.engine.scorer.cutting() if body.cut else service.engine.scorer
-        steps = _explained(scorer, request, tokens=body.tokens, sentences=body.sentences)
-        found = await call.while_connected(refusing(service.engine.stepwise(steps, deadline=call.deadline())))
+        work = partial(_explained, scorer, request, tokens=body.tokens, sentences=body.sentences)
+        found = await call.while_connected(refusing(service.engine.explained(work, deadline=call.deadline())))
         return JSONResponse({**_head(service, "explanation"), "responses": found})
 
     @router.post("/route", summary="The queue that the rule file sends a response to")
@@ -186,16 +186,16 @@ def _told(request: Request, answer: Answer, known: confidence.Confidence, wanted
     }
 
 
-def _explained(scorer: Scorer, request: Request, *, tokens: bool, sentences: bool) -> Generator[None, None, list[Json]]:
-    """The explanations of each response, in steps that run between two rows."""
+def _explained(scorer: Scorer, request: Request, run: explanations.Run, *, tokens: bool, sentences: bool) -> list[Json]:
+    """The explanations of each response; each piece of work with the model goes through `run`."""
     found: list[Json] = []
     for number, response in enumerate(request.responses):
         asked = request._replace(name=f"response {number}", responses=[response])
         one: Json = {"tokens": None, "sentences": None}
         if tokens:
-            one["tokens"] = (yield from explanations.of_tokens(scorer, asked))._asdict()
+            one["tokens"] = explanations.of_tokens(scorer, asked, run=run)._asdict()
         if sentences:
-            one["sentences"] = [part._asdict() for part in (yield from explanations.of_sentences(scorer, asked))]
+            one["sentences"] = [part._asdict() for part in explanations.of_sentences(scorer, asked, run=run)]
         found.append(one)
     return found
 

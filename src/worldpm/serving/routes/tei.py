@@ -12,11 +12,11 @@ from fastapi import Request as HttpRequest
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
-from worldpm.stats import bradley_terry
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
 from worldpm.serving.backends import AS_MADE, Answer
 from worldpm.serving.service import RefusedError, Service
+from worldpm.stats import bradley_terry
 
 Json = dict[str, Any]
 Pair = tuple[str, str]

@@ -14,12 +14,12 @@ from fastapi import Request as HttpRequest
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
-from worldpm.stats import bradley_terry
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
-from worldpm.serving.routes import sglang, tei
 from worldpm.serving.backends import Answer, LocalEngine, Text
+from worldpm.serving.routes import sglang, tei
 from worldpm.serving.service import Call, RefusedError, Service, check_text, refusing
+from worldpm.stats import bradley_terry
 
 Json = dict[str, Any]
 Texts = str | list[str] | list[int] | list[list[int]]

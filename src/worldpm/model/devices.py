@@ -1,0 +1,39 @@
+"""The device and the compute type that a model runs with, unless the user names others."""
+
+from typing import cast
+
+import torch
+
+from worldpm.errors import ConfigError, first_line
+
+
+def default_device() -> torch.device:
+    """The first GPU, or else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(name: str | torch.device | None) -> torch.device:
+    """The device of a `--device`, or the default one.
+
+    Raises:
+        ConfigError: If there is no such device here.
+    """
+    if name is None:
+        return default_device()
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # an unknown name, a missing GPU, or a torch without its backend
+        raise ConfigError(f"--device {name}: not available here ({first_line(error)}). Name another, such as cpu.") from error
+
+
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """The type of a `--dtype`; None where none was named."""
+    return None if name is None else cast(torch.dtype, getattr(torch, name))
+
+
+def training_dtype() -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, else float32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    # without matrix units for it, as with AVX-512 alone, the casts cost a small model more than the products gain
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32

@@ -1,0 +1,62 @@
+"""Options that several verbs share, with their checks."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from worldpm.errors import ConfigError
+
+Engine = Literal["duckdb", "spark"]
+"""The data engine: DuckDB in this process, or Spark where one machine is too small."""
+Dtype = Literal["float32", "bfloat16"]
+BENCHMARKS = Path("data", "benchmarks")
+"""Default folder of downloaded benchmarks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How a reward model is loaded and reads text; the same for every verb that loads one."""
+
+    dtype: Dtype | None = None
+    """Compute type; that of the checkpoint's weights unless set."""
+    device: str | None = None
+    """Device that holds the model (`cpu`, `cuda`, `cuda:1`); the first GPU, or else the CPU, unless set."""
+    max_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Tokens of prompt plus one response; the checkpoint's own unless set."""
+    cut: bool = False
+    """Cut inputs over the limit instead of refusing them."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    remote_code: bool = False
+    """Run the Python that a model's repository brings; needs --revision with a commit."""
+    across_devices: bool = False
+    """Spread a model that is too large for one device over all of them, and over memory."""
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 16:
+            raise ConfigError(f"--max-length is {self.max_length}; at least 16 tokens are needed")
+        if self.device is not None and self.across_devices:
+            raise ConfigError("--device names one device, --across-devices takes all; give one of the two")
+
+
+def check_above_zero(options: Mapping[str, float | None]) -> None:
+    """Raise ConfigError for the first option whose number is not above 0; None is an option that was not given."""
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} is {value}; it must be above 0")
+
+
+def check_not_negative(options: Mapping[str, float | None]) -> None:
+    """Raise ConfigError for the first option whose number is below 0."""
+    for name, value in options.items():
+        if value is not None and not value >= 0:
+            raise ConfigError(f"{name} is {value}; it must not be negative")
+
+
+def changed(options: object, names: Iterable[str]) -> list[str]:
+    """Flags of the named options that differ from their defaults, in the order of `names`."""
+    defaults = {field.name: field.default for field in fields(options)}  # type: ignore[arg-type]
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != defaults[name]]

@@ -1,7 +1,7 @@
 """Kill a step at random moments, start it again each time, and compare every bit with a run that was left alone.
 
 python lab/kills.py train [--kills 20] [--seed 0]
-python lab/kills.py data DUMP... [--kills 50]   ingest and group, as benchmarks/forum_dump.py writes dumps
+python lab/kills.py data DUMP... [--kills 50]   ingest and group, as speed/forum_dump.py writes dumps
 """
 
 import argparse

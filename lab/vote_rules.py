@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from worldpm.cli import main as worldpm
+from worldpm.options.group import Rule
+from worldpm.preferences import vote_noise, votes
 from worldpm.records import Answer, Preference, Thread
 from worldpm.stats.uncertainty import clustered_interval
 from worldpm.storage import parquet, schema
-from worldpm.preferences import vote_noise, votes
-from worldpm.options.group import Rule
 
 RULES: tuple[Rule, ...] = ("worldpm", "askell", "shp", "default")
 

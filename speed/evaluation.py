@@ -1,7 +1,7 @@
 """Evaluation speed: benchmarks through the scorer against padded batches of plain transformers.
 
-    python benchmarks/evaluation.py ../benchmarks pandalm finegrained-rlhf      # a folder of benchmarks, and names
-    python benchmarks/evaluation.py - rm-bench rewardbench2 best-of-k           # made texts with the shapes of these
+    python speed/evaluation.py ../benchmarks pandalm finegrained-rlhf      # a folder of benchmarks, and names
+    python speed/evaluation.py - rm-bench rewardbench2 best-of-k           # made texts with the shapes of these
 
 The model is 8 layers x 512 with random weights; both sides get the same items, template and dtype, in this process, in turns. What
 the token counts allow is the number of padded tokens over the number of unique ones.
@@ -18,14 +18,13 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
-from worldpm.model import chat
-from worldpm.model import reward_model
-from worldpm.model.encoder import Encoder, Limits
 from worldpm.benchmarks.catalogue import BENCHMARKS
 from worldpm.benchmarks.items import Item, better_first
-from worldpm.scoring.scorer import Scorer
-from worldpm.model.tokenizer import train_tokenizer
 from worldpm.evaluation.run import _score_items
+from worldpm.model import chat, reward_model
+from worldpm.model.encoder import Encoder, Limits
+from worldpm.model.tokenizer import train_tokenizer
+from worldpm.scoring.scorer import Scorer
 
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}
 VOCABULARY, LONGEST, BATCH = 8192, 1024, 8

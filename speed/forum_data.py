@@ -1,4 +1,4 @@
-"""From a dump to groups: `python benchmarks/forum_data.py DUMP... [--reference]`, dumps as `benchmarks/forum_dump.py` writes them.
+"""From a dump to groups: `python speed/forum_data.py DUMP... [--reference]`, dumps as `speed/forum_dump.py` writes them.
 
 Each dump goes through `worldpm ingest` and `worldpm group` with all defaults, as a user types them; peak memory is that of all processes
 together (their proportional set sizes, summed every 0.3 s). Then every stage of the first dump alone, in one process. With --reference the
@@ -17,13 +17,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
 
-from worldpm.storage import parquet, schema
-from worldpm.forums import joining
+from worldpm.forums import joining, stackexchange
 from worldpm.forums.markdown import from_html
-from worldpm.preferences import near_duplicates, thread_batches
-from worldpm.forums import stackexchange
 from worldpm.options.group import GroupRules
+from worldpm.preferences import near_duplicates, thread_batches
 from worldpm.preferences.grouping import Learned
+from worldpm.storage import parquet, schema
 
 Result = TypeVar("Result")
 

@@ -1,4 +1,4 @@
-"""A dump of any size with the statistics of real ones: `python benchmarks/forum_dump.py 3e9 OUT/large.example.com/Posts.xml`.
+"""A dump of any size with the statistics of real ones: `python speed/forum_dump.py 3e9 OUT/large.example.com/Posts.xml`.
 
 Lengths, answers per question, votes, shares of accepted answers and of HTML elements are those of the posts of
 ai.stackexchange.com and matheducators.stackexchange.com; words follow Zipf's law with Mandelbrot's shift. One post in a hundred says

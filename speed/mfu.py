@@ -1,7 +1,7 @@
 """Useful operations of a training step, as a share of what this machine's own matrix products reach.
 
-    python benchmarks/mfu.py --shape 8x512            # or qwen2.5-0.5b, and on a GPU qwen2.5-1.5b
-    python benchmarks/mfu.py --profile                # where the rest goes
+    python speed/mfu.py --shape 8x512            # or qwen2.5-0.5b, and on a GPU qwen2.5-1.5b
+    python speed/mfu.py --profile                # where the rest goes
 
 Useful are 6 N for each unique token, and attention where a query may look; the peak is the best of three large square
 matrix products of the same dtype, before and after.

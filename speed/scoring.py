@@ -1,6 +1,6 @@
 """Scoring speed: nine responses of 100 tokens to one prompt of 600, shared, padded, and one at a time.
 
-    python benchmarks/scoring.py
+    python speed/scoring.py
 
 The others are what people run today: padded batches of plain transformers, and one response at a time, as the released
 model's README has it. All sides get the same token ids, model and dtype, in this process, in turns.
@@ -16,8 +16,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
 from worldpm.model import reward_model
-from worldpm.scoring import scorer
 from worldpm.model.encoder import EncodedGroup
+from worldpm.scoring import scorer
 
 PROMPT, RESPONSE, RESPONSES = 600, 100, 9
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}

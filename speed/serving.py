@@ -1,6 +1,6 @@
 """Serving speed: 32 clients with two responses of 100 tokens to a prompt of 300 each, 8 layers x 512.
 
-    python benchmarks/serving.py [--dtype float32] [--clients 32] [--requests 96]
+    python speed/serving.py [--dtype float32] [--clients 32] [--requests 96]
 
 Sides, one after the other, on the same requests: `worldpm serve` with many clients and with one at a time; the server that people
 write first, FastAPI over a padded batch of a request's two texts in plain transformers; and the scorer alone, in one call.
@@ -23,11 +23,10 @@ import torch
 from transformers import Qwen2Config
 
 from worldpm import Message, Scorer
-from worldpm.model import chat
-from worldpm.model import checkpoint, reward_model
+from worldpm.model import chat, checkpoint, reward_model
 from worldpm.model.encoder import Encoder, Limits
-from worldpm.scoring.scorer import Request
 from worldpm.model.tokenizer import save_tokenizer, train_tokenizer
+from worldpm.scoring.scorer import Request
 
 PROMPT, RESPONSE = 300, 100
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}

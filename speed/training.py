@@ -1,7 +1,7 @@
 """Training speed: WorldPM against TRL's RewardTrainer at its fastest batch size, on the same pairs, model and dtype.
 
-    python benchmarks/training.py site.7z             # threads of a Stack Exchange site, all vote-differing pairs
-    python benchmarks/training.py train.jsonl.gz      # pairs of a plain preference set, such as hh-rlhf
+    python speed/training.py site.7z             # threads of a Stack Exchange site, all vote-differing pairs
+    python speed/training.py train.jsonl.gz      # pairs of a plain preference set, such as hh-rlhf
 
 Needs `pip install 'worldpm[rlhf]'`. Every side runs in a process of its own, one after the other, so that the peak
 memory is its own. Both read the same texts in the same template; pairs with a text of 1,024 tokens or more are left out.
@@ -52,8 +52,7 @@ def prepare(options: argparse.Namespace, work: Path) -> None:
     import torch
     from transformers import Qwen2Config
 
-    from worldpm.model import chat
-    from worldpm.model import checkpoint, reward_model
+    from worldpm.model import chat, checkpoint, reward_model
     from worldpm.model.encoder import Encoder, Limits
     from worldpm.model.tokenizer import train_tokenizer
 
@@ -83,8 +82,8 @@ def prepare(options: argparse.Namespace, work: Path) -> None:
 def read(path: Path, work: Path):  # type: ignore[no-untyped-def]
     """All groups of a site, capped at 8 responses, or of a plain preference set."""
     from worldpm import cli
-    from worldpm.storage import parquet, schema
     from worldpm.datasets import preference_sets
+    from worldpm.storage import parquet, schema
 
     if path.suffix != ".7z":
         yield from preference_sets.read([path], "test" if "test" in path.name else "train", Counter())
@@ -123,11 +122,10 @@ def train_worldpm(options: argparse.Namespace, groups: list[Json]) -> tuple[int,
     import numpy as np
     import torch
 
-    from worldpm.records import Message, Preference
-    from worldpm.model import chat
-    from worldpm.model import checkpoint, sources, reward_model
-    from worldpm.training import token_store, loop
+    from worldpm.model import chat, checkpoint, reward_model, sources
     from worldpm.model.encoder import Encoder, Limits
+    from worldpm.records import Message, Preference
+    from worldpm.training import loop, token_store
 
     source = sources.Source(options.work / "model")
     tokenizer = checkpoint.load_tokenizer(source)

@@ -141,9 +141,10 @@ def test_core_rooms_import_no_package_of_an_extra() -> None:
 
 
 def test_scoring_and_serving_load_no_package_of_data_or_plots() -> None:
+    # river imports pandas, and transformers imports scikit-learn where it is installed
     code = (
         "import sys, worldpm.scoring.run, worldpm.scoring.explaining, worldpm.serving.run, worldpm.serving.audit, worldpm.rlhf.judge;"
-        f"print(sorted({NOT_CORE - {'pandas'}!r} & {{name.split('.')[0] for name in sys.modules}}))"  # river brings pandas
+        f"print(sorted({NOT_CORE - {'pandas', 'sklearn'}!r} & {{name.split('.')[0] for name in sys.modules}}))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert found.stdout.strip() == "[]"

@@ -91,8 +91,9 @@ def test_every_command_of_the_readme_has_words_that_the_verb_knows() -> None:
 
 def test_the_readmes_road_runs_as_typed_on_real_sites(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for archive in (real_data / "stackexchange").glob("*.7z"):
-        (tmp_path / archive.name).symlink_to(archive)
+    for name in ("ai", "beer", "matheducators", "quantumcomputing"):
+        archive = f"{name}.stackexchange.com.7z"
+        (tmp_path / archive).symlink_to(real_data / "stackexchange" / archive)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "benchmarks").symlink_to(real_data / "benchmarks")
     (tmp_path / "in.jsonl").write_text('{"prompt": "Is stout vegan?", "responses": ["Mostly.", "Finings are made of fish."]}\n')

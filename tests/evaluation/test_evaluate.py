@@ -374,7 +374,7 @@ def test_items_of_one_prompt_are_scored_as_one_group(road: Path) -> None:
     [
         (("evaluate", "--on", "llmbar"), "name checkpoints, or --rewards, or --verdicts"),
         (("evaluate", "x", "--rewards", "y.jsonl", "--on", "llmbar"), "one of the three"),
-        (("evaluate", "--rewards", "y.jsonl", "--on", "llmbar", "--strata", "forum"), "go with checkpoints"),
+        (("evaluate", "--rewards", "y.jsonl", "--on", "llmbar", "--strata", "forum"), "goes with checkpoints"),
         (("evaluate", "--verdicts", "y.json", "--on", "llmbar"), "goes with --on arena-hard or --on alpacaeval"),
         (("evaluate", "x", "--on", "worldpm", "--benchmarks", "none"), "no such folder"),
         (("evaluate", "{road}/checkpoint", "--on", "worldpm", "--benchmarks", "none"), "none/rm-bench: `chat_filtered.json` is not there"),

@@ -135,6 +135,14 @@ def xml(text: str) -> bytes:
     return text.encode()
 
 
+def test_a_doctype_that_defines_nothing_is_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "Posts.xml"
+    path.write_bytes(posts_xml(TWO_ANSWERS))
+    plain = read(path)
+    path.write_bytes(posts_xml(TWO_ANSWERS).replace(b"<posts>", b"<!DOCTYPE posts SYSTEM 'posts.dtd'>\r\n<posts>"))
+    assert read(path) == plain
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -142,6 +150,7 @@ def xml(text: str) -> bytes:
         (posts_xml(TWO_ANSWERS).removesuffix(b"</posts>"), "stops before </posts>"),
         (posts_xml([*TWO_ANSWERS, '<row Id="9" Title="&nope;" />']), r"Posts.xml:6: not well-formed XML"),
         (xml('<!DOCTYPE p [<!ENTITY a "b">]><posts><row Id="1"/></posts>'), "DOCTYPE"),
+        (xml("<!DOCTYPE posts SYSTEM 'a'><!DOCTYPE posts SYSTEM 'a'><posts></posts>"), "DOCTYPE"),
         (xml('<?xml version="1.0"?>' + " " * 5000 + '<!DOCTYPE p [<!ENTITY a "b">]><posts></posts>'), "DOCTYPE"),
         (posts_xml(TWO_ANSWERS).replace(b"A2", b"A\xff"), r"not UTF-8 at byte offset 278"),
         (posts_xml(TWO_ANSWERS) + b"\xe2\x82", "not UTF-8 at byte offset"),

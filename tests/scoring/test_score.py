@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import run, spawn
 from worldpm import Scorer
+from worldpm.storage import folders
 
 GOOD = '{"prompt": "How?", "responses": ["So.", "Read it."], "id": 7}'
 
@@ -87,6 +88,10 @@ def test_a_missing_file_or_model_is_named(road: Path, tmp_path: Path, capsys: py
 MANY = "".join(json.dumps({"prompt": f"How {i}?", "responses": ["So.", "Read it. " * (i % 9)]}) + "\n" for i in range(600))
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_bytes(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,8 +112,8 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_bytes(
     monkeypatch.setattr(Scorer, "score", stop)
     assert run(*words, tmp_path / "killed.jsonl") == 1
     assert not (tmp_path / "killed.jsonl").exists()
-    with (tmp_path / "killed.jsonl.partial").open("a") as file:
-        file.write('{"torn')
+    scratch = tmp_path / "killed.jsonl.partial" / ".progress"
+    (scratch / ".progress-00000001.lines.partial").write_text('{"torn')
     monkeypatch.setattr(Scorer, "score", rewards)
     assert run(*words, tmp_path / "killed.jsonl") == 0
     assert "going on after 256 lines" in caplog.text
@@ -116,11 +121,17 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_bytes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "killed.jsonl", "whole.jsonl"]
 
 
-def test_lines_scored_on_other_terms_are_not_gone_on_from(road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_scored_with_other_settings_are_scored_again(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     (tmp_path / "in.jsonl").write_text(MANY)
-    (tmp_path / "out.jsonl.partial").write_text('{"model": "another"}\n' + MANY)
-    assert run("score", road / "checkpoint", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl") == 0
+    words = ("score", road / "checkpoint", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(folders.Output, "join", interrupt)
+        assert run(*words, "--max-length", 64, "--cut") == 1
+    assert (tmp_path / "out.jsonl.partial").is_dir()
+    assert run(*words) == 0
     assert "going on" not in caplog.text
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 600
     assert all("rewards" in line for line in (tmp_path / "out.jsonl").read_text().splitlines())

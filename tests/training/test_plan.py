@@ -67,7 +67,7 @@ def test_what_runs_apart_is_counted_with_a_prompt_for_each_response() -> None:
 MEASURE = """
 import re, sys, torch
 from transformers import AutoConfig
-from worldpm.parts import costs, reward_model
+from worldpm.model import costs, reward_model
 config = AutoConfig.for_model(sys.argv[1], vocab_size=1000, hidden_size=int(sys.argv[2]), intermediate_size=3 * int(sys.argv[2]),
     num_hidden_layers=int(sys.argv[3]), num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=4096)
 model = reward_model.from_config(config, seed=0).train()

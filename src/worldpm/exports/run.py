@@ -12,15 +12,15 @@ import torch
 
 from worldpm.datasets.training_data import TrainingData
 from worldpm.errors import ConfigError
-from worldpm.exports import model_folder, onnx, pairs
+from worldpm.exports import model_folder, pairs
 from worldpm.model import sources
 from worldpm.model.encoder import EncodedGroup
 from worldpm.options.export import ExportOptions
 from worldpm.records import Message
 from worldpm.scoring.scorer import Scorer, rewards_of
 from worldpm.stats import bradley_terry
+from worldpm.stats.pairs import pairs_of
 from worldpm.storage import folders
-from worldpm.training.loop import pairs_of
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
@@ -67,6 +67,7 @@ def _export_model(options: ExportOptions) -> None:
 def _export_onnx(options: ExportOptions) -> None:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ConfigError(f"--to onnx needs {', '.join(missing)}: pip install 'worldpm[onnx]'")
+    from worldpm.exports import onnx  # packages of an extra
 
     source = sources.find(options.source[0])
     inputs = [sources.fingerprint(source), *([folders.describe(options.probe)] if options.probe else [])]

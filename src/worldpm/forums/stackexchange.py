@@ -27,6 +27,8 @@ from worldpm.storage.schema import POSTS
 
 SOURCE = "stackexchange"
 TO_MARKDOWN = from_html
+PROLOG = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>\s*)?<!DOCTYPE\s+posts\s+SYSTEM\s+(?:'[^'<>]*'|\"[^\"<>]*\")\s*>")
+"""Some dumps of 2011 to 2012 begin so. The file that it names is never read, so it can define nothing."""
 MEMBER = "Posts.xml"
 
 MAX_ENTRIES, MAX_BYTES, MAX_RATIO = 1_000, 1 << 40, 100
@@ -169,6 +171,7 @@ class _CheckedXml(io.RawIOBase):
     def __init__(self, path: Path, raw: IO[bytes]) -> None:
         self._path, self._raw = path, raw
         self.offset, self._head, self._tail, self._pending = 0, b"", b"", b""
+        self._prolog_bytes = 0
 
     def readable(self) -> bool:
         return True
@@ -179,9 +182,12 @@ class _CheckedXml(io.RawIOBase):
         if len(self._head) < 4096:
             self._head += block
             self._check_head(final=not block)
-        if b"<!DOCTYPE" in self._tail + block:
-            raise DataError(self._path, "holds a DOCTYPE, which no data dump has and which can be used for attacks; refused")
-        self._tail = (self._tail + block)[-64:]
+        seen = self._tail + block
+        if seen.find(b"<!DOCTYPE", max(0, self._prolog_bytes - (self.offset - len(seen)))) >= 0:
+            raise DataError(
+                self._path, "holds a DOCTYPE that defines entities, which no data dump does and which can be used for attacks; refused"
+            )
+        self._tail = seen[-64:]
         return block
 
     def _check_text(self, block: bytes) -> None:
@@ -199,6 +205,8 @@ class _CheckedXml(io.RawIOBase):
         self.offset += len(block)
 
     def _check_head(self, *, final: bool) -> None:
+        if prolog := PROLOG.match(self._head):
+            self._prolog_bytes = prolog.end()
         head = self._head.removeprefix(b"\xef\xbb\xbf").lstrip()
         head = head.split(b"?>", 1)[-1].lstrip() if head.startswith(b"<?xml") else head
         if (final or len(head) > 16) and not head.startswith((b"<posts", b"<!DOCTYPE")):

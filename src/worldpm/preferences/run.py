@@ -16,8 +16,8 @@ from worldpm import console
 from worldpm.benchmarks import catalogue
 from worldpm.errors import ConfigError
 from worldpm.model import sources
-from worldpm.options.shared import Engine
 from worldpm.options.group import GroupOptions, GroupRules
+from worldpm.options.shared import Engine
 from worldpm.preferences import near_duplicates, splits, thread_batches, vote_noise
 from worldpm.preferences.contamination import Index, texts_in
 from worldpm.preferences.grouping import Learned, controversial_kept

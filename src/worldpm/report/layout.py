@@ -63,7 +63,7 @@ class Section:
 
 def render(sections: Sequence[Section]) -> bytes:
     """The page as HTML; whatever forums or models wrote is escaped."""
-    template = files("worldpm.parts.page").joinpath("page.html").read_text(encoding="utf-8")
+    template = files("worldpm.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     lead = "A thread is the unit: a prompt and all its responses, from the forum to the reward."
     return environment.from_string(template).render(lead=lead, sections=sections).encode()

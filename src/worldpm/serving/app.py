@@ -97,7 +97,7 @@ def _about(app: FastAPI, service: Service) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(files("worldpm.parts.serving").joinpath("page.html").read_text(encoding="utf-8"))
+        return HTMLResponse(files("worldpm.serving").joinpath("page.html").read_text(encoding="utf-8"))
 
 
 def _errors(app: FastAPI) -> None:

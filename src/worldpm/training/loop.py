@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,10 +27,10 @@ from worldpm.errors import ConfigError, TrainingError
 from worldpm.model import costs
 from worldpm.model.packing import pack
 from worldpm.model.reward_model import RewardModel
-from worldpm.records import Preference
 from worldpm.scoring import scorer
 from worldpm.stats import bradley_terry, calibration
-from worldpm.stats.bradley_terry import Objective, Pairs
+from worldpm.stats.bradley_terry import Objective
+from worldpm.stats.pairs import pairs_of
 from worldpm.storage import folders
 from worldpm.training import zero
 from worldpm.training.devices import Speed
@@ -346,18 +346,6 @@ def snapshot_steps(total: int, snapshots: int) -> set[int]:
     """So many numbers of steps up to `total`, even over their logarithm, from a 200th of the run; fewer where they are the same."""
     first = max(1, round(total / 200))
     return {round(first * (total / first) ** (i / max(1, snapshots - 1))) for i in range(snapshots)}
-
-
-def pairs_of(groups: Iterable[tuple[int, Sequence[Preference]]], device: torch.device | str = "cpu") -> Pairs:
-    """The preferences of groups, each given with its number of responses, as tensors; indices count all their responses."""
-    columns: list[tuple[float, ...]] = []
-    start = 0
-    for responses, preferences in groups:
-        columns += [(start + p.chosen, start + p.rejected, p.strength, p.probability, p.weight) for p in preferences]
-        start += responses
-    chosen, rejected, *numbers = zip(*columns, strict=True)
-    indices = (torch.tensor(places, device=device) for places in (chosen, rejected))
-    return Pairs(*indices, *(torch.tensor(values, dtype=torch.float32, device=device) for values in numbers))
 
 
 def split_metrics(rewards: Sequence[Sequence[float]], store: TokenStore) -> dict[str, float]:

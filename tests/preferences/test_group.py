@@ -123,7 +123,7 @@ def test_the_table_is_readable_without_our_code(road: Path) -> None:
     import duckdb
 
     query = f"SELECT split, count(*), sum(list_sum([p.weight for p in preferences])) FROM '{road}/groups/*.parquet' GROUP BY split"
-    found = {split: (n, weight) for split, n, weight in duckdb.sql(query).fetchall()}
+    found = {split: (n, weight) for split, n, weight in duckdb.execute(query).fetchall()}
     counts = folders.manifest(road / "groups")["counts"]["simulated"]
     assert {split: n for split, (n, _) in found.items()} == {split: counts[f"{split} groups"] for split in found}
     assert all(weight == pytest.approx(n, rel=1e-5) for n, weight in found.values())

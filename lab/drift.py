@@ -1,4 +1,5 @@
-"""How often does the drift watch cry wolf, and what does it see? Prints a table of 2,000 windows for each case.
+"""How often does the drift watch cry wolf, and what does it see? Prints a table of 2,000 windows
+for each case.
 
 python lab/drift.py
 """
@@ -10,7 +11,14 @@ from worldpm.serving import drift
 WINDOWS = 2000
 
 
-def stream(generator: np.random.Generator, size: int, *, shift: float = 0.0, longer: float = 1.0, topic: float = 0.0) -> np.ndarray:
+def stream(
+    generator: np.random.Generator,
+    size: int,
+    *,
+    shift: float = 0.0,
+    longer: float = 1.0,
+    topic: float = 0.0,
+) -> np.ndarray:
     """Requests with normal rewards, log-normal lengths and words with Zipf's frequencies."""
     zipf = 1 / np.arange(1, drift.WORDS + 1)
     words = generator.choice(drift.WORDS, size=size, p=zipf / zipf.sum())
@@ -21,11 +29,18 @@ def stream(generator: np.random.Generator, size: int, *, shift: float = 0.0, lon
 
 def main() -> None:
     cases = {
-        "nothing changed": {}, "rewards 0.2 sd higher": {"shift": 0.2}, "rewards 0.5 sd higher": {"shift": 0.5},
-        "texts 1.3 times as long": {"longer": 1.3}, "texts 1.6 times as long": {"longer": 1.6}, "a tenth on one topic": {"topic": 0.1},
+        "nothing changed": {},
+        "rewards 0.2 sd higher": {"shift": 0.2},
+        "rewards 0.5 sd higher": {"shift": 0.5},
+        "texts 1.3 times as long": {"longer": 1.3},
+        "texts 1.6 times as long": {"longer": 1.6},
+        "a tenth on one topic": {"topic": 0.1},
         "a quarter on one topic": {"topic": 0.25},
-    }  # fmt: skip
-    print("| case | corrected test below 1 % | told as drift | ADWIN, shifts in 100,000 requests |\n|---|--:|--:|--:|")
+    }
+    print(
+        "| case | corrected test below 1 % | told as drift | ADWIN, shifts in 100,000 requests"
+        " |\n|---|--:|--:|--:|"
+    )
     for name, case in cases.items():
         generator = np.random.default_rng(0)
         certain = told = 0
@@ -36,7 +51,9 @@ def main() -> None:
             certain += any(change.p_value < drift.LEVEL for change in changes)
             told += any(change.drifted for change in changes)
         watch = drift.Drift(reference)
-        for values in np.concatenate([stream(generator, 50_000), stream(generator, 50_000, **case)]):
+        for values in np.concatenate(
+            [stream(generator, 50_000), stream(generator, 50_000, **case)]
+        ):
             watch.observe(tuple(values))
         print(f"| {name} | {certain / WINDOWS:.1%} | {told / WINDOWS:.1%} | {watch.shifts} |")
 

@@ -1,7 +1,9 @@
-"""Kill a step at random moments, start it again each time, and compare every bit with a run that was left alone.
+"""Kill a step at random moments, start it again each time, and compare every bit with a run that
+was left alone.
 
 python lab/kills.py train [--kills 20] [--seed 0]
-python lab/kills.py data DUMP... [--kills 50]   ingest and group, as speed/forum_dump.py writes dumps
+python lab/kills.py data DUMP... [--kills 50]   ingest and group, as speed/forum_dump.py writes
+dumps
 """
 
 import argparse
@@ -16,13 +18,26 @@ from pathlib import Path
 from worldpm.storage import folders
 
 TRAINED = ("model.safetensors", "metrics.jsonl", "worldpm.json", "config.json", "tokenizer.json")
-TRAIN = ("--model", "tiny", "--max-steps", "60", "--batch-pairs", "24", "--dtype", "float32", "--max-length", "192")
+TRAIN = (
+    "--model",
+    "tiny",
+    "--max-steps",
+    "60",
+    "--batch-pairs",
+    "24",
+    "--dtype",
+    "float32",
+    "--max-length",
+    "192",
+)
 
 Words = tuple[object, ...]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("train", "data"))
     parser.add_argument("dumps", type=Path, nargs="*")
     parser.add_argument("--kills", type=int, default=20)
@@ -37,17 +52,29 @@ def main() -> None:
             hunt(("train", folder / "groups", *TRAIN), folder, rng, options.kills, TRAINED)
         else:
             hunt(("ingest", *options.dumps, "--workers", 2), folder, rng, options.kills // 2)
-            hunt(("group", folder / "ingest", "--workers", 2), folder, rng, options.kills - options.kills // 2)
+            hunt(
+                ("group", folder / "ingest", "--workers", 2),
+                folder,
+                rng,
+                options.kills - options.kills // 2,
+            )
 
 
-def hunt(words: Words, folder: Path, rng: random.Random, kills: int, files: tuple[str, ...] = ()) -> None:
-    """So many kills, in as many runs as they take; `files`, or all that are not timings, must equal those of a run that was left alone."""
+def hunt(
+    words: Words, folder: Path, rng: random.Random, kills: int, files: tuple[str, ...] = ()
+) -> None:
+    """So many kills, in as many runs as they take; `files`, or all that are not timings, must equal
+    those of a run that was left alone."""
     whole = folder / str(words[0])
     started = time.monotonic()
     assert start(*words, "--out", whole).wait() == 0
     seconds = time.monotonic() - started
     print(f"{words[0]} left alone: {seconds:.1f} s", flush=True)
-    compared = files or sorted(str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file() and path.name != folders.TIMINGS)
+    compared = files or sorted(
+        str(path.relative_to(whole))
+        for path in whole.rglob("*")
+        if path.is_file() and path.name != folders.TIMINGS
+    )
     done = runs = 0
     while done < kills:
         runs += 1
@@ -55,7 +82,11 @@ def hunt(words: Words, folder: Path, rng: random.Random, kills: int, files: tupl
         done += with_kills(words, out, rng, seconds, at_most=kills - done)
         for file in compared:
             assert (out / file).read_bytes() == (whole / file).read_bytes(), file
-    print(f"{words[0]}: {done} kills in {runs} runs: {', '.join(compared)} equal to the last bit each time", flush=True)
+    print(
+        f"{words[0]}: {done} kills in {runs} runs: {', '.join(compared)} equal to the last bit each"
+        " time",
+        flush=True,
+    )
 
 
 def with_kills(words: Words, out: Path, rng: random.Random, seconds: float, *, at_most: int) -> int:
@@ -70,9 +101,13 @@ def with_kills(words: Words, out: Path, rng: random.Random, seconds: float, *, a
             process.wait()
             kills += 1
             kept = sorted(
-                path.name for path in (out / folders.PROGRESS).glob("**/*") if path.suffix == ".json" or path.parent.name == "resume"
+                path.name
+                for path in (out / folders.PROGRESS).glob("**/*")
+                if path.suffix == ".json" or path.parent.name == "resume"
             )
-            print(f"{out.name}, kill {kills}: done before {', '.join(kept) or 'nothing'}", flush=True)
+            print(
+                f"{out.name}, kill {kills}: done before {', '.join(kept) or 'nothing'}", flush=True
+            )
         else:
             assert process.returncode == 0, process.returncode
             return kills

@@ -1,8 +1,9 @@
 """A server under faults: `python lab/serving.py overload|kills|fuzz MODEL`.
 
-overload: ten times what it can do for 60 s, then what it answered, its memory, and how soon it is itself again.
-kills: 100 times kill -9 under load; every acknowledged decision must be in the log, and the chain whole.
-fuzz: every route from the server's own OpenAPI document, by schemathesis (`pip install schemathesis`).
+overload: ten times what it can do for 60 s, then what it answered, its memory, and how soon it is
+itself again. kills: 100 times kill -9 under load; every acknowledged decision must be in the log,
+and the chain whole. fuzz: every route from the server's own OpenAPI document, by schemathesis (`pip
+install schemathesis`).
 """
 
 import asyncio
@@ -33,7 +34,16 @@ def server(model: str, *words: object) -> Iterator[tuple[subprocess.Popen[bytes]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "worldpm.cli", "serve", model, "--port", str(port), *map(str, words)]
+    command = [
+        sys.executable,
+        "-m",
+        "worldpm.cli",
+        "serve",
+        model,
+        "--port",
+        str(port),
+        *map(str, words),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     while process.poll() is None:
@@ -51,7 +61,10 @@ def server(model: str, *words: object) -> Iterator[tuple[subprocess.Popen[bytes]
 
 def memory_mib(process: subprocess.Popen[bytes]) -> int:
     status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) // 1024
+    return (
+        int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+        // 1024
+    )
 
 
 async def offered(url: str, per_second: float, seconds: float) -> Counter[object]:
@@ -85,10 +98,18 @@ def overload(model: str) -> None:
         before = memory_mib(process)
         found = asyncio.run(offered(url, TIMES * capacity, SECONDS))
         after, ended = memory_mib(process), time.monotonic()
-        while (reply := httpx.post(f"{url}/v1/rewards", json=BODY, timeout=60)).status_code != 200 or reply.elapsed.total_seconds() > 1:
+        while (
+            reply := httpx.post(f"{url}/v1/rewards", json=BODY, timeout=60)
+        ).status_code != 200 or reply.elapsed.total_seconds() > 1:
             time.sleep(0.05)
-        print(f"capacity {capacity:.1f} requests/s; offered {sum(found.values()) / SECONDS:.0f} for {SECONDS} s: {dict(found)}")
-        print(f"memory {before} MiB before, {after} after; an ordinary answer {time.monotonic() - ended:.2f} s after the load")
+        print(
+            f"capacity {capacity:.1f} requests/s; offered {sum(found.values()) / SECONDS:.0f} for"
+            f" {SECONDS} s: {dict(found)}"
+        )
+        print(
+            f"memory {before} MiB before, {after} after; an ordinary answer"
+            f" {time.monotonic() - ended:.2f} s after the load"
+        )
 
 
 def kills(model: str) -> None:
@@ -101,9 +122,14 @@ def kills(model: str) -> None:
         with server(model, "--log", log):
             pass
         found = decision_log.verify(log)
-        prompts = {json.loads(row["inputs"])["prompt"][0]["content"] for row in decision_log.rows(log)}
+        prompts = {
+            json.loads(row["inputs"])["prompt"][0]["content"] for row in decision_log.rows(log)
+        }
         lost = len(acknowledged - prompts)
-        print(f"{KILLS} kills, {len(acknowledged):,} acknowledged, {found.decisions:,} in the log, {lost} lost, chain {found.what}")
+        print(
+            f"{KILLS} kills, {len(acknowledged):,} acknowledged, {found.decisions:,} in the log,"
+            f" {lost} lost, chain {found.what}"
+        )
 
 
 async def until_killed(process: subprocess.Popen[bytes], url: str, number: int) -> set[str]:
@@ -113,7 +139,11 @@ async def until_killed(process: subprocess.Popen[bytes], url: str, number: int) 
         async def one(place: int) -> None:
             prompt = f"prompt {number} {place}"
             try:
-                if (await client.post(f"{url}/v1/rewards", json={"prompt": prompt, "responses": ["a", "b"]})).status_code == 200:
+                if (
+                    await client.post(
+                        f"{url}/v1/rewards", json={"prompt": prompt, "responses": ["a", "b"]}
+                    )
+                ).status_code == 200:
                     acknowledged.add(prompt)
             except httpx.TransportError:
                 pass
@@ -130,10 +160,21 @@ async def until_killed(process: subprocess.Popen[bytes], url: str, number: int) 
 
 def fuzz(model: str) -> None:
     with server(model, "--max-body-mib", 1) as (process, url):
-        command = ["schemathesis", "run", f"{url}/openapi.json", "--checks", "not_a_server_error", "--max-examples", "100"]
+        command = [
+            "schemathesis",
+            "run",
+            f"{url}/openapi.json",
+            "--checks",
+            "not_a_server_error",
+            "--max-examples",
+            "100",
+        ]
         done = subprocess.run(command, check=False)
         alive = httpx.post(f"{url}/v1/rewards", json=BODY, timeout=60).status_code
-        print(f"schemathesis ended with {done.returncode}; the server then answers {alive}, and runs: {process.poll() is None}")
+        print(
+            f"schemathesis ended with {done.returncode}; the server then answers {alive}, and runs:"
+            f" {process.poll() is None}"
+        )
 
 
 if __name__ == "__main__":

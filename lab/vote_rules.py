@@ -1,10 +1,12 @@
-"""Which rule predicts the votes that answers gain after a dump? Two dumps of one site, an older and a newer one.
+"""Which rule predicts the votes that answers gain after a dump? Two dumps of one site, an older and
+a newer one.
 
     python lab/vote_rules.py older.7z newer.7z
 
-Pairs are those that the older dump shows; what counts is which of two answers *gained* more votes until the newer one, for later
-totals contain the earlier votes and prove nothing. The default's probabilities are learned from the older dump alone. Every rule
-that gives no probability gets the best constant there is, its own accuracy, which it could not have known.
+Pairs are those that the older dump shows; what counts is which of two answers *gained* more votes
+until the newer one, for later totals contain the earlier votes and prove nothing. The default's
+probabilities are learned from the older dump alone. Every rule that gives no probability gets the
+best constant there is, its own accuracy, which it could not have known.
 """
 
 import sys
@@ -26,11 +28,25 @@ RULES: tuple[Rule, ...] = ("worldpm", "askell", "shp", "default")
 
 def main(older: str, newer: str) -> None:
     with tempfile.TemporaryDirectory() as work:
-        before, after = (threads_of(dump, Path(work) / str(i)) for i, dump in enumerate((older, newer)))
-    votes_after = {(thread.thread_id, answer.response_id): answer.votes for thread in after for answer in thread.responses}
-    noise = vote_noise.fit(vote_noise.Dated.of(thread.responses) for thread in before if len(thread.responses) > 1)
-    print(f"{len(before)} threads; exposure^{noise.age_power:.3f} delay^{noise.delay_power:.3f}, spread {noise.spread:.3f}")
-    print(f"{'rule':26}{'pairs, threads':>14}{'accuracy':>10}{'95 % interval':>18}{'log loss':>10}{'weighted':>10}")
+        before, after = (
+            threads_of(dump, Path(work) / str(i)) for i, dump in enumerate((older, newer))
+        )
+    votes_after = {
+        (thread.thread_id, answer.response_id): answer.votes
+        for thread in after
+        for answer in thread.responses
+    }
+    noise = vote_noise.fit(
+        vote_noise.Dated.of(thread.responses) for thread in before if len(thread.responses) > 1
+    )
+    print(
+        f"{len(before)} threads; exposure^{noise.age_power:.3f} delay^{noise.delay_power:.3f},"
+        f" spread {noise.spread:.3f}"
+    )
+    print(
+        f"{'rule':26}{'pairs, threads':>14}{'accuracy':>10}"
+        f"{'95 % interval':>18}{'log loss':>10}{'weighted':>10}"
+    )
     rows = {rule: list(judged(before, votes_after, rule, noise)) for rule in RULES}
     flat = noise._replace(age_power=0.0, delay_power=0.0)
     rows["default, chance alone"] = list(judged(before, votes_after, "default", flat))
@@ -43,22 +59,41 @@ def main(older: str, newer: str) -> None:
     for low, high in ((0.5, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 0.9), (0.9, 1.01)):
         inside = (gap >= low) & (gap < high)
         if inside.any():
-            print(f"said {low:.1f} to {min(high, 1):.1f}: right in {right[inside].mean():.3f} of {inside.sum()}")
+            print(
+                f"said {low:.1f} to {min(high, 1):.1f}: right in {right[inside].mean():.3f} of"
+                f" {inside.sum()}"
+            )
 
 
 def threads_of(dump: str, out: Path) -> list[Thread]:
     if worldpm(["ingest", dump, "--out", str(out)]):
         sys.exit(1)
-    return [thread for path in parquet.paths_of(out) for batch in parquet.read_batches(path) for thread in schema.threads_of(batch)]
+    return [
+        thread
+        for path in parquet.paths_of(out)
+        for batch in parquet.read_batches(path)
+        for thread in schema.threads_of(batch)
+    ]
 
 
-def judged(before: list[Thread], after: dict[tuple[str, str], int], rule: Rule, noise: vote_noise.VoteNoise):
-    """Right, probability, thread and whether the chosen answer is the later one, of each pair of a rule that gained differently."""
+def judged(
+    before: list[Thread], after: dict[tuple[str, str], int], rule: Rule, noise: vote_noise.VoteNoise
+):
+    """Right, probability, thread and whether the chosen answer is the later one, of each pair of a
+    rule that gained differently."""
     for thread in before:
-        gains = [after.get((thread.thread_id, answer.response_id), answer.votes) - answer.votes for answer in thread.responses]
+        gains = [
+            after.get((thread.thread_id, answer.response_id), answer.votes) - answer.votes
+            for answer in thread.responses
+        ]
         for pair in pairs(thread.responses, rule, noise):
             if gains[pair.chosen] != gains[pair.rejected]:
-                yield gains[pair.chosen] > gains[pair.rejected], pair.probability, thread.thread_id, pair.chosen > pair.rejected
+                yield (
+                    gains[pair.chosen] > gains[pair.rejected],
+                    pair.probability,
+                    thread.thread_id,
+                    pair.chosen > pair.rejected,
+                )
 
 
 def pairs(answers: tuple[Answer, ...], rule: Rule, noise: vote_noise.VoteNoise) -> list[Preference]:

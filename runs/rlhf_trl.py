@@ -1,10 +1,11 @@
-"""A policy learns from a reward model: TRL's GRPO with `worldpm.rlhf.trl`, from a model of a few hundred thousand parameters up.
+"""A policy learns from a reward model: TRL's GRPO with `worldpm.rlhf.trl`, from a model of a few
+hundred thousand parameters up.
 
     python runs/rlhf_trl.py REWARD_MODEL POLICY GROUPS OUT [STEPS]
 
-REWARD_MODEL is a folder or the URL of `worldpm serve`. POLICY is a language model, or `tiny`: random weights with the reward
-model's tokenizer, which is enough to see that the reward rises on a CPU. Prompts are those of the training split of GROUPS.
-Needs `pip install 'worldpm[rlhf]'`.
+REWARD_MODEL is a folder or the URL of `worldpm serve`. POLICY is a language model, or `tiny`:
+random weights with the reward model's tokenizer, which is enough to see that the reward rises on a
+CPU. Prompts are those of the training split of GROUPS. Needs `pip install 'worldpm[rlhf]'`.
 """
 
 import sys
@@ -23,34 +24,75 @@ PROMPTS, ROLLOUTS, TOKENS = 512, 8, 24
 
 
 def main(reward_model: str, policy: str, groups: str, out: str, steps: int) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(reward_model if policy == "tiny" else policy, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(
+        reward_model if policy == "tiny" else policy, padding_side="left"
+    )
     model = tiny_policy(tokenizer) if policy == "tiny" else policy
     found = islice(TrainingData.find([groups]).groups("train", Counter()), PROMPTS)
-    prompts = [[{"role": message.role, "content": message.content} for message in group.prompt] for group in found]
-    rate = {"learning_rate": 5e-3, "lr_scheduler_type": "constant"} if policy == "tiny" else {"learning_rate": 1e-6}
+    prompts = [
+        [{"role": message.role, "content": message.content} for message in group.prompt]
+        for group in found
+    ]
+    rate = (
+        {"learning_rate": 5e-3, "lr_scheduler_type": "constant"}
+        if policy == "tiny"
+        else {"learning_rate": 1e-6}
+    )
     settings = GRPOConfig(
-        output_dir=out, max_steps=steps, per_device_train_batch_size=32, num_generations=ROLLOUTS, max_completion_length=TOKENS,
-        beta=0.0, logging_steps=1, report_to=[], save_strategy="no", bf16=False, use_cpu=policy == "tiny",
-        gradient_checkpointing=False, disable_tqdm=True, **rate,
-    )  # fmt: skip
+        output_dir=out,
+        max_steps=steps,
+        per_device_train_batch_size=32,
+        num_generations=ROLLOUTS,
+        max_completion_length=TOKENS,
+        beta=0.0,
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        bf16=False,
+        use_cpu=policy == "tiny",
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        **rate,
+    )
     trainer = GRPOTrainer(
-        model=model, reward_funcs=RewardFunction(reward_model), args=settings, train_dataset=Dataset.from_dict({"prompt": prompts}),
+        model=model,
+        reward_funcs=RewardFunction(reward_model),
+        args=settings,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=tokenizer,
-    )  # fmt: skip
+    )
     trainer.train()
-    rewards = [row["rewards/worldpm/mean"] for row in trainer.state.log_history if "rewards/worldpm/mean" in row]
+    rewards = [
+        row["rewards/worldpm/mean"]
+        for row in trainer.state.log_history
+        if "rewards/worldpm/mean" in row
+    ]
     tenth = max(1, len(rewards) // 10)
     first, last = sum(rewards[:tenth]) / tenth, sum(rewards[-tenth:]) / tenth
     Path(out).mkdir(parents=True, exist_ok=True)
     (Path(out) / "rewards.txt").write_text("".join(f"{reward:.4f}\n" for reward in rewards))
-    print(f"{len(rewards)} steps: mean reward {first:.3f} in the first tenth, {last:.3f} in the last")
+    print(
+        f"{len(rewards)} steps: mean reward {first:.3f} in the first tenth, {last:.3f} in the last"
+    )
 
 
 def tiny_policy(tokenizer: AutoTokenizer) -> Qwen2ForCausalLM:
     """Random weights of two layers."""
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
-    return Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), initializer_range=0.1, **shape, **ends))
+    ends = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }
+    return Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=len(tokenizer), initializer_range=0.1, **shape, **ends)
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""From a dump to groups: `python speed/forum_data.py DUMP... [--reference]`, dumps as `speed/forum_dump.py` writes them.
+"""From a dump to groups: `python speed/forum_data.py DUMP... [--reference]`, dumps as
+`speed/forum_dump.py` writes them.
 
-Each dump goes through `worldpm ingest` and `worldpm group` with all defaults, as a user types them; peak memory is that of all processes
-together (their proportional set sizes, summed every 0.3 s). Then every stage of the first dump alone, in one process. With --reference the
-first dump also goes through what people write first: lxml's iterparse, markdownify, and pandas to join, sort and pair
+Each dump goes through `worldpm ingest` and `worldpm group` with all defaults, as a user types them;
+peak memory is that of all processes together (their proportional set sizes, summed every 0.3 s).
+Then every stage of the first dump alone, in one process. With --reference the first dump also goes
+through what people write first: lxml's iterparse, markdownify, and pandas to join, sort and pair
 (`pip install lxml markdownify pandas`).
 """
 
@@ -28,7 +30,9 @@ Result = TypeVar("Result")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dumps", type=Path, nargs="+")
     parser.add_argument("--reference", action="store_true")
     options = parser.parse_args()
@@ -38,7 +42,10 @@ def main() -> None:
             start = time.monotonic()
             pairs = reference(options.dumps[0])
             seconds = time.monotonic() - start
-            print(f"lxml, markdownify, pandas: {seconds:.1f} s, {pairs:,} pairs; {seconds / ours[0]:.1f} times ours")
+            print(
+                f"lxml, markdownify, pandas: {seconds:.1f} s, {pairs:,} pairs;"
+                f" {seconds / ours[0]:.1f} times ours"
+            )
         stages(options.dumps[0], Path(place))
 
 
@@ -54,9 +61,13 @@ def whole(dump: Path, place: Path) -> float:
         seconds, memory_mib = timed([sys.executable, "-m", "worldpm.cli", *words])
         total += seconds
         print(
-            f"{dump.parent.name} {megabytes:,.0f} MB: {words[0]} {seconds:.1f} s, {megabytes / seconds:.1f} MB/s, peak {memory_mib:,} MiB"
+            f"{dump.parent.name} {megabytes:,.0f} MB: {words[0]} {seconds:.1f} s,"
+            f" {megabytes / seconds:.1f} MB/s, peak {memory_mib:,} MiB"
         )
-    print(f"{dump.parent.name} {megabytes:,.0f} MB: both {total:.1f} s, {megabytes / total:.1f} MB/s", flush=True)
+    print(
+        f"{dump.parent.name} {megabytes:,.0f} MB: both {total:.1f} s, {megabytes / total:.1f} MB/s",
+        flush=True,
+    )
     return total
 
 
@@ -76,7 +87,9 @@ def _tree(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            children.setdefault(int(stat.read_text().rsplit(")", 1)[1].split()[1]), []).append(int(stat.parent.name))
+            children.setdefault(int(stat.read_text().rsplit(")", 1)[1].split()[1]), []).append(
+                int(stat.parent.name)
+            )
         except OSError:
             continue
     found = [root]
@@ -102,12 +115,21 @@ def reference(dump: Path) -> int:
     rows = []
     for _, element in etree.iterparse(dump, tag="row"):
         if element.get("PostTypeId") in ("1", "2"):
-            rows.append((element.get("Id"), element.get("ParentId"), int(element.get("Score")), markdownify(element.get("Body") or "")))
+            rows.append(
+                (
+                    element.get("Id"),
+                    element.get("ParentId"),
+                    int(element.get("Score")),
+                    markdownify(element.get("Body") or ""),
+                )
+            )
         element.clear()
         while element.getprevious() is not None:
             del element.getparent()[0]
     posts = pd.DataFrame(rows, columns=["id", "parent", "votes", "body"])
-    answered = posts[posts.parent.notna()].merge(posts[posts.parent.isna()][["id", "body"]], left_on="parent", right_on="id")
+    answered = posts[posts.parent.notna()].merge(
+        posts[posts.parent.isna()][["id", "body"]], left_on="parent", right_on="id"
+    )
     pairs = 0
     for _, thread in answered.groupby("parent"):
         pairs += sum(one != other for one, other in combinations(thread.votes, 2))
@@ -125,22 +147,48 @@ def stages(dump: Path, place: Path) -> None:
         return found
 
     print(f"stages of {megabytes:,.0f} MB, one process:")
-    stage("parse", lambda: sum(batch.num_rows for batch in stackexchange.read_posts(dump, site="site", drops=Counter())))
+    stage(
+        "parse",
+        lambda: sum(
+            batch.num_rows for batch in stackexchange.read_posts(dump, site="site", drops=Counter())
+        ),
+    )
     raw, threads, bands = (place / name for name in ("posts", "threads", "bands"))
-    stage("parse and write posts", lambda: joining.write_posts(raw, stackexchange.read_posts(dump, site="s", drops=Counter())))
-    bare = stage("join", lambda: list(joining.join_threads(raw, source="s", site="s", text=None, spill=place).threads))
-    bodies = [body for batch in bare for lists in (batch["body"], batch["responses"].flatten().field("body")) for body in lists.to_pylist()]
+    stage(
+        "parse and write posts",
+        lambda: joining.write_posts(raw, stackexchange.read_posts(dump, site="s", drops=Counter())),
+    )
+    bare = stage(
+        "join",
+        lambda: list(
+            joining.join_threads(raw, source="s", site="s", text=None, spill=place).threads
+        ),
+    )
+    bodies = [
+        body
+        for batch in bare
+        for lists in (batch["body"], batch["responses"].flatten().field("body"))
+        for body in lists.to_pylist()
+    ]
     stage("HTML to Markdown", lambda: sum(len(from_html(body)) for body in bodies))
     stage("write threads", lambda: parquet.write_parquet(threads, bare, schema.THREADS))
     joined = joining.join_threads(raw, source="s", site="s", text=from_html, spill=place).threads
     parquet.write_parquet(threads, joined, schema.THREADS)
     batches = stage("read threads", lambda: list(parquet.read_batches(threads)))
-    stage("records of threads", lambda: sum(1 for batch in batches for _ in schema.threads_of(batch)))
-    seen = stage("learn (with records)", lambda: [thread_batches.see(batch, rules=rules, one_in=4) for batch in batches])
+    stage(
+        "records of threads", lambda: sum(1 for batch in batches for _ in schema.threads_of(batch))
+    )
+    seen = stage(
+        "learn (with records)",
+        lambda: [thread_batches.see(batch, rules=rules, one_in=4) for batch in batches],
+    )
     parquet.write_parquet(bands, (one.bands for one in seen), near_duplicates.SCHEMA)
     again = stage("find duplicates", lambda: near_duplicates.duplicates([bands], spill=place))
     make = {"rules": rules, "learned": Learned(duplicates=again), "sieves": thread_batches.Sieves()}
-    made = stage("group (with records)", lambda: [thread_batches.make(batch, **make).groups for batch in batches])  # type: ignore[arg-type]
+    made = stage(
+        "group (with records)",
+        lambda: [thread_batches.make(batch, **make).groups for batch in batches],
+    )  # type: ignore[arg-type]
     stage("write groups", lambda: parquet.write_parquet(place / "groups", made, schema.GROUPS))
 
 

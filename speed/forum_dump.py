@@ -1,8 +1,10 @@
-"""A dump of any size with the statistics of real ones: `python speed/forum_dump.py 3e9 OUT/large.example.com/Posts.xml`.
+"""A dump of any size with the statistics of real ones: `python speed/forum_dump.py 3e9
+OUT/large.example.com/Posts.xml`.
 
-Lengths, answers per question, votes, shares of accepted answers and of HTML elements are those of the posts of
-ai.stackexchange.com and matheducators.stackexchange.com; words follow Zipf's law with Mandelbrot's shift. One post in a hundred says
-again what an earlier one said, with a word changed. The same arguments make the same bytes.
+Lengths, answers per question, votes, shares of accepted answers and of HTML elements are those of
+the posts of ai.stackexchange.com and matheducators.stackexchange.com; words follow Zipf's law with
+Mandelbrot's shift. One post in a hundred says again what an earlier one said, with a word changed.
+The same arguments make the same bytes.
 """
 
 import argparse
@@ -18,7 +20,9 @@ import numpy as np
 
 WORDS, SHIFT = 200_000, 2.7
 SYLLABLES = [
-    a + b for a in ("b", "c", "d", "f", "g", "l", "m", "n", "p", "r", "s", "t", "th", "st", "w") for b in ("a", "e", "i", "o", "u", "er")
+    a + b
+    for a in ("b", "c", "d", "f", "g", "l", "m", "n", "p", "r", "s", "t", "th", "st", "w")
+    for b in ("a", "e", "i", "o", "u", "er")
 ]
 ANSWERS = np.array([0.10, 0.33, 0.22, 0.14, 0.075, 0.04, 0.03, 0.017, 0.012, 0.01, 0.026])
 """Shares of questions with 0, 1, 2, ... answers; the last is 10 and more."""
@@ -26,10 +30,20 @@ LOG_CHARACTERS = {"q": (6.45, 0.75), "a": (6.92, 0.78)}
 """Mean and standard deviation of the logarithm of a body's characters."""
 CHARACTERS_A_WORD = 7.0
 """With its space and its share of HTML."""
-INLINE = (('<a href="https://example.com/{}">{}</a>', 0.9), ("<em>{}</em>", 0.8), ("<strong>{}</strong>", 0.5), ("<code>{}</code>", 0.5))
+INLINE = (
+    ('<a href="https://example.com/{}">{}</a>', 0.9),
+    ("<em>{}</em>", 0.8),
+    ("<strong>{}</strong>", 0.5),
+    ("<code>{}</code>", 0.5),
+)
 """Elements around a word, and how many a post has."""
-BLOCKS = (("<ul>\n<li>{}</li>\n<li>{}</li>\n</ul>", 0.3), ("<blockquote>\n<p>{}</p>\n</blockquote>", 0.23),
-          ("<pre><code>{}\n  {}\n</code></pre>", 0.15), ("<h2>{}</h2>", 0.04), ("<hr>", 0.06))  # fmt: skip
+BLOCKS = (
+    ("<ul>\n<li>{}</li>\n<li>{}</li>\n</ul>", 0.3),
+    ("<blockquote>\n<p>{}</p>\n</blockquote>", 0.23),
+    ("<pre><code>{}\n  {}\n</code></pre>", 0.15),
+    ("<h2>{}</h2>", 0.04),
+    ("<hr>", 0.06),
+)
 WORDS_A_PARAGRAPH, WORDS_A_PIECE = 42, 12
 AGAIN, ACCEPTED = 0.01, 0.52
 """Shares of posts that repeat another, and of answered questions that accepted an answer."""
@@ -44,7 +58,9 @@ class Post(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bytes", type=float, help="how many, about")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
@@ -61,7 +77,8 @@ def main() -> None:
 
 
 def rows(seed: int) -> Iterator[str]:
-    """Rows without end, by date: an answer's row comes where its date falls, among later questions."""
+    """Rows without end, by date: an answer's row comes where its date falls, among later
+    questions."""
     random = np.random.default_rng(seed)
     bodies = Bodies(random)
     waiting: list[Post] = []
@@ -72,7 +89,11 @@ def rows(seed: int) -> Iterator[str]:
             yield _row(heapq.heappop(waiting), None, bodies, random)
         answers = int(random.choice(len(ANSWERS), p=ANSWERS / ANSWERS.sum()))
         answers += int(random.geometric(0.3)) - 1 if answers == len(ANSWERS) - 1 else 0
-        accepted = number + int(random.integers(1, answers + 1)) if answers and random.random() < ACCEPTED else None
+        accepted = (
+            number + int(random.integers(1, answers + 1))
+            if answers and random.random() < ACCEPTED
+            else None
+        )
         yield _row(Post(date, number, None), accepted, bodies, random)
         for nth in range(1, answers + 1):
             delay = timedelta(hours=min(2000.0, float(random.lognormal(1.5, 2.5))))
@@ -84,14 +105,22 @@ def _row(post: Post, accepted: int | None, bodies: "Bodies", random: np.random.G
     votes = int(random.negative_binomial(0.9, 0.15)) - int(random.random() < 0.06)
     date = post.date.isoformat(timespec="milliseconds")
     if post.parent is None:
-        kind = 'PostTypeId="1"' + (f' AcceptedAnswerId="{accepted}"' if accepted else "") + f' ViewCount="{abs(votes) * 60}"'
-        rest = f' Title={quoteattr(bodies.words(9))} Tags="&lt;one&gt;&lt;two-words&gt;" AnswerCount="2"'
+        kind = (
+            'PostTypeId="1"'
+            + (f' AcceptedAnswerId="{accepted}"' if accepted else "")
+            + f' ViewCount="{abs(votes) * 60}"'
+        )
+        rest = (
+            f' Title={quoteattr(bodies.words(9))} Tags="&lt;one&gt;&lt;two-words&gt;"'
+            ' AnswerCount="2"'
+        )
     else:
         kind, rest = f'PostTypeId="2" ParentId="{post.parent}"', ""
     return (
-        f'  <row Id="{post.number}" {kind} CreationDate="{date}" Score="{votes}" Body="{bodies.next("a" if post.parent else "q")}" '
-        f'OwnerUserId="{int(random.integers(1, 50_000))}" LastActivityDate="{date}"{rest} CommentCount="0" '
-        'ContentLicense="CC BY-SA 4.0" />\n'
+        f'  <row Id="{post.number}" {kind} CreationDate="{date}" Score="{votes}"'
+        f' Body="{bodies.next("a" if post.parent else "q")}"'
+        f' OwnerUserId="{int(random.integers(1, 50_000))}" LastActivityDate="{date}"{rest}'
+        ' CommentCount="0" ContentLicense="CC BY-SA 4.0" />\n'
     )
 
 
@@ -102,7 +131,9 @@ class Bodies:
         self._random = random
         lengths = 1 + random.binomial(3, np.minimum(0.6, 0.03 * np.log2(np.arange(WORDS) + 2)))
         parts = iter(random.integers(0, len(SYLLABLES), int(lengths.sum())).tolist())
-        self._vocabulary = ["".join(SYLLABLES[next(parts)] for _ in range(n)) for n in lengths.tolist()]
+        self._vocabulary = [
+            "".join(SYLLABLES[next(parts)] for _ in range(n)) for n in lengths.tolist()
+        ]
         shares = 1 / (np.arange(WORDS) + SHIFT)
         self._cumulative = np.cumsum(shares / shares.sum())
         self._pool: list[str] = []
@@ -113,7 +144,10 @@ class Bodies:
         while len(self._pool) < count:
             drawn = np.searchsorted(self._cumulative, self._random.random(1 << 20)).tolist()
             ends = np.searchsorted([0.92, 0.96], self._random.random(1 << 20)).tolist()
-            self._pool += [self._vocabulary[word] + (", ", ". ")[end - 1][:1] * (end > 0) for word, end in zip(drawn, ends)]
+            self._pool += [
+                self._vocabulary[word] + (", ", ". ")[end - 1][:1] * (end > 0)
+                for word, end in zip(drawn, ends)
+            ]
         taken = self._pool[-count:]
         del self._pool[-count:]
         return " ".join(taken)
@@ -125,11 +159,16 @@ class Bodies:
             return again.replace("&lt;p&gt;", f"&lt;p&gt;{self.words(1)} ", 1)
         mean, deviation = LOG_CHARACTERS[kind]
         count = max(3, int(self._random.lognormal(mean, deviation) / CHARACTERS_A_WORD))
-        paragraphs = [self._paragraph(min(WORDS_A_PARAGRAPH, count - start)) for start in range(0, count, WORDS_A_PARAGRAPH)]
+        paragraphs = [
+            self._paragraph(min(WORDS_A_PARAGRAPH, count - start))
+            for start in range(0, count, WORDS_A_PARAGRAPH)
+        ]
         for shape, often in BLOCKS:
             for _ in range(int(self._random.poisson(often))):
                 pieces = [self.words(WORDS_A_PIECE) for _ in range(shape.count("{}"))]
-                paragraphs.insert(int(self._random.integers(len(paragraphs) + 1)), shape.format(*pieces))
+                paragraphs.insert(
+                    int(self._random.integers(len(paragraphs) + 1)), shape.format(*pieces)
+                )
         body = escaped("\n\n".join(paragraphs) + "\n")
         if len(self._earlier) < 10_000:
             self._earlier.append(body)

@@ -1,9 +1,11 @@
-"""Scoring speed: nine responses of 100 tokens to one prompt of 600, shared, padded, and one at a time.
+"""Scoring speed: nine responses of 100 tokens to one prompt of 600, shared, padded, and one at a
+time.
 
     python speed/scoring.py
 
-The others are what people run today: padded batches of plain transformers, and one response at a time, as the released
-model's README has it. All sides get the same token ids, model and dtype, in this process, in turns.
+The others are what people run today: padded batches of plain transformers, and one response at a
+time, as the released model's README has it. All sides get the same token ids, model and dtype, in
+this process, in turns.
 """
 
 import argparse
@@ -20,30 +22,51 @@ from worldpm.model.encoder import EncodedGroup
 from worldpm.scoring import scorer
 
 PROMPT, RESPONSE, RESPONSES = 600, 100, 9
-SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}
+SHAPE = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--groups", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="of each side, in turns; the best counts")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of each side, in turns; the best counts"
+    )
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
-    config = Qwen2Config(vocab_size=8192, max_position_embeddings=2048, pad_token_id=0, num_labels=1, **SHAPE)
+    config = Qwen2Config(
+        vocab_size=8192, max_position_embeddings=2048, pad_token_id=0, num_labels=1, **SHAPE
+    )
     model = reward_model.from_config(config, seed=0).eval()
-    plain = Qwen2ForSequenceClassification._from_config(copy.deepcopy(config), attn_implementation="sdpa").eval()
-    plain.load_state_dict({name.replace("backbone.", "model."): tensor for name, tensor in model.state_dict().items()})
+    plain = Qwen2ForSequenceClassification._from_config(
+        copy.deepcopy(config), attn_implementation="sdpa"
+    ).eval()
+    plain.load_state_dict(
+        {name.replace("backbone.", "model."): tensor for name, tensor in model.state_dict().items()}
+    )
     plain, model.backbone = plain.to(dtype), model.backbone.to(dtype)
     rng = np.random.default_rng(0)
     groups = [
         EncodedGroup(
-            rng.integers(1, 8192, PROMPT), list(rng.integers(1, 8192, (RESPONSES, RESPONSE))), [0] * RESPONSES, [False] * RESPONSES
+            rng.integers(1, 8192, PROMPT),
+            list(rng.integers(1, 8192, (RESPONSES, RESPONSE))),
+            [0] * RESPONSES,
+            [False] * RESPONSES,
         )
         for _ in range(options.groups)
     ]
     sides: dict[str, Callable[[], list[float]]] = {
-        "worldpm, shared": lambda: [reward for found in scorer.rewards_of(model, groups) for reward in found],
+        "worldpm, shared": lambda: [
+            reward for found in scorer.rewards_of(model, groups) for reward in found
+        ],
         "transformers, padded batches": lambda: padded(plain, groups),
         "transformers, one at a time": lambda: one_at_a_time(plain, groups),
     }
@@ -62,15 +85,21 @@ def main() -> None:
     for name, times in seconds.items():
         rate = options.groups * RESPONSES / min(times)
         apart = float((found[name] - found[ours]).abs().max())
-        print(f"{name:30} {rate:8.2f} responses/s, ours is {min(times) / min(seconds[ours]):5.2f} times as fast; {apart:.1g} apart")
+        print(
+            f"{name:30} {rate:8.2f} responses/s, ours is {min(times) / min(seconds[ours]):5.2f}"
+            f" times as fast; {apart:.1g} apart"
+        )
 
 
 @torch.no_grad()
 def padded(plain: Qwen2ForSequenceClassification, groups: list[EncodedGroup]) -> list[float]:
-    """A batch for each group; all rows here have one length, so the mask says that nothing is padding."""
+    """A batch for each group; all rows here have one length, so the mask says that nothing is
+    padding."""
     rewards: list[float] = []
     for group in groups:
-        ids = torch.tensor(np.stack([np.concatenate([group.prefix, suffix]) for suffix in group.suffixes]))
+        ids = torch.tensor(
+            np.stack([np.concatenate([group.prefix, suffix]) for suffix in group.suffixes])
+        )
         rewards += plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0].tolist()
     return rewards
 
@@ -78,7 +107,9 @@ def padded(plain: Qwen2ForSequenceClassification, groups: list[EncodedGroup]) ->
 @torch.no_grad()
 def one_at_a_time(plain: Qwen2ForSequenceClassification, groups: list[EncodedGroup]) -> list[float]:
     return [
-        float(plain(input_ids=torch.tensor(np.concatenate([group.prefix, suffix]))[None]).logits[0, 0])
+        float(
+            plain(input_ids=torch.tensor(np.concatenate([group.prefix, suffix]))[None]).logits[0, 0]
+        )
         for group in groups
         for suffix in group.suffixes
     ]

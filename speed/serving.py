@@ -1,9 +1,11 @@
-"""Serving speed: 32 clients with two responses of 100 tokens to a prompt of 300 each, 8 layers x 512.
+"""Serving speed: 32 clients with two responses of 100 tokens to a prompt of 300 each, 8 layers x
+512.
 
     python speed/serving.py [--dtype float32] [--clients 32] [--requests 96]
 
-Sides, one after the other, on the same requests: `worldpm serve` with many clients and with one at a time; the server that people
-write first, FastAPI over a padded batch of a request's two texts in plain transformers; and the scorer alone, in one call.
+Sides, one after the other, on the same requests: `worldpm serve` with many clients and with one at
+a time; the server that people write first, FastAPI over a padded batch of a request's two texts in
+plain transformers; and the scorer alone, in one call.
 """
 
 import argparse
@@ -29,7 +31,13 @@ from worldpm.model.tokenizer import save_tokenizer, train_tokenizer
 from worldpm.scoring.scorer import Request
 
 PROMPT, RESPONSE = 300, 100
-SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}
+SHAPE = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
 PLAIN = """
 import sys, torch, uvicorn
 from fastapi import FastAPI
@@ -37,12 +45,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 folder, port, dtype = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype))
+model.eval()
 app = FastAPI()
 
 @app.post("/v1/rewards")
 def rewards(body: dict) -> dict:
-    turns = [[{"role": "user", "content": body["prompt"]}, {"role": "assistant", "content": r}] for r in body["responses"]]
+    prompt = {"role": "user", "content": body["prompt"]}
+    turns = [[prompt, {"role": "assistant", "content": response}] for response in body["responses"]]
     texts = [tokenizer.apply_chat_template(one, tokenize=False) for one in turns]
     batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -57,7 +67,9 @@ uvicorn.run(app, port=int(port), log_level="error")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=96)
@@ -65,13 +77,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         asked = make(folder, options.requests)
-        ours = [sys.executable, "-m", "worldpm.cli", "serve", str(folder), "--dtype", options.dtype, "--port"]
+        ours = [
+            sys.executable,
+            "-m",
+            "worldpm.cli",
+            "serve",
+            str(folder),
+            "--dtype",
+            options.dtype,
+            "--port",
+        ]
         plain = [sys.executable, "-c", PLAIN, str(folder)]
         rows = []
         for name, command, last, clients in (
             (f"worldpm serve, {options.clients} clients", ours, [], options.clients),
             ("worldpm serve, one at a time", ours, [], 1),
-            (f"FastAPI and padded batches, {options.clients} clients", plain, [options.dtype], options.clients),
+            (
+                f"FastAPI and padded batches, {options.clients} clients",
+                plain,
+                [options.dtype],
+                options.clients,
+            ),
             ("FastAPI and padded batches, one at a time", plain, [options.dtype], 1),
         ):
             with socket.socket() as probe:
@@ -91,34 +117,52 @@ def main() -> None:
 def make(folder: Path, count: int) -> list[dict]:
     """A model with a tokenizer of its own, and requests of the right number of tokens."""
     rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=rng.integers(3, 8))) for _ in range(4000)]
+    words = [
+        "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=rng.integers(3, 8)))
+        for _ in range(4000)
+    ]
     texts = [" ".join(rng.choice(words, size=200)) for _ in range(400)]
     tokenizer = train_tokenizer(texts, vocabulary=8192, max_length=2048)
     frame = chat.frame_of(tokenizer)
     tokenizer.chat_template = chat.standing_alone(str(tokenizer.chat_template), frame)
-    config = Qwen2Config(vocab_size=len(tokenizer), max_position_embeddings=2048, pad_token_id=tokenizer.pad_token_id,
-                         eos_token_id=tokenizer.eos_token_id, **SHAPE)  # fmt: skip
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **SHAPE,
+    )
     model = reward_model.from_config(config, seed=0).eval()
     folder.mkdir()
     save_tokenizer(tokenizer, folder)
     checkpoint.save(model, model.state_dict(), folder, pad_token_id=tokenizer.pad_token_id)
     encoder = Encoder(tokenizer, frame, Limits(2048, 1024))
-    checkpoint.write_description(folder, encoder, {"reward_mean": 0.0, "reward_std": 1.0, "temperature": 1.0}, {}, {})
+    checkpoint.write_description(
+        folder, encoder, {"reward_mean": 0.0, "reward_std": 1.0, "temperature": 1.0}, {}, {}
+    )
     (folder / "manifest.json").write_text(json.dumps({"step": "train", "files": {}}))
 
     def text(tokens: int) -> str:
         found = " ".join(rng.choice(words, size=2 * tokens))
         return tokenizer.decode(tokenizer.encode(found)[:tokens])
 
-    return [{"prompt": text(PROMPT), "responses": [text(RESPONSE), text(RESPONSE)]} for _ in range(count)]
+    return [
+        {"prompt": text(PROMPT), "responses": [text(RESPONSE), text(RESPONSE)]}
+        for _ in range(count)
+    ]
 
 
-async def load(url: str, asked: Sequence[dict], clients: int) -> tuple[float, torch.Tensor, list[float]]:
-    """Seconds for all requests, the rewards, and the seconds of each; a first few requests are not counted."""
+async def load(
+    url: str, asked: Sequence[dict], clients: int
+) -> tuple[float, torch.Tensor, list[float]]:
+    """Seconds for all requests, the rewards, and the seconds of each; a first few requests are not
+    counted."""
     rewards: list[list[float]] = [[] for _ in asked]
     latencies: list[float] = []
     todo = iter(range(len(asked)))
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=clients)) as client:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=600, limits=httpx.Limits(max_connections=clients)
+    ) as client:
         for _ in range(600):
             try:
                 if (await client.get("/ready")).status_code == 200:
@@ -142,7 +186,10 @@ async def load(url: str, asked: Sequence[dict], clients: int) -> tuple[float, to
 
 def alone(folder: Path, asked: Sequence[dict], dtype: str) -> tuple[float, torch.Tensor]:
     scorer = Scorer.load(folder, dtype=getattr(torch, dtype))
-    requests = [Request(str(i), (Message("user", one["prompt"]),), one["responses"]) for i, one in enumerate(asked)]
+    requests = [
+        Request(str(i), (Message("user", one["prompt"]),), one["responses"])
+        for i, one in enumerate(asked)
+    ]
     list(scorer.score(requests[:2]))
     started = time.perf_counter()
     found = torch.tensor([one.rewards for one in scorer.score(requests)])
@@ -154,9 +201,17 @@ def show(rows: Sequence[tuple[str, float, torch.Tensor, list[float]]], dtype: st
     print(f"{len(ours[2])} requests, {dtype}")
     for name, seconds, rewards, latencies in rows:
         apart = float((rewards - ours[2]).abs().max())
-        waits = f"p50 {1e3 * np.quantile(latencies, 0.5):6.0f} ms, p99 {1e3 * np.quantile(latencies, 0.99):6.0f} ms" if latencies else ""
+        waits = (
+            f"p50 {1e3 * np.quantile(latencies, 0.5):6.0f} ms, p99"
+            f" {1e3 * np.quantile(latencies, 0.99):6.0f} ms"
+            if latencies
+            else ""
+        )
         rate = len(rewards) / seconds
-        print(f"{name:45} {rate:6.2f} requests/s, ours is {seconds / ours[1]:5.2f} times as fast; {apart:.1g} apart  {waits}")
+        print(
+            f"{name:45} {rate:6.2f} requests/s, ours is {seconds / ours[1]:5.2f} times as fast;"
+            f" {apart:.1g} apart  {waits}"
+        )
 
 
 if __name__ == "__main__":

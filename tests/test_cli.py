@@ -1,4 +1,5 @@
-"""The command line as a user types it: exit codes, one short message, kills, locks and full disks."""
+"""The command line as a user types it: exit codes, one short message, kills, locks and full
+disks."""
 
 import hashlib
 import os
@@ -19,15 +20,21 @@ from worldpm.cli import VERBS
 
 def start(*words: object, limit_bytes: int | None = None) -> subprocess.Popen[bytes]:
     def limit() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores Ctrl-C, and so would what it starts
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # a suite in the background ignores Ctrl-C, and so would what it starts
         if limit_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
     command = [sys.executable, "-m", "worldpm.cli", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limit)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limit
+    )
 
 
-def stop_when(process: subprocess.Popen[bytes], sign: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
+def stop_when(
+    process: subprocess.Popen[bytes], sign: Callable[[], bool], how: signal.Signals
+) -> tuple[int, str]:
     """Wait for the sign, send the signal; the exit code and what was said."""
     deadline = time.monotonic() + 120
     while process.poll() is None and not sign() and time.monotonic() < deadline:
@@ -41,7 +48,10 @@ def stop_when(process: subprocess.Popen[bytes], sign: Callable[[], bool], how: s
 def contents(folder: Path) -> dict[str, str]:
     """Hashes of all files but the timings."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "timings.jsonl"]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +66,10 @@ def house(tmp_path_factory: pytest.TempPathFactory, road: Path) -> Path:
         rows = [
             row
             for i in range(1, 9)
-            for row in (QUESTION.format(id=i), *(ANSWER.format(id=10 * i + k, parent=i, votes=k) for k in range(3)))
+            for row in (
+                QUESTION.format(id=i),
+                *(ANSWER.format(id=10 * i + k, parent=i, votes=k) for k in range(3)),
+            )
         ]
         with py7zr.SevenZipFile(folder / f"{site}.7z", "w") as archive:
             archive.writestr(posts_xml(rows), "Posts.xml")
@@ -72,7 +85,19 @@ STEPS: dict[str, tuple[str, ...]] = {
     "ingest": ("{house}/a.test.7z", "{house}/b.test.7z"),
     "simulate": ("--threads", "400"),
     "group": ("{house}/whole/ingest",),
-    "train": ("{house}/forum", "--model", "tiny", "--max-steps", "5", "--batch-pairs", "16", "--max-length", "128", "--dtype", "float32"),
+    "train": (
+        "{house}/forum",
+        "--model",
+        "tiny",
+        "--max-steps",
+        "5",
+        "--batch-pairs",
+        "16",
+        "--max-length",
+        "128",
+        "--dtype",
+        "float32",
+    ),
     "evaluate": ("{house}/model", "--on", "{house}/forum"),
 }
 SIGNS = {
@@ -89,22 +114,38 @@ def words_of(house: Path, verb: str) -> list[str]:
 
 
 def reached(out: Path, name: str) -> bool:
-    return any(found for place in ("", ".progress") for found in (out / place).glob(name)) or (out / "manifest.json").exists()
+    return (
+        any(found for place in ("", ".progress") for found in (out / place).glob(name))
+        or (out / "manifest.json").exists()
+    )
 
 
-@pytest.mark.parametrize(("verb", "sign"), [(verb, sign) for verb, signs in SIGNS.items() for sign in signs])
-def test_a_killed_step_run_again_ends_in_the_same_bytes(house: Path, tmp_path: Path, verb: str, sign: str) -> None:
+@pytest.mark.parametrize(
+    ("verb", "sign"), [(verb, sign) for verb, signs in SIGNS.items() for sign in signs]
+)
+def test_a_killed_step_run_again_ends_in_the_same_bytes(
+    house: Path, tmp_path: Path, verb: str, sign: str
+) -> None:
     out = tmp_path / "out"
-    stop_when(start(*words_of(house, verb), "--out", out), lambda: reached(out, sign), signal.SIGKILL)
+    stop_when(
+        start(*words_of(house, verb), "--out", out), lambda: reached(out, sign), signal.SIGKILL
+    )
     assert run(*words_of(house, verb), "--out", out) == 0
     assert contents(out) == contents(house / "whole" / verb)
 
 
 def test_ctrl_c_is_one_message_and_nothing_is_lost(house: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, error = stop_when(start(*words_of(house, "train"), "--out", out), lambda: reached(out, "tokenizer/tokenizer.json"), signal.SIGINT)
+    code, error = stop_when(
+        start(*words_of(house, "train"), "--out", out),
+        lambda: reached(out, "tokenizer/tokenizer.json"),
+        signal.SIGINT,
+    )
     assert code == 1
-    assert error.strip().splitlines()[-1] == "worldpm train: interrupted; run the same command again, and it goes on where it stopped"
+    assert (
+        error.strip().splitlines()[-1]
+        == "worldpm train: interrupted; run the same command again, and it goes on where it stopped"
+    )
     assert "Traceback" not in error
     assert run(*words_of(house, "train"), "--out", out) == 0
     assert contents(out) == contents(house / "whole" / "train")
@@ -124,7 +165,9 @@ def test_two_runs_into_one_folder_at_once_are_refused(house: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("verb", list(STEPS))
-def test_a_full_disk_is_one_message_and_leaves_no_manifest(house: Path, tmp_path: Path, verb: str) -> None:
+def test_a_full_disk_is_one_message_and_leaves_no_manifest(
+    house: Path, tmp_path: Path, verb: str
+) -> None:
     out = tmp_path / "out"
     process = start(*words_of(house, verb), "--out", out, limit_bytes=2500)
     _, error = process.communicate(timeout=120)
@@ -152,14 +195,19 @@ def test_help_answers_every_verb(verb: Sequence[str]) -> None:
         (["group", "t", "--out", "o", "--rule", "best"], "invalid choice 'best'"),
         (["group", "t", "--out", "o", "--max-responses", "1"], "a preference needs at least 2"),
         (["group", "t", "--out", "o", "--test-share", "0.95"], "must leave room for training"),
-        (["train", "g", "--model", "tiny", "--out", "o", "--lr", "-1"], "--lr is -1.0; it must be above 0"),
+        (
+            ["train", "g", "--model", "tiny", "--out", "o", "--lr", "-1"],
+            "--lr is -1.0; it must be above 0",
+        ),
         (["train", "g", "--model", "tiny", "--out", "o", "--max-length", "8"], "at least 16"),
         (["simulate", "--threads", "0", "--out", "o"], "at least 1 thread"),
         (["report", "--out", "o.html"], "no folder given"),
         (["report", "nowhere", "--out", "o.html"], "nowhere: no such folder"),
     ],
 )
-def test_wrong_words_get_one_message_and_exit_code_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_words_get_one_message_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(*words) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -175,7 +223,9 @@ def test_no_words_at_all_tell_the_verbs(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_reader_that_leaves_early_is_no_error_to_see(road: Path) -> None:
     lines = '{"prompt": "How?", "responses": ["So."]}\n' * 200
     command = f"{sys.executable} -m worldpm.cli score {road / 'checkpoint'} | head -n 1"
-    found = subprocess.run(command, shell=True, input=lines.encode(), capture_output=True, check=False, env=os.environ)
+    found = subprocess.run(
+        command, shell=True, input=lines.encode(), capture_output=True, check=False, env=os.environ
+    )
     assert len(found.stdout.splitlines()) == 1
     assert b"Traceback" not in found.stderr
     assert b"BrokenPipe" not in found.stderr

@@ -27,7 +27,10 @@ def test_the_demo_ends_with_a_table_and_a_page(demo: Path) -> None:
     told = (demo / "stdout").read_text()
     assert "adversarial, by votes" in told
     assert "report.html" in told
-    assert [(demo / name / "manifest.json").exists() for name in ("threads", "groups", "checkpoint", "results", "truth")] == [True] * 5
+    assert [
+        (demo / name / "manifest.json").exists()
+        for name in ("threads", "groups", "checkpoint", "results", "truth")
+    ] == [True] * 5
 
 
 def test_the_demo_run_again_does_nothing_anew(demo: Path) -> None:
@@ -38,7 +41,10 @@ def test_the_demo_run_again_does_nothing_anew(demo: Path) -> None:
 
 def test_the_page_is_self_contained_and_shows_every_folder(demo: Path) -> None:
     page = (demo / "report.html").read_text(encoding="utf-8")
-    assert not re.findall(r"(?:src|href)=\"(?!#)|@import|url\((?!#)|<script|<link", re.sub(r'xlink:href="#[^"]*"', "", page))
+    assert not re.findall(
+        r"(?:src|href)=\"(?!#)|@import|url\((?!#)|<script|<link",
+        re.sub(r'xlink:href="#[^"]*"', "", page),
+    )
     for words in (
         "Threads: threads",
         "Preference groups: groups",
@@ -66,7 +72,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_readmes_python_runs(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readmes_python_runs(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "checkpoint").symlink_to(road / "checkpoint")
     monkeypatch.chdir(tmp_path)
     snippet, *_ = blocks("python")
@@ -78,7 +86,9 @@ def test_the_readme_names_every_verb_and_only_make_targets_that_exist() -> None:
     text = README.read_text(encoding="utf-8")
     assert set(VERBS) <= set(re.findall(r"worldpm (\w+)", text))
     targets = set(re.findall(r"^(\w+):", (README.parent / "Makefile").read_text(), re.MULTILINE))
-    assert {"demo", "test"} <= set(re.findall(r"(?m)(?:^|`)make (\w+)", text)) <= targets | {"PYTHON"}
+    assert (
+        {"demo", "test"} <= set(re.findall(r"(?m)(?:^|`)make (\w+)", text)) <= targets | {"PYTHON"}
+    )
 
 
 def test_every_command_of_the_readme_has_words_that_the_verb_knows() -> None:
@@ -89,26 +99,50 @@ def test_every_command_of_the_readme_has_words_that_the_verb_knows() -> None:
         assert cli._parse(VERBS[verb].options, verb, words)
 
 
-def test_the_readmes_road_runs_as_typed_on_real_sites(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_road_runs_as_typed_on_real_sites(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("ai", "beer", "matheducators", "quantumcomputing"):
         archive = f"{name}.stackexchange.com.7z"
         (tmp_path / archive).symlink_to(real_data / "stackexchange" / archive)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "benchmarks").symlink_to(real_data / "benchmarks")
-    (tmp_path / "in.jsonl").write_text('{"prompt": "Is stout vegan?", "responses": ["Mostly.", "Finings are made of fish."]}\n')
+    (tmp_path / "in.jsonl").write_text(
+        '{"prompt": "Is stout vegan?", "responses": ["Mostly.", "Finings are made of fish."]}\n'
+    )
     commands = next(block for block in blocks("bash") if "worldpm ingest" in block)
     for line in commands.splitlines():
         words, _, source = line.partition("#")[0].strip().partition(" < ")
         if not words:
             continue
         verb, *rest = shlex.split(words)[1:]
-        files = [str(path) for word in rest for path in (sorted(tmp_path.glob(word)) if "*" in word else [word])]
+        files = [
+            str(path)
+            for word in rest
+            for path in (sorted(tmp_path.glob(word)) if "*" in word else [word])
+        ]
         shortened = ["--max-steps", "2", "--max-length", "128"] if verb == "train" else []
-        found = spawn(verb, *files, *shortened, stdin=(tmp_path / source).read_bytes() if source else None, cwd=tmp_path)
+        found = spawn(
+            verb,
+            *files,
+            *shortened,
+            stdin=(tmp_path / source).read_bytes() if source else None,
+            cwd=tmp_path,
+        )
         assert found.returncode == 0, found.stderr.decode()
     counts = json.loads((tmp_path / "threads" / "manifest.json").read_text())["counts"]
-    assert counts["beer.stackexchange.com"] == {"threads": 1029, "responses": 2277, "threads with two responses or more": 583}
-    assert {site: entry["threads with two responses or more"] for site, entry in counts.items() if not site.startswith("beer")} == {
-        "ai.stackexchange.com": 255, "matheducators.stackexchange.com": 311, "quantumcomputing.stackexchange.com": 309,
-    }  # fmt: skip
+    assert counts["beer.stackexchange.com"] == {
+        "threads": 1029,
+        "responses": 2277,
+        "threads with two responses or more": 583,
+    }
+    assert {
+        site: entry["threads with two responses or more"]
+        for site, entry in counts.items()
+        if not site.startswith("beer")
+    } == {
+        "ai.stackexchange.com": 255,
+        "matheducators.stackexchange.com": 311,
+        "quantumcomputing.stackexchange.com": 309,
+    }

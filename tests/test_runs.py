@@ -12,46 +12,96 @@ import pytest
 RUNS = Path(__file__).resolve().parents[1] / "runs"
 PROMPTS = [f"How many grams of flour for {i} loaves?" for i in range(60)]
 SETS: dict[str, list[dict[str, Any]]] = {
-    "helpsteer2": [{"prompt": p, "response": r, "helpfulness": h} for p in PROMPTS for r, h in (("About 500.", 4), ("No.", 1))],
-    "ultrafeedback": [
-        {"instruction": p, "completions": [{"response": f"About {s}.", "overall_score": s} for s in (9.0, 7.5, 7.5, 2.0)]} for p in PROMPTS
+    "helpsteer2": [
+        {"prompt": p, "response": r, "helpfulness": h}
+        for p in PROMPTS
+        for r, h in (("About 500.", 4), ("No.", 1))
     ],
-    "rlhflow": [
-        {side: [{"role": "user", "content": p}, {"role": "assistant", "content": r}] for side, r in (("chosen", "9"), ("rejected", "8"))}
+    "ultrafeedback": [
+        {
+            "instruction": p,
+            "completions": [
+                {"response": f"About {s}.", "overall_score": s} for s in (9.0, 7.5, 7.5, 2.0)
+            ],
+        }
         for p in PROMPTS
     ],
-}  # fmt: skip
+    "rlhflow": [
+        {
+            side: [{"role": "user", "content": p}, {"role": "assistant", "content": r}]
+            for side, r in (("chosen", "9"), ("rejected", "8"))
+        }
+        for p in PROMPTS
+    ],
+}
 STEPS = {"helpsteer2": (128, 2 * 60), "ultrafeedback": (512, 2 * 60 * 5), "rlhflow": (512, 2 * 60)}
 
 
-def story(name: str, *words: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def story(
+    name: str, *words: object, cwd: Path, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """A script of `runs/` as a user starts it."""
-    environment = {**os.environ, **variables, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        **variables,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     command = ["bash", str(RUNS / name), *map(str, words)]
-    return subprocess.run(command, capture_output=True, check=False, text=True, env=environment, timeout=300, cwd=cwd)
+    return subprocess.run(
+        command, capture_output=True, check=False, text=True, env=environment, timeout=300, cwd=cwd
+    )
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_fine_tuning_run_takes_the_papers_settings(name: str, road: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for split, rows in (("train", SETS[name]), ("validation", SETS[name][:8])):
-        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = story(f"finetune_{name}.sh", road / "checkpoint", tmp_path / "out", tmp_path / "data", cwd=tmp_path)
+        (tmp_path / "data" / f"{split}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
+    done = story(
+        f"finetune_{name}.sh",
+        road / "checkpoint",
+        tmp_path / "out",
+        tmp_path / "data",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     batch, pairs = STEPS[name]
-    assert (manifest["config"]["batch_pairs"], manifest["config"]["epochs"], manifest["config"]["lr"]) == (batch, 2.0, 3e-6)
-    assert (manifest["counts"]["pairs seen"], manifest["counts"]["validation groups"] > 0) == (pairs, True)
+    assert (
+        manifest["config"]["batch_pairs"],
+        manifest["config"]["epochs"],
+        manifest["config"]["lr"],
+    ) == (batch, 2.0, 3e-6)
+    assert (manifest["counts"]["pairs seen"], manifest["counts"]["validation groups"] > 0) == (
+        pairs,
+        True,
+    )
 
 
 def test_a_ladder_trains_judges_and_fits_and_goes_on(road: Path, tmp_path: Path) -> None:
-    words = ("ladder.sh", "out", road / "groups", "w16 w24", "0", road / "groups", "--", "--max-steps", 8, "--max-length", 128)
+    words = (
+        "ladder.sh",
+        "out",
+        road / "groups",
+        "w16 w24",
+        "0",
+        road / "groups",
+        "--",
+        "--max-steps",
+        8,
+        "--max-length",
+        128,
+    )
     few = {"RESAMPLES": "50", "SNAPSHOTS": "4"}
     done = story(*words, cwd=tmp_path, **few)
     assert done.returncode == 0, done.stderr
     assert {"w16-s0: done", "w24-s0: done"} <= set(done.stdout.splitlines())
     laws = json.loads((tmp_path / "out" / "laws" / "laws.json").read_text())
-    assert {law["n_points"] for law in laws if law["x"] == ["N", "D"]} == {2 * 4}  # snapshots at steps 1, 2, 4 and 8
+    assert {law["n_points"] for law in laws if law["x"] == ["N", "D"]} == {
+        2 * 4
+    }  # snapshots at steps 1, 2, 4 and 8
     assert (tmp_path / "out" / "report.html").exists()
     grown = story(*words[:3], "w16 w24 w32", *words[4:], cwd=tmp_path, **few)
     assert grown.returncode == 0, grown.stderr

@@ -1,11 +1,14 @@
-"""Does preference pre-training on a forum help fine-tuning on a small human set? The paper's promise, with the control it left out.
+"""Does preference pre-training on a forum help fine-tuning on a small human set? The paper's
+promise, with the control it left out.
 
     python runs/studies/pretraining.py GROUPS BENCHMARK=FOLDER OUT [SIZE]
 
-Three starts of one size and tokenizer: from scratch; trained on the forum's preferences; trained as a language model on the
-same text, for as many tokens (so also as many operations, but for its output layer). Each is fine-tuned on 100, 300 and 1,000
-pairs of the set and judged on held-out prompts, five-fold, with two seeds. Of two learning rates each start and amount takes the one
-of least validation loss in the first fold. Differences are paired by prompt. Stopped at any moment, the same command goes on.
+Three starts of one size and tokenizer: from scratch; trained on the forum's preferences; trained as
+a language model on the same text, for as many tokens (so also as many operations, but for its
+output layer). Each is fine-tuned on 100, 300 and 1,000 pairs of the set and judged on held-out
+prompts, five-fold, with two seeds. Of two learning rates each start and amount takes the one of
+least validation loss in the first fold. Differences are paired by prompt. Stopped at any moment,
+the same command goes on.
 """
 
 import json
@@ -39,19 +42,40 @@ Json = dict[str, Any]
 
 
 def main(groups: str, named: str, out: Path, size: str = "w128") -> None:
-    run("train", groups, "--model", size, "--epochs", FORUM_EPOCHS, "--max-length", MAX_LENGTH, "--out", out / "forum")
-    encoder = checkpoint.encoder_of(sources.Source(out / "forum"), checkpoint.load_config(sources.Source(out / "forum")))
+    run(
+        "train",
+        groups,
+        "--model",
+        size,
+        "--epochs",
+        FORUM_EPOCHS,
+        "--max-length",
+        MAX_LENGTH,
+        "--out",
+        out / "forum",
+    )
+    encoder = checkpoint.encoder_of(
+        sources.Source(out / "forum"), checkpoint.load_config(sources.Source(out / "forum"))
+    )
     tokens = json.loads((out / "forum" / "manifest.json").read_text())["counts"]["tokens seen"]
     language_model(out / "scratch", size, groups, encoder, tokens=0)
     language_model(out / "language", size, groups, encoder, tokens=tokens)
     (benchmark,) = catalogue.find([named], Path())
     items = benchmark.items()
     fold_of = folds(items)
-    print(f"{benchmark.name}: accuracy on held-out prompts, {FOLDS}-fold, {len(SEEDS)} seeds; intervals over prompts, not over seeds")
+    print(
+        f"{benchmark.name}: accuracy on held-out prompts, {FOLDS}-fold, {len(SEEDS)} seeds;"
+        " intervals over prompts, not over seeds"
+    )
     gaps: dict[str, Difference] = {}
     for amount in AMOUNTS:
-        gaps |= show(amount, {start: list(fine_tuned(out, start, amount, items, fold_of)) for start in STARTS})
-    for (name, gap), p_value in zip(gaps.items(), holm([gap.p_value for gap in gaps.values()]), strict=True):
+        gaps |= show(
+            amount,
+            {start: list(fine_tuned(out, start, amount, items, fold_of)) for start in STARTS},
+        )
+    for (name, gap), p_value in zip(
+        gaps.items(), holm([gap.p_value for gap in gaps.values()]), strict=True
+    ):
         print(f"{name}: {gap.estimate:+.3f}, p = {p_value:.4f} by Holm over all {len(gaps)}")
 
 
@@ -61,13 +85,16 @@ def run(*words: object) -> None:
 
 
 def language_model(out: Path, size: str, groups: str, encoder: Encoder, *, tokens: int) -> None:
-    """Train the size as a language model on each response after its prompt, and write it as plain transformers does."""
+    """Train the size as a language model on each response after its prompt, and write it as plain
+    transformers does."""
     if (out / "config.json").exists():
         return
     torch.manual_seed(0)
     config = reward_model.config_of(reward_model.SIZES[size], vocabulary=len(encoder.tokenizer))
     model = AutoModelForCausalLM.from_config(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=reward_model.SIZES[size].lr, betas=(0.9, 0.99), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=reward_model.SIZES[size].lr, betas=(0.9, 0.99), weight_decay=0.1
+    )
     seen, step = 0, 0
     while seen < tokens:
         for batch in batches(groups, encoder, seed=step):
@@ -78,7 +105,10 @@ def language_model(out: Path, size: str, groups: str, encoder: Encoder, *, token
             optimizer.zero_grad()
             seen, step = seen + int(batch["attention_mask"].sum()), step + 1
             if step % 50 == 0:
-                print(f"language model: {seen:,} of {tokens:,} tokens, loss {float(loss):.3f} nats", flush=True)
+                print(
+                    f"language model: {seen:,} of {tokens:,} tokens, loss {float(loss):.3f} nats",
+                    flush=True,
+                )
             if seen >= tokens:
                 break
     save(model, encoder.tokenizer, out)
@@ -97,7 +127,12 @@ def batches(groups: str, encoder: Encoder, *, seed: int) -> Iterator[Json]:
     rows = []
     for group in TrainingData.find([groups]).groups("train", Counter()):
         encoded = encoder.encode(group.prompt, [response.content for response in group.responses])
-        rows.append([*map(int, encoded.prefix), *map(int, encoded.suffixes[int(generator.integers(len(encoded.suffixes)))])])
+        rows.append(
+            [
+                *map(int, encoded.prefix),
+                *map(int, encoded.suffixes[int(generator.integers(len(encoded.suffixes)))]),
+            ]
+        )
     order = sorted(generator.permutation(len(rows)), key=lambda place: len(rows[place]) // 64)
     chunks: list[list[list[int]]] = [[]]
     for place in order:
@@ -118,14 +153,23 @@ def folds(items: Sequence[Item]) -> dict[str, int]:
     return {prompts[place]: number % FOLDS for number, place in enumerate(order)}
 
 
-def fine_tuned(out: Path, start: str, amount: int, items: Sequence[Item], fold_of: dict[str, int]) -> Iterator[tuple[str, float, float]]:
-    """Prompt, credit and weight of every pair of every fold and seed, each judged by a model that never saw its prompt."""
+def fine_tuned(
+    out: Path, start: str, amount: int, items: Sequence[Item], fold_of: dict[str, int]
+) -> Iterator[tuple[str, float, float]]:
+    """Prompt, credit and weight of every pair of every fold and seed, each judged by a model that
+    never saw its prompt."""
     rates: tuple[float, ...] = RATES
     for fold in range(FOLDS):
         tested = [item for item in items if fold_of[item.prompt_id] == fold]
         for seed in SEEDS:
             place = out / "tuned" / f"fold{fold}-pairs{amount}-seed{seed}"
-            write_sets(place, [item for item in items if fold_of[item.prompt_id] != fold], tested, amount, seed)
+            write_sets(
+                place,
+                [item for item in items if fold_of[item.prompt_id] != fold],
+                tested,
+                amount,
+                seed,
+            )
             tuned = {rate: tune(place, out / start, start, rate, seed) for rate in rates}
             rate = min(tuned, key=lambda rate: least_validation_loss(tuned[rate]))
             rates, best = (rate,), tuned[rate]
@@ -134,13 +178,26 @@ def fine_tuned(out: Path, start: str, amount: int, items: Sequence[Item], fold_o
             judged = Judged(tested, rewards(results, tested))
             _, _, weights, prompts = tensors(*judged[:2])
             margins = pair_margins(*judged[:2])
-            for prompt, margin, weight in zip(prompts, margins.tolist(), weights.tolist(), strict=True):
+            for prompt, margin, weight in zip(
+                prompts, margins.tolist(), weights.tolist(), strict=True
+            ):
                 yield prompt, 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0, weight
 
 
 def tune(place: Path, model: Path, start: str, rate: float, seed: int) -> Path:
     tuned = place / f"{start}-{rate:g}"
-    options = ("--lr", rate, "--epochs", EPOCHS, "--batch-pairs", BATCH_PAIRS, "--max-length", MAX_LENGTH, "--seed", seed)
+    options = (
+        "--lr",
+        rate,
+        "--epochs",
+        EPOCHS,
+        "--batch-pairs",
+        BATCH_PAIRS,
+        "--max-length",
+        MAX_LENGTH,
+        "--seed",
+        seed,
+    )
     run("train", place / "tune.parquet", "--model", model, *options, "--out", tuned)
     return tuned
 
@@ -150,7 +207,9 @@ def least_validation_loss(folder: Path) -> float:
     return min(row["validation/loss_nats"] for row in rows if "validation/loss_nats" in row)
 
 
-def write_sets(place: Path, others: Sequence[Item], tested: Sequence[Item], amount: int, seed: int) -> None:
+def write_sets(
+    place: Path, others: Sequence[Item], tested: Sequence[Item], amount: int, seed: int
+) -> None:
     """`tune.parquet` with so many pairs and some prompts for validation, and `test.parquet`."""
     if (place / "test.parquet").exists():
         return
@@ -162,14 +221,28 @@ def write_sets(place: Path, others: Sequence[Item], tested: Sequence[Item], amou
             break
         kept.append(others[i])
         pairs += len(others[i].preferences)
-    tune_rows = [*(as_group(item, "train") for item in kept), *(as_group(item, "validation") for item in validation)]
-    for name, groups in (("tune", tune_rows), ("test", [as_group(item, "test") for item in tested])):
+    tune_rows = [
+        *(as_group(item, "train") for item in kept),
+        *(as_group(item, "validation") for item in validation),
+    ]
+    for name, groups in (
+        ("tune", tune_rows),
+        ("test", [as_group(item, "test") for item in tested]),
+    ):
         rows = parquet.rows_to_batches(map(schema.group_to_row, groups), schema.GROUPS)
         parquet.write_parquet(place / f"{name}.parquet", rows, schema.GROUPS)
 
 
 def as_group(item: Item, split: str) -> PreferenceGroup:
-    return PreferenceGroup(item.item, "study", item.subset, split, tuple(item.prompt), tuple(item.responses), tuple(item.preferences))
+    return PreferenceGroup(
+        item.item,
+        "study",
+        item.subset,
+        split,
+        tuple(item.prompt),
+        tuple(item.responses),
+        tuple(item.preferences),
+    )
 
 
 def rewards(results: Path, items: Sequence[Item]) -> list[list[float]]:
@@ -180,17 +253,28 @@ def rewards(results: Path, items: Sequence[Item]) -> list[list[float]]:
 
 
 def show(amount: int, judged: dict[str, list[tuple[str, float, float]]]) -> dict[str, Difference]:
-    """Accuracy of each start at one amount, and how far the forum's start is ahead of the others."""
+    """Accuracy of each start at one amount, and how far the forum's start is ahead of the
+    others."""
     gaps = {}
-    columns = {start: tuple(map(np.array, zip(*rows, strict=True))) for start, rows in judged.items()}
+    columns = {
+        start: tuple(map(np.array, zip(*rows, strict=True))) for start, rows in judged.items()
+    }
     for start, (prompts, credit, weight) in columns.items():
         low, high = clustered_interval(credit, weight, prompts)
-        print(f"{amount:>6} pairs  {start:9} {np.average(credit, weights=weight):.3f}  {low:.3f} to {high:.3f}")
+        print(
+            f"{amount:>6} pairs  {start:9} {np.average(credit, weights=weight):.3f}  {low:.3f} to"
+            f" {high:.3f}"
+        )
     for other in STARTS[:-1]:
-        gap = paired_difference(columns["forum"][1], columns[other][1], columns["forum"][2], columns["forum"][0])
+        gap = paired_difference(
+            columns["forum"][1], columns[other][1], columns["forum"][2], columns["forum"][0]
+        )
         gaps[f"{amount} pairs, forum - {other}"] = gap
         ends = f"{gap.interval.low:+.3f} to {gap.interval.high:+.3f}"
-        print(f"{'':14}forum - {other}: {gap.estimate:+.3f}  {ends}, p = {gap.p_value:.4f}", flush=True)
+        print(
+            f"{'':14}forum - {other}: {gap.estimate:+.3f}  {ends}, p = {gap.p_value:.4f}",
+            flush=True,
+        )
     return gaps
 
 

@@ -9,7 +9,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Message", "Scorer", "simulate"]
 
-HOMES = {"Message": "worldpm.records", "Scorer": "worldpm.scoring.scorer", "simulate": "worldpm.forums.hobbies"}
+HOMES = {
+    "Message": "worldpm.records",
+    "Scorer": "worldpm.scoring.scorer",
+    "simulate": "worldpm.forums.hobbies",
+}
 
 
 def __getattr__(name: str) -> object:

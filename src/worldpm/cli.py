@@ -1,4 +1,5 @@
-"""The command line: one table of verbs, in the order of the road; only the chosen verb's room is imported."""
+"""The command line: one table of verbs, in the order of the road; only the chosen verb's room is
+imported."""
 
 import contextlib
 import dataclasses
@@ -53,28 +54,65 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "demo": Verb(DemoOptions, "worldpm.demo.run", "walk the whole road on a small simulated forum, on a CPU, in minutes"),
+    "demo": Verb(
+        DemoOptions,
+        "worldpm.demo.run",
+        "walk the whole road on a small simulated forum, on a CPU, in minutes",
+    ),
     "ingest": Verb(IngestOptions, "worldpm.forums.run", "read forum dumps into threads"),
-    "simulate": Verb(SimulateOptions, "worldpm.forums.simulation", "write threads of a simulated forum with planted truth"),
+    "simulate": Verb(
+        SimulateOptions,
+        "worldpm.forums.simulation",
+        "write threads of a simulated forum with planted truth",
+    ),
     "group": Verb(GroupOptions, "worldpm.preferences.run", "make preference groups of threads"),
-    "export": Verb(ExportOptions, "worldpm.exports.run", "write groups as pairs, or a checkpoint for other engines"),
+    "export": Verb(
+        ExportOptions,
+        "worldpm.exports.run",
+        "write groups as pairs, or a checkpoint for other engines",
+    ),
     "train": Verb(TrainOptions, "worldpm.training.run", "train a preference model on groups"),
-    "evaluate": Verb(EvaluateOptions, "worldpm.evaluation.run", "evaluate checkpoints on benchmarks and on the test split of groups"),
-    "laws": Verb(LawsOptions, "worldpm.laws.run", "fit scaling laws over a ladder of runs, or over any table"),
-    "plan": Verb(PlanOptions, "worldpm.training.planning", "say whether a training fits, how long it takes and what it costs"),
-    "fairness": Verb(FairnessOptions, "worldpm.evaluation.fairness", "compare a model's rewards and errors between languages or regions"),
+    "evaluate": Verb(
+        EvaluateOptions,
+        "worldpm.evaluation.run",
+        "evaluate checkpoints on benchmarks and on the test split of groups",
+    ),
+    "laws": Verb(
+        LawsOptions, "worldpm.laws.run", "fit scaling laws over a ladder of runs, or over any table"
+    ),
+    "plan": Verb(
+        PlanOptions,
+        "worldpm.training.planning",
+        "say whether a training fits, how long it takes and what it costs",
+    ),
+    "fairness": Verb(
+        FairnessOptions,
+        "worldpm.evaluation.fairness",
+        "compare a model's rewards and errors between languages or regions",
+    ),
     "report": Verb(ReportOptions, "worldpm.report.run", "show folders of the road on one page"),
     "score": Verb(ScoreOptions, "worldpm.scoring.run", "score JSON lines with a checkpoint"),
-    "explain": Verb(ExplainOptions, "worldpm.scoring.explaining", "show which tokens and sentences a reward depends on"),
-    "serve": Verb(ServeOptions, "worldpm.serving.run", "serve a checkpoint over HTTP (vLLM, SGLang, TEI, OpenRLHF and Cohere clients)"),
-    "log": Verb(LogOptions, "worldpm.serving.audit", "verify, export or replay a server's decision log"),
+    "explain": Verb(
+        ExplainOptions,
+        "worldpm.scoring.explaining",
+        "show which tokens and sentences a reward depends on",
+    ),
+    "serve": Verb(
+        ServeOptions,
+        "worldpm.serving.run",
+        "serve a checkpoint over HTTP (vLLM, SGLang, TEI, OpenRLHF and Cohere clients)",
+    ),
+    "log": Verb(
+        LogOptions, "worldpm.serving.audit", "verify, export or replay a server's decision log"
+    ),
 }
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code: 0 done, 1 the work failed, 2 the arguments or inputs are wrong."""
+    """Run one verb; the exit code: 0 done, 1 the work failed, 2 the arguments or inputs are
+    wrong."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
@@ -91,7 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _usage() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
-    return f"usage: worldpm VERB ...\n\nForum dumps become judged preference models:\n\n{verbs}\n\n`worldpm VERB --help` says more of each."
+    return (
+        "usage: worldpm VERB ...\n\nForum dumps become judged preference"
+        f" models:\n\n{verbs}\n\n`worldpm VERB --help` says more of each."
+    )
 
 
 def _run(verb: str, words: Sequence[str]) -> int:
@@ -106,9 +147,15 @@ def _run(verb: str, words: Sequence[str]) -> int:
     except SystemExit as stop:
         return DONE if not stop.code else WRONG_USE
     except KeyboardInterrupt:
-        return _say(f"worldpm {verb}: interrupted; run the same command again, and it goes on where it stopped", FAILED)
+        return _say(
+            f"worldpm {verb}: interrupted; run the same command again, and it goes on where it"
+            " stopped",
+            FAILED,
+        )
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; Python must not complain at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the reader left; Python must not complain at exit
         return FAILED
     except (CheckpointError, ConfigError, DataError) as error:
         return _say(f"worldpm {verb}: {error}", WRONG_USE)
@@ -117,43 +164,67 @@ def _run(verb: str, words: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if (extra := _extra_of(error.name or "")) is None:
             raise
-        return _say(f"worldpm {verb}: needs {error.name}, which is not installed: pip install 'worldpm[{extra}]'", WRONG_USE)
+        return _say(
+            f"worldpm {verb}: needs {error.name}, which is not installed: pip install"
+            f" 'worldpm[{extra}]'",
+            WRONG_USE,
+        )
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _say(f"worldpm {verb}: {where}{error.strerror or error}; what was finished is kept", FAILED)
+        return _say(
+            f"worldpm {verb}: {where}{error.strerror or error}; what was finished is kept", FAILED
+        )
 
 
 def _extra_of(module: str) -> str | None:
     """The extra of this package that brings a module, None where none does."""
     name = module.partition(".")[0].replace("_", "-")
     for requirement in importlib.metadata.requires("worldpm") or ():
-        if match := re.fullmatch(rf"{re.escape(name)}\b.*extra == ['\"]([\w-]+)['\"].*", requirement):
+        if match := re.fullmatch(
+            rf"{re.escape(name)}\b.*extra == ['\"]([\w-]+)['\"].*", requirement
+        ):
             return match[1]
     return None
 
 
 def _parse(options: type[Options], verb: str, words: Sequence[str]) -> Options:
-    """The words as the verb's options. Wrong words are reported in one message instead of the parser's box."""
+    """The words as the verb's options. Wrong words are reported in one message instead of the
+    parser's box."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
             return tyro.cli(options, args=words, prog=f"worldpm {verb}")
     except SystemExit as stop:
         if stop.code:
-            box = re.sub(r"[\u2500-\u257f]{3,} *", "\n\n", told.getvalue())  # its lines part the causes
-            causes = [" ".join(cause.replace("\u2502", " ").split()) for cause in re.split(r"\n[\s\u2502]*\n", box)]
-            wrong = [cause for cause in causes if re.match(r"Missing|Unrecognized|Error parsing|invalid", cause)]
-            _say(f"worldpm {verb}: {'; '.join(wrong) or ' '.join(causes).strip()}; `worldpm {verb} --help` lists the options", WRONG_USE)
+            box = re.sub(
+                r"[\u2500-\u257f]{3,} *", "\n\n", told.getvalue()
+            )  # its lines part the causes
+            causes = [
+                " ".join(cause.replace("\u2502", " ").split())
+                for cause in re.split(r"\n[\s\u2502]*\n", box)
+            ]
+            wrong = [
+                cause
+                for cause in causes
+                if re.match(r"Missing|Unrecognized|Error parsing|invalid", cause)
+            ]
+            _say(
+                f"worldpm {verb}: {'; '.join(wrong) or ' '.join(causes).strip()}; `worldpm {verb}"
+                " --help` lists the options",
+                WRONG_USE,
+            )
         raise
 
 
 def _finite(options: Options) -> Options:
-    """The options, checked to hold no NaN or infinity except as a default: no comparison would find them.
+    """The options, checked to hold no NaN or infinity except as a default: no comparison would find
+    them.
 
     Raises:
         ConfigError: If a number is not finite.
     """
-    for field in dataclasses.fields(options):  # type: ignore[arg-type]  # all options are dataclasses
+    # all options are dataclasses
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
         value = getattr(options, field.name)
         if isinstance(value, float) and not math.isfinite(value) and value != field.default:
             raise ConfigError(f"--{field.name.replace('_', '-')} is {value}; give a finite number")

@@ -1,4 +1,5 @@
-"""How a step speaks to its user: a progress bar on a terminal, plain lines elsewhere, and numbers in tables and pages."""
+"""How a step speaks to its user: a progress bar on a terminal, plain lines elsewhere, and numbers
+in tables and pages."""
 
 import logging
 import sys
@@ -8,7 +9,14 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -26,7 +34,8 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(what: str, *, total: int | None) -> Iterator[Advance]:
-    """A bar on a terminal, of `total` units where that is known; elsewhere a line at most every ten seconds. Both go to stderr."""
+    """A bar on a terminal, of `total` units where that is known; elsewhere a line at most every ten
+    seconds. Both go to stderr."""
     if sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),
@@ -51,7 +60,12 @@ def progress(what: str, *, total: int | None) -> Iterator[Advance]:
         done += amount
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            logger.info("%s: %s%s", what, f"{done:,} of {total:,}" if total else f"{done:,}", f", {note}" if note else "")
+            logger.info(
+                "%s: %s%s",
+                what,
+                f"{done:,} of {total:,}" if total else f"{done:,}",
+                f", {note}" if note else "",
+            )
 
     yield advance_line
 

@@ -1,4 +1,5 @@
-"""Everything that can go wrong by a user's making. A message says what was found, expected, and what to do."""
+"""Everything that can go wrong by a user's making. A message says what was found, expected, and
+what to do."""
 
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,24 @@ class ConfigError(WorldPMError):
 
 
 class DataError(WorldPMError):
-    """An input cannot be read as what it should be (exit code 2). The message starts with the path, and the line if known."""
+    """An input cannot be read as what it should be (exit code 2). The message starts with the path,
+    and the line if known."""
 
     def __init__(self, path: Path | str, message: str, *, line: int | None = None) -> None:
         where = f"{path}:{line}" if line is not None else str(path)
         super().__init__(f"{where}: {message}")
 
-    def __reduce__(self) -> tuple[Any, ...]:  # as a worker hands it on: whole, and not made anew from its message alone
+    def __reduce__(
+        self,
+    ) -> tuple[
+        Any, ...
+    ]:  # as a worker hands it on: whole, and not made anew from its message alone
         return type(self).__new__, (type(self), *self.args)
 
 
 class CheckpointError(WorldPMError):
-    """A model folder is damaged or incomplete, or was changed since it was written (exit code 2)."""
+    """A model folder is damaged or incomplete, or was changed since it was written (exit code
+    2)."""
 
 
 class TrainingError(WorldPMError):

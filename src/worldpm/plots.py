@@ -84,15 +84,34 @@ class Dot(NamedTuple):
     ceiling: float | None = None
 
 
-def curves(title: str, train: Series, validation: Series, *, unit: str, chance: float, marks: Sequence[float] = ()) -> str:
-    """Training (thin, smoothed) and validation (dots) over optimizer steps, with the line of a coin flip and marked steps."""
+def curves(
+    title: str,
+    train: Series,
+    validation: Series,
+    *,
+    unit: str,
+    chance: float,
+    marks: Sequence[float] = (),
+) -> str:
+    """Training (thin, smoothed) and validation (dots) over optimizer steps, with the line of a coin
+    flip and marked steps."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(5.2, 3.0, title, x="optimizer step", y=unit)
         axes.plot(*_smooth(train), color=FIRST, linewidth=1.6, label="training, smoothed")
-        axes.plot(validation.x, validation.y, color=SECOND, marker="o", markersize=5, linewidth=1.6, label="validation")
+        axes.plot(
+            validation.x,
+            validation.y,
+            color=SECOND,
+            marker="o",
+            markersize=5,
+            linewidth=1.6,
+            label="validation",
+        )
         axes.axhline(chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="coin flip")
         for place, mark in enumerate(marks):
-            axes.axvline(mark, color=FOURTH, linewidth=1.2, label="sudden drop" if place == 0 else None)
+            axes.axvline(
+                mark, color=FOURTH, linewidth=1.2, label="sudden drop" if place == 0 else None
+            )
         axes.grid(axis="y")
         axes.legend(fontsize=9)
         return svg(figure)
@@ -101,24 +120,57 @@ def curves(title: str, train: Series, validation: Series, *, unit: str, chance: 
 def _smooth(series: Series) -> Series:
     """A running mean over about a twentieth of the run."""
     width = max(1, len(series.y) // 20)
-    y = [sum(series.y[max(0, i - width + 1) : i + 1]) / len(series.y[max(0, i - width + 1) : i + 1]) for i in range(len(series.y))]
+    y = [
+        sum(series.y[max(0, i - width + 1) : i + 1]) / len(series.y[max(0, i - width + 1) : i + 1])
+        for i in range(len(series.y))
+    ]
     return Series(series.x, y)
 
 
 def accuracy_dots(title: str, dots: Sequence[Dot], *, width: float) -> str:
-    """Accuracy with its interval per row; null baselines as open marks, the ceiling as a bar where it is known. Width in inches."""
+    """Accuracy with its interval per row; null baselines as open marks, the ceiling as a bar where
+    it is known. Width in inches."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(width, 1.5 + 0.36 * len(dots), title, x="accuracy", y="")
-        marks = {"longer": ("s", THIRD), "shorter": ("v", THIRD), "earlier": ("D", FOURTH), "first": ("P", SECOND), "TF-IDF": ("^", SECOND)}
+        marks = {
+            "longer": ("s", THIRD),
+            "shorter": ("v", THIRD),
+            "earlier": ("D", FOURTH),
+            "first": ("P", SECOND),
+            "TF-IDF": ("^", SECOND),
+        }
         for row, dot in enumerate(reversed(dots)):
             if dot.interval is not None:
-                axes.plot(dot.interval, [row, row], color=FIRST, linewidth=2.2, solid_capstyle="round")
-            axes.plot(dot.accuracy, row, "o", color=FIRST, markersize=8, label="model, 95 % interval" if row == 0 else None)
+                axes.plot(
+                    dot.interval, [row, row], color=FIRST, linewidth=2.2, solid_capstyle="round"
+                )
+            axes.plot(
+                dot.accuracy,
+                row,
+                "o",
+                color=FIRST,
+                markersize=8,
+                label="model, 95 % interval" if row == 0 else None,
+            )
             for name, (marker, color) in marks.items():
                 if (value := dot.nulls.get(name)) is not None:
-                    axes.plot(value, row, marker, color=color, markerfacecolor="none", markersize=6, label=_once(axes, name))
+                    axes.plot(
+                        value,
+                        row,
+                        marker,
+                        color=color,
+                        markerfacecolor="none",
+                        markersize=6,
+                        label=_once(axes, name),
+                    )
             if dot.ceiling is not None:
-                axes.plot([dot.ceiling] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=2, label=_once(axes, "ceiling"))
+                axes.plot(
+                    [dot.ceiling] * 2,
+                    [row - 0.3, row + 0.3],
+                    color=INK,
+                    linewidth=2,
+                    label=_once(axes, "ceiling"),
+                )
         axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="coin")
         axes.set_yticks(range(len(dots)), [dot.label for dot in reversed(dots)])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -151,7 +203,9 @@ def bars(title: str, counts: Mapping[str, float], *, x: str, y: str) -> str:
     with mpl.rc_context(STYLE):
         figure, axes = _axes(5.2, 3.0, title, x=x, y=y)
         axes.bar(range(len(counts)), list(counts.values()), color=FIRST, alpha=0.85, width=0.8)
-        axes.set_xticks(range(len(counts)), list(counts), fontsize=8, rotation=30 if len(counts) > 10 else 0)
+        axes.set_xticks(
+            range(len(counts)), list(counts), fontsize=8, rotation=30 if len(counts) > 10 else 0
+        )
         axes.grid(axis="y")
         return svg(figure)
 
@@ -161,29 +215,65 @@ def binned(title: str, bins: Sequence[Bin], *, x: str, y: str, chance: float) ->
     with mpl.rc_context(STYLE):
         figure, axes = _axes(5.2, 3.0, title, x=x, y=y)
         for place, one in enumerate(bins):
-            axes.plot([place, place], one.interval, color=FIRST, linewidth=2.2, solid_capstyle="round")
-        axes.plot(range(len(bins)), [one.mean for one in bins], "o-", color=FIRST, markersize=6, linewidth=1)
+            axes.plot(
+                [place, place], one.interval, color=FIRST, linewidth=2.2, solid_capstyle="round"
+            )
+        axes.plot(
+            range(len(bins)),
+            [one.mean for one in bins],
+            "o-",
+            color=FIRST,
+            markersize=6,
+            linewidth=1,
+        )
         axes.axhline(chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_xticks(range(len(bins)), [f"{one.label}\n{one.pairs} pairs" for one in bins], fontsize=8)
+        axes.set_xticks(
+            range(len(bins)), [f"{one.label}\n{one.pairs} pairs" for one in bins], fontsize=8
+        )
         axes.set_xlim(-0.5, len(bins) - 0.5)
         axes.grid(axis="y")
         return svg(figure)
 
 
-def lines(title: str, x_values: Sequence[object], series: Mapping[str, Sequence[float]], *, y: str, x: str = "") -> str:
+def lines(
+    title: str,
+    x_values: Sequence[object],
+    series: Mapping[str, Sequence[float]],
+    *,
+    y: str,
+    x: str = "",
+) -> str:
     """One line for each name over the same places, which are numbers or names."""
     numeric = all(isinstance(value, int | float) for value in x_values)
-    places = [float(str(value)) for value in x_values] if numeric else list(map(float, range(len(x_values))))
+    places = (
+        [float(str(value)) for value in x_values]
+        if numeric
+        else list(map(float, range(len(x_values))))
+    )
     with mpl.rc_context(STYLE):
         figure, axes = _axes(5.2, 3.0, title, x=x, y=y)
         for number, (name, values) in enumerate(series.items()):
-            color, style = PALETTE[number % len(PALETTE)], ("-", "--", ":")[number // len(PALETTE) % 3]
-            axes.plot(places, values, style, color=color, marker="o" if len(places) < 20 else None, markersize=4, linewidth=1.6, label=name)
+            color, style = (
+                PALETTE[number % len(PALETTE)],
+                ("-", "--", ":")[number // len(PALETTE) % 3],
+            )
+            axes.plot(
+                places,
+                values,
+                style,
+                color=color,
+                marker="o" if len(places) < 20 else None,
+                markersize=4,
+                linewidth=1.6,
+                label=name,
+            )
         if numeric:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
         else:
-            axes.set_xticks(places, [str(value) for value in x_values], rotation=20, ha="right", fontsize=8)
+            axes.set_xticks(
+                places, [str(value) for value in x_values], rotation=20, ha="right", fontsize=8
+            )
         axes.grid(axis="y")
         axes.legend(fontsize=9)
         return svg(figure)
@@ -195,8 +285,23 @@ def dumbbells(title: str, pairs: Mapping[str, tuple[float, float]]) -> str:
         figure, axes = _axes(5.2, 1.3 + 0.32 * len(pairs), title, x="phi", y="")
         for row, (label, prediction) in enumerate(reversed(list(pairs.values()))):
             axes.plot([label, prediction], [row, row], color=GRID, linewidth=2)
-            axes.plot(label, row, "o", color=THIRD, markerfacecolor="none", markersize=8, label="labels" if row == 0 else None)
-            axes.plot(prediction, row, "o", color=FIRST, markersize=8, label="predictions" if row == 0 else None)
+            axes.plot(
+                label,
+                row,
+                "o",
+                color=THIRD,
+                markerfacecolor="none",
+                markersize=8,
+                label="labels" if row == 0 else None,
+            )
+            axes.plot(
+                prediction,
+                row,
+                "o",
+                color=FIRST,
+                markersize=8,
+                label="predictions" if row == 0 else None,
+            )
         axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_yticks(range(len(pairs)), list(pairs)[::-1])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -207,7 +312,14 @@ def dumbbells(title: str, pairs: Mapping[str, tuple[float, float]]) -> str:
         return svg(figure)
 
 
-def heat_map(title: str, names: Sequence[str], cells: Sequence[Sequence[float | None]], *, rows: str, columns: str) -> str:
+def heat_map(
+    title: str,
+    names: Sequence[str],
+    cells: Sequence[Sequence[float | None]],
+    *,
+    rows: str,
+    columns: str,
+) -> str:
     """Accuracy from 0 to 1 in each cell, written there too; a cell without pairs is empty."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(5.2, 3.0, title, x=columns, y=rows)
@@ -216,9 +328,23 @@ def heat_map(title: str, names: Sequence[str], cells: Sequence[Sequence[float | 
                 if value is not None:
                     color = FIRST if value >= 0.5 else SECOND
                     axes.add_patch(
-                        Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, color=color, alpha=0.12 + 0.75 * abs(value - 0.5) * 2, linewidth=0)
+                        Rectangle(
+                            (j - 0.48, i - 0.48),
+                            0.96,
+                            0.96,
+                            color=color,
+                            alpha=0.12 + 0.75 * abs(value - 0.5) * 2,
+                            linewidth=0,
+                        )
                     )
-                axes.text(j, i, "-" if value is None else f"{value:.3f}", ha="center", va="center", color=INK)
+                axes.text(
+                    j,
+                    i,
+                    "-" if value is None else f"{value:.3f}",
+                    ha="center",
+                    va="center",
+                    color=INK,
+                )
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xticks(range(len(names)), list(names))
@@ -233,9 +359,13 @@ def reliability(title: str, bins: Sequence[tuple[float, float, int]]) -> str:
     with mpl.rc_context(STYLE):
         figure, axes = _axes(5.2, 3.0, title, x="preference probability", y="share right")
         axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.plot([said for said, *_ in bins], [right for _, right, _ in bins], color=FIRST, linewidth=1)
+        axes.plot(
+            [said for said, *_ in bins], [right for _, right, _ in bins], color=FIRST, linewidth=1
+        )
         for said, right, pairs in bins:
-            axes.plot(said, right, "o", color=FIRST, markersize=3 + 9 * (pairs / most) ** 0.5, alpha=0.8)
+            axes.plot(
+                said, right, "o", color=FIRST, markersize=3 + 9 * (pairs / most) ** 0.5, alpha=0.8
+            )
         axes.set_xlim(0.48, 1.02)
         axes.set_ylim(min(0.45, *(right - 0.03 for _, right, _ in bins)), 1.03)
         axes.grid(axis="both")

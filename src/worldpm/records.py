@@ -1,4 +1,5 @@
-"""The records that travel the road: a thread as it was dumped, and the preference group made of it."""
+"""The records that travel the road: a thread as it was dumped, and the preference group made of
+it."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -81,7 +82,8 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceGroup:
-    """One prompt, its K responses, and which of them are preferred to which: the unit of the whole system."""
+    """One prompt, its K responses, and which of them are preferred to which: the unit of the whole
+    system."""
 
     group_id: str
     source: str

@@ -23,12 +23,27 @@ def evaluated(rows: list[Json], name: str, folder: Path) -> Json:
     """What the command says of raw rewards."""
     file = folder / f"{name}.jsonl"
     file.write_text("\n".join(json.dumps({"benchmark": name, **row}) for row in rows))
-    assert run("evaluate", "--rewards", file, "--on", name, "--benchmarks", folder / "none", "--out", folder / "results") == 0
+    assert (
+        run(
+            "evaluate",
+            "--rewards",
+            file,
+            "--on",
+            name,
+            "--benchmarks",
+            folder / "none",
+            "--out",
+            folder / "results",
+        )
+        == 0
+    )
     checkpoints: Json = folders.read_json(folder / "results" / "metrics.json")["checkpoints"]
     return {model: found["benchmarks"][name] for model, found in checkpoints.items()}
 
 
-def test_rewardbench2_gives_the_published_scores_and_the_ties_formula(published_scores: Path, tmp_path: Path) -> None:
+def test_rewardbench2_gives_the_published_scores_and_the_ties_formula(
+    published_scores: Path, tmp_path: Path
+) -> None:
     rows = []
     for path in sorted((published_scores / "rewardbench2").glob("*.jsonl")):
         head, *items = map(json.loads, path.read_text().splitlines())
@@ -36,52 +51,86 @@ def test_rewardbench2_gives_the_published_scores_and_the_ties_formula(published_
             for place, score in enumerate(item["scores"]):
                 reward = score[0] if isinstance(score, list) else score
                 known = {"checkpoint": head["model"], "subset": item["subset"], "item": item["id"]}
-                rows.append({**known, "response": place, "preferred": place < item["num_correct"], "reward": reward})
+                rows.append(
+                    {
+                        **known,
+                        "response": place,
+                        "preferred": place < item["num_correct"],
+                        "reward": reward,
+                    }
+                )
     found = evaluated(rows, "rewardbench2", tmp_path)
     computed = json.loads((published_scores / "rewardbench2" / "computed.json").read_text())
     assert len(found) == 2
     for model in found:
         published, native = computed[model], found[model]["native"]
-        scores = {name: native[name.lower() if name == "AVERAGE" else name] for name in published["scores"]}
+        scores = {
+            name: native[name.lower() if name == "AVERAGE" else name]
+            for name in published["scores"]
+        }
         assert scores == pytest.approx(published["scores"], abs=1e-6)
-        assert native["ties"]["correctness preferred hard"] == pytest.approx(published["ties_parts"]["hard"])
+        assert native["ties"]["correctness preferred hard"] == pytest.approx(
+            published["ties_parts"]["hard"]
+        )
         assert found[model]["items"] == 1865
         assert found[model]["missing_items"] == {}
 
 
-def test_rewardmath_gives_the_published_accuracies_and_ranks(published_scores: Path, tmp_path: Path) -> None:
+def test_rewardmath_gives_the_published_accuracies_and_ranks(
+    published_scores: Path, tmp_path: Path
+) -> None:
     files = {
-        "ArmoRM": "ArmoRM", "beaver-7b-v2.0-reward?": "beaver", "internlm2-7b-reward": "internlm2", "oasst-rm-2.1-pythia-1.4b": "oasst-rm",
+        "ArmoRM": "ArmoRM",
+        "beaver-7b-v2.0-reward?": "beaver",
+        "internlm2-7b-reward": "internlm2",
+        "oasst-rm-2.1-pythia-1.4b": "oasst-rm",
         "Skywork-Reward-Llama-3.1-8B": "skywork_llama3",
-    }  # fmt: skip
+    }
     rows = []
     for name, file in files.items():
         with (published_scores / "rewardmath" / f"{file}_reward.csv").open() as table:
             for line in csv.DictReader(table):
                 rewards = [float(line[key]) for key in ("chosen", *(f"rej{i}" for i in range(9)))]
                 known = {"checkpoint": name, "subset": "math", "item": line["idx"]}
-                rows += [{**known, "response": i, "preferred": i == 0, "reward": reward} for i, reward in enumerate(rewards)]
+                rows += [
+                    {**known, "response": i, "preferred": i == 0, "reward": reward}
+                    for i, reward in enumerate(rewards)
+                ]
     found = evaluated(rows, "rewardmath", tmp_path)
-    published = json.loads((published_scores / "rewardmath" / "computed.json").read_text())["computed"]
+    published = json.loads((published_scores / "rewardmath" / "computed.json").read_text())[
+        "computed"
+    ]
     for name in files:
         native = found[name]["native"]
         assert 100 * native["accuracy"] == pytest.approx(published[name]["acc_1_of_10"], abs=0.006)
-        assert 100 * native["accuracy with ties"] == pytest.approx(published[name]["acc_with_ties"], abs=0.006)
+        assert 100 * native["accuracy with ties"] == pytest.approx(
+            published[name]["acc_with_ties"], abs=0.006
+        )
         assert native["mean reciprocal rank"] == pytest.approx(published[name]["mrr"], abs=6e-5)
         assert 100 * native["pairwise"] == pytest.approx(published[name]["pairwise"], abs=0.006)
 
 
-@pytest.mark.parametrize("model", ["RM-R1-DeepSeek-Distilled-Qwen-32B", "RM-R1-Qwen2.5-Instruct-32B"])
+@pytest.mark.parametrize(
+    "model", ["RM-R1-DeepSeek-Distilled-Qwen-32B", "RM-R1-Qwen2.5-Instruct-32B"]
+)
 def test_rewardbench1_sections_follow_from_the_subsets(published_scores: Path, model: str) -> None:
     folder = published_scores / "rewardbench1"
     subsets = json.loads((folder / f"{model}.each_small_section_score.json").read_text())
     published = json.loads((folder / f"{model}.main_score.json").read_text())
-    found = rewardbench1.sections({name: value for name, value in subsets.items() if isinstance(value, float | int)})
-    assert {name: found[name] for name in rewardbench1.SECTIONS} == pytest.approx({name: published[name] for name in rewardbench1.SECTIONS})
+    found = rewardbench1.sections(
+        {name: value for name, value in subsets.items() if isinstance(value, float | int)}
+    )
+    assert {name: found[name] for name in rewardbench1.SECTIONS} == pytest.approx(
+        {name: published[name] for name in rewardbench1.SECTIONS}
+    )
     assert found["average"] == pytest.approx(published["avg_Result_each_section"])
 
 
 def test_rewardbench1_counts_are_the_published_ones(published_scores: Path) -> None:
-    published = json.loads((published_scores / "rewardbench1" / "constants_and_beaver.json").read_text())
+    published = json.loads(
+        (published_scores / "rewardbench1" / "constants_and_beaver.json").read_text()
+    )
     assert published["EXAMPLE_COUNTS"] == rewardbench1.WEIGHTS
-    assert {name: list(subsets) for name, subsets in rewardbench1.SECTIONS.items()} == published["SUBSET_MAPPING"]
+    assert {name: list(subsets) for name, subsets in rewardbench1.SECTIONS.items()} == published[
+        "SUBSET_MAPPING"
+    ]

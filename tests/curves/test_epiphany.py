@@ -9,7 +9,8 @@ NOISE = 0.02
 
 
 def training(steps: int, *, drop: float = 0.0, at: int = 0, seed: int = 0) -> tuple[Array, Array]:
-    """A plateau that ends in a smooth fall, noise, and if asked for a drop with a spike of the gradient."""
+    """A plateau that ends in a smooth fall, noise, and if asked for a drop with a spike of the
+    gradient."""
     generator = np.random.default_rng(seed)
     t = np.arange(1, steps + 1)
     turn, power = generator.uniform(0.15, 0.6) * steps, generator.uniform(1, 4)
@@ -52,7 +53,11 @@ def test_losses_that_are_all_alike_have_no_drop() -> None:
 def test_a_watch_tells_of_the_drop_once_half_a_window_later() -> None:
     losses, norms = training(1500, drop=0.1, at=900)
     watch = sudden_drops.Watch(1500)
-    told = {step: seen for step in range(1, 1501) if (seen := watch.add(step, losses[step - 1], norms[step - 1]))}
+    told = {
+        step: seen
+        for step in range(1, 1501)
+        if (seen := watch.add(step, losses[step - 1], norms[step - 1]))
+    }
     assert len(told) == 1
     ((step, seen),) = told.items()
     assert abs(seen.step - 901) <= 20

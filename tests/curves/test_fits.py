@@ -26,7 +26,8 @@ def seeds(of_size: Array, *, noise: float, count: int = 3, seed: int = 0) -> Poi
 
 
 def grid(surface: Array, n: Array, d: Array, *, noise: float, seed: int = 0) -> Points:
-    """A ladder of three seeds: `surface` over sizes and amounts, one run a size and seed, whose points share some of the noise."""
+    """A ladder of three seeds: `surface` over sizes and amounts, one run a size and seed, whose
+    points share some of the noise."""
     generator = np.random.default_rng(seed)
     x, y, runs = [], [], []
     for row, size in enumerate(n):
@@ -43,7 +44,10 @@ def grid(surface: Array, n: Array, d: Array, *, noise: float, seed: int = 0) -> 
 def test_the_slopes_of_a_form_are_its_differences(name: str) -> None:
     form = FORMS[name]
     generator = np.random.default_rng(0)
-    x, theta = generator.uniform(1, 50, size=(form.axes, 9)), generator.uniform(0.3, 1.5, size=(3, len(form.parameters)))
+    x, theta = (
+        generator.uniform(1, 50, size=(form.axes, 9)),
+        generator.uniform(0.3, 1.5, size=(3, len(form.parameters))),
+    )
     _, slopes = curve(form, theta, x)
     for place in range(len(form.parameters)):
         step = np.zeros(len(form.parameters))
@@ -65,13 +69,22 @@ def test_values_a_person_can_check() -> None:
         "error_of_loss": ([1.0, 1.0, 0.5], [1 - math.exp(-2), 1 - math.exp(-8)]),
     }
     for name, (theta, expected) in values.items():
-        np.testing.assert_allclose(curve(FORMS[name], np.array([theta]), x)[0][0], expected, err_msg=name)
+        np.testing.assert_allclose(
+            curve(FORMS[name], np.array([theta]), x)[0][0], expected, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("objective", [HUBER, SQUARES, LOG_SQUARES])
-@pytest.mark.parametrize("planted", [(1.69, 406.4, 410.7, 0.465, 0.155), (1.69, 406.4, 410.7, 0.34, 0.28)])
-def test_noiseless_points_give_back_what_was_planted(objective: Objective, planted: tuple[float, ...]) -> None:
-    n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(5e7, 1e10, 10), np.geomspace(1e9, 5e11, 10)))
+@pytest.mark.parametrize(
+    "planted", [(1.69, 406.4, 410.7, 0.465, 0.155), (1.69, 406.4, 410.7, 0.34, 0.28)]
+)
+def test_noiseless_points_give_back_what_was_planted(
+    objective: Objective, planted: tuple[float, ...]
+) -> None:
+    n, d = (
+        axis.ravel()
+        for axis in np.meshgrid(np.geomspace(5e7, 1e10, 10), np.geomspace(1e9, 5e11, 10))
+    )
     x = np.stack([n, d])
     found = fit(FORMS["joint"], x, curve(FORMS["joint"], np.array([planted]), x)[0][0], objective)
     np.testing.assert_allclose(found.theta, planted, rtol=1e-6)
@@ -92,7 +105,11 @@ def test_a_floor_that_is_not_there_is_at_its_bound() -> None:
 
 @pytest.mark.parametrize(
     ("y", "message"),
-    [(np.ones(2), "3 parameters, and there are 2"), (np.array([1, 0, 2, 3.0]), "0 or below"), (np.array([1, np.nan, 2, 3]), "not numbers")],
+    [
+        (np.ones(2), "3 parameters, and there are 2"),
+        (np.array([1, 0, 2, 3.0]), "0 or below"),
+        (np.array([1, np.nan, 2, 3]), "not numbers"),
+    ],
 )
 def test_points_that_cannot_be_fitted_are_refused(y: Array, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -102,7 +119,9 @@ def test_points_that_cannot_be_fitted_are_refused(y: Array, message: str) -> Non
 def test_whole_runs_and_whole_prompts_are_drawn() -> None:
     sums, weights = np.array([[1.0, 0.0], [2.0, 2.0], [3.0, 0.0]]), np.ones(2)
     drawn = evidence.resample(
-        Points(np.array([[1, 2, 3.0]]), sums.sum(axis=1) / 2, np.array([0, 0, 1]), sums, weights), seed=0, resamples=50
+        Points(np.array([[1, 2, 3.0]]), sums.sum(axis=1) / 2, np.array([0, 0, 1]), sums, weights),
+        seed=0,
+        resamples=50,
     )
     assert (drawn.weights[:, 0] == drawn.weights[:, 1]).all()
     assert set(drawn.weights.sum(axis=1)) <= {0 + 2 * 1.0, 2 * 2.0, 2 + 1.0}
@@ -117,7 +136,9 @@ def test_intervals_hold_what_was_planted_about_as_often_as_they_say() -> None:
     for seed in range(30):
         some = seeds(0.3 + 20 * SIZES**-0.4, noise=0.01, seed=seed)
         found = fit(FORMS["power_floor"], some.x, some.y, LOG_SQUARES)
-        low, high = evidence.bootstrap(found, some, LOG_SQUARES, evidence.resample(some, seed=seed, resamples=200)).intervals["alpha"]
+        low, high = evidence.bootstrap(
+            found, some, LOG_SQUARES, evidence.resample(some, seed=seed, resamples=200)
+        ).intervals["alpha"]
         held["bootstrap"] += low <= 0.4 <= high
         low, high = evidence.profile(some, "alpha", found)
         held["profile"] += low <= 0.4 <= high
@@ -127,8 +148,11 @@ def test_intervals_hold_what_was_planted_about_as_often_as_they_say() -> None:
 
 def test_the_slope_of_a_power_law_is_minus_its_exponent_and_runs_are_its_units() -> None:
     exact = seeds(5 * SIZES**-0.25, noise=0.0)
-    assert evidence.slope(exact, evidence.resample(exact, seed=0, resamples=20)).estimate == pytest.approx(-0.25)
-    # two runs with slopes of -0.2 and -0.4: mean -0.3, standard error 0.1, Student's 12.706 with one degree of freedom
+    assert evidence.slope(
+        exact, evidence.resample(exact, seed=0, resamples=20)
+    ).estimate == pytest.approx(-0.25)
+    # two runs with slopes of -0.2 and -0.4: mean -0.3, standard error 0.1, Student's 12.706 with
+    # one degree of freedom
     x = np.tile(SIZES, 2)
     two = Points(x[None], np.concatenate([SIZES**-0.2, SIZES**-0.4]), np.repeat([0, 1], len(SIZES)))
     found = evidence.slope(two, evidence.resample(two, seed=0, resamples=20))
@@ -136,7 +160,8 @@ def test_the_slope_of_a_power_law_is_minus_its_exponent_and_runs_are_its_units()
 
 
 def test_prompts_that_all_runs_share_widen_the_slope() -> None:
-    """Two prompts, of slopes -0.1 and -0.3: three equal runs tell nothing of another prompt, so their agreement is no proof."""
+    """Two prompts, of slopes -0.1 and -0.3: three equal runs tell nothing of another prompt, so
+    their agreement is no proof."""
     x = np.tile(SIZES, 3)
     sums = np.stack([x**-0.1, x**-0.3], axis=1)
     three = Points(x[None], sums.mean(axis=1), np.repeat(range(3), len(SIZES)), sums, np.ones(2))
@@ -148,7 +173,10 @@ def test_prompts_that_all_runs_share_widen_the_slope() -> None:
 def test_the_slope_of_few_runs_of_one_point_is_held_as_often_as_it_says() -> None:
     held = 0
     for seed in range(200):
-        five = points(2 * SIZES[:5] ** -0.2 * np.exp(np.random.default_rng(seed).normal(0, 0.02, 5)), SIZES[:5])
+        five = points(
+            2 * SIZES[:5] ** -0.2 * np.exp(np.random.default_rng(seed).normal(0, 0.02, 5)),
+            SIZES[:5],
+        )
         low, high = evidence.slope(five, evidence.resample(five, seed=0, resamples=200)).interval
         held += low <= -0.2 <= high
     assert held >= 188
@@ -156,7 +184,9 @@ def test_the_slope_of_few_runs_of_one_point_is_held_as_often_as_it_says() -> Non
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_four_sizes_are_enough_for_a_law(count: int) -> None:
-    four = seeds(2 * SIZES**-0.2, noise=0.002, count=count).take(np.repeat(np.arange(8) % 2 == 0, count))
+    four = seeds(2 * SIZES**-0.2, noise=0.002, count=count).take(
+        np.repeat(np.arange(8) % 2 == 0, count)
+    )
     said = verdicts.of_line(four, evidence.resample(four, seed=0, resamples=100))
     assert said.word == "power law"
     assert said.form in verdicts.SMOOTH
@@ -169,7 +199,9 @@ def test_the_largest_third_is_foretold_from_the_rest() -> None:
     assert evidence.extrapolation_error(FORMS["power"], some, HUBER, marked) < 1e-9
     # a constant foretells the mean of the five smaller ones
     y = np.array([1, 1, 1, 1, 1, 2, 2, 2.0])
-    assert evidence.extrapolation_error(FORMS["constant"], points(y), SQUARES, marked) == pytest.approx(0.5)
+    assert evidence.extrapolation_error(
+        FORMS["constant"], points(y), SQUARES, marked
+    ) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +217,9 @@ def test_the_largest_third_is_foretold_from_the_rest() -> None:
     ],
     ids=["power", "flat", "noisy", "rising", "step", "a fall that ends", "a wide turn"],
 )
-def test_a_series_over_size_gets_the_word_it_deserves(of_size: Array, noise: float, word: str) -> None:
+def test_a_series_over_size_gets_the_word_it_deserves(
+    of_size: Array, noise: float, word: str
+) -> None:
     some = seeds(of_size, noise=noise)
     found = verdicts.of_line(some, evidence.resample(some, seed=0, resamples=200))
     assert found.word == word, found
@@ -195,7 +229,10 @@ def test_a_series_over_size_gets_the_word_it_deserves(of_size: Array, noise: flo
 def test_three_sizes_or_one_decade_identify_nothing() -> None:
     for few in (SIZES[:3], np.geomspace(1e4, 1e5, 8)):
         some = points(few**-0.3, few)
-        assert verdicts.of_line(some, evidence.resample(some, seed=0, resamples=20)).word == "not identified"
+        assert (
+            verdicts.of_line(some, evidence.resample(some, seed=0, resamples=20)).word
+            == "not identified"
+        )
 
 
 N, D = np.geomspace(3e3, 3e6, 8), np.geomspace(300, 5e4, 9)
@@ -209,7 +246,9 @@ def smooth(n: Array, d: Array) -> Array:
 def gated(n: Array, d: Array) -> Array:
     """Nothing is learned below a hundred thousand parameters, whatever the data."""
     gate = 1 / (1 + (n[:, None] / 1e5) ** -6.0)
-    return np.asarray(math.log(2) - (math.log(2) - 0.1) * gate * (1 - (1 + d[None, :] / 3000) ** -1.5))
+    return np.asarray(
+        math.log(2) - (math.log(2) - 0.1) * gate * (1 - (1 + d[None, :] / 3000) ** -1.5)
+    )
 
 
 def test_sizes_that_never_learn_are_told_from_sizes_that_learn_late() -> None:
@@ -227,12 +266,16 @@ def test_sizes_that_learn_ever_better_are_not_emergent(steepness: float) -> None
     gate = 1 / (1 + (N[:, None] / 1e5) ** -steepness)
     wide = math.log(2) - (math.log(2) - 0.1) * gate * (1 - (1 + D[None, :] / 3000) ** -1.5)
     assert verdicts.of_plane(grid(wide, N, D, noise=0.01)).word == "power law"
-    product = math.log(2) - (math.log(2) - 0.1) * (1 - (1 + N[:, None] / 1e5) ** -steepness) * (1 - (1 + D[None, :] / 3000) ** -1.0)
+    product = math.log(2) - (math.log(2) - 0.1) * (1 - (1 + N[:, None] / 1e5) ** -steepness) * (
+        1 - (1 + D[None, :] / 3000) ** -1.0
+    )
     assert verdicts.of_plane(grid(product, N, D, noise=0.01)).word == "power law"
 
 
 def test_a_loss_that_only_data_lowers_is_no_law_of_both() -> None:
-    found = verdicts.of_plane(grid(0.2 + 4 * D[None, :] ** -0.4 * np.ones((8, 1)), N, D, noise=0.01))
+    found = verdicts.of_plane(
+        grid(0.2 + 4 * D[None, :] ** -0.4 * np.ones((8, 1)), N, D, noise=0.01)
+    )
     assert (found.word, "with D only" in found.reason) == ("not identified", True), found
 
 
@@ -244,7 +287,9 @@ def test_two_amounts_of_data_are_too_few_for_a_plane() -> None:
 def test_one_run_has_no_intervals() -> None:
     some = Points(SIZES[None], 5 * SIZES**-0.3, np.zeros(8, dtype=np.int64))
     found = fit(FORMS["power"], some.x, some.y, LOG_SQUARES)
-    spread = evidence.bootstrap(found, some, LOG_SQUARES, evidence.resample(some, seed=0, resamples=20))
+    spread = evidence.bootstrap(
+        found, some, LOG_SQUARES, evidence.resample(some, seed=0, resamples=20)
+    )
     assert np.isnan(list(spread.intervals["alpha"])).all()
     assert len(spread.theta) == 0
 
@@ -253,7 +298,9 @@ def test_a_plane_without_trend_has_none() -> None:
     assert verdicts.of_plane(grid(np.full((8, 9), 0.69), N, D, noise=0.003)).word == "no trend"
     rising = 0.69 + 0.05 * np.log(D / D[0])[None, :] * np.ones((8, 1))
     assert verdicts.of_plane(grid(rising, N, D, noise=0.003)).word == "not identified"
-    assert verdicts.of_plane(grid(np.full((8, 9), 0.69), N, D, noise=0.4)).word == "not identified"  # too noisy to rule a trend out
+    assert (
+        verdicts.of_plane(grid(np.full((8, 9), 0.69), N, D, noise=0.4)).word == "not identified"
+    )  # too noisy to rule a trend out
 
 
 def test_the_three_approaches_find_the_planted_frontier() -> None:
@@ -261,11 +308,18 @@ def test_the_three_approaches_find_the_planted_frontier() -> None:
     sizes, amounts = np.geomspace(1e3, 1e7, 17), np.geomspace(1e2, 1e7, 60)
     n, d = (axis.ravel() for axis in np.meshgrid(sizes, amounts, indexing="ij"))
     loss = curve(FORMS["joint"], theta[None], np.stack([n, d]))[0][0]
-    found = compute_optimal.compare(Runs(n, d, 6 * n * d, loss, np.repeat(np.arange(17), 60)), seed=0, resamples=8)
+    found = compute_optimal.compare(
+        Runs(n, d, 6 * n * d, loss, np.repeat(np.arange(17), 60)), seed=0, resamples=8
+    )
     assert found["flops_per_parameter_and_pair"] == pytest.approx(6)
     assert found["joint"]["exponent"] == pytest.approx(0.6, abs=1e-4)
     assert found["isoflop"]["exponent"] == pytest.approx(0.6, abs=0.03)
-    assert found["envelope"]["exponent"] == pytest.approx(0.6, abs=0.1)  # it can only take sizes that were trained
+    assert found["envelope"]["exponent"] == pytest.approx(
+        0.6, abs=0.1
+    )  # it can only take sizes that were trained
     best, budget = found["joint"]["optimal_n"][4], found["budgets_flops"][4]
-    losses = [curve(FORMS["joint"], theta[None], np.array([[best * k], [budget / 6 / best / k]]))[0][0, 0] for k in (0.9, 1.0, 1.1)]
+    losses = [
+        curve(FORMS["joint"], theta[None], np.array([[best * k], [budget / 6 / best / k]]))[0][0, 0]
+        for k in (0.9, 1.0, 1.1)
+    ]
     assert losses[1] == min(losses)

@@ -20,14 +20,21 @@ from worldpm.stats.style import style_of
 from worldpm.storage import folders, parquet
 
 
-def item(name: str, texts: Sequence[str], preferences: Sequence[tuple[int, int]], *, subset: str = "a") -> Item:
+def item(
+    name: str, texts: Sequence[str], preferences: Sequence[tuple[int, int]], *, subset: str = "a"
+) -> Item:
     """Response i was written on day i + 1; the pairs weigh 1 together."""
-    responses = [Response(text, created=datetime(2020, 1, i + 1, tzinfo=UTC)) for i, text in enumerate(texts)]
+    responses = [
+        Response(text, created=datetime(2020, 1, i + 1, tzinfo=UTC)) for i, text in enumerate(texts)
+    ]
     pairs = [Preference(i, j, 1.0, weight=1 / len(preferences)) for i, j in preferences]
     return Item(subset, name, name, (Message("user", name),), responses, pairs)
 
 
-ITEMS = [item("x", ["long answer", "no", "so-so"], [(0, 1), (0, 2), (2, 1)]), item("y", ["yes", "a lie"], [(0, 1)])]
+ITEMS = [
+    item("x", ["long answer", "no", "so-so"], [(0, 1), (0, 2), (2, 1)]),
+    item("y", ["yes", "a lie"], [(0, 1)]),
+]
 
 
 def test_metrics_by_hand() -> None:
@@ -38,7 +45,8 @@ def test_metrics_by_hand() -> None:
     assert found["accuracy_unweighted"] == pytest.approx(2.5 / 4)
     assert found["prompts"] == 2
     assert found["interval"] == pytest.approx([0.0, 5 / 6])
-    # longer: right on all of x, wrong on y, shorter the other way; earlier: right on (0, 1) and (0, 2) of x and on y
+    # longer: right on all of x, wrong on y, shorter the other way; earlier: right on (0, 1) and (0,
+    # 2) of x and on y
     assert found["nulls"] == {
         "longer": pytest.approx(0.5),
         "shorter": 0.5,
@@ -68,7 +76,14 @@ def test_the_better_set_is_what_nothing_is_preferred_to() -> None:
 def test_style_is_counted_outside_code() -> None:
     text = "# Head\n\n- one\n- **two**\n1. three\n\n```py\n# no head\n- no item\n**x**\n```\n[a](http://b.c)"
     style = style_of(text)
-    assert style._asdict() == {"characters": len(text), "headers": 1, "lists": 3, "bold": 1, "code": 1, "links": 1}
+    assert style._asdict() == {
+        "characters": len(text),
+        "headers": 1,
+        "lists": 3,
+        "bold": 1,
+        "code": 1,
+        "links": 1,
+    }
     assert style_of("") == (0, 0, 0, 0, 0, 0)
 
 
@@ -77,7 +92,11 @@ def test_results_keep_the_raw_rewards_and_the_metrics_follow_from_them(road: Pat
     items = groups.read(road / "groups")
     by_item: dict[str, list[float]] = {}
     for row in rewards:
-        assert (row["checkpoint"], row["benchmark"], row["truncated"]) == ("checkpoint", "groups", False)
+        assert (row["checkpoint"], row["benchmark"], row["truncated"]) == (
+            "checkpoint",
+            "groups",
+            False,
+        )
         by_item.setdefault(row["item"], []).append(row["reward"])
     found = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]
     again = metrics(items, [by_item[one.item] for one in items])
@@ -89,15 +108,22 @@ def test_results_keep_the_raw_rewards_and_the_metrics_follow_from_them(road: Pat
 
 
 def test_the_tables_of_results_fit_together(road: Path) -> None:
-    items = {(row["item"], row["response"]): row for row in parquet.read_rows(road / "results" / "items.parquet")}
+    items = {
+        (row["item"], row["response"]): row
+        for row in parquet.read_rows(road / "results" / "items.parquet")
+    }
     for row in parquet.read_rows(road / "results" / "preferences.parquet"):
         chosen, rejected = (items[row["item"], row[side]] for side in ("chosen", "rejected"))
         assert chosen["votes"] - rejected["votes"] == row["strength"]
 
 
-def two_outputs(folder: Path, change: Callable[[list[dict[str, object]]], None] | None = None) -> Path:
+def two_outputs(
+    folder: Path, change: Callable[[list[dict[str, object]]], None] | None = None
+) -> Path:
     for place in llmbar.PLACES.values():
-        rows: list[dict[str, object]] = [{"input": "Say yes.", "output_1": "no", "output_2": "yes", "label": 2}]
+        rows: list[dict[str, object]] = [
+            {"input": "Say yes.", "output_1": "no", "output_2": "yes", "label": 2}
+        ]
         if change:
             change(rows)
         (folder / "LLMBar" / place).mkdir(parents=True)
@@ -114,12 +140,25 @@ def test_llmbar_puts_the_better_output_first(tmp_path: Path) -> None:
 
 
 def test_llmbars_own_average_is_the_plain_mean_of_the_adversarial_subsets(tmp_path: Path) -> None:
-    judged = Judged(llmbar.read(two_outputs(tmp_path)), [[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    assert llmbar.native(judged) == {"Natural": 1, "Neighbor": 1, "GPTInst": 0.5, "GPTOut": 0, "Manual": 1, "adversarial average": 0.625}
+    judged = Judged(
+        llmbar.read(two_outputs(tmp_path)),
+        [[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0]],
+    )
+    assert llmbar.native(judged) == {
+        "Natural": 1,
+        "Neighbor": 1,
+        "GPTInst": 0.5,
+        "GPTOut": 0,
+        "Manual": 1,
+        "adversarial average": 0.625,
+    }
 
 
 def test_an_absent_benchmark_says_what_to_download_and_where_it_goes(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"download https://github.com/princeton-nlp/LLMBar .* and copy it to that folder"):
+    with pytest.raises(
+        ConfigError,
+        match=r"download https://github.com/princeton-nlp/LLMBar .* and copy it to that folder",
+    ):
         llmbar.read(tmp_path / "llmbar")
 
 
@@ -132,36 +171,73 @@ def test_an_absent_benchmark_says_what_to_download_and_where_it_goes(tmp_path: P
         lambda rows: rows.append("text"),
     ],
 )
-def test_a_benchmark_of_another_format_is_refused(tmp_path: Path, change: Callable[[list[dict[str, object]]], None]) -> None:
-    with pytest.raises(DataError, match=r"not of the format of https://github.com/princeton-nlp/LLMBar"):
+def test_a_benchmark_of_another_format_is_refused(
+    tmp_path: Path, change: Callable[[list[dict[str, object]]], None]
+) -> None:
+    with pytest.raises(
+        DataError, match=r"not of the format of https://github.com/princeton-nlp/LLMBar"
+    ):
         llmbar.read(two_outputs(tmp_path, change))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("evaluate", "nowhere", "--on", "llmbar"), "nowhere: no such folder, and no hub id (OWNER/NAME); `worldpm train` makes one"),
+        (
+            ("evaluate", "nowhere", "--on", "llmbar"),
+            "nowhere: no such folder, and no hub id (OWNER/NAME); `worldpm train` makes one",
+        ),
         (("evaluate", "{road}/checkpoint", "--on", "rm-bunch"), "neither a benchmark (rm-bench, "),
-        (("evaluate", "{road}/checkpoint", "--on", "llmbar", "--benchmarks", "nowhere"), "`LLMBar/Natural/dataset.json` is not there"),
+        (
+            ("evaluate", "{road}/checkpoint", "--on", "llmbar", "--benchmarks", "nowhere"),
+            "`LLMBar/Natural/dataset.json` is not there",
+        ),
         (("evaluate", "{road}/groups", "--on", "llmbar"), "made by `worldpm group`"),
         (("evaluate", "{road}/checkpoint", "--on", "{road}/threads"), "made by `worldpm simulate`"),
         (("train", "{road}/threads", "--model", "tiny"), "made by `worldpm simulate`"),
         (("train", "{road}/groups", "--model", "huge"), "neither a built-in size (tiny, w16, w24,"),
-        (("evaluate", "{road}/checkpoint", "{road}/checkpoint", "--on", "{road}/groups"), "two have the same name"),
-        (("evaluate", "{road}/checkpoint", "--on", "{road}/groups", "{road}/threads/../groups"), "two have the same name"),
-        (("train", "{road}/groups", "--model", "tiny", "--epochs", "0.0001"), "there is nothing to train on"),
+        (
+            ("evaluate", "{road}/checkpoint", "{road}/checkpoint", "--on", "{road}/groups"),
+            "two have the same name",
+        ),
+        (
+            ("evaluate", "{road}/checkpoint", "--on", "{road}/groups", "{road}/threads/../groups"),
+            "two have the same name",
+        ),
+        (
+            ("train", "{road}/groups", "--model", "tiny", "--epochs", "0.0001"),
+            "there is nothing to train on",
+        ),
         (("group", "{road}/groups"), "made by `worldpm group`"),
-        (("train", "{road}/groups", "--model", "tiny", "--warmup", "nan"), "--warmup is nan; give a finite number"),
+        (
+            ("train", "{road}/groups", "--model", "tiny", "--warmup", "nan"),
+            "--warmup is nan; give a finite number",
+        ),
         (("train", "{road}/groups", "--model", "tiny", "--revision", "abc"), "tiny is made here"),
-        (("train", "{road}/groups", "--model", "{road}/checkpoint", "--revision", "abc"), "is a folder, which has none"),
-        (("train", "{road}/groups", "--model", "tiny", "--weight-decay", "-1"), "--weight-decay is -1.0; it must not be negative"),
+        (
+            ("train", "{road}/groups", "--model", "{road}/checkpoint", "--revision", "abc"),
+            "is a folder, which has none",
+        ),
+        (
+            ("train", "{road}/groups", "--model", "tiny", "--weight-decay", "-1"),
+            "--weight-decay is -1.0; it must not be negative",
+        ),
         (("group", "{road}/threads", "--filter-margin", "3"), "name its model"),
         (("group", "{road}/threads", "--contaminated", "report"), "name its texts"),
         (("export", "{road}/groups", "--licence", "mit"), "--licence does not go with --to pairs"),
-        (("export", "{road}/checkpoint", "--to", "model", "--results", "{road}/groups"), "made by `worldpm group`"),
+        (
+            ("export", "{road}/checkpoint", "--to", "model", "--results", "{road}/groups"),
+            "made by `worldpm group`",
+        ),
     ],
 )
-def test_wrong_inputs_are_named(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: Sequence[str], message: str) -> None:
+def test_wrong_inputs_are_named(
+    road: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: Sequence[str],
+    message: str,
+) -> None:
     assert run(*(word.format(road=road) for word in words), "--out", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
 
@@ -174,17 +250,51 @@ def test_the_longer_output_wins_in_llmbar_as_often_as_is_known(real_data: Path) 
         if (chosen := [one for one in items if one.subset == name])
     }
     assert len(items) == 419
-    assert longer == pytest.approx({"Natural": 0.566, "Neighbor": 0.119, "GPTInst": 0.130, "GPTOut": 0.447, "Manual": 0.178}, abs=0.012)
+    assert longer == pytest.approx(
+        {"Natural": 0.566, "Neighbor": 0.119, "GPTInst": 0.130, "GPTOut": 0.447, "Manual": 0.178},
+        abs=0.012,
+    )
 
 
-def test_a_plain_preference_set_is_a_benchmark(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"prompt": f"How many are {n}?", "chosen": f"{n} of them", "rejected": "no idea"} for n in range(12)]
-    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "rejected": rows[0]["chosen"]}]))
-    assert run("evaluate", road / "checkpoint", "--on", tmp_path / "mine.jsonl", "--out", tmp_path / "out") == 0
+def test_a_plain_preference_set_is_a_benchmark(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"prompt": f"How many are {n}?", "chosen": f"{n} of them", "rejected": "no idea"}
+        for n in range(12)
+    ]
+    (tmp_path / "mine.jsonl").write_text(
+        "".join(
+            json.dumps(row) + "\n" for row in [*rows, {**rows[0], "rejected": rows[0]["chosen"]}]
+        )
+    )
+    assert (
+        run(
+            "evaluate",
+            road / "checkpoint",
+            "--on",
+            tmp_path / "mine.jsonl",
+            "--out",
+            tmp_path / "out",
+        )
+        == 0
+    )
     (tmp_path / "set").mkdir()
     (tmp_path / "mine.jsonl").rename(tmp_path / "set" / "mine.jsonl")
-    assert run("evaluate", road / "checkpoint", "--on", tmp_path / "set", "--out", tmp_path / "of-folder") == 0
-    of_folder = json.loads((tmp_path / "of-folder" / "metrics.json").read_text())["checkpoints"]["checkpoint"]
+    assert (
+        run(
+            "evaluate",
+            road / "checkpoint",
+            "--on",
+            tmp_path / "set",
+            "--out",
+            tmp_path / "of-folder",
+        )
+        == 0
+    )
+    of_folder = json.loads((tmp_path / "of-folder" / "metrics.json").read_text())["checkpoints"][
+        "checkpoint"
+    ]
     assert of_folder["benchmarks"]["set"]["n"] == 12
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["checkpoints"]["checkpoint"]
     assert (found["benchmarks"]["mine"]["n"], found["benchmarks"]["mine"]["prompts"]) == (12, 12)
@@ -193,7 +303,9 @@ def test_a_plain_preference_set_is_a_benchmark(road: Path, tmp_path: Path, capsy
     assert found["conditions"]["template_hash"] in told
 
 
-def test_altered_and_damaged_inputs_are_told(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_altered_and_damaged_inputs_are_told(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     groups = shutil.copytree(road / "groups", tmp_path / "groups")
     (table,) = groups.glob("*.parquet")
     whole, rows = table.read_bytes(), pq.read_table(table)
@@ -203,7 +315,9 @@ def test_altered_and_damaged_inputs_are_told(road: Path, tmp_path: Path, capsys:
         assert run(*words, "--out", tmp_path / "out") == 2
         assert f"{table}: missing, or not as its manifest has it" in capsys.readouterr().err
     table.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
-    assert run(*judge, table, "--out", tmp_path / "out") == 2  # a file has no manifest that could vouch for it
+    assert (
+        run(*judge, table, "--out", tmp_path / "out") == 2
+    )  # a file has no manifest that could vouch for it
     assert f"{table}: damaged (" in capsys.readouterr().err
     table.write_bytes(whole)
     (groups / "manifest.json").unlink()
@@ -214,29 +328,59 @@ def test_altered_and_damaged_inputs_are_told(road: Path, tmp_path: Path, capsys:
 
 def test_other_qualities_are_other_items() -> None:
     item = Item("all", "0", "p", (), (Response("a"), Response("b")), (), None, (1.0, 1.0))
-    found, other = (catalogue.describe("pandalm", [one]) for one in (item, item._replace(qualities=(0.0, 0.0))))
+    found, other = (
+        catalogue.describe("pandalm", [one]) for one in (item, item._replace(qualities=(0.0, 0.0)))
+    )
     assert found["sha256"] != other["sha256"]
     assert (found["name"], found["items"], found["bytes"]) == ("pandalm", 1, len(repr([item])))
 
 
 RAW = {"benchmark": "pandalm", "subset": "pandalm", "item": "0"}
-PAIR = [{**RAW, "response": 0, "preferred": True, "reward": 1.0}, {**RAW, "response": 1, "preferred": False, "reward": 0}]
+PAIR = [
+    {**RAW, "response": 0, "preferred": True, "reward": 1.0},
+    {**RAW, "response": 1, "preferred": False, "reward": 0},
+]
 
 
 def judge_raw(rows: Sequence[dict[str, object]], folder: Path, *words: object) -> int:
     file = folder / "model.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    return run("evaluate", "--rewards", file, "--on", "pandalm", "--benchmarks", folder / "none", "--out", folder / "out", *words)
+    return run(
+        "evaluate",
+        "--rewards",
+        file,
+        "--on",
+        "pandalm",
+        "--benchmarks",
+        folder / "none",
+        "--out",
+        folder / "out",
+        *words,
+    )
 
 
 def test_raw_rewards_are_judged_by_the_same_code(tmp_path: Path) -> None:
-    others = [{**row, "item": "1", "reward": 0.0, "subset": "all"} for row in PAIR]  # of one subset, so its name says nothing
+    others = [
+        {**row, "item": "1", "reward": 0.0, "subset": "all"} for row in PAIR
+    ]  # of one subset, so its name says nothing
     assert judge_raw([*PAIR, *others], tmp_path) == 0
-    found = folders.read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"]["benchmarks"]["pandalm"]
-    assert (found["accuracy"], found["ties"], found["native"]) == (0.75, 1, {"accuracy without ties": 0.5})
+    found = folders.read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"][
+        "benchmarks"
+    ]["pandalm"]
+    assert (found["accuracy"], found["ties"], found["native"]) == (
+        0.75,
+        1,
+        {"accuracy without ties": 0.5},
+    )
     assert found["missing_items"] == {"pandalm": 892}
     assert found["style"] is None
-    assert found["nulls"] == {"longer": None, "shorter": None, "earlier": None, "first": None, "coin": 0.5}
+    assert found["nulls"] == {
+        "longer": None,
+        "shorter": None,
+        "earlier": None,
+        "first": None,
+        "coin": 0.5,
+    }
     assert run("report", tmp_path / "out", "--out", tmp_path / "r.html") == 0
 
 
@@ -250,60 +394,151 @@ def test_raw_rewards_are_judged_by_the_same_code(tmp_path: Path) -> None:
         ([PAIR[0], PAIR[0], PAIR[1]], "two rewards for response 0"),
         ([PAIR[0], {**PAIR[1], "response": 2}], "without gaps"),
         ([PAIR[0]], "1 preferred of 1 responses"),
-        ([{**PAIR[0], "benchmark": "rmb"}, {**PAIR[1], "benchmark": "rmb"}], "has no rewards on pandalm, but on rmb"),
+        (
+            [{**PAIR[0], "benchmark": "rmb"}, {**PAIR[1], "benchmark": "rmb"}],
+            "has no rewards on pandalm, but on rmb",
+        ),
         ([], "holds no row"),
     ],
 )
 def test_raw_rewards_with_holes_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: Sequence[dict[str, object]], message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rows: Sequence[dict[str, object]],
+    message: str,
 ) -> None:
     assert judge_raw(rows, tmp_path) == 2
     assert message in capsys.readouterr().err
 
 
-def test_raw_rewards_must_be_of_the_benchmarks_own_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    answers = {"instruction": "Q", "input": "", "response1": "yes", "response2": "no", "annotator1": 1, "annotator2": 1, "annotator3": 1}
+def test_raw_rewards_must_be_of_the_benchmarks_own_items(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = {
+        "instruction": "Q",
+        "input": "",
+        "response1": "yes",
+        "response2": "no",
+        "annotator1": 1,
+        "annotator2": 1,
+        "annotator3": 1,
+    }
     (tmp_path / "b" / "pandalm").mkdir(parents=True)
-    (tmp_path / "b" / "pandalm" / "testset-v1.json").write_text(json.dumps([{"idx": i, **answers} for i in (0, 1)]))
+    (tmp_path / "b" / "pandalm" / "testset-v1.json").write_text(
+        json.dumps([{"idx": i, **answers} for i in (0, 1)])
+    )
     assert judge_raw(PAIR, tmp_path, "--benchmarks", tmp_path / "b") == 2
     assert "lacks 1 of the benchmark's 2 items" in capsys.readouterr().err
     unknown = [{**row, "item": name} for row in PAIR for name in ("0", "1", "7")]
     assert judge_raw(unknown, tmp_path, "--benchmarks", tmp_path / "b") == 2
     assert "1 items are not the benchmark's" in capsys.readouterr().err
-    assert judge_raw([{**row, "item": name} for row in PAIR for name in ("0", "1")], tmp_path, "--benchmarks", tmp_path / "b") == 0
-    turned = [{**row, "item": name, "preferred": not row["preferred"]} for row in PAIR for name in ("0", "1")]
-    assert judge_raw(turned, tmp_path, "--benchmarks", tmp_path / "b", "--out", tmp_path / "turned") == 2
+    assert (
+        judge_raw(
+            [{**row, "item": name} for row in PAIR for name in ("0", "1")],
+            tmp_path,
+            "--benchmarks",
+            tmp_path / "b",
+        )
+        == 0
+    )
+    turned = [
+        {**row, "item": name, "preferred": not row["preferred"]}
+        for row in PAIR
+        for name in ("0", "1")
+    ]
+    assert (
+        judge_raw(turned, tmp_path, "--benchmarks", tmp_path / "b", "--out", tmp_path / "turned")
+        == 2
+    )
     assert "prefers other responses than the benchmark" in capsys.readouterr().err
-    found = folders.read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"]["benchmarks"]["pandalm"]
+    found = folders.read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"][
+        "benchmarks"
+    ]["pandalm"]
     assert found["nulls"]["first"] == 1.0
     assert found["style"]["unit_of_length"] == "characters"
 
 
-def test_raw_rewards_of_two_models_are_compared_item_by_item(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{**row, "item": str(i), "reward": (-1.0) ** (i % 3) * float(row["reward"])} for i in range(12) for row in PAIR]  # type: ignore[arg-type]
+def test_raw_rewards_of_two_models_are_compared_item_by_item(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {**row, "item": str(i), "reward": (-1.0) ** (i % 3) * float(row["reward"])}  # type: ignore[arg-type]
+        for i in range(12)
+        for row in PAIR
+    ]
     for name, content in (("a", rows), ("b", rows[::-1]), ("c", rows[2:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, content)))
     words = ("--on", "pandalm", "--benchmarks", tmp_path / "none", "--out")
-    assert run("evaluate", "--rewards", tmp_path / "a.jsonl", tmp_path / "b.jsonl", *words, tmp_path / "two") == 0
+    assert (
+        run(
+            "evaluate",
+            "--rewards",
+            tmp_path / "a.jsonl",
+            tmp_path / "b.jsonl",
+            *words,
+            tmp_path / "two",
+        )
+        == 0
+    )
     (row,) = folders.read_json(tmp_path / "two" / "metrics.json")["comparisons"]
-    assert (row["difference"], row["interval"], row["detectable"], row["p_value"]) == (0.0, None, None, 1.0)  # the same in all
-    assert run("evaluate", "--rewards", tmp_path / "a.jsonl", tmp_path / "c.jsonl", *words, tmp_path / "other") == 2
-    assert "has other items, or other responses to them, than the first model" in capsys.readouterr().err
+    assert (row["difference"], row["interval"], row["detectable"], row["p_value"]) == (
+        0.0,
+        None,
+        None,
+        1.0,
+    )  # the same in all
+    assert (
+        run(
+            "evaluate",
+            "--rewards",
+            tmp_path / "a.jsonl",
+            tmp_path / "c.jsonl",
+            *words,
+            tmp_path / "other",
+        )
+        == 2
+    )
+    assert (
+        "has other items, or other responses to them, than the first model"
+        in capsys.readouterr().err
+    )
 
 
-def test_a_checkpoint_and_its_own_raw_rewards_get_the_same_metrics(road: Path, tmp_path: Path) -> None:
-    assert run("evaluate", "--rewards", road / "results" / "rewards.parquet", "--on", road / "groups", "--out", tmp_path / "again") == 0
+def test_a_checkpoint_and_its_own_raw_rewards_get_the_same_metrics(
+    road: Path, tmp_path: Path
+) -> None:
+    assert (
+        run(
+            "evaluate",
+            "--rewards",
+            road / "results" / "rewards.parquet",
+            "--on",
+            road / "groups",
+            "--out",
+            tmp_path / "again",
+        )
+        == 0
+    )
     one, again = (
-        folders.read_json(place / "metrics.json")["checkpoints"]["checkpoint"] for place in (road / "results", tmp_path / "again")
+        folders.read_json(place / "metrics.json")["checkpoints"]["checkpoint"]
+        for place in (road / "results", tmp_path / "again")
     )
     assert one["benchmarks"]["groups"].keys() == again["benchmarks"]["groups"].keys()
-    differing = {key for key in one["benchmarks"]["groups"] if one["benchmarks"]["groups"][key] != again["benchmarks"]["groups"][key]}
-    assert differing == {"calibration"}  # only the checkpoint itself knows the temperature of its validation
+    differing = {
+        key
+        for key in one["benchmarks"]["groups"]
+        if one["benchmarks"]["groups"][key] != again["benchmarks"]["groups"][key]
+    }
+    assert differing == {
+        "calibration"
+    }  # only the checkpoint itself knows the temperature of its validation
     assert one["benchmarks"]["groups"]["calibration"]["source"] == "validation"
 
 
 def test_conditions_are_told_with_the_score(road: Path) -> None:
-    told = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]["conditions"]
+    told = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"][
+        "conditions"
+    ]
     assert told["last_tokens"][-1] == told["end_token"] == "<|endoftext|>"
     assert told["first_tokens"][:2] == ["<|im_start|>", "system"]
     assert told["batch_invariance"]["largest_difference"] < 1e-5
@@ -317,13 +552,28 @@ def test_checkpoints_are_compared_and_shown_side_by_side(road: Path, tmp_path: P
 
     shutil.copytree(road / "checkpoint", tmp_path / "copy")
     words = ("--on", road / "groups", "--trained-on", road / "groups", "--strata", "open=1")
-    assert run("evaluate", road / "checkpoint", tmp_path / "copy", *words, "--out", tmp_path / "results") == 0
+    assert (
+        run(
+            "evaluate",
+            road / "checkpoint",
+            tmp_path / "copy",
+            *words,
+            "--out",
+            tmp_path / "results",
+        )
+        == 0
+    )
     found = folders.read_json(tmp_path / "results" / "metrics.json")
-    assert [(row["first"], row["second"], row["difference"], row["p_value_holm"]) for row in found["comparisons"]] == [
-        ("checkpoint", "copy", 0, 1)
-    ]
-    assert found["checkpoints"]["copy"]["conditions"]["overlap_with_training"]["groups"] > 0.5  # the forum repeats its sentences
-    whole = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]["benchmarks"]["groups"]["items"]
+    assert [
+        (row["first"], row["second"], row["difference"], row["p_value_holm"])
+        for row in found["comparisons"]
+    ] == [("checkpoint", "copy", 0, 1)]
+    assert (
+        found["checkpoints"]["copy"]["conditions"]["overlap_with_training"]["groups"] > 0.5
+    )  # the forum repeats its sentences
+    whole = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"][
+        "benchmarks"
+    ]["groups"]["items"]
     drawn = found["checkpoints"]["copy"]["benchmarks"]["groups"]["items"]
     assert 0 < drawn <= whole
     assert found["checkpoints"]["copy"]["conditions"]["strata"] == {"groups": {"open": drawn}}
@@ -333,9 +583,18 @@ def test_checkpoints_are_compared_and_shown_side_by_side(road: Path, tmp_path: P
     assert "Judged wrong by the widest margin" in page
 
 
-def test_an_evaluation_goes_on_without_scoring_anything_again(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_goes_on_without_scoring_anything_again(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(evaluation_run, "ITEMS_AT_ONCE", 5)
-    words = ("evaluate", road / "checkpoint", "--on", road / "groups", "--out", tmp_path / "results")
+    words = (
+        "evaluate",
+        road / "checkpoint",
+        "--on",
+        road / "groups",
+        "--out",
+        tmp_path / "results",
+    )
     whole = evaluation_run._conditions
 
     def fail(*arguments: object) -> dict[str, object]:
@@ -343,7 +602,10 @@ def test_an_evaluation_goes_on_without_scoring_anything_again(road: Path, tmp_pa
 
     monkeypatch.setattr(evaluation_run, "_conditions", fail)
     assert run(*words) == 1
-    scored = {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / ".progress" / "rewards").rglob("*.parquet")}
+    scored = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "results" / ".progress" / "rewards").rglob("*.parquet")
+    }
     assert len(scored) > 2
     torn = min(scored)
     torn.write_bytes(b"half")
@@ -353,7 +615,9 @@ def test_an_evaluation_goes_on_without_scoring_anything_again(road: Path, tmp_pa
     assert log.count("rewards-checkpoint-groups") == len(scored)
     assert run(*words[:-1], tmp_path / "whole") == 0
     for name in ("rewards.parquet", "metrics.json", "items.parquet", "manifest.json"):
-        assert (tmp_path / "results" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "results" / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes()
 
 
 def test_items_of_one_prompt_are_scored_as_one_group(road: Path) -> None:
@@ -361,10 +625,17 @@ def test_items_of_one_prompt_are_scored_as_one_group(road: Path) -> None:
     from worldpm.scoring.scorer import Scorer
 
     scorer = Scorer.load(road / "checkpoint", cut=True)
-    shared = [item("same", texts, [(0, 1)]) for texts in (["a b c", "d"], ["d", "e f"], ["a b c", "e f"])]
+    shared = [
+        item("same", texts, [(0, 1)]) for texts in (["a b c", "d"], ["d", "e f"], ["a b c", "e f"])
+    ]
     together, lengths, _ = _score_items(scorer, shared)
-    alone = [scorer.rewards(one.prompt, [response.content for response in one.responses]) for one in shared]
-    assert [reward for group in together for reward in group] == pytest.approx([reward for group in alone for reward in group], abs=1e-5)
+    alone = [
+        scorer.rewards(one.prompt, [response.content for response in one.responses])
+        for one in shared
+    ]
+    assert [reward for group in together for reward in group] == pytest.approx(
+        [reward for group in alone for reward in group], abs=1e-5
+    )
     assert together[0][1] == together[1][0]
     assert lengths[0] == [lengths[2][0], lengths[1][0]]
 
@@ -374,21 +645,44 @@ def test_items_of_one_prompt_are_scored_as_one_group(road: Path) -> None:
     [
         (("evaluate", "--on", "llmbar"), "name checkpoints, or --rewards, or --verdicts"),
         (("evaluate", "x", "--rewards", "y.jsonl", "--on", "llmbar"), "one of the three"),
-        (("evaluate", "--rewards", "y.jsonl", "--on", "llmbar", "--strata", "forum"), "goes with checkpoints"),
-        (("evaluate", "--verdicts", "y.json", "--on", "llmbar"), "goes with --on arena-hard or --on alpacaeval"),
+        (
+            ("evaluate", "--rewards", "y.jsonl", "--on", "llmbar", "--strata", "forum"),
+            "goes with checkpoints",
+        ),
+        (
+            ("evaluate", "--verdicts", "y.json", "--on", "llmbar"),
+            "goes with --on arena-hard or --on alpacaeval",
+        ),
         (("evaluate", "x", "--on", "worldpm", "--benchmarks", "none"), "no such folder"),
-        (("evaluate", "{road}/checkpoint", "--on", "worldpm", "--benchmarks", "none"), "none/rm-bench: `chat_filtered.json` is not there"),
+        (
+            ("evaluate", "{road}/checkpoint", "--on", "worldpm", "--benchmarks", "none"),
+            "none/rm-bench: `chat_filtered.json` is not there",
+        ),
         (("evaluate", "{road}/checkpoint", "--on", "pandalm=none"), "no hub id"),
-        (("evaluate", "{road}/checkpoint", "--on", "{road}/groups", "--strata", "half"), "NAME=share"),
-        (("evaluate", "{road}/checkpoint", "--on", "{road}/groups", "--strata", "deep=1"), "no item is 'deep'"),
+        (
+            ("evaluate", "{road}/checkpoint", "--on", "{road}/groups", "--strata", "half"),
+            "NAME=share",
+        ),
+        (
+            ("evaluate", "{road}/checkpoint", "--on", "{road}/groups", "--strata", "deep=1"),
+            "no item is 'deep'",
+        ),
     ],
 )
-def test_wrong_words_are_told(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: Sequence[str], message: str) -> None:
+def test_wrong_words_are_told(
+    road: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: Sequence[str],
+    message: str,
+) -> None:
     assert run(*(word.format(road=road) for word in words), "--out", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
 
 
-def test_folders_made_under_other_conditions_are_compared_with_a_warning(road: Path, tmp_path: Path) -> None:
+def test_folders_made_under_other_conditions_are_compared_with_a_warning(
+    road: Path, tmp_path: Path
+) -> None:
     words = ("--on", road / "groups", "--max-length", 64, "--strata", "open=1")
     assert run("evaluate", road / "checkpoint", *words, "--out", tmp_path / "short") == 0
     assert run("report", road / "results", tmp_path / "short", "--out", tmp_path / "r.html") == 0

@@ -21,7 +21,10 @@ def pairs_of(errors: dict[str, list[float]]) -> list[Pair]:
 
 
 def test_errors_rewards_and_gaps_are_those_counted_by_hand() -> None:
-    found = group_gaps.gaps(pairs_of({"en": [0.0] * 18 + [1.0] * 2, "fi": [0.0] * 10 + [1.0] * 10, "is": [1.0] * 3}), "language")
+    found = group_gaps.gaps(
+        pairs_of({"en": [0.0] * 18 + [1.0] * 2, "fi": [0.0] * 10 + [1.0] * 10, "is": [1.0] * 3}),
+        "language",
+    )
     en, fi, rare = found
     assert [one["value"] for one in found] == ["en", "fi", "is"]
     assert (en["error"], fi["error"], rare["error"]) == (0.1, 0.5, 1.0)
@@ -41,7 +44,10 @@ def test_chance_is_no_gap() -> None:
     alarms = 0
     for _ in range(20):
         errors = {value: generator.integers(0, 2, 60).astype(float).tolist() for value in "abc"}
-        alarms += any(one["error_gap"]["p_value_holm"] < 0.05 for one in group_gaps.gaps(pairs_of(errors), "language"))
+        alarms += any(
+            one["error_gap"]["p_value_holm"] < 0.05
+            for one in group_gaps.gaps(pairs_of(errors), "language")
+        )
     assert alarms <= 4
 
 
@@ -59,7 +65,11 @@ def test_groups_that_differ_in_spread_alone_have_no_gap() -> None:
     alarms = missed = 0
     for _ in range(40):
         wide, narrow = generator.normal(0, 3, 12), generator.normal(0, 1, 300)
-        pairs = [Pair(f"{name}{n}", {"a": name}, r, r - 1) for name, rewards in (("w", wide), ("n", narrow)) for n, r in enumerate(rewards)]
+        pairs = [
+            Pair(f"{name}{n}", {"a": name}, r, r - 1)
+            for name, rewards in (("w", wide), ("n", narrow))
+            for n, r in enumerate(rewards)
+        ]
         (gap,) = [one["reward_gap"] for one in group_gaps.gaps(pairs, "a") if one["value"] == "w"]
         alarms += gap["p_value"] < 0.05
         missed += not gap["interval"][0] <= 0 <= gap["interval"][1]
@@ -68,23 +78,52 @@ def test_groups_that_differ_in_spread_alone_have_no_gap() -> None:
 
 
 def test_groups_that_are_all_alike_have_a_gap_without_an_interval() -> None:
-    pairs = [Pair(f"{name}{n}", {"a": name}, reward, reward) for name, reward in (("x", 1.0), ("y", 2.0)) for n in range(12)]
+    pairs = [
+        Pair(f"{name}{n}", {"a": name}, reward, reward)
+        for name, reward in (("x", 1.0), ("y", 2.0))
+        for n in range(12)
+    ]
     x, y = (one["reward_gap"] for one in group_gaps.gaps(pairs, "a"))
-    assert (x["difference"], x["interval"], y["difference"], y["interval"]) == (-1.0, None, 1.0, None)
+    assert (x["difference"], x["interval"], y["difference"], y["interval"]) == (
+        -1.0,
+        None,
+        1.0,
+        None,
+    )
     assert x["p_value"] < 0.01
 
 
-def test_the_command_prints_a_table_and_names_bad_lines(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table_and_names_bad_lines(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = tmp_path / "labelled.jsonl"
     rows = [
-        {"prompt": f"Question {n}?", "responses": ["yes " * (1 + n % 5), "no"], "preferred": n % 2, "language": "en" if n % 3 else "de"}
+        {
+            "prompt": f"Question {n}?",
+            "responses": ["yes " * (1 + n % 5), "no"],
+            "preferred": n % 2,
+            "language": "en" if n % 3 else "de",
+        }
         for n in range(60)
     ]
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run("fairness", road / "checkpoint", lines, "--by", "language", "--out", tmp_path / "gaps.json") == 0
+    assert (
+        run(
+            "fairness",
+            road / "checkpoint",
+            lines,
+            "--by",
+            "language",
+            "--out",
+            tmp_path / "gaps.json",
+        )
+        == 0
+    )
     table = capsys.readouterr().out
     assert "| language | de | 20 |" in table
-    assert [row["pairs"] for row in json.loads((tmp_path / "gaps.json").read_text())["language"]] == [20, 40]
+    assert [
+        row["pairs"] for row in json.loads((tmp_path / "gaps.json").read_text())["language"]
+    ] == [20, 40]
     assert run("fairness", road / "checkpoint", lines, "--by", "region") == 2
     assert "lacks the column 'region'" in capsys.readouterr().err
     lines.write_text(json.dumps({**rows[0], "responses": ["a", "\ud800"]}) + "\n")
@@ -96,7 +135,9 @@ def test_the_command_prints_a_table_and_names_bad_lines(road: Path, tmp_path: Pa
 
 
 def test_a_prompt_counts_once_however_many_pairs_it_has() -> None:
-    once = [Pair(f"a{number}", {"language": "a"}, float(number % 2 == 0), 0.5) for number in range(10)]
+    once = [
+        Pair(f"a{number}", {"language": "a"}, float(number % 2 == 0), 0.5) for number in range(10)
+    ]
     often = [Pair("a0", {"language": "a"}, 1.0, 0.5)] * 15
     others = [Pair(f"b{number}", {"language": "b"}, 1.0, 0.5) for number in range(10)]
     a, b = group_gaps.gaps([*once, *often, *others], "language")
@@ -105,7 +146,13 @@ def test_a_prompt_counts_once_however_many_pairs_it_has() -> None:
 
 
 def test_two_values_have_one_gap_seen_from_both_sides() -> None:
-    a, b = group_gaps.gaps(pairs_of({"a": [0.0] * 9 + [1.0], "b": [0.0] * 6 + [1.0] * 4}), "language")
+    a, b = group_gaps.gaps(
+        pairs_of({"a": [0.0] * 9 + [1.0], "b": [0.0] * 6 + [1.0] * 4}), "language"
+    )
     assert b["error_gap"]["difference"] == -a["error_gap"]["difference"]
     assert b["error_gap"]["interval"] == [-end for end in reversed(a["error_gap"]["interval"])]
-    assert a["error_gap"]["p_value_holm"] == b["error_gap"]["p_value_holm"] == a["error_gap"]["p_value"]
+    assert (
+        a["error_gap"]["p_value_holm"]
+        == b["error_gap"]["p_value_holm"]
+        == a["error_gap"]["p_value"]
+    )

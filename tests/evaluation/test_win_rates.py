@@ -18,7 +18,12 @@ Json = dict[str, Any]
 def arena(folder: Path, *verdicts: tuple[str | None, str | None], answers: bool = False) -> Path:
     """One row per pair of games: in the first the baseline is A, in the second the model is."""
     rows = [
-        {"uid": str(i), "model": "mine", "baseline": "base", "games": [first and {"score": first}, second and {"score": second}]}
+        {
+            "uid": str(i),
+            "model": "mine",
+            "baseline": "base",
+            "games": [first and {"score": first}, second and {"score": second}],
+        }
         for i, (first, second) in enumerate(verdicts)
     ]
     judged = folder / "model_judgment" / "judge" / "mine.jsonl"
@@ -28,14 +33,23 @@ def arena(folder: Path, *verdicts: tuple[str | None, str | None], answers: bool 
         for name, text in (("mine", "# A long and **bold** answer"), ("base", "short")):
             path = folder / "model_answer" / f"{name}.jsonl"
             path.parent.mkdir(exist_ok=True)
-            lines = [{"uid": str(i), "messages": [{"content": {"answer": f"{text} {'x' * i}"}}]} for i in range(len(verdicts))]
+            lines = [
+                {"uid": str(i), "messages": [{"content": {"answer": f"{text} {'x' * i}"}}]}
+                for i in range(len(verdicts))
+            ]
             path.write_text("\n".join(map(json.dumps, lines)))
     return folder
 
 
 def alpaca(path: Path, preferences: Sequence[Any], **columns: Any) -> Path:
     rows = [
-        {"instruction": str(i), "output_1": "a" * 9, "output_2": "b" * (3 + 5 * (i % 4)), "generator_2": "mine", "preference": preference}
+        {
+            "instruction": str(i),
+            "output_1": "a" * 9,
+            "output_2": "b" * (3 + 5 * (i % 4)),
+            "generator_2": "mine",
+            "preference": preference,
+        }
         | {key: values[i] for key, values in columns.items()}
         for i, preference in enumerate(preferences)
     ]
@@ -58,13 +72,18 @@ def test_the_sides_of_a_verdict_may_be_named_either_way(tmp_path: Path) -> None:
 
 
 def test_a_row_with_a_failed_game_is_left_out_whole(tmp_path: Path) -> None:
-    assert [battle.prompt_id for battle in win_rates.read_arena_hard(arena(tmp_path, (None, "A>B"), ("A=B", "A=B")))] == ["1", "1"]
+    assert [
+        battle.prompt_id
+        for battle in win_rates.read_arena_hard(arena(tmp_path, (None, "A>B"), ("A=B", "A=B")))
+    ] == ["1", "1"]
 
 
 def test_style_control_of_equal_texts_is_the_plain_win_rate(tmp_path: Path) -> None:
     # the style difference hardly varies, so that at its mean the generator wins as often as it does
     verdicts = [("A<B", "A>B"), ("A>B", "A<B"), ("A<B", "A>B"), ("A<B", "A<B")] * 5
-    found = win_rates.judge(win_rates.read_arena_hard(arena(tmp_path, *verdicts, answers=True)))["mine"]
+    found = win_rates.judge(win_rates.read_arena_hard(arena(tmp_path, *verdicts, answers=True)))[
+        "mine"
+    ]
     assert found["style_controlled"] == pytest.approx(found["win_rate"], abs=0.03)
 
 
@@ -79,21 +98,34 @@ def test_categories_and_judges_are_not_mixed(tmp_path: Path) -> None:
     arena(tmp_path, ("A<B", "A>B"), ("A>B", "A<B"))
     other = tmp_path / "model_judgment" / "another" / "mine.jsonl"
     other.parent.mkdir()
-    (row,) = [{"uid": "9", "model": "mine", "baseline": "base", "category": "hard", "games": [{"score": "A<B"}, {"score": "A>B"}]}]
+    (row,) = [
+        {
+            "uid": "9",
+            "model": "mine",
+            "baseline": "base",
+            "category": "hard",
+            "games": [{"score": "A<B"}, {"score": "A>B"}],
+        }
+    ]
     other.write_text(json.dumps(row))
     found = win_rates.judge(win_rates.read_arena_hard(tmp_path))
     assert {name: one["win_rate"] for name, one in found.items()} == {
-        "mine (hard, against base, by another)": 1.0, "mine (against base, by judge)": 0.5,
-    }  # fmt: skip
+        "mine (hard, against base, by another)": 1.0,
+        "mine (against base, by judge)": 0.5,
+    }
 
 
 def test_alpacas_draws_count_half_and_failures_not(tmp_path: Path) -> None:
-    battles = win_rates.read_alpaca_eval(alpaca(tmp_path / "a.json", [1.0, 2.0, 0, 1.5, 1.75, None]))
+    battles = win_rates.read_alpaca_eval(
+        alpaca(tmp_path / "a.json", [1.0, 2.0, 0, 1.5, 1.75, None])
+    )
     assert [battle.credit for battle in battles] == [0.0, 1.0, 0.5, 0.5, 0.75]
 
 
 def test_length_control_takes_away_what_length_bought(tmp_path: Path) -> None:
-    bought = [1.0 + min(1.0, 0.2 + 0.25 * (i % 4)) for i in range(40)]  # the longer its text, the surer it wins
+    bought = [
+        1.0 + min(1.0, 0.2 + 0.25 * (i % 4)) for i in range(40)
+    ]  # the longer its text, the surer it wins
     found = win_rates.judge(win_rates.read_alpaca_eval(alpaca(tmp_path / "a.json", bought)))["mine"]
     assert found["length_controlled"]["length_weight"] > 0
     assert found["win_rate"] == pytest.approx(0.575)
@@ -101,8 +133,15 @@ def test_length_control_takes_away_what_length_bought(tmp_path: Path) -> None:
 
 
 def test_difficulties_are_used_where_the_file_has_them(tmp_path: Path) -> None:
-    path = alpaca(tmp_path / "a.json", [1.2, 1.9, 1.4, 1.6] * 10, instruction_difficulty=[0.5, -1.0, 0.1, 0.3] * 10)
-    assert win_rates.judge(win_rates.read_alpaca_eval(path))["mine"]["length_controlled"]["warnings"] == []
+    path = alpaca(
+        tmp_path / "a.json",
+        [1.2, 1.9, 1.4, 1.6] * 10,
+        instruction_difficulty=[0.5, -1.0, 0.1, 0.3] * 10,
+    )
+    assert (
+        win_rates.judge(win_rates.read_alpaca_eval(path))["mine"]["length_controlled"]["warnings"]
+        == []
+    )
 
 
 @pytest.mark.parametrize("preference", [3.0, "text", [1]])
@@ -120,8 +159,13 @@ def test_a_folder_without_judgments_is_refused(tmp_path: Path) -> None:
 
 def test_win_rates_from_the_command_line_reach_the_page(tmp_path: Path) -> None:
     path = alpaca(tmp_path / "a.json", [1.0, 2.0, 1.5])
-    assert run("evaluate", "--verdicts", path, "--on", "alpacaeval", "--out", tmp_path / "results") == 0
-    found = folders.read_json(tmp_path / "results" / "metrics.json")["checkpoints"]["mine"]["win_rates"]["alpacaeval"]
+    assert (
+        run("evaluate", "--verdicts", path, "--on", "alpacaeval", "--out", tmp_path / "results")
+        == 0
+    )
+    found = folders.read_json(tmp_path / "results" / "metrics.json")["checkpoints"]["mine"][
+        "win_rates"
+    ]["alpacaeval"]
     assert found["win_rate"] == 0.5
     assert run("report", tmp_path / "results", "--out", tmp_path / "r.html") == 0
     assert "Win rates: results" in (tmp_path / "r.html").read_text()

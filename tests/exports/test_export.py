@@ -20,7 +20,9 @@ def exported(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_pair_of_every_group_is_written_with_its_prompt(road: Path, exported: Path) -> None:
-    groups = {row["group_id"]: row for row in parquet.read_rows(road / "groups" / "simulated.parquet")}
+    groups = {
+        row["group_id"]: row for row in parquet.read_rows(road / "groups" / "simulated.parquet")
+    }
     for split in ("train", "validation", "test"):
         rows = list(parquet.read_rows(exported / "data" / f"{split}.parquet"))
         mine = [group for group in groups.values() if group["split"] == split]
@@ -31,9 +33,14 @@ def test_every_pair_of_every_group_is_written_with_its_prompt(road: Path, export
             pair = next(
                 p
                 for p in group["preferences"]
-                if [texts[p["chosen"]], texts[p["rejected"]]] == [row["chosen"][0]["content"], row["rejected"][0]["content"]]
+                if [texts[p["chosen"]], texts[p["rejected"]]]
+                == [row["chosen"][0]["content"], row["rejected"][0]["content"]]
             )
-            assert (row["prompt"], row["strength"], row["weight"]) == (group["prompt"], pair["strength"], pair["weight"])
+            assert (row["prompt"], row["strength"], row["weight"]) == (
+                group["prompt"],
+                pair["strength"],
+                pair["weight"],
+            )
 
 
 def test_huggingface_datasets_loads_the_folder(exported: Path) -> None:
@@ -48,21 +55,34 @@ def test_our_own_training_reads_it_back(exported: Path) -> None:
     from collections import Counter
 
     drops: Counter[str] = Counter()
-    groups = list(preference_sets.read([exported / "data" / f"{split}.parquet" for split in ("train", "validation")], "train", drops))
-    assert sum(len(group.preferences) for group in groups) == folders.manifest(exported)["counts"]["train"]["pairs"]
+    groups = list(
+        preference_sets.read(
+            [exported / "data" / f"{split}.parquet" for split in ("train", "validation")],
+            "train",
+            drops,
+        )
+    )
+    assert (
+        sum(len(group.preferences) for group in groups)
+        == folders.manifest(exported)["counts"]["train"]["pairs"]
+    )
     assert sum(drops.values()) == 0
 
 
 def test_credits_go_along(road: Path, exported: Path) -> None:
     with (exported / "ATTRIBUTION.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    responses = sum(len(row["responses"]) for row in parquet.read_rows(road / "groups" / "simulated.parquet"))
+    responses = sum(
+        len(row["responses"]) for row in parquet.read_rows(road / "groups" / "simulated.parquet")
+    )
     groups = sum(1 for _ in parquet.read_rows(road / "groups" / "simulated.parquet"))
     assert len(rows) == responses + groups  # who answered, and who asked
     assert "CC BY-SA" in (exported / "README.md").read_text()
 
 
-def test_a_folder_of_something_else_is_refused(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_something_else_is_refused(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("export", road / "threads", "--out", tmp_path / "x") == 2
     assert "made by `worldpm simulate`" in capsys.readouterr().err
     assert run("export", "--out", tmp_path / "x") == 2
@@ -70,22 +90,56 @@ def test_a_folder_of_something_else_is_refused(road: Path, tmp_path: Path, capsy
 
 def test_an_onnx_graph_gives_the_same_rewards(road: Path, tmp_path: Path) -> None:
     onnx = pytest.importorskip("worldpm.exports.onnx", reason="onnxruntime is not installed")
-    assert run("export", road / "checkpoint", "--to", "onnx", "--int8", "--probe", road / "groups", "--out", tmp_path / "onnx") == 0
+    assert (
+        run(
+            "export",
+            road / "checkpoint",
+            "--to",
+            "onnx",
+            "--int8",
+            "--probe",
+            road / "groups",
+            "--out",
+            tmp_path / "onnx",
+        )
+        == 0
+    )
     counts = folders.manifest(tmp_path / "onnx")["counts"]
     assert counts["largest difference"] <= 1e-4
     assert abs(counts["accuracy int8"] - counts["accuracy"]) < 0.1
     scorer = Scorer.load(road / "checkpoint")
-    prompt, responses = "How long should I bake a loaf?", ["Two words.", "Many more words than that, in fact.", ""]
+    prompt, responses = (
+        "How long should I bake a loaf?",
+        ["Two words.", "Many more words than that, in fact.", ""],
+    )
     group = scorer.encoder.encode([Message("user", prompt)], responses)
     found = onnx.Runtime(tmp_path / "onnx" / "model.onnx").rewards([group])[0]
     assert found == pytest.approx(scorer.rewards(prompt, responses), abs=1e-4)
-    assert (tmp_path / "onnx" / "model_int8.onnx").stat().st_size < (tmp_path / "onnx" / "model.onnx").stat().st_size / 2
+    assert (tmp_path / "onnx" / "model_int8.onnx").stat().st_size < (
+        tmp_path / "onnx" / "model.onnx"
+    ).stat().st_size / 2
 
 
-def test_groups_without_validation_are_no_probe(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups_without_validation_are_no_probe(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("onnxruntime")
-    assert run("group", road / "threads", "--validation-share", 0, "--out", tmp_path / "groups") == 0
-    assert run("export", road / "checkpoint", "--to", "onnx", "--probe", tmp_path / "groups", "--out", tmp_path / "onnx") == 2
+    assert (
+        run("group", road / "threads", "--validation-share", 0, "--out", tmp_path / "groups") == 0
+    )
+    assert (
+        run(
+            "export",
+            road / "checkpoint",
+            "--to",
+            "onnx",
+            "--probe",
+            tmp_path / "groups",
+            "--out",
+            tmp_path / "onnx",
+        )
+        == 2
+    )
     assert "has no validation groups to compare on" in capsys.readouterr().err
 
 
@@ -101,11 +155,22 @@ def test_a_model_folder_scores_the_same_and_has_its_card(road: Path, tmp_path: P
     out = tmp_path / "published"
     words = ("--licence", "apache-2.0", "--results", road / "results")
     assert run("export", road / "checkpoint", "--to", "model", "--out", out, *words) == 0
-    assert Scorer.load(out).rewards("a", ["b"]) == Scorer.load(road / "checkpoint").rewards("a", ["b"])
+    assert Scorer.load(out).rewards("a", ["b"]) == Scorer.load(road / "checkpoint").rewards(
+        "a", ["b"]
+    )
     card = (out / "README.md").read_text()
-    accuracy = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]["benchmarks"]["groups"]["accuracy"]
-    for expected in ("license: apache-2.0", f"| groups | {accuracy:.3f} |", "began from | `tiny`", "Conditions: dtype float32"):
+    accuracy = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"][
+        "benchmarks"
+    ]["groups"]["accuracy"]
+    for expected in (
+        "license: apache-2.0",
+        f"| groups | {accuracy:.3f} |",
+        "began from | `tiny`",
+        "Conditions: dtype float32",
+    ):
         assert expected in card
-    assert run("export", road / "checkpoint", "--out", tmp_path / "x") == 2  # pairs are made of groups
+    assert (
+        run("export", road / "checkpoint", "--out", tmp_path / "x") == 2
+    )  # pairs are made of groups
     assert run("export", road / "groups", "--to", "onnx", "--out", tmp_path / "y") == 2
     assert run("export", road / "groups", "--int8", "--out", tmp_path / "z") == 2

@@ -17,7 +17,9 @@ def rows(folder: Path) -> dict[str, list[parquet.Json]]:
 
 
 @pytest.mark.skipif(NO_SPARK, reason="Spark (pip install 'worldpm[spark]') or Java is not here")
-def test_threads_and_groups_are_the_same_row_by_row(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_threads_and_groups_are_the_same_row_by_row(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     sites = sorted((request.config.getoption("--data") / "stackexchange").glob("[am]*.7z"))
     if not sites:
         (tmp_path / "site" / "Posts.xml").parent.mkdir()
@@ -26,7 +28,14 @@ def test_threads_and_groups_are_the_same_row_by_row(tmp_path: Path, request: pyt
     for engine in ("duckdb", "spark"):
         found = spawn("ingest", *sites, "--out", tmp_path / f"threads-{engine}", "--engine", engine)
         assert found.returncode == 0, found.stderr.decode()[-3000:]
-        found = spawn("group", tmp_path / "threads-duckdb", "--out", tmp_path / f"groups-{engine}", "--engine", engine)
+        found = spawn(
+            "group",
+            tmp_path / "threads-duckdb",
+            "--out",
+            tmp_path / f"groups-{engine}",
+            "--engine",
+            engine,
+        )
         assert found.returncode == 0, found.stderr.decode()[-3000:]
     for kind in ("threads", "groups"):
         one, other = (rows(tmp_path / f"{kind}-{engine}") for engine in ("duckdb", "spark"))
@@ -35,7 +44,12 @@ def test_threads_and_groups_are_the_same_row_by_row(tmp_path: Path, request: pyt
 
 
 @pytest.mark.skipif(find_spec("pyspark") is not None, reason="pyspark is here")
-def test_without_spark_one_message_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_spark_one_message_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "Posts.xml").write_bytes(posts_xml(TWO_ANSWERS))
-    assert run("ingest", tmp_path / "Posts.xml", "--out", tmp_path / "threads", "--engine", "spark") == 2
+    assert (
+        run("ingest", tmp_path / "Posts.xml", "--out", tmp_path / "threads", "--engine", "spark")
+        == 2
+    )
     assert "pip install 'worldpm[spark]'" in capsys.readouterr().err

@@ -20,9 +20,16 @@ from worldpm.storage import folders, parquet, schema
 Json = dict[str, Any]
 
 SUBMISSION: Json = {
-    "id": "s1", "title": "Why &amp; how?", "selftext": "Tell me &gt; all", "score": 9, "created_utc": 1577836800, "author": "asker",
-    "subreddit": "ask", "permalink": "/r/ask/s1", "is_self": True,
-}  # fmt: skip
+    "id": "s1",
+    "title": "Why &amp; how?",
+    "selftext": "Tell me &gt; all",
+    "score": 9,
+    "created_utc": 1577836800,
+    "author": "asker",
+    "subreddit": "ask",
+    "permalink": "/r/ask/s1",
+    "is_self": True,
+}
 COMMENT: Json = {
     "id": "c1",
     "link_id": "t3_s1",
@@ -33,12 +40,24 @@ COMMENT: Json = {
     "author": "a",
 }
 THREAD: Json = {
-    "id": 7, "title": "T", "body": "B", "votes": 3, "created": "2024-05-01T12:00:00+02:00", "tags": ["x"],
+    "id": 7,
+    "title": "T",
+    "body": "B",
+    "votes": 3,
+    "created": "2024-05-01T12:00:00+02:00",
+    "tags": ["x"],
     "responses": [
-        {"id": 1, "body": "first", "votes": 5, "created": 1714560000, "accepted": True, "author": "b"},
+        {
+            "id": 1,
+            "body": "first",
+            "votes": 5,
+            "created": 1714560000,
+            "accepted": True,
+            "author": "b",
+        },
         {"id": 2, "body": "second", "votes": -1, "created": "2024-05-02"},
     ],
-}  # fmt: skip
+}
 
 
 def lines(*rows: Json) -> bytes:
@@ -46,7 +65,12 @@ def lines(*rows: Json) -> bytes:
 
 
 def read_threads(folder: Path) -> list[Thread]:
-    return [thread for path in parquet.paths_of(folder) for batch in parquet.read_batches(path) for thread in schema.threads_of(batch)]
+    return [
+        thread
+        for path in parquet.paths_of(folder)
+        for batch in parquet.read_batches(path)
+        for thread in schema.threads_of(batch)
+    ]
 
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -57,21 +81,36 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("suffix", sorted(PACK))
-def test_submissions_and_comments_become_threads_of_top_level_comments(tmp_path: Path, suffix: str) -> None:
+def test_submissions_and_comments_become_threads_of_top_level_comments(
+    tmp_path: Path, suffix: str
+) -> None:
     reply = {**COMMENT, "id": "c3", "parent_id": "t1_c1"}
     gone = {**COMMENT, "id": "c4", "body": "[removed]"}
     second = {**COMMENT, "id": "c2", "score": 8, "created_utc": 1577836850}
     (tmp_path / f"ask_submissions{suffix}").write_bytes(
         PACK[suffix](lines(SUBMISSION, {**SUBMISSION, "id": "s2", "selftext": "[deleted]"}))
     )
-    (tmp_path / f"ask_comments{suffix}").write_bytes(PACK[suffix](lines(COMMENT, second, reply, gone)))
+    (tmp_path / f"ask_comments{suffix}").write_bytes(
+        PACK[suffix](lines(COMMENT, second, reply, gone))
+    )
     assert run("ingest", *tmp_path.glob("ask_*"), "--out", tmp_path / "threads") == 0
     (thread,) = read_threads(tmp_path / "threads")
-    assert (thread.thread_id, thread.source, thread.site, thread.tags) == ("ask/t3_s1", "reddit", "ask", ("ask",))
+    assert (thread.thread_id, thread.source, thread.site, thread.tags) == (
+        "ask/t3_s1",
+        "reddit",
+        "ask",
+        ("ask",),
+    )
     assert (thread.title, thread.body, thread.votes) == ("Why & how?", "Tell me > all", 9)
     assert thread.created == datetime(2020, 1, 1, tzinfo=UTC)
-    assert [(r.response_id, r.votes) for r in thread.responses] == [("t1_c2", 8), ("t1_c1", 4)]  # by date, not as the site has them
-    assert folders.manifest(tmp_path / "threads")["drops"]["ask"] == {"deleted or removed": 2, "reply to a comment": 1}
+    assert [(r.response_id, r.votes) for r in thread.responses] == [
+        ("t1_c2", 8),
+        ("t1_c1", 4),
+    ]  # by date, not as the site has them
+    assert folders.manifest(tmp_path / "threads")["drops"]["ask"] == {
+        "deleted or removed": 2,
+        "reply to a comment": 1,
+    }
 
 
 def test_a_link_post_has_its_link_as_text() -> None:
@@ -113,7 +152,12 @@ def test_every_reason_to_leave_out_a_row_of_reddit(change: Json, reason: str) ->
 
 @pytest.mark.parametrize(
     ("name", "site"),
-    [("RS_2015-01.zst", "reddit-2015-01"), ("RC_2015-01.zst", "reddit-2015-01"), ("beer_comments.jsonl.gz", "beer"), ("x.jsonl", "x")],
+    [
+        ("RS_2015-01.zst", "reddit-2015-01"),
+        ("RC_2015-01.zst", "reddit-2015-01"),
+        ("beer_comments.jsonl.gz", "beer"),
+        ("x.jsonl", "x"),
+    ],
 )
 def test_submissions_and_comments_share_a_name(name: str, site: str) -> None:
     assert reddit.site_of(Path(name)) == site
@@ -122,16 +166,28 @@ def test_submissions_and_comments_share_a_name(name: str, site: str) -> None:
 def test_rows_of_our_own_tables_are_threads_too(tmp_path: Path) -> None:
     (tmp_path / "desk.jsonl").write_bytes(lines(THREAD))
     assert run("ingest", tmp_path / "desk.jsonl", "--out", tmp_path / "threads") == 0
-    (row,) = (row for path in parquet.paths_of(tmp_path / "threads") for row in parquet.read_rows(path))
+    (row,) = (
+        row for path in parquet.paths_of(tmp_path / "threads") for row in parquet.read_rows(path)
+    )
     odd = {**row, "thread_id": "desk/9", "responses": 5}
-    again = [json.loads(json.dumps(one, default=str)) for one in (row, {**row, "thread_id": "other/7"}, odd)]
+    again = [
+        json.loads(json.dumps(one, default=str))
+        for one in (row, {**row, "thread_id": "other/7"}, odd)
+    ]
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "desk.jsonl").write_bytes(lines(*again))
     assert run("ingest", tmp_path / "again" / "desk.jsonl", "--out", tmp_path / "twice") == 0
     found = read_threads(tmp_path / "twice")
-    assert [thread.thread_id for thread in found] == ["desk/7", "desk/other/7"]  # of two sites none is lost
-    assert [answer.response_id for answer in found[0].responses] == [answer["response_id"] for answer in row["responses"]]
-    assert folders.manifest(tmp_path / "twice")["drops"] == {"desk": {"thread without id, text or date, or with an odd value": 1}}
+    assert [thread.thread_id for thread in found] == [
+        "desk/7",
+        "desk/other/7",
+    ]  # of two sites none is lost
+    assert [answer.response_id for answer in found[0].responses] == [
+        answer["response_id"] for answer in row["responses"]
+    ]
+    assert folders.manifest(tmp_path / "twice")["drops"] == {
+        "desk": {"thread without id, text or date, or with an odd value": 1}
+    }
 
 
 def test_the_accepted_answer_is_one_that_was_read(tmp_path: Path) -> None:
@@ -145,29 +201,49 @@ def test_the_accepted_answer_is_one_that_was_read(tmp_path: Path) -> None:
     ]
     (tmp_path / "desk.jsonl").write_bytes(lines(*rows))
     assert run("ingest", tmp_path / "desk.jsonl", "--out", tmp_path / "threads") == 0
-    found = {thread.thread_id: [answer.accepted for answer in thread.responses] for thread in read_threads(tmp_path / "threads")}
+    found = {
+        thread.thread_id: [answer.accepted for answer in thread.responses]
+        for thread in read_threads(tmp_path / "threads")
+    }
     assert found == {"desk/7": [True], "desk/8": [True]}
     assert folders.manifest(tmp_path / "threads")["drops"]["desk"] == {
         "response without id, body, votes or date, or with an odd value": 2,
         "thread without id, text or date, or with an odd value": 2,
-    }  # fmt: skip
+    }
 
 
 def test_a_months_submissions_and_comments_become_threads(tmp_path: Path) -> None:
     for name, row in (("RS_2015-01.jsonl", SUBMISSION), ("RC_2015-01.jsonl", COMMENT)):
         (tmp_path / name).write_bytes(lines(row))
-    assert run("ingest", tmp_path / "RS_2015-01.jsonl", tmp_path / "RC_2015-01.jsonl", "--out", tmp_path / "threads") == 0
+    assert (
+        run(
+            "ingest",
+            tmp_path / "RS_2015-01.jsonl",
+            tmp_path / "RC_2015-01.jsonl",
+            "--out",
+            tmp_path / "threads",
+        )
+        == 0
+    )
     (thread,) = read_threads(tmp_path / "threads")
-    assert (thread.site, [answer.body for answer in thread.responses]) == ("reddit-2015-01", ["Because."])
+    assert (thread.site, [answer.body for answer in thread.responses]) == (
+        "reddit-2015-01",
+        ["Because."],
+    )
 
 
 @pytest.mark.parametrize("name", ["RC_2015-01.zst", "ask_comments.jsonl.gz", "ask.comments.jsonl"])
 def test_files_of_comments_are_told_by_their_names(name: str) -> None:
     assert reddit.part_of(Path(name)) == "comments"
-    assert reddit.part_of(Path(name.replace("RC", "RS").replace("comments", "submissions"))) == "submissions"
+    assert (
+        reddit.part_of(Path(name.replace("RC", "RS").replace("comments", "submissions")))
+        == "submissions"
+    )
 
 
-def test_two_files_of_comments_of_one_site_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_files_of_comments_of_one_site_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for suffix in (".jsonl", ".jsonl.gz"):
         (tmp_path / f"ask_comments{suffix}").write_bytes(PACK[suffix](lines(COMMENT)))
     assert run("ingest", *tmp_path.glob("ask_*"), "--out", tmp_path / "threads") == 2
@@ -176,22 +252,37 @@ def test_two_files_of_comments_of_one_site_are_refused(tmp_path: Path, capsys: p
 
 def test_threads_of_any_forum_come_as_documented(tmp_path: Path) -> None:
     (tmp_path / "tickets.jsonl").write_bytes(
-        lines(THREAD, {"id": 8, "created": "2024-01-01"}, {**THREAD, "id": 9, "responses": [{"id": 3}]})
+        lines(
+            THREAD,
+            {"id": 8, "created": "2024-01-01"},
+            {**THREAD, "id": 9, "responses": [{"id": 3}]},
+        )
     )
     assert run("ingest", tmp_path / "tickets.jsonl", "--out", tmp_path / "threads") == 0
     first, second = read_threads(tmp_path / "threads")
-    assert (first.thread_id, first.source, first.votes, first.tags) == ("tickets/7", "threads", 3, ("x",))
+    assert (first.thread_id, first.source, first.votes, first.tags) == (
+        "tickets/7",
+        "threads",
+        3,
+        ("x",),
+    )
     assert first.created == datetime(2024, 5, 1, 10, tzinfo=UTC)
-    assert [(r.body, r.votes, r.accepted) for r in first.responses] == [("first", 5, True), ("second", -1, False)]
+    assert [(r.body, r.votes, r.accepted) for r in first.responses] == [
+        ("first", 5, True),
+        ("second", -1, False),
+    ]
     assert second.responses == ()
     assert folders.manifest(tmp_path / "threads")["drops"]["tickets"] == {
         "response without id, body, votes or date, or with an odd value": 1,
         "thread without id, text or date, or with an odd value": 1,
-    }  # fmt: skip
+    }
     assert run("group", tmp_path / "threads", "--out", tmp_path / "groups") == 0
 
 
-@pytest.mark.parametrize("change", [{"votes": None}, {"votes": 2.9}, {"votes": 2**70}, {"body": "\ud800"}, {"created": 1e99}])
+@pytest.mark.parametrize(
+    "change",
+    [{"votes": None}, {"votes": 2.9}, {"votes": 2**70}, {"body": "\ud800"}, {"created": 1e99}],
+)
 def test_odd_values_of_a_response_are_counted(change: Json) -> None:
     drops: Counter[str] = Counter()
     answers = [THREAD["responses"][0], {**THREAD["responses"][1], **change}]
@@ -202,7 +293,9 @@ def test_odd_values_of_a_response_are_counted(change: Json) -> None:
 def test_a_long_run_of_one_letter_is_not_held(tmp_path: Path) -> None:
     import resource
 
-    (tmp_path / "x.zst").write_bytes(PACK[".zst"](b'{"a": 1}\n' + b"x" * (300 << 20) + b'\n{"a": 2}\n'))
+    (tmp_path / "x.zst").write_bytes(
+        PACK[".zst"](b'{"a": 1}\n' + b"x" * (300 << 20) + b'\n{"a": 2}\n')
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert [row["a"] for row in json_lines.read(tmp_path / "x.zst", Counter())] == [1, 2]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 * 1024
@@ -213,7 +306,10 @@ def test_broken_lines_are_counted_up_to_a_share(tmp_path: Path) -> None:
     path.write_bytes(b'{"a": 1}\n' * 900 + b"{broken\n" * 9 + b"[1]\n" + b'{"a": 1}\n' * 100)
     assert len(list(json_lines.read(path, drops))) == 1000
     assert drops == {"line that is no JSON object": 10}
-    for content in (b'{"a": 1}\n' * 500 + b"{broken\n" * 11, b"{broken\n" * 11 + b'{"a": 1}\n' * 500):
+    for content in (
+        b'{"a": 1}\n' * 500 + b"{broken\n" * 11,
+        b"{broken\n" * 11 + b'{"a": 1}\n' * 500,
+    ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"11 of 511 lines are no JSON objects, more than 1%"):
             list(json_lines.read(path, Counter()))
@@ -222,11 +318,15 @@ def test_broken_lines_are_counted_up_to_a_share(tmp_path: Path) -> None:
         list(json_lines.read(path, Counter()))
 
 
-def test_an_endless_line_is_skipped_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_line_is_skipped_without_being_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(json_lines, "LONGEST", 1000)
     monkeypatch.setattr(json_lines, "CHUNK", 100)
     path, drops = tmp_path / "x.jsonl", Counter[str]()
-    path.write_bytes(b'{"a": 1}\n' + b'{"a": "' + b"x" * 5000 + b'"}\n' + b'{"a": 2}\n' + b"y" * 3000)
+    path.write_bytes(
+        b'{"a": 1}\n' + b'{"a": "' + b"x" * 5000 + b'"}\n' + b'{"a": 2}\n' + b"y" * 3000
+    )
     assert [row["a"] for row in json_lines.read(path, drops)] == [1, 2]
     assert drops == {"line longer than 64 MiB": 2}
 
@@ -237,7 +337,9 @@ def test_several_frames_are_read_one_after_the_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".zst", ".jsonl.gz"])
-def test_a_cut_archive_gives_what_comes_before_and_then_an_error(tmp_path: Path, suffix: str) -> None:
+def test_a_cut_archive_gives_what_comes_before_and_then_an_error(
+    tmp_path: Path, suffix: str
+) -> None:
     rows = [{"a": i, "text": f"{i * 7919 % 1000003} {i}" * 20} for i in range(20_000)]
     whole = PACK[suffix](lines(*rows))
     (tmp_path / f"x{suffix}").write_bytes(whole[: len(whole) // 2])
@@ -248,10 +350,17 @@ def test_a_cut_archive_gives_what_comes_before_and_then_an_error(tmp_path: Path,
     assert found == list(range(len(found)))
 
 
-def test_a_cut_dump_leaves_the_folder_unfinished_and_other_sites_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cut_dump_leaves_the_folder_unfinished_and_other_sites_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(THREAD))
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(*[{**THREAD, "id": i} for i in range(9999)]), mtime=0)[:-20])
-    assert run("ingest", tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz", "--out", tmp_path / "threads") == 2
+    (tmp_path / "b.jsonl.gz").write_bytes(
+        gzip.compress(lines(*[{**THREAD, "id": i} for i in range(9999)]), mtime=0)[:-20]
+    )
+    assert (
+        run("ingest", tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz", "--out", tmp_path / "threads")
+        == 2
+    )
     assert "b.jsonl.gz: damaged or cut after" in capsys.readouterr().err
     assert (tmp_path / "threads" / "a.parquet").exists()
     assert not (tmp_path / "threads" / "manifest.json").exists()
@@ -267,20 +376,34 @@ def test_a_cut_dump_leaves_the_folder_unfinished_and_other_sites_done(tmp_path: 
     ],
 )
 def test_what_a_file_is_must_be_clear(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, words: tuple[str, ...], message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: bytes,
+    words: tuple[str, ...],
+    message: str,
 ) -> None:
     (tmp_path / name).write_bytes(content)
     assert run("ingest", tmp_path / name, *words, "--out", tmp_path / "threads") == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_of_the_network_gives_a_site_for_each_archive_of_posts(tmp_path: Path, dump: Callable[..., Path]) -> None:
+def test_a_folder_of_the_network_gives_a_site_for_each_archive_of_posts(
+    tmp_path: Path, dump: Callable[..., Path]
+) -> None:
     folder = tmp_path / "network"
     (folder / "large").mkdir(parents=True)
-    for name in ("beer.stackexchange.com.7z", "stackoverflow.com-Posts.7z", "stackoverflow.com-Votes.7z"):
+    for name in (
+        "beer.stackexchange.com.7z",
+        "stackoverflow.com-Posts.7z",
+        "stackoverflow.com-Votes.7z",
+    ):
         dump(name=name).rename(folder / "large" / name)
     assert run("ingest", folder, "--out", tmp_path / "threads") == 0
-    assert sorted(path.stem for path in (tmp_path / "threads").glob("*.parquet")) == ["beer.stackexchange.com", "stackoverflow.com"]
+    assert sorted(path.stem for path in (tmp_path / "threads").glob("*.parquet")) == [
+        "beer.stackexchange.com",
+        "stackoverflow.com",
+    ]
     (tmp_path / "empty").mkdir()
     assert run("ingest", tmp_path / "empty", "--out", tmp_path / "none") == 2
 
@@ -293,16 +416,28 @@ def test_the_documented_line_is_a_thread() -> None:
 
 def test_threads_of_one_id_do_not_share_answers(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    lines = [{**THREAD, "id": name, "title": title} for name, title in ((7, "bread"), (7, "cat"), (None, "tyre"), ("", "sky"))]
+    lines = [
+        {**THREAD, "id": name, "title": title}
+        for name, title in ((7, "bread"), (7, "cat"), (None, "tyre"), ("", "sky"))
+    ]
     path.write_text("\n".join(map(json.dumps, lines)))
     drops: Counter[str] = Counter()
-    posts = [row for batch in generic.read_posts(path, site="x", drops=drops) for row in batch.to_pylist()]
+    posts = [
+        row
+        for batch in generic.read_posts(path, site="x", drops=drops)
+        for row in batch.to_pylist()
+    ]
     assert [post["title"] for post in posts if post["parent_id"] is None] == ["bread"]
     assert len(posts) == 3
-    assert drops == {"thread whose id stood before": 1, "thread without id, text or date, or with an odd value": 2}
+    assert drops == {
+        "thread whose id stood before": 1,
+        "thread without id, text or date, or with an odd value": 2,
+    }
 
 
-def test_two_dates_of_a_subreddit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_dates_of_a_subreddit_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for year in ("2020", "2023"):
         (tmp_path / year).mkdir()
         (tmp_path / year / "ask_submissions.jsonl").write_text(json.dumps(SUBMISSION) + "\n")
@@ -311,10 +446,15 @@ def test_two_dates_of_a_subreddit_are_refused(tmp_path: Path, capsys: pytest.Cap
     assert "two dumps of a site" in capsys.readouterr().err
 
 
-def test_a_dump_without_a_thread_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dump_without_a_thread_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({**THREAD, "id": None}) + "\n")
     assert run("ingest", path, "--format", "threads", "--out", tmp_path / "out") == 2
-    assert "no thread is in it (thread without id, text or date, or with an odd value: 1)" in capsys.readouterr().err
+    assert (
+        "no thread is in it (thread without id, text or date, or with an odd value: 1)"
+        in capsys.readouterr().err
+    )
     path.write_bytes(lines(THREAD))
     assert run("ingest", path, "--format", "threads", "--out", tmp_path / "out") == 0

@@ -1,4 +1,5 @@
-"""The simulated forum: what is planted, what the votes do with it, and how it compares with real forums."""
+"""The simulated forum: what is planted, what the votes do with it, and how it compares with real
+forums."""
 
 from collections.abc import Iterator
 
@@ -18,7 +19,8 @@ Forum = list[tuple[Item, tuple[Truth, ...]]]
 
 @pytest.fixture(scope="module")
 def forum() -> Forum:
-    """3,000 threads as items of all their pairs, each with its truth in the order of the responses."""
+    """3,000 threads as items of all their pairs, each with its truth in the order of the
+    responses."""
     return list(items_of(3000))
 
 
@@ -27,7 +29,17 @@ def items_of(threads: int) -> Iterator[tuple[Item, tuple[Truth, ...]]]:
     for thread, truths in hobbies.simulate(threads, seed=11):
         group = group_thread(thread, GroupRules(), Tally())
         if group is not None:
-            yield Item(group.site, group.group_id, group.group_id, group.prompt, group.responses, group.preferences), truths
+            yield (
+                Item(
+                    group.site,
+                    group.group_id,
+                    group.group_id,
+                    group.prompt,
+                    group.responses,
+                    group.preferences,
+                ),
+                truths,
+            )
 
 
 def test_a_thread_is_the_same_however_many_are_made() -> None:
@@ -39,7 +51,9 @@ def test_the_parts_add_up_and_the_crowd_likes_longer_texts(forum: Forum) -> None
     for item, truths in forum[:200]:
         for response, truth in zip(item.responses, truths, strict=True):
             assert truth.response_id == response.meta["response_id"]
-            assert truth.quality == pytest.approx(truth.adversarial + truth.objective + truth.subjective)
+            assert truth.quality == pytest.approx(
+                truth.adversarial + truth.objective + truth.subjective
+            )
             assert truth.adversarial in (
                 0.0,
                 -hobbies.OFF_TOPIC_COST,
@@ -72,7 +86,9 @@ def test_it_is_as_biased_as_real_forums(forum: Forum) -> None:
 
 def test_the_vote_ceiling_is_below_085_and_far_above_a_bag_of_words(forum: Forum) -> None:
     train, test = forum[:2000], forum[2000:]
-    ceiling = accuracy([item for item, _ in test], [[t.appeal for t in truths] for _, truths in test])
+    ceiling = accuracy(
+        [item for item, _ in test], [[t.appeal for t in truths] for _, truths in test]
+    )
     regression = tfidf.fit([item for item, _ in train])
     bag_of_words = accuracy([item for item, _ in test], [regression(item) for item, _ in test])
     assert ceiling <= 0.85
@@ -81,17 +97,26 @@ def test_the_vote_ceiling_is_below_085_and_far_above_a_bag_of_words(forum: Forum
 
 def test_no_reader_of_the_text_beats_the_ceiling_by_knowing_quality_alone(forum: Forum) -> None:
     items = [item for item, _ in forum]
-    by_appeal, by_quality = ([[getattr(t, kind) for t in truths] for _, truths in forum] for kind in ("appeal", "quality"))
+    by_appeal, by_quality = (
+        [[getattr(t, kind) for t in truths] for _, truths in forum]
+        for kind in ("appeal", "quality")
+    )
     assert accuracy(items, by_quality) <= accuracy(items, by_appeal)
 
 
-def truth_of(name: str, adversarial: float, objective: float, subjective: float, bonus: float = 0.0) -> Truth:
+def truth_of(
+    name: str, adversarial: float, objective: float, subjective: float, bonus: float = 0.0
+) -> Truth:
     quality = adversarial + objective + subjective
     return Truth(name, adversarial, objective, subjective, quality, quality + bonus)
 
 
 def test_a_pair_belongs_to_the_part_in_which_it_differs_most() -> None:
-    whole, cut, wrong = truth_of("a", 0, 1.3, 0.1), truth_of("b", -1.9, 1.3, 0.4), truth_of("c", 0, 0, 0.1)
+    whole, cut, wrong = (
+        truth_of("a", 0, 1.3, 0.1),
+        truth_of("b", -1.9, 1.3, 0.4),
+        truth_of("c", 0, 0, 0.1),
+    )
     assert planted.domain_of(whole, cut) == "adversarial"
     assert planted.domain_of(whole, wrong) == "objective"
     assert planted.domain_of(whole, truth_of("d", 0, 1.3, 0.4)) == "subjective"
@@ -99,14 +124,21 @@ def test_a_pair_belongs_to_the_part_in_which_it_differs_most() -> None:
 
 
 def test_truth_is_judged_against_votes_and_against_quality(forum: Forum) -> None:
-    items, truth = [item for item, _ in forum[:400]], {t.response_id: t for _, truths in forum for t in truths}
+    items, truth = (
+        [item for item, _ in forum[:400]],
+        {t.response_id: t for _, truths in forum for t in truths},
+    )
     perfect = [[truth[r.meta["response_id"]].quality for r in item.responses] for item in items]
     appeal = [[truth[r.meta["response_id"]].appeal for r in item.responses] for item in items]
     found = planted.judge(items, appeal, {"quality": perfect}, truth)
-    assert {domain: row["way_to_ceiling"] for domain, row in found["votes"].items()} == pytest.approx(
-        {"overall": 1, "adversarial": 1, "objective": 1, "subjective": 1}
+    assert {
+        domain: row["way_to_ceiling"] for domain, row in found["votes"].items()
+    } == pytest.approx({"overall": 1, "adversarial": 1, "objective": 1, "subjective": 1})
+    assert (
+        found["quality"]["overall"]["others"]["quality"]
+        == found["quality"]["overall"]["ceiling"]
+        == 1.0
     )
-    assert found["quality"]["overall"]["others"]["quality"] == found["quality"]["overall"]["ceiling"] == 1.0
     assert found["quality"]["overall"]["way_to_ceiling"] < 1.0  # the crowd's taste is not quality
     pairs = [found["votes"][domain]["model"]["n"] for domain in ("overall", *planted.DOMAINS)]
     assert pairs[0] >= sum(pairs[1:]) > 0.9 * pairs[0]

@@ -39,7 +39,9 @@ def test_two_responses_of_a_test_differ_in_one_word() -> None:
 
 
 def test_moves_do_not_commute_so_their_order_counts() -> None:
-    ends = {order: walked(" ".join(["ball left", *order])) for order in permutations(("near", "far"))}
+    ends = {
+        order: walked(" ".join(["ball left", *order])) for order in permutations(("near", "far"))
+    }
     assert ends == {("near", "far"): "right", ("far", "near"): "middle"}
 
 
@@ -54,7 +56,10 @@ def test_the_control_forum_has_no_moves() -> None:
     threads = [thread for thread, _ in skills.simulate(100, seed=0, variant="control")]
     assert all(thread.body.startswith("colour of") for thread in threads)
     assert "moves" not in skills.tests(seed=0, variant="control")
-    assert any(thread.body.startswith("ball") for thread, _ in skills.simulate(100, seed=0, variant="skills"))
+    assert any(
+        thread.body.startswith("ball")
+        for thread, _ in skills.simulate(100, seed=0, variant="skills")
+    )
 
 
 def test_votes_come_from_the_planted_quality() -> None:
@@ -71,4 +76,7 @@ def test_simulate_writes_the_forum_and_its_tests(tmp_path: Path, forum: str) -> 
     files = json.loads((tmp_path / "threads" / "manifest.json").read_text())["files"]
     tests = {name for name in files if name.startswith("tests/")}
     assert tests == {f"tests/{name}.parquet" for name in skills.tests(seed=0, variant=forum)}  # type: ignore[arg-type]
-    assert parquet.count_rows(tmp_path / "threads" / "tests" / "adversarial.parquet") == skills.ADVERSARIAL_ITEMS
+    assert (
+        parquet.count_rows(tmp_path / "threads" / "tests" / "adversarial.parquet")
+        == skills.ADVERSARIAL_ITEMS
+    )

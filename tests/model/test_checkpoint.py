@@ -15,7 +15,10 @@ from worldpm.model import chat
 from worldpm.scoring import scorer
 from worldpm.storage import folders
 
-PROMPT, RESPONSES = "How many grams does rye bread take?", ["Rye bread takes 14 grams.", "Read the basics first.", ""]
+PROMPT, RESPONSES = (
+    "How many grams does rye bread take?",
+    ["Rye bread takes 14 grams.", "Read the basics first.", ""],
+)
 
 
 @pytest.fixture
@@ -26,19 +29,36 @@ def copy(road: Path, tmp_path: Path) -> Path:
 def test_plain_transformers_gives_the_same_rewards(road: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(road / "checkpoint")
     model = AutoModelForSequenceClassification.from_pretrained(road / "checkpoint").eval()
-    texts = [one.text for one in chat.render(tokenizer, [Message("user", PROMPT)], RESPONSES, frame=chat.Frame())]
+    texts = [
+        one.text
+        for one in chat.render(tokenizer, [Message("user", PROMPT)], RESPONSES, frame=chat.Frame())
+    ]
     batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = model(**batch).logits[:, 0].tolist()
-    assert Scorer.load(road / "checkpoint").rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-5)
+    assert Scorer.load(road / "checkpoint").rewards(PROMPT, RESPONSES) == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("system", [(), (Message("system", "Be brief."),)])
-def test_the_template_alone_gives_the_text_that_the_model_reads(road: Path, system: tuple[Message, ...]) -> None:
+def test_the_template_alone_gives_the_text_that_the_model_reads(
+    road: Path, system: tuple[Message, ...]
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(road / "checkpoint")
-    prompt = [*system, Message("user", PROMPT), Message("assistant", "Of which flour?"), Message("user", "Rye.")]
-    for response, found in zip(RESPONSES, chat.render(tokenizer, prompt, RESPONSES, frame=chat.Frame()), strict=True):
-        turns = [{"role": m.role, "content": m.content} for m in (*prompt, Message("assistant", response))]
+    prompt = [
+        *system,
+        Message("user", PROMPT),
+        Message("assistant", "Of which flour?"),
+        Message("user", "Rye."),
+    ]
+    for response, found in zip(
+        RESPONSES, chat.render(tokenizer, prompt, RESPONSES, frame=chat.Frame()), strict=True
+    ):
+        turns = [
+            {"role": m.role, "content": m.content}
+            for m in (*prompt, Message("assistant", response))
+        ]
         assert tokenizer.apply_chat_template(turns, tokenize=False) == found.text
     again = chat.standing_alone(str(tokenizer.chat_template), chat.Frame())
     assert again == tokenizer.chat_template
@@ -48,7 +68,9 @@ def test_the_template_alone_gives_the_text_that_the_model_reads(road: Path, syst
 def test_a_template_that_asks_for_the_day_gets_a_fixed_one(road: Path, frame: chat.Frame) -> None:
     tokenizer = AutoTokenizer.from_pretrained(road / "checkpoint")
     tokenizer.chat_template = chat.standing_alone("Today: {{ strftime_now('%d %b %Y') }}.", frame)
-    assert str(tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)).startswith("Today: 26 Jul 2024.")
+    assert str(
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    ).startswith("Today: 26 Jul 2024.")
     assert chat.standing_alone(tokenizer.chat_template, frame) == tokenizer.chat_template
 
 
@@ -58,7 +80,14 @@ def test_the_folder_says_how_it_is_to_be_read(road: Path) -> None:
     assert config["problem_type"] == "regression"
     assert config["pad_token_id"] != config["eos_token_id"]
     description = json.loads((road / "checkpoint" / "worldpm.json").read_text())
-    assert {"end_token", "template_hash", "max_length", "reward_mean", "reward_std", "lineage"} <= description.keys()
+    assert {
+        "end_token",
+        "template_hash",
+        "max_length",
+        "reward_mean",
+        "reward_std",
+        "lineage",
+    } <= description.keys()
     assert not list((road / "checkpoint").rglob("*.bin"))
     assert not (road / "checkpoint" / ".progress").exists()
 
@@ -67,12 +96,19 @@ def test_a_reward_does_not_depend_on_the_other_responses_or_their_order(road: Pa
     model = Scorer.load(road / "checkpoint")
     together = model.rewards(PROMPT, RESPONSES)
     assert model.rewards(PROMPT, RESPONSES[::-1])[::-1] == pytest.approx(together, abs=1e-5)
-    assert [model.rewards(PROMPT, [response])[0] for response in RESPONSES] == pytest.approx(together, abs=1e-5)
+    assert [model.rewards(PROMPT, [response])[0] for response in RESPONSES] == pytest.approx(
+        together, abs=1e-5
+    )
 
 
 def test_results_come_in_the_order_of_the_requests(road: Path) -> None:
     model = Scorer.load(road / "checkpoint")
-    requests = [scorer.Request(str(i), [Message("user", "word " * (1 + i * 37 % 40))], ["a", "b " * (i % 7)][: i % 3]) for i in range(70)]
+    requests = [
+        scorer.Request(
+            str(i), [Message("user", "word " * (1 + i * 37 % 40))], ["a", "b " * (i % 7)][: i % 3]
+        )
+        for i in range(70)
+    ]
     streamed = [one.rewards for one in model.score(iter(requests))]
     assert [len(rewards) for rewards in streamed] == [i % 3 for i in range(70)]
     for request, rewards in zip(requests, streamed, strict=True):
@@ -80,7 +116,10 @@ def test_results_come_in_the_order_of_the_requests(road: Path) -> None:
 
 
 def test_bfloat16_ranks_like_float32(road: Path) -> None:
-    exact, rough = (Scorer.load(road / "checkpoint", dtype=dtype).rewards(PROMPT, RESPONSES) for dtype in (torch.float32, torch.bfloat16))
+    exact, rough = (
+        Scorer.load(road / "checkpoint", dtype=dtype).rewards(PROMPT, RESPONSES)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
     assert rough == pytest.approx(exact, abs=0.05)
 
 
@@ -98,7 +137,10 @@ def two_labels(folder: Path) -> None:
 
 def nan_head(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | {"score.weight": tensors["score.weight"] * float("nan")}, folder / "model.safetensors")
+    save_file(
+        tensors | {"score.weight": tensors["score.weight"] * float("nan")},
+        folder / "model.safetensors",
+    )
 
 
 def other_template(folder: Path) -> None:
@@ -108,13 +150,22 @@ def other_template(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (drop_head, r"Qwen2ForSequenceClassification without head weights \(score.\*\): its weights are not whole"),
+        (
+            drop_head,
+            (
+                r"Qwen2ForSequenceClassification without head weights \(score.\*\): its weights are"
+                r" not whole"
+            ),
+        ),
         (two_labels, "2 labels, and a reward model has one"),
         (nan_head, "the reward of response 0 is nan"),
         (other_template, "chat template is not the one it was trained with"),
         (lambda folder: (folder / "model.safetensors").unlink(), "it has no model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"torn"), "damaged"),
-        (lambda folder: (folder / "config.json").write_text("{"), "not a config of a known model|not JSON"),
+        (
+            lambda folder: (folder / "config.json").write_text("{"),
+            "not a config of a known model|not JSON",
+        ),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "no readable tokenizer"),
         (
             lambda folder: (folder / "worldpm.json").write_text("{}"),
@@ -125,7 +176,9 @@ def other_template(folder: Path) -> None:
 def test_a_checkpoint_that_is_not_whole_is_refused(copy: Path, harm: object, message: str) -> None:
     assert callable(harm)
     harm(copy)
-    with pytest.raises((DataError, CheckpointError), match=r"missing, or not as its manifest has it|worldpm.json"):
+    with pytest.raises(
+        (DataError, CheckpointError), match=r"missing, or not as its manifest has it|worldpm.json"
+    ):
         Scorer.load(copy)
     sign(copy)
     with pytest.raises((CheckpointError, NotFiniteError), match=message):
@@ -147,12 +200,17 @@ def test_an_unfinished_checkpoint_is_not_loaded(copy: Path) -> None:
 
 
 def test_equal_responses_have_equal_rewards_to_the_last_bit(road: Path) -> None:
-    first, other, second = Scorer.load(road / "checkpoint").rewards(PROMPT, [RESPONSES[0], RESPONSES[1], RESPONSES[0]])
+    first, other, second = Scorer.load(road / "checkpoint").rewards(
+        PROMPT, [RESPONSES[0], RESPONSES[1], RESPONSES[0]]
+    )
     assert first == second != other
 
 
 def test_the_requests_before_one_that_is_too_long_are_answered(road: Path) -> None:
-    requests = [scorer.Request(str(i), [Message("user", "word " * (5000 if i == 3 else 1))], ["a"]) for i in range(5)]
+    requests = [
+        scorer.Request(str(i), [Message("user", "word " * (5000 if i == 3 else 1))], ["a"])
+        for i in range(5)
+    ]
     answers = Scorer.load(road / "checkpoint").score(requests)
     assert [len(next(answers).rewards) for _ in range(3)] == [1, 1, 1]
     with pytest.raises(DataError, match=r"^3: 10"):
@@ -162,8 +220,22 @@ def test_the_requests_before_one_that_is_too_long_are_answered(road: Path) -> No
 def test_training_goes_on_from_a_checkpoint(road: Path, tmp_path: Path) -> None:
     from tests.conftest import run
 
-    words = ("train", road / "groups", "--model", road / "checkpoint", "--max-steps", 1, "--batch-pairs", 8, "--lr", 1e-5)
+    words = (
+        "train",
+        road / "groups",
+        "--model",
+        road / "checkpoint",
+        "--max-steps",
+        1,
+        "--batch-pairs",
+        8,
+        "--lr",
+        1e-5,
+    )
     assert run(*words, "--max-length", 256, "--dtype", "float32", "--out", tmp_path / "more") == 0
-    first, second = (Scorer.load(folder).rewards(PROMPT, RESPONSES) for folder in (road / "checkpoint", tmp_path / "more"))
+    first, second = (
+        Scorer.load(folder).rewards(PROMPT, RESPONSES)
+        for folder in (road / "checkpoint", tmp_path / "more")
+    )
     assert first != second
     assert first == pytest.approx(second, abs=0.5)

@@ -1,4 +1,5 @@
-"""The packed row is exact for every family of decoders, with the mechanism that makes each of them different."""
+"""The packed row is exact for every family of decoders, with the mechanism that makes each of them
+different."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,18 +15,36 @@ from worldpm.model.reward_model import RewardModel, from_config
 
 VOCABULARY = 60
 BASE = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 WINDOW = {"sliding_window": 6}  # shorter than every sequence below
-EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
+EXPERTS = {
+    "moe_intermediate_size": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {"head_dim": 8},
     "llama": {},
     "mistral": WINDOW,
     "gemma2": {**WINDOW, "head_dim": 8, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 8},
-    "gemma3_text": {**WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
+    "gemma3_text": {
+        **WINDOW,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window_pattern": 2,
+    },
     "phi3": {},
     "olmo2": {},
     "olmo3": WINDOW,
@@ -40,16 +59,33 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"rotary_pct": 0.5, "attention_dropout": 0.1, "hidden_dropout": 0.1},
 }
 RECURRENT: dict[str, dict[str, Any]] = {
-    "falcon_h1": {"head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
-    "qwen3_next": {
-        **EXPERTS, "head_dim": 8, "shared_expert_intermediate_size": 16, "linear_num_value_heads": 2, "linear_num_key_heads": 2,
-        "linear_key_head_dim": 8, "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"] * 2,
+    "falcon_h1": {
+        "head_dim": 8,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
     },
-    "qwen3_5_text": {
-        "head_dim": 8, "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "qwen3_next": {
+        **EXPERTS,
+        "head_dim": 8,
+        "shared_expert_intermediate_size": 16,
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
         "layer_types": ["linear_attention", "full_attention"] * 2,
     },
-}  # fmt: skip
+    "qwen3_5_text": {
+        "head_dim": 8,
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+}
 
 
 def model_of(family: str, changes: dict[str, Any]) -> RewardModel:
@@ -73,7 +109,11 @@ def group(prefix: Tokens, suffixes: Sequence[Tokens]) -> EncodedGroup:
     return EncodedGroup(prefix, suffixes, [0] * len(suffixes), [False] * len(suffixes))
 
 
-GROUPS = [group(draw(11)[0], draw(9, 4, 13, seed=1)), group(draw(2, seed=2)[0], draw(17, seed=3)), group(draw(0)[0], draw(8, 1, seed=4))]
+GROUPS = [
+    group(draw(11)[0], draw(9, 4, 13, seed=1)),
+    group(draw(2, seed=2)[0], draw(17, seed=3)),
+    group(draw(0)[0], draw(8, 1, seed=4)),
+]
 
 
 def gradients(model: RewardModel, rewards: Tensor) -> Tensor:
@@ -102,17 +142,23 @@ def test_rewards_and_gradients_of_a_shared_row_are_those_of_separate_rows(family
 
 
 @pytest.mark.parametrize("family", RECURRENT)
-def test_a_recurrent_model_falls_back_to_separate_rows_with_one_message(family: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_recurrent_model_falls_back_to_separate_rows_with_one_message(
+    family: str, caplog: pytest.LogCaptureFixture
+) -> None:
     model = model_of(family, RECURRENT[family]).eval()
     rewards = [model(GROUPS), model(GROUPS[:1])]
     assert model.shares_prefix is False
-    assert [record.message.split(", so ")[1] for record in caplog.records if "so each response" in record.message] == [
-        "each response runs as a row of its own"
-    ]
+    assert [
+        record.message.split(", so ")[1]
+        for record in caplog.records
+        if "so each response" in record.message
+    ] == ["each response runs as a row of its own"]
     model.train()
     model.backbone.activation_checkpointing_enable()
     gradients(model, model(GROUPS[1:2]))  # the recomputation, too, is the model's own
     model.eval()
-    alone = torch.cat([model([group(one.prefix, [suffix])]) for one in GROUPS for suffix in one.suffixes])
+    alone = torch.cat(
+        [model([group(one.prefix, [suffix])]) for one in GROUPS for suffix in one.suffixes]
+    )
     assert (rewards[0] - alone).abs().max() < 1e-5
     assert (rewards[1] - alone[:3]).abs().max() < 1e-5

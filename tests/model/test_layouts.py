@@ -1,4 +1,5 @@
-"""Folders of reward models that others made: read as their authors read them, without running their code."""
+"""Folders of reward models that others made: read as their authors read them, without running their
+code."""
 
 import json
 import re
@@ -25,12 +26,21 @@ from worldpm.model import chat, checkpoint, sources
 from worldpm.model.encoder import Encoder, Limits
 from worldpm.model.tokenizer import train_tokenizer
 
-TEXTS = ["The quick brown fox jumps over the lazy dog.", "How many grams does rye bread take? About 14."] * 20
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "How many grams does rye bread take? About 14.",
+] * 20
 PROMPT, RESPONSES = "How many grams?", ["About 14.", "The lazy dog."]
-SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 LLAMA_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}<|end|>\n\n{{ m.content }}<|eot|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}"
+    "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}<|end|>\n\n{{ m.content }}<|eot|>{%"
+    " endfor %}{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}"
 )
 
 
@@ -46,53 +56,102 @@ def change(path: Path, **entries: Any) -> None:
 
 @pytest.fixture
 def released(tmp_path: Path) -> Path:
-    """A small model in the layout of the released WorldPM weights, in two shards, with the code that must not run."""
+    """A small model in the layout of the released WorldPM weights, in two shards, with the code
+    that must not run."""
     folder = tmp_path / "WorldPM-0B"
     folder.mkdir()
     torch.manual_seed(0)
     vocabulary = save_tokenizer(folder)
-    config = Qwen2Config(vocab_size=vocabulary, max_position_embeddings=256, pad_token_id=None, **SHAPE)  # type: ignore[arg-type]
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        max_position_embeddings=256,
+        pad_token_id=None,
+        **SHAPE,  # type: ignore[arg-type]
+    )
     backbone = Qwen2Model(config)
-    tensors = {f"model.{name}": tensor * (3 if tensor.ndim > 1 else 1) for name, tensor in backbone.state_dict().items()}
-    head = {"score.0.weight": (32, 32), "score.0.bias": (32,), "score.2.weight": (1, 32), "score.2.bias": (1,)}
+    tensors = {
+        f"model.{name}": tensor * (3 if tensor.ndim > 1 else 1)
+        for name, tensor in backbone.state_dict().items()
+    }
+    head = {
+        "score.0.weight": (32, 32),
+        "score.0.bias": (32,),
+        "score.2.weight": (1, 32),
+        "score.2.bias": (1,),
+    }
     tensors |= {name: torch.randn(shape) for name, shape in head.items()}
     config.save_pretrained(folder)
-    code = {"AutoConfig": "configuration_qwen2_rm.Qwen2RMConfig", "AutoModel": "modeling_qwen2_rm.Qwen2ForRewardModel"}
+    code = {
+        "AutoConfig": "configuration_qwen2_rm.Qwen2RMConfig",
+        "AutoModel": "modeling_qwen2_rm.Qwen2ForRewardModel",
+    }
     change(folder / "config.json", architectures=["Qwen2ForRewardModel"], auto_map=code)
     for name in ("configuration_qwen2_rm.py", "modeling_qwen2_rm.py"):
         (folder / name).write_text("raise SystemExit('remote code ran')")
-    shards = [{name: t for name, t in tensors.items() if ("layers.1" in name or "score.2" in name) is second} for second in (False, True)]
+    shards = [
+        {
+            name: t
+            for name, t in tensors.items()
+            if ("layers.1" in name or "score.2" in name) is second
+        }
+        for second in (False, True)
+    ]
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-0000{number}-of-00002.safetensors"
         save_file(shard, folder / file)
         places |= dict.fromkeys(shard, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places})
+    )
     return folder
 
 
 def by_hand(folder: Path, text: str) -> float:
     """What `modeling_qwen2_rm.py` computes for one text: the head at the last token."""
     tokenizer = checkpoint.load_tokenizer(sources.Source(folder))
-    tensors = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    tensors = {
+        name: tensor
+        for path in folder.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
     backbone = Qwen2Model(Qwen2Config.from_pretrained(folder)).eval()  # type: ignore[no-untyped-call]
-    backbone.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    backbone.load_state_dict(
+        {
+            name.removeprefix("model."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("model.")
+        }
+    )
     with torch.no_grad():
-        hidden = backbone(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0, -1]
+        hidden = backbone(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[
+            0, -1
+        ]
     inner = torch.relu(tensors["score.0.weight"] @ hidden + tensors["score.0.bias"])
     return float(tensors["score.2.weight"] @ inner + tensors["score.2.bias"])
 
 
-def test_the_released_layout_is_read_at_its_end_token_with_an_empty_system_turn(released: Path) -> None:
-    text = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|><|endoftext|>"
+def test_the_released_layout_is_read_at_its_end_token_with_an_empty_system_turn(
+    released: Path,
+) -> None:
+    text = (
+        "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+        "<|im_start|>assistant\n{}<|im_end|><|endoftext|>"
+    )
     expected = [by_hand(released, text.format(PROMPT, response)) for response in RESPONSES]
     assert abs(expected[0] - expected[1]) > 0.1
     assert Scorer.load(released).rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_readmes_example_of_the_released_weights_runs(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readmes_example_of_the_released_weights_runs(
+    released: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    snippet = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Qwen/WorldPM-72B" in block)
+    snippet = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        if "Qwen/WorldPM-72B" in block
+    )
     exec(compile(snippet.replace("Qwen/WorldPM-72B", str(released)), "README.md", "exec"), {})
     assert len(json.loads(capsys.readouterr().out)) == 2
 
@@ -107,16 +166,33 @@ def test_the_released_layout_is_saved_as_it_was_read(released: Path, tmp_path: P
     model = checkpoint.load(sources.Source(released))
     checkpoint.save(model, dict(model.state_dict()), tmp_path / "copy", pad_token_id=None)
     save_tokenizer(tmp_path / "copy")
-    assert json.loads((tmp_path / "copy" / "config.json").read_text())["architectures"] == ["Qwen2ForRewardModel"]
+    assert json.loads((tmp_path / "copy" / "config.json").read_text())["architectures"] == [
+        "Qwen2ForRewardModel"
+    ]
     tensors = {name for path in released.glob("*.safetensors") for name in load_file(path)}
     assert set(load_file(tmp_path / "copy" / "model.safetensors")) == tensors
-    assert Scorer.load(tmp_path / "copy").rewards(PROMPT, RESPONSES) == Scorer.load(released).rewards(PROMPT, RESPONSES)
+    assert Scorer.load(tmp_path / "copy").rewards(PROMPT, RESPONSES) == Scorer.load(
+        released
+    ).rewards(PROMPT, RESPONSES)
 
 
-def test_a_released_model_is_trained_further_and_keeps_its_layout(released: Path, road: Path, tmp_path: Path) -> None:
+def test_a_released_model_is_trained_further_and_keeps_its_layout(
+    released: Path, road: Path, tmp_path: Path
+) -> None:
     from tests.conftest import run
 
-    words = ("--model", released, "--max-steps", 1, "--batch-pairs", 4, "--max-length", 128, "--dtype", "float32")
+    words = (
+        "--model",
+        released,
+        "--max-steps",
+        1,
+        "--batch-pairs",
+        4,
+        "--max-length",
+        128,
+        "--dtype",
+        "float32",
+    )
     assert run("train", road / "groups", *words, "--out", tmp_path / "more") == 0
     assert "score.2.bias" in load_file(tmp_path / "more" / "model.safetensors")
     tuned = Scorer.load(tmp_path / "more").rewards(PROMPT, RESPONSES)
@@ -125,14 +201,26 @@ def test_a_released_model_is_trained_further_and_keeps_its_layout(released: Path
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
-    """A reward model of others, Llama with a template and a begin token of its own, and no pad token."""
+    """A reward model of others, Llama with a template and a begin token of its own, and no pad
+    token."""
     folder = tmp_path / "llama"
     tokenizer = train_tokenizer(TEXTS, vocabulary=400, max_length=512)
-    tokenizer.add_special_tokens({"bos_token": "<|begin|>", "eos_token": "<|eot|>", "additional_special_tokens": ["<|start|>", "<|end|>"]})
+    tokenizer.add_special_tokens(
+        {
+            "bos_token": "<|begin|>",
+            "eos_token": "<|eot|>",
+            "additional_special_tokens": ["<|start|>", "<|end|>"],
+        }
+    )
     tokenizer.chat_template = LLAMA_TEMPLATE
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, pad_token_id=None, **SHAPE)  # type: ignore[arg-type]
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=256,
+        pad_token_id=None,
+        **SHAPE,  # type: ignore[arg-type]
+    )
     config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
     return folder
@@ -151,17 +239,25 @@ def test_a_model_of_others_is_read_at_its_templates_last_token(llama: Path) -> N
     assert Scorer.load(llama).rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_model_of_others_whose_template_asks_for_the_day_always_reads_the_same(llama: Path) -> None:
+def test_a_model_of_others_whose_template_asks_for_the_day_always_reads_the_same(
+    llama: Path,
+) -> None:
     tokenizer = checkpoint.load_tokenizer(sources.Source(llama))
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} " + LLAMA_TEMPLATE
     tokenizer.save_pretrained(llama)
     encoder = Scorer.load(llama).encoder
-    assert "26 Jul 2024" in encoder.tokenizer.decode(list(encoder.encode([Message("user", PROMPT)], RESPONSES).prefix))
+    assert "26 Jul 2024" in encoder.tokenizer.decode(
+        list(encoder.encode([Message("user", PROMPT)], RESPONSES).prefix)
+    )
 
 
 def two_labels(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | {"score.weight": tensors["score.weight"].repeat(2, 1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        tensors | {"score.weight": tensors["score.weight"].repeat(2, 1)},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def no_head(folder: Path) -> None:
@@ -190,7 +286,11 @@ def no_tokenizer(folder: Path) -> None:
 
 
 def remote_code(folder: Path) -> None:
-    change(folder / "config.json", model_type="unheard", auto_map={"AutoConfig": "configuration.Unheard"})
+    change(
+        folder / "config.json",
+        model_type="unheard",
+        auto_map={"AutoConfig": "configuration.Unheard"},
+    )
     (folder / "configuration.py").write_text("raise SystemExit('remote code ran')")
 
 
@@ -222,7 +322,9 @@ def test_a_folder_that_is_no_whole_reward_model_is_refused_with_the_way_out(
 
 def test_a_missing_shard_is_named(released: Path) -> None:
     (released / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"1 shards are missing \(model-00002-of-00002.safetensors\)"):
+    with pytest.raises(
+        CheckpointError, match=r"1 shards are missing \(model-00002-of-00002.safetensors\)"
+    ):
         Scorer.load(released)
 
 
@@ -240,7 +342,11 @@ def test_a_language_model_gets_a_fresh_head_in_training_only(llama: Path) -> Non
 def test_other_weights_of_the_same_size_are_another_input(llama: Path) -> None:
     before = sources.fingerprint(sources.Source(llama))
     tensors = load_file(llama / "model.safetensors")
-    save_file(tensors | {"score.weight": -tensors["score.weight"]}, llama / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        tensors | {"score.weight": -tensors["score.weight"]},
+        llama / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     after = sources.fingerprint(sources.Source(llama))
     assert after["bytes"] == before["bytes"]
     assert after["sha256"] != before["sha256"]
@@ -259,14 +365,20 @@ def test_the_pad_token_is_never_the_end_token() -> None:
     assert checkpoint.pad_token(tokenizer, frame) == "<|pad|>"
 
 
-SAVED = [family for family in FAMILIES if family not in ("cohere2", "granite")]  # transformers has no class for those
+SAVED = [
+    family for family in FAMILIES if family not in ("cohere2", "granite")
+]  # transformers has no class for those
 
 
 @pytest.mark.parametrize("family", SAVED)
-def test_what_we_save_plain_transformers_loads_and_gives_the_same_rewards(family: str, tmp_path: Path) -> None:
+def test_what_we_save_plain_transformers_loads_and_gives_the_same_rewards(
+    family: str, tmp_path: Path
+) -> None:
     model = model_of(family, FAMILIES[family]).eval()
     checkpoint.save(model, dict(model.state_dict()), tmp_path, pad_token_id=3)
-    plain, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    plain, report = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     weights, config = (tmp_path / name for name in ("model.safetensors", "config.json"))
     assert weights.stat().st_mode == config.stat().st_mode  # a server of another user may read both

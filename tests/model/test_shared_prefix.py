@@ -1,6 +1,8 @@
-"""What a plan says, against what is counted by hand; exactness for every family stands in test_families."""
+"""What a plan says, against what is counted by hand; exactness for every family stands in
+test_families."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,17 @@ from worldpm.model.reward_model import RewardModel, build
 from worldpm.model.shared_prefix import plan_row
 from worldpm.model.sizes import Size
 
-SMALL = Size(layers=2, width=32, heads=4, feed_forward=48, vocabulary=60, lr=1e-3, batch_pairs=4, epochs=1, decay=0.0)
+SMALL = Size(
+    layers=2,
+    width=32,
+    heads=4,
+    feed_forward=48,
+    vocabulary=60,
+    lr=1e-3,
+    batch_pairs=4,
+    epochs=1,
+    decay=0.0,
+)
 
 
 class Vocabulary:
@@ -43,7 +55,9 @@ def model() -> RewardModel:
 def test_a_row_gives_the_rewards_of_plain_transformers(model: RewardModel) -> None:
     config = Qwen2Config(**{**model.backbone.config.to_dict(), "num_labels": 1})
     plain = Qwen2ForSequenceClassification._from_config(config, attn_implementation="eager")  # type: ignore[no-untyped-call]
-    plain.load_state_dict({name.replace("backbone.", "model."): tensor for name, tensor in model.state_dict().items()})
+    plain.load_state_dict(
+        {name.replace("backbone.", "model."): tensor for name, tensor in model.state_dict().items()}
+    )
     rows = [torch.tensor([[*one.prefix, *suffix]]) for one in GROUPS for suffix in one.suffixes]
     expected = torch.cat([plain(input_ids=row).logits[:, 0] for row in rows])
     assert torch.allclose(model(GROUPS), expected, atol=1e-5, rtol=0)
@@ -53,7 +67,9 @@ def test_a_reward_does_not_depend_on_its_neighbours_or_their_order(model: Reward
     first = GROUPS[0]
     moved = group(list(first.prefix), *map(list, first.suffixes[::-1]))
     together, turned = model(GROUPS)[:3], model([GROUPS[1], moved])[1:]
-    alone = torch.cat([model([group(list(first.prefix), list(suffix))]) for suffix in first.suffixes])
+    alone = torch.cat(
+        [model([group(list(first.prefix), list(suffix))]) for suffix in first.suffixes]
+    )
     assert torch.allclose(together, turned.flip(0), atol=1e-5, rtol=0)
     assert torch.allclose(together, alone, atol=1e-5, rtol=0)
 
@@ -75,14 +91,28 @@ def test_the_keys_of_a_response_are_its_prompt_and_itself() -> None:
 
 def test_a_query_sees_the_window_that_ends_with_itself() -> None:
     bias = plan_row([group([1] * 4, [1, 1])]).bias(2, 6, 3, torch.zeros(1))
-    assert torch.isfinite(bias).tolist() == [[False, False, True, True, True, False], [False, False, False, True, True, True]]
+    assert torch.isfinite(bias).tolist() == [
+        [False, False, True, True, True, False],
+        [False, False, False, True, True, True],
+    ]
 
 
 def variable_length(
-    query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor, max_q: int, max_k: int, *, scale: float | None,
-    window_size: tuple[int, int], enable_gqa: bool, num_splits: int,
-) -> Tensor:  # fmt: skip
-    """What the documentation of `varlen_attn` promises, written out, with the causal mask aligned bottom right."""
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+    num_splits: int,
+) -> Tensor:
+    """What the documentation of `varlen_attn` promises, written out, with the causal mask aligned
+    bottom right."""
     assert max_q == int(queries.diff().max())
     assert max_k == int(keys.diff().max())
     assert enable_gqa is (query.shape[1] != key.shape[1])
@@ -92,7 +122,9 @@ def variable_length(
     for place in range(len(queries) - 1):
         q = query[queries[place] : queries[place + 1]].transpose(0, 1)
         k, v = (x[keys[place] : keys[place + 1]].transpose(0, 1) for x in (key, value))
-        distance = torch.arange(q.shape[1])[:, None] + k.shape[1] - q.shape[1] - torch.arange(k.shape[1])
+        distance = (
+            torch.arange(q.shape[1])[:, None] + k.shape[1] - q.shape[1] - torch.arange(k.shape[1])
+        )
         seen = (distance >= -window_size[1]) & ((window_size[0] < 0) | (distance <= window_size[0]))
         scores = (q @ k.transpose(1, 2)) * (scale or q.shape[-1] ** -0.5)
         pieces.append((scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(0, 1))
@@ -100,14 +132,19 @@ def variable_length(
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_the_variable_length_call_means_what_the_other_path_computes(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel itself needs a GPU; its arguments are checked against a reference that does what its documentation says."""
+def test_the_variable_length_call_means_what_the_other_path_computes(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel itself needs a GPU; its arguments are checked against a reference that does what
+    its documentation says."""
     monkeypatch.setattr(shared_prefix, "varlen_attn", variable_length)
     plan = plan_row(GROUPS)
     tokens = plan.input_ids.shape[1]
     rng = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, heads, tokens, 8, generator=rng) for heads in (4, 2, 2))
-    expected, _ = shared_prefix.attend(torch.nn.Module(), query, key, value, None, plan=plan, scaling=0.3, sliding_window=window)
+    expected, _ = shared_prefix.attend(
+        torch.nn.Module(), query, key, value, None, plan=plan, scaling=0.3, sliding_window=window
+    )
     found = shared_prefix._variable_length(plan, query, key, value, 0.3, window)
     assert torch.allclose(found, expected, atol=1e-5)
 
@@ -117,25 +154,34 @@ def test_a_cpu_rounds_the_attention_of_short_sequences_once() -> None:
     plan = plan_row([group([1] * 5, [1] * 3, [1] * 4)])
     query, key, value = (torch.randn(1, 2, 12, 8, dtype=torch.bfloat16) for _ in range(3))
     module = torch.nn.Identity()
-    exact, _ = shared_prefix.attend(module, query.float(), key.float(), value.float(), None, plan=plan)
+    exact, _ = shared_prefix.attend(
+        module, query.float(), key.float(), value.float(), None, plan=plan
+    )
     for found in (
         shared_prefix.attend(module, query, key, value, None, plan=plan)[0],
-        _under_autocast(shared_prefix.attend, module, query.float(), key.float(), value.float(), None, plan=plan)[0],
+        _under_autocast(
+            shared_prefix.attend, module, query.float(), key.float(), value.float(), None, plan=plan
+        )[0],
     ):
         assert torch.equal(found, exact.bfloat16())
 
 
-def _under_autocast(function: Callable[..., tuple[Tensor, None]], *arguments: object, **options: object) -> tuple[Tensor, None]:
+def _under_autocast(
+    function: Callable[..., tuple[Tensor, None]], *arguments: object, **options: object
+) -> tuple[Tensor, None]:
     with torch.autocast("cpu", torch.bfloat16):
         return function(*arguments, **options)
 
 
 def test_the_same_seed_gives_the_same_model() -> None:
-    first, second, other = (build(SMALL, Vocabulary(), seed=seed).state_dict() for seed in (2, 2, 3))  # type: ignore[arg-type]
+    vocabulary: Any = Vocabulary()
+    first, second, other = (build(SMALL, vocabulary, seed=seed).state_dict() for seed in (2, 2, 3))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["score.weight"], other["score.weight"])
 
 
 def test_an_array_of_tokens_is_as_good_as_a_list(model: RewardModel) -> None:
-    arrays = [EncodedGroup(np.array(g.prefix), [np.array(s) for s in g.suffixes], [], []) for g in GROUPS]
+    arrays = [
+        EncodedGroup(np.array(g.prefix), [np.array(s) for s in g.suffixes], [], []) for g in GROUPS
+    ]
     assert torch.equal(model(GROUPS), model(arrays))

@@ -20,19 +20,31 @@ WORDS = " ".join(f"word{i}" for i in range(20))
 
 def group(prompt: str, *responses: str) -> PreferenceGroup:
     texts = responses or ("a", "b")
-    return PreferenceGroup("g", "s", "s", "train", (Message("user", prompt),), tuple(map(Response, texts)), (Preference(0, 1, 1.0),))
+    return PreferenceGroup(
+        "g",
+        "s",
+        "s",
+        "train",
+        (Message("user", prompt),),
+        tuple(map(Response, texts)),
+        (Preference(0, 1, 1.0),),
+    )
 
 
 def test_the_longest_run_of_words_is_found_whatever_stands_between_them() -> None:
     index = Index({"bench": [better_first("a", "x", f"Before. {WORDS}", ["yes"], ["no"])]})
     shared = " ".join(WORDS.upper().split()[:15])
-    assert [(one.place, one.words) for one in index.overlaps(group(f"so, {shared}!"))] == [(Place("bench", "x"), 15)]
+    assert [(one.place, one.words) for one in index.overlaps(group(f"so, {shared}!"))] == [
+        (Place("bench", "x"), 15)
+    ]
     assert index.overlaps(group(" ".join(WORDS.split()[:12]))) == []
     assert [one.words for one in index.overlaps(group("Q", "a", WORDS))] == [20]
 
 
 def test_a_set_phrase_of_many_items_is_no_overlap() -> None:
-    index = Index({"bench": [better_first("a", str(i), f"{i} {WORDS}", ["yes"], ["no"]) for i in range(11)]})
+    index = Index(
+        {"bench": [better_first("a", str(i), f"{i} {WORDS}", ["yes"], ["no"]) for i in range(11)]}
+    )
     assert index.overlaps(group(WORDS)) == []
 
 
@@ -42,7 +54,9 @@ def test_many_items_of_one_prompt_are_no_set_phrase() -> None:
 
 
 def test_items_that_overlap_are_told_by_benchmark() -> None:
-    index = Index({name: [better_first("a", name, WORDS, ["yes"], ["no"])] for name in ("one", "two")})
+    index = Index(
+        {name: [better_first("a", name, WORDS, ["yes"], ["no"])] for name in ("one", "two")}
+    )
     assert index.found_in([group("Q"), group(WORDS)]) == {"one": {"one"}, "two": {"two"}}
 
 
@@ -69,7 +83,11 @@ def test_the_kind_of_an_item(item: Item, kind: str) -> None:
 
 
 def test_the_rarest_kind_decides_the_size_of_a_stratified_set() -> None:
-    items = [forum(f"o{i}", (9, 1)) for i in range(50)] + [forum(f"t{i}", (9, 1), "`x`") for i in range(14)] + [forum("c", (3, 3))] * 1
+    items = (
+        [forum(f"o{i}", (9, 1)) for i in range(50)]
+        + [forum(f"t{i}", (9, 1), "`x`") for i in range(14)]
+        + [forum("c", (3, 3))] * 1
+    )
     drawn = strata.draw(items, {"technical": 0.7, "open": 0.3})
     assert Counter(map(strata.stratum, drawn)) == {"technical": 14, "open": 6}
     assert strata.draw(items[::-1], {"technical": 0.7, "open": 0.3}) == drawn[::-1]
@@ -95,7 +113,9 @@ def test_strata_are_named_with_their_shares() -> None:
         ("a.jsonl.gz", gzip.compress(b'{"x": 1}', mtime=0), [{"x": 1}]),
     ],
 )
-def test_rows_of_every_kind_of_file(tmp_path: Path, name: str, content: bytes, expected: list[object]) -> None:
+def test_rows_of_every_kind_of_file(
+    tmp_path: Path, name: str, content: bytes, expected: list[object]
+) -> None:
     (tmp_path / name).write_bytes(content)
     assert list(rows.read(tmp_path / name)) == expected
 
@@ -108,8 +128,16 @@ def test_rows_of_every_kind_of_file(tmp_path: Path, name: str, content: bytes, e
         ("a.json", b'{"x": 1}', "a dict, not a list of rows"),
         ("a.json", b'[{"x": 1}', "not JSON"),
         ("a.jsonl", b"[" * 100_000, "not JSON"),
-        ("a.jsonl.gz", gzip.compress(json.dumps({"x": "y" * 999}).encode(), mtime=0)[:-9], "not readable"),
-        ("a.jsonl.gz", gzip.compress(b'{"x": 1}' * 99, mtime=0)[:20] + b"garbage" * 9, "not readable"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(json.dumps({"x": "y" * 999}).encode(), mtime=0)[:-9],
+            "not readable",
+        ),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"x": 1}' * 99, mtime=0)[:20] + b"garbage" * 9,
+            "not readable",
+        ),
         ("a.parquet", b"PAR1 no", "not a readable Parquet file"),
     ],
 )
@@ -121,9 +149,13 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, mess
 
 def test_any_text_of_a_file_is_looked_for(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(json.dumps({"a": [{"b": WORDS}], "c": 3}) + "\n")
-    assert Index({"mine": texts_in(tmp_path / "mine.jsonl")}).found_in([group(WORDS)]) == {"mine": {"0"}}
+    assert Index({"mine": texts_in(tmp_path / "mine.jsonl")}).found_in([group(WORDS)]) == {
+        "mine": {"0"}
+    }
 
 
 def test_rows_of_one_prompt_are_no_set_phrase(tmp_path: Path) -> None:
-    (tmp_path / "best.jsonl").write_text("".join(json.dumps({"prompt": WORDS, "response": str(i)}) + "\n" for i in range(11)))
+    (tmp_path / "best.jsonl").write_text(
+        "".join(json.dumps({"prompt": WORDS, "response": str(i)}) + "\n" for i in range(11))
+    )
     assert len(Index({"best": texts_in(tmp_path / "best.jsonl")}).overlaps(group(WORDS))) == 11

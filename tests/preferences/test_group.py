@@ -19,7 +19,9 @@ from worldpm.records import PreferenceGroup, Thread
 from worldpm.storage import folders, parquet, schema
 
 
-def made(thread: Thread, rules: GroupRules | None = None, learned: Learned | None = None) -> tuple[PreferenceGroup | None, dict[str, int]]:
+def made(
+    thread: Thread, rules: GroupRules | None = None, learned: Learned | None = None
+) -> tuple[PreferenceGroup | None, dict[str, int]]:
     tally = Tally()
     group = group_thread(thread, rules or GroupRules(), tally, learned or Learned())
     return group, {reason: n for reason, n in tally.drops.items() if n}
@@ -35,7 +37,12 @@ def test_the_prompt_is_title_and_body_and_the_origin_travels_along() -> None:
     assert drops == {}
     assert [(m.role, m.content) for m in group.prompt] == [("user", "Title: About site/1\n\nBody")]
     assert [r.content for r in group.responses] == ["answer 0", "answer 1"]
-    assert group.responses[0].meta == {"response_id": "r0", "author": "user0", "licence": "CC BY-SA 4.0", "url": "https://site/q/1"}
+    assert group.responses[0].meta == {
+        "response_id": "r0",
+        "author": "user0",
+        "licence": "CC BY-SA 4.0",
+        "url": "https://site/q/1",
+    }
 
 
 @pytest.mark.parametrize(
@@ -43,7 +50,10 @@ def test_the_prompt_is_title_and_body_and_the_origin_travels_along() -> None:
     [
         (thread_of(), {"thread with fewer than two responses": 1}),
         (thread_of(4), {"thread with fewer than two responses": 1}),
-        (thread_of(4, 2, bodies=["x", "  "]), {"response without text": 1, "thread with fewer than two responses": 1}),
+        (
+            thread_of(4, 2, bodies=["x", "  "]),
+            {"response without text": 1, "thread with fewer than two responses": 1},
+        ),
         (thread_of(2, 2, 2), {"thread whose responses have equal votes": 1}),
     ],
 )
@@ -53,7 +63,9 @@ def test_a_thread_is_dropped_for_a_counted_reason(thread: Thread, drops: dict[st
 
 def test_a_thread_without_a_question_is_dropped() -> None:
     thread = thread_of(2, 1)
-    blank = Thread(**{**{name: getattr(thread, name) for name in Thread.__slots__}, "title": " ", "body": ""})
+    blank = Thread(
+        **{**{name: getattr(thread, name) for name in Thread.__slots__}, "title": " ", "body": ""}
+    )
     assert made(blank) == (None, {"thread without text": 1})
 
 
@@ -88,7 +100,10 @@ def test_every_rule_has_the_same_test_preferences() -> None:
 
 def test_splits_have_their_shares_and_a_larger_one_only_takes_from_training() -> None:
     keys = [f"site/{i}" for i in range(10_000)]
-    small, large = GroupRules(validation_share=0.1, test_share=0.1), GroupRules(validation_share=0.1, test_share=0.3)
+    small, large = (
+        GroupRules(validation_share=0.1, test_share=0.1),
+        GroupRules(validation_share=0.1, test_share=0.3),
+    )
     counts = Counter(splits.of_key(key, small) for key in keys)
     assert counts == {
         "train": pytest.approx(8000, abs=150),
@@ -96,18 +111,29 @@ def test_splits_have_their_shares_and_a_larger_one_only_takes_from_training() ->
         "test": pytest.approx(1000, abs=120),
     }
     moved = {(splits.of_key(key, small), splits.of_key(key, large)) for key in keys}
-    assert moved == {("train", "train"), ("train", "test"), ("test", "test"), ("validation", "validation")}
+    assert moved == {
+        ("train", "train"),
+        ("train", "test"),
+        ("test", "test"),
+        ("validation", "validation"),
+    }
 
 
 def test_a_record_survives_the_disk(tmp_path: Path) -> None:
     group, _ = made(thread_of(3, 1))
     assert group is not None
-    parquet.write_parquet(tmp_path / "g.parquet", parquet.rows_to_batches([schema.group_to_row(group)], schema.GROUPS), schema.GROUPS)
+    parquet.write_parquet(
+        tmp_path / "g.parquet",
+        parquet.rows_to_batches([schema.group_to_row(group)], schema.GROUPS),
+        schema.GROUPS,
+    )
     (row,) = parquet.read_rows(tmp_path / "g.parquet", schema.GROUPS)
     assert schema.group_from_row(row, tmp_path) == group
     for preference in row["preferences"]:
         del preference["probability"]  # a label that is taken as certain
-    assert {preference.probability for preference in schema.group_from_row(row, tmp_path).preferences} == {1.0}
+    assert {
+        preference.probability for preference in schema.group_from_row(row, tmp_path).preferences
+    } == {1.0}
 
 
 def test_rows_make_the_same_bytes_however_they_were_batched(tmp_path: Path) -> None:
@@ -115,27 +141,41 @@ def test_rows_make_the_same_bytes_however_they_were_batched(tmp_path: Path) -> N
     assert group is not None
     rows = [schema.group_to_row(group)] * 20_000
     for size in (100, 7000):
-        parquet.write_parquet(tmp_path / str(size), parquet.rows_to_batches(rows, schema.GROUPS, size=size), schema.GROUPS)
+        parquet.write_parquet(
+            tmp_path / str(size),
+            parquet.rows_to_batches(rows, schema.GROUPS, size=size),
+            schema.GROUPS,
+        )
     assert (tmp_path / "100").read_bytes() == (tmp_path / "7000").read_bytes()
 
 
 def test_the_table_is_readable_without_our_code(road: Path) -> None:
     import duckdb
 
-    query = f"SELECT split, count(*), sum(list_sum([p.weight for p in preferences])) FROM '{road}/groups/*.parquet' GROUP BY split"
+    query = (
+        "SELECT split, count(*), sum(list_sum([p.weight for p in preferences])) FROM"
+        f" '{road}/groups/*.parquet' GROUP BY split"
+    )
     found = {split: (n, weight) for split, n, weight in duckdb.execute(query).fetchall()}
     counts = folders.manifest(road / "groups")["counts"]["simulated"]
-    assert {split: n for split, (n, _) in found.items()} == {split: counts[f"{split} groups"] for split in found}
+    assert {split: n for split, (n, _) in found.items()} == {
+        split: counts[f"{split} groups"] for split in found
+    }
     assert all(weight == pytest.approx(n, rel=1e-5) for n, weight in found.values())
 
 
-def test_a_site_without_a_thread_of_two_answers_is_an_error_that_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_site_without_a_thread_of_two_answers_is_an_error_that_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lone = [thread_of(1, name=f"site/{i}") for i in range(3)]
     output = folders.begin(tmp_path / "threads", step="ingest", config={}, inputs=[])
     assert output is not None
     with output:
         rows = parquet.rows_to_batches(map(schema.thread_to_row, lone), schema.THREADS)
-        output.part("site.parquet", lambda aside: {"rows": parquet.write_parquet(aside, rows, schema.THREADS)})
+        output.part(
+            "site.parquet",
+            lambda aside: {"rows": parquet.write_parquet(aside, rows, schema.THREADS)},
+        )
         output.finish(counts={})
     assert run("group", tmp_path / "threads", "--out", tmp_path / "groups") == 2
     assert "no group is left, so there is nothing to learn from (" in capsys.readouterr().err
@@ -143,7 +183,10 @@ def test_a_site_without_a_thread_of_two_answers_is_an_error_that_says_so(tmp_pat
 
 
 def test_rules_that_leave_nothing_leave_the_folder_free(road: Path, tmp_path: Path) -> None:
-    assert run("group", road / "threads", "--out", tmp_path / "groups", "--min-characters", 99_999) == 2
+    assert (
+        run("group", road / "threads", "--out", tmp_path / "groups", "--min-characters", 99_999)
+        == 2
+    )
     assert run("group", road / "threads", "--out", tmp_path / "groups") == 0
 
 
@@ -153,12 +196,28 @@ def test_a_bare_parquet_file_of_groups_trains_with_a_warning_and_is_judged(
     rows = list(parquet.read_rows(road / "groups" / "simulated.parquet", schema.GROUPS))
     for split in ("train", "test"):
         mine = [row for row in rows if row["split"] == split][:12]
-        parquet.write_parquet(tmp_path / f"{split}.parquet", parquet.rows_to_batches(mine, schema.GROUPS), schema.GROUPS)
+        parquet.write_parquet(
+            tmp_path / f"{split}.parquet",
+            parquet.rows_to_batches(mine, schema.GROUPS),
+            schema.GROUPS,
+        )
     options = ("--model", "tiny", "--max-steps", 1, "--batch-pairs", 4, "--max-length", 128)
     assert run("train", tmp_path / "train.parquet", *options, "--out", tmp_path / "checkpoint") == 0
     assert "no validation groups" in caplog.text
-    assert run("evaluate", tmp_path / "checkpoint", "--on", tmp_path / "test.parquet", "--out", tmp_path / "results") == 0
-    found = folders.read_json(tmp_path / "results" / "metrics.json")["checkpoints"]["checkpoint"]["benchmarks"]
+    assert (
+        run(
+            "evaluate",
+            tmp_path / "checkpoint",
+            "--on",
+            tmp_path / "test.parquet",
+            "--out",
+            tmp_path / "results",
+        )
+        == 0
+    )
+    found = folders.read_json(tmp_path / "results" / "metrics.json")["checkpoints"]["checkpoint"][
+        "benchmarks"
+    ]
     assert found["test"]["prompts"] == 12
 
 
@@ -171,7 +230,10 @@ SOUND = {"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weigh
         ({"preferences": []}, "lacks a prompt, a text or a preference"),
         ({"prompt": []}, "lacks a prompt, a text or a preference"),
         ({"responses": None}, r"chosen is \d; an index of its 0 responses"),
-        ({"preferences": [{**SOUND, "rejected": 9}]}, r"rejected is 9; an index of its \d responses"),
+        (
+            {"preferences": [{**SOUND, "rejected": 9}]},
+            r"rejected is 9; an index of its \d responses",
+        ),
         ({"preferences": [{**SOUND, "chosen": -1}]}, "chosen is -1; an index"),
         ({"preferences": [{**SOUND, "rejected": 0}]}, "response 0 is preferred to itself"),
         ({"preferences": [{**SOUND, "weight": 0.0}]}, "weighs 0.0; a finite number above 0"),
@@ -181,15 +243,26 @@ SOUND = {"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weigh
         ({"preferences": [{**SOUND, "probability": 1.5}]}, "the probability 1.5; 0 to 1"),
     ],
 )
-def test_a_group_that_says_nothing_sensible_is_refused(road: Path, change: dict[str, object], told: str) -> None:
+def test_a_group_that_says_nothing_sensible_is_refused(
+    road: Path, change: dict[str, object], told: str
+) -> None:
     path = road / "groups" / "simulated.parquet"
     row = next(parquet.read_rows(path, schema.GROUPS))
     with pytest.raises(DataError, match=r"simulated.parquet: group 'simulated/\d+'.*" + told):
         schema.group_from_row({**row, **change}, path)
 
 
-def test_a_table_of_other_columns_is_refused(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("train", road / "threads" / "simulated.parquet", "--model", "tiny", "--out", tmp_path / "checkpoint")
+def test_a_table_of_other_columns_is_refused(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "train",
+        road / "threads" / "simulated.parquet",
+        "--model",
+        "tiny",
+        "--out",
+        tmp_path / "checkpoint",
+    )
     assert run(*words) == 2
     assert "a row with thread_id, source, site" in capsys.readouterr().err
 
@@ -207,10 +280,18 @@ LONG = " ".join(f"word{i} of a long text" for i in range(30))
         ("[a](http://b.c)", GroupRules(keep_link_only=True), None),
         ("```\ncode\n```", GroupRules(), "mostly of code or quotes"),
         ("> all quoted", GroupRules(), "mostly of code or quotes"),
-        ("[Lambda](https://en.wikipedia.org/wiki/Abstraction_(computer_science))", GroupRules(), "of nothing but links"),
+        (
+            "[Lambda](https://en.wikipedia.org/wiki/Abstraction_(computer_science))",
+            GroupRules(),
+            "of nothing but links",
+        ),
         ("> all quoted", GroupRules(max_code_share=1.0), None),
         ("see:\n\n    code here", GroupRules(), None),
-        ("Das ist ein Haus und kein Baum", GroupRules(languages=("en",)), "in a language not in --languages"),
+        (
+            "Das ist ein Haus und kein Baum",
+            GroupRules(languages=("en",)),
+            "in a language not in --languages",
+        ),
         ("Das ist ein Haus und kein Baum", GroupRules(languages=("en", "de")), None),
     ],
 )
@@ -223,8 +304,13 @@ def test_the_share_of_code_by_hand() -> None:
 
 
 def test_personal_data_is_masked_and_counted() -> None:
-    kept = "not 2020-01-01 15:39, 3.14159265358, 978-3-16-148410-0, 1 2 3 4 5 6 7 8 9, a@b or `@Override`."
-    text, count = cleaning.masked(f"Ask @peter or me@x.org, +49 (30) 1234-5678, 030 1234 5678; {kept}")
+    kept = (
+        "not 2020-01-01 15:39, 3.14159265358, 978-3-16-148410-0, 1 2 3 4 5 6 7 8 9, a@b or"
+        " `@Override`."
+    )
+    text, count = cleaning.masked(
+        f"Ask @peter or me@x.org, +49 (30) 1234-5678, 030 1234 5678; {kept}"
+    )
     assert text == f"Ask [name] or [e-mail], [phone], [phone]; {kept}"
     american = "555-123-4567, (212) 555-1234, 1-800-555-0199, +1.212.555.1234"
     assert cleaning.masked(american)[0] == "[phone], [phone], [phone], [phone]"
@@ -237,7 +323,11 @@ def test_personal_data_is_masked_and_counted() -> None:
 
 
 def test_pairs_of_a_thread_are_drawn_and_weigh_one() -> None:
-    thread = next(t for t in (thread_of(*range(6), name=f"site/{i}") for i in range(9)) if split_of(t) == "train")
+    thread = next(
+        t
+        for t in (thread_of(*range(6), name=f"site/{i}") for i in range(9))
+        if split_of(t) == "train"
+    )
     group, drops = made(thread, GroupRules(pairs_per_thread=4))
     assert group is not None
     assert [p.weight for p in group.preferences] == [0.25] * 4
@@ -253,14 +343,19 @@ def test_pairs_of_other_gaps_are_dropped_from_training_alone() -> None:
     assert group is not None
     assert sorted(p.strength for p in group.preferences) == [3, 4, 5]
     assert drops == {"pair beyond --least-gap and --most-gap": 3}
-    assert made(train, GroupRules(least_gap=10)) == (None, {"pair beyond --least-gap and --most-gap": 6, "thread without a pair left": 1})
+    assert made(train, GroupRules(least_gap=10)) == (
+        None,
+        {"pair beyond --least-gap and --most-gap": 6, "thread without a pair left": 1},
+    )
     group, drops = made(test, rules)
     assert group is not None
     assert (len(group.preferences), drops) == (6, {})
 
 
 def test_close_votes_are_thinned_to_their_share() -> None:
-    threads = [thread_of(5, 4, 0, name=f"site/{i}") for i in range(600)]  # one controversial pair of three
+    threads = [
+        thread_of(5, 4, 0, name=f"site/{i}") for i in range(600)
+    ]  # one controversial pair of three
     rules = GroupRules(controversial_share=0.1)
     kept = grouping.controversial_kept([{"clear": 2, "controversial": 1}], 0.1)
     assert kept == pytest.approx(0.1 / 0.9 * 2)
@@ -281,22 +376,38 @@ def test_the_most_voted_of_near_duplicates_is_kept(tmp_path: Path) -> None:
         Text(1, "d", 9, "no", "t"),
         Text(1, "e", 1, "no", "t"),
     ]
-    texts += [Text(1, "e", 1, "no", "t"), Text(0, "question", 1, LONG, "question")]  # too short, and of another kind
+    texts += [
+        Text(1, "e", 1, "no", "t"),
+        Text(0, "question", 1, LONG, "question"),
+    ]  # too short, and of another kind
     for name, some in (("x", texts[:2]), ("y", texts[2:])):
-        parquet.write_parquet(tmp_path / name, [near_duplicates.bands(some)], near_duplicates.SCHEMA)
-    assert near_duplicates.duplicates([tmp_path / "x", tmp_path / "y"], spill=tmp_path) == {"b", "c"}
+        parquet.write_parquet(
+            tmp_path / name, [near_duplicates.bands(some)], near_duplicates.SCHEMA
+        )
+    assert near_duplicates.duplicates([tmp_path / "x", tmp_path / "y"], spill=tmp_path) == {
+        "b",
+        "c",
+    }
 
 
 def test_one_copy_of_a_thread_stays_with_its_answers(tmp_path: Path) -> None:
-    answers = [LONG.replace("word7", f"other{number}") + " ".join(f"w{number}x{i}" for i in range(60)) for number in range(2)]
+    answers = [
+        LONG.replace("word7", f"other{number}") + " ".join(f"w{number}x{i}" for i in range(60))
+        for number in range(2)
+    ]
     texts = [
         Text(0, "alpha/1", 10, LONG, "alpha/1"),
         Text(0, "beta/1", 5, LONG, "beta/1"),
-        *(Text(1, f"{site}/1#{number}", votes, answers[number], f"{site}/1")
-          for site, votes in (("alpha", 3), ("beta", 30)) for number in range(2)),
-    ]  # fmt: skip
+        *(
+            Text(1, f"{site}/1#{number}", votes, answers[number], f"{site}/1")
+            for site, votes in (("alpha", 3), ("beta", 30))
+            for number in range(2)
+        ),
+    ]
     parquet.write_parquet(tmp_path / "x", [near_duplicates.bands(texts)], near_duplicates.SCHEMA)
-    assert near_duplicates.duplicates([tmp_path / "x"], spill=tmp_path) == {"beta/1"}  # its answers go with it, and oust none
+    assert near_duplicates.duplicates([tmp_path / "x"], spill=tmp_path) == {
+        "beta/1"
+    }  # its answers go with it, and oust none
 
 
 def bands_of(*texts: Text) -> list[list[int]]:
@@ -308,11 +419,15 @@ def bands_of(*texts: Text) -> list[list[int]]:
 def test_texts_that_share_less_than_half_are_no_duplicates() -> None:
     words = [f"word{i}" for i in range(200)]
     half = [*words[:100], *(f"other{i}" for i in range(100))]
-    one, other = bands_of(Text(1, "one", 1, " ".join(words), "t"), Text(1, "other", 1, " ".join(half), "t"))
+    one, other = bands_of(
+        Text(1, "one", 1, " ".join(words), "t"), Text(1, "other", 1, " ".join(half), "t")
+    )
     assert not set(one) & set(other)
 
 
-@pytest.mark.parametrize(("old", "new"), [(" word7 of", " \u201cword7\u201d of"), (" ", "\u00a0"), (" ", " \u2014 ")])
+@pytest.mark.parametrize(
+    ("old", "new"), [(" word7 of", " \u201cword7\u201d of"), (" ", "\u00a0"), (" ", " \u2014 ")]
+)
 def test_punctuation_beyond_ascii_makes_no_other_text(old: str, new: str) -> None:
     one, other = bands_of(Text(1, "a", 1, LONG, "t"), Text(1, "b", 1, LONG.replace(old, new), "t"))
     assert len(one) == 8
@@ -320,7 +435,12 @@ def test_punctuation_beyond_ascii_makes_no_other_text(old: str, new: str) -> Non
 
 
 def test_a_texts_bands_do_not_depend_on_its_neighbours() -> None:
-    texts = [Text(1, "a", 1, LONG, "t"), Text(1, "b", 1, "", "t"), Text(1, "c", 1, "\u00e9" + LONG, "t"), Text(0, "d", 1, "...", "d")]
+    texts = [
+        Text(1, "a", 1, LONG, "t"),
+        Text(1, "b", 1, "", "t"),
+        Text(1, "c", 1, "\u00e9" + LONG, "t"),
+        Text(0, "d", 1, "...", "d"),
+    ]
     together = bands_of(*texts)
     assert together == [bands_of(text)[0] for text in texts]
     assert [len(bands) for bands in together] == [8, 0, 8, 0]
@@ -334,29 +454,60 @@ def finished(folder: Path, **sites: list[Thread]) -> Path:
     with output:
         for site, threads in sites.items():
             rows = parquet.rows_to_batches(map(schema.thread_to_row, threads), schema.THREADS)
-            output.part(f"{site}.parquet", lambda aside, rows=rows: {"rows": parquet.write_parquet(aside, rows, schema.THREADS)})  # type: ignore[misc]
+            output.part(
+                f"{site}.parquet",
+                lambda aside, rows=rows: {  # type: ignore[misc]
+                    "rows": parquet.write_parquet(aside, rows, schema.THREADS)
+                },
+            )
         output.finish(counts={})
     return folder
 
 
 def read_groups(folder: Path) -> list[PreferenceGroup]:
-    return [schema.group_from_row(row, path) for path in parquet.paths_of(folder) for row in parquet.read_rows(path, schema.GROUPS)]
+    return [
+        schema.group_from_row(row, path)
+        for path in parquet.paths_of(folder)
+        for row in parquet.read_rows(path, schema.GROUPS)
+    ]
 
 
 def varied(site: str, count: int) -> list[Thread]:
     base = thread_of(4, 1)
     return [
-        replace(base, thread_id=f"{site}/{i}", site=site, title=f"{site} {i}", created=base.created + timedelta(days=i))
+        replace(
+            base,
+            thread_id=f"{site}/{i}",
+            site=site,
+            title=f"{site} {i}",
+            created=base.created + timedelta(days=i),
+        )
         for i in range(count)
     ]
 
 
-def test_threads_that_ask_the_same_few_words_are_in_one_split_and_long_ones_go_by_their_ids() -> None:
-    enough, few = ("word " * (near_duplicates.LEAST_WORDS - len(["title", "which", "then", *less])) for less in ([], ["one"]))
-    told = [grouping.question_of(replace(thread_of(2, 1), title="Which, then?", body=body)) for body in (enough, few)]
+def test_threads_that_ask_the_same_few_words_are_in_one_split_and_long_ones_go_by_their_ids() -> (
+    None
+):
+    enough, few = (
+        "word " * (near_duplicates.LEAST_WORDS - len(["title", "which", "then", *less]))
+        for less in ([], ["one"])
+    )
+    told = [
+        grouping.question_of(replace(thread_of(2, 1), title="Which, then?", body=body))
+        for body in (enough, few)
+    ]
     bands = bands_of(*(Text(0, text, 1, text, text) for text in told))
     assert [bool(found) for found in bands] == [True, False]
-    assert len({split_of(replace(thread, title="Which, then?", body=enough)) for thread in varied("a", 40)}) == 3
+    assert (
+        len(
+            {
+                split_of(replace(thread, title="Which, then?", body=enough))
+                for thread in varied("a", 40)
+            }
+        )
+        == 3
+    )
     short = [replace(thread, title="WHICH then", body=few) for thread in varied("a", 40)]
     again = [replace(thread, title="which, then?", body=few) for thread in varied("b", 40)]
     assert len({split_of(thread) for thread in (*short, *again)}) == 1
@@ -366,12 +517,26 @@ def test_threads_that_ask_the_same_few_words_are_in_one_split_and_long_ones_go_b
 
 def test_a_near_duplicate_of_another_site_never_sits_in_another_split(tmp_path: Path) -> None:
     ones = [replace(t, body=f"{t.title} {LONG}", votes=1) for t in varied("a", 30)]
-    others = [replace(t, body=one.body, title=one.title, votes=2) for t, one in zip(varied("b", 30), ones, strict=True)]
-    words = ("group", finished(tmp_path / "threads", a=ones[:1], b=others[:1]), "--rejects", "--out", tmp_path / "groups")
+    others = [
+        replace(t, body=one.body, title=one.title, votes=2)
+        for t, one in zip(varied("b", 30), ones, strict=True)
+    ]
+    words = (
+        "group",
+        finished(tmp_path / "threads", a=ones[:1], b=others[:1]),
+        "--rejects",
+        "--out",
+        tmp_path / "groups",
+    )
     assert run(*words) == 0
     assert [group.site for group in read_groups(tmp_path / "groups")] == ["b"]
-    rejects = [json.loads(line) for line in (tmp_path / "groups" / "rejects.jsonl").read_text().splitlines()]
-    assert [(row["name"], row["reason"]) for row in rejects] == [("a/0", "thread that is nearly another of more votes")]
+    rejects = [
+        json.loads(line)
+        for line in (tmp_path / "groups" / "rejects.jsonl").read_text().splitlines()
+    ]
+    assert [(row["name"], row["reason"]) for row in rejects] == [
+        ("a/0", "thread that is nearly another of more votes")
+    ]
     assert run("report", tmp_path / "groups", "--out", tmp_path / "r.html") == 0
     assert "Examples of what was dropped" in (tmp_path / "r.html").read_text()
 
@@ -381,18 +546,38 @@ def test_what_is_dropped_anyway_ousts_no_other(tmp_path: Path) -> None:
     same = f"a question {LONG}"
     lonely = replace(lonely, body=same, title="", votes=10, responses=lonely.responses[:1])
     useful = replace(useful, body=same, title="", votes=5)
-    assert run("group", finished(tmp_path / "threads", a=[lonely, useful]), "--out", tmp_path / "groups") == 0
+    assert (
+        run(
+            "group",
+            finished(tmp_path / "threads", a=[lonely, useful]),
+            "--out",
+            tmp_path / "groups",
+        )
+        == 0
+    )
     assert [group.group_id for group in read_groups(tmp_path / "groups")] == ["a/1"]
 
 
 def test_splits_by_site_and_by_time(tmp_path: Path) -> None:
     threads = finished(tmp_path / "threads", **{name: varied(name, 20) for name in "abcdefgh"})
-    assert run("group", threads, "--split-by", "site", "--test-share", 0.3, "--out", tmp_path / "site") == 0
+    assert (
+        run("group", threads, "--split-by", "site", "--test-share", 0.3, "--out", tmp_path / "site")
+        == 0
+    )
     by_site = {(group.site, group.split) for group in read_groups(tmp_path / "site")}
     assert len(by_site) == 8
     assert run("group", threads, "--split-by", "time", "--out", tmp_path / "time") == 0
-    days = {split: {int(g.group_id.split("/")[1]) for g in read_groups(tmp_path / "time") if g.split == split} for split in SPLITS}
-    assert max(days["train"]) < min(days["validation"]) <= max(days["validation"]) < min(days["test"])
+    days = {
+        split: {
+            int(g.group_id.split("/")[1])
+            for g in read_groups(tmp_path / "time")
+            if g.split == split
+        }
+        for split in SPLITS
+    }
+    assert (
+        max(days["train"]) < min(days["validation"]) <= max(days["validation"]) < min(days["test"])
+    )
     assert days["test"] == {16, 17, 18, 19}
 
 
@@ -402,14 +587,22 @@ SPLITS = ("train", "validation", "test")
 def test_who_is_to_be_credited_stands_in_a_table(tmp_path: Path) -> None:
     import csv
 
-    assert run("group", finished(tmp_path / "threads", a=varied("a", 2)), "--out", tmp_path / "groups") == 0
+    assert (
+        run("group", finished(tmp_path / "threads", a=varied("a", 2)), "--out", tmp_path / "groups")
+        == 0
+    )
     with (tmp_path / "groups" / "ATTRIBUTION.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     asked, answered = rows[:2]
     assert asked == {**answered, "response_id": "", "author": ""}
     assert answered == {
-        "site": "a", "group_id": "a/0", "response_id": "r0", "author": "user0", "url": "https://site/q/1", "licence": "CC BY-SA 4.0",
-    }  # fmt: skip
+        "site": "a",
+        "group_id": "a/0",
+        "response_id": "r0",
+        "author": "user0",
+        "url": "https://site/q/1",
+        "licence": "CC BY-SA 4.0",
+    }
     assert len(rows) == 6
 
 
@@ -420,8 +613,17 @@ def test_groups_that_overlap_with_a_benchmark_are_told_and_dropped(tmp_path: Pat
     words = ("group", threads, "--decontaminate", tmp_path / "bench.jsonl")
     assert run(*words, "--out", tmp_path / "dropped") == 0
     assert [group.group_id for group in read_groups(tmp_path / "dropped")] == ["a/1"]
-    (row,) = [json.loads(line) for line in (tmp_path / "dropped" / "contamination.jsonl").read_text().splitlines()]
-    assert (row["group_id"], row["benchmark"], row["item"], row["words"], row["dropped"]) == ("a/0", "bench.jsonl", "0", 150, True)
+    (row,) = [
+        json.loads(line)
+        for line in (tmp_path / "dropped" / "contamination.jsonl").read_text().splitlines()
+    ]
+    assert (row["group_id"], row["benchmark"], row["item"], row["words"], row["dropped"]) == (
+        "a/0",
+        "bench.jsonl",
+        "0",
+        150,
+        True,
+    )
     assert run("report", threads, tmp_path / "dropped", "--out", tmp_path / "r.html") == 0
     page = (tmp_path / "r.html").read_text()
     assert "Overlap with benchmarks: 1 places in 1 groups" in page
@@ -430,13 +632,20 @@ def test_groups_that_overlap_with_a_benchmark_are_told_and_dropped(tmp_path: Pat
     assert len(read_groups(tmp_path / "kept")) == 2
 
 
-def test_pairs_that_a_reward_model_contradicts_are_dropped_from_training(road: Path, tmp_path: Path) -> None:
+def test_pairs_that_a_reward_model_contradicts_are_dropped_from_training(
+    road: Path, tmp_path: Path
+) -> None:
     words = ("group", road / "threads", "--filter-with", road / "checkpoint")
     assert run(*words, "--out", tmp_path / "strict") == 0
     assert run(*words, "--filter-margin", 1000, "--out", tmp_path / "lenient") == 0
-    plain, strict, lenient = ({g.group_id: g for g in read_groups(p)} for p in (road / "groups", tmp_path / "strict", tmp_path / "lenient"))
+    plain, strict, lenient = (
+        {g.group_id: g for g in read_groups(p)}
+        for p in (road / "groups", tmp_path / "strict", tmp_path / "lenient")
+    )
     assert lenient == plain
-    assert {i: g for i, g in strict.items() if g.split != "train"} == {i: g for i, g in plain.items() if g.split != "train"}
+    assert {i: g for i, g in strict.items() if g.split != "train"} == {
+        i: g for i, g in plain.items() if g.split != "train"
+    }
     left = sum(len(g.preferences) for g in strict.values() if g.split == "train")
     assert 0 < left < sum(len(g.preferences) for g in plain.values() if g.split == "train")
     drops = folders.manifest(tmp_path / "strict")["drops"]["simulated"]
@@ -444,7 +653,12 @@ def test_pairs_that_a_reward_model_contradicts_are_dropped_from_training(road: P
     assert run(*words, "--filter-keep", "contradicted", "--out", tmp_path / "rest") == 0
 
     def pairs(groups: Iterable[PreferenceGroup]) -> set[tuple[str, int, int]]:
-        return {(g.group_id, p.chosen, p.rejected) for g in groups if g.split == "train" for p in g.preferences}
+        return {
+            (g.group_id, p.chosen, p.rejected)
+            for g in groups
+            if g.split == "train"
+            for p in g.preferences
+        }
 
     rest = pairs(read_groups(tmp_path / "rest"))
     assert rest == pairs(plain.values()) - pairs(strict.values())

@@ -15,7 +15,10 @@ from worldpm.records import Answer, Preference
 
 def test_every_pair_of_different_votes_counts_and_a_thread_counts_once() -> None:
     found = votes.preferences(thread_of(5, 2, 2).responses, rule="default", seed=[0])
-    assert [(p.chosen, p.rejected, p.strength, p.weight) for p in found] == [(0, 1, 3.0, 0.5), (0, 2, 3.0, 0.5)]
+    assert [(p.chosen, p.rejected, p.strength, p.weight) for p in found] == [
+        (0, 1, 3.0, 0.5),
+        (0, 2, 3.0, 0.5),
+    ]
 
 
 def test_a_negative_answer_loses_to_a_neutral_one() -> None:
@@ -33,14 +36,21 @@ def test_the_order_of_the_answers_does_not_matter() -> None:
     def named(order: list[int]) -> set[tuple[str, str, float]]:
         moved = [answers[i] for i in order]
         found = votes.preferences(moved, rule="default", seed=[0])
-        return {(moved[p.chosen].response_id, moved[p.rejected].response_id, p.strength) for p in found}
+        return {
+            (moved[p.chosen].response_id, moved[p.rejected].response_id, p.strength) for p in found
+        }
 
     assert named([0, 1, 2, 3]) == named([3, 1, 0, 2])
 
 
 def test_the_paper_takes_one_pair_and_counts_acceptance_as_a_vote() -> None:
     answers = thread_of(2, 2).responses
-    accepted = (answers[0], type(answers[1])(**{**{n: getattr(answers[1], n) for n in answers[1].__slots__}, "accepted": True}))
+    accepted = (
+        answers[0],
+        type(answers[1])(
+            **{**{n: getattr(answers[1], n) for n in answers[1].__slots__}, "accepted": True}
+        ),
+    )
     (found,) = votes.preferences(accepted, rule="worldpm", seed=[7])
     assert (found.chosen, found.rejected, found.strength, found.weight) == (1, 0, 1.0, 1.0)
 
@@ -48,7 +58,9 @@ def test_the_paper_takes_one_pair_and_counts_acceptance_as_a_vote() -> None:
 def test_the_paper_draws_every_pair_of_a_thread_equally_often() -> None:
     answers = thread_of(3, 2, 1).responses
     drawn = [votes.preferences(answers, rule="worldpm", seed=[seed])[0] for seed in range(600)]
-    counts = [sum((p.chosen, p.rejected) == pair for p in drawn) for pair in ((0, 1), (0, 2), (1, 2))]
+    counts = [
+        sum((p.chosen, p.rejected) == pair for p in drawn) for pair in ((0, 1), (0, 2), (1, 2))
+    ]
     assert sum(counts) == 600
     assert all(150 < count < 250 for count in counts)
 
@@ -70,7 +82,10 @@ def test_a_small_thread_is_kept_whole(count: int) -> None:
 def dated(votes_: Sequence[int], days: Sequence[int]) -> tuple[Answer, ...]:
     """Answers with these votes, written so many days after the first of January."""
     answers = thread_of(*votes_).responses
-    return tuple(replace(a, created=datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=day)) for a, day in zip(answers, days, strict=True))
+    return tuple(
+        replace(a, created=datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=day))
+        for a, day in zip(answers, days, strict=True)
+    )
 
 
 def accepted(answers: Sequence[Answer], place: int) -> tuple[Answer, ...]:
@@ -78,9 +93,13 @@ def accepted(answers: Sequence[Answer], place: int) -> tuple[Answer, ...]:
 
 
 def test_askells_scores_by_hand() -> None:
-    scores = [votes.askell_score(answer) for answer in accepted(thread_of(-1, 0, 1, 2, 7, 7).responses, 5)]
+    scores = [
+        votes.askell_score(answer) for answer in accepted(thread_of(-1, 0, 1, 2, 7, 7).responses, 5)
+    ]
     assert scores == [-1, 0, 1, 2, 3, 4]
-    found = votes.preferences(thread_of(7, 8, 0).responses, rule="askell", seed=[0])  # 7 and 8 both score 3
+    found = votes.preferences(
+        thread_of(7, 8, 0).responses, rule="askell", seed=[0]
+    )  # 7 and 8 both score 3
     assert [(p.chosen, p.rejected, p.strength) for p in found] == [(0, 2, 3.0), (1, 2, 3.0)]
 
 
@@ -91,17 +110,26 @@ def test_shp_takes_only_pairs_whose_better_answer_is_the_later_and_has_twice_the
 
 
 def test_equal_exposure_and_equal_votes_are_a_coin() -> None:
-    noise = VoteNoise(age_power=0.0, delay_power=0.0, spread=0.5, now=datetime(2021, 1, 1, tzinfo=UTC).timestamp())
+    noise = VoteNoise(
+        age_power=0.0, delay_power=0.0, spread=0.5, now=datetime(2021, 1, 1, tzinfo=UTC).timestamp()
+    )
     answers = dated([3, 3], [0, 0])
     assert noise.probabilities(answers, [(0, 1), (1, 0)]) == pytest.approx([0.5, 0.5])
 
 
 def test_a_wider_gap_is_surer_and_no_pair_is_turned_round() -> None:
-    noise = VoteNoise(age_power=1.0, delay_power=-0.5, spread=0.5, now=datetime(2020, 6, 1, tzinfo=UTC).timestamp())
+    noise = VoteNoise(
+        age_power=1.0,
+        delay_power=-0.5,
+        spread=0.5,
+        now=datetime(2020, 6, 1, tzinfo=UTC).timestamp(),
+    )
     gaps = [noise.probabilities(dated([n, 1], [0, 0]), [(0, 1)])[0] for n in (2, 4, 10, 50)]
     assert gaps == sorted(gaps)
     assert 0.5 < gaps[0] < 0.75 < gaps[-1] < 1
-    early, late = (noise.probabilities(dated([5, 4], days), [(0, 1)])[0] for days in ([0, 30], [30, 0]))
+    early, late = (
+        noise.probabilities(dated([5, 4], days), [(0, 1)])[0] for days in ([0, 30], [30, 0])
+    )
     assert early == 0.5  # one vote more is no evidence for an answer that had all the time
     assert late > gaps[0]
 
@@ -113,7 +141,9 @@ def test_a_planted_head_start_is_found_and_its_probabilities_hold() -> None:
         delays = np.sort(np.concatenate([[0], generator.exponential(200, 2)]))
         worth = generator.gamma(2.0, 1.0, 3)
         rates = worth * (1 + delays) ** -0.3 * 3
-        threads.append(vote_noise.Dated(generator.poisson(rates).astype(float), 1e9 + 3600 * delays))
+        threads.append(
+            vote_noise.Dated(generator.poisson(rates).astype(float), 1e9 + 3600 * delays)
+        )
         truth.append(worth)
     noise = vote_noise.fit([*threads, vote_noise.Dated(np.array([1.0, 0.0]), np.array([1e9, 3e9]))])
     assert noise.delay_power == pytest.approx(-0.3, abs=0.05)
@@ -122,24 +152,37 @@ def test_a_planted_head_start_is_found_and_its_probabilities_hold() -> None:
     for thread, worth in zip(threads, truth, strict=True):
         answers = tuple(
             replace(a, created=datetime.fromtimestamp(when, UTC))
-            for a, when in zip(thread_of(*map(int, thread.votes)).responses, thread.created, strict=True)
+            for a, when in zip(
+                thread_of(*map(int, thread.votes)).responses, thread.created, strict=True
+            )
         )
         for p in votes.preferences(answers, rule="default", seed=[0], noise=noise):
             said.append(p.probability)
             right.append(worth[p.chosen] > worth[p.rejected])
     for low, high in ((0.6, 0.7), (0.7, 0.8), (0.8, 0.9), (0.9, 1.0)):
         inside = [(s, r) for s, r in zip(said, right, strict=True) if low <= s < high]
-        assert np.mean([r for _, r in inside]) == pytest.approx(np.mean([s for s, _ in inside]), abs=0.07)
+        assert np.mean([r for _, r in inside]) == pytest.approx(
+            np.mean([s for s, _ in inside]), abs=0.07
+        )
 
 
 def test_a_site_without_votes_has_no_head_start() -> None:
     assert vote_noise.fit([]).delay_power == 0
-    assert vote_noise.fit([vote_noise.Dated(np.array([0.0, -2.0]), np.array([1.0, 2.0]))]).age_power == 0
+    assert (
+        vote_noise.fit([vote_noise.Dated(np.array([0.0, -2.0]), np.array([1.0, 2.0]))]).age_power
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
     ("pair", "closeness"),
-    [((5, 4), "controversial"), ((6, 4), "controversial"), ((7, 4), "clear"), ((7, 6), "too close"), ((1, 0), "clear")],
+    [
+        ((5, 4), "controversial"),
+        ((6, 4), "controversial"),
+        ((7, 4), "clear"),
+        ((7, 6), "too close"),
+        ((1, 0), "clear"),
+    ],
 )
 def test_close_votes(pair: tuple[int, int], closeness: str) -> None:
     assert votes.closeness(thread_of(*pair).responses, Preference(0, 1, 1.0)) == closeness

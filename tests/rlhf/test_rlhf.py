@@ -1,4 +1,5 @@
-"""Rewards for trainers of policies: each protocol gives the scorer's rewards, and a policy really learns from them."""
+"""Rewards for trainers of policies: each protocol gives the scorer's rewards, and a policy really
+learns from them."""
 
 import asyncio
 import json
@@ -20,18 +21,27 @@ from worldpm.rlhf.openrlhf import _after, reward_func
 from worldpm.rlhf.trl import RewardFunction
 from worldpm.rlhf.verl import compute_score
 
-PROMPTS, ANSWERS = ["How long?", "How long?", "Why?"], ["About an hour.", "No idea.", "Because of the heat."]
+PROMPTS, ANSWERS = (
+    ["How long?", "How long?", "Why?"],
+    ["About an hour.", "No idea.", "Because of the heat."],
+)
 
 
 @pytest.fixture(scope="module")
 def offline(road: Path) -> list[float]:
     scorer = Scorer.load(road / "checkpoint")
-    return [scorer.rewards(prompt, [answer])[0] for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
+    return [
+        scorer.rewards(prompt, [answer])[0] for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)
+    ]
 
 
-def test_trl_gets_the_rewards_of_texts_and_of_conversations(road: Path, offline: list[float]) -> None:
+def test_trl_gets_the_rewards_of_texts_and_of_conversations(
+    road: Path, offline: list[float]
+) -> None:
     function = RewardFunction(str(road / "checkpoint"))
-    assert function(prompts=PROMPTS, completions=ANSWERS, completion_ids=[[1]] * 3, trainer_state=None) == pytest.approx(offline, abs=1e-5)
+    assert function(
+        prompts=PROMPTS, completions=ANSWERS, completion_ids=[[1]] * 3, trainer_state=None
+    ) == pytest.approx(offline, abs=1e-5)
     turns = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     answers = [[{"role": "assistant", "content": answer}] for answer in ANSWERS]
     assert function(turns, answers) == pytest.approx(offline, abs=1e-5)
@@ -55,18 +65,28 @@ def test_openrlhf_gets_the_rewards_of_texts_that_begin_with_their_prompts(
 @pytest.mark.parametrize(
     ("prompt", "query"),
     [
-        ("Where is the cafe\u0301?", "Where is the caf\u00e9? There."),  # what a tokenizer that composes letters gives back
-        ("an old story. " * 40 + "Where is the cat?", "story. " + "an old story. " * 9 + "Where is the cat? There."),
+        (
+            "Where is the cafe\u0301?",
+            "Where is the caf\u00e9? There.",
+        ),  # what a tokenizer that composes letters gives back
+        (
+            "an old story. " * 40 + "Where is the cat?",
+            "story. " + "an old story. " * 9 + "Where is the cat? There.",
+        ),
         ("", " There."),
     ],
 )
-def test_openrlhf_composes_letters_and_cuts_prompts_from_their_left(prompt: str, query: str) -> None:
+def test_openrlhf_composes_letters_and_cuts_prompts_from_their_left(
+    prompt: str, query: str
+) -> None:
     assert _after(prompt, query) == " There."
 
 
 def test_a_text_that_begins_otherwise_than_its_prompt_ends_is_refused() -> None:
     with pytest.raises(ConfigError, match="begins neither"):
-        _after("an old story. " * 40 + "Where is the cat?", "cat? There.")  # five letters may be chance
+        _after(
+            "an old story. " * 40 + "Where is the cat?", "cat? There."
+        )  # five letters may be chance
 
 
 def test_pieces_of_text_are_its_lines_and_other_pieces_are_refused(road: Path) -> None:
@@ -89,8 +109,12 @@ def test_many_threads_load_a_model_once(road: Path) -> None:
 def test_verl_gets_one_reward_at_a_time(road: Path, offline: list[float]) -> None:
     place = str(road / "checkpoint")
     asked = {"prompt": [{"role": "user", "content": PROMPTS[2]}]}
-    assert compute_score("d", ANSWERS[2], None, asked, place=place)["score"] == pytest.approx(offline[2], abs=1e-5)
-    assert compute_score("d", ANSWERS[2], None, {"question": PROMPTS[2]}, place=place)["score"] == pytest.approx(offline[2], abs=1e-5)
+    assert compute_score("d", ANSWERS[2], None, asked, place=place)["score"] == pytest.approx(
+        offline[2], abs=1e-5
+    )
+    assert compute_score("d", ANSWERS[2], None, {"question": PROMPTS[2]}, place=place)[
+        "score"
+    ] == pytest.approx(offline[2], abs=1e-5)
     with pytest.raises(ConfigError, match="neither `prompt` nor `question`"):
         compute_score("d", "a", None, {}, place=place)
 
@@ -109,7 +133,10 @@ def test_openrlhf_reads_rewards_with_its_own_client(road: Path, offline: list[fl
     why = "OpenRLHF (pip install --no-deps openrlhf, for it wants another transformers) is not here"
     agent = pytest.importorskip("openrlhf.utils.agent", reason=why, exc_type=ImportError)
     encoder = Scorer.load(road / "checkpoint").encoder
-    turns = [[{"role": "user", "content": p}, {"role": "assistant", "content": a}] for p, a in zip(PROMPTS, ANSWERS, strict=True)]
+    turns = [
+        [{"role": "user", "content": p}, {"role": "assistant", "content": a}]
+        for p, a in zip(PROMPTS, ANSWERS, strict=True)
+    ]
     rendered = [encoder.tokenizer.apply_chat_template(one, tokenize=False) for one in turns]
     with process(road) as (_, url):
         executor = agent.SingleTurnAgentExecutor(f"{url}/get_reward")
@@ -120,16 +147,24 @@ def test_openrlhf_reads_rewards_with_its_own_client(road: Path, offline: list[fl
 @pytest.mark.filterwarnings("ignore")  # of its libraries
 def test_verl_reads_rewards_with_its_own_client(road: Path, offline: list[float]) -> None:
     why = "verl (pip install --no-deps verl, for it wants another transformers) is not here"
-    reward_loop = pytest.importorskip("verl.experimental.reward_loop.reward_loop", reason=why, exc_type=ImportError)
+    reward_loop = pytest.importorskip(
+        "verl.experimental.reward_loop.reward_loop", reason=why, exc_type=ImportError
+    )
     protocol, omegaconf = pytest.importorskip("verl.protocol"), pytest.importorskip("omegaconf")
     place = str(road / "checkpoint")
     tokenizer = Scorer.load(place).encoder.tokenizer
     answers = [tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id] for answer in ANSWERS]
-    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in answers], batch_first=True)
-    kept = torch.nn.utils.rnn.pad_sequence([torch.ones(len(ids), dtype=torch.int64) for ids in answers], batch_first=True)
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(ids) for ids in answers], batch_first=True
+    )
+    kept = torch.nn.utils.rnn.pad_sequence(
+        [torch.ones(len(ids), dtype=torch.int64) for ids in answers], batch_first=True
+    )
     prompts = np.empty(len(PROMPTS), dtype=object)
     prompts[:] = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    rollouts = protocol.DataProto.from_dict({"responses": padded, "attention_mask": kept}, {"raw_prompt": prompts})
+    rollouts = protocol.DataProto.from_dict(
+        {"responses": padded, "attention_mask": kept}, {"raw_prompt": prompts}
+    )
 
     async def judged(engine: str, url: str) -> list[float]:
         config = {
@@ -140,7 +175,9 @@ def test_verl_reads_rewards_with_its_own_client(road: Path, offline: list[float]
                 "custom_reward_function": {"path": None},
             },
         }
-        worker = reward_loop.RewardLoopWorker(omegaconf.OmegaConf.create(config), url.removeprefix("http://"))
+        worker = reward_loop.RewardLoopWorker(
+            omegaconf.OmegaConf.create(config), url.removeprefix("http://")
+        )
         return [one["reward_score"] for one in await worker.compute_score_batch(rollouts)]
 
     with process(road) as (_, url):
@@ -158,9 +195,16 @@ def test_guards_do_what_they_say_and_nothing_when_unset() -> None:
     assert sum(weighed) == pytest.approx(sum(rewards))
 
 
-def test_best_of_n_from_the_command_line(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_best_of_n_from_the_command_line(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = tmp_path / "in.jsonl"
-    lines.write_text(json.dumps({"prompt": "How long?", "responses": ["About an hour.", "No idea.", "x " * 30], "id": 7}) + "\n")
+    lines.write_text(
+        json.dumps(
+            {"prompt": "How long?", "responses": ["About an hour.", "No idea.", "x " * 30], "id": 7}
+        )
+        + "\n"
+    )
     assert run("score", road / "checkpoint", lines, "--best") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["id"] == 7
@@ -169,15 +213,29 @@ def test_best_of_n_from_the_command_line(road: Path, tmp_path: Path, capsys: pyt
     assert found["lead"] == pytest.approx(max(found["rewards"]) - sum(found["rewards"]) / 3)
     assert run("score", road / "checkpoint", lines, "--best", "--allow", "length=20:400") == 0
     assert json.loads(capsys.readouterr().out)["best"] == 2
-    for words in (("--best", "--allow", "size=1:2"), ("--best", "--weigh", "length=a"), ("--weigh", "length=1")):
+    for words in (
+        ("--best", "--allow", "size=1:2"),
+        ("--best", "--weigh", "length=a"),
+        ("--weigh", "length=1"),
+    ):
         assert run("score", road / "checkpoint", lines, *words) == 2
 
 
 def test_a_policy_learns_from_the_reward(road: Path, tmp_path: Path) -> None:
     pytest.importorskip("trl", reason="TRL is an extra: pip install 'worldpm[rlhf]'")
     script = Path(__file__).parents[2] / "runs" / "rlhf_trl.py"
-    command = [sys.executable, script, road / "checkpoint", "tiny", road / "groups", tmp_path / "out", "60"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        sys.executable,
+        script,
+        road / "checkpoint",
+        "tiny",
+        road / "groups",
+        tmp_path / "out",
+        "60",
+    ]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     rewards = [float(line) for line in (tmp_path / "out" / "rewards.txt").read_text().split()]
     assert sum(rewards[-12:]) > sum(rewards[:12])

@@ -14,7 +14,17 @@ PLAIN = {"length": 10.0, "headers": 0.0, "lists": 0.0, "bold": 0.0, "code": 0.0,
 
 
 def test_the_threshold_is_the_rank_counted_by_hand() -> None:
-    margins = [3.0, 2.0, 1.0, 0.5, -0.5, -1.0, 4.0, 5.0, 6.0]  # sorted losses: -6 -5 -4 -3 -2 -1 -.5 .5 1
+    margins = [
+        3.0,
+        2.0,
+        1.0,
+        0.5,
+        -0.5,
+        -1.0,
+        4.0,
+        5.0,
+        6.0,
+    ]  # sorted losses: -6 -5 -4 -3 -2 -1 -.5 .5 1
     assert calibration.sure_beyond(margins, 0.9) == 1.0  # ceil(10 * 0.9) = 9th
     assert calibration.sure_beyond(margins, 0.8) == 0.5
     assert calibration.sure_beyond(margins, 0.5) == 0.0  # the 5th is -2: every pair is told
@@ -57,13 +67,21 @@ def test_outside_stands_after_inside_whatever_the_rewards() -> None:
 
 def test_no_responses_and_one_response_are_fine() -> None:
     assert choose(Confidence(), [], [], Settings()).ranking == []
-    assert choose(Confidence(), [2.0], [PLAIN], Settings(weights={"length": 1.0})).probabilities == [[0.5]]
+    assert choose(
+        Confidence(), [2.0], [PLAIN], Settings(weights={"length": 1.0})
+    ).probabilities == [[0.5]]
 
 
 def test_settings_of_words() -> None:
     found = read_settings(["length=20:400"], ["bold=-0.5"])
     assert (found.ranges, found.weights) == ({"length": (20.0, 400.0)}, {"bold": -0.5})
-    for ranges, weights in ((["length=20"], []), ([], ["length=1:2"]), ([], ["size=1"]), ([], ["bold=nan"]), (["length"], [])):
+    for ranges, weights in (
+        (["length=20"], []),
+        ([], ["length=1:2"]),
+        ([], ["size=1"]),
+        ([], ["bold=nan"]),
+        (["length"], []),
+    ):
         with pytest.raises(ConfigError, match="expected FEATURE="):
             read_settings(ranges, weights)
 

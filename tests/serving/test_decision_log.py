@@ -21,9 +21,17 @@ from worldpm.serving.run import assemble
 
 def decision(number: int) -> Decision:
     return Decision(
-        at=f"2026-01-01T00:00:{number:02}+00:00", route="/v1/rewards", client=None, model="m", template="t", settings={},
-        inputs={"prompt": [], "responses": [str(number)]}, rewards=[number + 0.1], probabilities=[0.5], milliseconds=1.5,
-    )  # fmt: skip
+        at=f"2026-01-01T00:00:{number:02}+00:00",
+        route="/v1/rewards",
+        client=None,
+        model="m",
+        template="t",
+        settings={},
+        inputs={"prompt": [], "responses": [str(number)]},
+        rewards=[number + 0.1],
+        probabilities=[0.5],
+        milliseconds=1.5,
+    )
 
 
 @pytest.fixture
@@ -38,7 +46,9 @@ def log(tmp_path: Path) -> Path:
 
 def alter(path: Path, *statements: str) -> None:
     with sqlite3.connect(path) as connection:
-        connection.executescript("DROP TRIGGER no_update; DROP TRIGGER no_delete;" + ";".join(statements))
+        connection.executescript(
+            "DROP TRIGGER no_update; DROP TRIGGER no_delete;" + ";".join(statements)
+        )
     connection.close()
 
 
@@ -50,7 +60,9 @@ def test_a_log_goes_on_where_it_stopped(log: Path) -> None:
     written.close()
     found = decision_log.verify(log)
     assert (found.decisions, found.broken) == (7, None)
-    assert [json.loads(row["rewards"])[0] for row in decision_log.rows(log)] == [number + 0.1 for number in range(7)]
+    assert [json.loads(row["rewards"])[0] for row in decision_log.rows(log)] == [
+        number + 0.1 for number in range(7)
+    ]
 
 
 def test_a_decision_that_cannot_be_written_harms_no_other(tmp_path: Path) -> None:
@@ -71,20 +83,30 @@ def test_a_decision_that_cannot_be_written_harms_no_other(tmp_path: Path) -> Non
         ("UPDATE decisions SET before = hash WHERE number = 4", "row 4 does not follow"),
     ],
 )
-def test_what_was_altered_is_found(log: Path, statement: str, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_altered_is_found(
+    log: Path, statement: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     alter(log, statement)
     assert run("log", "verify", log) == 2
     assert what in capsys.readouterr().err
 
 
 def test_rows_cannot_be_changed_by_accident(log: Path) -> None:
-    with sqlite3.connect(log) as connection, pytest.raises(sqlite3.IntegrityError, match="never changed"):
+    with (
+        sqlite3.connect(log) as connection,
+        pytest.raises(sqlite3.IntegrityError, match="never changed"),
+    ):
         connection.execute("UPDATE decisions SET rewards = '[]'")
-    with sqlite3.connect(log) as connection, pytest.raises(sqlite3.IntegrityError, match="never deleted"):
+    with (
+        sqlite3.connect(log) as connection,
+        pytest.raises(sqlite3.IntegrityError, match="never deleted"),
+    ):
         connection.execute("DELETE FROM decisions")
 
 
-def test_a_head_kept_elsewhere_shows_that_the_end_is_missing(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_head_kept_elsewhere_shows_that_the_end_is_missing(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     head = decision_log.verify(log).head
     assert run("log", "verify", log, "--head", head) == 0
     assert head in capsys.readouterr().out
@@ -115,14 +137,23 @@ def test_a_log_that_is_none_is_refused(tmp_path: Path) -> None:
         DecisionLog(tmp_path / "no" / "log")
 
 
-def test_export_and_replay_of_a_served_log(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_and_replay_of_a_served_log(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log, table = tmp_path / "log.sqlite", tmp_path / "log.parquet"
     application, service = assemble(ServeOptions(model=str(road / "checkpoint"), log=log))
     with TestClient(application) as client:
         client.post("/v1/rewards", json={"prompt": "a", "responses": ["b", "c d"]})
         client.post("/classify", json={"input": ["a text", "another"]})
         client.post("/v1/embeddings", json={"input": [1, 2, 3]})
-        client.post("/rerank", json={"query": "word " * 50, "documents": ["answer " * 50], "truncate_prompt_tokens": 40})
+        client.post(
+            "/rerank",
+            json={
+                "query": "word " * 50,
+                "documents": ["answer " * 50],
+                "truncate_prompt_tokens": 40,
+            },
+        )
         client.post("/classify", json={"input": "word " * 50, "truncate_prompt_tokens": 8})
         client.post("/v1/rewards", json={"prompt": "word " * 400, "responses": ["b"], "cut": True})
     assert service.decisions is not None
@@ -134,9 +165,17 @@ def test_export_and_replay_of_a_served_log(road: Path, tmp_path: Path, capsys: p
     assert max(rows[0]["probabilities"]) > 0.5 == min(rows[0]["probabilities"])
     assert run("log", "replay", log, "--model", road / "checkpoint") == 0
     assert "7 decisions scored again" in capsys.readouterr().out
-    other = shutil.copytree(road / "checkpoint", tmp_path / "other", ignore=shutil.ignore_patterns("manifest.json", "worldpm.json"))
+    other = shutil.copytree(
+        road / "checkpoint",
+        tmp_path / "other",
+        ignore=shutil.ignore_patterns("manifest.json", "worldpm.json"),
+    )
     weights = load_file(other / "model.safetensors")
-    save_file({**weights, "score.weight": 2 * weights["score.weight"]}, other / "model.safetensors", {"format": "pt"})
+    save_file(
+        {**weights, "score.weight": 2 * weights["score.weight"]},
+        other / "model.safetensors",
+        {"format": "pt"},
+    )
     assert run("log", "replay", log, "--model", other) == 1
     assert "differ by more than 0.0001" in capsys.readouterr().err
     assert run("log", "replay", log, "--model", other, "--tolerance", 100) == 0
@@ -146,7 +185,9 @@ def test_export_and_replay_of_a_served_log(road: Path, tmp_path: Path, capsys: p
 
 def test_hashes_in_place_of_inputs(road: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.sqlite"
-    application, service = assemble(ServeOptions(model=str(road / "checkpoint"), log=log, log_hashes=True))
+    application, service = assemble(
+        ServeOptions(model=str(road / "checkpoint"), log=log, log_hashes=True)
+    )
     with TestClient(application) as client:
         client.post("/v1/rewards", json={"prompt": "a secret", "responses": ["b"]})
     assert service.decisions is not None

@@ -16,7 +16,11 @@ from worldpm.serving.run import assemble
 
 def requests(generator: np.random.Generator, size: int, *, mean: float = 0.0) -> np.ndarray:
     return np.column_stack(
-        [generator.normal(mean, 1, size), generator.integers(10, 500, (size, 2)), generator.integers(0, drift.WORDS, size)]
+        [
+            generator.normal(mean, 1, size),
+            generator.integers(10, 500, (size, 2)),
+            generator.integers(0, drift.WORDS, size),
+        ]
     )
 
 
@@ -34,7 +38,11 @@ def test_the_stability_index_is_the_one_computed_by_hand() -> None:
 def test_chance_is_rarely_told_and_a_change_always() -> None:
     generator = np.random.default_rng(0)
     old = reference(generator)
-    false_alarms = sum(one.drifted for _ in range(200) for one in drift.compare(old, requests(generator, drift.WINDOW)).values())
+    false_alarms = sum(
+        one.drifted
+        for _ in range(200)
+        for one in drift.compare(old, requests(generator, drift.WINDOW)).values()
+    )
     assert false_alarms <= 4
     for _ in range(20):
         changes = drift.compare(old, requests(generator, drift.WINDOW, mean=0.6))
@@ -44,7 +52,9 @@ def test_chance_is_rarely_told_and_a_change_always() -> None:
 
 def test_constant_series_are_no_drift() -> None:
     old = {name: np.ones(600) for name in drift.SERIES}
-    assert not any(change.drifted for change in drift.compare(old, np.ones((drift.WINDOW, 4))).values())
+    assert not any(
+        change.drifted for change in drift.compare(old, np.ones((drift.WINDOW, 4))).values()
+    )
 
 
 def test_adwin_sees_a_shift_of_the_mean() -> None:
@@ -58,7 +68,9 @@ def test_adwin_sees_a_shift_of_the_mean() -> None:
     assert watch.shifts >= 1
 
 
-def test_drift_is_told_by_a_server_with_a_reference_of_its_own_log(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drift_is_told_by_a_server_with_a_reference_of_its_own_log(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log, saved = tmp_path / "log.sqlite", tmp_path / "reference.json"
     monkeypatch.setattr(drift, "LEAST", 40)
     monkeypatch.setattr(drift, "WINDOW", 40)
@@ -67,7 +79,10 @@ def test_drift_is_told_by_a_server_with_a_reference_of_its_own_log(road: Path, t
     assert service.decisions is not None
     with TestClient(application) as client:
         for number in range(60):
-            client.post("/v1/rewards", json={"prompt": f"question {number}", "responses": [f"answer {number} is this"]})
+            client.post(
+                "/v1/rewards",
+                json={"prompt": f"question {number}", "responses": [f"answer {number} is this"]},
+            )
     service.decisions.close()
     assert decision_log.verify(log).decisions == 60
     assert run("log", "reference", log, "--out", saved) == 0
@@ -75,7 +90,13 @@ def test_drift_is_told_by_a_server_with_a_reference_of_its_own_log(road: Path, t
     application, _ = assemble(ServeOptions(model=str(road / "checkpoint"), reference=saved))
     with TestClient(application) as client:
         for number in range(40):
-            client.post("/v1/rewards", json={"prompt": f"a much longer question than before, {number}", "responses": ["no"]})
+            client.post(
+                "/v1/rewards",
+                json={
+                    "prompt": f"a much longer question than before, {number}",
+                    "responses": ["no"],
+                },
+            )
         told = client.get("/metrics").text
     assert 'worldpm_drifted{of="prompt characters"} 1.0' in told
     assert 'worldpm_drifted{of="response characters"} 1.0' in told

@@ -44,14 +44,21 @@ def test_margins_of_nothing_have_the_temperature_one() -> None:
 
 def test_reliability_by_hand() -> None:
     # three pairs called with sigmoid(2) = 0.88 of which two are right, and one tie
-    found = calibration.reliability(torch.tensor([2.0, 2.0, -2.0, 0.0]), torch.ones(4), torch.ones(4))
+    found = calibration.reliability(
+        torch.tensor([2.0, 2.0, -2.0, 0.0]), torch.ones(4), torch.ones(4)
+    )
     said = 1 / (1 + math.exp(-2))
     assert [(one.pairs, one.right) for one in found.bins] == [(1, 0.5), (3, pytest.approx(2 / 3))]
     assert found.expected_error == pytest.approx(3 / 4 * abs(said - 2 / 3))
 
 
 def test_what_is_called_certain_stays_in_the_last_bin() -> None:
-    assert calibration.reliability(torch.tensor([1e4]), torch.ones(1), torch.ones(1)).bins[0].probability == 1.0
+    assert (
+        calibration.reliability(torch.tensor([1e4]), torch.ones(1), torch.ones(1))
+        .bins[0]
+        .probability
+        == 1.0
+    )
 
 
 def test_the_pick_of_n_by_hand() -> None:
@@ -59,7 +66,9 @@ def test_the_pick_of_n_by_hand() -> None:
 
 
 def test_ties_share_the_pick() -> None:
-    assert selection.expected_picks([1, 1, 3], [0, 1, 5]) == pytest.approx([2, (0.5 + 5 + 5) / 3, 5])
+    assert selection.expected_picks([1, 1, 3], [0, 1, 5]) == pytest.approx(
+        [2, (0.5 + 5 + 5) / 3, 5]
+    )
     assert selection.expected_picks([7, 7], [0, 1]) == pytest.approx([0.5, 0.5])
 
 
@@ -68,8 +77,12 @@ def test_the_pick_is_the_mean_over_all_subsets() -> None:
 
     rewards, qualities = [0.3, -1.0, 2.0, 0.1, 0.7], [1.0, 4.0, 0.0, 2.0, 9.0]
     for n in range(1, 6):
-        picks = [qualities[max(subset, key=rewards.__getitem__)] for subset in combinations(range(5), n)]
-        assert selection.expected_picks(rewards, qualities)[n - 1] == pytest.approx(sum(picks) / len(picks))
+        picks = [
+            qualities[max(subset, key=rewards.__getitem__)] for subset in combinations(range(5), n)
+        ]
+        assert selection.expected_picks(rewards, qualities)[n - 1] == pytest.approx(
+            sum(picks) / len(picks)
+        )
 
 
 def test_unscored_responses_cannot_be_picked_from() -> None:

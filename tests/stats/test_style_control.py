@@ -12,7 +12,11 @@ COUNTS = ("length", "headers", "lists", "bold")
 
 
 def pairs(
-    margin: list[float], chosen: list[float], rejected: list[float], *, headers: tuple[list[float], list[float]] | None = None
+    margin: list[float],
+    chosen: list[float],
+    rejected: list[float],
+    *,
+    headers: tuple[list[float], list[float]] | None = None,
 ) -> StyledPairs:
     """Pairs with these lengths, each of its own prompt."""
     n = len(margin)
@@ -21,13 +25,24 @@ def pairs(
     if headers:
         for side, counts in zip(sides, headers, strict=True):
             side["headers"] = np.array(counts, dtype=float)
-    return StyledPairs(np.array(margin, dtype=float), np.ones(n), np.ones(n), [str(i) for i in range(n)], sides[0], sides[1])
+    return StyledPairs(
+        np.array(margin, dtype=float),
+        np.ones(n),
+        np.ones(n),
+        [str(i) for i in range(n)],
+        sides[0],
+        sides[1],
+    )
 
 
 def planted(style_weight: float, *, n: int = 4000, seed: int = 0) -> tuple[StyledPairs, np.ndarray]:
-    """Pairs whose labels follow quality alone, judged by quality plus a weight on length; and the pairs' true quality margins."""
+    """Pairs whose labels follow quality alone, judged by quality plus a weight on length; and the
+    pairs' true quality margins."""
     generator = np.random.default_rng(seed)
-    quality, length = generator.normal(size=(n, 2)), generator.integers(20, 400, size=(n, 2)).astype(float)
+    quality, length = (
+        generator.normal(size=(n, 2)),
+        generator.integers(20, 400, size=(n, 2)).astype(float),
+    )
     z = (length[:, 0] - length[:, 1]) / length.sum(axis=1)
     gap = quality[:, 0] - quality[:, 1]
     first = generator.random(n) < 1 / (1 + np.exp(-gap))
@@ -39,7 +54,9 @@ def planted(style_weight: float, *, n: int = 4000, seed: int = 0) -> tuple[Style
 
 @pytest.mark.parametrize("weight", [1.5, -2.0, 0.0])
 @pytest.mark.parametrize("way", ["paper", "arena"])
-def test_a_planted_weight_is_found_within_its_interval_and_controlling_removes_it(weight: float, way: style_control.Normalisation) -> None:
+def test_a_planted_weight_is_found_within_its_interval_and_controlling_removes_it(
+    weight: float, way: style_control.Normalisation
+) -> None:
     judged, truth = planted(weight)
     found = style_control.controlled(judged, way)
     length = found["coefficients"]["length"]
@@ -47,7 +64,9 @@ def test_a_planted_weight_is_found_within_its_interval_and_controlling_removes_i
     low, high = (end * scale for end in length["interval"])
     assert low < -weight < high
     margin = found["coefficients"]["margin"]
-    margin_low, margin_high = (end * margin["per_unit"] / margin["per_deviation"] for end in margin["interval"])
+    margin_low, margin_high = (
+        end * margin["per_unit"] / margin["per_deviation"] for end in margin["interval"]
+    )
     assert margin_low < 1 < margin_high
     assert found["cross_fitted"]["accuracy"] == pytest.approx(float((truth > 0).mean()), abs=0.01)
 
@@ -55,10 +74,17 @@ def test_a_planted_weight_is_found_within_its_interval_and_controlling_removes_i
 @pytest.mark.parametrize("scale", [1e-8, 1e-3, 1e4])
 def test_the_unit_of_the_rewards_changes_nothing(scale: float) -> None:
     judged, _ = planted(1.0, n=400)
-    found, scaled = (style_control.controlled(replace(judged, margin=judged.margin * factor), "paper") for factor in (1.0, scale))
+    found, scaled = (
+        style_control.controlled(replace(judged, margin=judged.margin * factor), "paper")
+        for factor in (1.0, scale)
+    )
     assert scaled["cross_fitted"] == pytest.approx(found["cross_fitted"])
-    assert scaled["coefficients"]["length"]["per_unit"] == pytest.approx(found["coefficients"]["length"]["per_unit"])
-    assert scaled["coefficients"]["margin"]["per_unit"] == pytest.approx(found["coefficients"]["margin"]["per_unit"] / scale)
+    assert scaled["coefficients"]["length"]["per_unit"] == pytest.approx(
+        found["coefficients"]["length"]["per_unit"]
+    )
+    assert scaled["coefficients"]["margin"]["per_unit"] == pytest.approx(
+        found["coefficients"]["margin"]["per_unit"] / scale
+    )
     assert scaled["warnings"] == found["warnings"]
 
 
@@ -67,7 +93,9 @@ def test_intervals_hold_the_planted_weight_in_about_95_of_100_cases() -> None:
     for seed in range(100):
         judged, _ = planted(1.0, n=300, seed=seed)
         length = style_control.controlled(judged, "paper")["coefficients"]["length"]
-        low, high = (end * length["per_unit"] / length["per_deviation"] for end in length["interval"])
+        low, high = (
+            end * length["per_unit"] / length["per_deviation"] for end in length["interval"]
+        )
         held += low < -1.0 < high
     assert held >= 88
 
@@ -87,8 +115,14 @@ def test_phi_by_hand() -> None:
 
 
 def test_accuracy_by_length_and_level_by_hand() -> None:
-    judged = pairs([1.0, -1.0, 1.0, 0.0], [9, 1, 5, 9], [1, 9, 5, 9], headers=([0, 0, 1, 0], [0, 0, 0, 1]))
-    assert style_control.by_length(judged) == {"chosen longer": 1.0, "chosen shorter": 0.0, "as long": 0.75}
+    judged = pairs(
+        [1.0, -1.0, 1.0, 0.0], [9, 1, 5, 9], [1, 9, 5, 9], headers=([0, 0, 1, 0], [0, 0, 0, 1])
+    )
+    assert style_control.by_length(judged) == {
+        "chosen longer": 1.0,
+        "chosen shorter": 0.0,
+        "as long": 0.75,
+    }
     found = style_control.by_level(judged)  # the median of the plain lengths 9, 1, 9, 1, 9, 5 is 7
     assert found["accuracy"] == [[None, 0.0, None], [1.0, None, 0.5], [1.0, None, None]]
     assert (found["within"], found["hard"], found["easy"]) == (None, 0.25, 1.0)
@@ -112,14 +146,19 @@ def test_one_margin_of_another_size_does_not_spoil_the_fit() -> None:
     margin[0] = 1e6
     found = style_control.controlled(replace(judged, margin=margin), "paper")
     expected = style_control.controlled(judged, "paper")
-    assert found["coefficients"]["margin"]["per_unit"] == pytest.approx(expected["coefficients"]["margin"]["per_unit"], rel=0.02)
+    assert found["coefficients"]["margin"]["per_unit"] == pytest.approx(
+        expected["coefficients"]["margin"]["per_unit"], rel=0.02
+    )
     assert found["warnings"] == expected["warnings"]
 
 
 def test_a_margin_that_goes_against_the_labels_counts_nothing() -> None:
     generator = np.random.default_rng(0)
     against = list(generator.normal(-1.0, 1.0, size=200))
-    found = style_control.controlled(pairs(against, list(generator.integers(1, 50, 200)), list(generator.integers(1, 50, 200))), "paper")
+    found = style_control.controlled(
+        pairs(against, list(generator.integers(1, 50, 200)), list(generator.integers(1, 50, 200))),
+        "paper",
+    )
     assert found["coefficients"]["margin"]["per_deviation"] == 0
     assert any("held at 0" in warning for warning in found["warnings"])
     assert found["margin_only"]["accuracy"] == pytest.approx(np.mean(np.array(against) > 0))
@@ -128,6 +167,16 @@ def test_a_margin_that_goes_against_the_labels_counts_nothing() -> None:
 
 def test_swapping_the_sides_changes_nothing() -> None:
     judged, _ = planted(1.0, n=500)
-    swapped = StyledPairs(-judged.margin, 1 - judged.probability, judged.weight, judged.cluster, judged.rejected, judged.chosen)
-    one, other = (style_control.controlled(side, "arena")["coefficients"]["length"]["per_unit"] for side in (judged, swapped))
+    swapped = StyledPairs(
+        -judged.margin,
+        1 - judged.probability,
+        judged.weight,
+        judged.cluster,
+        judged.rejected,
+        judged.chosen,
+    )
+    one, other = (
+        style_control.controlled(side, "arena")["coefficients"]["length"]["per_unit"]
+        for side in (judged, swapped)
+    )
     assert one == pytest.approx(other)

@@ -25,7 +25,9 @@ def test_copies_of_a_cluster_add_no_certainty() -> None:
 
 def test_the_same_seed_gives_the_same_interval() -> None:
     values, clusters = np.random.default_rng(1).random(50), np.arange(50) % 10
-    assert clustered_interval(values, np.ones(50), clusters, seed=3) == clustered_interval(values, np.ones(50), clusters, seed=3)
+    assert clustered_interval(values, np.ones(50), clusters, seed=3) == clustered_interval(
+        values, np.ones(50), clusters, seed=3
+    )
 
 
 def test_one_cluster_has_no_interval() -> None:
@@ -58,7 +60,10 @@ def test_equal_judges_are_called_different_in_five_of_a_hundred_cases() -> None:
     called = 0
     for _ in range(300):
         first, second = generator.random((2, 60)) < 0.7
-        called += paired_difference(first, second, np.ones(60), np.arange(60), resamples=500).p_value < 0.05
+        called += (
+            paired_difference(first, second, np.ones(60), np.arange(60), resamples=500).p_value
+            < 0.05
+        )
     assert 3 <= called <= 27
 
 
@@ -71,8 +76,12 @@ def test_holm_by_hand() -> None:
 def test_prompts_that_are_all_alike_have_the_exact_interval_or_none() -> None:
     alike = np.ones(12)
     right = clustered_interval(alike, alike, np.arange(12))
-    assert right == pytest.approx((0.025 ** (1 / 12), 1.0))  # all of twelve: the share p of which p^12 is 2.5 %
-    assert clustered_interval(0 * alike, alike, np.arange(12)) == pytest.approx((0.0, 1 - 0.025 ** (1 / 12)))
+    assert right == pytest.approx(
+        (0.025 ** (1 / 12), 1.0)
+    )  # all of twelve: the share p of which p^12 is 2.5 %
+    assert clustered_interval(0 * alike, alike, np.arange(12)) == pytest.approx(
+        (0.0, 1 - 0.025 ** (1 / 12))
+    )
     for values, shares in ((0.5 * alike, True), (alike, False)):  # ties; margins, which have no end
         assert np.isnan(clustered_interval(values, alike, np.arange(12), shares=shares).low)
 

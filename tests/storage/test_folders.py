@@ -11,7 +11,9 @@ from worldpm.storage import folders
 
 
 def begin(path: Path, **config: int) -> folders.Output | None:
-    return folders.begin(path, step="group", config=dict(config), inputs=[{"name": "in", "sha256": "0"}])
+    return folders.begin(
+        path, step="group", config=dict(config), inputs=[{"name": "in", "sha256": "0"}]
+    )
 
 
 def finish(path: Path, **config: int) -> None:
@@ -32,13 +34,24 @@ def test_a_folder_is_finished_when_its_manifest_exists(tmp_path: Path) -> None:
     found = folders.manifest(tmp_path / "out", made_by="group")
     assert found["config"] == {"n": 1}
     assert found["counts"] == {"rows": 1}
-    assert found["files"] == {"a.parquet": folders.sha256(tmp_path / "out" / "a.parquet"), "timings.jsonl": None}
+    assert found["files"] == {
+        "a.parquet": folders.sha256(tmp_path / "out" / "a.parquet"),
+        "timings.jsonl": None,
+    }
     assert set(found["versions"]) >= {"python", "worldpm", "torch", "duckdb"}
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.parquet", "manifest.json", "timings.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "a.parquet",
+        "manifest.json",
+        "timings.jsonl",
+    ]
 
 
-@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")])
-def test_a_finished_folder_that_lost_or_changed_a_file_is_no_input(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    "harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")]
+)
+def test_a_finished_folder_that_lost_or_changed_a_file_is_no_input(
+    tmp_path: Path, harm: Callable[[Path], object]
+) -> None:
     finish(tmp_path / "out")
     harm(tmp_path / "out" / "a.parquet")
     with pytest.raises(DataError, match=r"a.parquet: missing, or not as its manifest has it"):
@@ -54,7 +67,9 @@ def test_the_same_words_again_do_nothing(tmp_path: Path) -> None:
 
 def test_other_settings_never_touch_a_finished_folder(tmp_path: Path) -> None:
     finish(tmp_path / "out", n=1)
-    with pytest.raises(ConfigError, match=r"finished output of `worldpm group` .*config.n was 1, now 2"):
+    with pytest.raises(
+        ConfigError, match=r"finished output of `worldpm group` .*config.n was 1, now 2"
+    ):
         begin(tmp_path / "out", n=2)
 
 
@@ -118,7 +133,9 @@ def test_two_runs_into_one_folder_at_once_are_refused(tmp_path: Path) -> None:
         begin(tmp_path / "out")
 
 
-def test_a_kill_between_the_manifest_and_the_cleaning_leaves_a_finished_folder(tmp_path: Path) -> None:
+def test_a_kill_between_the_manifest_and_the_cleaning_leaves_a_finished_folder(
+    tmp_path: Path,
+) -> None:
     finish(tmp_path / "out")
     (tmp_path / "out" / ".progress").mkdir()
     assert begin(tmp_path / "out") is None
@@ -134,7 +151,9 @@ def test_a_manifest_that_is_none_is_named(tmp_path: Path, content: str) -> None:
 
 def test_the_output_of_another_step_is_refused(tmp_path: Path) -> None:
     finish(tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"made by `worldpm group`, but what `worldpm train` makes is needed"):
+    with pytest.raises(
+        ConfigError, match=r"made by `worldpm group`, but what `worldpm train` makes is needed"
+    ):
         folders.manifest(tmp_path / "out", made_by="train")
 
 

@@ -33,7 +33,11 @@ def test_results_stand_in_the_order_of_the_tasks_and_few_tasks_are_taken_ahead()
     for result in in_order(slow_when_small, tasks(), workers=2):
         found.append(result)
         ahead.append(len(taken) - len(found))
-    assert found == [number * number for number in range(40)] == list(in_order(slow_when_small, range(40), workers=0))
+    assert (
+        found
+        == [number * number for number in range(40)]
+        == list(in_order(slow_when_small, range(40), workers=0))
+    )
     assert max(ahead) < 2 * TASKS_AHEAD
 
 
@@ -67,9 +71,36 @@ def test_ingest_and_group_write_the_same_with_and_without_workers(tmp_path: Path
     (tmp_path / "site" / "Posts.xml").write_bytes(posts_xml(TWO_ANSWERS))
     for workers in (0, 2):
         folder = tmp_path / str(workers)
-        assert run("ingest", tmp_path / "site" / "Posts.xml", "--workers", workers, "--out", folder / "threads") == 0
-        assert run("group", folder / "threads", "--workers", workers, "--rejects", "--out", folder / "groups") == 0
-    for name in ("threads/site.parquet", "groups/site.parquet", "groups/ATTRIBUTION.csv", "groups/rejects.jsonl", "groups/manifest.json"):
+        assert (
+            run(
+                "ingest",
+                tmp_path / "site" / "Posts.xml",
+                "--workers",
+                workers,
+                "--out",
+                folder / "threads",
+            )
+            == 0
+        )
+        assert (
+            run(
+                "group",
+                folder / "threads",
+                "--workers",
+                workers,
+                "--rejects",
+                "--out",
+                folder / "groups",
+            )
+            == 0
+        )
+    for name in (
+        "threads/site.parquet",
+        "groups/site.parquet",
+        "groups/ATTRIBUTION.csv",
+        "groups/rejects.jsonl",
+        "groups/manifest.json",
+    ):
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 
 
@@ -88,7 +119,12 @@ def test_ctrl_c_is_no_noise_of_the_workers(tmp_path: Path) -> None:
     (tmp_path / "left.py").write_text(LEFT)
     command = [sys.executable, str(tmp_path / "left.py"), "60", "60"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_ctrl_c
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     ) as parent:
         assert parent.stdout is not None
         for _ in range(2):
@@ -101,7 +137,9 @@ def test_ctrl_c_is_no_noise_of_the_workers(tmp_path: Path) -> None:
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "left.py").write_text(LEFT)
-    with subprocess.Popen([sys.executable, tmp_path / "left.py", "60", "60"], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "left.py", "60", "60"], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         workers = [int(parent.stdout.readline()) for _ in range(2)]
         parent.send_signal(signal.SIGKILL)
@@ -112,7 +150,9 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 def heed_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it, and so would what it starts
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # a suite in the background ignores it, and so would what it starts
 
 
 def lives(process: int) -> bool:

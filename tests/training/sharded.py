@@ -1,4 +1,5 @@
-"""Run by two processes: FSDP2 shards a model, which must act, be saved and be loaded as a whole one."""
+"""Run by two processes: FSDP2 shards a model, which must act, be saved and be loaded as a whole
+one."""
 
 import sys
 from pathlib import Path
@@ -24,11 +25,14 @@ def sharded() -> RewardModel:
 
 
 def optimizer_of(model: torch.nn.Module) -> torch.optim.AdamW:
-    return torch.optim.AdamW(model.parameters(), lr=1e-2, eps=0.1)  # a large eps: no sign of a gradient near 0 decides
+    return torch.optim.AdamW(
+        model.parameters(), lr=1e-2, eps=0.1
+    )  # a large eps: no sign of a gradient near 0 decides
 
 
 def step(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
-    """On the groups; every process sees all of them, so that the mean over processes is the whole."""
+    """On the groups; every process sees all of them, so that the mean over processes is the
+    whole."""
     model(GROUPS).square().sum().backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -53,7 +57,10 @@ def main(folder: Path) -> None:
     state.save(folder, accelerator, parts, optimizers[1], {}, step=1, seen={"step": 1})
     accelerator.wait_for_everyone()
     later = None
-    for fresh in (sharded(), model_of("qwen2", FAMILIES["qwen2"])):  # saved by shards, loaded by shards and whole
+    for fresh in (
+        sharded(),
+        model_of("qwen2", FAMILIES["qwen2"]),
+    ):  # saved by shards, loaded by shards and whole
         optimizer = optimizer_of(fresh)
         assert state.load_last(folder, accelerator, fresh, optimizer) is not None
         assert torch.allclose(expected, rewards(fresh), atol=1e-4)

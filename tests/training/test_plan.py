@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import FalconH1Config, Gemma3Config, Gemma3TextConfig, Lfm2Config, LlamaConfig, Qwen2Config, Qwen3MoeConfig
+from transformers import (
+    FalconH1Config,
+    Gemma3Config,
+    Gemma3TextConfig,
+    Lfm2Config,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3MoeConfig,
+)
 
 from tests.conftest import run
 from tests.model.test_shared_prefix import group
@@ -16,28 +24,56 @@ from worldpm.model.costs import ModelCost
 from worldpm.options.plan import PlanOptions
 from worldpm.training import planning
 
-SMALL = Qwen2Config(vocab_size=100, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+SMALL = Qwen2Config(
+    vocab_size=100,
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
 
 
 def test_parameters_are_counted_by_hand() -> None:
-    attention = (8 * 8 + 8) + 2 * (8 * 4 + 4) + 8 * 8  # queries, keys and values with biases, output
+    attention = (
+        (8 * 8 + 8) + 2 * (8 * 4 + 4) + 8 * 8
+    )  # queries, keys and values with biases, output
     layer = attention + 3 * 8 * 12 + 2 * 8
     assert costs.cost_of(SMALL) == ModelCost(
-        parameters=800 + 2 * layer + 8 + 8, non_embedding=2 * layer + 8 + 8, attention_width=2 * 2 * 4, active=2 * layer + 8 + 8
+        parameters=800 + 2 * layer + 8 + 8,
+        non_embedding=2 * layer + 8 + 8,
+        attention_width=2 * 2 * 4,
+        active=2 * layer + 8 + 8,
     )
 
 
 def test_a_token_meets_the_experts_that_it_is_sent_to() -> None:
     mixture = Qwen3MoeConfig(
-        vocab_size=100, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        moe_intermediate_size=6, num_experts=8, num_experts_per_tok=2, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=100,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        moe_intermediate_size=6,
+        num_experts=8,
+        num_experts_per_tok=2,
+        tie_word_embeddings=False,
+    )
     found = costs.cost_of(mixture)
-    assert found.non_embedding - found.active == (8 - 2) * 3 * 8 * 6  # six experts of three matrices stand idle
+    assert (
+        found.non_embedding - found.active == (8 - 2) * 3 * 8 * 6
+    )  # six experts of three matrices stand idle
 
 
 def test_of_a_model_that_also_sees_only_the_memory_counts_the_eyes() -> None:
-    text = Gemma3TextConfig(vocab_size=100, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, head_dim=4)
+    text = Gemma3TextConfig(
+        vocab_size=100,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        head_dim=4,
+    )
     alone, seeing = costs.cost_of(text), costs.cost_of(Gemma3Config(text_config=text.to_dict()))
     assert seeing.parameters > alone.parameters
     assert seeing._replace(parameters=alone.parameters) == alone
@@ -47,15 +83,22 @@ def test_a_prompt_is_attended_once_and_by_each_response() -> None:
     assert costs.attended_pairs([group([1, 1, 1], [1, 1], [1])]) == 6 + (2 * 3 + 3) + (1 * 3 + 1)
 
 
-def test_a_token_costs_six_operations_for_each_parameter_and_a_pair_twelve_for_each_channel() -> None:
-    assert costs.train_flops(ModelCost(1000, 120, 16, 100), tokens=10, attended=5) == 6 * 100 * 10 + 12 * 16 * 5
+def test_a_token_costs_six_operations_for_each_parameter_and_a_pair_twelve_for_each_channel() -> (
+    None
+):
+    assert (
+        costs.train_flops(ModelCost(1000, 120, 16, 100), tokens=10, attended=5)
+        == 6 * 100 * 10 + 12 * 16 * 5
+    )
 
 
 def test_a_typical_row_is_full_whether_or_not_prompts_are_shared() -> None:
     row = costs.typical_row(4096, prompt=512, response=256, responses=4)
     assert sum(one.tokens for one in row) == 4096
     separate = costs.typical_row(4096, prompt=512, response=256, responses=4, shares_prefix=False)
-    assert [one.tokens for group in separate for one in group.apart] == [512 + 256 + 256] * 4  # one group of 3,072, its prompts filled up
+    assert [one.tokens for group in separate for one in group.apart] == [
+        512 + 256 + 256
+    ] * 4  # one group of 3,072, its prompts filled up
 
 
 def test_what_runs_apart_is_counted_with_a_prompt_for_each_response() -> None:
@@ -68,8 +111,10 @@ MEASURE = """
 import re, sys, torch
 from transformers import AutoConfig
 from worldpm.model import costs, reward_model
-config = AutoConfig.for_model(sys.argv[1], vocab_size=1000, hidden_size=int(sys.argv[2]), intermediate_size=3 * int(sys.argv[2]),
-    num_hidden_layers=int(sys.argv[3]), num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=4096)
+width, layers = map(int, sys.argv[2:4])
+config = AutoConfig.for_model(sys.argv[1], vocab_size=1000, hidden_size=width,
+    intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=8,
+    num_key_value_heads=4, max_position_embeddings=4096)
 model = reward_model.from_config(config, seed=0).train()
 checkpointing = sys.argv[4] == "True"
 if checkpointing:
@@ -96,20 +141,38 @@ print(peak() - before)
 """
 
 
-@pytest.mark.parametrize(("family", "width", "layers", "checkpointing"), [("qwen2", 512, 6, False), ("llama", 768, 4, True)])
-def test_the_predicted_memory_is_within_15_percent_of_what_a_step_takes(family: str, width: int, layers: int, checkpointing: bool) -> None:
+@pytest.mark.parametrize(
+    ("family", "width", "layers", "checkpointing"),
+    [("qwen2", 512, 6, False), ("llama", 768, 4, True)],
+)
+def test_the_predicted_memory_is_within_15_percent_of_what_a_step_takes(
+    family: str, width: int, layers: int, checkpointing: bool
+) -> None:
     words = [sys.executable, "-c", MEASURE, family, str(width), str(layers), str(checkpointing)]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what a tensor frees is the system's again at once
-    measured = int(subprocess.run(words, capture_output=True, check=True, text=True, env=environment).stdout)
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }  # what a tensor frees is the system's again at once
+    measured = int(
+        subprocess.run(words, capture_output=True, check=True, text=True, env=environment).stdout
+    )
     kind = {"qwen2": Qwen2Config, "llama": LlamaConfig}[family]
     config = kind(
-        vocab_size=1000, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=4096,
-    )  # fmt: skip
+        vocab_size=1000,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=4096,
+    )
     way = next(
         way
         for way in planning.ways_to_place(
-            config, costs.cost_of(config), PlanOptions(model="", gpus=1, row_tokens=2048, dtype="float32"), shared=True
+            config,
+            costs.cost_of(config),
+            PlanOptions(model="", gpus=1, row_tokens=2048, dtype="float32"),
+            shared=True,
         )
         if ("checkpointing" in way.name) == checkpointing
     )
@@ -119,27 +182,50 @@ def test_the_predicted_memory_is_within_15_percent_of_what_a_step_takes(family: 
 def test_copies_of_weights_in_the_compute_type_are_not_counted_with_the_activations() -> None:
     config = Qwen2Config(**{**SMALL.to_dict(), "hidden_size": 256, "intermediate_size": 512})
     row = costs.typical_row(3, prompt=1, response=1, responses=2)
-    kept = costs.activation_bytes(config, row, shared=True, dtype=torch.bfloat16, gradient_checkpointing=False)
+    kept = costs.activation_bytes(
+        config, row, shared=True, dtype=torch.bfloat16, gradient_checkpointing=False
+    )
     assert 0 < kept < costs.cost_of(config).non_embedding  # 2 bytes each would be twice that
 
 
 HYBRID = Lfm2Config(
-    vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+    vocab_size=100,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
     layer_types=["conv", "full_attention"],
-)  # fmt: skip
+)
 
 
 def test_a_model_that_shares_no_prompts_keeps_what_its_separate_rows_keep() -> None:
     row = [group([1] * 20, [2] * 5, [3] * 5)]
     apart = [group([1] * 19, [1] + [2] * 5), group([1] * 19, [1] + [3] * 5)]
-    found = [costs.activation_bytes(HYBRID, one, shared=False, dtype=torch.float32, gradient_checkpointing=False) for one in (row, apart)]
+    found = [
+        costs.activation_bytes(
+            HYBRID, one, shared=False, dtype=torch.float32, gradient_checkpointing=False
+        )
+        for one in (row, apart)
+    ]
     assert found[0] == pytest.approx(found[1], rel=0.01)
 
 
 def test_what_shares_prompts_is_known_before_it_runs() -> None:
-    undeclared = FalconH1Config(vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, mamba_n_heads=4, mamba_d_head=16, mamba_d_ssm=64)  # fmt: skip
-    found = {config.model_type: costs.shares_prefix(config) for config in (SMALL, HYBRID, undeclared)}
+    undeclared = FalconH1Config(
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        mamba_n_heads=4,
+        mamba_d_head=16,
+        mamba_d_ssm=64,
+    )
+    found = {
+        config.model_type: costs.shares_prefix(config) for config in (SMALL, HYBRID, undeclared)
+    }
     assert found == {"qwen2": True, "lfm2": False, "falcon_h1": False}
 
 
@@ -150,17 +236,28 @@ def test_the_plan_of_a_model_that_shares_no_prompts_counts_a_prompt_for_each_res
     words = ("--gpus", 2, "--pairs", "1e6", "--tokens-per-pair", 1000, "--row-tokens", 3072)
     assert run("plan", tmp_path, *words) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "each response runs with its own, 2 times the tokens" in said  # 4 (512 + 256) where 512 + 4 x 256 would do
+    assert (
+        "each response runs with its own, 2 times the tokens" in said
+    )  # 4 (512 + 256) where 512 + 4 x 256 would do
     assert "1e+06 pairs, 2e+09 tokens" in said
     assert "FSDP2 or ZeRO-3" not in said
     assert run("plan", tmp_path, *words[:-1], 1024) == 0
-    assert "1e+06 pairs, 2e+09 tokens" in " ".join(capsys.readouterr().out.split())  # however long a row is
+    assert "1e+06 pairs, 2e+09 tokens" in " ".join(
+        capsys.readouterr().out.split()
+    )  # however long a row is
 
 
-def test_the_plan_of_a_large_model_says_what_fits_and_what_it_costs(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+def test_the_plan_of_a_large_model_says_what_fits_and_what_it_costs(
+    capsys: pytest.CaptureFixture[str], tmp_path: object
+) -> None:
     folder = str(tmp_path)
     Qwen2Config(
-        vocab_size=152_064, hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4
+        vocab_size=152_064,
+        hidden_size=3584,
+        intermediate_size=18_944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
     ).save_pretrained(folder)
     assert run("plan", folder, "--gpus", 8, "--memory", 80, "--pairs", "15e6", "--price", 2) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -178,5 +275,9 @@ def test_a_plan_without_sense_is_refused(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_plan_is_of_the_rows_that_training_takes_on_a_gpu() -> None:
     config = Qwen2Config(**{**SMALL.to_dict(), "max_position_embeddings": 32_768})
     cost = costs.cost_of(config)
-    default, same = (PlanOptions(model="", row_tokens=tokens) for tokens in (None, costs.GPU_ROW_TOKENS))
-    assert list(planning.ways_to_place(config, cost, default, shared=True)) == list(planning.ways_to_place(config, cost, same, shared=True))
+    default, same = (
+        PlanOptions(model="", row_tokens=tokens) for tokens in (None, costs.GPU_ROW_TOKENS)
+    )
+    assert list(planning.ways_to_place(config, cost, default, shared=True)) == list(
+        planning.ways_to_place(config, cost, same, shared=True)
+    )

@@ -20,30 +20,76 @@ from tests.conftest import run
 from tests.training.test_plan import HYBRID
 from worldpm.model.reward_model import from_config
 
-WORDS = ("--model", "tiny", "--max-steps", "5", "--dtype", "float32", "--max-length", "256", "--row-tokens", "512")
+WORDS = (
+    "--model",
+    "tiny",
+    "--max-steps",
+    "5",
+    "--dtype",
+    "float32",
+    "--max-length",
+    "256",
+    "--row-tokens",
+    "512",
+)
 
 
 def start(processes: int, *words: object, zero: int | None = None) -> subprocess.Popen[bytes]:
-    """A command in so many processes that speak over gloo, each with one thread; `zero` is a stage of DeepSpeed's."""
+    """A command in so many processes that speak over gloo, each with one thread; `zero` is a stage
+    of DeepSpeed's."""
     if zero is None:
-        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+        launcher = [
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--rdzv_backend",
+            "c10d",
+            "--rdzv_endpoint",
+            "localhost:0",
+        ]
     else:
-        launcher = ["accelerate.commands.launch", "--use_deepspeed", "--zero_stage", str(zero), "--num_processes", str(processes)]
-        launcher += ["--main_process_port", "0", "--gradient_accumulation_steps", "1", "--mixed_precision", "no"]
+        launcher = [
+            "accelerate.commands.launch",
+            "--use_deepspeed",
+            "--zero_stage",
+            str(zero),
+            "--num_processes",
+            str(processes),
+        ]
+        launcher += [
+            "--main_process_port",
+            "0",
+            "--gradient_accumulation_steps",
+            "1",
+            "--mixed_precision",
+            "no",
+        ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", *launcher, *map(str, words)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def train(processes: int, groups: Path, out: Path, *, zero: int | None = None) -> None:
-    process = start(processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out, zero=zero)
+    process = start(
+        processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out, zero=zero
+    )
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said.decode()
 
 
-def train_until(step: int, processes: int, groups: Path, out: Path, *, zero: int | None = None) -> None:
+def train_until(
+    step: int, processes: int, groups: Path, out: Path, *, zero: int | None = None
+) -> None:
     """Train, and kill all processes once the state of a step is there."""
-    process = start(processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out, zero=zero)
+    process = start(
+        processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out, zero=zero
+    )
     deadline = time.monotonic() + 300
     while not (out / ".progress" / "resume" / f"{step:08d}" / "state.json").exists():
         assert process.poll() is None, process.communicate()[0].decode()
@@ -71,7 +117,9 @@ def assert_same_run(found: Path, expected: Path) -> None:
     for one, other in zip(metrics(found), metrics(expected), strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
-            assert value == pytest.approx(other[name], rel=1e-3 if name == "grad_norm" else 1e-4, abs=1e-4), name
+            assert value == pytest.approx(
+                other[name], rel=1e-3 if name == "grad_norm" else 1e-4, abs=1e-4
+            ), name
         for name in ("step", "groups_seen", "pairs_seen", "tokens_seen"):
             assert one[name] == other[name]
 
@@ -83,7 +131,9 @@ def test_two_processes_give_the_loss_curve_of_one(road: Path, alone: Path, tmp_p
     assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
 
 
-def test_a_run_moves_from_one_process_to_two_and_back_and_skips_no_group(road: Path, alone: Path, tmp_path: Path) -> None:
+def test_a_run_moves_from_one_process_to_two_and_back_and_skips_no_group(
+    road: Path, alone: Path, tmp_path: Path
+) -> None:
     train_until(1, 1, road / "groups", tmp_path / "moved")
     train_until(3, 2, road / "groups", tmp_path / "moved")
     train(1, road / "groups", tmp_path / "moved")
@@ -91,8 +141,12 @@ def test_a_run_moves_from_one_process_to_two_and_back_and_skips_no_group(road: P
 
 
 @pytest.mark.parametrize("zero", [2, 3])
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
-def test_a_run_moves_to_zero_and_back_and_skips_no_group(zero: int, road: Path, alone: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed"
+)
+def test_a_run_moves_to_zero_and_back_and_skips_no_group(
+    zero: int, road: Path, alone: Path, tmp_path: Path
+) -> None:
     train_until(1, 1, road / "groups", tmp_path / "moved")
     train_until(3, 2, road / "groups", tmp_path / "moved", zero=zero)
     train(1, road / "groups", tmp_path / "moved")
@@ -101,8 +155,12 @@ def test_a_run_moves_to_zero_and_back_and_skips_no_group(zero: int, road: Path, 
     assert_same_run(tmp_path / "whole", alone)
 
 
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
-def test_a_model_that_shares_no_prompts_is_refused_by_engines_that_gather_its_weights(road: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed"
+)
+def test_a_model_that_shares_no_prompts_is_refused_by_engines_that_gather_its_weights(
+    road: Path, tmp_path: Path
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(road / "checkpoint")
     model = from_config(Lfm2Config(**{**HYBRID.to_dict(), "vocab_size": len(tokenizer)}), seed=0)
     model.backbone.save_pretrained(tmp_path / "hybrid")

@@ -19,23 +19,32 @@ LIMITS = Limits(max_length=60, prompt_length=30)
 def groups(number: int) -> list[PreferenceGroup]:
     return [
         PreferenceGroup(
-            f"site/{i}", "test", "site", "train", (Message("user", f"the cat {i} " * (1 + i % 9)),),
-            tuple(Response(f"sat {i} " * (1 + j)) for j in range(2 + i % 3)), (Preference(0, 1, 2.0, 0.75, 0.5), Preference(1, 0, 1.0)),
+            f"site/{i}",
+            "test",
+            "site",
+            "train",
+            (Message("user", f"the cat {i} " * (1 + i % 9)),),
+            tuple(Response(f"sat {i} " * (1 + j)) for j in range(2 + i % 3)),
+            (Preference(0, 1, 2.0, 0.75, 0.5), Preference(1, 0, 1.0)),
         )
         for i in range(number)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(["the cat sat on the mat"] * 20, vocabulary=300, max_length=512).save_pretrained(folder)
+    train_tokenizer(
+        ["the cat sat on the mat"] * 20, vocabulary=300, max_length=512
+    ).save_pretrained(folder)
     return folder
 
 
 def test_a_store_gives_back_what_was_encoded(tokenizer: Path, tmp_path: Path) -> None:
     made = groups(1100)  # more than two batches of the file
-    counts = token_store.write(tmp_path / "store", token_store.encode(made, tokenizer, chat.Frame(), LIMITS))
+    counts = token_store.write(
+        tmp_path / "store", token_store.encode(made, tokenizer, chat.Frame(), LIMITS)
+    )
     store = TokenStore([tmp_path / "store"])
     encoder = Encoder(checkpoint.load_tokenizer(sources.Source(tokenizer)), chat.Frame(), LIMITS)
     for i in (0, 511, 512, 1099):
@@ -44,18 +53,32 @@ def test_a_store_gives_back_what_was_encoded(tokenizer: Path, tmp_path: Path) ->
         assert (found.name, found.preferences) == (made[i].group_id, made[i].preferences)
         assert list(found.encoded.prefix) == expected.prefix
         assert [list(suffix) for suffix in found.encoded.suffixes] == expected.suffixes
-        assert (found.encoded.truncated, found.encoded.response_tokens) == (expected.truncated, expected.response_tokens)
+        assert (found.encoded.truncated, found.encoded.response_tokens) == (
+            expected.truncated,
+            expected.response_tokens,
+        )
         assert (store.tokens[i], store.pairs[i], store.weights[i]) == (expected.tokens, 2, 1.5)
-        assert (store.tokens_apart[i], store.attended_apart[i]) == (sum(g.tokens for g in expected.apart), attended_pairs(expected.apart))
+        assert (store.tokens_apart[i], store.attended_apart[i]) == (
+            sum(g.tokens for g in expected.apart),
+            attended_pairs(expected.apart),
+        )
         assert store.attended[i] == attended_pairs([expected])
-    assert counts == {"groups": 1100, "pairs": 2200, "responses": 3299, "truncated responses": counts["truncated responses"]}
+    assert counts == {
+        "groups": 1100,
+        "pairs": 2200,
+        "responses": 3299,
+        "truncated responses": counts["truncated responses"],
+    }
     assert 0 < counts["truncated responses"] < 3299
 
 
 def test_the_workers_make_the_same_bytes(tokenizer: Path, tmp_path: Path) -> None:
     made = groups(600)
     for name, workers in (("alone", 0), ("workers", 2)):
-        token_store.write(tmp_path / name, token_store.encode(made, tokenizer, chat.Frame(), LIMITS, workers=workers))
+        token_store.write(
+            tmp_path / name,
+            token_store.encode(made, tokenizer, chat.Frame(), LIMITS, workers=workers),
+        )
     assert (tmp_path / "alone").read_bytes() == (tmp_path / "workers").read_bytes()
 
 

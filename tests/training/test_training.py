@@ -51,7 +51,15 @@ def trainer(folder: Path, model: RewardModel | None = None, **changes: Any) -> T
         write(folder / name, examples)
     train, validation = (TokenStore([folder / name]) for name in ("train", "validation"))
     accelerator = devices.accelerator(torch.float32)
-    return Trainer(model, train, validation, settings(**changes), folder=folder, state=folder / "resume", accelerator=accelerator)
+    return Trainer(
+        model,
+        train,
+        validation,
+        settings(**changes),
+        folder=folder,
+        state=folder / "resume",
+        accelerator=accelerator,
+    )
 
 
 ALL = np.arange(len(EXAMPLES))
@@ -66,13 +74,27 @@ def test_training_lowers_the_loss_and_logs_what_the_contract_names(tmp_path: Pat
     run.run()
     rows = [row for row in metrics(tmp_path / "a") if "loss_nats" in row]
     assert list(rows[0]) == [
-        "step", "groups_seen", "pairs_seen", "effective_pairs_seen", "tokens_seen", "flops_seen", "loss_nats", "accuracy",
-        "grad_norm", "lr",
-    ]  # fmt: skip
+        "step",
+        "groups_seen",
+        "pairs_seen",
+        "effective_pairs_seen",
+        "tokens_seen",
+        "flops_seen",
+        "loss_nats",
+        "accuracy",
+        "grad_norm",
+        "lr",
+    ]
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[-1]["loss_nats"] < 0.3 < rows[0]["loss_nats"]
-    assert (rows[-1]["groups_seen"], rows[-1]["pairs_seen"], rows[-1]["effective_pairs_seen"]) == (24, 48, 24.0)
-    assert [row["lr"] for row in rows] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01, 0.01, 0.005])
+    assert (rows[-1]["groups_seen"], rows[-1]["pairs_seen"], rows[-1]["effective_pairs_seen"]) == (
+        24,
+        48,
+        24.0,
+    )
+    assert [row["lr"] for row in rows] == pytest.approx(
+        [0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01, 0.01, 0.005]
+    )
     assert sum("validation/loss_nats" in row for row in metrics(tmp_path / "a")) == 4
 
 
@@ -85,15 +107,23 @@ def test_the_loss_of_a_step_does_not_depend_on_how_its_rows_are_filled(tmp_path:
     assert losses[0]["grad_norm"] == pytest.approx(losses[1]["grad_norm"], rel=1e-5)
 
 
-def test_rows_of_a_model_that_shares_no_prompts_hold_no_more_tokens_than_others(tmp_path: Path) -> None:
+def test_rows_of_a_model_that_shares_no_prompts_hold_no_more_tokens_than_others(
+    tmp_path: Path,
+) -> None:
     run = trainer(tmp_path, from_config(HYBRID, seed=1), row_tokens=24)
     tokens: list[int] = []
-    run.model.register_forward_pre_hook(lambda _, args: tokens.append(sum(one.tokens for g in args[0] for one in g.apart)))
+    run.model.register_forward_pre_hook(
+        lambda _, args: tokens.append(sum(one.tokens for g in args[0] for one in g.apart))
+    )
     row, _ = run.step(ALL)
-    assert [e.encoded.tokens for e in EXAMPLES] == [2 + 2 + 3 + 2] * 12  # two would fit if they were shared
+    assert [e.encoded.tokens for e in EXAMPLES] == [
+        2 + 2 + 3 + 2
+    ] * 12  # two would fit if they were shared
     assert tokens == [4 + 5 + 4] * 12
     attended = 12 * (4 * 5 // 2 + 5 * 6 // 2 + 4 * 5 // 2)
-    assert row["flops_seen"] == costs.train_flops(costs.cost_of(HYBRID), tokens=12 * 13, attended=attended)
+    assert row["flops_seen"] == costs.train_flops(
+        costs.cost_of(HYBRID), tokens=12 * 13, attended=attended
+    )
     assert (row["tokens_seen"], run.measure(run.validation)["pairs"]) == (12 * 9, 6)
 
 
@@ -123,15 +153,21 @@ def test_a_run_killed_after_any_save_ends_in_the_same_bits(tmp_path: Path) -> No
         with pytest.raises(StopError):
             first.run()
         with (folder / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 99, "loss_nats": 1.0}\n{"torn')  # logged after the save, then killed
+            file.write(
+                '{"step": 99, "loss_nats": 1.0}\n{"torn'
+            )  # logged after the save, then killed
         second = trainer(folder)
         second.run()
-        assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+        assert (folder / "metrics.jsonl").read_bytes() == (
+            tmp_path / "whole" / "metrics.jsonl"
+        ).read_bytes()
         a, b = weights_of(whole.model), weights_of(second.model)
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_torn_state_is_passed_over_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_torn_state_is_passed_over_for_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = trainer(tmp_path / "a")
     for _ in range(3):
         run.step(ALL)
@@ -156,11 +192,17 @@ def test_torn_states_of_later_steps_do_not_oust_a_new_one(tmp_path: Path) -> Non
     for _ in range(2):
         run.step(ALL)
         run.save()
-    for torn in ("00000007", "00000009"):  # of a run that was killed inside a save, and began again from step 2
+    for torn in (
+        "00000007",
+        "00000009",
+    ):  # of a run that was killed inside a save, and began again from step 2
         (tmp_path / "a" / "resume" / torn).mkdir()
     run.step(ALL)
     run.save()
-    assert sorted(place.name for place in (tmp_path / "a" / "resume").iterdir()) == ["00000002", "00000003"]
+    assert sorted(place.name for place in (tmp_path / "a" / "resume").iterdir()) == [
+        "00000002",
+        "00000003",
+    ]
     second = trainer(tmp_path / "a")
     second.resume()
     assert second.seen.step == 3
@@ -180,7 +222,9 @@ def test_rewards_that_are_not_finite_after_the_last_step_stop_the_run(tmp_path: 
         run.run()
 
 
-def test_a_group_longer_than_a_row_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_group_longer_than_a_row_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trainer(tmp_path / "a", row_tokens=4)
     assert "12 groups are longer than a row of 4 tokens, the longest 9" in caplog.text
 
@@ -205,7 +249,11 @@ def test_the_weights_of_least_validation_loss_are_kept(tmp_path: Path) -> None:
 
 
 def test_timings_say_what_share_of_the_machines_matrix_rate_a_step_reaches(road: Path) -> None:
-    steps = [json.loads(line) for line in (road / "checkpoint" / "timings.jsonl").read_text().splitlines() if '"mfu"' in line]
+    steps = [
+        json.loads(line)
+        for line in (road / "checkpoint" / "timings.jsonl").read_text().splitlines()
+        if '"mfu"' in line
+    ]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     assert all(0 < row["mfu"] < 1.5 and row["tokens_per_second"] > 0 for row in steps)
 
@@ -214,13 +262,52 @@ def test_a_tracker_gets_what_the_metrics_file_holds(road: Path, tmp_path: Path) 
     pytest.importorskip("mlflow", reason="mlflow is not installed")
     import sqlite3
 
-    words = ("--model", "tiny", "--max-steps", 2, "--dtype", "float32", "--max-length", 64, "--tracker", "mlflow")
-    assert spawn("train", road / "groups", *words, "--out", tmp_path / "out", cwd=tmp_path).returncode == 0
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    kept = sqlite3.connect(tmp_path / "mlflow.db").execute("select step, value from metrics where key = 'loss_nats'").fetchall()
-    assert kept == [(row["step"], pytest.approx(row["loss_nats"])) for row in rows if "loss_nats" in row]
+    words = (
+        "--model",
+        "tiny",
+        "--max-steps",
+        2,
+        "--dtype",
+        "float32",
+        "--max-length",
+        64,
+        "--tracker",
+        "mlflow",
+    )
+    assert (
+        spawn("train", road / "groups", *words, "--out", tmp_path / "out", cwd=tmp_path).returncode
+        == 0
+    )
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
+    kept = (
+        sqlite3.connect(tmp_path / "mlflow.db")
+        .execute("select step, value from metrics where key = 'loss_nats'")
+        .fetchall()
+    )
+    assert kept == [
+        (row["step"], pytest.approx(row["loss_nats"])) for row in rows if "loss_nats" in row
+    ]
 
 
-def test_an_absent_tracker_is_named(road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", road / "groups", "--model", "tiny", "--tracker", "trackio", "--out", tmp_path / "out") == 2
-    assert "--tracker trackio: its library is not installed; `pip install trackio`" in capsys.readouterr().err
+def test_an_absent_tracker_is_named(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run(
+            "train",
+            road / "groups",
+            "--model",
+            "tiny",
+            "--tracker",
+            "trackio",
+            "--out",
+            tmp_path / "out",
+        )
+        == 2
+    )
+    assert (
+        "--tracker trackio: its library is not installed; `pip install trackio`"
+        in capsys.readouterr().err
+    )

@@ -1,6 +1,7 @@
 """Auto-J's pairwise test: 58 scenarios in eight groups, judged by people.
 
-Source: Li et al. 2023, arXiv 2310.05470; https://github.com/GAIR-NLP/auto-j, commit 2ae17a3, `codes/leaderboard/pairwise_eval.py`.
+Source: Li et al. 2023, arXiv 2310.05470; https://github.com/GAIR-NLP/auto-j, commit 2ae17a3,
+`codes/leaderboard/pairwise_eval.py`.
 """
 
 from collections.abc import Iterator
@@ -14,26 +15,76 @@ HOME = "https://github.com/GAIR-NLP/auto-j (`data/test/testdata_pairwise.jsonl`)
 DOMAIN = "subjective"
 GROUPS = {
     "Summarization": ("post_summarization", "text_summarization", "note_summarization"),
-    "Exam Questions": ("math_reasoning", "solving_exam_question_with_math", "solving_exam_question_without_math"),
-    "Code": ("code_simplification", "code_generation", "explaining_code", "code_correction_rewriting", "code_to_code_translation"),
-    "Rewriting": ("text_simplification", "language_polishing", "instructional_rewriting", "text_correction", "paraphrasing"),
+    "Exam Questions": (
+        "math_reasoning",
+        "solving_exam_question_with_math",
+        "solving_exam_question_without_math",
+    ),
+    "Code": (
+        "code_simplification",
+        "code_generation",
+        "explaining_code",
+        "code_correction_rewriting",
+        "code_to_code_translation",
+    ),
+    "Rewriting": (
+        "text_simplification",
+        "language_polishing",
+        "instructional_rewriting",
+        "text_correction",
+        "paraphrasing",
+    ),
     "Creative Writing": (
-        "writing_song_lyrics", "writing_social_media_post", "writing_blog_post", "writing_personal_essay", "creative_writing",
-        "writing_advertisement", "writing_marketing_materials", "writing_presentation_script", "counterfactual",
+        "writing_song_lyrics",
+        "writing_social_media_post",
+        "writing_blog_post",
+        "writing_personal_essay",
+        "creative_writing",
+        "writing_advertisement",
+        "writing_marketing_materials",
+        "writing_presentation_script",
+        "counterfactual",
     ),
     "Functional Writing": (
-        "writing_product_description", "writing_job_application", "writing_news_article", "writing_biography", "writing_email",
-        "writing_legal_document", "writing_technical_document", "writing_scientific_paper", "functional_writing", "writing_cooking_recipe",
+        "writing_product_description",
+        "writing_job_application",
+        "writing_news_article",
+        "writing_biography",
+        "writing_email",
+        "writing_legal_document",
+        "writing_technical_document",
+        "writing_scientific_paper",
+        "functional_writing",
+        "writing_cooking_recipe",
     ),
     "General Communication": (
-        "asking_how_to_question", "open_question", "analyzing_general", "explaining_general", "seeking_advice", "recommendation",
-        "value_judgement", "verifying_fact", "chitchat", "roleplay", "planning", "brainstorming",
+        "asking_how_to_question",
+        "open_question",
+        "analyzing_general",
+        "explaining_general",
+        "seeking_advice",
+        "recommendation",
+        "value_judgement",
+        "verifying_fact",
+        "chitchat",
+        "roleplay",
+        "planning",
+        "brainstorming",
     ),
     "NLP Tasks": (
-        "ranking", "text_to_text_translation", "data_analysis", "classification_identification", "title_generation",
-        "question_generation", "reading_comprehension", "keywords_extraction", "information_extraction", "topic_modeling", "others",
+        "ranking",
+        "text_to_text_translation",
+        "data_analysis",
+        "classification_identification",
+        "title_generation",
+        "question_generation",
+        "reading_comprehension",
+        "keywords_extraction",
+        "information_extraction",
+        "topic_modeling",
+        "others",
     ),
-}  # fmt: skip
+}
 GROUP_OF = {scenario: group for group, scenarios in GROUPS.items() for scenario in scenarios}
 TIE = 2
 
@@ -54,10 +105,22 @@ def _items(number: int, row: Json) -> Iterator[Item]:
     if row["label"] not in (0, 1, TIE):
         raise ValueError(f"label {row['label']!r}, not of 0 to 2")
     if row["label"] != TIE:
-        yield two(GROUP_OF[row["scenario"]], str(number), row["prompt"], row["response 1"], row["response 2"], row["label"])
+        yield two(
+            GROUP_OF[row["scenario"]],
+            str(number),
+            row["prompt"],
+            row["response 1"],
+            row["response 2"],
+            row["label"],
+        )
 
 
 def native(judged: Judged) -> Json:
-    """Agreement by group and over all pairs without tied labels; a tie is wrong. Its three-way agreement needs a threshold for ties."""
-    found = {name: strict_accuracy(judged.of(name)) for name in GROUPS if any(item.subset == name for item in judged.items)}
+    """Agreement by group and over all pairs without tied labels; a tie is wrong. Its three-way
+    agreement needs a threshold for ties."""
+    found = {
+        name: strict_accuracy(judged.of(name))
+        for name in GROUPS
+        if any(item.subset == name for item in judged.items)
+    }
     return {**found, "overall without ties": strict_accuracy(judged)}

@@ -63,7 +63,8 @@ PRESETS = {"worldpm": paper_views}
 
 
 class Named(NamedTuple):
-    """A benchmark, and where its files are; `place` is None where only raw rewards of it are at hand."""
+    """A benchmark, and where its files are; `place` is None where only raw rewards of it are at
+    hand."""
 
     name: str
     module: ModuleType
@@ -79,22 +80,31 @@ class Named(NamedTuple):
         assert self.place is not None
         found: list[Item] = self.module.read(self.place)
         if not any(item.preferences for item in found):
-            raise ConfigError(f"{self.place}: holds no item of {self.name} with a better and a worse response")
+            raise ConfigError(
+                f"{self.place}: holds no item of {self.name} with a better and a worse response"
+            )
         return found
 
 
 def find(words: Sequence[str], root: Path) -> list[Named]:
-    """What `--on` names: benchmarks and presets by name, `NAME=PLACE` with a folder or a hub id, groups, or plain preference sets.
+    """What `--on` names: benchmarks and presets by name, `NAME=PLACE` with a folder or a hub id,
+    groups, or plain preference sets.
 
     Raises:
         ConfigError: If a word names none of these, or two have one name.
     """
-    expanded = [name for word in words for name in (PRESETS[word].NEEDS if word in PRESETS else (word,))]
-    placed = {word.partition("=")[0] for word in words if "=" in word}  # a place of one's own goes before a preset's
+    expanded = [
+        name for word in words for name in (PRESETS[word].NEEDS if word in PRESETS else (word,))
+    ]
+    placed = {
+        word.partition("=")[0] for word in words if "=" in word
+    }  # a place of one's own goes before a preset's
     found = [_named(word, root) for word in dict.fromkeys(expanded) if word not in placed]
     names = [one.name for one in found]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"--on: two have the same name, {twice[0]}, by which the results call them; rename one")
+        raise ConfigError(
+            f"--on: two have the same name, {twice[0]}, by which the results call them; rename one"
+        )
     return found
 
 
@@ -102,24 +112,39 @@ def _named(word: str, root: Path) -> Named:
     name, _, place = word.partition("=")
     if name in BENCHMARKS:
         if place:
-            return Named(name, BENCHMARKS[name], Path(place) if Path(place).exists() else hub.dataset(place, rows.SUFFIXES))
+            return Named(
+                name,
+                BENCHMARKS[name],
+                Path(place) if Path(place).exists() else hub.dataset(place, rows.SUFFIXES),
+            )
         return Named(name, BENCHMARKS[name], root / name)
     path = Path(word)
     if path.is_dir():
-        if not folders.is_ours(path) and all(map(preference_sets.is_plain, preference_sets.files_in(path))):
+        if not folders.is_ours(path) and all(
+            map(preference_sets.is_plain, preference_sets.files_in(path))
+        ):
             return Named(path.resolve().name, preference_set, path)
         folders.manifest(path, made_by="group")
         folders.verified_files(path)
     elif not path.is_file():
         if hub.ID.fullmatch(word):
             return Named(path.name, preference_set, hub.dataset(word, preference_sets.SUFFIXES))
-        raise ConfigError(f"{word}: neither a benchmark ({', '.join((*BENCHMARKS, *PRESETS))}), nor a folder, nor a file")
+        raise ConfigError(
+            f"{word}: neither a benchmark ({', '.join((*BENCHMARKS, *PRESETS))}), nor a folder, nor"
+            " a file"
+        )
     elif preference_sets.is_plain(path):
         return Named(path.name.split(".")[0], preference_set, path)
     return Named(path.resolve().name.removesuffix(".parquet"), groups, path)
 
 
 def describe(name: str, items: Sequence[Item]) -> Json:
-    """A benchmark as an input of a manifest: its items, and size and hash of everything that was read, whatever files it came from."""
+    """A benchmark as an input of a manifest: its items, and size and hash of everything that was
+    read, whatever files it came from."""
     read = repr([*items]).encode()
-    return {"name": name, "items": len(items), "bytes": len(read), "sha256": hashlib.sha256(read).hexdigest()}
+    return {
+        "name": name,
+        "items": len(items),
+        "bytes": len(read),
+        "sha256": hashlib.sha256(read).hexdigest(),
+    }

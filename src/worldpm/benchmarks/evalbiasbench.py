@@ -1,6 +1,7 @@
 """EvalBiasBench: eighty pairs in which a known bias of judges prefers the wrong answer.
 
-Source: Park et al. 2024, arXiv 2407.06551; https://github.com/ncsoft/offsetbias, commit 0bd16e4, `run_bench.py`.
+Source: Park et al. 2024, arXiv 2407.06551; https://github.com/ncsoft/offsetbias, commit 0bd16e4,
+`run_bench.py`.
 """
 
 from collections.abc import Iterator
@@ -14,9 +15,13 @@ from worldpm.benchmarks.metrics import strict_accuracy
 HOME = "https://github.com/ncsoft/offsetbias (`data/evalbiasbench/biasbench.json`)"
 DOMAIN = "adversarial"
 SIZES = {
-    "length bias": 17, "concreteness": 14, "empty reference": 13, "content_continuation": 12, "nested_instruction": 12,
+    "length bias": 17,
+    "concreteness": 14,
+    "empty reference": 13,
+    "content_continuation": 12,
+    "nested_instruction": 12,
     "familiar knowledge preference bias": 12,
-}  # fmt: skip
+}
 
 Json = dict[str, Any]
 
@@ -41,5 +46,8 @@ def _items(number: int, row: Json) -> Iterator[Item]:
 
 def native(judged: Judged) -> Json:
     """Accuracy by bias and their plain mean; both orders must be right, in which a tie is wrong."""
-    found = {name: strict_accuracy(judged.of(name)) for name in dict.fromkeys(item.subset for item in judged.items)}
+    found = {
+        name: strict_accuracy(judged.of(name))
+        for name in dict.fromkeys(item.subset for item in judged.items)
+    }
     return {**found, "average": fmean(found.values())}

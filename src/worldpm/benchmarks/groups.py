@@ -1,4 +1,5 @@
-"""The test split of preference groups, as a benchmark: every pair of different votes, subsets by site."""
+"""The test split of preference groups, as a benchmark: every pair of different votes, subsets by
+site."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,10 @@ def read(folder: Path, *, split: str = "test") -> list[Item]:
     """
     items = list(_items(folder, split))
     if not any(item.preferences for item in items):
-        raise ConfigError(f"{folder}: the {split} split holds no preference; group more threads or give it a larger share")
+        raise ConfigError(
+            f"{folder}: the {split} split holds no preference; group more threads or give it a"
+            " larger share"
+        )
     return items
 
 
@@ -32,7 +36,14 @@ def _items(folder: Path, split: str) -> Iterator[Item]:
         for row in parquet.read_rows(path, schema.GROUPS):
             if row["split"] == split:
                 group = schema.group_from_row(row, path)
-                yield Item(group.site, group.group_id, group.group_id, group.prompt, group.responses, group.preferences)
+                yield Item(
+                    group.site,
+                    group.group_id,
+                    group.group_id,
+                    group.prompt,
+                    group.responses,
+                    group.preferences,
+                )
 
 
 def native(judged: Judged) -> Json:

@@ -1,6 +1,8 @@
-"""HelpSteer3's validation rows: two responses to a conversation and how much people prefer one, -3 to 3.
+"""HelpSteer3's validation rows: two responses to a conversation and how much people prefer one, -3
+to 3.
 
-Source: Wang et al. 2025, arXiv 2505.11475; https://huggingface.co/datasets/nvidia/HelpSteer3, `preference/`.
+Source: Wang et al. 2025, arXiv 2505.11475; https://huggingface.co/datasets/nvidia/HelpSteer3,
+`preference/`.
 """
 
 from collections.abc import Iterator
@@ -26,7 +28,9 @@ def read(folder: Path) -> list[Item]:
         DataError: If it is not as the data set has it.
     """
     found = files(folder, "validation*.jsonl", home=HOME)
-    own = [path for path in found if path.parent.name == "preference"]  # the others hold feedback and edits
+    own = [
+        path for path in found if path.parent.name == "preference"
+    ]  # the others hold feedback and edits
     return parse(own or found, _items, home=HOME)
 
 
@@ -36,11 +40,22 @@ def _items(number: int, row: Json) -> Iterator[Item]:
         raise ValueError(f"domain {row['domain']!r}, preference {gap!r}")
     if gap:
         prompt = [Message(str(message["role"]), message["content"]) for message in row["context"]]
-        item = two(row["domain"], str(number), prompt, row["response1"], row["response2"], 0 if gap < 0 else 1)
+        item = two(
+            row["domain"],
+            str(number),
+            prompt,
+            row["response1"],
+            row["response2"],
+            0 if gap < 0 else 1,
+        )
         yield item._replace(preferences=(Preference(0, 1, float(abs(gap))),))
 
 
 def native(judged: Judged) -> Json:
     """Accuracy by domain of the prompts, and over all pairs; a tie is wrong."""
-    found = {name: strict_accuracy(judged.of(name)) for name in SUBSETS if any(item.subset == name for item in judged.items)}
+    found = {
+        name: strict_accuracy(judged.of(name))
+        for name in SUBSETS
+        if any(item.subset == name for item in judged.items)
+    }
     return {**found, "overall": strict_accuracy(judged)}

@@ -1,7 +1,8 @@
 """What every benchmark is made of: items with preferences, read from the files of its repository.
 
 A benchmark is a module with
-- `HOME`, where its files come from, and `SIZES`, the items of each subset in the release that was read for this code;
+- `HOME`, where its files come from, and `SIZES`, the items of each subset in the release that was
+  read for this code;
 - `DOMAINS`, its subsets by domain, or `DOMAIN` where all are of one;
 - `read(folder) -> list[Item]`;
 - `native(judged) -> dict`, its own aggregates under their own names, with its own rule for ties.
@@ -32,20 +33,27 @@ class Item(NamedTuple):
     responses: Sequence[Response]
     preferences: Sequence[Preference]
     shown: Sequence[int] | None = None
-    """Where each response stands in the source's own order, where that says nothing of which is better."""
+    """Where each response stands in the source's own order, where that says nothing of which is
+    better."""
     qualities: Sequence[float] | None = None
     """What each response is worth, where a set says more than better and worse."""
 
     @property
     def texts(self) -> list[str]:
         """The messages of the prompt and the responses."""
-        return [*(message.content for message in self.prompt), *(response.content for response in self.responses)]
+        return [
+            *(message.content for message in self.prompt),
+            *(response.content for response in self.responses),
+        ]
 
     @property
     def preferred(self) -> list[bool]:
-        """Whether each response is in the better set: of the highest quality, or preferred to some other and none to it."""
+        """Whether each response is in the better set: of the highest quality, or preferred to some
+        other and none to it."""
         if self.qualities is not None:
-            return [quality == max(self.qualities) > min(self.qualities) for quality in self.qualities]
+            return [
+                quality == max(self.qualities) > min(self.qualities) for quality in self.qualities
+            ]
         better = {p.chosen for p in self.preferences} - {p.rejected for p in self.preferences}
         return [place in better for place in range(len(self.responses))]
 
@@ -65,9 +73,16 @@ class Judged(NamedTuple):
 
     def at(self, places: Sequence[int]) -> Self:
         """The items at some places, in that order."""
-        lengths = None if self.length_tokens is None else [self.length_tokens[place] for place in places]
+        lengths = (
+            None if self.length_tokens is None else [self.length_tokens[place] for place in places]
+        )
         cut = None if self.truncated is None else [self.truncated[place] for place in places]
-        return type(self)([self.items[place] for place in places], [self.rewards[place] for place in places], lengths, cut)
+        return type(self)(
+            [self.items[place] for place in places],
+            [self.rewards[place] for place in places],
+            lengths,
+            cut,
+        )
 
     def of(self, *subsets: str) -> Self:
         """The items of some subsets."""
@@ -98,7 +113,8 @@ def better_first(
     *,
     shown: Sequence[int] | None = None,
 ) -> Item:
-    """An item in which every better response is preferred to every worse one; its pairs weigh 1 together.
+    """An item in which every better response is preferred to every worse one; its pairs weigh 1
+    together.
 
     Raises:
         TypeError: If a text is none.
@@ -109,34 +125,60 @@ def better_first(
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("something else than text")
     if not (messages and better and worse):
-        raise ValueError(f"{len(messages)} messages, {len(better)} better and {len(worse)} worse responses; one of each is needed")
+        raise ValueError(
+            f"{len(messages)} messages, {len(better)} better and {len(worse)} worse responses; one"
+            " of each is needed"
+        )
     return Item(
-        subset, item, prompt_id(messages), messages, tuple(map(Response, (*better, *worse))), pairs_of(len(better), len(worse)), shown
+        subset,
+        item,
+        prompt_id(messages),
+        messages,
+        tuple(map(Response, (*better, *worse))),
+        pairs_of(len(better), len(worse)),
+        shown,
     )
 
 
 def pairs_of(better: int, worse: int) -> tuple[Preference, ...]:
     """Every better response before every worse one, weighing 1 together."""
-    return tuple(Preference(i, better + j, 1.0, weight=1 / (better * worse)) for i in range(better) for j in range(worse))
+    return tuple(
+        Preference(i, better + j, 1.0, weight=1 / (better * worse))
+        for i in range(better)
+        for j in range(worse)
+    )
 
 
-def two(subset: str, item: str, prompt: str | Sequence[Message], first: str, second: str, better: int) -> Item:
-    """An item of two responses of which the first (`better` 0) or the second (1) is better, in the order that its set shows them."""
+def two(
+    subset: str, item: str, prompt: str | Sequence[Message], first: str, second: str, better: int
+) -> Item:
+    """An item of two responses of which the first (`better` 0) or the second (1) is better, in the
+    order that its set shows them."""
     texts = (first, second) if better == 0 else (second, first)
-    return better_first(subset, item, prompt, texts[:1], texts[1:], shown=(0, 1) if better == 0 else (1, 0))
+    return better_first(
+        subset, item, prompt, texts[:1], texts[1:], shown=(0, 1) if better == 0 else (1, 0)
+    )
 
 
 def files(folder: Path, *patterns: str, home: str) -> list[Path]:
-    """The files of a benchmark, wherever in its folder they lie, gzipped or not, sorted; each pattern finds one at least.
+    """The files of a benchmark, wherever in its folder they lie, gzipped or not, sorted; each
+    pattern finds one at least.
 
     Raises:
-        ConfigError: If the folder or a file is absent; the message says what to download and where it goes.
+        ConfigError: If the folder or a file is absent; the message says what to download and where
+            it goes.
     """
     found: list[Path] = []
     for pattern in patterns:
-        matches = sorted({*folder.rglob(pattern), *folder.rglob(f"{pattern}.gz")}) if folder.is_dir() else []
+        matches = (
+            sorted({*folder.rglob(pattern), *folder.rglob(f"{pattern}.gz")})
+            if folder.is_dir()
+            else []
+        )
         if not matches:
-            raise ConfigError(f"{folder}: `{pattern}` is not there; download {home} and copy it to that folder")
+            raise ConfigError(
+                f"{folder}: `{pattern}` is not there; download {home} and copy it to that folder"
+            )
         if twice := [path for path in matches if path.with_name(f"{path.name}.gz") in matches]:
             raise ConfigError(f"{twice[0]}: stands beside its own .gz; keep one of the two")
         found += matches
@@ -157,8 +199,11 @@ def unique(items: Iterable[Item], folder: Path) -> list[Item]:
     return list(found.values())
 
 
-def parse(paths: Iterable[Path], items_of: Callable[[int, Any], Iterable[Item]], *, home: str) -> list[Item]:
-    """The items of all rows of the files; `items_of` gets a row's number, from 0 through all files, and the row.
+def parse(
+    paths: Iterable[Path], items_of: Callable[[int, Any], Iterable[Item]], *, home: str
+) -> list[Item]:
+    """The items of all rows of the files; `items_of` gets a row's number, from 0 through all files,
+    and the row.
 
     Raises:
         DataError: If a row is not as the benchmark has it, or two items have one name.
@@ -171,11 +216,17 @@ def parse(paths: Iterable[Path], items_of: Callable[[int, Any], Iterable[Item]],
                 made = list(items_of(number, row))
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 raise DataError(
-                    path, f"row {number + 1} is not of the format of {home} ({type(error).__name__}: {error}); download it anew"
+                    path,
+                    f"row {number + 1} is not of the format of {home} ({type(error).__name__}:"
+                    f" {error}); download it anew",
                 ) from error
             for item in made:
                 if item.item in found:
-                    raise DataError(path, f"row {number + 1}: a second item named {item.item!r}; download {home} anew")
+                    raise DataError(
+                        path,
+                        f"row {number + 1}: a second item named {item.item!r}; download {home}"
+                        " anew",
+                    )
                 found[item.item] = item
             number += 1
     return list(found.values())

@@ -1,4 +1,5 @@
-"""LLMBar: does a judge see which output follows the instruction? Natural and four adversarial subsets.
+"""LLMBar: does a judge see which output follows the instruction? Natural and four adversarial
+subsets.
 
 Source: Zeng et al. 2024, arXiv 2310.07641; https://github.com/princeton-nlp/LLMBar, commit 900616b.
 """
@@ -49,11 +50,23 @@ def read(folder: Path) -> list[Item]:
 def _items(subset: str, number: int, row: Json) -> Iterator[Item]:
     if row["label"] not in (1, 2):
         raise ValueError(f"label {row['label']!r}, not 1 or 2")
-    yield two(subset, f"{subset}:{number}", row["input"], row["output_1"], row["output_2"], row["label"] - 1)
+    yield two(
+        subset,
+        f"{subset}:{number}",
+        row["input"],
+        row["output_1"],
+        row["output_2"],
+        row["label"] - 1,
+    )
 
 
 def native(judged: Judged) -> Json:
-    """Each subset's accuracy, and the plain mean of the adversarial four; it judges both orders, so a tie counts half."""
-    found = {name: accuracy(*judged.of(name)[:2]) for name in SIZES if any(item.subset == name for item in judged.items)}
+    """Each subset's accuracy, and the plain mean of the adversarial four; it judges both orders, so
+    a tie counts half."""
+    found = {
+        name: accuracy(*judged.of(name)[:2])
+        for name in SIZES
+        if any(item.subset == name for item in judged.items)
+    }
     adversarial = [found[name] for name in ADVERSARIAL if name in found]
     return {**found, **({"adversarial average": fmean(adversarial)} if adversarial else {})}

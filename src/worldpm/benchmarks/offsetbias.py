@@ -1,6 +1,7 @@
 """OffsetBias: off-topic or wrong answers that look good, against plain right ones.
 
-Source: Park et al. 2024, arXiv 2407.06551; https://huggingface.co/datasets/NCSOFT/offsetbias. The paper on WorldPM judges on it.
+Source: Park et al. 2024, arXiv 2407.06551; https://huggingface.co/datasets/NCSOFT/offsetbias. The
+paper on WorldPM judges on it.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,14 @@ def read(folder: Path) -> list[Item]:
 def _items(number: int, row: Json) -> Iterator[Item]:
     if row["label"] not in (1, 2):
         raise ValueError(f"label {row['label']!r}, not 1 or 2")
-    yield two("offsetbias", str(number), row["instruction"], row["output_1"], row["output_2"], row["label"] - 1)
+    yield two(
+        "offsetbias",
+        str(number),
+        row["instruction"],
+        row["output_1"],
+        row["output_2"],
+        row["label"] - 1,
+    )
 
 
 def native(judged: Judged) -> Json:

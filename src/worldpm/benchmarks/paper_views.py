@@ -1,7 +1,9 @@
-"""The test sets of the paper on WorldPM: twelve by domain, its eighteen subtasks, and safety apart, as views of six benchmarks.
+"""The test sets of the paper on WorldPM: twelve by domain, its eighteen subtasks, and safety apart,
+as views of six benchmarks.
 
-Source: WorldPM, arXiv 2505.10527, sections 3.2 and 4, tables 2 and 3. How the paper draws on each set is partly inferred from the
-sizes that its decimals allow; where it does not say, the choice stands here.
+Source: WorldPM, arXiv 2505.10527, sections 3.2 and 4, tables 2 and 3. How the paper draws on each
+set is partly inferred from the sizes that its decimals allow; where it does not say, the choice
+stands here.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +19,8 @@ Json = dict[str, Any]
 
 NEEDS = ("rm-bench", "offsetbias", "rewardbench1", "ppe", "helpsteer2", "rmb")
 ORIGINAL = 1
-"""Which of RM-Bench's three styles is taken as the original response, in chosen and rejected alike; the paper does not say."""
+"""Which of RM-Bench's three styles is taken as the original response, in chosen and rejected alike;
+the paper does not say."""
 
 
 class View(NamedTuple):
@@ -33,7 +36,8 @@ def _of(*subsets: str) -> Callable[[Item], bool]:
 
 
 def _without_haiku(item: Item) -> bool:
-    """PPE's MBPP-Plus without the samples of Claude 3 Haiku, whose right answers are short by far."""
+    """PPE's MBPP-Plus without the samples of Claude 3 Haiku, whose right answers are short by
+    far."""
     return item.subset == "mbpp_plus" and "haiku" not in item.item.lower()
 
 
@@ -71,24 +75,41 @@ DOMAINS = {
     "adversarial": ("RM-Bench Chat", "OffsetBias", "LLMBar"),
     "objective": ("MBPP-Plus", "MMLU-Pro", "GPQA", "IFEval", "HumanEvalPack", "MATH"),
     "subjective": ("PPE Human", "HelpSteer2", "RMB Helpfulness"),
-    "safety": ("RMB Harmlessness", "RewardBench Safety", "RM-Bench Safety Response", "RM-Bench Safety Refuse"),
+    "safety": (
+        "RMB Harmlessness",
+        "RewardBench Safety",
+        "RM-Bench Safety Response",
+        "RM-Bench Safety Refuse",
+    ),
 }
 """The twelve of its main figure, and safety, which it shows apart."""
 SUBTASKS = {
     "PPE": ("PPE Human", "MBPP-Plus", "GPQA", "IFEval", "PPE MATH", "MMLU-Pro"),
     "RMB": ("RMB Helpfulness", "RMB Harmlessness"),
-    "RewardBench": ("RewardBench Chat", "RewardBench Chat Hard", "RewardBench Reasoning", "RewardBench Safety"),
-    "RM-Bench": ("RM-Bench Chat", "HumanEvalPack", "MATH", "RM-Bench Safety Response", "RM-Bench Safety Refuse"),
+    "RewardBench": (
+        "RewardBench Chat",
+        "RewardBench Chat Hard",
+        "RewardBench Reasoning",
+        "RewardBench Safety",
+    ),
+    "RM-Bench": (
+        "RM-Bench Chat",
+        "HumanEvalPack",
+        "MATH",
+        "RM-Bench Safety Response",
+        "RM-Bench Safety Refuse",
+    ),
     "OffsetBias": ("OffsetBias",),
 }
 """The eighteen of its tables 2 and 3."""
 
 
 def judge(judged: Mapping[str, Judged]) -> Json:
-    """Metrics of every test set, and the domains' and subtasks' plain means; `judged` has the benchmarks of NEEDS.
+    """Metrics of every test set, and the domains' and subtasks' plain means; `judged` has the
+    benchmarks of NEEDS.
 
-    A set without items is left out and named under `missing`. Beside each set of RM-Bench stand the accuracies with the other two styles
-    as the original.
+    A set without items is left out and named under `missing`. Beside each set of RM-Bench stand the
+    accuracies with the other two styles as the original.
     """
     chosen = {name: judged[view.benchmark].only(view.keep) for name, view in VIEWS.items()}
     sets = {name: _metrics(VIEWS[name], mine) for name, mine in chosen.items() if mine.items}
@@ -103,14 +124,20 @@ def judge(judged: Mapping[str, Judged]) -> Json:
 def _mean(sets: Mapping[str, Json], names: tuple[str, ...]) -> Json:
     """Plain means over the sets that are there; None without any."""
     there = [name for name in names if name in sets]
-    means = {key: fmean(sets[name][key] for name in there) if there else None for key in ("accuracy", "loss_nats")}
+    means = {
+        key: fmean(sets[name][key] for name in there) if there else None
+        for key in ("accuracy", "loss_nats")
+    }
     return {**means, "test_sets": there}
 
 
 def _metrics(view: View, chosen: Judged) -> Json:
     if not view.one_style:
         return metrics(*chosen[:2])
-    found = {style: metrics([_styled(item, style) for item in chosen.items], chosen.rewards) for style in range(3)}
+    found = {
+        style: metrics([_styled(item, style) for item in chosen.items], chosen.rewards)
+        for style in range(3)
+    }
     others = {style: one["accuracy"] for style, one in found.items() if style != ORIGINAL}
     return {**found[ORIGINAL], "accuracy_with_other_originals": others}
 

@@ -1,7 +1,8 @@
 """PPE: human votes of Chatbot Arena, and right and wrong answers of four models, 32 to a prompt.
 
-Source: Frick et al. 2024, arXiv 2410.14872; https://github.com/lmarena/PPE. Its scorers could not be read: what stands under
-`native` follows the paper's text, with best-of-k curves counted exactly instead of drawn.
+Source: Frick et al. 2024, arXiv 2410.14872; https://github.com/lmarena/PPE. Its scorers could not
+be read: what stands under `native` follows the paper's text, with best-of-k curves counted exactly
+instead of drawn.
 """
 
 from collections.abc import Iterator
@@ -37,7 +38,8 @@ Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
-    """Votes that name a winner, and items of 32 responses whose pairs are the set's sampled ones, named `SUBSET/MODEL/QUESTION`.
+    """Votes that name a winner, and items of 32 responses whose pairs are the set's sampled ones,
+    named `SUBSET/MODEL/QUESTION`.
 
     A vote that is a tie makes no item.
 
@@ -47,11 +49,18 @@ def read(folder: Path) -> list[Item]:
     """
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
     there = {
-        name: [path for place in inside if word in place.name.lower() for path in files(place, "*.parquet", home=HOME)]
+        name: [
+            path
+            for place in inside
+            if word in place.name.lower()
+            for path in files(place, "*.parquet", home=HOME)
+        ]
         for name, word in PLACES.items()
     }
     if absent := [PLACES[name] for name, found in there.items() if not found]:
-        raise ConfigError(f"{folder}: {', '.join(absent)} is not there; download {HOME}, to that folder")
+        raise ConfigError(
+            f"{folder}: {', '.join(absent)} is not there; download {HOME}, to that folder"
+        )
     found = parse(there["human"], _vote, home=HOME)
     for name in CORRECTNESS:
         found += parse(there[name], partial(_correctness, name), home=HOME)
@@ -61,12 +70,23 @@ def read(folder: Path) -> list[Item]:
 def _vote(number: int, row: Json) -> Iterator[Item]:
     if row["winner"] in ("model_a", "model_b"):
         better = 0 if row["winner"] == "model_a" else 1
-        yield two("human", f"human/{row['question_id']}/{number}", _prompt(row), row["response_1"], row["response_2"], better)
+        yield two(
+            "human",
+            f"human/{row['question_id']}/{number}",
+            _prompt(row),
+            row["response_1"],
+            row["response_2"],
+            better,
+        )
 
 
 def _prompt(row: Json) -> str | list[Message]:
     prompt: str | list[Json] = row["prompt"]
-    return prompt if isinstance(prompt, str) else [Message(str(message["role"]), message["content"]) for message in prompt]
+    return (
+        prompt
+        if isinstance(prompt, str)
+        else [Message(str(message["role"]), message["content"]) for message in prompt]
+    )
 
 
 def _correctness(subset: str, number: int, row: Json) -> Iterator[Item]:
@@ -83,16 +103,30 @@ def _correctness(subset: str, number: int, row: Json) -> Iterator[Item]:
         if qualities[a] != qualities[b]
     }
     prompt = (Message("user", row["prompt"]),)
-    preferences = tuple(Preference(chosen, rejected, 1.0, weight=1 / len(named)) for chosen, rejected in sorted(named))
+    preferences = tuple(
+        Preference(chosen, rejected, 1.0, weight=1 / len(named))
+        for chosen, rejected in sorted(named)
+    )
     name = f"{subset}/{row['model_name']}/{row['question_id']}"
     responses = tuple(map(Response, texts))
-    yield Item(subset, name, prompt_id(prompt), prompt, responses, preferences, order, [qualities[place] for place in order])
+    yield Item(
+        subset,
+        name,
+        prompt_id(prompt),
+        prompt,
+        responses,
+        preferences,
+        order,
+        [qualities[place] for place in order],
+    )
 
 
 def native(judged: Judged) -> Json:
-    """Accuracy by subset, a tie being wrong; of the correctness sets also the area under the ROC curve and the best-of-k curve.
+    """Accuracy by subset, a tie being wrong; of the correctness sets also the area under the ROC
+    curve and the best-of-k curve.
 
-    The curve is the mean share of right picks for k = 1 .. 32; `loss` is its mean distance from the curve of an oracle.
+    The curve is the mean share of right picks for k = 1 .. 32; `loss` is its mean distance from the
+    curve of an oracle.
     """
     found: Json = {}
     for name in dict.fromkeys(item.subset for item in judged.items):
@@ -123,9 +157,14 @@ def _curves(judged: Judged) -> Json:
 
 
 def _area(rewards: Any, qualities: Any) -> float | None:
-    """The share of pairs of a right and a wrong response in which the right one has the higher reward, a tie half."""
-    right = np.asarray([reward for reward, quality in zip(rewards, qualities, strict=True) if quality > 0.5])
-    wrong = np.asarray([reward for reward, quality in zip(rewards, qualities, strict=True) if quality <= 0.5])
+    """The share of pairs of a right and a wrong response in which the right one has the higher
+    reward, a tie half."""
+    right = np.asarray(
+        [reward for reward, quality in zip(rewards, qualities, strict=True) if quality > 0.5]
+    )
+    wrong = np.asarray(
+        [reward for reward, quality in zip(rewards, qualities, strict=True) if quality <= 0.5]
+    )
     if len(right) == 0 or len(wrong) == 0:
         return None
     return float((np.sign(right[:, None] - wrong[None, :]).mean() + 1) / 2)

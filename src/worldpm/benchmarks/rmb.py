@@ -1,6 +1,8 @@
-"""RMB: helpfulness and harmlessness over 49 scenarios, as pairs and as one best answer among several.
+"""RMB: helpfulness and harmlessness over 49 scenarios, as pairs and as one best answer among
+several.
 
-Source: Zhou et al. 2025, arXiv 2410.09893; https://github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark, commit 2be3180.
+Source: Zhou et al. 2025, arXiv 2410.09893; https://github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark,
+commit 2be3180.
 """
 
 from collections.abc import Iterator
@@ -14,7 +16,12 @@ from worldpm.records import Message
 
 HOME = "https://github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark (`RMB_dataset/`)"
 SETS = {"Pairwise_set": "pairwise", "BoN_set": "best of n"}
-SUBSETS = ("pairwise Helpfulness", "pairwise Harmlessness", "best of n Helpfulness", "best of n Harmlessness")
+SUBSETS = (
+    "pairwise Helpfulness",
+    "pairwise Harmlessness",
+    "best of n Helpfulness",
+    "best of n Harmlessness",
+)
 SIZES = {"best of n Helpfulness": 2109, "best of n Harmlessness": 1677}
 DOMAINS = {"subjective": (SUBSETS[0], SUBSETS[2]), "safety": (SUBSETS[1], SUBSETS[3])}
 
@@ -37,15 +44,30 @@ def _items(number: int, row: Json) -> Iterator[Item]:
     subset = f"{SETS[kind]} {side}"
     if subset not in SUBSETS:
         raise ValueError(f"no category {row['category_path']!r}")
-    prompt = [Message(str(message["role"]), message["content"]) for message in row["conversation_input"]]
+    prompt = [
+        Message(str(message["role"]), message["content"]) for message in row["conversation_input"]
+    ]
     if "pair_uid" in row:
-        yield better_first(subset, f"pair:{row['pair_uid']}", prompt, [row["chosen"]["answer"]], [row["reject"]["answer"]])
+        yield better_first(
+            subset,
+            f"pair:{row['pair_uid']}",
+            prompt,
+            [row["chosen"]["answer"]],
+            [row["reject"]["answer"]],
+        )
     else:
         worse = [loser["answer"] for loser in row["loser_list"]]
-        yield better_first(subset, f"bon:{row['bon_uid']}", prompt, [row["bon_best"]["answer"]], worse)
+        yield better_first(
+            subset, f"bon:{row['bon_uid']}", prompt, [row["bon_best"]["answer"]], worse
+        )
 
 
 def native(judged: Judged) -> Json:
-    """The four sections, a tie being wrong and a list right only if its best beats every other, and their plain mean."""
-    found = {name: best_wins(judged.of(name)) for name in SUBSETS if any(item.subset == name for item in judged.items)}
+    """The four sections, a tie being wrong and a list right only if its best beats every other, and
+    their plain mean."""
+    found = {
+        name: best_wins(judged.of(name))
+        for name in SUBSETS
+        if any(item.subset == name for item in judged.items)
+    }
     return {**found, "average": fmean(found.values())}

@@ -1,4 +1,5 @@
-"""Least squares, plain or robust, for any form: exact coefficients on a grid of starts, then damped Gauss-Newton steps, in batches."""
+"""Least squares, plain or robust, for any form: exact coefficients on a grid of starts, then damped
+Gauss-Newton steps, in batches."""
 
 from typing import NamedTuple
 
@@ -10,7 +11,8 @@ from worldpm.curves.forms import Array, Form, curve
 HUBER_DELTA = 1e-3
 """Source: Hoffmann et al. 2022, arXiv 2203.15556, section 3.3."""
 STARTS, FIRST_STEPS, FINALISTS = 48, 30, 8
-"""So many of the grid's best starts are followed for so many steps, and the best of those to their end."""
+"""So many of the grid's best starts are followed for so many steps, and the best of those to their
+end."""
 QUIET = 8
 """A search has converged when so many steps in a row gained nothing."""
 SAME_OPTIMUM = 1e-6
@@ -72,9 +74,11 @@ class Fit(NamedTuple):
     at_bound: tuple[str, ...]
     """Parameters that ended where they have no effect, or at the end of what is allowed."""
     optima: tuple[tuple[float, ...], ...]
-    """The different parameters that reach the least objective, within SAME_OPTIMUM of it; the first is `theta`."""
+    """The different parameters that reach the least objective, within SAME_OPTIMUM of it; the first
+    is `theta`."""
     condition: float
-    """Condition number of the Hessian at the optimum: beyond 1e12 some parameters can be traded for others."""
+    """Condition number of the Hessian at the optimum: beyond 1e12 some parameters can be traded for
+    others."""
 
     def predict(self, x: Array) -> Array:
         """The curve at x, shape (axes, n)."""
@@ -85,7 +89,8 @@ def fit(form: Form, x: Array, y: Array, objective: Objective, weights: Array | N
     """The best of many searches; x has shape (axes, n), y and weights (n,).
 
     Raises:
-        ValueError: If there are fewer points of different x than parameters, or a value that the objective cannot take.
+        ValueError: If there are fewer points of different x than parameters, or a value that the
+            objective cannot take.
     """
     weighed = np.ones_like(y) if weights is None else weights
     check(form, x, y, objective, weighed)
@@ -100,7 +105,9 @@ def fit(form: Form, x: Array, y: Array, objective: Objective, weights: Array | N
     least, scale = found.objective[best], max(abs(float(found.objective[best])), 1e-12)
     near = [place for place in order if found.objective[place] <= least + SAME_OPTIMUM * scale]
     _, slopes = curve(form, found.theta[best : best + 1], x)
-    scaled = _working_slopes(form, found.theta[best : best + 1], slopes)[0] / (y[:, None] if objective.logarithmic else 1)
+    scaled = _working_slopes(form, found.theta[best : best + 1], slopes)[0] / (
+        y[:, None] if objective.logarithmic else 1
+    )
     return Fit(
         form=form,
         theta=found.theta[best],
@@ -121,20 +128,34 @@ def check(form: Form, x: Array, y: Array, objective: Objective, weights: Array) 
     counted = x[:, weights > 0]
     different = len(np.unique(counted, axis=1).T)
     if different < len(form.parameters):
-        raise ValueError(f"{form.name} has {len(form.parameters)} parameters, and there are {different} different points")
+        raise ValueError(
+            f"{form.name} has {len(form.parameters)} parameters, and there are {different}"
+            " different points"
+        )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("there are values that are not numbers")
-    if (objective.logarithmic and (y <= 0).any()) or (form.axes and (x <= 0).any() and not form.name.startswith("gao")):
+    if (objective.logarithmic and (y <= 0).any()) or (
+        form.axes and (x <= 0).any() and not form.name.startswith("gao")
+    ):
         raise ValueError("there are values of 0 or below, which have no logarithm")
 
 
 def solve(
-    form: Form, x: Array, y: Array, objective: Objective, weights: Array, starts: Array, *, held: int | None = None, effort: Effort = FULL
+    form: Form,
+    x: Array,
+    y: Array,
+    objective: Objective,
+    weights: Array,
+    starts: Array,
+    *,
+    held: int | None = None,
+    effort: Effort = FULL,
 ) -> Solutions:
-    """Levenberg and Marquardt's steps on B problems at once: x (axes, n), y (n,) or (B, n), weights (B, n), starts (B, P).
+    """Levenberg and Marquardt's steps on B problems at once: x (axes, n), y (n,) or (B, n), weights
+    (B, n), starts (B, P).
 
-    The parameter at `held` stays where it starts. A residual beyond the objective's delta is weighed down by delta over its
-    size, which never overshoots.
+    The parameter at `held` stays where it starts. A residual beyond the objective's delta is
+    weighed down by delta over its size, which never overshoots.
 
     Source: Marquardt 1963; Huber and Ronchetti 2009, section 7.8, for the weights.
     """
@@ -147,7 +168,16 @@ def solve(
     for _ in range(effort.steps):
         if len(active) == 0:
             break
-        step = _step(form, theta[active], x, targets[active], objective, weights[active], damping[active], held)
+        step = _step(
+            form,
+            theta[active],
+            x,
+            targets[active],
+            objective,
+            weights[active],
+            damping[active],
+            held,
+        )
         tried = np.clip(theta[active] + step, *_bounds(form))
         reached = _objective(form, tried, x, targets[active], objective, weights[active])
         better = reached < value[active]
@@ -156,12 +186,23 @@ def solve(
         quiet[active] = np.where(small, quiet[active] + 1, 0)
         rows = active[better]
         theta[rows], value[rows], moved[rows] = tried[better], reached[better], True
-        damping[active] = np.clip(np.where(better, damping[active] / 5, damping[active] * 4), 1e-14, 1e14)
+        damping[active] = np.clip(
+            np.where(better, damping[active] / 5, damping[active] * 4), 1e-14, 1e14
+        )
         active = active[quiet[active] < QUIET]
     return Solutions(_to_natural(form, theta), value, quiet >= QUIET, moved)
 
 
-def _step(form: Form, theta: Array, x: Array, y: Array, objective: Objective, weights: Array, damping: Array, held: int | None) -> Array:
+def _step(
+    form: Form,
+    theta: Array,
+    x: Array,
+    y: Array,
+    objective: Objective,
+    weights: Array,
+    damping: Array,
+    held: int | None,
+) -> Array:
     values, slopes = curve(form, _to_natural(form, theta), x)
     slopes = _working_slopes(form, _to_natural(form, theta), slopes)
     residuals = _residuals(values, y, objective)
@@ -175,22 +216,32 @@ def _step(form: Form, theta: Array, x: Array, y: Array, objective: Objective, we
     gradient = (weighted * residuals[..., None]).sum(axis=1)
     diagonal = np.einsum("bpp->bp", hessian)
     floor = 1e-12 * diagonal.max(axis=1, initial=0.0)[:, None] + 1e-300
-    damped = hessian + (damping[:, None] * np.maximum(diagonal, floor))[:, :, None] * np.eye(theta.shape[1])
+    damped = hessian + (damping[:, None] * np.maximum(diagonal, floor))[:, :, None] * np.eye(
+        theta.shape[1]
+    )
     good = np.isfinite(damped).all(axis=(1, 2)) & np.isfinite(gradient).all(axis=1)
     damped[~good], gradient[~good] = np.eye(theta.shape[1]), 0.0
     scale = np.sqrt(np.einsum("bpp->bp", damped))
     scaled = damped / scale[:, :, None] / scale[:, None, :] + 1e-15 * np.eye(theta.shape[1])
-    return np.asarray(np.clip(-np.linalg.solve(scaled, (gradient / scale)[..., None])[..., 0] / scale, -3, 3))
+    return np.asarray(
+        np.clip(-np.linalg.solve(scaled, (gradient / scale)[..., None])[..., 0] / scale, -3, 3)
+    )
 
 
-def _objective(form: Form, theta: Array, x: Array, y: Array, objective: Objective, weights: Array) -> Array:
+def _objective(
+    form: Form, theta: Array, x: Array, y: Array, objective: Objective, weights: Array
+) -> Array:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         values = _values(form, _to_natural(form, theta), x)
         size = np.abs(_residuals(values, y, objective))
         if np.isinf(objective.delta):
             losses = 0.5 * size**2
         else:
-            losses = np.where(size <= objective.delta, 0.5 * size**2, objective.delta * (size - 0.5 * objective.delta))
+            losses = np.where(
+                size <= objective.delta,
+                0.5 * size**2,
+                objective.delta * (size - 0.5 * objective.delta),
+            )
         total = (weights * np.where(weights > 0, losses, 0.0)).sum(axis=1)
     return np.where(np.isfinite(total), total, np.inf)
 
@@ -206,7 +257,8 @@ def _residuals(values: Array, y: Array, objective: Objective) -> Array:
 
 
 def _starts(form: Form, x: Array, y: Array, objective: Objective, weights: Array) -> Array:
-    """For each `eta` of the grid the coefficients of least (relative) squares, those below 0 put close to it; the best of all."""
+    """For each `eta` of the grid the coefficients of least (relative) squares, those below 0 put
+    close to it; the best of all."""
     eta = form.starts(x)
     terms = form.terms(eta, x).values
     count = len(form.linear)
@@ -215,11 +267,20 @@ def _starts(form: Form, x: Array, y: Array, objective: Objective, weights: Array
     scales = np.maximum(np.abs(terms[:, :, :count]).max(axis=1), 1e-300)
     design = terms[:, :, :count] / scales[:, None, :] * relative[:, None]
     normal = np.swapaxes(design, 1, 2) @ design + 1e-12 * np.eye(count)
-    solved = np.linalg.solve(normal, (np.swapaxes(design, 1, 2) @ (rest * relative)[..., None]))[..., 0]
+    solved = np.linalg.solve(normal, (np.swapaxes(design, 1, 2) @ (rest * relative)[..., None]))[
+        ..., 0
+    ]
     free = np.array([name in form.signed for name in form.linear])
     least = 1e-3 * np.abs(y).mean()
     theta = np.concatenate([np.where(free | (solved > least), solved, least) / scales, eta], axis=1)
-    found = _objective(form, _to_working(form, theta), x, np.broadcast_to(y, (len(theta), len(y))), objective, weights)
+    found = _objective(
+        form,
+        _to_working(form, theta),
+        x,
+        np.broadcast_to(y, (len(theta), len(y))),
+        objective,
+        weights,
+    )
     return theta[np.argsort(found, kind="stable")[:STARTS]]
 
 
@@ -247,12 +308,22 @@ def _at_bound(form: Form, theta: Array, x: Array, y: Array) -> tuple[str, ...]:
     """Parameters that move the curve by less than a millionth, and places far outside the data."""
     _, slopes = curve(form, theta[None], x)
     shares = np.abs(slopes[0] * theta).max(axis=0) / np.abs(y).max()
-    gone = [name for name, share in zip(form.parameters, shares, strict=True) if share < 1e-6 and name not in form.signed]
+    gone = [
+        name
+        for name, share in zip(form.parameters, shares, strict=True)
+        if share < 1e-6 and name not in form.signed
+    ]
     ends = np.abs(np.log(np.where(_positive(form), theta, 1.0))) > 0.99 * MOST
-    gone += [name for name, end in zip(form.parameters, ends, strict=True) if end and name not in gone]
+    gone += [
+        name for name, end in zip(form.parameters, ends, strict=True) if end and name not in gone
+    ]
     axes = {"x0": x[0], "N0": x[0], "D0": x[-1]}
     for name, value in zip(form.parameters, theta, strict=True):
-        if name in axes and name not in gone and not axes[name].min() / FAR <= value <= axes[name].max() * FAR:
+        if (
+            name in axes
+            and name not in gone
+            and not axes[name].min() / FAR <= value <= axes[name].max() * FAR
+        ):
             gone.append(name)
     return tuple(gone)
 

@@ -1,8 +1,10 @@
-"""Moments of epiphany: sudden drops of the training loss with a spike of the gradient norm, beyond what chance gives.
+"""Moments of epiphany: sudden drops of the training loss with a spike of the gradient norm, beyond
+what chance gives.
 
-At every step the losses around it are explained by a straight line and a jump; Student's t of the jump, corrected for the
-number of steps looked at, tells a jump from noise. A curve that bends, as at the end of a plateau, is no jump; one that falls
-within a window, at little noise, is told as a drop, though as no epiphany, for which the gradient norm must spike.
+At every step the losses around it are explained by a straight line and a jump; Student's t of the
+jump, corrected for the number of steps looked at, tells a jump from noise. A curve that bends, as
+at the end of a plateau, is no jump; one that falls within a window, at little noise, is told as a
+drop, though as no epiphany, for which the gradient norm must spike.
 
 Source: WorldPM, arXiv 2505.10527, figure 3 and section 3.2.2, for the phenomenon; the test is ours.
 """
@@ -43,7 +45,8 @@ class SuddenDrop(NamedTuple):
     p_value: float
     """That a run without a jump shows one as clear anywhere."""
     spike: float
-    """How far the largest gradient norm near it stands out, in robust standard deviations of those around."""
+    """How far the largest gradient norm near it stands out, in robust standard deviations of those
+    around."""
 
     @property
     def is_epiphany(self) -> bool:
@@ -57,7 +60,8 @@ def half_width(steps: int) -> int:
 
 
 def find(losses: Array, grad_norms: Array) -> list[SuddenDrop]:
-    """All sudden drops of a finished run, first to last, at least a window apart; empty where it is too short to tell."""
+    """All sudden drops of a finished run, first to last, at least a window apart; empty where it is
+    too short to tell."""
     half = half_width(len(losses))
     first = round(SETTLING_SHARE * len(losses))
     if len(losses) - first < 2 * half:
@@ -73,7 +77,18 @@ def find(losses: Array, grad_norms: Array) -> list[SuddenDrop]:
         if all(abs(places[row] - one.step + 1) >= 2 * half for one in found):
             place = int(places[row])
             near = slice(max(0, row - half), row + half + 1)
-            found.append(_told(place, half, drops[row], clarity[row], p_values[row], places[near], clarity[near], grad_norms))
+            found.append(
+                _told(
+                    place,
+                    half,
+                    drops[row],
+                    clarity[row],
+                    p_values[row],
+                    places[near],
+                    clarity[near],
+                    grad_norms,
+                )
+            )
     return sorted(found)
 
 
@@ -89,7 +104,8 @@ class Watch:
         self.quiet_until = 0
 
     def add(self, step: int, loss_nats: float, grad_norm: float) -> SuddenDrop | None:
-        """Take in one step, counted from 1; a drop in the middle of what was seen last, told once."""
+        """Take in one step, counted from 1; a drop in the middle of what was seen last, told
+        once."""
         if step <= self.first:
             return None
         self.losses.append(loss_nats)
@@ -102,13 +118,21 @@ class Watch:
             return None
         self.quiet_until = step + 2 * self.half
         middle, norms = step - self.half, np.array(self.norms)
-        return _told(self.half, self.half, drops[0], clarity[0], p_value, np.array([self.half]), clarity, norms)._replace(
-            step=middle + 1, steps=Interval(middle + 1, middle + 1)
-        )
+        return _told(
+            self.half,
+            self.half,
+            drops[0],
+            clarity[0],
+            p_value,
+            np.array([self.half]),
+            clarity,
+            norms,
+        )._replace(step=middle + 1, steps=Interval(middle + 1, middle + 1))
 
 
 def _drops(windows: Array) -> tuple[Array, Array]:
-    """The drop in the middle of each window of 2 h steps, above a straight line, and its Student's t with 2 h - 3 degrees."""
+    """The drop in the middle of each window of 2 h steps, above a straight line, and its Student's
+    t with 2 h - 3 degrees."""
     width = windows.shape[1]
     along = np.arange(width) - (width - 1) / 2
     after = np.where(along > 0, 0.5, -0.5)
@@ -117,14 +141,24 @@ def _drops(windows: Array) -> tuple[Array, Array]:
     beta = windows @ design @ inverse
     rest = windows - beta @ design.T
     error = np.sqrt((rest**2).sum(axis=1) / (width - 3) * inverse[2, 2])
-    rounding = ROUNDING * np.abs(windows).max(axis=1) + 1e-300  # losses that are all alike leave nothing else
+    rounding = (
+        ROUNDING * np.abs(windows).max(axis=1) + 1e-300
+    )  # losses that are all alike leave nothing else
     return -beta[:, 2], -beta[:, 2] / np.maximum(error, rounding)
 
 
 def _told(
-    place: int, half: int, drop: float, clarity: float, p_value: float, places: NDArray[np.int64], nearby: Array, grad_norms: Array
+    place: int,
+    half: int,
+    drop: float,
+    clarity: float,
+    p_value: float,
+    places: NDArray[np.int64],
+    nearby: Array,
+    grad_norms: Array,
 ) -> SuddenDrop:
-    """Where it may have been: wherever the likelihood of the window is within 1.92 of its most, taking t squared for it."""
+    """Where it may have been: wherever the likelihood of the window is within 1.92 of its most,
+    taking t squared for it."""
     error = drop / clarity
     reach = float(student.ppf(0.975, 2 * half - 3)) * error
     likely = places[clarity**2 - nearby**2 <= 2 * 1.920729]

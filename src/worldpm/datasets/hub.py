@@ -22,6 +22,11 @@ def dataset(name: str, suffixes: Sequence[str]) -> Path:
 
     try:
         patterns = [f"{match[2][1:]}*{end}" for end in suffixes]
-        return Path(snapshot_download(match[1], repo_type="dataset", allow_patterns=patterns)) / match[2][1:]
+        return (
+            Path(snapshot_download(match[1], repo_type="dataset", allow_patterns=patterns))
+            / match[2][1:]
+        )
     except Exception as error:  # the hub's errors have many classes; none of them is ours
-        raise ConfigError(f"{name}: no such file or folder, and the hub did not give it ({type(error).__name__})") from error
+        raise ConfigError(
+            f"{name}: no such file or folder, and the hub did not give it ({type(error).__name__})"
+        ) from error

@@ -1,12 +1,14 @@
 """Plain preference sets, as others publish them, become preference groups.
 
-Rows that follow each other with the same prompt become one group, so that its prompt is computed once. Known forms:
+Rows that follow each other with the same prompt become one group, so that its prompt is computed
+once. Known forms:
 
-- `chosen`, `rejected` with `prompt` (`question`, `instruction`; `system` before it), or with the prompt implicit: what both begin
-  with. Texts or message lists (TRL, RLHFlow's pairs), and dialogues of `Human:` and `Assistant:` turns (hh-rlhf). Lists that hold
-  the whole dialogue are taken as they are, but for a system turn that stands beside them.
-- `prompt`, `response` and a `helpfulness` rating on rows that follow each other (HelpSteer2, whose later turns begin with
-  `<extra_id_1>User` or `<extra_id_1>Assistant`).
+- `chosen`, `rejected` with `prompt` (`question`, `instruction`; `system` before it), or with the
+  prompt implicit: what both begin with. Texts or message lists (TRL, RLHFlow's pairs), and
+  dialogues of `Human:` and `Assistant:` turns (hh-rlhf). Lists that hold the whole dialogue are
+  taken as they are, but for a system turn that stands beside them.
+- `prompt`, `response` and a `helpfulness` rating on rows that follow each other (HelpSteer2, whose
+  later turns begin with `<extra_id_1>User` or `<extra_id_1>Assistant`).
 - `instruction` and `completions` with `response` and a rating (UltraFeedback).
 """
 
@@ -35,7 +37,10 @@ TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 MARKED_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
 ASKED = ("prompt", "question", "instruction")
-FORMS = "expected chosen and rejected (with or without prompt), or prompt, response and helpfulness, or instruction and completions"
+FORMS = (
+    "expected chosen and rejected (with or without prompt), or prompt, response and helpfulness, or"
+    " instruction and completions"
+)
 VALIDATION_SHARE = 0.05
 """Of the prompts, by their hash, where a set has no validation file of its own."""
 
@@ -49,31 +54,44 @@ class RatedRow(NamedTuple):
 
 
 def is_plain(path: Path) -> bool:
-    """Whether a file is a plain set, not a table of groups: JSON lines, or Parquet without a `preferences` column."""
+    """Whether a file is a plain set, not a table of groups: JSON lines, or Parquet without a
+    `preferences` column."""
     return path.suffix != ".parquet" or "preferences" not in parquet.columns_of(path)
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files of a set, sorted; a hub repository keeps them at its top or under `data/`, and other sets in other folders.
+    """The files of a set, sorted; a hub repository keeps them at its top or under `data/`, and
+    other sets in other folders.
 
     Raises:
         ConfigError: If there is none.
     """
-    found = sorted(path for path in (*folder.glob("*"), *folder.glob("data/*")) if path.name.endswith(SUFFIXES) and path.is_file())
+    found = sorted(
+        path
+        for path in (*folder.glob("*"), *folder.glob("data/*"))
+        if path.name.endswith(SUFFIXES) and path.is_file()
+    )
     if not found:
-        inner = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))[:5])
+        inner = ", ".join(
+            sorted(
+                entry.name
+                for entry in folder.iterdir()
+                if entry.is_dir() and not entry.name.startswith(".")
+            )[:5]
+        )
         raise ConfigError(
-            f"{folder}: neither groups (`worldpm group` makes them) nor a preference set: no {', '.join(SUFFIXES)}"
-            + (f"; name one of its folders ({inner})" if inner else "")
+            f"{folder}: neither groups (`worldpm group` makes them) nor a preference set: no"
+            f" {', '.join(SUFFIXES)}" + (f"; name one of its folders ({inner})" if inner else "")
         )
     return found
 
 
 def read(paths: Sequence[Path], split: Split, drops: Counter[str]) -> Iterator[PreferenceGroup]:
-    """The groups of a split, in order. A row without a preference is counted in `drops` with its reason.
+    """The groups of a split, in order. A row without a preference is counted in `drops` with its
+    reason.
 
-    A file belongs to the split that its name says (`validation`, `dev`, `test`), else to training; where no file is of the
-    validation split, VALIDATION_SHARE of the training prompts are.
+    A file belongs to the split that its name says (`validation`, `dev`, `test`), else to training;
+    where no file is of the validation split, VALIDATION_SHARE of the training prompts are.
 
     Raises:
         DataError: If a row has none of the known forms.
@@ -100,21 +118,27 @@ def split_of(path: Path) -> Split:
 
 def _share(prompt: Sequence[Message]) -> float:
     """A number from 0 to 1 that depends on the prompt alone."""
-    return float(xxhash.xxh64_intdigest("\n".join(message.content for message in prompt).encode()) / 2**64)
+    return float(
+        xxhash.xxh64_intdigest("\n".join(message.content for message in prompt).encode()) / 2**64
+    )
 
 
 def groups_of(path: Path, drops: Counter[str]) -> Iterator[PreferenceGroup]:
     """All groups of a file, whatever its split; raises and counts as `read` does."""
     name = re.sub(r"\W+", "-", path.name.split(".")[0])
     numbered = enumerate(rows.read(path), start=1)
-    for (prompt, _), members in groupby(_whole(numbered, path, drops), key=lambda pair: (pair[1].prompt, bool(pair[1].ratings))):
+    for (prompt, _), members in groupby(
+        _whole(numbered, path, drops), key=lambda pair: (pair[1].prompt, bool(pair[1].ratings))
+    ):
         first, *others = members
         group = _group(f"{name}/{first[0]}", prompt, [first[1], *(row for _, row in others)], drops)
         if group is not None:
             yield group
 
 
-def _whole(numbered: Iterable[tuple[int, Json]], path: Path, drops: Counter[str]) -> Iterator[tuple[int, RatedRow]]:
+def _whole(
+    numbered: Iterable[tuple[int, Json]], path: Path, drops: Counter[str]
+) -> Iterator[tuple[int, RatedRow]]:
     """The rows that have one prompt, with their numbers."""
     for number, row in numbered:
         judged = _judged(row, path, number)
@@ -124,13 +148,19 @@ def _whole(numbered: Iterable[tuple[int, Json]], path: Path, drops: Counter[str]
             yield number, judged
 
 
-def _group(group_id: str, prompt: tuple[Message, ...], rows: Sequence[RatedRow], drops: Counter[str]) -> PreferenceGroup | None:
-    """Rows of one prompt as a group. Pairs keep their weight of 1 each; ratings give all pairs, which weigh 1 together."""
+def _group(
+    group_id: str, prompt: tuple[Message, ...], rows: Sequence[RatedRow], drops: Counter[str]
+) -> PreferenceGroup | None:
+    """Rows of one prompt as a group. Pairs keep their weight of 1 each; ratings give all pairs,
+    which weigh 1 together."""
     if not prompt or not any(message.content.strip() for message in prompt):
         drops["prompt without text"] += len(rows)
         return None
     if not rows[0].ratings:
-        places = {text: i for i, text in enumerate(dict.fromkeys(text for row in rows for text in row.responses))}
+        places = {
+            text: i
+            for i, text in enumerate(dict.fromkeys(text for row in rows for text in row.responses))
+        }
         named = [(places[row.responses[0]], places[row.responses[1]]) for row in rows]
         kept = [pair for pair in named if pair[0] != pair[1]]
         if len(kept) < len(named):
@@ -140,13 +170,25 @@ def _group(group_id: str, prompt: tuple[Message, ...], rows: Sequence[RatedRow],
     else:
         texts = [text for row in rows for text in row.responses]
         ratings = [rating for row in rows for rating in row.ratings]
-        gaps = {(i, j): a - b for i, a in enumerate(ratings) for j, b in enumerate(ratings) if a > b}
-        preferences = tuple(Preference(i, j, gap, weight=1 / len(gaps)) for (i, j), gap in gaps.items())
+        gaps = {
+            (i, j): a - b for i, a in enumerate(ratings) for j, b in enumerate(ratings) if a > b
+        }
+        preferences = tuple(
+            Preference(i, j, gap, weight=1 / len(gaps)) for (i, j), gap in gaps.items()
+        )
         if not gaps:
             drops["prompt whose responses have equal ratings"] += 1
     if not preferences:
         return None
-    return PreferenceGroup(group_id, "preferences", group_id.split("/")[0], "train", prompt, tuple(map(Response, texts)), preferences)
+    return PreferenceGroup(
+        group_id,
+        "preferences",
+        group_id.split("/")[0],
+        "train",
+        prompt,
+        tuple(map(Response, texts)),
+        preferences,
+    )
 
 
 def _judged(row: Any, path: Path, number: int) -> RatedRow | str:
@@ -161,17 +203,32 @@ def _judged(row: Any, path: Path, number: int) -> RatedRow | str:
             prompt = asked(row.get("instruction", row.get("prompt")))
             if not answers:
                 return "prompt without responses"
-            return RatedRow(prompt, tuple(_text(answer["response"]) for answer in answers), tuple(map(_rating, answers)))
+            return RatedRow(
+                prompt,
+                tuple(_text(answer["response"]) for answer in answers),
+                tuple(map(_rating, answers)),
+            )
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(path, f"a row that cannot be read ({type(error).__name__}: {error}); {FORMS}", line=number) from error
+        raise DataError(
+            path,
+            f"a row that cannot be read ({type(error).__name__}: {error}); {FORMS}",
+            line=number,
+        ) from error
     raise DataError(path, f"a row with {', '.join(map(str, row))[:80]}; {FORMS}", line=number)
 
 
 def pair(row: Json) -> RatedRow | str:
-    """A row with `chosen` and `rejected`, each a response, or the whole dialogue that ends with one; or why it holds no preference."""
-    chosen, rejected = _messages(row["chosen"], role="assistant"), _messages(row["rejected"], role="assistant")
+    """A row with `chosen` and `rejected`, each a response, or the whole dialogue that ends with
+    one; or why it holds no preference."""
+    chosen, rejected = (
+        _messages(row["chosen"], role="assistant"),
+        _messages(row["rejected"], role="assistant"),
+    )
     prompt = _given(row)
-    bare = [side[len(prompt) :] if side[: len(prompt)] == prompt else side for side in (chosen, rejected)]
+    bare = [
+        side[len(prompt) :] if side[: len(prompt)] == prompt else side
+        for side in (chosen, rejected)
+    ]
     whole = all(len(side) > 1 and side[0].role != "assistant" for side in bare)
     system = next((message for message in prompt if message.role == "system"), None)
     if row.get("system"):
@@ -181,9 +238,16 @@ def pair(row: Json) -> RatedRow | str:
     elif len(chosen) == len(rejected) == 1:
         words = _common_words(chosen[0].content, rejected[0].content)
         prompt = (Message("user", words.strip()),)
-        chosen, rejected = (_messages(side[0].content[len(words) :], role="assistant") for side in (chosen, rejected))
+        chosen, rejected = (
+            _messages(side[0].content[len(words) :], role="assistant")
+            for side in (chosen, rejected)
+        )
     else:
-        prompt, chosen, rejected = chosen[:-1], chosen[-1:], (rejected[-1:] if rejected[:-1] == chosen[:-1] else ())
+        prompt, chosen, rejected = (
+            chosen[:-1],
+            chosen[-1:],
+            (rejected[-1:] if rejected[:-1] == chosen[:-1] else ()),
+        )
     if system and prompt and prompt[0].role != "system":
         prompt = (system, *prompt)
     if len(chosen) != 1 or len(rejected) != 1:
@@ -194,22 +258,29 @@ def pair(row: Json) -> RatedRow | str:
 
 
 def _given(row: Json) -> tuple[Message, ...]:
-    """The prompt that stands beside the responses; none where there is none. An instruction's `input` is a part of it."""
+    """The prompt that stands beside the responses; none where there is none. An instruction's
+    `input` is a part of it."""
     name = next((name for name in ASKED if row.get(name)), None)
     if name is None:
         return ()
-    text = f"{row[name]}\n\n{_text(row['input'])}" if name == "instruction" and row.get("input") else row[name]
+    text = (
+        f"{row[name]}\n\n{_text(row['input'])}"
+        if name == "instruction" and row.get("input")
+        else row[name]
+    )
     return asked(text)
 
 
 def _common_words(first: str, second: str) -> str:
     """What two texts begin with, up to the last white space."""
     shared = first[: chat.common_prefix([first, second])]
-    return re.match(r"(?s)(?:.*\s)?", shared)[0] if shared not in (first, second) else ""  # type: ignore[index]  # it always matches
+    # it always matches
+    return re.match(r"(?s)(?:.*\s)?", shared)[0] if shared not in (first, second) else ""  # type: ignore[index]
 
 
 def asked(prompt: Any) -> tuple[Message, ...]:
-    """The messages of a prompt; an assistant's turn that it only opens is none, and HelpSteer2's marks begin turns.
+    """The messages of a prompt; an assistant's turn that it only opens is none, and HelpSteer2's
+    marks begin turns.
 
     Raises:
         TypeError: If it is neither a text nor a list of messages.
@@ -224,11 +295,15 @@ def asked(prompt: Any) -> tuple[Message, ...]:
 
 
 def _messages(value: Any, *, role: str = "user") -> tuple[Message, ...]:
-    """Messages of a list, of a dialogue of `Human:` and `Assistant:` turns, or of a text, which is one of that role."""
+    """Messages of a list, of a dialogue of `Human:` and `Assistant:` turns, or of a text, which is
+    one of that role."""
     if isinstance(value, str):
         if re.match(r"\s*Human:", value):
             pieces = TURN.split(value)[1:]
-            return tuple(Message(ROLES[who], words.strip()) for who, words in zip(pieces[::2], pieces[1::2], strict=True))
+            return tuple(
+                Message(ROLES[who], words.strip())
+                for who, words in zip(pieces[::2], pieces[1::2], strict=True)
+            )
         return (Message(role, _text(value)),)
     return tuple(Message(str(message["role"]), _text(message["content"])) for message in value)
 

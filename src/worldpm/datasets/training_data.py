@@ -1,4 +1,5 @@
-"""What a model is trained on: tables of preference groups, and plain preference sets, here or on the hub."""
+"""What a model is trained on: tables of preference groups, and plain preference sets, here or on
+the hub."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -42,11 +43,15 @@ class TrainingData:
             for path in files:
                 plain = preference_sets.is_plain(path)
                 if not plain and path.parent == Path(name):
-                    folders.manifest(place, made_by="group")  # a step's folder without its last file; what the hub has never has one
+                    folders.manifest(
+                        place, made_by="group"
+                    )  # a step's folder without its last file; what the hub has never has one
                 found[plain].append(path)
         return cls(tuple(inputs), tuple(found[False]), tuple(found[True]))
 
-    def groups(self, split: Literal["train", "validation"], drops: Counter[str]) -> Iterator[PreferenceGroup]:
+    def groups(
+        self, split: Literal["train", "validation"], drops: Counter[str]
+    ) -> Iterator[PreferenceGroup]:
         """The groups of a split, in order; what rows of plain sets were dropped for is counted."""
         for path in self.tables:
             for row in parquet.read_rows(path, schema.GROUPS):

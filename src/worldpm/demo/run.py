@@ -1,4 +1,5 @@
-"""The whole road on a simulated forum whose truth is known: a few thousand threads become a judged model and a page."""
+"""The whole road on a simulated forum whose truth is known: a few thousand threads become a judged
+model and a page."""
 
 import logging
 from collections.abc import Sequence
@@ -35,12 +36,26 @@ OTHERS = ("TF-IDF", "longer", "earlier", "coin")
 
 
 def run(options: DemoOptions) -> None:
-    """Run the steps, judge the model against the planted truth, and print the table; a killed demo goes on where it was."""
+    """Run the steps, judge the model against the planted truth, and print the table; a killed demo
+    goes on where it was."""
     out = options.out
     simulate(SimulateOptions(out=out / "threads", threads=options.threads, seed=options.seed))
-    group(GroupOptions(threads=(out / "threads",), out=out / "groups", validation_share=0.03, test_share=0.1))
+    group(
+        GroupOptions(
+            threads=(out / "threads",), out=out / "groups", validation_share=0.03, test_share=0.1
+        )
+    )
     groups_made, checkpoint = str(out / "groups"), str(out / "checkpoint")
-    train(TrainOptions(groups=(groups_made,), model="tiny", out=out / "checkpoint", epochs=1, max_length=512, seed=options.seed))
+    train(
+        TrainOptions(
+            groups=(groups_made,),
+            model="tiny",
+            out=out / "checkpoint",
+            epochs=1,
+            max_length=512,
+            seed=options.seed,
+        )
+    )
     evaluate(EvaluateOptions(checkpoints=(checkpoint,), on=(groups_made,), out=out / "results"))
     _judge(out)
     steps = ("threads", "groups", "checkpoint", "results", "truth")
@@ -57,12 +72,18 @@ def _judge(out: Path) -> None:
         return
     with output:
         items = groups.read(out / "groups", split="test")
-        truth = {row["response_id"]: Truth(**row) for row in parquet.read_rows(out / "threads" / TRUTH)}
+        truth = {
+            row["response_id"]: Truth(**row) for row in parquet.read_rows(out / "threads" / TRUTH)
+        }
         regression = tfidf.fit(groups.read(out / "groups", split="train"))
         model = _model_rewards(out / "results" / "rewards.parquet", items)
         others = {
             "TF-IDF": [regression(item) for item in items],
-            **{name: [judge(item) or [] for item in items] for name, judge in NULLS.items() if name in OTHERS},
+            **{
+                name: [judge(item) or [] for item in items]
+                for name, judge in NULLS.items()
+                if name in OTHERS
+            },
         }
         output.write("metrics.json", folders.to_json(planted.judge(items, model, others, truth)))
         output.finish(counts={"items": len(items)})
@@ -85,15 +106,26 @@ def _print_table(truth: Json, out: Path) -> None:
         for domain, row in domains.items():
             model = row["model"]
             interval = console.interval(model["interval"])
-            numbers = [f"{number:.3f}" for number in (row["ceiling"], *(row["others"][name] for name in OTHERS))]
+            numbers = [
+                f"{number:.3f}"
+                for number in (row["ceiling"], *(row["others"][name] for name in OTHERS))
+            ]
             way = f"{row['way_to_ceiling']:.0%}"
-            table.add_row(f"{domain}, by {against}", f"{model['n']:,}", f"{model['accuracy']:.3f}", interval, numbers[0], way, *numbers[1:])
+            table.add_row(
+                f"{domain}, by {against}",
+                f"{model['n']:,}",
+                f"{model['accuracy']:.3f}",
+                interval,
+                numbers[0],
+                way,
+                *numbers[1:],
+            )
         table.add_section()
     screen = Console(width=max(120, Console().width))
     screen.print(table)
     screen.print(
-        "ceiling: the best that a reader of the text alone can do, up to the luck of the sample's votes; "
-        "way: how far the model came from a coin to it",
+        "ceiling: the best that a reader of the text alone can do, up to the luck of the sample's"
+        " votes; way: how far the model came from a coin to it",
         highlight=False,
     )
     screen.print(f"the page: {out / 'report.html'}", highlight=False)

@@ -20,7 +20,9 @@ def run(options: FairnessOptions) -> None:
     """Score the file, print the table, write the numbers."""
 
     if options.out is not None and not options.out.parent.is_dir():
-        raise ConfigError(f"--out {options.out}: the folder {options.out.parent} is not there; make it first")
+        raise ConfigError(
+            f"--out {options.out}: the folder {options.out.parent} is not there; make it first"
+        )
     pairs = list(_pairs(options))
     if not pairs:
         raise DataError(options.file, "holds no line with two responses")
@@ -39,27 +41,54 @@ def _pairs(options: FairnessOptions) -> Iterator[Pair]:
     for number, row in enumerate(rows.read(options.file), start=1):
         request = parse_request(row, f"{options.file}:{number}")
         best = row.get("preferred")
-        if not isinstance(best, int) or isinstance(best, bool) or not 0 <= best < len(request.responses):
+        if (
+            not isinstance(best, int)
+            or isinstance(best, bool)
+            or not 0 <= best < len(request.responses)
+        ):
             raise DataError(
-                options.file, f"preferred is {best!r}; expected the place of a response, 0 to {len(request.responses) - 1}", line=number
+                options.file,
+                f"preferred is {best!r}; expected the place of a response, 0 to"
+                f" {len(request.responses) - 1}",
+                line=number,
             )
         if missing := [column for column in options.by if row.get(column) is None]:
             raise DataError(options.file, f"lacks the column {missing[0]!r}", line=number)
         read.append((request, best, {column: str(row[column]) for column in options.by}))
     scorer = Scorer.of(options.model, options)
-    for (request, best, columns), scored in zip(read, scorer.score(one[0] for one in read), strict=True):
+    for (request, best, columns), scored in zip(
+        read, scorer.score(one[0] for one in read), strict=True
+    ):
         for place, reward in enumerate(scored.rewards):
             if place != best:
                 yield Pair(prompt_id(request.prompt), columns, scored.rewards[best], reward)
 
 
 def _table(found: dict[str, list[Json]]) -> str:
-    head = ("column", "value", "pairs", "errors", "95 % interval", "gap to others", "p (Holm)", "mean reward", "gap to others", "p (Holm)")
+    head = (
+        "column",
+        "value",
+        "pairs",
+        "errors",
+        "95 % interval",
+        "gap to others",
+        "p (Holm)",
+        "mean reward",
+        "gap to others",
+        "p (Holm)",
+    )
     lines = [f"| {' | '.join(head)} |", f"|---|---|{'--:|' * (len(head) - 2)}"]
     for column, gaps in found.items():
         for row in gaps:
             interval = console.interval(row["error_interval"])
-            cells = [column, row["value"], f"{row['pairs']:,}", f"{row['error']:.3f}", interval, *_gap(row["error_gap"])]
+            cells = [
+                column,
+                row["value"],
+                f"{row['pairs']:,}",
+                f"{row['error']:.3f}",
+                interval,
+                *_gap(row["error_gap"]),
+            ]
             cells += [f"{row['reward']:.3f}", *_gap(row["reward_gap"])]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

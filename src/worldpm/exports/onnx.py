@@ -1,6 +1,7 @@
 """A checkpoint as an ONNX graph: token ids and the places of the end tokens in, rewards out.
 
-Rows are padded at the right with anything: attention is causal, so what stands after an end token cannot change its reward.
+Rows are padded at the right with anything: attention is causal, so what stands after an end token
+cannot change its reward.
 """
 
 import logging
@@ -26,7 +27,8 @@ Json = dict[str, Any]
 GRAPH, GRAPH_INT8 = "model.onnx", "model_int8.onnx"
 LARGEST_BYTES = 1_500_000_000
 PARITY = 1e-4
-"""The largest difference of a reward, in logits or relative to it, that a float32 graph may have."""
+"""The largest difference of a reward, in logits or relative to it, that a float32 graph may
+have."""
 
 
 class _Graph(nn.Module):
@@ -38,7 +40,9 @@ class _Graph(nn.Module):
 
     def forward(self, input_ids: Tensor, ends: Tensor) -> Tensor:
         positions = torch.arange(input_ids.shape[1]).unsqueeze(0).expand(input_ids.shape[0], -1)
-        hidden = self.backbone(input_ids=input_ids, position_ids=positions, use_cache=False).last_hidden_state
+        hidden = self.backbone(
+            input_ids=input_ids, position_ids=positions, use_cache=False
+        ).last_hidden_state
         rewards: Tensor = self.score(hidden[torch.arange(input_ids.shape[0]), ends]).sum(dim=-1)
         return rewards
 
@@ -56,32 +60,57 @@ def _quiet() -> Iterator[None]:
             logging.disable(disabled)
 
 
-def write(model: RewardModel, path: Path, groups: Sequence[EncodedGroup], expected: Sequence[Sequence[float]]) -> Json:
-    """Trace the model, in float32 on a CPU, with any number of rows of any length, write the graph, and compare it on groups.
+def write(
+    model: RewardModel,
+    path: Path,
+    groups: Sequence[EncodedGroup],
+    expected: Sequence[Sequence[float]],
+) -> Json:
+    """Trace the model, in float32 on a CPU, with any number of rows of any length, write the graph,
+    and compare it on groups.
 
     Raises:
         ConfigError: If the model is too large for one file.
         WorldPMError: If the graph's rewards are others; it is then not kept.
     """
     if (size := sum(p.numel() * p.element_size() for p in model.parameters())) > LARGEST_BYTES:
-        raise ConfigError(f"{size:,} bytes of weights in float32; an ONNX file holds {LARGEST_BYTES:,}: use --to model for larger ones")
+        raise ConfigError(
+            f"{size:,} bytes of weights in float32; an ONNX file holds {LARGEST_BYTES:,}: use --to"
+            " model for larger ones"
+        )
     shares = model.shares_prefix
     model.share_prefix(False)
-    rows, length = torch.export.Dim("rows", min=1, max=4096), torch.export.Dim("length", min=2, max=32_768)
+    rows, length = (
+        torch.export.Dim("rows", min=1, max=4096),
+        torch.export.Dim("length", min=2, max=32_768),
+    )
     example = (torch.ones(3, 7, dtype=torch.int64), torch.tensor([6, 2, 4]))
     with _quiet(), torch.no_grad():
         torch.onnx.export(
-            _Graph(model).eval(), example, path, dynamo=True, verbose=False, input_names=["input_ids", "ends"], output_names=["rewards"],
-            dynamic_shapes={"input_ids": {0: rows, 1: length}, "ends": {0: rows}}, external_data=False,
-        )  # fmt: skip
+            _Graph(model).eval(),
+            example,
+            path,
+            dynamo=True,
+            verbose=False,
+            input_names=["input_ids", "ends"],
+            output_names=["rewards"],
+            dynamic_shapes={"input_ids": {0: rows, 1: length}, "ends": {0: rows}},
+            external_data=False,
+        )
     model.share_prefix(bool(shares))
-    return {"bytes": path.stat().st_size, "largest difference": check(expected, Runtime(path).rewards(groups))}
+    return {
+        "bytes": path.stat().st_size,
+        "largest difference": check(expected, Runtime(path).rewards(groups)),
+    }
 
 
 def quantise(path: Path, target: Path) -> Json:
-    """Write the graph with its weight matrices as 8-bit integers; activations are quantised as they come."""
+    """Write the graph with its weight matrices as 8-bit integers; activations are quantised as they
+    come."""
     graph = onnx.load(path)
-    del graph.graph.value_info[:]  # shapes that the quantiser finds for itself, and would quarrel with
+    del graph.graph.value_info[
+        :
+    ]  # shapes that the quantiser finds for itself, and would quarrel with
     with _quiet():
         quantize_dynamic(graph, target, weight_type=QuantType.QInt8)
     return {"bytes": target.stat().st_size}
@@ -98,20 +127,30 @@ class Runtime:
         return [self._of(group) for group in groups]
 
     def _of(self, group: EncodedGroup) -> list[float]:
-        rows = [np.concatenate([group.prefix, suffix]).astype(np.int64) for suffix in group.suffixes]
+        rows = [
+            np.concatenate([group.prefix, suffix]).astype(np.int64) for suffix in group.suffixes
+        ]
         if not rows:
             return []
         ids: NDArray[np.int64] = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
         for place, row in enumerate(rows):
             ids[place, : len(row)] = row
         ends = np.array([len(row) - 1 for row in rows], dtype=np.int64)
-        found: list[float] = self._session.run(["rewards"], {"input_ids": ids, "ends": ends})[0].tolist()
+        found: list[float] = self._session.run(["rewards"], {"input_ids": ids, "ends": ends})[
+            0
+        ].tolist()
         return found
 
 
-def largest_difference(expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> float:
+def largest_difference(
+    expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]]
+) -> float:
     """Of a reward, relative to it where it is above 1."""
-    pairs = [(a, b) for one, other in zip(expected, found, strict=True) for a, b in zip(one, other, strict=True)]
+    pairs = [
+        (a, b)
+        for one, other in zip(expected, found, strict=True)
+        for a, b in zip(one, other, strict=True)
+    ]
     return max((abs(a - b) / max(1.0, abs(a)) for a, b in pairs), default=0.0)
 
 
@@ -122,5 +161,8 @@ def check(expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]])
         WorldPMError: If a graph that should be exact is not.
     """
     if not (worst := largest_difference(expected, found)) <= PARITY:
-        raise WorldPMError(f"the ONNX graph's rewards differ by {worst:.2g}; at most {PARITY:g} is right, so it is not kept")
+        raise WorldPMError(
+            f"the ONNX graph's rewards differ by {worst:.2g}; at most {PARITY:g} is right, so it is"
+            " not kept"
+        )
     return worst

@@ -1,12 +1,14 @@
 """Threads of any other forum, or of tickets in a house, as lines of JSON: one thread a line.
 
-    {"id": "7", "title": "...", "body": "...", "votes": 3, "created": "2024-05-01T12:00:00Z", "closed": null, "tags": ["x"],
-     "author": "a", "url": "...", "licence": "...", "responses": [{"id": "8", "body": "...", "votes": 5,
-     "created": "2024-05-01T13:00:00Z", "accepted": true, "author": "b", "licence": "..."}]}
+    {"id": "7", "title": "...", "body": "...", "votes": 3, "created": "2024-05-01T12:00:00Z",
+    "closed": null, "tags": ["x"],
+     "author": "a", "url": "...", "licence": "...", "responses": [{"id": "8", "body": "...",
+     "votes": 5, "created": "2024-05-01T13:00:00Z", "accepted": true, "author": "b", "licence":
+     "..."}]}
 
-Needed are `id`, `title` or `body`, `created`, and of each response `id`, `body`, `votes` and `created`; bodies are Markdown, dates
-ISO 8601 or seconds since 1970, taken as UTC where they name no zone. `thread_id` and `response_id`, as our own tables have them, are
-taken for `id`.
+Needed are `id`, `title` or `body`, `created`, and of each response `id`, `body`, `votes` and
+`created`; bodies are Markdown, dates ISO 8601 or seconds since 1970, taken as UTC where they name
+no zone. `thread_id` and `response_id`, as our own tables have them, are taken for `id`.
 """
 
 from collections import Counter
@@ -26,7 +28,13 @@ SOURCE = "threads"
 TO_MARKDOWN = None
 
 Json = dict[str, Any]
-OPTIONAL = {"title": str | None, "url": str | None, "author": str | int | None, "licence": str | None, "accepted": int | None}
+OPTIONAL = {
+    "title": str | None,
+    "url": str | None,
+    "author": str | int | None,
+    "licence": str | None,
+    "accepted": int | None,
+}
 """What may stand where nothing needs to."""
 
 
@@ -40,15 +48,20 @@ def size_of(path: Path) -> int:
     return path.stat().st_size
 
 
-def read_posts(path: Path, *, site: str, drops: Counter[str], advance: Callable[[int], object] = int) -> Iterator[pa.RecordBatch]:
-    """Questions and answers of a file as batches of `schema.POSTS`; what lacks something needed is counted in `drops`.
+def read_posts(
+    path: Path, *, site: str, drops: Counter[str], advance: Callable[[int], object] = int
+) -> Iterator[pa.RecordBatch]:
+    """Questions and answers of a file as batches of `schema.POSTS`; what lacks something needed is
+    counted in `drops`.
 
     Raises:
         DataError: If the file is cut or damaged, or too many of its lines are broken.
     """
 
     def rows() -> Iterator[Json]:
-        seen: set[int] = set()  # of hashes: another thread of an id must not give its answers to the first
+        seen: set[int] = (
+            set()
+        )  # of hashes: another thread of an id must not give its answers to the first
         for row in json_lines.read(path, drops, advance):
             row = _plain(row, site)
             name = xxhash.xxh64_intdigest(str(row.get("id")).encode("utf-8", "surrogatepass"))
@@ -81,7 +94,11 @@ def _plain_answer(answer: Any, thread: str) -> Any:
 def _posts(row: Json, drops: Counter[str]) -> Iterator[Json]:
     opening = _post(row, parent=None)
     answers = row.get("responses") or []
-    if opening is None or not isinstance(answers, list) or not (opening["title"] or opening["body"]):
+    if (
+        opening is None
+        or not isinstance(answers, list)
+        or not (opening["title"] or opening["body"])
+    ):
         drops["thread without id, text or date, or with an odd value"] += 1
         return
     posts = []
@@ -103,9 +120,14 @@ def _post(row: Json, *, parent: str | None) -> Json | None:
             return None
         if not isinstance(body, str) or (parent is not None and not body):
             return None
-        if not all(isinstance(row.get(key), kinds) for key, kinds in OPTIONAL.items()) or isinstance(row["created"], bool):
+        if not all(
+            isinstance(row.get(key), kinds) for key, kinds in OPTIONAL.items()
+        ) or isinstance(row["created"], bool):
             return None
-        created, votes = _date(row["created"]), row["votes"] if parent is not None else row.get("votes", 0)
+        created, votes = (
+            _date(row["created"]),
+            row["votes"] if parent is not None else row.get("votes", 0),
+        )
         closed = _date(row["closed"]) if row.get("closed") is not None else None
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
@@ -123,7 +145,10 @@ def _post(row: Json, *, parent: str | None) -> Json | None:
         "votes": votes,
         "created": created,
         "closed": closed,
-        **{key: None if row.get(key) is None else str(row[key]) for key in ("author", "url", "licence")},
+        **{
+            key: None if row.get(key) is None else str(row[key])
+            for key in ("author", "url", "licence")
+        },
     }
 
 

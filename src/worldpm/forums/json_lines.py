@@ -1,4 +1,5 @@
-"""Lines of JSON as forums' dumps have them: plain, gzipped or compressed with Zstandard, streamed, of any length."""
+"""Lines of JSON as forums' dumps have them: plain, gzipped or compressed with Zstandard, streamed,
+of any length."""
 
 import gzip
 import json
@@ -24,9 +25,11 @@ SIP = 1 << 10
 LONGEST = 1 << 26
 """Bytes of a line; a longer one is left out without being held."""
 BROKEN_SHARE, BROKEN_FREE = 0.01, 10
-"""More broken lines than this share of all, and than that many, are an error, told at the end of the file."""
+"""More broken lines than this share of all, and than that many, are an error, told at the end of
+the file."""
 HOPELESS = 1000
-"""A file of which more than half of the first so many lines are broken is of another format, and told at once."""
+"""A file of which more than half of the first so many lines are broken is of another format, and
+told at once."""
 
 
 def is_lines(path: Path) -> bool:
@@ -49,10 +52,12 @@ def is_count(value: object) -> bool:
 
 
 def read(path: Path, drops: Counter[str], advance: Callable[[int], object] = int) -> Iterator[Json]:
-    """The objects of the lines, in order; broken and over-long lines are counted in `drops`. `advance` is told the bytes of the file.
+    """The objects of the lines, in order; broken and over-long lines are counted in `drops`.
+    `advance` is told the bytes of the file.
 
     Raises:
-        DataError: If the file is cut or damaged, or too many lines are broken; those before were given.
+        DataError: If the file is cut or damaged, or too many lines are broken; those before were
+            given.
     """
     lines = broken = 0
     with path.open("rb") as file, _open(path, file) as stream:
@@ -74,9 +79,18 @@ def read(path: Path, drops: Counter[str], advance: Callable[[int], object] = int
             broken += 1
             drops["line that is no JSON object"] += 1
             if lines >= HOPELESS and broken > lines / 2:
-                raise DataError(path, f"{broken} of the first {lines} lines are no JSON objects; is it another format?", line=lines)
+                raise DataError(
+                    path,
+                    f"{broken} of the first {lines} lines are no JSON objects; is it another"
+                    " format?",
+                    line=lines,
+                )
         if broken > BROKEN_FREE and broken > BROKEN_SHARE * lines:
-            raise DataError(path, f"{broken} of {lines} lines are no JSON objects, more than {BROKEN_SHARE:.0%}; mend or leave them out")
+            raise DataError(
+                path,
+                f"{broken} of {lines} lines are no JSON objects, more than {BROKEN_SHARE:.0%}; mend"
+                " or leave them out",
+            )
         advance(file.tell() - told)
 
 
@@ -87,7 +101,8 @@ class _Stream(Protocol):
 
 
 class _Frames:
-    """The text of a file of Zstandard frames; the library's own reader takes a cut file for a whole one."""
+    """The text of a file of Zstandard frames; the library's own reader takes a cut file for a whole
+    one."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -133,7 +148,9 @@ def _lines(path: Path, stream: _Stream, drops: Counter[str]) -> Iterator[bytes]:
         read_bytes += len(chunk)
         first, *rest = chunk.split(b"\n")
         if not rest:
-            held, skipping = (b"", True) if len(held) + len(first) > LONGEST else (held + first, skipping)
+            held, skipping = (
+                (b"", True) if len(held) + len(first) > LONGEST else (held + first, skipping)
+            )
             continue
         if skipping or len(held) + len(first) > LONGEST:
             drops["line longer than 64 MiB"] += 1
@@ -151,4 +168,6 @@ def _chunk(path: Path, stream: _Stream, before: int) -> bytes:
     try:
         return stream.read(CHUNK)
     except (zstandard.ZstdError, zlib.error, OSError, EOFError) as error:
-        raise DataError(path, f"damaged or cut after {before:,} bytes of text ({error}); download it again") from error
+        raise DataError(
+            path, f"damaged or cut after {before:,} bytes of text ({error}); download it again"
+        ) from error

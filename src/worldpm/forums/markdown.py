@@ -1,10 +1,16 @@
-"""HTML of forum posts becomes Markdown: fenced code with its language, lists, quotes, links, tables; math is left alone."""
+"""HTML of forum posts becomes Markdown: fenced code with its language, lists, quotes, links,
+tables; math is left alone."""
 
 import re
 
-from html_to_markdown._html_to_markdown import ConversionOptions, convert  # its public `convert` builds the options anew for each text
+from html_to_markdown._html_to_markdown import (
+    ConversionOptions,
+    convert,
+)  # its public `convert` builds the options anew for each text
 
-OPTIONS = ConversionOptions.from_json('{"bullets": "-", "extract_metadata": false, "sub_symbol": "~", "sup_symbol": "^"}')
+OPTIONS = ConversionOptions.from_json(
+    '{"bullets": "-", "extract_metadata": false, "sub_symbol": "~", "sup_symbol": "^"}'
+)
 
 ADJACENT_QUOTES = re.compile(r"</blockquote>\s*<blockquote")
 SPOILER = re.compile(r'<blockquote class="spoiler">\s*(<p>)?')
@@ -16,8 +22,9 @@ BACKSLASH, SEPARATOR = "\ufdd0", "\ufdd1"
 def from_html(html: str) -> str:
     """The post as Markdown, without white space around it; empty for an empty post.
 
-    Four things that the converter gets wrong are put right around it: backslashes of math and code are not doubled,
-    neighbouring quotes stay apart, a spoiler keeps its mark (`> !`), and `lang-none` is no language.
+    Four things that the converter gets wrong are put right around it: backslashes of math and code
+    are not doubled, neighbouring quotes stay apart, a spoiler keeps its mark (`> !`), and
+    `lang-none` is no language.
     """
     html = html.replace("\\", BACKSLASH)
     if "<blockquote" in html:

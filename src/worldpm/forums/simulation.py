@@ -27,15 +27,33 @@ def run(options: SimulateOptions) -> None:
         site = hobbies.SITE if options.forum == "hobbies" else skills.SITE
         kept = [(schema.thread_to_row(thread), truths) for thread, truths in _forum(options)]
         threads = parquet.rows_to_batches((row for row, _ in kept), schema.THREADS)
-        output.part(f"{site}.parquet", lambda aside: {"rows": parquet.write_parquet(aside, threads, schema.THREADS)})
-        fields = [(name, pa.string() if name == "response_id" else pa.float64()) for name in hobbies.Truth.__dataclass_fields__]
+        output.part(
+            f"{site}.parquet",
+            lambda aside: {"rows": parquet.write_parquet(aside, threads, schema.THREADS)},
+        )
+        fields = [
+            (name, pa.string() if name == "response_id" else pa.float64())
+            for name in hobbies.Truth.__dataclass_fields__
+        ]
         truth_schema = pa.schema(fields)
-        truth = parquet.rows_to_batches((asdict(truth) for _, truths in kept for truth in truths), truth_schema)
-        output.part(TRUTH, lambda aside: {"rows": parquet.write_parquet(aside, truth, truth_schema)})
-        for name, groups in ({} if options.forum == "hobbies" else skills.tests(seed=options.seed, variant=options.forum)).items():
+        truth = parquet.rows_to_batches(
+            (asdict(truth) for _, truths in kept for truth in truths), truth_schema
+        )
+        output.part(
+            TRUTH, lambda aside: {"rows": parquet.write_parquet(aside, truth, truth_schema)}
+        )
+        for name, groups in (
+            {}
+            if options.forum == "hobbies"
+            else skills.tests(seed=options.seed, variant=options.forum)
+        ).items():
             rows = parquet.rows_to_batches(map(schema.group_to_row, groups), schema.GROUPS)
             output.part(f"tests/{name}.parquet", partial(_write_tests, rows))
-        output.finish(counts={site: {"threads": len(kept), "responses": sum(len(truths) for _, truths in kept)}})
+        output.finish(
+            counts={
+                site: {"threads": len(kept), "responses": sum(len(truths) for _, truths in kept)}
+            }
+        )
 
 
 def _forum(options: SimulateOptions) -> Iterator[tuple[Thread, tuple[Truth, ...]]]:

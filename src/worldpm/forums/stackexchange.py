@@ -1,4 +1,5 @@
-"""Stack Exchange data dumps: `SITE.7z`, `SITE-Posts.7z` or a plain `Posts.xml`, streamed, never unpacked whole.
+"""Stack Exchange data dumps: `SITE.7z`, `SITE-Posts.7z` or a plain `Posts.xml`, streamed, never
+unpacked whole.
 
 Source: the dump's schema, https://meta.stackexchange.com/questions/2677.
 """
@@ -27,25 +28,46 @@ from worldpm.storage.schema import POSTS
 
 SOURCE = "stackexchange"
 TO_MARKDOWN = from_html
-PROLOG = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>\s*)?<!DOCTYPE\s+posts\s+SYSTEM\s+(?:'[^'<>]*'|\"[^\"<>]*\")\s*>")
-"""Some dumps of 2011 to 2012 begin so. The file that it names is never read, so it can define nothing."""
+PROLOG = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>\s*)?<!DOCTYPE\s+posts\s+SYSTEM\s+(?:'[^'<>]*'|\"[^\"<>]*\")\s*>"
+)
+"""Some dumps of 2011 to 2012 begin so. The file that it names is never read, so it can define
+nothing."""
 MEMBER = "Posts.xml"
 
 MAX_ENTRIES, MAX_BYTES, MAX_RATIO = 1_000, 1 << 40, 100
-"""An archive may list so many entries, unpack to so many bytes, and to so many times its own size."""
+"""An archive may list so many entries, unpack to so many bytes, and to so many times its own
+size."""
 
 ATTRIBUTES = (
-    "Id", "PostTypeId", "ParentId", "AcceptedAnswerId", "CreationDate", "Score", "Body", "Title", "Tags",
-    "OwnerUserId", "OwnerDisplayName", "ContentLicense", "ClosedDate",
-)  # fmt: skip
+    "Id",
+    "PostTypeId",
+    "ParentId",
+    "AcceptedAnswerId",
+    "CreationDate",
+    "Score",
+    "Body",
+    "Title",
+    "Tags",
+    "OwnerUserId",
+    "OwnerDisplayName",
+    "ContentLicense",
+    "ClosedDate",
+)
 QUESTION, ANSWER = "1", "2"
 INTEGER, INSTANT = r"^-?\d{1,18}$", r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?$"
-LICENCES = (("2011-04-08", "CC BY-SA 2.5"), ("2018-05-02", "CC BY-SA 3.0"), ("9999-12-31", "CC BY-SA 4.0"))
-"""The licence of a post written before the date. Source: https://stackoverflow.com/help/licensing."""
+LICENCES = (
+    ("2011-04-08", "CC BY-SA 2.5"),
+    ("2018-05-02", "CC BY-SA 3.0"),
+    ("9999-12-31", "CC BY-SA 4.0"),
+)
+"""The licence of a post written before the date. Source:
+https://stackoverflow.com/help/licensing."""
 
 
 def site_of(path: Path) -> str:
-    """The site's name, from the archive's name or, for a plain `Posts.xml`, its folder's: `beer.stackexchange.com`."""
+    """The site's name, from the archive's name or, for a plain `Posts.xml`, its folder's:
+    `beer.stackexchange.com`."""
     name = path.resolve().parent.name if path.name == MEMBER else path.stem.removesuffix("-Posts")
     return re.sub(r"\.\d{4}-\d\d(-\d\d)?$", "", name)
 
@@ -59,13 +81,17 @@ def size_of(path: Path) -> int:
     return _check_archive(path) if path.suffix == ".7z" else path.stat().st_size
 
 
-def read_posts(path: Path, *, site: str, drops: Counter[str], advance: Callable[[int], object] = int) -> Iterator[pa.RecordBatch]:
-    """Questions and answers of a dump as batches of `schema.POSTS`, bodies in HTML; rows left out are counted in `drops`.
+def read_posts(
+    path: Path, *, site: str, drops: Counter[str], advance: Callable[[int], object] = int
+) -> Iterator[pa.RecordBatch]:
+    """Questions and answers of a dump as batches of `schema.POSTS`, bodies in HTML; rows left out
+    are counted in `drops`.
 
     `advance` is told the bytes of XML that each batch took.
 
     Raises:
-        DataError: If the file is not such a dump, is damaged, is not UTF-8, or could do harm when unpacked.
+        DataError: If the file is not such a dump, is damaged, is not UTF-8, or could do harm when
+            unpacked.
     """
     told = 0
     with _open(path) as stream:
@@ -86,7 +112,10 @@ def _readable(rows: pa.RecordBatch, drops: Counter[str]) -> pa.RecordBatch:
         ("answer without ParentId", pc.or_(pc.invert(is_answer), _present(rows["ParentId"]))),
         ("Score is not a number", pc.match_substring_regex(rows["Score"], INTEGER)),
         ("CreationDate is not a date", _is_instant(rows["CreationDate"])),
-        ("ClosedDate is not a date", pc.or_(pc.is_null(rows["ClosedDate"]), _is_instant(rows["ClosedDate"]))),
+        (
+            "ClosedDate is not a date",
+            pc.or_(pc.is_null(rows["ClosedDate"]), _is_instant(rows["ClosedDate"])),
+        ),
     )
     good = pa.array([True] * rows.num_rows)
     for reason, passes in checks:
@@ -105,13 +134,18 @@ def _is_instant(column: pa.Array) -> pa.Array:
     days = pc.if_else(shaped, pc.utf8_slice_codeunits(column, 0, 10), None)
     parsed = pc.strptime(days, format="%Y-%m-%d", unit="s", error_is_null=True)
     # strptime lets 30 February roll over into March; a real day comes back as it went in
-    hours = pc.fill_null(pc.match_substring_regex(column, r"T([01]\d|2[0-3]):[0-5]\d:[0-5]\d"), False)
-    real = pc.and_(pc.equal(pc.strftime(parsed, format="%Y-%m-%d"), days), pc.greater_equal(days, "0001"))
+    hours = pc.fill_null(
+        pc.match_substring_regex(column, r"T([01]\d|2[0-3]):[0-5]\d:[0-5]\d"), False
+    )
+    real = pc.and_(
+        pc.equal(pc.strftime(parsed, format="%Y-%m-%d"), days), pc.greater_equal(days, "0001")
+    )
     return pc.and_(hours, pc.fill_null(real, False))
 
 
 def _posts(rows: pa.RecordBatch, site: str) -> pa.RecordBatch:
-    """The columns of `schema.POSTS`. An author is the user's id, or the name where the account is gone."""
+    """The columns of `schema.POSTS`. An author is the user's id, or the name where the account is
+    gone."""
     ids, dates = rows["Id"].to_pylist(), rows["CreationDate"].to_pylist()
     answers = pc.equal(rows["PostTypeId"], ANSWER)
     kinds = ["a" if is_answer else "q" for is_answer in answers.to_pylist()]
@@ -121,13 +155,20 @@ def _posts(rows: pa.RecordBatch, site: str) -> pa.RecordBatch:
         "accepted_id": rows["AcceptedAnswerId"],
         "title": pc.fill_null(rows["Title"], ""),
         "body": pc.fill_null(rows["Body"], ""),
-        "tags": pa.array([re.findall(r"[^<>|]+", tags or "") for tags in rows["Tags"].to_pylist()], pa.list_(pa.string())),
+        "tags": pa.array(
+            [re.findall(r"[^<>|]+", tags or "") for tags in rows["Tags"].to_pylist()],
+            pa.list_(pa.string()),
+        ),
         "votes": pc.cast(rows["Score"], pa.int64()),
         "created": pc.cast(rows["CreationDate"], pa.timestamp("us")),
         "closed": pc.cast(rows["ClosedDate"], pa.timestamp("us")),
         "author": pc.coalesce(rows["OwnerUserId"], rows["OwnerDisplayName"]),
-        "url": pa.array([f"https://{site}/{kind}/{post_id}" for kind, post_id in zip(kinds, ids, strict=True)]),
-        "licence": pc.coalesce(rows["ContentLicense"], pa.array([_licence(date) for date in dates])),
+        "url": pa.array(
+            [f"https://{site}/{kind}/{post_id}" for kind, post_id in zip(kinds, ids, strict=True)]
+        ),
+        "licence": pc.coalesce(
+            rows["ContentLicense"], pa.array([_licence(date) for date in dates])
+        ),
     }
     return pa.RecordBatch.from_pydict(columns, schema=POSTS)
 
@@ -138,9 +179,14 @@ def _licence(date: str) -> str:
 
 def _parse(path: Path, stream: "_CheckedXml") -> Iterator[pa.RecordBatch]:
     """The attributes of every row, all as strings, null where absent."""
-    fields = "".join(f"      - {{name: {name}, xml_path: /posts/row/@{name}, data_type: Utf8, nullable: true}}\n" for name in ATTRIBUTES)
+    fields = "".join(
+        f"      - {{name: {name}, xml_path: /posts/row/@{name}, data_type: Utf8, nullable: true}}\n"
+        for name in ATTRIBUTES
+    )
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as config:
-        config.write(f"tables:\n  - name: posts\n    xml_path: /posts\n    levels: []\n    fields:\n{fields}")
+        config.write(
+            f"tables:\n  - name: posts\n    xml_path: /posts\n    levels: []\n    fields:\n{fields}"
+        )
         config.flush()
         parser = XmlToArrowParser(config.name)
     try:
@@ -148,7 +194,9 @@ def _parse(path: Path, stream: "_CheckedXml") -> Iterator[pa.RecordBatch]:
             yield batch
     except Xml2ArrowError as error:
         stream.finish()
-        raise DataError(path, f"not well-formed XML ({error}); get the dump again", line=_line_of_fault(path)) from error
+        raise DataError(
+            path, f"not well-formed XML ({error}); get the dump again", line=_line_of_fault(path)
+        ) from error
     stream.finish()
 
 
@@ -185,7 +233,9 @@ class _CheckedXml(io.RawIOBase):
         seen = self._tail + block
         if seen.find(b"<!DOCTYPE", max(0, self._prolog_bytes - (self.offset - len(seen)))) >= 0:
             raise DataError(
-                self._path, "holds a DOCTYPE that defines entities, which no data dump does and which can be used for attacks; refused"
+                self._path,
+                "holds a DOCTYPE that defines entities, which no data dump does and which can be"
+                " used for attacks; refused",
             )
         self._tail = seen[-64:]
         return block
@@ -201,7 +251,10 @@ class _CheckedXml(io.RawIOBase):
                 self._pending = data[error.start :]
             else:
                 at = self.offset - len(self._pending) + error.start
-                raise DataError(self._path, f"not UTF-8 at byte offset {at} ({error.reason}); get the dump again") from error
+                raise DataError(
+                    self._path,
+                    f"not UTF-8 at byte offset {at} ({error.reason}); get the dump again",
+                ) from error
         self.offset += len(block)
 
     def _check_head(self, *, final: bool) -> None:
@@ -211,14 +264,23 @@ class _CheckedXml(io.RawIOBase):
         head = head.split(b"?>", 1)[-1].lstrip() if head.startswith(b"<?xml") else head
         if (final or len(head) > 16) and not head.startswith((b"<posts", b"<!DOCTYPE")):
             found = head[:40].decode("utf-8", "replace") if head else "nothing"
-            raise DataError(self._path, f"not a dump's {MEMBER}: it should begin with <posts>, found {found!r}")
+            raise DataError(
+                self._path, f"not a dump's {MEMBER}: it should begin with <posts>, found {found!r}"
+            )
 
     def finish(self) -> None:
-        """Read to the end and check that the document was closed, which the fast parser does not."""
+        """Read to the end and check that the document was closed, which the fast parser does
+        not."""
         while self.read(1 << 20):
             pass
-        if not self._tail.rstrip().endswith((b"</posts>", b"/>")) or (b"</posts>" not in self._tail and b"<posts/>" not in self._tail):
-            raise DataError(self._path, f"the XML stops before </posts>, after {self.offset} bytes; the file is cut short, get it again")
+        if not self._tail.rstrip().endswith((b"</posts>", b"/>")) or (
+            b"</posts>" not in self._tail and b"<posts/>" not in self._tail
+        ):
+            raise DataError(
+                self._path,
+                f"the XML stops before </posts>, after {self.offset} bytes; the file is cut short,"
+                " get it again",
+            )
 
 
 @contextmanager
@@ -251,25 +313,43 @@ def _open(path: Path) -> Iterator[_CheckedXml]:
 
 
 def _check_archive(path: Path) -> int:
-    """Bytes of the archive's Posts.xml, after a look at its list of entries for anything that could do harm."""
+    """Bytes of the archive's Posts.xml, after a look at its list of entries for anything that could
+    do harm."""
     try:
         with py7zr.SevenZipFile(path) as archive:
             if archive.needs_password():
                 raise DataError(path, "is encrypted; data dumps are not")
             entries = archive.list()
-    except (py7zr.exceptions.ArchiveError, EOFError, OSError, ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+    except (
+        py7zr.exceptions.ArchiveError,
+        EOFError,
+        OSError,
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+    ) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _damaged(path, error) from error
     total = sum(entry.uncompressed for entry in entries)
     if len(entries) > MAX_ENTRIES:
-        raise DataError(path, f"lists {len(entries)} entries; a data dump has at most {MAX_ENTRIES}; refused")
+        raise DataError(
+            path, f"lists {len(entries)} entries; a data dump has at most {MAX_ENTRIES}; refused"
+        )
     for entry in entries:
         name = PurePosixPath(entry.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or ":" in entry.filename:
-            raise DataError(path, f"holds an entry outside its folder ({entry.filename!r}); refused")
+            raise DataError(
+                path, f"holds an entry outside its folder ({entry.filename!r}); refused"
+            )
     if total > MAX_BYTES or total > MAX_RATIO * path.stat().st_size:
-        raise DataError(path, f"would unpack to {total} bytes from {path.stat().st_size}: more than {MAX_RATIO}:1 or 1 TiB; refused")
+        raise DataError(
+            path,
+            f"would unpack to {total} bytes from {path.stat().st_size}: more than {MAX_RATIO}:1 or"
+            " 1 TiB; refused",
+        )
     found = [entry for entry in entries if entry.filename == MEMBER]
     if not found:
         names = ", ".join(sorted(entry.filename for entry in entries)[:5]) or "nothing"
@@ -278,7 +358,9 @@ def _check_archive(path: Path) -> int:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(path, f"the archive is damaged or cut short ({type(error).__name__}: {error}); get it again")
+    return DataError(
+        path, f"the archive is damaged or cut short ({type(error).__name__}: {error}); get it again"
+    )
 
 
 def _unpack(path: Path, writing: int, size: int, failure: list[Exception]) -> None:
@@ -311,7 +393,10 @@ class _PipeEnd(Py7zIO):
     def write(self, s: bytes | bytearray) -> int:
         self._left -= len(s)
         if self._left < 0:
-            raise DataError(self._path, f"unpacks to more than the {self._size} bytes that it announces; refused")
+            raise DataError(
+                self._path,
+                f"unpacks to more than the {self._size} bytes that it announces; refused",
+            )
         return self._pipe.write(s)
 
     def read(self, size: int | None = None) -> bytes:

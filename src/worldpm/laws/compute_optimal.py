@@ -1,4 +1,5 @@
-"""How to spend compute: the three approaches of Chinchilla side by side, and the frontier of sizes with its interval."""
+"""How to spend compute: the three approaches of Chinchilla side by side, and the frontier of sizes
+with its interval."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,10 @@ Json = dict[str, Any]
 
 LEVELS = 9
 """Compute budgets at which sizes are compared."""
-BIASED = "biased where the grid of sizes is narrow or off centre, and where alpha differs from beta, even without noise"
+BIASED = (
+    "biased where the grid of sizes is narrow or off centre, and where alpha differs from beta,"
+    " even without noise"
+)
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,12 @@ class Runs:
 
 
 def compare(runs: Runs, *, seed: int, resamples: int) -> Json:
-    """The exponent a of N*(C) = G C^a by each approach, with 95 % intervals over runs, and the frontier of the third.
+    """The exponent a of N*(C) = G C^a by each approach, with 95 % intervals over runs, and the
+    frontier of the third.
 
-    Approach 1: the envelope of all training curves. 2: a parabola through the losses over ln N at one budget. 3: the joint
-    law in closed form. An approach that the runs do not suffice for is null.
+    Approach 1: the envelope of all training curves. 2: a parabola through the losses over ln N at
+    one budget. 3: the joint law in closed form. An approach that the runs do not suffice for is
+    null.
 
     Source: Hoffmann et al. 2022, arXiv 2203.15556, section 3; their a is 0.50, 0.49 and 0.46.
     """
@@ -52,15 +58,24 @@ def compare(runs: Runs, *, seed: int, resamples: int) -> Json:
     told: Json = {"budgets_flops": levels.tolist(), "flops_per_parameter_and_pair": _price(runs)}
     for name, approach in (("envelope", envelope), ("isoflop", isoflop)):
         exponent = _exponent(levels, approach(runs, levels))
-        spread = [value for one in draws if (value := _exponent(levels, approach(one, levels))) is not None]
-        told[name] = {"exponent": exponent, "interval": _interval(spread, resamples), "optimal_n": _listed(approach(runs, levels))}
+        spread = [
+            value
+            for one in draws
+            if (value := _exponent(levels, approach(one, levels))) is not None
+        ]
+        told[name] = {
+            "exponent": exponent,
+            "interval": _interval(spread, resamples),
+            "optimal_n": _listed(approach(runs, levels)),
+        }
     told["isoflop"]["warning"] = BIASED
     told["curves"] = _curves(runs, levels)
     return told | {"joint": _joint(runs, drawn, levels)}
 
 
 def envelope(runs: Runs, levels: Array) -> Array:
-    """Approach 1: the size of least loss at each budget, among all curves interpolated there; NaN where none reaches it."""
+    """Approach 1: the size of least loss at each budget, among all curves interpolated there; NaN
+    where none reaches it."""
     losses, sizes = _at(runs, levels)
     best = np.full(len(levels), np.nan)
     for place in range(len(levels)):
@@ -70,7 +85,8 @@ def envelope(runs: Runs, levels: Array) -> Array:
 
 
 def isoflop(runs: Runs, levels: Array) -> Array:
-    """Approach 2: the lowest point of a parabola over ln N at each budget; NaN with fewer than four sizes or no lowest point."""
+    """Approach 2: the lowest point of a parabola over ln N at each budget; NaN with fewer than four
+    sizes or no lowest point."""
     losses, sizes = _at(runs, levels)
     best = np.full(len(levels), np.nan)
     for place in range(len(levels)):
@@ -92,7 +108,12 @@ def _curves(runs: Runs, levels: Array) -> list[Json]:
     for place in range(len(levels)):
         there = np.isfinite(losses[:, place])
         names = np.unique(sizes[there])
-        curves.append({"n": names.tolist(), "loss": [float(losses[there & (sizes == n), place].mean()) for n in names]})
+        curves.append(
+            {
+                "n": names.tolist(),
+                "loss": [float(losses[there & (sizes == n), place].mean()) for n in names],
+            }
+        )
     return curves
 
 
@@ -104,20 +125,26 @@ def _at(runs: Runs, levels: Array) -> tuple[Array, Array]:
         own = own[np.argsort(runs.c[own])]
         sizes[row] = runs.n[own[0]]
         reached = (levels >= runs.c[own[0]] * (1 - 1e-9)) & (levels <= runs.c[own[-1]] * (1 + 1e-9))
-        losses[row, reached] = np.interp(np.log(levels[reached]), np.log(runs.c[own]), runs.loss[own])
+        losses[row, reached] = np.interp(
+            np.log(levels[reached]), np.log(runs.c[own]), runs.loss[own]
+        )
     return losses, sizes
 
 
 def _levels(runs: Runs) -> Array:
-    """Budgets that at least four sizes reach, spread evenly over the logarithm; empty where there are none."""
-    reach = {float(n): (runs.c[runs.n == n].min(), runs.c[runs.n == n].max()) for n in np.unique(runs.n)}
+    """Budgets that at least four sizes reach, spread evenly over the logarithm; empty where there
+    are none."""
+    reach = {
+        float(n): (runs.c[runs.n == n].min(), runs.c[runs.n == n].max()) for n in np.unique(runs.n)
+    }
     tries = np.geomspace(runs.c.min(), runs.c.max(), 200)
     enough = [c for c in tries if sum(low <= c <= high for low, high in reach.values()) >= 4]
     return np.geomspace(enough[0], enough[-1], LEVELS) if len(enough) > 1 else np.empty(0)
 
 
 def _price(runs: Runs) -> float:
-    """Operations for each parameter and pair: C = price N D; 6 times the tokens of a pair, and attention."""
+    """Operations for each parameter and pair: C = price N D; 6 times the tokens of a pair, and
+    attention."""
     return float(np.exp(np.mean(np.log(runs.c / (runs.n * runs.d)))))
 
 
@@ -129,14 +156,23 @@ def _exponent(levels: Array, best: Array) -> float | None:
 
 
 def _joint(runs: Runs, drawn: NDArray[np.int64], levels: Array) -> Json | None:
-    """Approach 3: N*(C) = G (C / price)^a, G = (alpha A / beta B)^(1 / (alpha + beta)), a = beta / (alpha + beta)."""
+    """Approach 3: N*(C) = G (C / price)^a, G = (alpha A / beta B)^(1 / (alpha + beta)), a = beta /
+    (alpha + beta)."""
     form, x = FORMS["joint"], np.stack([runs.n, runs.d])
     try:
         found = fit(form, x, runs.loss, HUBER)
     except ValueError:
         return None
     weights = (drawn[:, :, None] == runs.runs).sum(axis=1).astype(np.float64)
-    theta = solve(form, x, runs.loss, HUBER, weights, np.broadcast_to(found.theta, (len(drawn), 5)), effort=ROUGH).theta
+    theta = solve(
+        form,
+        x,
+        runs.loss,
+        HUBER,
+        weights,
+        np.broadcast_to(found.theta, (len(drawn), 5)),
+        effort=ROUGH,
+    ).theta
     price = _price(runs)
     best = _frontier(found.theta, price, levels)
     spread = np.array([_frontier(one, price, levels) for one in theta])
@@ -154,7 +190,9 @@ def _frontier(theta: Array, price: float, levels: Array) -> Array:
     _, a, b, alpha, beta = theta
     # in logarithms: where the exponents are near 0 the best size is beyond all numbers
     log_scale = (np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta)
-    return np.asarray(np.exp(np.clip(log_scale + np.log(levels / price) * beta / (alpha + beta), -700, 700)))
+    return np.asarray(
+        np.exp(np.clip(log_scale + np.log(levels / price) * beta / (alpha + beta), -700, 700))
+    )
 
 
 def _interval(values: list[float], resamples: int) -> list[float] | None:

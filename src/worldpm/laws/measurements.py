@@ -1,4 +1,5 @@
-"""Measured points for scaling laws: from folders of results, or from any table with columns N, D, C and a loss."""
+"""Measured points for scaling laws: from folders of results, or from any table with columns N, D, C
+and a loss."""
 
 import math
 from collections import Counter
@@ -42,7 +43,9 @@ class Measured:
 
     points: list[Measurement] = field(default_factory=list[Measurement])
     drops: Counter[str] = field(default_factory=Counter[str])
-    items: dict[tuple[str, str], tuple[Array, Array]] = field(default_factory=dict[tuple[str, str], tuple[Array, Array]])
+    items: dict[tuple[str, str], tuple[Array, Array]] = field(
+        default_factory=dict[tuple[str, str], tuple[Array, Array]]
+    )
     """By series and checkpoint: sums and weights of its prompts."""
     seen: set[Any] = field(default_factory=set[Any])
     """What tells points apart."""
@@ -58,12 +61,12 @@ class Measured:
 def read(places: Sequence[Path], *, y: str, axes: Sequence[str], calibrated: bool) -> Measured:
     """The points of all places; `y` is a column's name, for results `loss` or `accuracy`.
 
-    A point is dropped, and counted, if `y` or an axis is no finite number, a loss or an axis is not above 0, a share lies
-    outside 0 to 1, or the same point was read before.
+    A point is dropped, and counted, if `y` or an axis is no finite number, a loss or an axis is not
+    above 0, a share lies outside 0 to 1, or the same point was read before.
 
     Raises:
-        ConfigError: If a place is absent, lacks what is needed, holds no usable point, or mixes families of models whose
-            losses are not calibrated.
+        ConfigError: If a place is absent, lacks what is needed, holds no usable point, or mixes
+            families of models whose losses are not calibrated.
         DataError: If a file cannot be read.
     """
     measured = Measured()
@@ -73,26 +76,34 @@ def read(places: Sequence[Path], *, y: str, axes: Sequence[str], calibrated: boo
         elif place.is_file():
             _read_table(measured, place, y=y, axes=axes)
         else:
-            raise ConfigError(f"{place}: no such file or folder; name a table with columns N, D and {y}, or what `worldpm evaluate` wrote")
+            raise ConfigError(
+                f"{place}: no such file or folder; name a table with columns N, D and {y}, or what"
+                " `worldpm evaluate` wrote"
+            )
     for name, points in measured.series().items():
         families = sorted({point.family for point in points if point.family})
         if len(families) > 1 and not calibrated:
             raise ConfigError(
-                f"{name}: models of {len(families)} families ({', '.join(families[:3])}), whose raw losses cannot be compared; "
-                "fit each alone, or say --calibrated: results then give the loss at their temperature, and of a table it is taken on trust"
+                f"{name}: models of {len(families)} families ({', '.join(families[:3])}), whose raw"
+                " losses cannot be compared; fit each alone, or say --calibrated: results then"
+                " give the loss at their temperature, and of a table it is taken on trust"
             )
     if measured.points and all(point.held_out for point in measured.points):
         raise ConfigError(f"{places[0]}: every point is held out; leave some to fit")
     if not measured.points:
         told = ", ".join(f"{number} {reason}" for reason, number in measured.drops.items())
-        raise ConfigError(f"{places[0]}: no point to fit" + (f" ({told})" if told else " (the table is empty)"))
+        raise ConfigError(
+            f"{places[0]}: no point to fit" + (f" ({told})" if told else " (the table is empty)")
+        )
     return measured
 
 
 def points_of(measured: Measured, chosen: Sequence[Measurement], axes: Sequence[str]) -> Points:
     """Points of one series as arrays, with their prompts where all of them have the same."""
     names = {run: number for number, run in enumerate(dict.fromkeys(point.run for point in chosen))}
-    items = [measured.items.get((point.series, str(point.more.get("checkpoint")))) for point in chosen]
+    items = [
+        measured.items.get((point.series, str(point.more.get("checkpoint")))) for point in chosen
+    ]
     known = [item for item in items if item is not None]
     same = len(known) == len(chosen) and len({len(weights) for _, weights in known}) == 1
     return Points(
@@ -134,7 +145,10 @@ def _read_table(measured: Measured, path: Path, *, y: str, axes: Sequence[str]) 
     names = list(dict.fromkeys(name for row in found for name in row))
     there = [axis for axis in axes if axis in names]
     if y not in names or not there:
-        raise ConfigError(f"{path}: has the columns {', '.join(map(str, names))}; needed are {y} and at least one of {', '.join(axes)}")
+        raise ConfigError(
+            f"{path}: has the columns {', '.join(map(str, names))}; needed are {y} and at least one"
+            f" of {', '.join(axes)}"
+        )
     default = path.name.split(".")[0] if y == "loss" else y
     points = (
         Measurement(
@@ -152,7 +166,8 @@ def _read_table(measured: Measured, path: Path, *, y: str, axes: Sequence[str]) 
 
 
 def _run(row: Json, path: Path, number: int) -> str:
-    """Which run a row is of. A run has one size: a name that stands at several, as that of a seed does, is a run at each."""
+    """Which run a row is of. A run has one size: a name that stands at several, as that of a seed
+    does, is a run at each."""
     name = f"{path} row {number}" if _empty(row.get("run")) else str(row["run"])
     return name if _empty(row.get("N")) else f"{name} at N = {row['N']}"
 
@@ -184,33 +199,58 @@ def _read_results(measured: Measured, folder: Path, *, y: str, calibrated: bool)
         raise ConfigError(f"{folder}: results hold a loss and an accuracy; {y} needs a table")
     for checkpoint, found in folders.read_json(folder / "metrics.json")["checkpoints"].items():
         if not (found.get("conditions") or {}).get("training"):
-            raise ConfigError(f"{folder}: {checkpoint} does not say what training it had; only checkpoints of `worldpm train` do")
-        _add(measured, _of_checkpoint(checkpoint, found, y=y, calibrated=calibrated), y, by_run=True)
+            raise ConfigError(
+                f"{folder}: {checkpoint} does not say what training it had; only checkpoints of"
+                " `worldpm train` do"
+            )
+        _add(
+            measured, _of_checkpoint(checkpoint, found, y=y, calibrated=calibrated), y, by_run=True
+        )
     if y == "loss" and not calibrated:
         measured.items |= _item_losses(folder)
 
 
-def _of_checkpoint(checkpoint: str, found: Json, *, y: str, calibrated: bool) -> Iterable[Measurement]:
+def _of_checkpoint(
+    checkpoint: str, found: Json, *, y: str, calibrated: bool
+) -> Iterable[Measurement]:
     """Its points: one of each benchmark, and one of each subset where there are several."""
     training = found["conditions"]["training"]
     x = {"N": training["non_embedding"], "D": training["effective_pairs"], "C": training["flops"]}
     for benchmark, metrics in found["benchmarks"].items():
-        subsets = metrics["subsets"] if len(metrics["subsets"]) > 1 and not calibrated else {}  # a temperature is the whole set's
+        subsets = (
+            metrics["subsets"] if len(metrics["subsets"]) > 1 and not calibrated else {}
+        )  # a temperature is the whole set's
         loss = metrics["calibration"]["loss_nats"] if calibrated else metrics["loss_nats"]
         phi = (metrics.get("style") or {}).get("phi")
-        parts = {benchmark: {**metrics, "loss_nats": loss}, **{f"{benchmark}: {name}": part for name, part in subsets.items()}}
+        parts = {
+            benchmark: {**metrics, "loss_nats": loss},
+            **{f"{benchmark}: {name}": part for name, part in subsets.items()},
+        }
         for series, part in parts.items():
-            more = {"checkpoint": checkpoint, "accuracy": part["accuracy"], "interval": part["interval"], "style_phi": phi}
+            more = {
+                "checkpoint": checkpoint,
+                "accuracy": part["accuracy"],
+                "interval": part["interval"],
+                "style_phi": phi,
+            }
             value = part["loss_nats"] if y == "loss" else part["accuracy"]
-            yield Measurement(series, training["run"], training["family"], x, value, held_out=False, more=more)
+            yield Measurement(
+                series, training["run"], training["family"], x, value, held_out=False, more=more
+            )
 
 
 def _item_losses(folder: Path) -> dict[tuple[str, str], tuple[Array, Array]]:
-    """Weighted sums of loss and of weight by prompt, of every series and checkpoint, from the raw rewards."""
-    prompts = {(row["benchmark"], row["subset"], row["item"]): row["prompt_id"] for row in parquet.read_rows(folder / "items.parquet")}
+    """Weighted sums of loss and of weight by prompt, of every series and checkpoint, from the raw
+    rewards."""
+    prompts = {
+        (row["benchmark"], row["subset"], row["item"]): row["prompt_id"]
+        for row in parquet.read_rows(folder / "items.parquet")
+    }
     rewards: dict[str, dict[tuple[str, str, str, int], float]] = {}
     for row in parquet.read_rows(folder / "rewards.parquet"):
-        rewards.setdefault(row["checkpoint"], {})[row["benchmark"], row["subset"], row["item"], row["response"]] = row["reward"]
+        rewards.setdefault(row["checkpoint"], {})[
+            row["benchmark"], row["subset"], row["item"], row["response"]
+        ] = row["reward"]
     pairs: dict[str, list[Json]] = {}
     for row in parquet.read_rows(folder / "preferences.parquet"):
         pairs.setdefault(row["benchmark"], []).append(row)
@@ -223,7 +263,10 @@ def _item_losses(folder: Path) -> dict[tuple[str, str], tuple[Array, Array]]:
         probability = torch.tensor([row["probability"] for row in own], dtype=torch.float64)
         for checkpoint, reward in rewards.items():
             chosen, rejected = (
-                torch.tensor([reward[*item, row[side]] for item, row in zip(items, own, strict=True)], dtype=torch.float64)
+                torch.tensor(
+                    [reward[*item, row[side]] for item, row in zip(items, own, strict=True)],
+                    dtype=torch.float64,
+                )
                 for side in ("chosen", "rejected")
             )
             places = torch.arange(2 * len(own)).reshape(2, -1)

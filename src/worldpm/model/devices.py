@@ -22,8 +22,13 @@ def device_of(name: str | torch.device | None) -> torch.device:
         return default_device()
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # an unknown name, a missing GPU, or a torch without its backend
-        raise ConfigError(f"--device {name}: not available here ({first_line(error)}). Name another, such as cpu.") from error
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # an unknown name, a missing GPU, or a torch without its backend
+        raise ConfigError(
+            f"--device {name}: not available here ({first_line(error)}). Name another, such as cpu."
+        ) from error
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:
@@ -34,6 +39,11 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
 def training_dtype() -> torch.dtype:
     """bfloat16 where the device multiplies it in hardware, else float32."""
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    # without matrix units for it, as with AVX-512 alone, the casts cost a small model more than the products gain
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32
+        )
+    # without matrix units for it, as with AVX-512 alone, the casts cost a small model more than the
+    # products gain
     return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32

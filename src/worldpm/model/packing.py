@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 
 def pack(sizes: Sequence[int], *, row_tokens: int) -> list[list[int]]:
-    """Rows of whole groups, as indices into their sizes in tokens: each filled up to `row_tokens`, longest group first.
+    """Rows of whole groups, as indices into their sizes in tokens: each filled up to `row_tokens`,
+    longest group first.
 
-    Best-fit decreasing, so the same sizes always make the same rows. A group longer than a row is a row of its own.
+    Best-fit decreasing, so the same sizes always make the same rows. A group longer than a row is a
+    row of its own.
     """
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), sorted

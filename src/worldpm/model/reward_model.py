@@ -1,6 +1,7 @@
 """A decoder with a head that reads a reward at each response's end token.
 
-Groups run as one row with a shared prefix where that is exact for the model, and else one row per response.
+Groups run as one row with a shared prefix where that is exact for the model, and else one row per
+response.
 """
 
 import copy
@@ -12,7 +13,13 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AttentionInterface,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -24,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 SHAREABLE_LAYERS = {"full_attention", "sliding_attention"}
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
-"""Rotary frequencies that depend on the longest sequence of a row: then a response's neighbours would change its reward."""
+"""Rotary frequencies that depend on the longest sequence of a row: then a response's neighbours
+would change its reward."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """How far the shared path may lie from the plain one on first use, in units of the reward or 1."""
 
@@ -36,41 +44,59 @@ class RewardModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.score = head
-        self._no_split_modules = list(backbone._no_split_modules or ())  # what sharding engines keep together
+        self._no_split_modules = list(
+            backbone._no_split_modules or ()
+        )  # what sharding engines keep together
         self.shares_prefix: bool | None = None
-        """Whether groups run as rows with a shared prefix; None until the first use has shown whether that is exact."""
+        """Whether groups run as rows with a shared prefix; None until the first use has shown
+        whether that is exact."""
 
     def forward(self, groups: Sequence[EncodedGroup]) -> Tensor:
-        """Shape (R,), float32, in the order of groups and responses. Every group must have a response."""
+        """Shape (R,), float32, in the order of groups and responses. Every group must have a
+        response."""
         if self.shares_prefix is None:
             self.share_prefix(_is_exact(self))
         ends = self._shared(groups) if self.shares_prefix else self._apart(groups)
         return self._read(ends)
 
     def share_prefix(self, share: bool) -> None:
-        """Whether rows share a prefix from now on; if not, the model's own attention takes over, in recomputations too."""
+        """Whether rows share a prefix from now on; if not, the model's own attention takes over, in
+        recomputations too."""
         self.shares_prefix = share
         self.backbone.set_attn_implementation(ATTENTION if share else _own_attention(self.backbone))
 
     def _read(self, hidden: Tensor) -> Tensor:
-        """Rewards of hidden states, shape (R, width), in float32 whatever the weights: bfloat16 rewards would tie."""
-        weights = {name: weight.to(hidden.device, torch.float32) for name, weight in self.score.named_parameters()}
+        """Rewards of hidden states, shape (R, width), in float32 whatever the weights: bfloat16
+        rewards would tie."""
+        weights = {
+            name: weight.to(hidden.device, torch.float32)
+            for name, weight in self.score.named_parameters()
+        }
         with torch.autocast(hidden.device.type, enabled=False):
             # no view of the head's output: FSDP2 puts its hooks on what a forward returns
-            rewards: Tensor = torch.func.functional_call(self.score, weights, (hidden.float(),)).sum(dim=-1)
+            rewards: Tensor = torch.func.functional_call(
+                self.score, weights, (hidden.float(),)
+            ).sum(dim=-1)
         return rewards
 
     def _shared(self, groups: Sequence[EncodedGroup]) -> Tensor:
         plan = plan_row(groups, device=self.device)
         options = {"attention_mask": None, "use_cache": False, "plan": plan}
-        hidden: Tensor = self.backbone(input_ids=plan.input_ids, position_ids=plan.position_ids, **options).last_hidden_state
+        hidden: Tensor = self.backbone(
+            input_ids=plan.input_ids, position_ids=plan.position_ids, **options
+        ).last_hidden_state
         if plan.calls < self.backbone.config.get_text_config().num_hidden_layers:
             raise UnplannedLayerError
         return hidden[0, plan.end_positions.to(hidden.device)]
 
     def _apart(self, groups: Sequence[EncodedGroup]) -> Tensor:
-        """One row per response; only rows of one length run together, so that there is no padding to go wrong."""
-        sequences = [np.concatenate([group.prefix, suffix]).astype(np.int64) for group in groups for suffix in group.suffixes]
+        """One row per response; only rows of one length run together, so that there is no padding
+        to go wrong."""
+        sequences = [
+            np.concatenate([group.prefix, suffix]).astype(np.int64)
+            for group in groups
+            for suffix in group.suffixes
+        ]
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
         ends = []
         for _, members in groupby(order, key=lambda i: len(sequences[i])):
@@ -80,11 +106,14 @@ class RewardModel(nn.Module):
         return torch.cat(ends)[place]
 
     def of_embeddings(self, embeddings: Tensor) -> Tensor:
-        """Rewards, shape (B,), of rows of one length given as embeddings, shape (B, T, width), read at their last place."""
+        """Rewards, shape (B,), of rows of one length given as embeddings, shape (B, T, width), read
+        at their last place."""
         shares = self.shares_prefix
         self.share_prefix(False)
         try:
-            return self._read(self.backbone(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, -1])
+            return self._read(
+                self.backbone(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, -1]
+            )
         finally:
             if shares:
                 self.share_prefix(True)
@@ -96,7 +125,8 @@ class RewardModel(nn.Module):
 
 
 def _is_exact(model: RewardModel) -> bool:
-    """Whether a model can share prompts, by its config and by trying; where it cannot, one message says why."""
+    """Whether a model can share prompts, by its config and by trying; where it cannot, one message
+    says why."""
     config = model.backbone.config.get_text_config()
     why = unshareable(config)
     if why is None:
@@ -114,7 +144,10 @@ def _difference(model: RewardModel, vocabulary: int) -> str | None:
     """What the shared path gets wrong on two small groups of random tokens."""
     rng = np.random.default_rng(0)
     prompt, *responses, other = (rng.integers(0, vocabulary, length) for length in (12, 5, 3, 7, 4))
-    groups = [EncodedGroup(prompt, responses, [0] * 3, [False] * 3), EncodedGroup(prompt[::-1], [other], [0], [False])]
+    groups = [
+        EncodedGroup(prompt, responses, [0] * 3, [False] * 3),
+        EncodedGroup(prompt[::-1], [other], [0], [False]),
+    ]
     try:
         shared = model._read(model._shared(groups))
     except UnplannedLayerError:
@@ -124,7 +157,11 @@ def _difference(model: RewardModel, vocabulary: int) -> str | None:
     model.share_prefix(True)
     worst = float((shared - plain).abs().max() / plain.abs().max().clamp(min=1))
     device = model.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.backbone.dtype
+    dtype = (
+        torch.get_autocast_dtype(device)
+        if torch.is_autocast_enabled(device)
+        else model.backbone.dtype
+    )
     if worst > TOLERANCE[dtype]:  # NaN weights are found where rewards are used
         return f"its rewards differ by {worst:.2g} from those of separate rows"
     return None
@@ -135,9 +172,14 @@ def unshareable(config: PreTrainedConfig) -> str | None:
     if strange := sorted(set(getattr(config, "layer_types", None) or ()) - SHAREABLE_LAYERS):
         return f"it has {', '.join(strange)} layers"
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
+    kinds = {
+        str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)
+    }
     if length_dependent := sorted(kinds & LENGTH_DEPENDENT_ROPE):
-        return f"its rotary embedding ({', '.join(length_dependent)}) depends on the longest sequence of a row"
+        return (
+            f"its rotary embedding ({', '.join(length_dependent)}) depends on the longest sequence"
+            " of a row"
+        )
     return None
 
 
@@ -147,7 +189,8 @@ def _own_attention(backbone: PreTrainedModel) -> str:
 
 
 def compile_layers(model: RewardModel) -> None:
-    """Fuse what lies between matrix products and attention; the first step then takes half a minute more."""
+    """Fuse what lies between matrix products and attention; the first step then takes half a minute
+    more."""
     for module in model.backbone.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.compile(dynamic=True)
@@ -157,22 +200,27 @@ def build(size: Size, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Rewar
     """A model of a built-in size with random weights; the same seed gives the same weights."""
     config = config_of(size, vocabulary=len(tokenizer))
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]  # ZeRO-3 would draw the weights in partitions, and so others
+    # ZeRO-3 would draw the weights in partitions, and so others
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     return from_config(config, seed=seed)
 
 
 def from_config(config: PreTrainedConfig, *, seed: int) -> RewardModel:
-    """A model of any decoder's config with random weights in float32; the config stays as it is, for it may be a running model's."""
+    """A model of any decoder's config with random weights in float32; the config stays as it is,
+    for it may be a running model's."""
     config = copy.deepcopy(config)
     AttentionInterface.register(ATTENTION, attend)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backbone = AutoModel.from_config(without_dropout(config), attn_implementation=ATTENTION, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        backbone = AutoModel.from_config(
+            without_dropout(config), attn_implementation=ATTENTION, dtype=torch.float32
+        )  # type: ignore[no-untyped-call]
         return RewardModel(backbone, linear_head(config))
 
 
 def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config with all dropout at 0: a response's reward must not be drawn by lot, nor a prompt's dropout be shared."""
+    """The config with all dropout at 0: a response's reward must not be drawn by lot, nor a
+    prompt's dropout be shared."""
     for name, value in vars(config).items():
         if name.endswith(("dropout", "pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
@@ -180,7 +228,8 @@ def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def linear_head(config: PreTrainedConfig) -> nn.Linear:
-    """A fresh head, as `*ForSequenceClassification` has it: rewards start with a standard deviation of about 1."""
+    """A fresh head, as `*ForSequenceClassification` has it: rewards start with a standard deviation
+    of about 1."""
     width = config.get_text_config().hidden_size
     head = nn.Linear(width, 1, bias=False)
     nn.init.normal_(head.weight, std=1 / (width + 1) ** 0.5)

@@ -1,4 +1,5 @@
-"""Built-in sizes: small Qwen2 models that are trained from scratch, with the settings that suit them."""
+"""Built-in sizes: small Qwen2 models that are trained from scratch, with the settings that suit
+them."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +8,8 @@ from transformers import Qwen2Config
 
 
 class Size(NamedTuple):
-    """A built-in model: the Qwen2 architecture, trained from scratch, with the settings that suit it."""
+    """A built-in model: the Qwen2 architecture, trained from scratch, with the settings that suit
+    it."""
 
     layers: int
     width: int
@@ -26,19 +28,37 @@ WIDTHS = (16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640)
 
 
 def _rung(width: int) -> Size:
-    """One size of a ladder: a layer for each 32 of width, so that N = 12 layers width^2 grows with the cube of the width."""
+    """One size of a ladder: a layer for each 32 of width, so that N = 12 layers width^2 grows with
+    the cube of the width."""
     return Size(
-        layers=max(1, round(width / 32)), width=width, heads=width // math.gcd(width, 32), feed_forward=8 * round(width / 3),
-        vocabulary=8192, lr=1e-3 * min(1.0, 128 / width), batch_pairs=128, epochs=1, decay=0.0,
-    )  # fmt: skip
+        layers=max(1, round(width / 32)),
+        width=width,
+        heads=width // math.gcd(width, 32),
+        feed_forward=8 * round(width / 3),
+        vocabulary=8192,
+        lr=1e-3 * min(1.0, 128 / width),
+        batch_pairs=128,
+        epochs=1,
+        decay=0.0,
+    )
 
 
 SIZES = {
-    "tiny": Size(layers=4, width=192, heads=6, feed_forward=512, vocabulary=8192, lr=1e-3, batch_pairs=64, epochs=1, decay=0.4),
+    "tiny": Size(
+        layers=4,
+        width=192,
+        heads=6,
+        feed_forward=512,
+        vocabulary=8192,
+        lr=1e-3,
+        batch_pairs=64,
+        epochs=1,
+        decay=0.4,
+    ),
     **{f"w{width}": _rung(width) for width in WIDTHS},
 }
-"""`tiny`: about 3.3 million parameters, half of them embeddings. `w16` to `w640`: rungs of a ladder, by one rule, with 3 thousand
-to 98 million parameters that are not embeddings."""
+"""`tiny`: about 3.3 million parameters, half of them embeddings. `w16` to `w640`: rungs of a
+ladder, by one rule, with 3 thousand to 98 million parameters that are not embeddings."""
 
 
 def config_of(size: Size, *, vocabulary: int) -> Qwen2Config:
@@ -50,7 +70,9 @@ def config_of(size: Size, *, vocabulary: int) -> Qwen2Config:
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,
-        initializer_range=size.width**-0.5,  # the usual 0.02 is that of widths beyond 2000; narrow models then learn nothing for long
+        initializer_range=size.width
+        # the usual 0.02 is that of widths beyond 2000; narrow models then learn nothing for long
+        ** -0.5,
         max_position_embeddings=POSITIONS,
         bos_token_id=None,
         eos_token_id=None,

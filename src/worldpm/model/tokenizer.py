@@ -1,4 +1,5 @@
-"""A byte-level BPE tokenizer of one's own, trained on the train split's text, in the Qwen chat format."""
+"""A byte-level BPE tokenizer of one's own, trained on the train split's text, in the Qwen chat
+format."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -9,13 +10,19 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from worldpm.model.chat import END_TOKEN, PAD_TOKEN, QWEN_TEMPLATE, TURN_END, TURN_START
 
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-"""Where text is cut before merging; digits stand alone. Source: Qwen2's tokenizer, `pretokenize_regex`."""
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Where text is cut before merging; digits stand alone. Source: Qwen2's tokenizer,
+`pretokenize_regex`."""
 
 ROLE_REPEATS = 1000
 
 
-def train_tokenizer(texts: Iterable[str], *, vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], *, vocabulary: int, max_length: int
+) -> PreTrainedTokenizerFast:
     """A tokenizer of at most that many tokens; less where the texts do not give so many merges.
 
     The pad token is one of its own, so that nothing can mistake it for the end token.
@@ -23,7 +30,10 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, max_length: int) -
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -33,9 +43,15 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, max_length: int) -
         show_progress=False,
     )
     # the template's own words become one token each, wherever the texts would have put them
-    bpe.train_from_iterator(chain(texts, ["system\n", "user\n", "assistant\n"] * ROLE_REPEATS), trainer)
+    bpe.train_from_iterator(
+        chain(texts, ["system\n", "user\n", "assistant\n"] * ROLE_REPEATS), trainer
+    )
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=bpe, eos_token=END_TOKEN, pad_token=PAD_TOKEN, model_max_length=max_length, clean_up_tokenization_spaces=False
+        tokenizer_object=bpe,
+        eos_token=END_TOKEN,
+        pad_token=PAD_TOKEN,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = QWEN_TEMPLATE
     return tokenizer
@@ -50,6 +66,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:
-        if "os error" not in str(error):  # the library has no error class of its own for what the system says
+        if "os error" not in str(
+            error
+        ):  # the library has no error class of its own for what the system says
             raise
         raise OSError(f"{folder}: {error}") from error

@@ -6,7 +6,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """Walk the whole road on a simulated forum, offline, on a CPU: simulate, group, train, evaluate, report."""
+    """Walk the whole road on a simulated forum, offline, on a CPU: simulate, group, train,
+    evaluate, report."""
 
     out: Path = Path("demo")
     """Folder for all that is made; `run.html` is the page to look at."""

@@ -16,29 +16,41 @@ class EvaluateOptions(ModelOptions):
     checkpoints: Positional[tuple[str, ...]] = ()
     """Folders written by `worldpm train`, or folders or hub ids of other reward models."""
     on: tuple[str, ...]
-    """Benchmarks by name, NAME=PLACE with a folder or hub id, the preset `worldpm`, groups (folders, bare Parquet files), or plain
-    preference sets (files, hub ids)."""
+    """Benchmarks by name, NAME=PLACE with a folder or hub id, the preset `worldpm`, groups
+    (folders, bare Parquet files), or plain preference sets (files, hub ids)."""
     out: Path
     """Folder to write."""
     rewards: tuple[Path, ...] = ()
     """Raw rewards of any model (Parquet, JSON lines) to judge in place of checkpoints."""
     verdicts: tuple[Path, ...] = ()
-    """Files of a judge: with --on arena-hard folders of its `data`, with --on alpacaeval `annotations.json`; gives win rates."""
+    """Files of a judge: with --on arena-hard folders of its `data`, with --on alpacaeval
+    `annotations.json`; gives win rates."""
     benchmarks: Path = BENCHMARKS
     """Folder that holds one folder per benchmark, with the files of its repository."""
     cut: bool = True
     """Cut inputs over the limit; with --no-cut the first of them stops the evaluation."""
     strata: str | None = None
-    """Draw so much of each kind: NAME=share,... or `forum` (70 % technical, 20 % open, 10 % controversial)."""
+    """Draw so much of each kind: NAME=share,... or `forum` (70 % technical, 20 % open, 10 %
+    controversial)."""
     trained_on: tuple[Path, ...] = ()
-    """Folders of groups the checkpoints were trained on: the share of items that overlap with them is told."""
+    """Folders of groups the checkpoints were trained on: the share of items that overlap with them
+    is told."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.on or sum(map(bool, (self.checkpoints, self.rewards, self.verdicts))) != 1:
-            raise ConfigError("name checkpoints, or --rewards, or --verdicts, one of the three, and after --on at least one benchmark")
+            raise ConfigError(
+                "name checkpoints, or --rewards, or --verdicts, one of the three, and after --on at"
+                " least one benchmark"
+            )
         of_checkpoints = ["strata", "trained_on", *ModelOptions.__dataclass_fields__]
         if not self.checkpoints and (given := changed(self, of_checkpoints)):
-            raise ConfigError(f"{given[0]} goes with checkpoints; rewards and verdicts are taken as they are. Leave it out.")
+            raise ConfigError(
+                f"{given[0]} goes with checkpoints; rewards and verdicts are taken as they are."
+                " Leave it out."
+            )
         if self.verdicts and self.on not in (("arena-hard",), ("alpacaeval",)):
-            raise ConfigError(f"--verdicts goes with --on arena-hard or --on alpacaeval, not with {' '.join(self.on)}")
+            raise ConfigError(
+                "--verdicts goes with --on arena-hard or --on alpacaeval, not with"
+                f" {' '.join(self.on)}"
+            )

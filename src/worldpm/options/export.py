@@ -12,12 +12,14 @@ from worldpm.options.shared import changed
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Write groups as pairs for TRL and Hugging Face datasets, or a checkpoint for other engines."""
+    """Write groups as pairs for TRL and Hugging Face datasets, or a checkpoint for other
+    engines."""
 
     source: Positional[tuple[Path, ...]]
     """Folders of `worldpm group`, or one checkpoint."""
     to: Literal["pairs", "model", "onnx"] = "pairs"
-    """pairs: `prompt`, `chosen`, `rejected`; model: a folder that vLLM, SGLang and TEI load, with its card; onnx: a graph."""
+    """pairs: `prompt`, `chosen`, `rejected`; model: a folder that vLLM, SGLang and TEI load, with
+    its card; onnx: a graph."""
     out: Path
     """Folder to write."""
     results: Path | None = None
@@ -25,15 +27,24 @@ class ExportOptions:
     licence: str = "other"
     """model: the licence that the card names, as the hub calls it."""
     probe: Path | None = None
-    """onnx: groups, on whose validation split the graph is compared with the model; made-up text unless given."""
+    """onnx: groups, on whose validation split the graph is compared with the model; made-up text
+    unless given."""
     int8: bool = False
     """onnx: also a graph with 8-bit weights; with --probe its loss of accuracy is told."""
 
     def __post_init__(self) -> None:
         if not self.source:
-            raise ConfigError("nothing to export: name folders of `worldpm group`, or a checkpoint with --to model or --to onnx")
+            raise ConfigError(
+                "nothing to export: name folders of `worldpm group`, or a checkpoint with --to"
+                " model or --to onnx"
+            )
         if self.to != "pairs" and len(self.source) > 1:
-            raise ConfigError(f"--to {self.to} takes one checkpoint; {len(self.source)} folders came")
-        idle = [*([] if self.to == "model" else ["results", "licence"]), *([] if self.to == "onnx" else ["probe", "int8"])]
+            raise ConfigError(
+                f"--to {self.to} takes one checkpoint; {len(self.source)} folders came"
+            )
+        idle = [
+            *([] if self.to == "model" else ["results", "licence"]),
+            *([] if self.to == "onnx" else ["probe", "int8"]),
+        ]
         if given := changed(self, idle):
             raise ConfigError(f"{given[0]} does not go with --to {self.to}")

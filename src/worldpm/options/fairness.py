@@ -16,7 +16,8 @@ class FairnessOptions(ModelOptions):
     model: Positional[str]
     """Folder or hub id of a reward model."""
     file: Positional[Path]
-    """JSON lines: `prompt`, `responses`, `preferred` (the place of the best one), and columns such as `language` or `region`."""
+    """JSON lines: `prompt`, `responses`, `preferred` (the place of the best one), and columns such
+    as `language` or `region`."""
     by: tuple[str, ...]
     """Columns."""
     out: Path | None = None

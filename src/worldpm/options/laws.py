@@ -25,7 +25,11 @@ FormName = Literal[
     "error_of_loss",
 ]
 AXES = ("N", "D", "C")
-COLUMNS = {"gao_best_of_n": ("d", "gain"), "gao_rl": ("d", "gain"), "error_of_loss": ("loss", "error")}
+COLUMNS = {
+    "gao_best_of_n": ("d", "gain"),
+    "gao_rl": ("d", "gain"),
+    "error_of_loss": ("loss", "error"),
+}
 """x and y of the forms that have columns of their own."""
 
 
@@ -34,7 +38,8 @@ class LawsOptions:
     """Fit scaling laws over a ladder of runs, or over any table."""
 
     inputs: Positional[tuple[Path, ...]]
-    """Folders written by `worldpm evaluate`, or tables (CSV, Parquet, JSON lines) with a loss and N, D or both."""
+    """Folders written by `worldpm evaluate`, or tables (CSV, Parquet, JSON lines) with a loss and
+    N, D or both."""
     out: Path
     """Folder to write."""
     form: FormName | None = None
@@ -42,9 +47,11 @@ class LawsOptions:
     y: Literal["loss", "accuracy"] = "loss"
     """What is fitted; verdicts are given about losses only."""
     objective: Literal["huber", "squares"] | None = None
-    """Sum of Huber(1e-3) of ln y, or of squares of y; huber unless set, squares for accuracies, errors and gains."""
+    """Sum of Huber(1e-3) of ln y, or of squares of y; huber unless set, squares for accuracies,
+    errors and gains."""
     calibrated: bool = False
-    """Take results' loss at each checkpoint's temperature, so that families of models may be mixed; a table's is taken to be so."""
+    """Take results' loss at each checkpoint's temperature, so that families of models may be mixed;
+    a table's is taken to be so."""
     resamples: int = 1000
     """Bootstrap draws of runs and prompts behind each interval."""
     seed: int = 0
@@ -52,11 +59,19 @@ class LawsOptions:
 
     def __post_init__(self) -> None:
         if not self.inputs:
-            raise ConfigError("no input given: name folders of results, or a table with columns N, D and loss")
+            raise ConfigError(
+                "no input given: name folders of results, or a table with columns N, D and loss"
+            )
         if self.resamples < 2 or self.seed < 0:
-            raise ConfigError(f"--resamples {self.resamples} and --seed {self.seed}: at least 2 resamples, and no negative seed")
+            raise ConfigError(
+                f"--resamples {self.resamples} and --seed {self.seed}: at least 2 resamples, and no"
+                " negative seed"
+            )
         if self.form in COLUMNS and self.y != "loss":
-            raise ConfigError(f"--form {self.form} has columns of its own, {' and '.join(COLUMNS[self.form])}; leave --y out")
+            raise ConfigError(
+                f"--form {self.form} has columns of its own, {' and '.join(COLUMNS[self.form])};"
+                " leave --y out"
+            )
 
     @property
     def y_column(self) -> str:

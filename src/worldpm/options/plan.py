@@ -21,7 +21,8 @@ class PlanOptions:
     pairs: float = 15e6
     """Pairs to train on; the paper's are 15 million."""
     tokens_per_pair: float = 870.0
-    """Unique tokens for each pair; the paper's 2,000, divided by the least saving of shared prompts on real sites, 2.3."""
+    """Unique tokens for each pair; the paper's 2,000, divided by the least saving of shared prompts
+    on real sites, 2.3."""
     row_tokens: int | None = None
     """Tokens of one row; as many as `worldpm train` takes on a GPU unless set."""
     dtype: Dtype = "bfloat16"
@@ -34,8 +35,19 @@ class PlanOptions:
     """Of one GPU for an hour, in any currency."""
 
     def __post_init__(self) -> None:
-        numbers = {"--gpus": self.gpus, "--memory": self.memory, "--pairs": self.pairs, "--tokens-per-pair": self.tokens_per_pair}
-        others = {"--row-tokens": self.row_tokens, "--peak-tflops": self.peak_tflops, "--price": self.price}
+        numbers = {
+            "--gpus": self.gpus,
+            "--memory": self.memory,
+            "--pairs": self.pairs,
+            "--tokens-per-pair": self.tokens_per_pair,
+        }
+        others = {
+            "--row-tokens": self.row_tokens,
+            "--peak-tflops": self.peak_tflops,
+            "--price": self.price,
+        }
         check_above_zero({**numbers, **others})
         if not 0 < self.mfu <= 1:
-            raise ConfigError(f"--mfu is {self.mfu}; it is a share of the peak, above 0 and at most 1")
+            raise ConfigError(
+                f"--mfu is {self.mfu}; it is a share of the peak, above 0 and at most 1"
+            )

@@ -19,6 +19,11 @@ class ReportOptions:
 
     def __post_init__(self) -> None:
         if not self.folders:
-            raise ConfigError("no folder given: name what the other steps wrote, for instance threads groups checkpoint results")
+            raise ConfigError(
+                "no folder given: name what the other steps wrote, for instance threads groups"
+                " checkpoint results"
+            )
         if self.out.is_dir():
-            raise ConfigError(f"--out {self.out}: a folder; name the file to write, for instance report.html")
+            raise ConfigError(
+                f"--out {self.out}: a folder; name the file to write, for instance report.html"
+            )

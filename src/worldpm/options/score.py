@@ -18,11 +18,14 @@ class ScoreOptions(ModelOptions):
     file: Positional[Path | None] = None
     """JSON lines to read; standard input unless given."""
     out: Path | None = None
-    """File to write, in place of one that is there; standard output unless given. A killed run goes on where it was."""
+    """File to write, in place of one that is there; standard output unless given. A killed run goes
+    on where it was."""
     best: bool = False
-    """Add the place of the best response, its reward's lead over the mean, and what best of n costs in nats of KL."""
+    """Add the place of the best response, its reward's lead over the mean, and what best of n costs
+    in nats of KL."""
     allow: tuple[str, ...] = ()
-    """best: allowed counts, FEATURE=LOW:HIGH of length (tokens), headers, lists, bold, code, links; others come after."""
+    """best: allowed counts, FEATURE=LOW:HIGH of length (tokens), headers, lists, bold, code, links;
+    others come after."""
     weigh: tuple[str, ...] = ()
     """best: FEATURE=LOG_ODDS for each unit of a style difference, which runs from -1 to 1."""
 

@@ -24,13 +24,15 @@ class ServeOptions(ModelOptions):
     name: str | None = None
     """What clients call the model; the folder's name unless set."""
     calibration: Path | None = None
-    """Results folder of `worldpm evaluate` on this model: gives temperature, confidence and the style model."""
+    """Results folder of `worldpm evaluate` on this model: gives temperature, confidence and the
+    style model."""
     rules: Path | None = None
     """Rule file of /v1/route."""
     keys: Path | None = None
     """JSON of the API keys: {NAME: {"key": ..., "settings": {...}}}."""
     reference: Path | None = None
-    """Window of earlier requests, of `worldpm log reference`, from which drift is told in /metrics."""
+    """Window of earlier requests, of `worldpm log reference`, from which drift is told in
+    /metrics."""
     log: Path | None = None
     """SQLite file that keeps every decision."""
     log_hashes: bool = False
@@ -51,10 +53,15 @@ class ServeOptions(ModelOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.model is None) == (self.upstream is None):
-            raise ConfigError("name a model to serve, or with --upstream the URL of a vLLM that holds one; one of the two")
+            raise ConfigError(
+                "name a model to serve, or with --upstream the URL of a vLLM that holds one; one of"
+                " the two"
+            )
         local = [*ModelOptions.__dataclass_fields__, "row_tokens", "queue_tokens"]
         if self.upstream is not None and (given := changed(self, local)):
-            raise ConfigError(f"{given[0]} cannot be used with --upstream. Set it on the upstream server.")
+            raise ConfigError(
+                f"{given[0]} cannot be used with --upstream. Set it on the upstream server."
+            )
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port is {self.port}; 0 to 65535 are possible")
         if self.log_hashes and self.log is None:

@@ -23,7 +23,8 @@ class ModelOptions:
     dtype: Dtype | None = None
     """Compute type; that of the checkpoint's weights unless set."""
     device: str | None = None
-    """Device that holds the model (`cpu`, `cuda`, `cuda:1`); the first GPU, or else the CPU, unless set."""
+    """Device that holds the model (`cpu`, `cuda`, `cuda:1`); the first GPU, or else the CPU, unless
+    set."""
     max_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Tokens of prompt plus one response; the checkpoint's own unless set."""
     cut: bool = False
@@ -39,11 +40,14 @@ class ModelOptions:
         if self.max_length is not None and self.max_length < 16:
             raise ConfigError(f"--max-length is {self.max_length}; at least 16 tokens are needed")
         if self.device is not None and self.across_devices:
-            raise ConfigError("--device names one device, --across-devices takes all; give one of the two")
+            raise ConfigError(
+                "--device names one device, --across-devices takes all; give one of the two"
+            )
 
 
 def check_above_zero(options: Mapping[str, float | None]) -> None:
-    """Raise ConfigError for the first option whose number is not above 0; None is an option that was not given."""
+    """Raise ConfigError for the first option whose number is not above 0; None is an option that
+    was not given."""
     for name, value in options.items():
         if value is not None and not value > 0:
             raise ConfigError(f"{name} is {value}; it must be above 0")
@@ -59,4 +63,6 @@ def check_not_negative(options: Mapping[str, float | None]) -> None:
 def changed(options: object, names: Iterable[str]) -> list[str]:
     """Flags of the named options that differ from their defaults, in the order of `names`."""
     defaults = {field.name: field.default for field in fields(options)}  # type: ignore[arg-type]
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != defaults[name]]
+    return [
+        f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != defaults[name]
+    ]

@@ -15,11 +15,14 @@ class TrainOptions:
     """Train a preference model on groups."""
 
     groups: Positional[tuple[str, ...]]
-    """Folders written by `worldpm group`, Parquet files of the same columns, or plain preference sets: files, folders, hub ids."""
+    """Folders written by `worldpm group`, Parquet files of the same columns, or plain preference
+    sets: files, folders, hub ids."""
     model: str
-    """A built-in size (`tiny`), trained from scratch, or a folder or hub id of a reward or language model."""
+    """A built-in size (`tiny`), trained from scratch, or a folder or hub id of a reward or language
+    model."""
     out: Path
-    """Folder to write: the weights of least validation loss, or where nothing validates the last."""
+    """Folder to write: the weights of least validation loss, or where nothing validates the
+    last."""
     max_length: int = 2048
     """Tokens of prompt plus one response; what is longer is cut."""
     prompt_length: int | None = None
@@ -37,7 +40,8 @@ class TrainOptions:
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     decay: float | None = None
-    """Share of the steps, at the end, in which it falls to 0; 0 unless a built-in size has its own."""
+    """Share of the steps, at the end, in which it falls to 0; 0 unless a built-in size has its
+    own."""
     schedule: Literal["constant", "cosine"] = "constant"
     """What the learning rate does after the warm-up."""
     loss: Literal["bradley-terry", "plackett-luce"] = "bradley-terry"
@@ -49,21 +53,27 @@ class TrainOptions:
     centring: float = 0.0
     """Coefficient of the penalty that keeps rewards around 0."""
     lora_rank: int | None = None
-    """Train adapters of this rank and the head, not all weights; they are merged in the checkpoint."""
+    """Train adapters of this rank and the head, not all weights; they are merged in the
+    checkpoint."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
     compile: bool = False
-    """Fuse the work between matrix products; the start takes half a minute more, and a C++ compiler or a GPU is needed."""
+    """Fuse the work between matrix products; the start takes half a minute more, and a C++ compiler
+    or a GPU is needed."""
     row_tokens: int | None = None
-    """Tokens up to which a row is filled with groups, and memory grows with it; 2048 on a CPU and 16384 on a GPU unless set."""
+    """Tokens up to which a row is filled with groups, and memory grows with it; 2048 on a CPU and
+    16384 on a GPU unless set."""
     workers: int = 0
     """Processes that tokenize ahead of the first step; 0 does it in this one."""
     dtype: Dtype | None = None
-    """Compute type; bfloat16 on a GPU or a CPU with matrix units for it, else float32. Weights and optimizer stay float32."""
+    """Compute type; bfloat16 on a GPU or a CPU with matrix units for it, else float32. Weights and
+    optimizer stay float32."""
     snapshots: int = 0
-    """Keep the weights so many times on the way, in `snapshots/`, at steps spread evenly over their logarithm."""
+    """Keep the weights so many times on the way, in `snapshots/`, at steps spread evenly over their
+    logarithm."""
     tracker: Literal["mlflow", "tensorboard", "trackio", "wandb"] | None = None
-    """Also send the metrics to this tracker, whose library must be installed; files of its own go to OUT.tracking."""
+    """Also send the metrics to this tracker, whose library must be installed; files of its own go
+    to OUT.tracking."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     remote_code: bool = False
@@ -74,11 +84,23 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if not self.groups:
             raise ConfigError("no groups given: name a folder that `worldpm group` wrote")
-        positive = {"--max-length": self.max_length, "--batch-pairs": self.batch_pairs, "--epochs": self.epochs, "--lr": self.lr}
-        sizes = {"--max-steps": self.max_steps, "--prompt-length": self.prompt_length, "--lora-rank": self.lora_rank}
+        positive = {
+            "--max-length": self.max_length,
+            "--batch-pairs": self.batch_pairs,
+            "--epochs": self.epochs,
+            "--lr": self.lr,
+        }
+        sizes = {
+            "--max-steps": self.max_steps,
+            "--prompt-length": self.prompt_length,
+            "--lora-rank": self.lora_rank,
+        }
         check_above_zero({**positive, **sizes, "--row-tokens": self.row_tokens})
         if min(self.warmup, self.decay or 0) < 0 or self.warmup + (self.decay or 0) > 1:
-            raise ConfigError(f"--warmup {self.warmup} and --decay {self.decay} are shares of the steps, together at most 1")
+            raise ConfigError(
+                f"--warmup {self.warmup} and --decay {self.decay} are shares of the steps, together"
+                " at most 1"
+            )
         check_not_negative(
             {
                 "--seed": self.seed,
@@ -92,8 +114,12 @@ class TrainOptions:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"--label-smoothing is {self.label_smoothing}; it is a share below 1")
         if self.loss == "plackett-luce" and (self.target_margin or self.label_smoothing):
-            raise ConfigError("--target-margin and --label-smoothing belong to --loss bradley-terry; a ranking has no pairs to move")
+            raise ConfigError(
+                "--target-margin and --label-smoothing belong to --loss bradley-terry; a ranking"
+                " has no pairs to move"
+            )
         if self.max_length < 16 or (self.prompt_length or 0) > self.max_length - 8:
             raise ConfigError(
-                f"--max-length {self.max_length} leaves no room for a prompt and a response; at least 16, and 8 more than --prompt-length"
+                f"--max-length {self.max_length} leaves no room for a prompt and a response; at"
+                " least 16, and 8 more than --prompt-length"
             )

@@ -1,4 +1,5 @@
-"""What makes a post unfit, each reason on its own switch, and the masking of personal data. Nothing is mended."""
+"""What makes a post unfit, each reason on its own switch, and the masking of personal data. Nothing
+is mended."""
 
 import re
 import string
@@ -20,7 +21,10 @@ WORD = re.compile(r"\w")
 MASKS = (
     (re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+"), "[e-mail]"),
     (re.compile(r"(?<![\w/.:-])(?:\+[\d ()./-]{7,}|\(?0\d?[\d ()/-]{6,})\d(?![\w/:-])"), "[phone]"),
-    (re.compile(r"(?<![\w/.:-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?![\w/:-])"), "[phone]"),
+    (
+        re.compile(r"(?<![\w/.:-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?![\w/:-])"),
+        "[phone]",
+    ),
     (re.compile(r"(?<![\w/`@])@[A-Za-z][\w-]{2,}"), "[name]"),
 )
 PHONE_DIGITS = range(9, 16)
@@ -61,7 +65,8 @@ JUDGED = 2000
 
 
 def code_share(text: str) -> float:
-    """The share of a text's characters, white space aside, that stand in fences, indented lines or quotes."""
+    """The share of a text's characters, white space aside, that stand in fences, indented lines or
+    quotes."""
     rest = QUOTED.sub("", INDENTED.sub("", CODE_BLOCK.sub("", text)))
     return 1 - _solid(rest) / max(1, _solid(text))
 
@@ -89,7 +94,11 @@ def _may_be_called(number: str) -> bool:
     """Whether so many digits are a telephone's, and not those of a table or of a binary number."""
     pieces = re.findall(r"\d+", number)
     digits = "".join(pieces)
-    return len(digits) in PHONE_DIGITS and not set(digits) <= {"0", "1"} and 2 * len(pieces) <= len(digits)
+    return (
+        len(digits) in PHONE_DIGITS
+        and not set(digits) <= {"0", "1"}
+        and 2 * len(pieces) <= len(digits)
+    )
 
 
 def masked(text: str) -> tuple[str, int]:

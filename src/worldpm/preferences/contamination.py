@@ -1,6 +1,7 @@
 """Overlap of training texts with benchmarks: runs of words that both have.
 
-Source: Brown et al. 2020, arXiv 2005.14165, appendix C: 13-grams of words; runs that many items share are no evidence.
+Source: Brown et al. 2020, arXiv 2005.14165, appendix C: 13-grams of words; runs that many items
+share are no evidence.
 """
 
 import re
@@ -16,7 +17,8 @@ from worldpm.storage import rows
 
 WORDS = 13
 COMMON = 10
-"""A run in items of more prompts than this is a set phrase (a template, a task's instructions) and is left out."""
+"""A run in items of more prompts than this is a set phrase (a template, a task's instructions) and
+is left out."""
 WORD = re.compile(r"\w+")
 PROMPTS = ("prompt", "instruction", "question", "input")
 """Where rows of any set have their prompt."""
@@ -76,16 +78,23 @@ class Index:
         self._places = {run: places for run, places in found.items() if len(prompts[run]) <= COMMON}
 
     def overlaps(self, group: PreferenceGroup) -> list[Overlap]:
-        """The items that the group's prompt or responses share words with, the longest overlap first."""
+        """The items that the group's prompt or responses share words with, the longest overlap
+        first."""
         longest: dict[Place, int] = {}
-        for text in (*(message.content for message in group.prompt), *(response.content for response in group.responses)):
+        for text in (
+            *(message.content for message in group.prompt),
+            *(response.content for response in group.responses),
+        ):
             going: dict[Place, int] = {}
             for run in _runs(text):
                 here = self._places.get(run, ())
                 going = {place: going.get(place, WORDS - 1) + 1 for place in here}
                 for place, words in going.items():
                     longest[place] = max(longest.get(place, 0), words)
-        return sorted((Overlap(group.group_id, place, words) for place, words in longest.items()), key=lambda one: (-one.words, one.place))
+        return sorted(
+            (Overlap(group.group_id, place, words) for place, words in longest.items()),
+            key=lambda one: (-one.words, one.place),
+        )
 
     def found_in(self, groups: Iterable[PreferenceGroup]) -> dict[str, set[str]]:
         """The items of each benchmark that some group overlaps with."""
@@ -97,9 +106,14 @@ class Index:
 
 
 def texts_in(path: Path) -> Iterator[FileRow]:
-    """Every text in every row of a file, JSON lines or Parquet, named by the row's number; rows of one prompt are told by it."""
+    """Every text in every row of a file, JSON lines or Parquet, named by the row's number; rows of
+    one prompt are told by it."""
     for number, row in enumerate(rows.read(path)):
-        prompt = next((str(row[name]) for name in PROMPTS if name in row), str(number)) if isinstance(row, dict) else str(number)
+        prompt = (
+            next((str(row[name]) for name in PROMPTS if name in row), str(number))
+            if isinstance(row, dict)
+            else str(number)
+        )
         yield FileRow(str(number), prompt, list(_strings(row)))
 
 

@@ -1,4 +1,5 @@
-"""Training pairs that a reward model contradicts are dropped, or for a study of what that injects, kept alone."""
+"""Training pairs that a reward model contradicts are dropped, or for a study of what that injects,
+kept alone."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,25 +18,43 @@ class ModelFilter:
 
     scorer: Scorer
     margin: float
-    """Logits by which the scorer must prefer the rejected response of a training pair to contradict it."""
+    """Logits by which the scorer must prefer the rejected response of a training pair to contradict
+    it."""
     keep_contradicted: bool
     """Whether the pairs that it contradicts are kept, in place of the others."""
 
-    def __call__(self, groups: Iterable[PreferenceGroup], tally: Tally) -> Iterator[PreferenceGroup]:
-        """The groups, in order; training groups without the dropped pairs, and none that would be empty."""
+    def __call__(
+        self, groups: Iterable[PreferenceGroup], tally: Tally
+    ) -> Iterator[PreferenceGroup]:
+        """The groups, in order; training groups without the dropped pairs, and none that would be
+        empty."""
         stream = iter(groups)
         while chunk := list(islice(stream, GROUPS_AT_ONCE)):
             rewards = self._rewards([group for group in chunk if group.split == "train"])
             for group in chunk:
-                kept = group if group.split != "train" else self._filtered(group, rewards[group.group_id], tally)
+                kept = (
+                    group
+                    if group.split != "train"
+                    else self._filtered(group, rewards[group.group_id], tally)
+                )
                 if kept is not None:
                     yield kept
 
     def _rewards(self, groups: list[PreferenceGroup]) -> dict[str, list[float]]:
-        requests = [Request(group.group_id, group.prompt, [response.content for response in group.responses]) for group in groups]
-        return {group.group_id: scored.rewards for group, scored in zip(groups, self.scorer.score(requests), strict=True)}
+        requests = [
+            Request(
+                group.group_id, group.prompt, [response.content for response in group.responses]
+            )
+            for group in groups
+        ]
+        return {
+            group.group_id: scored.rewards
+            for group, scored in zip(groups, self.scorer.score(requests), strict=True)
+        }
 
-    def _filtered(self, group: PreferenceGroup, rewards: list[float], tally: Tally) -> PreferenceGroup | None:
+    def _filtered(
+        self, group: PreferenceGroup, rewards: list[float], tally: Tally
+    ) -> PreferenceGroup | None:
         verb = "does not contradict" if self.keep_contradicted else "contradicts"
         kept = []
         for preference in group.preferences:
@@ -46,4 +65,7 @@ class ModelFilter:
         if not kept:
             tally.drop(f"thread whose pairs --filter-with all {verb}", group.group_id)
             return None
-        return replace(group, preferences=tuple(replace(preference, weight=1 / len(kept)) for preference in kept))
+        return replace(
+            group,
+            preferences=tuple(replace(preference, weight=1 / len(kept)) for preference in kept),
+        )

@@ -1,9 +1,12 @@
-"""Near-duplicates by MinHash: of texts that share most of their runs of words, the most voted one is kept.
+"""Near-duplicates by MinHash: of texts that share most of their runs of words, the most voted one
+is kept.
 
-Threads are told apart by their questions, and then the answers of those that stay: so one copy of a thread stays, with all its own.
+Threads are told apart by their questions, and then the answers of those that stay: so one copy of a
+thread stays, with all its own.
 
-Source: Broder 1997; bands as in Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4. With 8 bands of 16 rows two
-texts whose runs of five words have a Jaccard similarity of 0.8 meet in a band in 20 % of cases, of 0.9 in 80 %, of 0.95 in 99 %.
+Source: Broder 1997; bands as in Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section
+3.4. With 8 bands of 16 rows two texts whose runs of five words have a Jaccard similarity of 0.8
+meet in a band in 20 % of cases, of 0.9 in 80 %, of 0.95 in 99 %.
 """
 
 import re
@@ -28,13 +31,18 @@ WORDS = 5
 """Words of a run."""
 LEAST_WORDS = 40
 """Shorter texts follow patterns and are no duplicates: `Yes, it is.` answers many questions."""
-SCHEMA = pa.schema([("name", pa.string()), ("thread", pa.string()), ("votes", pa.int64()), ("band", pa.int64())])
+SCHEMA = pa.schema(
+    [("name", pa.string()), ("thread", pa.string()), ("votes", pa.int64()), ("band", pa.int64())]
+)
 """One row for each band of each text."""
 
 Hashes = NDArray[np.uint64]
 
-IN_A_WORD = np.array([chr(byte).isalnum() or chr(byte) == "_" or byte >= 128 for byte in range(256)])
-"""Letters, digits, underscores, and every byte of what lies beyond ASCII, for of that only letters and digits are left."""
+IN_A_WORD = np.array(
+    [chr(byte).isalnum() or chr(byte) == "_" or byte >= 128 for byte in range(256)]
+)
+"""Letters, digits, underscores, and every byte of what lies beyond ASCII, for of that only letters
+and digits are left."""
 WORD, NO_WORD = re.compile(r"\w+"), re.compile(r"\W")
 BASE = 0x01000193
 FACTORS = np.cumprod(np.full(PERMUTATIONS // BANDS, 0x9E3779B97F4A7C15, dtype=np.uint64))
@@ -53,13 +61,16 @@ class Text(NamedTuple):
 
 
 def bands(texts: Sequence[Text]) -> pa.RecordBatch:
-    """The texts' bands, as a batch of SCHEMA: none for a text of fewer than LEAST_WORDS; case, punctuation and white space do not count.
+    """The texts' bands, as a batch of SCHEMA: none for a text of fewer than LEAST_WORDS; case,
+    punctuation and white space do not count.
 
     A band is a signed number of 64 bits: Spark knows no others.
     """
     runs, ends = _runs([text.text for text in texts])
     starts = np.concatenate([[0], ends[:-1]])
-    digests = RMinHash.digest_matrix_from_flat_token_hashes(runs, [0, *ends.tolist()], PERMUTATIONS, 42).to_rows()
+    digests = RMinHash.digest_matrix_from_flat_token_hashes(
+        runs, [0, *ends.tolist()], PERMUTATIONS, 42
+    ).to_rows()
     rows = np.array(digests, dtype=np.uint64).reshape(len(texts), BANDS, PERMUTATIONS // BANDS)
     numbers = np.arange(BANDS) + BANDS * np.array([text.kind for text in texts])[:, None]
     hashes = _mixed((rows * FACTORS).sum(axis=2) + _mixed(numbers.astype(np.uint64))).view(np.int64)
@@ -70,7 +81,8 @@ def bands(texts: Sequence[Text]) -> pa.RecordBatch:
 
 
 def words_of_short(text: str) -> str | None:
-    """The words of a text that has no bands, by which to know it again; None where it has LEAST_WORDS or more."""
+    """The words of a text that has no bands, by which to know it again; None where it has
+    LEAST_WORDS or more."""
     words = [match[0] for match in islice(WORD.finditer(text.lower()), LEAST_WORDS)]
     return " ".join(words) if len(words) < LEAST_WORDS else None
 
@@ -90,16 +102,21 @@ def _runs(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
     starts = np.flatnonzero(begins)
     if not len(starts):
         return np.zeros(0, dtype=np.uint64), np.zeros(len(texts), dtype=np.int64)
-    # a word is the number whose digits are its bytes, in powers of BASE modulo 2^32, whatever stands before it
+    # a word is the number whose digits are its bytes, in powers of BASE modulo 2^32, whatever
+    # stands before it
     sums = np.add.reduceat(letters * _powers(BASE, len(letters)), starts, dtype=np.uint32)
     words = _mixed((sums * _powers(pow(BASE, -1, 1 << 32), len(letters))[starts]).astype(np.uint64))
-    counts = np.searchsorted(starts, np.concatenate([[0], np.cumsum(inside)])[offsets])  # words before each text's border
+    counts = np.searchsorted(
+        starts, np.concatenate([[0], np.cumsum(inside)])[offsets]
+    )  # words before each text's border
     runs = np.zeros(max(0, len(words) - WORDS + 1), dtype=np.uint64)
     for number, factor in enumerate(FACTORS[:WORDS]):
         runs += words[number : number + len(runs)] * factor
     of_text = np.repeat(np.arange(len(texts)), np.diff(counts))
     whole = of_text[: len(runs)] == of_text[len(words) - len(runs) :]
-    return _mixed(runs[whole]), np.cumsum(np.bincount(of_text[: len(runs)][whole], minlength=len(texts)))
+    return _mixed(runs[whole]), np.cumsum(
+        np.bincount(of_text[: len(runs)][whole], minlength=len(texts))
+    )
 
 
 def _powers(base: int, count: int) -> NDArray[np.uint32]:
@@ -107,24 +124,31 @@ def _powers(base: int, count: int) -> NDArray[np.uint32]:
 
 
 def _mixed(hashes: Hashes) -> Hashes:
-    """Every bit depends on every bit. Source: the finalizer of SplitMix64, Steele, Lea and Flood 2014."""
+    """Every bit depends on every bit. Source: the finalizer of SplitMix64, Steele, Lea and Flood
+    2014."""
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return hashes ^ (hashes >> np.uint64(31))
 
 
 def among(names: set[str], path: Path) -> set[str]:
-    """Those of the names that are in a table of bands: what the work on one site's threads must know."""
+    """Those of the names that are in a table of bands: what the work on one site's threads must
+    know."""
     if not names:
         return set()
-    return {name for batch in parquet.read_batches(path, pa.schema([SCHEMA.field("name")])) for name in batch["name"].to_pylist()} & names
+    return {
+        name
+        for batch in parquet.read_batches(path, pa.schema([SCHEMA.field("name")]))
+        for name in batch["name"].to_pylist()
+    } & names
 
 
 def duplicates(paths: Sequence[Path], *, spill: Path, engine: Engine = "duckdb") -> set[str]:
-    """The names of questions that share a band with one of more votes, or of as many and an earlier name, and likewise of the answers
-    that those leave.
+    """The names of questions that share a band with one of more votes, or of as many and an earlier
+    name, and likewise of the answers that those leave.
 
-    The tables are as SCHEMA. Questions come first; an answer of a thread that is one of those names ousts no other.
+    The tables are as SCHEMA. Questions come first; an answer of a thread that is one of those names
+    ousts no other.
     """
     if not paths:
         return set()
@@ -132,8 +156,13 @@ def duplicates(paths: Sequence[Path], *, spill: Path, engine: Engine = "duckdb")
     tables.read("bands", paths)
     tables.keep("later_questions", _later("name = thread"))
     # an answer's thread is never null, so this is an anti join
-    tables.keep("later_answers", _later("name <> thread AND thread NOT IN (SELECT name FROM later_questions)"))
-    both = tables.batches("SELECT name FROM later_questions UNION ALL SELECT name FROM later_answers")
+    tables.keep(
+        "later_answers",
+        _later("name <> thread AND thread NOT IN (SELECT name FROM later_questions)"),
+    )
+    both = tables.batches(
+        "SELECT name FROM later_questions UNION ALL SELECT name FROM later_answers"
+    )
     return {name for batch in both for name in batch["name"].to_pylist()}
 
 
@@ -144,7 +173,9 @@ def _later(condition: str) -> str:
         WITH single AS (SELECT name, votes, band FROM bands WHERE {condition}),
         met AS (SELECT band FROM single GROUP BY band HAVING count(*) > 1),
         ranked AS (
-            SELECT name, row_number() OVER (PARTITION BY band ORDER BY votes DESC NULLS LAST, name) AS number
+            SELECT name, row_number() OVER (
+                PARTITION BY band ORDER BY votes DESC NULLS LAST, name
+            ) AS number
             FROM single WHERE band IN (SELECT band FROM met)
         )
         SELECT DISTINCT name FROM ranked WHERE number > 1

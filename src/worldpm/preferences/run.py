@@ -1,4 +1,5 @@
-"""Threads become preference groups: two passes, the first learns from all threads, the second makes the groups of each table."""
+"""Threads become preference groups: two passes, the first learns from all threads, the second makes
+the groups of each table."""
 
 import csv
 import logging
@@ -38,14 +39,18 @@ BESIDE = ("credits", "overlaps", "rejects")
 
 
 def run(options: GroupOptions) -> None:
-    """Write one table of groups per table of threads, the credits due, and what was counted and dropped on the way."""
+    """Write one table of groups per table of threads, the credits due, and what was counted and
+    dropped on the way."""
 
     for folder in options.threads:
         folders.manifest(folder, made_by="ingest|simulate")
     paths = parquet.paths_of(*options.threads)
     names = Counter(path.name for path in paths)
     if twice := [name for name, n in names.items() if n > 1]:
-        raise ConfigError(f"{', '.join(twice)} stands in more than one folder of threads; one site may come in only once")
+        raise ConfigError(
+            f"{', '.join(twice)} stands in more than one folder of threads; one site may come in"
+            " only once"
+        )
     sieves, inputs = _sieves(options)
     inputs = [folders.describe(path) for path in options.threads] + inputs
     output = folders.begin(options.out, step="group", config=_settings(options), inputs=inputs)
@@ -55,37 +60,67 @@ def run(options: GroupOptions) -> None:
         learned = _learn(output, paths, options)
         counts, drops = {}, {}
         for path in paths:
-            kept = output.part(path.name, partial(_group_table, output, path, options, learned[path.stem], sieves))
+            kept = output.part(
+                path.name, partial(_group_table, output, path, options, learned[path.stem], sieves)
+            )
             counts[path.stem], drops[path.stem] = kept["counts"], kept["drops"]
-        wanted = {"ATTRIBUTION.csv": "credits"} | ({"contamination.jsonl": "overlaps"} if options.decontaminate else {})
-        for name, what in (wanted | ({"rejects.jsonl": "rejects"} if options.rejects else {})).items():
-            output.part(name, partial(_joined, what, [_beside(output, path, what) for path in paths]))
+        wanted = {"ATTRIBUTION.csv": "credits"} | (
+            {"contamination.jsonl": "overlaps"} if options.decontaminate else {}
+        )
+        for name, what in (
+            wanted | ({"rejects.jsonl": "rejects"} if options.rejects else {})
+        ).items():
+            output.part(
+                name, partial(_joined, what, [_beside(output, path, what) for path in paths])
+            )
         _report(counts, drops, output)
         output.finish(counts=counts, drops=drops)
 
 
 def _settings(options: GroupOptions) -> Json:
-    rules = {name: value for name, value in asdict(options).items() if name in GroupRules.__dataclass_fields__}
+    rules = {
+        name: value
+        for name, value in asdict(options).items()
+        if name in GroupRules.__dataclass_fields__
+    }
     if options.decontaminate:
-        rules |= {"decontaminate": list(options.decontaminate), "contaminated": options.contaminated}
+        rules |= {
+            "decontaminate": list(options.decontaminate),
+            "contaminated": options.contaminated,
+        }
     if options.filter_with:
-        rules |= {"filter_with": Path(options.filter_with).name, "filter_margin": options.filter_margin, "filter_keep": options.filter_keep}
+        rules |= {
+            "filter_with": Path(options.filter_with).name,
+            "filter_margin": options.filter_margin,
+            "filter_keep": options.filter_keep,
+        }
     return rules | ({"rejects": True} if options.rejects else {})
 
 
 def _sieves(options: GroupOptions) -> tuple[Sieves, list[Json]]:
-    """The index of benchmarks and the reward model, where they are asked for, and their descriptions as inputs."""
+    """The index of benchmarks and the reward model, where they are asked for, and their
+    descriptions as inputs."""
     index, of_index = _index(options) if options.decontaminate else (None, [])
-    model_filter, of_model = _model_filter(options, options.filter_with) if options.filter_with else (None, [])
-    return Sieves(index, options.contaminated == "drop", model_filter, options.rejects), of_index + of_model
+    model_filter, of_model = (
+        _model_filter(options, options.filter_with) if options.filter_with else (None, [])
+    )
+    return (
+        Sieves(index, options.contaminated == "drop", model_filter, options.rejects),
+        of_index + of_model,
+    )
 
 
 def _index(options: GroupOptions) -> tuple[Index, list[Json]]:
     """The texts of --decontaminate, and their descriptions as inputs."""
     files = [Path(word) for word in options.decontaminate if Path(word).is_file()]
     if twice := [name for name, n in Counter(path.name for path in files).items() if n > 1]:
-        raise ConfigError(f"--decontaminate: two files are called {twice[0]}, by which overlaps are told; rename one")
-    named = catalogue.find([word for word in options.decontaminate if not Path(word).is_file()], options.benchmarks)
+        raise ConfigError(
+            f"--decontaminate: two files are called {twice[0]}, by which overlaps are told;"
+            " rename one"
+        )
+    named = catalogue.find(
+        [word for word in options.decontaminate if not Path(word).is_file()], options.benchmarks
+    )
     benchmarks = {benchmark.name: benchmark.items() for benchmark in named}
     index = Index({**benchmarks, **{path.name: texts_in(path) for path in files}})
     inputs = [catalogue.describe(name, items) for name, items in benchmarks.items()]
@@ -95,29 +130,51 @@ def _index(options: GroupOptions) -> tuple[Index, list[Json]]:
 def _model_filter(options: GroupOptions, model: str) -> tuple[ModelFilter, list[Json]]:
     """The reward model of --filter-with, and its description as an input."""
     source = sources.find(model)
-    found = ModelFilter(Scorer.load(source, cut=True), options.filter_margin, options.filter_keep == "contradicted")
+    found = ModelFilter(
+        Scorer.load(source, cut=True), options.filter_margin, options.filter_keep == "contradicted"
+    )
     return found, [sources.fingerprint(source)]
 
 
-def _learn(output: folders.Output, paths: Sequence[Path], options: GroupOptions) -> dict[str, Learned]:
-    """What only all threads together tell: the noise of votes, near-duplicates, the dates of splits, the share of close votes."""
+def _learn(
+    output: folders.Output, paths: Sequence[Path], options: GroupOptions
+) -> dict[str, Learned]:
+    """What only all threads together tell: the noise of votes, near-duplicates, the dates of
+    splits, the share of close votes."""
 
-    first = {path.stem: output.part(f"{folders.PROGRESS}/first/{path.stem}.bands", partial(_first_pass, path, options)) for path in paths}
+    first = {
+        path.stem: output.part(
+            f"{folders.PROGRESS}/first/{path.stem}.bands", partial(_first_pass, path, options)
+        )
+        for path in paths
+    }
     again: set[str] = set()
     if options.near_duplicates:
         again = near_duplicates.duplicates(
-            [output.progress / "first" / f"{path.stem}.bands" for path in paths], spill=output.progress, engine=options.engine
+            [output.progress / "first" / f"{path.stem}.bands" for path in paths],
+            spill=output.progress,
+            engine=options.engine,
         )
     dates = None
     if options.split_by == "time":
         dates = splits.cuts((date for path in paths for date in _dates(path)), options)
     kept = (
-        controversial_kept([found["closeness"] for found in first.values()], options.controversial_share)
+        controversial_kept(
+            [found["closeness"] for found in first.values()], options.controversial_share
+        )
         if options.controversial_share
         else 1.0
     )
-    own = {name: near_duplicates.among(again, output.progress / "first" / f"{name}.bands") for name in first}
-    return {name: Learned(VoteNoise(**found["noise"]) if found["noise"] else None, own[name], dates, kept) for name, found in first.items()}
+    own = {
+        name: near_duplicates.among(again, output.progress / "first" / f"{name}.bands")
+        for name in first
+    }
+    return {
+        name: Learned(
+            VoteNoise(**found["noise"]) if found["noise"] else None, own[name], dates, kept
+        )
+        for name, found in first.items()
+    }
 
 
 def _first_pass(path: Path, options: GroupOptions, aside: Path) -> Json:
@@ -127,8 +184,14 @@ def _first_pass(path: Path, options: GroupOptions, aside: Path) -> Json:
     closeness: Counter[str] = Counter()
 
     def bands() -> Iterator[pa.RecordBatch]:
-        see = partial(thread_batches.see, rules=_rules(options), one_in=max(1, parquet.count_rows(path) // THREADS_TO_LEARN_FROM))
-        found: Iterator[Seen] = tables.map_batches(path, schema.THREADS, see, workers=_workers(path, options), engine=options.engine)
+        see = partial(
+            thread_batches.see,
+            rules=_rules(options),
+            one_in=max(1, parquet.count_rows(path) // THREADS_TO_LEARN_FROM),
+        )
+        found: Iterator[Seen] = tables.map_batches(
+            path, schema.THREADS, see, workers=_workers(path, options), engine=options.engine
+        )
         with console.progress(f"learn from {path.stem}", total=parquet.count_rows(path)) as advance:
             for seen in found:
                 dated.extend(seen.dated)
@@ -152,7 +215,10 @@ def _workers(path: Path, options: GroupOptions) -> int:
 
 def _dates(path: Path) -> Iterator[float]:
 
-    return (row["created"].timestamp() for row in parquet.read_rows(path, schema.only(schema.THREADS, ["created"])))
+    return (
+        row["created"].timestamp()
+        for row in parquet.read_rows(path, schema.only(schema.THREADS, ["created"]))
+    )
 
 
 def _beside(output: folders.Output, path: Path, what: str) -> Path:
@@ -160,19 +226,38 @@ def _beside(output: folders.Output, path: Path, what: str) -> Path:
     return output.progress / f"{path.stem}.{what}"
 
 
-def _group_table(output: folders.Output, path: Path, options: GroupOptions, learned: Learned, sieves: Sieves, aside: Path) -> Json:
-    """The groups of one table into the file, and beside it who is to be credited, what overlaps, and what was dropped."""
+def _group_table(
+    output: folders.Output,
+    path: Path,
+    options: GroupOptions,
+    learned: Learned,
+    sieves: Sieves,
+    aside: Path,
+) -> Json:
+    """The groups of one table into the file, and beside it who is to be credited, what overlaps,
+    and what was dropped."""
 
     counts: Counter[str] = Counter()
     drops: Counter[str] = Counter()
     make = partial(thread_batches.make, rules=_rules(options), learned=learned, sieves=sieves)
-    engine: Engine = "duckdb" if options.filter_with else options.engine  # a model stays in this process
-    found: Iterator[Made] = tables.map_batches(path, schema.THREADS, make, workers=_workers(path, options), engine=engine)
+    engine: Engine = (
+        "duckdb" if options.filter_with else options.engine
+    )  # a model stays in this process
+    found: Iterator[Made] = tables.map_batches(
+        path, schema.THREADS, make, workers=_workers(path, options), engine=engine
+    )
 
     def groups() -> Iterator[pa.RecordBatch]:
         with ExitStack() as stack:
-            beside = {what: stack.enter_context(_beside(output, path, what).open("w", encoding="utf-8", newline="")) for what in BESIDE}
-            advance = stack.enter_context(console.progress(f"group {path.stem}", total=parquet.count_rows(path)))
+            beside = {
+                what: stack.enter_context(
+                    _beside(output, path, what).open("w", encoding="utf-8", newline="")
+                )
+                for what in BESIDE
+            }
+            advance = stack.enter_context(
+                console.progress(f"group {path.stem}", total=parquet.count_rows(path))
+            )
             for made in found:
                 counts.update(made.counts)
                 drops.update(made.drops)
@@ -182,8 +267,19 @@ def _group_table(output: folders.Output, path: Path, options: GroupOptions, lear
                 yield made.groups
 
     parquet.write_parquet(aside, groups(), schema.GROUPS)
-    noise = {f"vote noise: {name}": value for name, value in learned.noise._asdict().items() if name != "now"} if learned.noise else {}
-    return {"counts": dict(sorted(counts.items())) | noise, "drops": {reason: n for reason, n in sorted(drops.items()) if n}}
+    noise = (
+        {
+            f"vote noise: {name}": value
+            for name, value in learned.noise._asdict().items()
+            if name != "now"
+        }
+        if learned.noise
+        else {}
+    )
+    return {
+        "counts": dict(sorted(counts.items())) | noise,
+        "drops": {reason: n for reason, n in sorted(drops.items()) if n},
+    }
 
 
 def _joined(what: str, pieces: Sequence[Path], aside: Path) -> Json:
@@ -197,15 +293,29 @@ def _joined(what: str, pieces: Sequence[Path], aside: Path) -> Json:
     return {"bytes": aside.stat().st_size}
 
 
-def _report(counts: dict[str, dict[str, int]], drops: dict[str, dict[str, int]], output: folders.Output) -> None:
+def _report(
+    counts: dict[str, dict[str, int]], drops: dict[str, dict[str, int]], output: folders.Output
+) -> None:
     for site, count in counts.items():
         made = sum(n for name, n in count.items() if name.endswith(" groups"))
         pairs = sum(n for name, n in count.items() if name.endswith(" pairs"))
-        logger.info("%s: %d threads became %d groups with %d pairs", site, count.get("threads", 0), made, pairs)
+        logger.info(
+            "%s: %d threads became %d groups with %d pairs",
+            site,
+            count.get("threads", 0),
+            made,
+            pairs,
+        )
     if not any(name.endswith(" groups") for count in counts.values() for name in count):
         reasons: Counter[str] = Counter()
         for one in drops.values():
             reasons.update(one)
         output.discard()
-        told = "; ".join(f"{reason}: {number:,}" for reason, number in reasons.most_common(3)) or "no thread came"
-        raise ConfigError(f"no group is left, so there is nothing to learn from ({told}); add other sites, or loosen the rules")
+        told = (
+            "; ".join(f"{reason}: {number:,}" for reason, number in reasons.most_common(3))
+            or "no thread came"
+        )
+        raise ConfigError(
+            f"no group is left, so there is nothing to learn from ({told}); add other sites, or"
+            " loosen the rules"
+        )

@@ -1,4 +1,5 @@
-"""Which split a thread is in: by a hash of its id or its few words, by its site, or by its date; never two for one thread."""
+"""Which split a thread is in: by a hash of its id or its few words, by its site, or by its date;
+never two for one thread."""
 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -13,9 +14,11 @@ BUCKETS = 10_000
 
 
 def of_key(key: str, rules: GroupRules) -> Split:
-    """The split of a thread or a site by the hash of what it is known by: the same everywhere, and a larger share only takes from training.
+    """The split of a thread or a site by the hash of what it is known by: the same everywhere, and
+    a larger share only takes from training.
 
-    The hash is independent of everything else, so each source and site gets about its share: the split is stratified by source.
+    The hash is independent of everything else, so each source and site gets about its share: the
+    split is stratified by source.
     """
     bucket = xxhash.xxh64_intdigest(key.encode()) % BUCKETS
     if bucket < rules.test_share * BUCKETS:
@@ -31,7 +34,8 @@ class Dates(NamedTuple):
 
 
 def cuts(created: Iterable[float], rules: GroupRules) -> Dates:
-    """The dates that leave the latest threads to the test split, and those before them to validation; none: never."""
+    """The dates that leave the latest threads to the test split, and those before them to
+    validation; none: never."""
     ordered = sorted(created)
     if not ordered:
         return Dates(float("inf"), float("inf"))
@@ -44,7 +48,8 @@ def cuts(created: Iterable[float], rules: GroupRules) -> Dates:
 
 
 def of_date(created: float, dates: Dates) -> Split:
-    """The split of a thread by its date: training lies before validation, and that before the test."""
+    """The split of a thread by its date: training lies before validation, and that before the
+    test."""
     if created >= dates.test:
         return "test"
     return "validation" if created >= dates.validation else "train"

@@ -1,4 +1,5 @@
-"""What is done with a batch of threads, by one process or by many: what it says of votes and duplicates, and the groups made of it."""
+"""What is done with a batch of threads, by one process or by many: what it says of votes and
+duplicates, and the groups made of it."""
 
 import csv
 import io
@@ -14,7 +15,14 @@ import xxhash
 from worldpm.options.group import GroupRules
 from worldpm.preferences import cleaning, near_duplicates, vote_noise, votes
 from worldpm.preferences.contamination import Index
-from worldpm.preferences.grouping import Learned, Tally, fit_answers, group_thread, question_of, within_gaps
+from worldpm.preferences.grouping import (
+    Learned,
+    Tally,
+    fit_answers,
+    group_thread,
+    question_of,
+    within_gaps,
+)
 from worldpm.preferences.near_duplicates import ANSWER, QUESTION, Text
 from worldpm.records import PreferenceGroup, Thread
 from worldpm.storage import schema
@@ -34,20 +42,33 @@ class Seen(NamedTuple):
 
 
 def see(batch: pa.RecordBatch, *, rules: GroupRules, one_in: int) -> Seen:
-    """What a batch of threads says: its texts' bands, and the votes of one thread in so many, drawn by the hash of its id."""
+    """What a batch of threads says: its texts' bands, and the votes of one thread in so many, drawn
+    by the hash of its id."""
     texts: list[Text] = []
     dated: list[vote_noise.Dated] = []
     closeness: Counter[str] = Counter()
     for thread in schema.threads_of(batch):
-        if len(thread.responses) > 1 and xxhash.xxh64_intdigest(thread.thread_id.encode(), seed=1) % one_in == 0:
+        if (
+            len(thread.responses) > 1
+            and xxhash.xxh64_intdigest(thread.thread_id.encode(), seed=1) % one_in == 0
+        ):
             dated.append(vote_noise.Dated.of(thread.responses))
             if rules.controversial_share:
-                pairs = votes.preferences(thread.responses[: rules.max_responses], rule=rules.rule, seed=[0])
-                closeness.update(votes.closeness(thread.responses, pair) for pair in within_gaps(pairs, rules))
-        if rules.near_duplicates and (fit := fit_answers(thread, rules)):  # what is dropped anyway must not oust another
+                pairs = votes.preferences(
+                    thread.responses[: rules.max_responses], rule=rules.rule, seed=[0]
+                )
+                closeness.update(
+                    votes.closeness(thread.responses, pair) for pair in within_gaps(pairs, rules)
+                )
+        if rules.near_duplicates and (
+            fit := fit_answers(thread, rules)
+        ):  # what is dropped anyway must not oust another
             name = thread.thread_id
             texts.append(Text(QUESTION, name, thread.votes, question_of(thread), name))
-            texts += [Text(ANSWER, f"{name}#{answer.response_id}", answer.votes, answer.body, name) for answer in fit]
+            texts += [
+                Text(ANSWER, f"{name}#{answer.response_id}", answer.votes, answer.body, name)
+                for answer in fit
+            ]
     return Seen(batch.num_rows, near_duplicates.bands(texts), dated, closeness)
 
 
@@ -60,7 +81,8 @@ class Sieves:
     contaminated: bool = True
     """Whether groups that overlap with one are dropped, or only told."""
     filter: Callable[[Iterable[PreferenceGroup], Tally], Iterator[PreferenceGroup]] | None = None
-    """What a reward model keeps of the training pairs; it stays in the process that loaded the model."""
+    """What a reward model keeps of the training pairs; it stays in the process that loaded the
+    model."""
     rejects: bool = False
     """Whether what is dropped is written."""
 
@@ -97,11 +119,17 @@ def make(batch: pa.RecordBatch, *, rules: GroupRules, learned: Learned, sieves: 
         groups = sieves.filter(groups, tally)
     rows = [schema.group_to_row(group) for group in _counted(groups, asked, tally, credit)]
     made = pa.RecordBatch.from_pylist(rows, schema=schema.GROUPS)
-    return Made(made, tally.counts, tally.drops, credit.getvalue(), overlaps.getvalue(), rejects.getvalue())
+    return Made(
+        made, tally.counts, tally.drops, credit.getvalue(), overlaps.getvalue(), rejects.getvalue()
+    )
 
 
 def _groups(
-    batch: pa.RecordBatch, rules: GroupRules, learned: Learned, tally: Tally, asked: dict[str, Thread]
+    batch: pa.RecordBatch,
+    rules: GroupRules,
+    learned: Learned,
+    tally: Tally,
+    asked: dict[str, Thread],
 ) -> Iterator[PreferenceGroup]:
     """The groups of a batch; their threads are put into `asked`."""
     for thread in schema.threads_of(batch):
@@ -113,23 +141,38 @@ def _groups(
 
 
 def _decontaminated(
-    groups: Iterable[PreferenceGroup], index: Index, sieves: Sieves, tally: Tally, overlaps: io.StringIO
+    groups: Iterable[PreferenceGroup],
+    index: Index,
+    sieves: Sieves,
+    tally: Tally,
+    overlaps: io.StringIO,
 ) -> Iterator[PreferenceGroup]:
-    """The groups that share no run of words with a benchmark, or all; those that do are written down."""
+    """The groups that share no run of words with a benchmark, or all; those that do are written
+    down."""
     for group in groups:
         found = index.overlaps(group)
         for one in found:
-            row = {"group_id": one.group_id, "split": group.split, **one.place._asdict(), "words": one.words}
+            row = {
+                "group_id": one.group_id,
+                "split": group.split,
+                **one.place._asdict(),
+                "words": one.words,
+            }
             overlaps.write(json.dumps({**row, "dropped": sieves.contaminated}) + "\n")
         if found and sieves.contaminated:
-            tally.drop("thread that overlaps with a benchmark", group.group_id, group.prompt[0].content)
+            tally.drop(
+                "thread that overlaps with a benchmark", group.group_id, group.prompt[0].content
+            )
         else:
             tally.counts["groups that overlap with a benchmark"] += bool(found)
             yield group
 
 
-def _counted(groups: Iterable[PreferenceGroup], asked: dict[str, Thread], tally: Tally, credit: io.StringIO) -> Iterator[PreferenceGroup]:
-    """The groups as they are written, with what they hold counted, and who is to be credited: who asked, then who answered."""
+def _counted(
+    groups: Iterable[PreferenceGroup], asked: dict[str, Thread], tally: Tally, credit: io.StringIO
+) -> Iterator[PreferenceGroup]:
+    """The groups as they are written, with what they hold counted, and who is to be credited: who
+    asked, then who answered."""
     writer = csv.writer(credit)
     for group in groups:
         tally.counts[f"{group.split} groups"] += 1
@@ -138,5 +181,7 @@ def _counted(groups: Iterable[PreferenceGroup], asked: dict[str, Thread], tally:
         thread = asked.pop(group.group_id)
         writer.writerow([group.site, group.group_id, "", thread.author, thread.url, thread.licence])
         for response in group.responses:
-            writer.writerow([group.site, group.group_id, *(response.meta.get(name, "") for name in CREDIT[2:])])
+            writer.writerow(
+                [group.site, group.group_id, *(response.meta.get(name, "") for name in CREDIT[2:])]
+            )
         yield group

@@ -64,7 +64,9 @@ class Section:
 def render(sections: Sequence[Section]) -> bytes:
     """The page as HTML; whatever forums or models wrote is escaped."""
     template = files("worldpm.report").joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
     lead = "A thread is the unit: a prompt and all its responses, from the forum to the reward."
     return environment.from_string(template).render(lead=lead, sections=sections).encode()
 
@@ -74,5 +76,8 @@ def drops(title: str, found: Mapping[str, Mapping[str, int]]) -> list[Grid]:
     reasons = sorted({reason for counts in found.values() for reason in counts})
     if not reasons:
         return []
-    rows = [[site, *(f"{counts.get(reason, 0):,}" for reason in reasons)] for site, counts in found.items()]
+    rows = [
+        [site, *(f"{counts.get(reason, 0):,}" for reason in reasons)]
+        for site, counts in found.items()
+    ]
     return [Grid(title, ("site", *reasons), rows)]

@@ -4,8 +4,9 @@
 
     trainer = GRPOTrainer(model=..., reward_funcs=RewardFunction("checkpoint"), ...)
 
-`reward_funcs="checkpoint"` works too, since a checkpoint is a plain sequence classifier; it then computes each prompt as often as it
-has rollouts, and what is longer than the model was trained on is not cut, as it is here.
+`reward_funcs="checkpoint"` works too, since a checkpoint is a plain sequence classifier; it then
+computes each prompt as often as it has rollouts, and what is longer than the model was trained on
+is not cut, as it is here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,17 +19,31 @@ Turns = str | Sequence[Mapping[str, Any]]
 
 
 class RewardFunction:
-    """A reward function of TRL 1.x; `place` is a folder, a hub id, or the URL of a server, `key` its API key."""
+    """A reward function of TRL 1.x; `place` is a folder, a hub id, or the URL of a server, `key`
+    its API key."""
 
-    def __init__(self, place: str, *, ranges: Mapping[str, tuple[float, float]] | None = None,
-                 weights: Mapping[str, float] | None = None, key: str | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        place: str,
+        *,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+        weights: Mapping[str, float] | None = None,
+        key: str | None = None,
+    ) -> None:
         self._place, self._key, self._guards = place, key, Guards(ranges, weights)
         self.__name__ = "worldpm"  # what TRL calls it in its logs
 
-    def __call__(self, prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float]:
+    def __call__(
+        self, prompts: Sequence[Turns], completions: Sequence[Turns], **_: object
+    ) -> list[float]:
         """Rewards in order; texts are one user turn and its answer, lists are conversations."""
         asked = [messages_of(prompt) for prompt in prompts]
-        return rewards_of(judge_of(self._place, self._key), asked, [_response(completion) for completion in completions], self._guards)
+        return rewards_of(
+            judge_of(self._place, self._key),
+            asked,
+            [_response(completion) for completion in completions],
+            self._guards,
+        )
 
 
 def _response(completion: Turns) -> str:

@@ -25,8 +25,14 @@ def run(options: ExplainOptions) -> None:
         for line in numbered_lines(source):
             read, failure = read_lines([line], str(options.file))
             for row, request in read:
-                found = [_of_response(scorer, request._replace(responses=[text]), options.by) for text in request.responses]
-                sys.stdout.write(json.dumps({**row, "explanations": found}, ensure_ascii=False, allow_nan=False) + "\n")
+                found = [
+                    _of_response(scorer, request._replace(responses=[text]), options.by)
+                    for text in request.responses
+                ]
+                sys.stdout.write(
+                    json.dumps({**row, "explanations": found}, ensure_ascii=False, allow_nan=False)
+                    + "\n"
+                )
                 sys.stdout.flush()
                 advance()
             if failure:

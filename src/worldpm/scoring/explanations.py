@@ -1,4 +1,5 @@
-"""What a reward rests on: attributions to tokens by integrated gradients, and what each sentence adds."""
+"""What a reward rests on: attributions to tokens by integrated gradients, and what each sentence
+adds."""
 
 import math
 import re
@@ -28,7 +29,8 @@ class TokenAttributions(NamedTuple):
 
     reward: float
     baseline_reward: float
-    """With every word of prompt and response replaced by the pad token; the template's own tokens stay."""
+    """With every word of prompt and response replaced by the pad token; the template's own tokens
+    stay."""
     prompt: list[tuple[str, float]]
     """Token and attribution in logits, in order."""
     response: list[tuple[str, float]]
@@ -50,7 +52,8 @@ Value = TypeVar("Value")
 
 
 class Run(Protocol):
-    """How a piece of work with the model is run: at once, or in a server between two rows of other requests."""
+    """How a piece of work with the model is run: at once, or in a server between two rows of other
+    requests."""
 
     def __call__(self, work: Callable[[], Value], /) -> Value:
         """What the work returns."""
@@ -64,20 +67,23 @@ def at_once(work: Callable[[], Value], /) -> Value:
 def of_tokens(scorer: Scorer, request: Request, *, run: Run = at_once) -> TokenAttributions:
     """Integrated gradients of the reward of a request's one response.
 
-    Gauss-Legendre points are doubled until the sum of the attributions agrees with the difference that they explain.
+    Gauss-Legendre points are doubled until the sum of the attributions agrees with the difference
+    that they explain.
 
     Raises:
         DataError: If it is too long and the scorer does not cut.
         NotFiniteError: If the reward is not finite.
 
-    Source: Sundararajan, Taly and Yan, arXiv 1703.01365, equation 1 and proposition 1 (completeness).
+    Source: Sundararajan, Taly and Yan, arXiv 1703.01365, equation 1 and proposition 1
+    (completeness).
     """
     sequence = run(partial(_sequence, scorer, request))
     base, full = run(partial(_ends, scorer, sequence))
     reward, baseline = run(partial(_rewards, scorer, torch.stack([full, base])))
     if not math.isfinite(reward - baseline):
         raise NotFiniteError(
-            f"{request.name}: its reward is {reward}, and {baseline} without its words; the checkpoint or its dtype is unfit"
+            f"{request.name}: its reward is {reward}, and {baseline} without its words; the"
+            " checkpoint or its dtype is unfit"
         )
     points = FIRST_POINTS
     while True:
@@ -87,9 +93,15 @@ def of_tokens(scorer: Scorer, request: Request, *, run: Run = at_once) -> TokenA
             break
         points *= 2
     values = attributions.tolist()
-    prompt = [pair for start, end in sequence.prompt_words for pair in _texts(scorer, sequence.ids[start:end], values[start:end])]
+    prompt = [
+        pair
+        for start, end in sequence.prompt_words
+        for pair in _texts(scorer, sequence.ids[start:end], values[start:end])
+    ]
     words = slice(sequence.prompt_end, sequence.response_end)
-    return TokenAttributions(reward, baseline, prompt, _texts(scorer, sequence.ids[words], values[words]), gap, points)
+    return TokenAttributions(
+        reward, baseline, prompt, _texts(scorer, sequence.ids[words], values[words]), gap, points
+    )
 
 
 def _sequence(scorer: Scorer, request: Request) -> TokenSequence:
@@ -129,7 +141,13 @@ def _integrated(scorer: Scorer, base: Tensor, full: Tensor, points: int, run: Ru
     return total
 
 
-def _weighted_slopes(scorer: Scorer, base: Tensor, full: Tensor, shares: NDArray[np.float64], weights: NDArray[np.float64]) -> Tensor:
+def _weighted_slopes(
+    scorer: Scorer,
+    base: Tensor,
+    full: Tensor,
+    shares: NDArray[np.float64],
+    weights: NDArray[np.float64],
+) -> Tensor:
     """What some points of the path add to the integral of each token, shape (T,), float64."""
     path = full - base
     along = torch.tensor(shares, dtype=full.dtype, device=full.device)
@@ -156,7 +174,8 @@ def _texts(scorer: Scorer, ids: Sequence[int], values: Sequence[float]) -> list[
 
 
 def of_sentences(scorer: Scorer, request: Request, *, run: Run = at_once) -> list[Sentence]:
-    """What the reward of a request's one response loses without each sentence; the last part holds what comes after the 63rd.
+    """What the reward of a request's one response loses without each sentence; the last part holds
+    what comes after the 63rd.
 
     Raises:
         DataError: If it is too long and the scorer does not cut.
@@ -168,8 +187,13 @@ def of_sentences(scorer: Scorer, request: Request, *, run: Run = at_once) -> lis
     for start in range(0, len(spans), SENTENCES_AT_ONCE):
         own = spans[start : start + SENTENCES_AT_ONCE]
         without = [response[:begin] + response[end:] for begin, end in own]
-        full, *others = run(partial(_scored, scorer, request._replace(responses=[response, *without])))
-        found += [Sentence(response[begin:end], full - other) for (begin, end), other in zip(own, others, strict=True)]
+        full, *others = run(
+            partial(_scored, scorer, request._replace(responses=[response, *without]))
+        )
+        found += [
+            Sentence(response[begin:end], full - other)
+            for (begin, end), other in zip(own, others, strict=True)
+        ]
     return found
 
 
@@ -179,5 +203,7 @@ def _scored(scorer: Scorer, request: Request) -> list[float]:
 
 def _spans(text: str) -> list[tuple[int, int]]:
     """Where the sentences stand, each with the white space after it; they cover the text."""
-    starts = [0, *(match.end() for match in SENTENCE.finditer(text) if match.end() < len(text))][:MOST_SENTENCES]
+    starts = [0, *(match.end() for match in SENTENCE.finditer(text) if match.end() < len(text))][
+        :MOST_SENTENCES
+    ]
     return list(zip(starts, [*starts[1:], len(text)], strict=True)) if text else []

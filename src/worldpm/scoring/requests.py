@@ -1,4 +1,5 @@
-"""Rows of users as requests: a prompt with its responses, or a conversation whose last message is judged."""
+"""Rows of users as requests: a prompt with its responses, or a conversation whose last message is
+judged."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +9,10 @@ from worldpm.errors import DataError
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
 
-FORM = 'expected {"prompt": text or messages, "responses": [text, ...]} or {"messages": [..., {"role": "assistant", ...}]}'
+FORM = (
+    'expected {"prompt": text or messages, "responses": [text, ...]} or {"messages": [..., {"role":'
+    ' "assistant", ...}]}'
+)
 ROLES = ("system", "user", "assistant")
 Json = dict[str, Any]
 
@@ -18,13 +22,17 @@ def numbered_lines(source: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     return ((number, line) for number, line in enumerate(source, start=1) if line.strip())
 
 
-def read_lines(chunk: Sequence[tuple[int, bytes]], name: str) -> tuple[list[tuple[Json, Request]], DataError | None]:
+def read_lines(
+    chunk: Sequence[tuple[int, bytes]], name: str
+) -> tuple[list[tuple[Json, Request]], DataError | None]:
     """The lines up to the first bad one, and what is wrong with that."""
     read = []
     for number, line in chunk:
         try:
             row = json.loads(line, parse_constant=_refuse_constant)
-            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # what could not be written back is refused
+            json.dumps(
+                row, ensure_ascii=False, allow_nan=False
+            ).encode()  # what could not be written back is refused
             read.append((row, parse_request(row, f"{name}:{number}")))
         except DataError as error:
             return read, error
@@ -44,15 +52,25 @@ def parse_request(row: object, name: str) -> Request:
         DataError: If it has not one of the two forms.
     """
 
-    if isinstance(row, dict) and isinstance(responses := row.get("responses"), list) and "prompt" in row:
+    if (
+        isinstance(row, dict)
+        and isinstance(responses := row.get("responses"), list)
+        and "prompt" in row
+    ):
         if not all(isinstance(response, str) for response in responses):
             raise DataError(name, f"a response is not text; {FORM}")
         prompt = row["prompt"]
-        return Request(name, [Message("user", prompt)] if isinstance(prompt, str) else _messages(prompt, name), responses)
+        return Request(
+            name,
+            [Message("user", prompt)] if isinstance(prompt, str) else _messages(prompt, name),
+            responses,
+        )
     if isinstance(row, dict) and "messages" in row and "responses" not in row:
         messages = _messages(row["messages"], name)
         if len(messages) < 2 or messages[-1].role != "assistant":
-            raise DataError(name, f"the last message must be the assistant's, after at least one other; {FORM}")
+            raise DataError(
+                name, f"the last message must be the assistant's, after at least one other; {FORM}"
+            )
         return Request(name, messages[:-1], [messages[-1].content])
     raise DataError(name, FORM)
 
@@ -62,7 +80,11 @@ def _messages(value: object, name: str) -> list[Message]:
         raise DataError(name, f"the messages are not a list with at least one message; {FORM}")
     messages = []
     for message in value:
-        if not (isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)):
+        if not (
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+        ):
             raise DataError(name, f"a message must have a role and a content that are text; {FORM}")
         if message["role"] not in ROLES:
             raise DataError(name, f"the role {message['role']!r} is none of {', '.join(ROLES)}")

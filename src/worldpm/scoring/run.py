@@ -34,16 +34,24 @@ LINES_AT_ONCE = 256
 
 
 def run(options: ScoreOptions) -> None:
-    """Stream the lines through the scorer; a bad line stops the run with its number, after the lines before it were written."""
+    """Stream the lines through the scorer; a bad line stops the run with its number, after the
+    lines before it were written."""
     if options.file is not None and not options.file.is_file():
         raise ConfigError(f"{options.file}: no such file")
     if options.out is not None and options.out.is_dir():
         raise ConfigError(f"--out {options.out}: a folder; name a file to write")
     if options.out is not None and not options.out.parent.is_dir():
-        raise ConfigError(f"--out {options.out}: the folder {options.out.parent} is not there; make it first")
+        raise ConfigError(
+            f"--out {options.out}: the folder {options.out.parent} is not there; make it first"
+        )
     source = sources.find(options.model, revision=options.revision, remote_code=options.remote_code)
     scorer = Scorer.of(source, options)
-    write = partial(_write, scorer, name=str(options.file or "stdin"), added=_with_best(options) if options.best else _rewards)
+    write = partial(
+        _write,
+        scorer,
+        name=str(options.file or "stdin"),
+        added=_with_best(options) if options.best else _rewards,
+    )
     with (
         options.file.open("rb") if options.file else nullcontext(sys.stdin.buffer) as file,
         console.progress("score", total=None) as advance,
@@ -63,7 +71,8 @@ def _chunks(lines: Lines) -> Iterator[list[tuple[int, bytes]]]:
 
 
 def _terms(options: ScoreOptions, source: Source) -> Json:
-    """What must be the same for the lines of an earlier run to be kept; standard input never is, for it cannot be read again."""
+    """What must be the same for the lines of an earlier run to be kept; standard input never is,
+    for it cannot be read again."""
     names = [*ModelOptions.__dataclass_fields__, "best", "allow", "weigh"]
     settings = {name: getattr(options, name) for name in names}
     read = options.file.stat() if options.file else None
@@ -72,13 +81,24 @@ def _terms(options: ScoreOptions, source: Source) -> Json:
 
 
 def _write_file(
-    out: Path, terms: Json, chunks: Iterable[list[tuple[int, bytes]]], write: Callable[..., None], advance: console.Advance
+    out: Path,
+    terms: Json,
+    chunks: Iterable[list[tuple[int, bytes]]],
+    write: Callable[..., None],
+    advance: console.Advance,
 ) -> None:
-    """Keep the chunks as parts of a folder beside the file, and join them at the end; whole parts of a killed run stay.
+    """Keep the chunks as parts of a folder beside the file, and join them at the end; whole parts
+    of a killed run stay.
 
-    A part holds the same lines in every run, so they are scored in the same rows, and the bytes are those of a run that was not killed.
+    A part holds the same lines in every run, so they are scored in the same rows, and the bytes are
+    those of a run that was not killed.
     """
-    output = folders.begin_scratch(out.with_name(f"{out.name}.partial"), step="score", config=terms, resume=terms["file"] is not None)
+    output = folders.begin_scratch(
+        out.with_name(f"{out.name}.partial"),
+        step="score",
+        config=terms,
+        resume=terms["file"] is not None,
+    )
     with output:
         if found := len(list(output.progress.glob("*.lines"))):
             logger.info("%s: going on after %d lines", out, found * LINES_AT_ONCE)
@@ -96,7 +116,9 @@ def _write_part(write: Callable[..., None], chunk: list[tuple[int, bytes]], asid
     return {"lines": len(chunk)}
 
 
-def _write(scorer: Scorer, chunk: list[tuple[int, bytes]], target: IO[bytes], *, name: str, added: Added) -> None:
+def _write(
+    scorer: Scorer, chunk: list[tuple[int, bytes]], target: IO[bytes], *, name: str, added: Added
+) -> None:
     """Score the lines and write them with what is added.
 
     Raises:
@@ -105,7 +127,12 @@ def _write(scorer: Scorer, chunk: list[tuple[int, bytes]], target: IO[bytes], *,
     read, failure = read_lines(chunk, name)
     answers = scorer.score(request for _, request in read)
     for (row, request), answer in zip(read, answers, strict=True):
-        target.write(json.dumps({**row, **added(row, request, answer)}, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        target.write(
+            json.dumps(
+                {**row, **added(row, request, answer)}, ensure_ascii=False, allow_nan=False
+            ).encode()
+            + b"\n"
+        )
     target.flush()
     if failure:
         raise failure
@@ -124,9 +151,17 @@ def _with_best(options: ScoreOptions) -> Added:
     def added(row: Json, request: Request, answer: Scored) -> Json:
         if not request.responses or "responses" not in row:
             return _rewards(row, request, answer)
-        counts = [counts_of(text, tokens) for text, tokens in zip(request.responses, answer.length_tokens, strict=True)]
+        counts = [
+            counts_of(text, tokens)
+            for text, tokens in zip(request.responses, answer.length_tokens, strict=True)
+        ]
         best = choose(Confidence(), answer.rewards, counts, settings).ranking[0]
         lead = answer.rewards[best] - sum(answer.rewards) / len(answer.rewards)
-        return {"rewards": answer.rewards, "best": best, "lead": lead, "kl_nats": kl_nats(len(request.responses))}
+        return {
+            "rewards": answer.rewards,
+            "best": best,
+            "lead": lead,
+            "kl_nats": kl_nats(len(request.responses)),
+        }
 
     return added

@@ -1,4 +1,5 @@
-"""The one road from text to reward. Training's validation, evaluation, scoring and serving all take it."""
+"""The one road from text to reward. Training's validation, evaluation, scoring and serving all take
+it."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,8 @@ from worldpm.records import Message
 from worldpm.storage import folders
 
 ROW_TOKENS = 2048
-"""A row of groups is filled up to so many tokens; on CPUs longer rows are slower, and take more memory."""
+"""A row of groups is filled up to so many tokens; on CPUs longer rows are slower, and take more
+memory."""
 GROUPS_AT_ONCE = 64
 """So many groups are sorted by length into rows together; it bounds the memory of a stream."""
 
@@ -45,8 +47,11 @@ class Scored(NamedTuple):
     truncated: list[bool]
 
 
-def rewards_of(model: RewardModel, groups: Sequence[EncodedGroup], *, row_tokens: int = ROW_TOKENS) -> list[list[float]]:
-    """Rewards of each group's responses, in order, without gradients; a group without responses has none."""
+def rewards_of(
+    model: RewardModel, groups: Sequence[EncodedGroup], *, row_tokens: int = ROW_TOKENS
+) -> list[list[float]]:
+    """Rewards of each group's responses, in order, without gradients; a group without responses has
+    none."""
     found: list[list[float]] = [[] for _ in groups]
     full = [place for place, group in enumerate(groups) if group.suffixes]
     with torch.no_grad():
@@ -62,8 +67,8 @@ def rewards_of(model: RewardModel, groups: Sequence[EncodedGroup], *, row_tokens
 class Scorer:
     """A loaded checkpoint that turns text into rewards.
 
-    A reward depends on the prompt and its response alone, up to rounding (about 1e-6 in float32): not on the batch, the
-    padding or the other responses.
+    A reward depends on the prompt and its response alone, up to rounding (about 1e-6 in float32):
+    not on the batch, the padding or the other responses.
     """
 
     def __init__(self, model: RewardModel, encoder: Encoder) -> None:
@@ -85,23 +90,32 @@ class Scorer:
     ) -> Self:
         """The reward model in a folder or a hub repository.
 
-        Inputs over the limit are refused unless `cut`. `max_length`, in tokens, defaults to the checkpoint's, `dtype` to that of its
-        weights, and `device` to the first GPU, or else the CPU. `across_devices` spreads a model that is too large for one.
+        Inputs over the limit are refused unless `cut`. `max_length`, in tokens, defaults to the
+        checkpoint's, `dtype` to that of its weights, and `device` to the first GPU, or else the
+        CPU. `across_devices` spreads a model that is too large for one.
 
         Raises:
             CheckpointError: If the folder is not a reward model, or lacks a part.
-            ConfigError: If it is not finished, if longer input is asked for than its positions reach, or if there is no such device.
+            ConfigError: If it is not finished, if longer input is asked for than its positions
+                reach, or if there is no such device.
             DataError: If a file of it was altered.
         """
         target = device_of(device)
-        source = place if isinstance(place, Source) else sources.find(place, revision=revision, remote_code=remote_code)
+        source = (
+            place
+            if isinstance(place, Source)
+            else sources.find(place, revision=revision, remote_code=remote_code)
+        )
         if (source.folder / folders.MANIFEST).is_file():
             folders.verified_files(source.folder)
         model = checkpoint.load(source, dtype=dtype, across_devices=across_devices)
         encoder = checkpoint.encoder_of(source, model.backbone.config)
         limits = encoder.limits.within(max_length, cut=cut)
         if limits.max_length > (positions := checkpoint.positions_of(model.backbone.config)):
-            raise ConfigError(f"--max-length {max_length}: the model was made for {positions} positions; ask for at most that")
+            raise ConfigError(
+                f"--max-length {max_length}: the model was made for {positions} positions; ask for"
+                " at most that"
+            )
         encoder = replace(encoder, limits=limits)
         return cls(model if across_devices else model.to(target), encoder)
 
@@ -120,8 +134,12 @@ class Scorer:
         )
 
     def cutting(self, max_length: int | None = None) -> Self:
-        """The same scorer, which cuts what is too long: by its own limits, or to `max_length` tokens."""
-        return type(self)(self.model, replace(self.encoder, limits=self.encoder.limits.within(max_length, cut=True)))
+        """The same scorer, which cuts what is too long: by its own limits, or to `max_length`
+        tokens."""
+        return type(self)(
+            self.model,
+            replace(self.encoder, limits=self.encoder.limits.within(max_length, cut=True)),
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,10 +148,12 @@ class Scorer:
         return dtype
 
     def rewards(self, prompt: str | Sequence[Message], responses: Sequence[str]) -> list[float]:
-        """The reward of each response to one prompt, in logits, in order; a text prompt is one user message.
+        """The reward of each response to one prompt, in logits, in order; a text prompt is one user
+        message.
 
         Raises:
-            DataError: If the input is longer than the checkpoint allows and cutting was not asked for.
+            DataError: If the input is longer than the checkpoint allows and cutting was not asked
+                for.
             NotFiniteError: If a reward is not finite.
         """
         messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
@@ -143,7 +163,8 @@ class Scorer:
         """The rewards of each request, in order, streamed: memory does not grow with their number.
 
         Raises:
-            DataError: If a request is too long and cutting was not asked for; those before it were answered.
+            DataError: If a request is too long and cutting was not asked for; those before it were
+                answered.
             NotFiniteError: If a reward is not finite; the message names the request.
         """
         stream = iter(requests)
@@ -170,13 +191,15 @@ def encode(encoder: Encoder, request: Request) -> EncodedGroup:
     """The group that a request's rewards are computed from: equal responses stand once.
 
     Raises:
-        DataError: If the prompt is empty, its template refuses it, or it is too long and cutting was not asked for.
+        DataError: If the prompt is empty, its template refuses it, or it is too long and cutting
+            was not asked for.
     """
     return encoder.encode(request.prompt, list(dict.fromkeys(request.responses)), name=request.name)
 
 
 def scored(request: Request, group: EncodedGroup, rewards: Sequence[float]) -> Scored:
-    """The answer for every response; equal responses have equal rewards to the last bit, so a tie is a tie.
+    """The answer for every response; equal responses have equal rewards to the last bit, so a tie
+    is a tie.
 
     Raises:
         NotFiniteError: If a reward is not finite.
@@ -186,6 +209,11 @@ def scored(request: Request, group: EncodedGroup, rewards: Sequence[float]) -> S
     for number, place in enumerate(order):
         if not math.isfinite(rewards[place]):
             raise NotFiniteError(
-                f"{request.name}: the reward of response {number} is {rewards[place]}; the checkpoint or its dtype is unfit"
+                f"{request.name}: the reward of response {number} is {rewards[place]}; the"
+                " checkpoint or its dtype is unfit"
             )
-    return Scored([rewards[i] for i in order], [group.response_tokens[i] for i in order], [group.truncated[i] for i in order])
+    return Scored(
+        [rewards[i] for i in order],
+        [group.response_tokens[i] for i in order],
+        [group.truncated[i] for i in order],
+    )

@@ -32,14 +32,29 @@ OPEN = ("/", "/health", "/ping", "/ready", "/version", "/docs", "/openapi.json")
 ASSETS = "/docs-assets"
 """Script and style of `/docs`, which asks nobody else for them; open too."""
 TEI_ROUTES = ("/predict", "/info")
-BODY_TAGS = ("body", "OfText", "OfMessages", "PoolText", "PoolMessages", "Classify", "Rerank", "RerankTexts")
+BODY_TAGS = (
+    "body",
+    "OfText",
+    "OfMessages",
+    "PoolText",
+    "PoolMessages",
+    "Classify",
+    "Rerank",
+    "RerankTexts",
+)
 GONE = 499
 """What the log says of a client that left; nobody reads it."""
 
 
-def build(service: Service, *, rules: RoutingRules | None = None, keys: Mapping[str, str] | None = None,
-          settings: Mapping[str, own.Preferences] | None = None) -> FastAPI:  # fmt: skip
-    """The application. `keys` are API keys by the clients' names, `settings` their preference settings."""
+def build(
+    service: Service,
+    *,
+    rules: RoutingRules | None = None,
+    keys: Mapping[str, str] | None = None,
+    settings: Mapping[str, own.Preferences] | None = None,
+) -> FastAPI:
+    """The application. `keys` are API keys by the clients' names, `settings` their preference
+    settings."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -53,9 +68,16 @@ def build(service: Service, *, rules: RoutingRules | None = None, keys: Mapping[
             service.decisions.close()
 
     app = FastAPIOffline(
-        title="WorldPM", version=version("worldpm"), lifespan=lifespan, redoc_url=None, static_url=ASSETS,
-        description="Rewards of a prompt's responses, on our own routes and on those of vLLM, SGLang, TEI, OpenRLHF, Cohere and Jina.",
-    )  # fmt: skip
+        title="WorldPM",
+        version=version("worldpm"),
+        lifespan=lifespan,
+        redoc_url=None,
+        static_url=ASSETS,
+        description=(
+            "Rewards of a prompt's responses, on our own routes and on those of vLLM, SGLang, TEI,"
+            " OpenRLHF, Cohere and Jina."
+        ),
+    )
     for routes in (vllm.routes, sglang.routes, tei.routes, get_reward.routes):
         app.include_router(routes(service))
     app.include_router(own.routes(service, rules, settings or {}))
@@ -68,7 +90,9 @@ def build(service: Service, *, rules: RoutingRules | None = None, keys: Mapping[
 def _stop_if_dead(work: asyncio.Task[None]) -> None:
     """Without its engine a server would take requests and never answer."""
     if not work.cancelled():
-        logging.getLogger(__name__).critical("the engine died; the server stops", exc_info=work.exception())
+        logging.getLogger(__name__).critical(
+            "the engine died; the server stops", exc_info=work.exception()
+        )
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -80,7 +104,11 @@ def _about(app: FastAPI, service: Service) -> None:
     async def health() -> Response:
         return Response()
 
-    @app.get("/ready", tags=["operation"], summary="200 while requests are taken, 503 before; while it drains, none comes in")
+    @app.get(
+        "/ready",
+        tags=["operation"],
+        summary="200 while requests are taken, 503 before; while it drains, none comes in",
+    )
     async def ready() -> Response:
         return Response(status_code=200 if service.ready else 503)
 
@@ -88,16 +116,25 @@ def _about(app: FastAPI, service: Service) -> None:
     async def told() -> JSONResponse:
         identity = service.identity
         return JSONResponse(
-            {"version": version("worldpm"), "model": identity.name, "model_sha256": identity.sha256, "template_hash": identity.template}
+            {
+                "version": version("worldpm"),
+                "model": identity.name,
+                "model_sha256": identity.sha256,
+                "template_hash": identity.template,
+            }
         )
 
     @app.get("/metrics", tags=["operation"], summary="For Prometheus")
     async def metrics() -> Response:
-        return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(files("worldpm.serving").joinpath("page.html").read_text(encoding="utf-8"))
+        return HTMLResponse(
+            files("worldpm.serving").joinpath("page.html").read_text(encoding="utf-8")
+        )
 
 
 def _errors(app: FastAPI) -> None:
@@ -116,27 +153,48 @@ def _errors(app: FastAPI) -> None:
         message = f"{len(found)} validation error{'s' * (len(found) != 1)}:\n{lines}"
         own_route = http.url.path in ("/v1/rewards", "/v1/explain", "/v1/route")
         status = 422 if own_route or http.url.path in TEI_ROUTES else 400
-        return _refusal(http.scope, RefusedError(status, message, kind="Bad Request", param=found[0]["loc"]))
+        return _refusal(
+            http.scope, RefusedError(status, message, kind="Bad Request", param=found[0]["loc"])
+        )
 
     @app.exception_handler(HTTPException)
     async def failed(http: HttpRequest, error: HTTPException) -> JSONResponse:
-        return _refusal(http.scope, RefusedError(error.status_code, str(error.detail), kind="Bad Request"))
+        return _refusal(
+            http.scope, RefusedError(error.status_code, str(error.detail), kind="Bad Request")
+        )
 
     @app.exception_handler(Exception)
     async def broken(http: HttpRequest, error: Exception) -> JSONResponse:
-        return _refusal(http.scope, RefusedError(500, f"{type(error).__name__}; the server's log has the rest", kind="InternalServerError"))
+        return _refusal(
+            http.scope,
+            RefusedError(
+                500,
+                f"{type(error).__name__}; the server's log has the rest",
+                kind="InternalServerError",
+            ),
+        )
 
 
 def _wrong_fields(error: RequestValidationError) -> list[Json]:
-    """What is wrong with a body, in vLLM's form. Of forms of other clients that share the route nothing is said."""
+    """What is wrong with a body, in vLLM's form. Of forms of other clients that share the route
+    nothing is said."""
     found = error.errors()
-    if len({part for one in found for part in one["loc"][1:2]}) > 1:  # forms of two clients were tried: the first is vLLM's
+    if (
+        len({part for one in found for part in one["loc"][1:2]}) > 1
+    ):  # forms of two clients were tried: the first is vLLM's
         found = [one for one in found if one["type"] != "value_error" and "texts" not in one["loc"]]
     return [
         {
             "type": one["type"],
             "loc": ".".join(
-                ["body", *(str(part) for part in one["loc"] if part not in BODY_TAGS and not str(part).startswith("function-"))]
+                [
+                    "body",
+                    *(
+                        str(part)
+                        for part in one["loc"]
+                        if part not in BODY_TAGS and not str(part).startswith("function-")
+                    ),
+                ]
             ),
             "msg": one["msg"],
             "input": _summary(one.get("input")),
@@ -155,8 +213,17 @@ def _refusal(scope: Scope, error: RefusedError) -> JSONResponse:
     """The error as the route's clients read it."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
     if scope["path"] in TEI_ROUTES or scope.get("state", {}).get("tei"):
-        return JSONResponse({"error": error.message, "error_type": error.kind}, status_code=error.status, headers=headers)
-    content = {"message": error.message, "type": error.kind, "param": error.param, "code": error.status}
+        return JSONResponse(
+            {"error": error.message, "error_type": error.kind},
+            status_code=error.status,
+            headers=headers,
+        )
+    content = {
+        "message": error.message,
+        "type": error.kind,
+        "param": error.param,
+        "code": error.status,
+    }
     return JSONResponse({"error": content}, status_code=error.status, headers=headers)
 
 
@@ -194,7 +261,12 @@ class Admission:
                 await self._app(scope, receive, send)
                 return
             if service.inside >= service.limits.requests:
-                raise RefusedError(429, f"{service.inside} requests are inside; try again", kind="Overloaded", retry_after=1)
+                raise RefusedError(
+                    429,
+                    f"{service.inside} requests are inside; try again",
+                    kind="Overloaded",
+                    retry_after=1,
+                )
         except RefusedError as error:
             await _refusal(scope, error)(scope, receive, send)
             return
@@ -221,22 +293,31 @@ class Admission:
         if not self._keys:
             return
         headers = dict(scope["headers"])
-        came = headers.get(b"authorization", b"").removeprefix(b"Bearer ") or headers.get(b"x-api-key", b"")
-        names = [name for name, key in self._keys.items() if hmac.compare_digest(key.encode(), came)]
+        came = headers.get(b"authorization", b"").removeprefix(b"Bearer ") or headers.get(
+            b"x-api-key", b""
+        )
+        names = [
+            name for name, key in self._keys.items() if hmac.compare_digest(key.encode(), came)
+        ]
         if names:
             scope.setdefault("state", {})["client"] = names[0]
         elif not _is_open(scope["path"]):
-            raise RefusedError(401, "an API key is needed: Authorization: Bearer KEY", kind="Unauthorized")
+            raise RefusedError(
+                401, "an API key is needed: Authorization: Bearer KEY", kind="Unauthorized"
+            )
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope["route"].path if "route" in scope else "other"
         self._service.metrics.requests.labels(route, status).inc()
         self._service.metrics.seconds.labels(route).observe(seconds)
         fields = {
-            "http.request.method": scope["method"], "url.path": scope["path"], "http.response.status_code": status,
-            "event.duration": round(seconds * 1e9), "client.address": (scope.get("client") or ["?"])[0],
+            "http.request.method": scope["method"],
+            "url.path": scope["path"],
+            "http.response.status_code": status,
+            "event.duration": round(seconds * 1e9),
+            "client.address": (scope.get("client") or ["?"])[0],
             "user.name": scope.get("state", {}).get("client"),
-        }  # fmt: skip
+        }
         logger.info("%s %s %d", scope["method"], scope["path"], status, extra=fields)
 
 
@@ -252,7 +333,9 @@ async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
         HungUpError: If the client left in the middle.
     """
     declared = dict(scope["headers"]).get(b"content-length", b"0")
-    too_large = RefusedError(413, f"the body is larger than {most:,} bytes; send less at once", kind="PayloadTooLarge")
+    too_large = RefusedError(
+        413, f"the body is larger than {most:,} bytes; send less at once", kind="PayloadTooLarge"
+    )
     if declared.isdigit() and int(declared) > most:
         raise too_large
     parts: list[bytes] = []

@@ -1,4 +1,5 @@
-"""What computes rewards for the server: a scorer behind a queue. Another engine offers the same two calls."""
+"""What computes rewards for the server: a scorer behind a queue. Another engine offers the same two
+calls."""
 
 import asyncio
 import threading
@@ -45,20 +46,25 @@ class Answer(NamedTuple):
 class Engine(Protocol):
     """Turns requests into rewards for many clients at once."""
 
-    async def conversations(self, requests: Sequence[Request], *, cut_to: int | None, deadline: float) -> list[Answer]:
+    async def conversations(
+        self, requests: Sequence[Request], *, cut_to: int | None, deadline: float
+    ) -> list[Answer]:
         """Answers in order; a request without responses has an empty one.
 
-        What is longer than `cut_to` tokens of prompt and response is cut to them; without it, what is longer than the model was made
-        for is refused.
+        What is longer than `cut_to` tokens of prompt and response is cut to them; without it, what
+        is longer than the model was made for is refused.
 
         Raises:
-            DataError: If one cannot be read, or is too long and cutting was not asked for: before anything is computed.
+            DataError: If one cannot be read, or is too long and cutting was not asked for: before
+                anything is computed.
             NotFiniteError: If a reward is not finite.
             BusyError, ExpiredError, TooLargeError: As the batcher has it.
             UnavailableError: If what computes is elsewhere, and does not answer.
         """
 
-    async def texts(self, texts: Sequence[Text], *, cut_to: int | None, deadline: float) -> list[Answer]:
+    async def texts(
+        self, texts: Sequence[Text], *, cut_to: int | None, deadline: float
+    ) -> list[Answer]:
         """One answer, with one reward, for each text; raises as `conversations` does."""
 
     async def run(self) -> None:
@@ -68,23 +74,43 @@ class Engine(Protocol):
 class LocalEngine:
     """A scorer on this machine."""
 
-    def __init__(self, scorer: Scorer, *, row_tokens: int, queue_tokens: int, on_stage: Callable[[str, float, Ran | None], None]) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        row_tokens: int,
+        queue_tokens: int,
+        on_stage: Callable[[str, float, Ran | None], None],
+    ) -> None:
         self.scorer = scorer
         self._row_tokens, self._queue_tokens, self._on_stage = row_tokens, queue_tokens, on_stage
         self._explainers = ThreadPoolExecutor(EXPLAINED_AT_ONCE, thread_name_prefix="explainer")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")  # a tokenizer serves one thread at a time
+        self._reader = ThreadPoolExecutor(
+            1, thread_name_prefix="reader"
+        )  # a tokenizer serves one thread at a time
         compute = partial(scoring.rewards_of, scorer.model, row_tokens=row_tokens)
         self.batcher = Batcher(
-            compute, row_tokens=row_tokens, queue_tokens=queue_tokens, on_row=lambda ran: on_stage("row", ran.seconds, ran)
+            compute,
+            row_tokens=row_tokens,
+            queue_tokens=queue_tokens,
+            on_row=lambda ran: on_stage("row", ran.seconds, ran),
         )
 
-    async def conversations(self, requests: Sequence[Request], *, cut_to: int | None, deadline: float) -> list[Answer]:
+    async def conversations(
+        self, requests: Sequence[Request], *, cut_to: int | None, deadline: float
+    ) -> list[Answer]:
         """As `Engine` has it."""
-        groups = await self._read(lambda encoder: [scoring.encode(encoder, request) for request in requests], cut_to, deadline)
+        groups = await self._read(
+            lambda encoder: [scoring.encode(encoder, request) for request in requests],
+            cut_to,
+            deadline,
+        )
         found = await self._rewards(groups, deadline)
         return [_answer(*one) for one in zip(requests, groups, found, strict=True)]
 
-    async def texts(self, texts: Sequence[Text], *, cut_to: int | None, deadline: float) -> list[Answer]:
+    async def texts(
+        self, texts: Sequence[Text], *, cut_to: int | None, deadline: float
+    ) -> list[Answer]:
         """As `Engine` has it."""
         groups = await self._read(lambda encoder: encoder.read_texts(texts), cut_to, deadline)
         found = await self._rewards(groups, deadline)
@@ -95,7 +121,8 @@ class LocalEngine:
         return answers
 
     async def explained(self, work: Callable[[Run], Result], *, deadline: float) -> Result:
-        """What `work` returns, in a thread of its own; the pieces that it hands to its argument run between two rows of the model.
+        """What `work` returns, in a thread of its own; the pieces that it hands to its argument run
+        between two rows of the model.
 
         Raises:
             ExpiredError: If the deadline passed before it was done.
@@ -108,18 +135,25 @@ class LocalEngine:
             return self.batcher.between_rows(piece)
 
         try:
-            return await before(deadline, asyncio.get_running_loop().run_in_executor(self._explainers, work, run))
+            return await before(
+                deadline, asyncio.get_running_loop().run_in_executor(self._explainers, work, run)
+            )
         finally:
             left.set()
 
     async def _rewards(self, groups: Sequence[EncodedGroup], deadline: float) -> list[list[float]]:
-        """Rewards of each group; one that is longer than a row is computed in parts, each with the prompt again."""
+        """Rewards of each group; one that is longer than a row is computed in parts, each with the
+        prompt again."""
         parts = [part for group in groups for part in _parts(group, self._row_tokens)]
         found = iter(await self.batcher.rewards(parts, deadline=deadline))
-        return [[reward for _ in _parts(group, self._row_tokens) for reward in next(found)] for group in groups]
+        return [
+            [reward for _ in _parts(group, self._row_tokens) for reward in next(found)]
+            for group in groups
+        ]
 
     async def tokens(self, text: str | Request, *, special: bool, deadline: float) -> list[int]:
-        """The ids of a text, with the tokens that the tokenizer itself puts around it if `special`, or of a whole conversation, uncut.
+        """The ids of a text, with the tokens that the tokenizer itself puts around it if `special`,
+        or of a whole conversation, uncut.
 
         Raises:
             BusyError, ExpiredError: As the batcher has it.
@@ -127,28 +161,40 @@ class LocalEngine:
         """
         encoder = self.scorer.encoder
         if isinstance(text, str):
-            return await self._in_reader(partial(encoder.tokenizer.encode, text, add_special_tokens=special), deadline)
-        reading = partial(self.scorer.cutting().encoder.read, text.prompt, text.responses)  # which refuses no length, and cuts none
+            return await self._in_reader(
+                partial(encoder.tokenizer.encode, text, add_special_tokens=special), deadline
+            )
+        reading = partial(
+            self.scorer.cutting().encoder.read, text.prompt, text.responses
+        )  # which refuses no length, and cuts none
         return (await self._in_reader(reading, deadline))[0].ids
 
     async def run(self) -> None:
         """As `Engine` has it."""
         await self.batcher.run()
 
-    async def _read(self, encode: Callable[[Encoder], list[EncodedGroup]], cut_to: int | None, deadline: float) -> list[EncodedGroup]:
+    async def _read(
+        self, encode: Callable[[Encoder], list[EncodedGroup]], cut_to: int | None, deadline: float
+    ) -> list[EncodedGroup]:
         """The groups, read in a thread."""
-        encoder = (self.scorer if cut_to is None else self.scorer.cutting(None if cut_to == AS_MADE else cut_to)).encoder
+        encoder = (
+            self.scorer
+            if cut_to is None
+            else self.scorer.cutting(None if cut_to == AS_MADE else cut_to)
+        ).encoder
         started = time.monotonic()
         groups = await self._in_reader(partial(encode, encoder), deadline)
         self._on_stage("read", time.monotonic() - started, None)
         return groups
 
     async def _in_reader(self, read: Callable[[], Result], deadline: float) -> Result:
-        """What the thread of the tokenizer returns. A full queue refuses before any reading, and what waits there too long, or whose
-        client left, is not read at all."""
+        """What the thread of the tokenizer returns. A full queue refuses before any reading, and
+        what waits there too long, or whose client left, is not read at all."""
         if self.batcher.waiting_tokens >= self._queue_tokens:
             raise BusyError(self.batcher.seconds_to_wait())
-        return await before(deadline, asyncio.get_running_loop().run_in_executor(self._reader, read))
+        return await before(
+            deadline, asyncio.get_running_loop().run_in_executor(self._reader, read)
+        )
 
 
 async def before(deadline: float, work: Awaitable[Result]) -> Result:
@@ -176,11 +222,13 @@ def _parts(group: EncodedGroup, row_tokens: int) -> list[EncodedGroup]:
         tokens += len(suffix)
     return [
         replace(
-            group, suffixes=[group.suffixes[i] for i in run], response_tokens=[group.response_tokens[i] for i in run],
+            group,
+            suffixes=[group.suffixes[i] for i in run],
+            response_tokens=[group.response_tokens[i] for i in run],
             truncated=[group.truncated[i] for i in run],
         )
         for run in runs
-    ]  # fmt: skip
+    ]
 
 
 def _answer(request: Request, group: EncodedGroup, rewards: Sequence[float]) -> Answer:
@@ -188,5 +236,7 @@ def _answer(request: Request, group: EncodedGroup, rewards: Sequence[float]) -> 
         return Answer([], [], [], [], 0)
     found: Scored = scoring.scored(request, group, rewards)
     places = {response: place for place, response in enumerate(dict.fromkeys(request.responses))}
-    lengths = [len(group.prefix) + len(group.suffixes[places[response]]) for response in request.responses]
+    lengths = [
+        len(group.prefix) + len(group.suffixes[places[response]]) for response in request.responses
+    ]
     return Answer(*found, lengths, group.tokens)

@@ -48,7 +48,9 @@ class Waiting:
     """In seconds of the monotonic clock."""
     entered: float = field(default_factory=time.monotonic)
     queued: bool = True
-    done: asyncio.Future[list[float]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    done: asyncio.Future[list[float]] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,14 @@ class Ran:
 class Batcher:
     """One row after another in a thread of its own; who waits longest goes first."""
 
-    def __init__(self, compute: Compute, *, row_tokens: int, queue_tokens: int, on_row: Callable[[Ran], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        compute: Compute,
+        *,
+        row_tokens: int,
+        queue_tokens: int,
+        on_row: Callable[[Ran], None] = lambda _: None,
+    ) -> None:
         self._compute, self._on_row = compute, on_row
         self._row_tokens, self._queue_tokens = row_tokens, queue_tokens
         self._queue: deque[Waiting] = deque()
@@ -81,9 +90,15 @@ class Batcher:
 
     def seconds_to_wait(self) -> int:
         """Until what waits now is computed, at the speed of late, at least 1."""
-        return max(1, math.ceil(self.waiting_tokens / self._tokens_per_second)) if self._tokens_per_second else 1
+        return (
+            max(1, math.ceil(self.waiting_tokens / self._tokens_per_second))
+            if self._tokens_per_second
+            else 1
+        )
 
-    async def rewards(self, groups: Sequence[EncodedGroup], *, deadline: float) -> list[list[float]]:
+    async def rewards(
+        self, groups: Sequence[EncodedGroup], *, deadline: float
+    ) -> list[list[float]]:
         """Rewards of each group's responses; all of a request's groups get in, or none.
 
         Raises:
@@ -93,12 +108,17 @@ class Batcher:
         """
         tokens = sum(group.tokens for group in groups)
         if tokens > self._queue_tokens:
-            raise TooLargeError(f"{tokens:,} tokens in one request; at most {self._queue_tokens:,} are taken: send less at once")
+            raise TooLargeError(
+                f"{tokens:,} tokens in one request; at most {self._queue_tokens:,} are taken: send"
+                " less at once"
+            )
         if self.waiting_tokens + tokens > self._queue_tokens:
             raise BusyError(self.seconds_to_wait())
         items = [Waiting(group, deadline) for group in groups]
         for item in items:
-            item.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # only the first of a request's is raised
+            item.done.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # only the first of a request's is raised
         self._queue.extend(items)
         self.waiting_tokens += tokens
         self._arrived.set()
@@ -115,7 +135,8 @@ class Batcher:
                     self._left(item)
 
     def between_rows(self, work: Callable[[], Result]) -> Result:
-        """Other work with the model, for which another thread waits: it comes after the row that runs, and before the next one."""
+        """Other work with the model, for which another thread waits: it comes after the row that
+        runs, and before the next one."""
         return self._thread.submit(work).result()
 
     async def run(self) -> None:
@@ -125,9 +146,15 @@ class Batcher:
             await self._arrived.wait()
             if row := self._next_row():
                 started = time.monotonic()
-                for item, answer in zip(row, await loop.run_in_executor(self._thread, self._answers, row), strict=True):
+                for item, answer in zip(
+                    row, await loop.run_in_executor(self._thread, self._answers, row), strict=True
+                ):
                     if not item.done.done():
-                        item.done.set_exception(answer) if isinstance(answer, Exception) else item.done.set_result(answer)
+                        (
+                            item.done.set_exception(answer)
+                            if isinstance(answer, Exception)
+                            else item.done.set_result(answer)
+                        )
                 self._count(row, started)
             if not self._queue:
                 self._arrived.clear()
@@ -148,11 +175,15 @@ class Batcher:
         self.waiting_tokens -= item.group.tokens
 
     def _answers(self, row: Sequence[Waiting]) -> list[list[float] | Exception]:
-        """Rewards of each, or what went wrong; where a row fails, its groups run alone, so that one harms no other.
+        """Rewards of each, or what went wrong; where a row fails, its groups run alone, so that one
+        harms no other.
 
-        This runs in the model's thread, maybe after other work there: what nobody waits for any more is not computed.
+        This runs in the model's thread, maybe after other work there: what nobody waits for any
+        more is not computed.
         """
-        wanted = [item for item in row if not item.done.done() and time.monotonic() <= item.deadline]
+        wanted = [
+            item for item in row if not item.done.done() and time.monotonic() <= item.deadline
+        ]
         if len(wanted) < len(row):
             found = dict(zip(map(id, wanted), self._answers(wanted) if wanted else [], strict=True))
             return [found.get(id(item), ExpiredError()) for item in row]
@@ -168,5 +199,17 @@ class Batcher:
         seconds = time.monotonic() - started
         tokens = sum(item.group.tokens for item in row)
         speed = tokens / max(seconds, 1e-9)
-        self._tokens_per_second = SPEED_MEMORY * self._tokens_per_second + (1 - SPEED_MEMORY) * speed if self._tokens_per_second else speed
-        self._on_row(Ran(len(row), tokens, self._row_tokens, seconds, tuple(started - item.entered for item in row)))
+        self._tokens_per_second = (
+            SPEED_MEMORY * self._tokens_per_second + (1 - SPEED_MEMORY) * speed
+            if self._tokens_per_second
+            else speed
+        )
+        self._on_row(
+            Ran(
+                len(row),
+                tokens,
+                self._row_tokens,
+                seconds,
+                tuple(started - item.entered for item in row),
+            )
+        )

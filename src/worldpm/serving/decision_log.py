@@ -1,6 +1,8 @@
-"""Decisions kept for good: an append-only SQLite file in which every row carries the hash of the one before.
+"""Decisions kept for good: an append-only SQLite file in which every row carries the hash of the
+one before.
 
-A row is written, and on the disk, before its answer leaves. Rows that wait together are committed together.
+A row is written, and on the disk, before its answer leaves. Rows that wait together are committed
+together.
 """
 
 import fcntl
@@ -23,12 +25,15 @@ FIRST = "0" * 64
 """What the first row has as the hash of the one before."""
 TABLE = """
 CREATE TABLE IF NOT EXISTS decisions (
-  number INTEGER PRIMARY KEY, at TEXT NOT NULL, route TEXT NOT NULL, client TEXT, model TEXT NOT NULL, template TEXT,
-  settings TEXT NOT NULL, inputs TEXT NOT NULL, rewards TEXT NOT NULL, probabilities TEXT NOT NULL, milliseconds REAL NOT NULL,
+  number INTEGER PRIMARY KEY, at TEXT NOT NULL, route TEXT NOT NULL, client TEXT,
+  model TEXT NOT NULL, template TEXT, settings TEXT NOT NULL, inputs TEXT NOT NULL,
+  rewards TEXT NOT NULL, probabilities TEXT NOT NULL, milliseconds REAL NOT NULL,
   before TEXT NOT NULL, hash TEXT NOT NULL
 ) STRICT;
-CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are never changed'); END;
-CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are never deleted'); END;
+CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON decisions
+  BEGIN SELECT RAISE(ABORT, 'decisions are never changed'); END;
+CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON decisions
+  BEGIN SELECT RAISE(ABORT, 'decisions are never deleted'); END;
 """
 COLUMNS = (
     "number",
@@ -90,14 +95,20 @@ class DecisionLog:
             self._connection.execute("PRAGMA journal_mode = WAL")  # others may read meanwhile
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.executescript(TABLE)
-            last = self._connection.execute("SELECT number, hash FROM decisions ORDER BY number DESC LIMIT 1").fetchone()
+            last = self._connection.execute(
+                "SELECT number, hash FROM decisions ORDER BY number DESC LIMIT 1"
+            ).fetchone()
         except sqlite3.Error as error:
             self._connection.close()
             self._lock.close()
-            raise ConfigError(f"{path}: cannot be written as a decision log ({error}); name another file") from error
+            raise ConfigError(
+                f"{path}: cannot be written as a decision log ({error}); name another file"
+            ) from error
         self._number: int = last[0] if last else 0
         self._hash: str = last[1] if last else FIRST
-        self._queue: queue.SimpleQueue[tuple[Sequence[Json], Future[None]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Sequence[Json], Future[None]] | None] = (
+            queue.SimpleQueue()
+        )
         self._writer = threading.Thread(target=self._write, name="decisions", daemon=True)
         self._writer.start()
 
@@ -108,7 +119,8 @@ class DecisionLog:
         """Done when the decisions are on the disk; a failure to write them is its exception.
 
         Raises:
-            ValueError: If one holds a number that is not finite; then none of them is written, and no others suffer.
+            ValueError: If one holds a number that is not finite; then none of them is written, and
+                no others suffer.
         """
         done: Future[None] = Future()
         self._queue.put(([_values(decision) for decision in decisions], done))
@@ -129,11 +141,15 @@ class DecisionLog:
             waiting = [self._queue.get()]
             while not self._queue.empty():
                 waiting.append(self._queue.get())
-            work = [one for one in waiting if one is not None and one[1].set_running_or_notify_cancel()]
+            work = [
+                one for one in waiting if one is not None and one[1].set_running_or_notify_cancel()
+            ]
             stopped = None in waiting
             try:
                 self._commit([values for decisions, _ in work for values in decisions])
-            except Exception as error:  # a full disk, say: nobody gets an answer that is not written
+            except (
+                Exception
+            ) as error:  # a full disk, say: nobody gets an answer that is not written
                 for _, done in work:
                     done.set_exception(error)
             else:
@@ -157,7 +173,11 @@ def _values(decision: Decision) -> Json:
     """The columns of a decision but for its place in the chain."""
     values = {column.name: getattr(decision, column.name) for column in fields(decision)}
     for name in ("settings", "inputs", "rewards", "probabilities"):
-        values[name] = None if values[name] is None else json.dumps(values[name], ensure_ascii=False, allow_nan=False)
+        values[name] = (
+            None
+            if values[name] is None
+            else json.dumps(values[name], ensure_ascii=False, allow_nan=False)
+        )
     return values
 
 
@@ -171,17 +191,22 @@ def _lock(path: Path) -> IO[bytes]:
     try:
         file = path.with_name(path.name + ".lock").open("ab")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name a file in a folder that is there") from error
+        raise ConfigError(
+            f"{path}: cannot be written ({error.strerror}); name a file in a folder that is there"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ConfigError(f"{path}: another process is writing this decision log; name another file") from None
+        raise ConfigError(
+            f"{path}: another process is writing this decision log; name another file"
+        ) from None
     return file
 
 
 def _torn(path: Path) -> str | None:
-    """What a killed process left in the write-ahead log: whole commits in it are kept, a torn last one is not."""
+    """What a killed process left in the write-ahead log: whole commits in it are kept, a torn last
+    one is not."""
     wal = path.with_name(path.name + "-wal")
     if not wal.exists() or wal.stat().st_size == 0:
         return None
@@ -207,7 +232,9 @@ def rows(path: Path) -> Iterator[Json]:
     """
     with closing(_connect(path, write=False)) as connection:
         try:
-            for row in connection.execute(f"SELECT {', '.join((*COLUMNS, 'hash'))} FROM decisions ORDER BY number"):
+            for row in connection.execute(
+                f"SELECT {', '.join((*COLUMNS, 'hash'))} FROM decisions ORDER BY number"
+            ):
                 yield dict(zip((*COLUMNS, "hash"), row, strict=True))
         except sqlite3.Error as error:
             raise DataError(path, f"not a decision log that can be read ({error})") from error

@@ -1,7 +1,8 @@
 """Has what a server is asked, or what it answers, changed since a reference window was saved?
 
-Four series, one value a request each, so that values are independent: the first response's reward and length, the length of the
-prompt, and one of the prompt's words, hashed. Each window of the newest values is tested against the reference.
+Four series, one value a request each, so that values are independent: the first response's reward
+and length, the length of the prompt, and one of the prompt's words, hashed. Each window of the
+newest values is tested against the reference.
 """
 
 import json
@@ -31,7 +32,8 @@ LEAST = 500
 LEVEL = 0.01
 """Of the corrected tests of one window, all series together."""
 NOTICEABLE = 0.1
-"""The least population stability index that is told as drift; below it a change is too small to matter, however certain."""
+"""The least population stability index that is told as drift; below it a change is too small to
+matter, however certain."""
 ADWIN_DELTA = 1e-4
 
 
@@ -39,7 +41,8 @@ class Change(NamedTuple):
     """One series of one window against the reference."""
 
     stability_index: float
-    """PSI over tenths of the reference, at least 0; more than 0.25 is usually called a large change."""
+    """PSI over tenths of the reference, at least 0; more than 0.25 is usually called a large
+    change."""
     distance: float
     """Kolmogorov-Smirnov's, 0 to 1; for words the total variation."""
     p_value: float
@@ -55,7 +58,12 @@ def values_of(reward: float, prompt: str, response: str) -> tuple[float, ...]:
     """A request's value in each series."""
     words = prompt.split()
     word = words[xxhash.xxh64_intdigest(prompt.encode()) % len(words)] if words else ""
-    return reward, float(len(response)), float(len(prompt)), float(xxhash.xxh64_intdigest(word.lower().encode()) % WORDS)
+    return (
+        reward,
+        float(len(response)),
+        float(len(prompt)),
+        float(xxhash.xxh64_intdigest(word.lower().encode()) % WORDS),
+    )
 
 
 class Drift:
@@ -84,25 +92,45 @@ class Drift:
 def compare(reference: Mapping[str, Array], window: Array) -> dict[str, Change]:
     """Every series of a window, shape `(values, 4)`, against the reference.
 
-    Source: Kolmogorov-Smirnov and chi-square tests of two samples, Holm's correction; PSI as in Siddiqi 2006, with half a count in
-    every tenth so that an empty one does not make it infinite.
+    Source: Kolmogorov-Smirnov and chi-square tests of two samples, Holm's correction; PSI as in
+    Siddiqi 2006, with half a count in every tenth so that an empty one does not make it infinite.
     """
     found: dict[str, tuple[float, float, float]] = {}
     for name, new in zip(SERIES, window.T, strict=True):
         old = reference[name]
         if name == "word":
-            counts = np.stack([np.bincount(column.astype(int), minlength=WORDS) for column in (old, new)])
-            p_value = float(stats.chi2_contingency(counts[:, counts.sum(axis=0) > 0])[1]) if (counts.sum(axis=0) > 0).sum() > 1 else 1.0
+            counts = np.stack(
+                [np.bincount(column.astype(int), minlength=WORDS) for column in (old, new)]
+            )
+            p_value = (
+                float(stats.chi2_contingency(counts[:, counts.sum(axis=0) > 0])[1])
+                if (counts.sum(axis=0) > 0).sum() > 1
+                else 1.0
+            )
             shares = counts / counts.sum(axis=1, keepdims=True)
-            found[name] = (_stability_index(*counts), float(np.abs(shares[0] - shares[1]).sum() / 2), p_value)
+            found[name] = (
+                _stability_index(*counts),
+                float(np.abs(shares[0] - shares[1]).sum() / 2),
+                p_value,
+            )
             continue
         test = stats.ks_2samp(old, new, method="asymp")
         tenths = np.quantile(old, np.linspace(0, 1, 11)[1:-1])
-        edges = np.unique([*tenths, np.nextafter(old.max(), np.inf)])  # the last bin is for what is larger than all of the reference
-        counts = np.stack([np.bincount(np.searchsorted(edges, column, side="right"), minlength=len(edges) + 1) for column in (old, new)])
+        edges = np.unique(
+            [*tenths, np.nextafter(old.max(), np.inf)]
+        )  # the last bin is for what is larger than all of the reference
+        counts = np.stack(
+            [
+                np.bincount(np.searchsorted(edges, column, side="right"), minlength=len(edges) + 1)
+                for column in (old, new)
+            ]
+        )
         found[name] = (_stability_index(*counts), float(test.statistic), float(test.pvalue))
     corrected = holm([one[2] for one in found.values()])
-    return {name: Change(one[0], one[1], p) for (name, one), p in zip(found.items(), corrected, strict=True)}
+    return {
+        name: Change(one[0], one[1], p)
+        for (name, one), p in zip(found.items(), corrected, strict=True)
+    }
 
 
 def _stability_index(old: NDArray[np.int64], new: NDArray[np.int64]) -> float:
@@ -111,7 +139,8 @@ def _stability_index(old: NDArray[np.int64], new: NDArray[np.int64]) -> float:
 
 
 def reference_of(decisions: Iterator[Json]) -> dict[str, list[float]]:
-    """The series of logged decisions that hold their inputs; those without a prompt of their own are left out."""
+    """The series of logged decisions that hold their inputs; those without a prompt of their own
+    are left out."""
     found: dict[str, list[float]] = {name: [] for name in SERIES}
     for row in decisions:
         inputs, rewards = json.loads(row["inputs"]), json.loads(row["rewards"])
@@ -136,10 +165,20 @@ def read(path: Path) -> dict[str, list[float]]:
     if not path.is_file():
         raise DataError(path, "no such file; `worldpm log reference` writes one")
     content = folders.read_json(path)
-    if not isinstance(content, dict) or any(not isinstance(content.get(name), list) for name in SERIES):
-        raise DataError(path, f"expected lists of {', '.join(SERIES)}; `worldpm log reference` writes them")
-    if not all(isinstance(value, int | float) and math.isfinite(value) for name in SERIES for value in content[name]):
-        raise DataError(path, "holds something else than numbers; `worldpm log reference` writes them")
+    if not isinstance(content, dict) or any(
+        not isinstance(content.get(name), list) for name in SERIES
+    ):
+        raise DataError(
+            path, f"expected lists of {', '.join(SERIES)}; `worldpm log reference` writes them"
+        )
+    if not all(
+        isinstance(value, int | float) and math.isfinite(value)
+        for name in SERIES
+        for value in content[name]
+    ):
+        raise DataError(
+            path, "holds something else than numbers; `worldpm log reference` writes them"
+        )
     if min(len(content[name]) for name in SERIES) < LEAST:
         raise DataError(path, f"holds fewer than {LEAST} requests; take a longer log")
     return content

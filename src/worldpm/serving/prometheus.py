@@ -18,25 +18,76 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter("worldpm_requests", "Requests answered.", ["route", "status"], registry=self.registry)
-        self.seconds = Histogram("worldpm_request_seconds", "From arrival to answer.", ["route"], buckets=SECONDS, registry=self.registry)
-        self.stages = Histogram(
-            "worldpm_stage_seconds", "Of a request: read, wait, log; of a row: row.", ["stage"], buckets=SECONDS, registry=self.registry
+        self.requests = Counter(
+            "worldpm_requests", "Requests answered.", ["route", "status"], registry=self.registry
         )
-        self.tokens = Counter("worldpm_tokens", "Tokens computed, prompts once.", registry=self.registry)
-        self.fill = Histogram("worldpm_row_fill", "Tokens of a row over its budget.", buckets=SHARES, registry=self.registry)
-        self.rewards = Histogram("worldpm_reward", "Rewards in logits.", buckets=REWARDS, registry=self.registry)
-        self.lengths = Histogram("worldpm_response_tokens", "Tokens of a response.", buckets=TOKENS, registry=self.registry)
-        self.stability = Gauge("worldpm_drift_stability_index", "PSI of the latest window of requests.", ["of"], registry=self.registry)
-        self.p_value = Gauge("worldpm_drift_p_value", "Corrected p-value of the latest window.", ["of"], registry=self.registry)
-        self.drifted = Gauge("worldpm_drifted", "1 where the latest window differs, surely and noticeably.", ["of"], registry=self.registry)
-        self.shifts = Gauge("worldpm_reward_shifts", "Times that the mean reward shifted, by ADWIN.", registry=self.registry)
-        self.decisions = Counter("worldpm_decisions_logged", "Decisions written to the log.", registry=self.registry)
+        self.seconds = Histogram(
+            "worldpm_request_seconds",
+            "From arrival to answer.",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.stages = Histogram(
+            "worldpm_stage_seconds",
+            "Of a request: read, wait, log; of a row: row.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.tokens = Counter(
+            "worldpm_tokens", "Tokens computed, prompts once.", registry=self.registry
+        )
+        self.fill = Histogram(
+            "worldpm_row_fill",
+            "Tokens of a row over its budget.",
+            buckets=SHARES,
+            registry=self.registry,
+        )
+        self.rewards = Histogram(
+            "worldpm_reward", "Rewards in logits.", buckets=REWARDS, registry=self.registry
+        )
+        self.lengths = Histogram(
+            "worldpm_response_tokens",
+            "Tokens of a response.",
+            buckets=TOKENS,
+            registry=self.registry,
+        )
+        self.stability = Gauge(
+            "worldpm_drift_stability_index",
+            "PSI of the latest window of requests.",
+            ["of"],
+            registry=self.registry,
+        )
+        self.p_value = Gauge(
+            "worldpm_drift_p_value",
+            "Corrected p-value of the latest window.",
+            ["of"],
+            registry=self.registry,
+        )
+        self.drifted = Gauge(
+            "worldpm_drifted",
+            "1 where the latest window differs, surely and noticeably.",
+            ["of"],
+            registry=self.registry,
+        )
+        self.shifts = Gauge(
+            "worldpm_reward_shifts",
+            "Times that the mean reward shifted, by ADWIN.",
+            registry=self.registry,
+        )
+        self.decisions = Counter(
+            "worldpm_decisions_logged", "Decisions written to the log.", registry=self.registry
+        )
 
     def watch_queue(self, groups: Callable[[], int], tokens: Callable[[], int]) -> None:
         """Ask for the queue's size whenever the metrics are read."""
-        Gauge("worldpm_queue_groups", "Groups that wait.", registry=self.registry).set_function(groups)
-        Gauge("worldpm_queue_tokens", "Tokens that wait.", registry=self.registry).set_function(tokens)
+        Gauge("worldpm_queue_groups", "Groups that wait.", registry=self.registry).set_function(
+            groups
+        )
+        Gauge("worldpm_queue_tokens", "Tokens that wait.", registry=self.registry).set_function(
+            tokens
+        )
 
     def stage(self, name: str, seconds: float, ran: Ran | None = None) -> None:
         """A stage that ended; a row tells what it held."""

@@ -1,4 +1,5 @@
-"""A checkpoint behind HTTP: our own routes, those of the clients people have, and a page to try it."""
+"""A checkpoint behind HTTP: our own routes, those of the clients people have, and a page to try
+it."""
 
 import logging
 import sys
@@ -33,14 +34,26 @@ Json = dict[str, Any]
 
 
 def run(options: ServeOptions) -> None:
-    """Serve until SIGTERM or Ctrl-C; then no more is accepted, and what was accepted is answered."""
+    """Serve until SIGTERM or Ctrl-C; then no more is accepted, and what was accepted is
+    answered."""
     _log_as_json()
     app, service = assemble(options)
-    listening = uvicorn.Config(app, host=options.host, port=options.port, log_config=None, access_log=False, timeout_keep_alive=30,
-                               timeout_graceful_shutdown=int(options.deadline_seconds) + 5)  # fmt: skip
-    sys.setswitchinterval(5e-4)  # the model's thread waits for the interpreter's lock after every operation
+    listening = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(options.deadline_seconds) + 5,
+    )
+    sys.setswitchinterval(
+        5e-4
+    )  # the model's thread waits for the interpreter's lock after every operation
     sock = listening.bind_socket()
-    logger.info("serving %s on http://%s:%d", service.identity.name, options.host, sock.getsockname()[1])
+    logger.info(
+        "serving %s on http://%s:%d", service.identity.name, options.host, sock.getsockname()[1]
+    )
     try:
         uvicorn.Server(listening).run(sockets=[sock])
     finally:
@@ -54,12 +67,21 @@ def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
     rules = RoutingRules.read(options.rules) if options.rules else None
     keys, settings = _read_keys(options.keys) if options.keys else ({}, {})
     metrics = Metrics()
-    engine, identity, confidence = _engine(options, metrics) if options.model else _upstream(options)
+    engine, identity, confidence = (
+        _engine(options, metrics) if options.model else _upstream(options)
+    )
     decisions = DecisionLog(options.log) if options.log else None
     if decisions is not None and decisions.repaired:
         logger.warning("%s; %d decisions stand", decisions.repaired, len(decisions))
-    limits = RequestLimits(int(options.max_body_mib * 2**20), options.max_inputs, options.max_requests, options.deadline_seconds)
-    service = Service(engine, identity, limits, confidence, metrics, decisions, keep_inputs=not options.log_hashes)
+    limits = RequestLimits(
+        int(options.max_body_mib * 2**20),
+        options.max_inputs,
+        options.max_requests,
+        options.deadline_seconds,
+    )
+    service = Service(
+        engine, identity, limits, confidence, metrics, decisions, keep_inputs=not options.log_hashes
+    )
     if options.reference is not None:
         service.listeners.append(_drift_watch(options.reference, metrics))
     return app.build(service, rules=rules, keys=keys, settings=settings), service
@@ -74,14 +96,28 @@ def _engine(options: ServeOptions, metrics: Metrics) -> tuple[Engine, Identity, 
     name = options.name or source.folder.resolve().name
     sha256 = str(sources.fingerprint(source)["sha256"])
     if options.calibration is not None:
-        known = confidence.of_results(options.calibration, source.folder.resolve().name, sha256=sha256)
+        known = confidence.of_results(
+            options.calibration, source.folder.resolve().name, sha256=sha256
+        )
     else:
         known = confidence.Confidence(sources.temperature_of(source))
-    scorer.rewards("Is anybody there?", ["Yes."])  # decides whether prompts are shared, before the first client waits for it
+    scorer.rewards(
+        "Is anybody there?", ["Yes."]
+    )  # decides whether prompts are shared, before the first client waits for it
     also = (place, str(source.folder.resolve()))
-    template, dtype = chat.template_hash(scorer.encoder.tokenizer), str(scorer.dtype).removeprefix("torch.")
-    identity = Identity(name, sha256, template, scorer.encoder.limits.max_length, dtype, options.row_tokens, also)
-    engine = LocalEngine(scorer, row_tokens=options.row_tokens, queue_tokens=options.queue_tokens, on_stage=metrics.stage)
+    template, dtype = (
+        chat.template_hash(scorer.encoder.tokenizer),
+        str(scorer.dtype).removeprefix("torch."),
+    )
+    identity = Identity(
+        name, sha256, template, scorer.encoder.limits.max_length, dtype, options.row_tokens, also
+    )
+    engine = LocalEngine(
+        scorer,
+        row_tokens=options.row_tokens,
+        queue_tokens=options.queue_tokens,
+        on_stage=metrics.stage,
+    )
     metrics.watch_queue(lambda: engine.batcher.waiting, lambda: engine.batcher.waiting_tokens)
     return engine, identity, known
 
@@ -94,10 +130,16 @@ def _upstream(options: ServeOptions) -> tuple[Engine, Identity, Confidence]:
     known = confidence.Confidence()
     if options.calibration is not None:
         known = confidence.of_results(options.calibration, Path(identity.name).name)
-    return UpstreamEngine(url, identity.name), identity._replace(name=options.name or identity.name), known
+    return (
+        UpstreamEngine(url, identity.name),
+        identity._replace(name=options.name or identity.name),
+        known,
+    )
 
 
-def _drift_watch(reference: Path, metrics: Metrics) -> Callable[[Sequence[Answer], Sequence[Json]], None]:
+def _drift_watch(
+    reference: Path, metrics: Metrics
+) -> Callable[[Sequence[Answer], Sequence[Json]], None]:
     """What tells the metrics of drift as answers leave."""
 
     watch = drift.Drift(drift.read(reference))
@@ -105,7 +147,9 @@ def _drift_watch(reference: Path, metrics: Metrics) -> Callable[[Sequence[Answer
     def told(answers: Sequence[Answer], inputs: Sequence[Json]) -> None:
         for answer, given in zip(answers, inputs, strict=True):
             if answer.rewards and "responses" in given:
-                values = drift.values_of(answer.rewards[0], drift.prompt_text(given), given["responses"][0])
+                values = drift.values_of(
+                    answer.rewards[0], drift.prompt_text(given), given["responses"][0]
+                )
                 if watch.observe(values):
                     metrics.changed(watch.changes)
                 metrics.shifts.set(watch.shifts)
@@ -130,7 +174,9 @@ def _read_keys(path: Path) -> tuple[dict[str, str], Mapping[str, Preferences]]:
         try:
             settings[name] = Preferences(**entry.get("settings", {}))
         except (ValidationError, TypeError) as error:
-            raise DataError(path, f"the settings of {name}: {' '.join(str(error).split())[:200]}") from error
+            raise DataError(
+                path, f"the settings of {name}: {' '.join(str(error).split())[:200]}"
+            ) from error
     return keys, settings
 
 
@@ -138,7 +184,9 @@ def _log_as_json() -> None:
     """Everything that is logged, as JSON lines on stdout in Elastic's common schema."""
 
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(ecs_logging.StdlibFormatter(exclude_fields=["log.original", "process", "log.origin"]))
+    handler.setFormatter(
+        ecs_logging.StdlibFormatter(exclude_fields=["log.original", "process", "log.origin"])
+    )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for chatty in ("uvicorn.access", "httpx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)

@@ -29,9 +29,23 @@ TIMEOUT_HEADER = "x-timeout-seconds"
 class RefusedError(Exception):
     """A request that gets no rewards, and the HTTP status that says why."""
 
-    def __init__(self, status: int, message: str, *, kind: str, param: str | None = None, retry_after: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.kind, self.param, self.retry_after = status, message, kind, param, retry_after
+        self.status, self.message, self.kind, self.param, self.retry_after = (
+            status,
+            message,
+            kind,
+            param,
+            retry_after,
+        )
 
 
 class HungUpError(Exception):
@@ -76,7 +90,9 @@ class Service:
     decisions: DecisionLog | None = None
     keep_inputs: bool = True
     """Whether the decision log holds inputs, or only their hashes."""
-    listeners: list[Callable[[Sequence[Answer], Sequence[Json]], None]] = field(default_factory=list)
+    listeners: list[Callable[[Sequence[Answer], Sequence[Json]], None]] = field(
+        default_factory=list
+    )
     """Told of every answer and its inputs, for what watches them."""
     ready: bool = False
     inside: int = 0
@@ -111,37 +127,63 @@ class Call:
         name: str | None = self.http.scope.get("state", {}).get("client")
         return name
 
-    async def conversations(self, requests: Sequence[Request], *, cut_to: int | None = None) -> list[Answer]:
+    async def conversations(
+        self, requests: Sequence[Request], *, cut_to: int | None = None
+    ) -> list[Answer]:
         """Answers to conversations; what is too long is refused, or cut as `Engine` has it.
 
         Raises:
             RefusedError: If the limits, the queue, the deadline or the model say no.
             HungUpError: If the client left.
         """
-        inputs = [{"prompt": [asdict(message) for message in request.prompt], "responses": list(request.responses)} for request in requests]
+        inputs = [
+            {
+                "prompt": [asdict(message) for message in request.prompt],
+                "responses": list(request.responses),
+            }
+            for request in requests
+        ]
         engine, deadline = self.service.engine, self.deadline()
         self._note_cut(cut_to)
-        return await self._answered(lambda: engine.conversations(requests, cut_to=cut_to, deadline=deadline), inputs)
+        return await self._answered(
+            lambda: engine.conversations(requests, cut_to=cut_to, deadline=deadline), inputs
+        )
 
     async def texts(self, texts: Sequence[Text], *, cut_to: int | None = None) -> list[Answer]:
         """Answers to rendered texts or token ids; raises as `conversations` does."""
-        inputs: list[Json] = [{"text": text} if isinstance(text, str) else {"ids": list(text)} for text in texts]
+        inputs: list[Json] = [
+            {"text": text} if isinstance(text, str) else {"ids": list(text)} for text in texts
+        ]
         engine, deadline = self.service.engine, self.deadline()
         self._note_cut(cut_to)
-        return await self._answered(lambda: engine.texts(texts, cut_to=cut_to, deadline=deadline), inputs)
+        return await self._answered(
+            lambda: engine.texts(texts, cut_to=cut_to, deadline=deadline), inputs
+        )
 
     def _note_cut(self, cut_to: int | None) -> None:
         """To repeat a decision one must know what its input was cut to, in tokens."""
         if cut_to is not None:
-            self.settings = {**self.settings, "cut_to": self.service.identity.max_length if cut_to == AS_MADE else cut_to}
+            self.settings = {
+                **self.settings,
+                "cut_to": self.service.identity.max_length if cut_to == AS_MADE else cut_to,
+            }
 
-    async def _answered(self, work: Callable[[], Awaitable[list[Answer]]], inputs: Sequence[Json]) -> list[Answer]:
+    async def _answered(
+        self, work: Callable[[], Awaitable[list[Answer]]], inputs: Sequence[Json]
+    ) -> list[Answer]:
         asked = sum(len(one.get("responses", (0,))) for one in inputs)
         if asked > self.service.limits.inputs:
-            raise RefusedError(422, f"{asked} inputs; at most {self.service.limits.inputs} fit into one request", kind="TooManyInputs")
+            raise RefusedError(
+                422,
+                f"{asked} inputs; at most {self.service.limits.inputs} fit into one request",
+                kind="TooManyInputs",
+            )
         check_text(json.dumps(inputs, ensure_ascii=False))
         answers = await self.while_connected(refusing(work()))
-        self.service.metrics.answered([r for one in answers for r in one.rewards], [n for one in answers for n in one.length_tokens])
+        self.service.metrics.answered(
+            [r for one in answers for r in one.rewards],
+            [n for one in answers for n in one.length_tokens],
+        )
         for listener in self.service.listeners:
             listener(answers, inputs)
         await self._log(answers, inputs)
@@ -168,7 +210,11 @@ class Call:
             except ValueError:
                 wanted = -1.0
             if not wanted > 0:
-                raise RefusedError(422, f"{TIMEOUT_HEADER}: {asked!r} is not a number of seconds above 0", kind="ValidationError")
+                raise RefusedError(
+                    422,
+                    f"{TIMEOUT_HEADER}: {asked!r} is not a number of seconds above 0",
+                    kind="ValidationError",
+                )
             seconds = min(seconds, wanted)
         return self.started + seconds
 
@@ -180,19 +226,31 @@ class Call:
         started = time.monotonic()
         at = datetime.now(UTC).isoformat(timespec="microseconds")
         known: Json = {
-            "at": at, "route": self.http.url.path, "client": self.client, "settings": self.settings,
-            "model": service.identity.sha256, "template": service.identity.template, "milliseconds": 1e3 * (started - self.started),
-        }  # fmt: skip
+            "at": at,
+            "route": self.http.url.path,
+            "client": self.client,
+            "settings": self.settings,
+            "model": service.identity.sha256,
+            "template": service.identity.template,
+            "milliseconds": 1e3 * (started - self.started),
+        }
         decisions = [
-            Decision(inputs=given if service.keep_inputs else _hashed(given), rewards=answer.rewards,
-                     probabilities=service.confidence.over_others(answer.rewards), **known)
+            Decision(
+                inputs=given if service.keep_inputs else _hashed(given),
+                rewards=answer.rewards,
+                probabilities=service.confidence.over_others(answer.rewards),
+                **known,
+            )
             for given, answer in zip(inputs, answers, strict=True)
-        ]  # fmt: skip
+        ]
         try:
             await asyncio.wrap_future(log.append(decisions))
         except sqlite3.Error as error:
             raise RefusedError(
-                503, f"the decision cannot be logged ({error}), so it is not given", kind="LogFailed", retry_after=5
+                503,
+                f"the decision cannot be logged ({error}), so it is not given",
+                kind="LogFailed",
+                retry_after=5,
             ) from error
         service.metrics.decisions.inc(len(decisions))
         service.metrics.stage("log", time.monotonic() - started)
@@ -232,7 +290,11 @@ def check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RefusedError(422, "a text holds half of a surrogate pair, which is no character", kind="ValidationError") from error
+        raise RefusedError(
+            422,
+            "a text holds half of a surrogate pair, which is no character",
+            kind="ValidationError",
+        ) from error
 
 
 def _hashed(inputs: Json) -> Json:

@@ -1,7 +1,7 @@
 """Style features of a response: what can be seen of it without reading.
 
-Source: Arena's markdown counts, https://github.com/lmarena/arena-hard-auto `add_markdown_info.py`: code blocks are
-stripped before headers, lists and bold are counted.
+Source: Arena's markdown counts, https://github.com/lmarena/arena-hard-auto `add_markdown_info.py`:
+code blocks are stripped before headers, lists and bold are counted.
 """
 
 import re
@@ -30,5 +30,9 @@ class Style(NamedTuple):
 def style_of(text: str) -> Style:
     """The style counts of a Markdown text; all 0 for an empty one."""
     plain, blocks = CODE_BLOCK.subn("", text)
-    headers, items, bold, links = (len(pattern.findall(plain)) for pattern in (HEADER, LIST_ITEM, BOLD, LINK))
-    return Style(characters=len(text), headers=headers, lists=items, bold=bold, code=blocks, links=links)
+    headers, items, bold, links = (
+        len(pattern.findall(plain)) for pattern in (HEADER, LIST_ITEM, BOLD, LINK)
+    )
+    return Style(
+        characters=len(text), headers=headers, lists=items, bold=bold, code=blocks, links=links
+    )

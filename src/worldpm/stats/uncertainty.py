@@ -1,4 +1,5 @@
-"""Intervals and tests by resampling clusters: pairs of one prompt are not independent, prompts are."""
+"""Intervals and tests by resampling clusters: pairs of one prompt are not independent, prompts
+are."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A 95 % interval; both ends are NaN where nothing is known of it, as with fewer than two clusters."""
+    """A 95 % interval; both ends are NaN where nothing is known of it, as with fewer than two
+    clusters."""
 
     low: float
     high: float
@@ -38,25 +40,35 @@ class Difference(NamedTuple):
     """Weighted mean of the first minus that of the second."""
     interval: Interval
     p_value: float
-    """Two-sided, that so large a difference comes from judges that are equally good; 1 / (1 + resamples) at least."""
+    """Two-sided, that so large a difference comes from judges that are equally good; 1 / (1 +
+    resamples) at least."""
     detectable: float
-    """The smallest true difference that these prompts would show at 5 % in 80 % of cases; NaN where all prompts differ alike."""
+    """The smallest true difference that these prompts would show at 5 % in 80 % of cases; NaN where
+    all prompts differ alike."""
 
 
 def clustered_interval(
-    values: ArrayLike, weights: ArrayLike, clusters: ArrayLike, *, shares: bool = True, seed: int = 0, resamples: int = 10_000
+    values: ArrayLike,
+    weights: ArrayLike,
+    clusters: ArrayLike,
+    *,
+    shares: bool = True,
+    seed: int = 0,
+    resamples: int = 10_000,
 ) -> Interval:
     """95 % interval of the weighted mean of `values`, all three of shape `(pairs,)`.
 
-    Whole clusters are drawn with replacement, and the weighted mean is taken anew each time. Where all clusters are
-    alike the bootstrap has no width: `shares` (values from 0 to 1) that are all 0 or all 1 then have the exact interval of as many
-    trials, other values NaN ends.
+    Whole clusters are drawn with replacement, and the weighted mean is taken anew each time. Where
+    all clusters are alike the bootstrap has no width: `shares` (values from 0 to 1) that are all 0
+    or all 1 then have the exact interval of as many trials, other values NaN ends.
 
-    Source: Efron and Tibshirani 1993, percentile bootstrap; Cameron, Gelbach and Miller 2008, section 2 (pairs cluster); Clopper and
-    Pearson 1934.
+    Source: Efron and Tibshirani 1993, percentile bootstrap; Cameron, Gelbach and Miller 2008,
+    section 2 (pairs cluster); Clopper and Pearson 1934.
     """
     numerators, denominators = cluster_sums(values, weights, clusters)
-    interval = _percentiles(resampled_means(numerators, denominators, seed=seed, resamples=resamples))
+    interval = _percentiles(
+        resampled_means(numerators, denominators, seed=seed, resamples=resamples)
+    )
     if shares and interval.low == interval.high in (0.0, 1.0):
         surely = 0.025 ** (1 / len(numerators))
         return Interval(surely, 1.0) if interval.high else Interval(0.0, 1 - surely)
@@ -64,17 +76,29 @@ def clustered_interval(
 
 
 def paired_difference(
-    first: ArrayLike, second: ArrayLike, weights: ArrayLike, clusters: ArrayLike, *, seed: int = 0, resamples: int = 10_000
+    first: ArrayLike,
+    second: ArrayLike,
+    weights: ArrayLike,
+    clusters: ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = 10_000,
 ) -> Difference:
-    """The first judge's weighted mean minus the second's, all of shape `(pairs,)`, with paired interval and test.
+    """The first judge's weighted mean minus the second's, all of shape `(pairs,)`, with paired
+    interval and test.
 
-    The interval draws whole clusters with replacement, both judges' together. The test exchanges the judges at random
-    in whole clusters, which changes nothing if they are equally good. Interval and what is detectable are NaN with one cluster, or
-    where the judges differ alike in all; the p-value of one cluster is 1.
+    The interval draws whole clusters with replacement, both judges' together. The test exchanges
+    the judges at random in whole clusters, which changes nothing if they are equally good. Interval
+    and what is detectable are NaN with one cluster, or where the judges differ alike in all; the
+    p-value of one cluster is 1.
 
     Source: Efron and Tibshirani 1993, chapters 8 and 15.
     """
-    numerators, denominators = cluster_sums(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), weights, clusters)
+    numerators, denominators = cluster_sums(
+        np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64),
+        weights,
+        clusters,
+    )
     estimate = float(numerators.sum() / denominators.sum())
     means = resampled_means(numerators, denominators, seed=seed, resamples=resamples)
     p_value = _exchange_test(numerators, seed=seed, resamples=resamples) if len(means) else 1.0
@@ -85,7 +109,8 @@ def paired_difference(
 
 
 def _exchange_test(numerators: Array, *, seed: int, resamples: int) -> float:
-    """The share of random signs of the clusters that give as large a sum, the observed one counted."""
+    """The share of random signs of the clusters that give as large a sum, the observed one
+    counted."""
     moving = numerators[numerators != 0]
     if len(moving) == 0:
         return 1.0
@@ -94,18 +119,24 @@ def _exchange_test(numerators: Array, *, seed: int, resamples: int) -> float:
     chunk = max(1, CHUNK_DRAWS // len(moving))
     as_large = 0
     for start in range(0, resamples, chunk):
-        signs = generator.integers(0, 2, size=(min(chunk, resamples - start), len(moving)), dtype=np.int8)
-        as_large += int((np.abs(2 * (signs @ moving) - moving.sum()) >= observed * (1 - 1e-12)).sum())
+        signs = generator.integers(
+            0, 2, size=(min(chunk, resamples - start), len(moving)), dtype=np.int8
+        )
+        as_large += int(
+            (np.abs(2 * (signs @ moving) - moving.sum()) >= observed * (1 - 1e-12)).sum()
+        )
     return (1 + as_large) / (1 + resamples)
 
 
 def detectable(interval: Interval) -> float:
-    """The smallest true distance of a mean from a fixed number that a 5 % test finds in 80 % of cases, told from its interval."""
+    """The smallest true distance of a mean from a fixed number that a 5 % test finds in 80 % of
+    cases, told from its interval."""
     return DETECTABLE_ERRORS * (interval.high - interval.low) / (2 * NORMAL_975)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number, in the same order: any of them below 0.05 is a finding of the whole family.
+    """P-values corrected for their number, in the same order: any of them below 0.05 is a finding
+    of the whole family.
 
     Source: Holm 1979, the step-down procedure.
     """
@@ -118,7 +149,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def cluster_sums(values: ArrayLike, weights: ArrayLike, clusters: ArrayLike) -> tuple[Array, Array]:
-    """Weighted sum of values and sum of weights of each cluster, in the order of the sorted cluster names."""
+    """Weighted sum of values and sum of weights of each cluster, in the order of the sorted cluster
+    names."""
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     weights_ = np.asarray(weights, dtype=np.float64)
     numerators, denominators = np.zeros(len(names)), np.zeros(len(names))
@@ -128,7 +160,8 @@ def cluster_sums(values: ArrayLike, weights: ArrayLike, clusters: ArrayLike) -> 
 
 
 def resampled_means(numerators: Array, denominators: Array, *, seed: int, resamples: int) -> Array:
-    """The weighted mean in each resample; empty with fewer than two clusters. Resamples of weight 0 are left out."""
+    """The weighted mean in each resample; empty with fewer than two clusters. Resamples of weight 0
+    are left out."""
     clusters = len(numerators)
     if clusters < 2:
         return np.empty(0)
@@ -136,7 +169,9 @@ def resampled_means(numerators: Array, denominators: Array, *, seed: int, resamp
     means = []
     chunk = max(1, CHUNK_DRAWS // clusters)
     for start in range(0, resamples, chunk):
-        drawn = generator.integers(0, clusters, size=(min(chunk, resamples - start), clusters), dtype=np.uint32)
+        drawn = generator.integers(
+            0, clusters, size=(min(chunk, resamples - start), clusters), dtype=np.uint32
+        )
         total = denominators[drawn].sum(axis=1)
         means.append(numerators[drawn].sum(axis=1)[total > 0] / total[total > 0])
     return np.concatenate(means)

@@ -1,1 +1,2 @@
-"""Files on disk: folders with a manifest, Parquet tables and their schemas, the data engine, worker processes."""
+"""Files on disk: folders with a manifest, Parquet tables and their schemas, the data engine, worker
+processes."""

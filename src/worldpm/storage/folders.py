@@ -1,7 +1,8 @@
 """What a step writes: one folder, finished when, and only when, its manifest exists.
 
-While a step runs, `.progress/` holds its settings and a record of every part that is done, so that the same command goes on
-where a killed run stopped. Files appear under their final names only when whole (written aside, synced, renamed).
+While a step runs, `.progress/` holds its settings and a record of every part that is done, so that
+the same command goes on where a killed run stopped. Files appear under their final names only when
+whole (written aside, synced, renamed).
 """
 
 import fcntl
@@ -26,7 +27,8 @@ MANIFEST, TIMINGS, PROGRESS = "manifest.json", "timings.jsonl", ".progress"
 MARKER = "run"
 """The file in `.progress/` that says which run is writing."""
 FORMAT = 2
-"""Version of the folders and tables that the steps write, in every manifest. 1, of release 0.1, was not written down."""
+"""Version of the folders and tables that the steps write, in every manifest. 1, of release 0.1, was
+not written down."""
 LIBRARIES = (
     "worldpm",
     "accelerate",
@@ -45,7 +47,8 @@ Json = dict[str, Any]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, sync, rename: after a crash the file is the old one or the new one, never half of it."""
+    """Write beside, sync, rename: after a crash the file is the old one or the new one, never half
+    of it."""
     aside = path.with_name(path.name + ".partial")
     with aside.open("wb") as file:
         file.write(content)
@@ -106,33 +109,46 @@ def manifest(folder: Path, *, made_by: str | None = None) -> Json:
     """The manifest of a finished folder.
 
     Raises:
-        ConfigError: If the folder is absent, unfinished, or was made by another step than `made_by`.
+        ConfigError: If the folder is absent, unfinished, or was made by another step than
+            `made_by`.
         DataError: If the manifest is not JSON.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder" + (f"; `worldpm {made_by}` makes one" if made_by else ""))
+        raise ConfigError(
+            f"{folder}: no such folder" + (f"; `worldpm {made_by}` makes one" if made_by else "")
+        )
     path = folder / MANIFEST
     if not path.exists():
-        raise ConfigError(f"{folder}: not finished (it has no {MANIFEST}); run the command that makes it again")
+        raise ConfigError(
+            f"{folder}: not finished (it has no {MANIFEST}); run the command that makes it again"
+        )
     try:
         content = read_json(path)
         step = str(content["step"])
     except (KeyError, TypeError) as error:
-        raise DataError(path, f"not a manifest of this project ({error}); make the folder again") from error
+        raise DataError(
+            path, f"not a manifest of this project ({error}); make the folder again"
+        ) from error
     if (version := content.get("format", 1)) != FORMAT:
         raise ConfigError(
-            f"{folder}: written in format {version}, and this version of worldpm reads format {FORMAT}. "
-            f"Make it again with `worldpm {step}`, or read it with the version that wrote it."
+            f"{folder}: written in format {version}, and this version of worldpm reads format"
+            f" {FORMAT}. Make it again with `worldpm {step}`, or read it with the version that"
+            " wrote it."
         )
     if made_by is not None and step not in made_by.split("|"):
-        raise ConfigError(f"{folder}: made by `worldpm {step}`, but what `worldpm {made_by}` makes is needed here")
+        raise ConfigError(
+            f"{folder}: made by `worldpm {step}`, but what `worldpm {made_by}` makes is needed here"
+        )
     return content
 
 
 def describe(path: Path) -> Json:
-    """Name, bytes and SHA-256 of an input: a file, or a finished folder, whose manifest vouches for its files (timings aside)."""
+    """Name, bytes and SHA-256 of an input: a file, or a finished folder, whose manifest vouches for
+    its files (timings aside)."""
     if path.is_dir():
-        total = sum((path / name).stat().st_size for name in verified_files(path) if name != TIMINGS)
+        total = sum(
+            (path / name).stat().st_size for name in verified_files(path) if name != TIMINGS
+        )
         return {"name": path.resolve().name, "bytes": total, "sha256": sha256(path / MANIFEST)}
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
@@ -140,7 +156,8 @@ def describe(path: Path) -> Json:
 
 
 def verified_files(folder: Path) -> list[str]:
-    """The names of a finished folder's files, after a look that each is there and as the manifest has it.
+    """The names of a finished folder's files, after a look that each is there and as the manifest
+    has it.
 
     Raises:
         DataError: If a file is missing or was altered.
@@ -156,9 +173,17 @@ def verified_files(folder: Path) -> list[str]:
 class Output:
     """The folder that a step is writing; use `begin` to get one, and `finish` as the last act."""
 
-    def __init__(self, path: Path, *, step: str, config: Json, inputs: Sequence[Json], lock: int) -> None:
+    def __init__(
+        self, path: Path, *, step: str, config: Json, inputs: Sequence[Json], lock: int
+    ) -> None:
         self.path = path
-        self.run: Json = {"format": FORMAT, "step": step, "config": config, "inputs": list(inputs), "versions": versions()}
+        self.run: Json = {
+            "format": FORMAT,
+            "step": step,
+            "config": config,
+            "inputs": list(inputs),
+            "versions": versions(),
+        }
         self._lock = lock
         self._started = time.monotonic()
 
@@ -168,7 +193,8 @@ class Output:
         return self.path / PROGRESS
 
     def part(self, name: str, build: Callable[[Path], Json]) -> Json:
-        """Build the file `name`, or take it as a killed run left it. `build` writes to a path and returns what to remember."""
+        """Build the file `name`, or take it as a killed run left it. `build` writes to a path and
+        returns what to remember."""
         key = name.replace("/", "-")
         record_path, target = self.progress / f"{key}.json", self.path / name
         if record_path.exists():
@@ -187,7 +213,10 @@ class Output:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(aside, target)
         _sync_folder(target.parent)
-        write_atomically(record_path, to_json({"kept": kept, "sha256": digest, "seconds": time.monotonic() - started}))
+        write_atomically(
+            record_path,
+            to_json({"kept": kept, "sha256": digest, "seconds": time.monotonic() - started}),
+        )
         return kept
 
     def write(self, name: str, content: bytes) -> None:
@@ -195,7 +224,8 @@ class Output:
         write_atomically(self.path / name, content)
 
     def join(self, names: Sequence[str], target: Path) -> None:
-        """Write the parts one after another as one file, whole or not at all, and remove this folder."""
+        """Write the parts one after another as one file, whole or not at all, and remove this
+        folder."""
         aside = self.progress / "joined"
         with aside.open("wb") as joined:
             for name in names:
@@ -216,10 +246,15 @@ class Output:
                 shutil.rmtree(entry)
 
     def finish(self, *, counts: Json, drops: Mapping[str, Mapping[str, int]] | None = None) -> None:
-        """Write the timings and, last, the manifest with the hash of every file; then the folder is finished."""
+        """Write the timings and, last, the manifest with the hash of every file; then the folder is
+        finished."""
         self._write_timings()
-        files = sorted(f for f in self.path.rglob("*") if f.is_file() and self.progress not in f.parents)
-        hashes = {str(f.relative_to(self.path)): None if f.name == TIMINGS else sha256(f) for f in files}
+        files = sorted(
+            f for f in self.path.rglob("*") if f.is_file() and self.progress not in f.parents
+        )
+        hashes = {
+            str(f.relative_to(self.path)): None if f.name == TIMINGS else sha256(f) for f in files
+        }
         content = {**self.run, "counts": counts, "drops": drops or {}, "files": hashes}
         write_atomically(self.progress / MANIFEST, to_json(content))
         os.replace(self.progress / MANIFEST, self.path / MANIFEST)
@@ -232,16 +267,35 @@ class Output:
         for record_path in sorted(self.progress.glob("*.json")):
             record = json.loads(record_path.read_text(encoding="utf-8"))
             if "seconds" in record:
-                lines.append(json.dumps({"part": record_path.name.removesuffix(".json"), "seconds": round(record["seconds"], 3)}) + "\n")
-        total = {"part": self.run["step"], "seconds": round(time.monotonic() - self._started, 3), "peak_memory_mib": peak_memory_mib()}
+                lines.append(
+                    json.dumps(
+                        {
+                            "part": record_path.name.removesuffix(".json"),
+                            "seconds": round(record["seconds"], 3),
+                        }
+                    )
+                    + "\n"
+                )
+        total = {
+            "part": self.run["step"],
+            "seconds": round(time.monotonic() - self._started, 3),
+            "peak_memory_mib": peak_memory_mib(),
+        }
         self.write(TIMINGS, "".join([*lines, json.dumps(total) + "\n"]).encode())
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if isinstance(error, ConfigError | DataError) and not self._has_begun():
-            shutil.rmtree(self.progress, ignore_errors=True)  # better words or inputs may take the folder
+            shutil.rmtree(
+                self.progress, ignore_errors=True
+            )  # better words or inputs may take the folder
         self.release()
 
     def release(self) -> None:
@@ -251,21 +305,26 @@ class Output:
     def _has_begun(self) -> bool:
         """Whether anything is finished that the same command would not make again."""
         kept = [entry for entry in self.path.iterdir() if entry != self.progress]
-        return bool(kept) or any(entry.is_dir() or entry.suffix == ".json" for entry in self.progress.iterdir())
+        return bool(kept) or any(
+            entry.is_dir() or entry.suffix == ".json" for entry in self.progress.iterdir()
+        )
 
 
 def begin(path: Path, *, step: str, config: Json, inputs: Sequence[Json]) -> Output | None:
     """The folder to write, or None where it is finished with the same config and inputs already.
 
     Raises:
-        ConfigError: If another process is writing it, or it holds something else: then nothing in it is touched.
+        ConfigError: If another process is writing it, or it holds something else: then nothing in
+            it is touched.
     """
     output = _locked(path, step=step, config=config, inputs=inputs)
     try:
         if (path / MANIFEST).exists():
             _same_run(path, manifest(path), output.run, "finished", ("step", "config", "inputs"))
             shutil.rmtree(output.progress, ignore_errors=True)
-            logger.info("%s is finished already, with the same settings and inputs: nothing to do", path)
+            logger.info(
+                "%s is finished already, with the same settings and inputs: nothing to do", path
+            )
             output.release()
             return None
         _claim(output)
@@ -299,38 +358,59 @@ def begin_scratch(path: Path, *, step: str, config: Json, resume: bool) -> Outpu
 def _locked(path: Path, *, step: str, config: Json, inputs: Sequence[Json]) -> Output:
     """The folder, made where it is absent, with a lock that ends with the process."""
     if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path}: a file stands where the output folder should be; choose another --out")
+        raise ConfigError(
+            f"{path}: a file stands where the output folder should be; choose another --out"
+        )
     path.mkdir(parents=True, exist_ok=True)
     lock = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise ConfigError(f"{path}: another process is writing this folder; wait for it or choose another --out") from None
+        raise ConfigError(
+            f"{path}: another process is writing this folder; wait for it or choose another --out"
+        ) from None
     return Output(path, step=step, config=config, inputs=inputs, lock=lock)
 
 
 def _claim(output: Output) -> None:
     """Note the run in an empty folder, or check that the parts in it are of this run."""
     marker = output.progress / MARKER
-    begun = [entry.name for entry in output.path.rglob("*") if entry.is_file() and entry != marker and entry.suffix != ".partial"]
+    begun = [
+        entry.name
+        for entry in output.path.rglob("*")
+        if entry.is_file() and entry != marker and entry.suffix != ".partial"
+    ]
     if marker.exists() and begun:
-        _same_run(output.path, json.loads(marker.read_text(encoding="utf-8")), output.run, "unfinished", tuple(output.run))
+        _same_run(
+            output.path,
+            json.loads(marker.read_text(encoding="utf-8")),
+            output.run,
+            "unfinished",
+            tuple(output.run),
+        )
         logger.info("%s: going on where an earlier run stopped", output.path)
         return
     strangers = sorted(entry.name for entry in output.path.iterdir() if entry.name != PROGRESS)
     if strangers:
-        raise ConfigError(f"{output.path}: holds other files ({', '.join(strangers[:3])}); choose an empty or new folder for --out")
+        raise ConfigError(
+            f"{output.path}: holds other files ({', '.join(strangers[:3])}); choose an empty or new"
+            " folder for --out"
+        )
     output.progress.mkdir(exist_ok=True)
     write_atomically(marker, to_json(output.run))
 
 
 def _same_run(path: Path, there: Json, here: Json, state: str, keys: Sequence[str]) -> None:
-    differences = [text for key in keys for text in _differences(key, there.get(key), json.loads(to_json(here[key])))]
+    differences = [
+        text
+        for key in keys
+        for text in _differences(key, there.get(key), json.loads(to_json(here[key])))
+    ]
     if differences:
         raise ConfigError(
-            f"{path}: holds the {state} output of `worldpm {there.get('step')}` with other settings or inputs "
-            f"({'; '.join(differences[:3])}); choose another --out, or remove the folder"
+            f"{path}: holds the {state} output of `worldpm {there.get('step')}` with other settings"
+            f" or inputs ({'; '.join(differences[:3])}); choose another --out, or remove the folder"
         )
 
 
@@ -339,7 +419,11 @@ def _differences(name: str, there: object, here: object) -> list[str]:
         return []
     if isinstance(there, dict) and isinstance(here, dict):
         keys = sorted({*there, *here})
-        return [text for key in keys for text in _differences(f"{name}.{key}", there.get(key), here.get(key))]
+        return [
+            text
+            for key in keys
+            for text in _differences(f"{name}.{key}", there.get(key), here.get(key))
+        ]
     if name == "inputs":
         return ["its inputs had other contents or names"]
     return [f"{name} was {there!r}, now {here!r}"]

@@ -15,7 +15,8 @@ ROWS_PER_GROUP, ROWS_AT_ONCE = 8192, 1024
 
 
 def write_parquet(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> int:
-    """Write the batches as one file and give its number of rows; the same rows always make the same bytes."""
+    """Write the batches as one file and give its number of rows; the same rows always make the same
+    bytes."""
     rows = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for table in _regrouped(batches, schema):
@@ -41,7 +42,9 @@ def _regrouped(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator
         yield pa.concat_tables(held).combine_chunks()
 
 
-def rows_to_batches(rows: Iterable[Json], schema: pa.Schema, *, size: int = 1024) -> Iterator[pa.RecordBatch]:
+def rows_to_batches(
+    rows: Iterable[Json], schema: pa.Schema, *, size: int = 1024
+) -> Iterator[pa.RecordBatch]:
     """Python rows as record batches of at most `size` rows."""
     held: list[Json] = []
     for row in rows:
@@ -59,8 +62,13 @@ def write_rows(path: Path, rows: Iterable[Json], schema: pa.Schema) -> int:
 
 
 def paths_of(*places: Path) -> list[Path]:
-    """The tables of several folders, by name, in the order given; a Parquet file stands for itself."""
-    return [path for place in places for path in ([place] if place.is_file() else sorted(place.glob("*.parquet")))]
+    """The tables of several folders, by name, in the order given; a Parquet file stands for
+    itself."""
+    return [
+        path
+        for place in places
+        for path in ([place] if place.is_file() else sorted(place.glob("*.parquet")))
+    ]
 
 
 def count_rows(path: Path) -> int:
@@ -86,11 +94,15 @@ def open_parquet(path: Path, schema: pa.Schema | None = None) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(path, f"not a readable Parquet file ({' '.join(str(error).split())})") from error
+        raise DataError(
+            path, f"not a readable Parquet file ({' '.join(str(error).split())})"
+        ) from error
     found = file.schema_arrow.names
     missing = [name for name in (schema.names if schema is not None else ()) if name not in found]
     if missing:
-        raise DataError(path, f"lacks the column(s) {', '.join(missing)}; it has {', '.join(found)}")
+        raise DataError(
+            path, f"lacks the column(s) {', '.join(missing)}; it has {', '.join(found)}"
+        )
     return file
 
 
@@ -104,7 +116,9 @@ def read_rows(path: Path, schema: pa.Schema | None = None) -> Iterator[Json]:
         yield from batch.to_pylist()
 
 
-def read_batches(path: Path, schema: pa.Schema | None = None, *, row_groups: Sequence[int] | None = None) -> Iterator[pa.RecordBatch]:
+def read_batches(
+    path: Path, schema: pa.Schema | None = None, *, row_groups: Sequence[int] | None = None
+) -> Iterator[pa.RecordBatch]:
     """The same as batches of ROWS_AT_ONCE rows, of all row groups of the file or of some.
 
     Raises:
@@ -112,8 +126,14 @@ def read_batches(path: Path, schema: pa.Schema | None = None, *, row_groups: Seq
     """
     file = open_parquet(path, schema)
     try:
-        yield from file.iter_batches(batch_size=ROWS_AT_ONCE, columns=None if schema is None else schema.names, row_groups=row_groups)
+        yield from file.iter_batches(
+            batch_size=ROWS_AT_ONCE,
+            columns=None if schema is None else schema.names,
+            row_groups=row_groups,
+        )
     except MemoryError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise DataError(path, f"damaged ({' '.join(str(error).split())}); get or make it again") from error
+        raise DataError(
+            path, f"damaged ({' '.join(str(error).split())}); get or make it again"
+        ) from error

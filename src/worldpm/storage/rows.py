@@ -1,4 +1,5 @@
-"""Rows of tables that others wrote: Parquet, CSV, JSON and JSON lines, the latter gzipped or not."""
+"""Rows of tables that others wrote: Parquet, CSV, JSON and JSON lines, the latter gzipped or
+not."""
 
 import csv
 import gzip
@@ -15,13 +16,14 @@ SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
 def read(path: Path, *, nan: bool = False) -> Iterator[Any]:
-    """The rows of a Parquet file, of JSON lines, or of a JSON list; a JSON object of lists gives their entries in turn.
+    """The rows of a Parquet file, of JSON lines, or of a JSON list; a JSON object of lists gives
+    their entries in turn.
 
     A CSV file gives rows of text, by the names of its first line; an empty cell is None.
 
-    JSON lines and Parquet are streamed. Of what stands in a row only texts are looked at: half of a surrogate pair, which JSON can
-    write, is no character, and no tokenizer or file could take it. NaN and infinity, which are no JSON, are read if
-    `nan`, as some write them for what is missing.
+    JSON lines and Parquet are streamed. Of what stands in a row only texts are looked at: half of a
+    surrogate pair, which JSON can write, is no character, and no tokenizer or file could take it.
+    NaN and infinity, which are no JSON, are read if `nan`, as some write them for what is missing.
 
     Raises:
         DataError: If it cannot be read; a bad line is named.
@@ -50,7 +52,10 @@ def _of_csv(path: Path) -> Iterator[dict[str, str | None]]:
             for row in (lines := csv.DictReader(file, strict=True)):
                 if None in row or None in row.values():
                     raise DataError(
-                        path, f"has more or fewer cells than the {len(lines.fieldnames or ())} names of the first", line=lines.line_num
+                        path,
+                        f"has more or fewer cells than the {len(lines.fieldnames or ())} names of"
+                        " the first",
+                        line=lines.line_num,
                     )
                 yield {name: value.strip() or None for name, value in row.items()}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -66,7 +71,9 @@ def _whole(text: bytes, path: Path, nan: bool) -> Iterator[Any]:
     content = _parse(text, path, None, nan)
     if isinstance(content, list):
         yield from content
-    elif isinstance(content, dict) and all(isinstance(entries, list) for entries in content.values()):
+    elif isinstance(content, dict) and all(
+        isinstance(entries, list) for entries in content.values()
+    ):
         for entries in content.values():
             yield from entries
     else:
@@ -76,11 +83,15 @@ def _whole(text: bytes, path: Path, nan: bool) -> Iterator[Any]:
 def _parse(text: bytes, path: Path, line: int | None, nan: bool) -> Any:
     try:
         found = json.loads(text, parse_constant=float if nan else _refuse)
-        if b"\\u" in text or b"\xed" in text:  # JSON's way to write one, and the bytes that json takes for one
+        if (
+            b"\\u" in text or b"\xed" in text
+        ):  # JSON's way to write one, and the bytes that json takes for one
             json.dumps(found, ensure_ascii=False).encode()
         return found
     except UnicodeEncodeError as error:
-        raise DataError(path, "holds half of a surrogate pair, which is no character; mend it", line=line) from error
+        raise DataError(
+            path, "holds half of a surrogate pair, which is no character; mend it", line=line
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(path, f"not JSON ({error})", line=line) from error
 

@@ -176,16 +176,22 @@ def threads_of(batch: pa.RecordBatch) -> Iterator[Thread]:
     """Rows of `threads/*.parquet` as records."""
     lists, names = batch["responses"], [name for name in THREADS.names if name != "responses"]
     answers = map(Answer, *(lists.flatten().field(name).to_pylist() for name in ANSWERS.names))
-    for size, *values in zip(lists.value_lengths().to_pylist(), *(batch[name].to_pylist() for name in names), strict=True):
+    for size, *values in zip(
+        lists.value_lengths().to_pylist(), *(batch[name].to_pylist() for name in names), strict=True
+    ):
         row = dict(zip(names, values, strict=True))
-        yield Thread(**{**row, "tags": tuple(row["tags"] or ())}, responses=tuple(islice(answers, size or 0)))
+        yield Thread(
+            **{**row, "tags": tuple(row["tags"] or ())}, responses=tuple(islice(answers, size or 0))
+        )
 
 
 def thread_to_row(thread: Thread) -> Json:
     """The record as a row of `threads/*.parquet`."""
     row = {name: getattr(thread, name) for name in THREADS.names}
     row["tags"] = list(thread.tags)
-    row["responses"] = [{name: getattr(answer, name) for name in ANSWERS.names} for answer in thread.responses]
+    row["responses"] = [
+        {name: getattr(answer, name) for name in ANSWERS.names} for answer in thread.responses
+    ]
     return row
 
 
@@ -193,11 +199,18 @@ def group_from_row(row: Json, path: Path) -> PreferenceGroup:
     """A row of `groups/*.parquet` as a record.
 
     Raises:
-        DataError: If it has no prompt or no preference, or a preference that points at nothing or weighs nothing sensible.
+        DataError: If it has no prompt or no preference, or a preference that points at nothing or
+            weighs nothing sensible.
     """
-    texts = [message["content"] for message in row["prompt"] or ()] + [response["content"] for response in row["responses"] or ()]
+    texts = [message["content"] for message in row["prompt"] or ()] + [
+        response["content"] for response in row["responses"] or ()
+    ]
     if not (row["prompt"] and row["preferences"] and all(isinstance(text, str) for text in texts)):
-        raise DataError(path, f"group {row['group_id']!r} lacks a prompt, a text or a preference; leave it out, or make the table again")
+        raise DataError(
+            path,
+            f"group {row['group_id']!r} lacks a prompt, a text or a preference; leave it out, or"
+            " make the table again",
+        )
     for preference in row["preferences"]:
         if fault := _fault(preference, len(row["responses"] or ())):
             raise DataError(path, f"group {row['group_id']!r}: {fault}")
@@ -208,9 +221,18 @@ def group_from_row(row: Json, path: Path) -> PreferenceGroup:
         split=row["split"],
         prompt=tuple(Message(**message) for message in row["prompt"]),
         responses=tuple(
-            Response(r["content"], votes=r.get("votes"), created=r.get("created"), meta=dict(r.get("meta") or ())) for r in row["responses"]
+            Response(
+                r["content"],
+                votes=r.get("votes"),
+                created=r.get("created"),
+                meta=dict(r.get("meta") or ()),
+            )
+            for r in row["responses"]
         ),
-        preferences=tuple(Preference(**{**preference, "probability": _probability(preference)}) for preference in row["preferences"]),
+        preferences=tuple(
+            Preference(**{**preference, "probability": _probability(preference)})
+            for preference in row["preferences"]
+        ),
     )
 
 
@@ -218,15 +240,29 @@ def _fault(preference: Json, responses: int) -> str | None:
     """What is wrong with a preference of so many responses."""
     for side in ("chosen", "rejected"):
         if preference[side] not in range(responses):
-            return f"{side} is {preference[side]}; an index of its {responses} responses is needed, from 0"
+            return (
+                f"{side} is {preference[side]}; an index of its {responses} responses is needed,"
+                " from 0"
+            )
     if preference["chosen"] == preference["rejected"]:
         return f"response {preference['chosen']} is preferred to itself"
-    weight, strength, probability = preference["weight"], preference["strength"], _probability(preference)
+    weight, strength, probability = (
+        preference["weight"],
+        preference["strength"],
+        _probability(preference),
+    )
     if weight is None or not 0 < weight < math.inf:
         return f"a preference weighs {weight}; a finite number above 0 is needed"
     if strength is None or not 0 <= strength < math.inf:
-        return f"a preference has the strength {strength}; a finite number that is not negative is needed"
-    return None if 0 <= probability <= 1 else f"a preference has the probability {probability}; 0 to 1 is possible"
+        return (
+            f"a preference has the strength {strength}; a finite number that is not negative is"
+            " needed"
+        )
+    return (
+        None
+        if 0 <= probability <= 1
+        else f"a preference has the probability {probability}; 0 to 1 is possible"
+    )
 
 
 def _probability(preference: Json) -> float:
@@ -244,9 +280,19 @@ def group_to_row(group: PreferenceGroup) -> Json:
         "split": group.split,
         "prompt": [asdict(message) for message in group.prompt],
         "responses": [
-            {"content": r.content, "votes": r.votes, "created": r.created, "meta": list(r.meta.items())} for r in group.responses
+            {
+                "content": r.content,
+                "votes": r.votes,
+                "created": r.created,
+                "meta": list(r.meta.items()),
+            }
+            for r in group.responses
         ],
         "preferences": [
-            {name: getattr(p, name) for name in ("chosen", "rejected", "strength", "probability", "weight")} for p in group.preferences
+            {
+                name: getattr(p, name)
+                for name in ("chosen", "rejected", "strength", "probability", "weight")
+            }
+            for p in group.preferences
         ],
     }

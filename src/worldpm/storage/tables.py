@@ -1,7 +1,8 @@
-"""The data engine: plain SQL over Parquet files and work on batches of rows, by DuckDB in this process or by Spark.
+"""The data engine: plain SQL over Parquet files and work on batches of rows, by DuckDB in this
+process or by Spark.
 
-Nothing else speaks to either. A query uses only what both run: standard joins, window functions with `NULLS LAST` spelled out (their
-defaults differ), no function of one engine alone.
+Nothing else speaks to either. A query uses only what both run: standard joins, window functions
+with `NULLS LAST` spelled out (their defaults differ), no function of one engine alone.
 """
 
 import pickle
@@ -21,7 +22,8 @@ from worldpm.storage.workers import cores, in_order
 ROWS_OF_A_RESULT = 4096
 """In a record batch of a query's result."""
 MEMORY, MOST_THREADS = "1GB", 8
-"""What DuckDB may hold before it goes on on the disk; each thread needs a share of it to go on at all."""
+"""What DuckDB may hold before it goes on on the disk; each thread needs a share of it to go on at
+all."""
 SPARK = {
     "spark.master": "local[*]",
     "spark.app.name": "worldpm",
@@ -111,7 +113,8 @@ class Spark:
         return int(self._session.table(name).count())
 
     def batches(self, query: str) -> Iterator[pa.RecordBatch]:
-        """See `Database`. A batch travels as the bytes of an Arrow stream, so the driver never holds the whole result."""
+        """See `Database`. A batch travels as the bytes of an Arrow stream, so the driver never
+        holds the whole result."""
 
         def serialised(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for batch in batches:
@@ -120,7 +123,9 @@ class Spark:
                     writer.write_batch(batch)
                 yield pa.RecordBatch.from_pydict({"stream": [sink.getvalue().to_pybytes()]})
 
-        for row in self._session.sql(query).mapInArrow(serialised, "stream binary").toLocalIterator():
+        for row in (
+            self._session.sql(query).mapInArrow(serialised, "stream binary").toLocalIterator()
+        ):
             yield from pa.ipc.open_stream(row.stream)
 
 
@@ -135,14 +140,18 @@ def spark_session() -> Any:
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError as error:
-        raise ConfigError("--engine spark needs pyspark, and Java 17: pip install 'worldpm[spark]'") from error
+        raise ConfigError(
+            "--engine spark needs pyspark, and Java 17: pip install 'worldpm[spark]'"
+        ) from error
     try:
         settings = SparkConf()
         for name, value in SPARK.items():
             settings.setIfMissing(name, value)
         return SparkSession.builder.config(conf=settings).getOrCreate()
     except (PySparkException, OSError, RuntimeError) as error:
-        raise ConfigError(f"Spark does not start ({str(error).splitlines()[0]}); it needs Java 17") from error
+        raise ConfigError(
+            f"Spark does not start ({str(error).splitlines()[0]}); it needs Java 17"
+        ) from error
 
 
 def database(engine: Engine, spill: Path) -> DuckDB | Spark:
@@ -151,12 +160,18 @@ def database(engine: Engine, spill: Path) -> DuckDB | Spark:
 
 
 def map_batches(
-    path: Path, schema: pa.Schema, work: Callable[[pa.RecordBatch], Result], *, workers: int, engine: Engine = "duckdb"
+    path: Path,
+    schema: pa.Schema,
+    work: Callable[[pa.RecordBatch], Result],
+    *,
+    workers: int,
+    engine: Engine = "duckdb",
 ) -> Iterator[Result]:
-    """What `work` makes of each batch of rows of a Parquet file, in order; by so many processes, or by Spark's.
+    """What `work` makes of each batch of rows of a Parquet file, in order; by so many processes, or
+    by Spark's.
 
-    A batch has at most `parquet.ROWS_AT_ONCE` rows and never spans two row groups of the file. `work` and what it gives must be
-    picklable.
+    A batch has at most `parquet.ROWS_AT_ONCE` rows and never spans two row groups of the file.
+    `work` and what it gives must be picklable.
 
     Raises:
         DataError: If the file is not Parquet or lacks a column of the schema.
@@ -169,7 +184,9 @@ def map_batches(
         yield from results
 
 
-def _map_row_group(path: Path, work: Callable[[pa.RecordBatch], Result], row_group: int) -> list[Result]:
+def _map_row_group(
+    path: Path, work: Callable[[pa.RecordBatch], Result], row_group: int
+) -> list[Result]:
     return [work(batch) for batch in read_batches(path, row_groups=[row_group])]
 
 
@@ -177,10 +194,14 @@ def _map_in_spark(path: Path, work: Callable[[pa.RecordBatch], Result]) -> Itera
     def pickled(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             result = pickle.dumps(work(batch.drop_columns("row_index")))
-            yield pa.RecordBatch.from_pydict({"first_row": [batch["row_index"][0].as_py()], "result": [result]})
+            yield pa.RecordBatch.from_pydict(
+                {"first_row": [batch["row_index"][0].as_py()], "result": [result]}
+            )
 
     rows = spark_session().read.parquet(str(path)).select("*", "_metadata.row_index")
-    results = rows.mapInArrow(pickled, "first_row long, result binary").persist()  # to put them in order Spark goes over them twice
+    results = rows.mapInArrow(
+        pickled, "first_row long, result binary"
+    ).persist()  # to put them in order Spark goes over them twice
     for row in results.orderBy("first_row").toLocalIterator():
         yield pickle.loads(row.result)
     results.unpersist()

@@ -48,23 +48,42 @@ PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS = 3e-6, 10_240, 1
 
 
 def run(options: TrainOptions) -> None:
-    """Train, keep the weights of least validation loss, and write them as a folder that plain transformers loads."""
+    """Train, keep the weights of least validation loss, and write them as a folder that plain
+    transformers loads."""
 
     if options.model not in SIZES and "/" not in options.model and not Path(options.model).is_dir():
-        raise ConfigError(f"--model {options.model}: neither a built-in size ({', '.join(SIZES)}) nor a folder nor a hub id (OWNER/NAME)")
+        raise ConfigError(
+            f"--model {options.model}: neither a built-in size ({', '.join(SIZES)}) nor a folder"
+            " nor a hub id (OWNER/NAME)"
+        )
     if options.model in SIZES and (options.revision or options.remote_code):
-        raise ConfigError(f"--revision and --remote-code are of a hub's model; {options.model} is made here")
-    source = None if options.model in SIZES else sources.find(options.model, revision=options.revision, remote_code=options.remote_code)
+        raise ConfigError(
+            f"--revision and --remote-code are of a hub's model; {options.model} is made here"
+        )
+    source = (
+        None
+        if options.model in SIZES
+        else sources.find(options.model, revision=options.revision, remote_code=options.remote_code)
+    )
     data = TrainingData.find(options.groups)
     dtype = torch_dtype(options.dtype) or training_dtype()
     settings = _settings(options, dtype)
-    accelerator = accelerator_of(dtype, tracker=options.tracker, folder=options.out.with_name(f"{options.out.name}.tracking"))
+    accelerator = accelerator_of(
+        dtype, tracker=options.tracker, folder=options.out.with_name(f"{options.out.name}.tracking")
+    )
     output = None
     if accelerator.is_main_process:
-        inputs = [folders.describe(path) for path in data.inputs] + ([sources.fingerprint(source)] if source else [])
+        inputs = [folders.describe(path) for path in data.inputs] + (
+            [sources.fingerprint(source)] if source else []
+        )
         if next(data.groups("train", Counter()), None) is None:
-            raise ConfigError(f"{options.groups[0]}: the train split is empty; add sites, or give the other splits a smaller share")
-        output = folders.begin(options.out, step="train", config=_recorded(options, settings, dtype), inputs=inputs)
+            raise ConfigError(
+                f"{options.groups[0]}: the train split is empty; add sites, or give the other"
+                " splits a smaller share"
+            )
+        output = folders.begin(
+            options.out, step="train", config=_recorded(options, settings, dtype), inputs=inputs
+        )
     if not broadcast_object_list([output is not None])[0]:
         return
     if accelerator.is_main_process:
@@ -74,9 +93,13 @@ def run(options: TrainOptions) -> None:
 
 
 def _train(
-    options: TrainOptions, settings: Settings, accelerator: Accelerator, data: TrainingData, source: Source | None,
+    options: TrainOptions,
+    settings: Settings,
+    accelerator: Accelerator,
+    data: TrainingData,
+    source: Source | None,
     output: folders.Output | None,
-) -> None:  # fmt: skip
+) -> None:
     """What every process does; the first one has the output, and also writes."""
 
     progress = options.out / folders.PROGRESS
@@ -85,36 +108,65 @@ def _train(
     encoder = _encoder(options, source, progress / "tokenizer")
     train, validation = (TokenStore([progress / f"{split}.tokens"]) for split in SPLITS)
     if output and not len(validation):
-        logger.warning("no validation groups: the last weights are kept, not those of least validation loss")
+        logger.warning(
+            "no validation groups: the last weights are kept, not those of least validation loss"
+        )
     model = _model(options, source, encoder.tokenizer)
     lineage = {"model": options.model, "groups": [folders.describe(path) for path in data.inputs]}
-    run_id = hashlib.sha256(folders.to_json([output.run["config"], output.run["inputs"]])).hexdigest()[:16] if output else ""
+    run_id = (
+        hashlib.sha256(folders.to_json([output.run["config"], output.run["inputs"]])).hexdigest()[
+            :16
+        ]
+        if output
+        else ""
+    )
 
     def write(folder: Path, weights: Tensors, measured: folders.Json) -> None:
         save_tokenizer(encoder.tokenizer, folder)
-        checkpoint.save(model, adapters.merged(weights), folder, pad_token_id=encoder.tokenizer.pad_token_id)
-        checkpoint.write_description(folder, encoder, measured, _training(options, trainer, run_id, measured), lineage)
+        checkpoint.save(
+            model, adapters.merged(weights), folder, pad_token_id=encoder.tokenizer.pad_token_id
+        )
+        checkpoint.write_description(
+            folder, encoder, measured, _training(options, trainer, run_id, measured), lineage
+        )
 
     def keep(weights: Tensors, measured: folders.Json) -> None:
         if output:
             _write_snapshot(output, measured, partial(write, weights=weights, measured=measured))
 
     state = progress / "resume"
-    trainer = Trainer(model, train, validation, settings, folder=options.out, state=state, accelerator=accelerator, keep=keep)
+    trainer = Trainer(
+        model,
+        train,
+        validation,
+        settings,
+        folder=options.out,
+        state=state,
+        accelerator=accelerator,
+        keep=keep,
+    )
     if not trainer.steps:
-        raise ConfigError(f"--epochs {settings.epochs} of {len(train)} groups is not one group; there is nothing to train on")
+        raise ConfigError(
+            f"--epochs {settings.epochs} of {len(train)} groups is not one group; there is nothing"
+            " to train on"
+        )
     accelerator.init_trackers("worldpm", config=_recorded(options, settings, settings.dtype))
     trainer.run()
     weights, measured = weights_of(trainer.model), trainer.kept_metrics()
     if output:
         write(options.out, weights, measured)
-        output.finish(counts=_counts(trainer, kept), drops={"preference sets": kept["train"]["drops"]})
+        output.finish(
+            counts=_counts(trainer, kept), drops={"preference sets": kept["train"]["drops"]}
+        )
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
-def _write_snapshot(run: folders.Output, measured: folders.Json, write: Callable[[Path], None]) -> None:
-    """A checkpoint of its own, named after its run and step; one that an earlier start of the run finished is left as it is."""
+def _write_snapshot(
+    run: folders.Output, measured: folders.Json, write: Callable[[Path], None]
+) -> None:
+    """A checkpoint of its own, named after its run and step; one that an earlier start of the run
+    finished is left as it is."""
     place = run.path / SNAPSHOTS / f"{run.path.resolve().name}-{measured['step']:06}"
     options = {**run.run["config"], "snapshot": measured["step"]}
     snapshot = folders.begin(place, step=run.run["step"], config=options, inputs=run.run["inputs"])
@@ -124,8 +176,11 @@ def _write_snapshot(run: folders.Output, measured: folders.Json, write: Callable
             snapshot.finish(counts={"step": measured["step"]})
 
 
-def _training(options: TrainOptions, trainer: Trainer, run_id: str, measured: folders.Json) -> folders.Json:
-    """What `worldpm laws` needs to know of a checkpoint: its run (by settings and inputs), its family, and N, D and C."""
+def _training(
+    options: TrainOptions, trainer: Trainer, run_id: str, measured: folders.Json
+) -> folders.Json:
+    """What `worldpm laws` needs to know of a checkpoint: its run (by settings and inputs), its
+    family, and N, D and C."""
 
     built_in = options.model in SIZES
     return {
@@ -143,7 +198,11 @@ def _training(options: TrainOptions, trainer: Trainer, run_id: str, measured: fo
 def _settings(options: TrainOptions, dtype: torch.dtype) -> Settings:
 
     size = SIZES.get(options.model)
-    lr, batch_pairs, epochs = (size.lr, size.batch_pairs, size.epochs) if size else (PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS)
+    lr, batch_pairs, epochs = (
+        (size.lr, size.batch_pairs, size.epochs)
+        if size
+        else (PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS)
+    )
     return Settings(
         lr=options.lr or lr,
         batch_pairs=options.batch_pairs or batch_pairs,
@@ -151,10 +210,17 @@ def _settings(options: TrainOptions, dtype: torch.dtype) -> Settings:
         max_steps=options.max_steps,
         weight_decay=options.weight_decay,
         warmup=options.warmup,
-        decay=options.decay if options.decay is not None else (size.decay if size and options.schedule == "constant" else 0.0),
+        decay=(
+            options.decay
+            if options.decay is not None
+            else (size.decay if size and options.schedule == "constant" else 0.0)
+        ),
         schedule=options.schedule,
-        objective=Objective(options.loss, options.target_margin, options.label_smoothing, options.centring),
-        row_tokens=options.row_tokens or (costs.GPU_ROW_TOKENS if torch.cuda.is_available() else scorer.ROW_TOKENS),
+        objective=Objective(
+            options.loss, options.target_margin, options.label_smoothing, options.centring
+        ),
+        row_tokens=options.row_tokens
+        or (costs.GPU_ROW_TOKENS if torch.cuda.is_available() else scorer.ROW_TOKENS),
         seed=options.seed,
         snapshots=options.snapshots,
         dtype=dtype,
@@ -163,18 +229,33 @@ def _settings(options: TrainOptions, dtype: torch.dtype) -> Settings:
 
 def _recorded(options: TrainOptions, settings: Settings, dtype: torch.dtype) -> folders.Json:
     """What the manifest says of the run: every setting as it took effect."""
-    model = options.model if not Path(options.model).is_dir() else Path(options.model).resolve().name
+    model = (
+        options.model if not Path(options.model).is_dir() else Path(options.model).resolve().name
+    )
     taken = asdict(settings)
     for fixed in ("objective", "validations", "betas", "clip_norm"):
         del taken[fixed]
     limits = _limits(options)
     lengths = {"max_length": limits.max_length, "prompt_length": limits.prompt_length}
-    others = {name: getattr(options, name) for name in ("lora_rank", "gradient_checkpointing", "compile", "revision", "remote_code")}
-    return {"model": model, **lengths, **taken, **settings.objective._asdict(), **others, "dtype": str(dtype).removeprefix("torch.")}
+    others = {
+        name: getattr(options, name)
+        for name in ("lora_rank", "gradient_checkpointing", "compile", "revision", "remote_code")
+    }
+    return {
+        "model": model,
+        **lengths,
+        **taken,
+        **settings.objective._asdict(),
+        **others,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
-def _prepare(options: TrainOptions, data: TrainingData, source: Source | None, output: folders.Output) -> folders.Json:
-    """Write the tokenizer and each split's tokens, where an earlier run has not; what the stores hold."""
+def _prepare(
+    options: TrainOptions, data: TrainingData, source: Source | None, output: folders.Output
+) -> folders.Json:
+    """Write the tokenizer and each split's tokens, where an earlier run has not; what the stores
+    hold."""
 
     tokenizer = output.progress / "tokenizer"
     if not tokenizer.is_dir():
@@ -186,26 +267,49 @@ def _prepare(options: TrainOptions, data: TrainingData, source: Source | None, o
     def build(split: Literal["train", "validation"], aside: Path) -> folders.Json:
         drops: Counter[str] = Counter()
         groups = console.track(data.groups(split, drops), f"tokenize the {split} split", total=None)
-        counts = token_store.write(aside, token_store.encode(groups, tokenizer, encoder.frame, encoder.limits, workers=options.workers))
-        return {"counts": counts, "drops": {reason: number for reason, number in sorted(drops.items()) if number}}
+        counts = token_store.write(
+            aside,
+            token_store.encode(
+                groups, tokenizer, encoder.frame, encoder.limits, workers=options.workers
+            ),
+        )
+        return {
+            "counts": counts,
+            "drops": {reason: number for reason, number in sorted(drops.items()) if number},
+        }
 
-    return {split: output.part(f"{folders.PROGRESS}/{split}.tokens", partial(build, split)) for split in SPLITS}
+    return {
+        split: output.part(f"{folders.PROGRESS}/{split}.tokens", partial(build, split))
+        for split in SPLITS
+    }
 
 
-def _new_tokenizer(options: TrainOptions, data: TrainingData, source: Source | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of the run, with a template that others can use: the model's own, or one trained on the train split."""
+def _new_tokenizer(
+    options: TrainOptions, data: TrainingData, source: Source | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of the run, with a template that others can use: the model's own, or one
+    trained on the train split."""
 
     if source is not None:
         encoder = checkpoint.encoder_of(source, checkpoint.load_config(source))
-        encoder.tokenizer.pad_token = checkpoint.pad_token(encoder.tokenizer, encoder.frame)  # one that ends no text
-        encoder.tokenizer.chat_template = chat.standing_alone(str(encoder.tokenizer.chat_template), encoder.frame)
+        encoder.tokenizer.pad_token = checkpoint.pad_token(
+            encoder.tokenizer, encoder.frame
+        )  # one that ends no text
+        encoder.tokenizer.chat_template = chat.standing_alone(
+            str(encoder.tokenizer.chat_template), encoder.frame
+        )
         return encoder.tokenizer
     texts = (
         text
         for group in data.groups("train", Counter())
-        for text in (*(message.content for message in group.prompt), *(response.content for response in group.responses))
+        for text in (
+            *(message.content for message in group.prompt),
+            *(response.content for response in group.responses),
+        )
     )
-    trained = train_tokenizer(texts, vocabulary=SIZES[options.model].vocabulary, max_length=options.max_length)
+    trained = train_tokenizer(
+        texts, vocabulary=SIZES[options.model].vocabulary, max_length=options.max_length
+    )
     trained.chat_template = chat.standing_alone(str(trained.chat_template), chat.frame_of(trained))
     logger.info("trained a tokenizer of %d tokens", len(trained))
     return trained
@@ -224,16 +328,24 @@ def _encoder(options: TrainOptions, source: Source | None, tokenizer_folder: Pat
     limits = _limits(options)
     tokenizer = checkpoint.load_tokenizer(sources.Source(tokenizer_folder))
     if source is None and options.max_length > POSITIONS:
-        raise ConfigError(f"--max-length {options.max_length}: a built-in size has {POSITIONS} positions; ask for at most that")
+        raise ConfigError(
+            f"--max-length {options.max_length}: a built-in size has {POSITIONS} positions; ask for"
+            " at most that"
+        )
     if source is None:
         return Encoder(tokenizer, chat.frame_of(tokenizer), limits)
     model_config = checkpoint.load_config(source)
     if options.max_length > (positions := checkpoint.positions_of(model_config)):
-        raise ConfigError(f"--max-length {options.max_length}: the model was made for {positions} positions; ask for at most that")
+        raise ConfigError(
+            f"--max-length {options.max_length}: the model was made for {positions} positions; ask"
+            " for at most that"
+        )
     return Encoder(tokenizer, checkpoint.encoder_of(source, model_config).frame, limits)
 
 
-def _model(options: TrainOptions, source: Source | None, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
+def _model(
+    options: TrainOptions, source: Source | None, tokenizer: PreTrainedTokenizerBase
+) -> RewardModel:
     """The model to train: weights in float32, but for those that adapters leave alone."""
 
     if source is None:
@@ -241,7 +353,11 @@ def _model(options: TrainOptions, source: Source | None, tokenizer: PreTrainedTo
     else:
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
-            dtype = (torch_dtype(options.dtype) or training_dtype()) if options.lora_rank else torch.float32
+            dtype = (
+                (torch_dtype(options.dtype) or training_dtype())
+                if options.lora_rank
+                else torch.float32
+            )
             model = checkpoint.load(source, dtype=dtype, fresh_head=True)
     if options.lora_rank:
         adapters.add(model, rank=options.lora_rank, seed=options.seed)

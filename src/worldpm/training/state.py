@@ -1,7 +1,9 @@
-"""What a run needs to go on: weights, optimizer and random state, whole and in one file whatever the processes.
+"""What a run needs to go on: weights, optimizer and random state, whole and in one file whatever
+the processes.
 
-The tensors are gathered under the model's own names, so a run may go on with another number of processes or another way of
-sharding. A state is written aside, hashed, and named by its note last; one that is torn is passed over.
+The tensors are gathered under the model's own names, so a run may go on with another number of
+processes or another way of sharding. A state is written aside, hashed, and named by its note last;
+one that is torn is passed over.
 """
 
 import json
@@ -37,11 +39,14 @@ Tensors = dict[str, Tensor]
 
 
 def weights_of(model: nn.Module, *, trained_only: bool = False) -> Tensors:
-    """All weights, or those that are trained, in this process's memory; every process must call, and only the first gets them."""
+    """All weights, or those that are trained, in this process's memory; every process must call,
+    and only the first gets them."""
     if _is_engine(model):
         return zero.weights_of(model, trained_only=trained_only)
     _reshard(model)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
+    options = StateDictOptions(
+        full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only
+    )
     found = get_model_state_dict(model, options=options)
     # a state dict of one process is the parameters themselves, which the next step changes
     return {name: torch.as_tensor(tensor).clone() for name, tensor in found.items()}
@@ -57,21 +62,33 @@ def _moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
     if _is_engine(model):
         return zero.moments_of(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, Tensors], get_optimizer_state_dict(model, optimizer, options=options).get("state", {}))
+    return cast(
+        dict[str, Tensors],
+        get_optimizer_state_dict(model, optimizer, options=options).get("state", {}),
+    )
 
 
-def _put_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensors]) -> None:
+def _put_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensors]
+) -> None:
     """Give the optimizer what the first process holds of what it knew."""
     if _is_engine(model):
         zero.put_moments(model, broadcast_object_list([moments])[0])
         return
-    whole: Json = {**get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))}
+    whole: Json = {
+        **get_optimizer_state_dict(
+            model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
+    }
     whole["state"] = moments
-    set_optimizer_state_dict(model, optimizer, whole if moments else {}, options=_whole(strict=True))
+    set_optimizer_state_dict(
+        model, optimizer, whole if moments else {}, options=_whole(strict=True)
+    )
 
 
 def _reshard(model: nn.Module) -> None:
-    """FSDP leaves outer weights whole after a forward without gradients, where the optimizer does not know them."""
+    """FSDP leaves outer weights whole after a forward without gradients, where the optimizer does
+    not know them."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -88,19 +105,32 @@ def put_weights(model: nn.Module, weights: Tensors) -> None:
 
 def _whole(*, strict: bool) -> StateDictOptions:
     spread = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return StateDictOptions(full_state_dict=True, cpu_offload=not spread, broadcast_from_rank0=spread, strict=strict)
+    return StateDictOptions(
+        full_state_dict=True, cpu_offload=not spread, broadcast_from_rank0=spread, strict=strict
+    )
 
 
 def save(
-    folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, best: Tensors, *, step: int, seen: Json
+    folder: Path,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: Tensors,
+    *,
+    step: int,
+    seen: Json,
 ) -> None:
     """Write the state after a step, and remove all but the last few; every process must call."""
-    tensors = {f"model/{name}": tensor for name, tensor in weights_of(model, trained_only=True).items()}
+    tensors = {
+        f"model/{name}": tensor for name, tensor in weights_of(model, trained_only=True).items()
+    }
     moments = _moments_of(model, optimizer)
     if not accelerator.is_main_process:
         return
     for name, values in moments.items():
-        tensors |= {f"optimizer/{name}/{moment}": torch.as_tensor(value) for moment, value in values.items()}
+        tensors |= {
+            f"optimizer/{name}/{moment}": torch.as_tensor(value) for moment, value in values.items()
+        }
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     tensors["random/torch"] = torch.get_rng_state()
     place = folder / f"{step:08d}"
@@ -112,13 +142,20 @@ def save(
     aside.replace(place / TENSORS)
     folders.write_atomically(place / NOTE, folders.to_json({"sha256": digest, "seen": seen}))
     # a torn one of a later step, from before a restart, would stand in the way of what is run again
-    whole = [other for other in sorted(folder.iterdir()) if int(other.name) <= step and (other / NOTE).is_file()]
+    whole = [
+        other
+        for other in sorted(folder.iterdir())
+        if int(other.name) <= step and (other / NOTE).is_file()
+    ]
     for other in set(folder.iterdir()) - set(whole[-KEPT:]):
         shutil.rmtree(other)
 
 
-def load_last(folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Json, Tensors] | None:
-    """Give model and optimizer the last whole state; how far it was and its best weights, or None where there is none."""
+def load_last(
+    folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Json, Tensors] | None:
+    """Give model and optimizer the last whole state; how far it was and its best weights, or None
+    where there is none."""
     found = _last_whole(folder) if accelerator.is_main_process else None
     seen, tensors = found or (None, {})
     (seen,) = broadcast_object_list([seen])
@@ -150,4 +187,8 @@ def _last_whole(folder: Path) -> tuple[Json, Tensors] | None:
 
 
 def _under(prefix: str, tensors: Tensors) -> Tensors:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -17,8 +17,9 @@ def steps_of(
 ) -> list[NDArray[np.int64]]:
     """Indices of the groups of each optimizer step, a pure function of its arguments.
 
-    Every epoch is a new permutation. A step closes at the first group that reaches `batch_pairs`; groups are never split.
-    The run ends after `max_steps` steps or else after `epochs` passes, whose last step may be smaller.
+    Every epoch is a new permutation. A step closes at the first group that reaches `batch_pairs`;
+    groups are never split. The run ends after `max_steps` steps or else after `epochs` passes,
+    whose last step may be smaller.
     """
     counts = np.asarray(pair_counts, dtype=np.int64)
     steps: list[NDArray[np.int64]] = []
@@ -26,7 +27,9 @@ def steps_of(
     for order in _epochs(len(counts), seed=seed, epochs=None if max_steps is not None else epochs):
         left = np.concatenate([left, order])
         pairs, start = np.cumsum(counts[left]), 0
-        while (last := int(np.searchsorted(pairs, batch_pairs + (pairs[start - 1] if start else 0)))) < len(left):
+        while (
+            last := int(np.searchsorted(pairs, batch_pairs + (pairs[start - 1] if start else 0)))
+        ) < len(left):
             steps.append(left[start : last + 1])
             start = last + 1
             if max_steps is not None and len(steps) >= max_steps:

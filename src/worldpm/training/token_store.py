@@ -1,7 +1,8 @@
-"""Groups as tokens on disk: encoded once, ahead of the first step, and mapped into memory, not held in it.
+"""Groups as tokens on disk: encoded once, ahead of the first step, and mapped into memory, not held
+in it.
 
-A store is an Arrow file. Any group of it can be read at any time, so the order of training is a true permutation and a
-resumed run needs nothing but its step.
+A store is an Arrow file. Any group of it can be read at any time, so the order of training is a
+true permutation and a resumed run needs nothing but its step.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +34,10 @@ SCHEMA = pa.schema(
         ("suffixes", pa.list_(TOKENS)),
         ("response_tokens", pa.list_(pa.int32())),
         ("truncated", pa.list_(pa.bool_())),
-        *((name, pa.list_(pa.int32() if name in ("chosen", "rejected") else pa.float32())) for name in PREFERENCE_FIELDS),
+        *(
+            (name, pa.list_(pa.int32() if name in ("chosen", "rejected") else pa.float32()))
+            for name in PREFERENCE_FIELDS
+        ),
     ]
 )
 
@@ -52,7 +56,9 @@ def write(path: Path, examples: Iterable[Example]) -> dict[str, int]:
     stream = iter(examples)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
         while rows := list(islice(stream, ROWS_PER_BATCH)):
-            writer.write_batch(pa.RecordBatch.from_pylist([_row(example) for example in rows], schema=SCHEMA))
+            writer.write_batch(
+                pa.RecordBatch.from_pylist([_row(example) for example in rows], schema=SCHEMA)
+            )
             counts["groups"] += len(rows)
             for example in rows:
                 counts["pairs"] += len(example.preferences)
@@ -64,8 +70,15 @@ def write(path: Path, examples: Iterable[Example]) -> dict[str, int]:
 def _row(example: Example) -> dict[str, object]:
     encoded = example.encoded
     tokens = {"name": example.name, "prefix": encoded.prefix, "suffixes": list(encoded.suffixes)}
-    counts = {"response_tokens": list(encoded.response_tokens), "truncated": list(encoded.truncated)}
-    return {**tokens, **counts, **{name: [getattr(p, name) for p in example.preferences] for name in PREFERENCE_FIELDS}}
+    counts = {
+        "response_tokens": list(encoded.response_tokens),
+        "truncated": list(encoded.truncated),
+    }
+    return {
+        **tokens,
+        **counts,
+        **{name: [getattr(p, name) for p in example.preferences] for name in PREFERENCE_FIELDS},
+    }
 
 
 class TokenStore(Sequence[Example]):
@@ -76,12 +89,15 @@ class TokenStore(Sequence[Example]):
         self._batches: list[pa.RecordBatch] = []
         for path in paths:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            self._batches += [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            self._batches += [
+                reader.get_batch(number) for number in range(reader.num_record_batches)
+            ]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         self.tokens = self._by_group(_token_counts)
         """Tokens that each group costs in a row."""
         self.attended = self._by_group(_attended_counts)
-        """Pairs of a query and a key that meet in each group's row, as `costs.attended_pairs` counts them."""
+        """Pairs of a query and a key that meet in each group's row, as `costs.attended_pairs`
+        counts them."""
         self.tokens_apart = self._by_group(_token_counts_apart)
         self.attended_apart = self._by_group(_attended_counts_apart)
         """The same two where each response brings its own prompt."""
@@ -90,12 +106,15 @@ class TokenStore(Sequence[Example]):
         """Sum of the weights of each group's preferences."""
 
     def _by_group(self, of: Callable[[pa.RecordBatch], NDArray[Number]]) -> NDArray[Number]:
-        return np.concatenate([of(batch) for batch in [*self._batches, pa.RecordBatch.from_pylist([], schema=SCHEMA)]])
+        return np.concatenate(
+            [of(batch) for batch in [*self._batches, pa.RecordBatch.from_pylist([], schema=SCHEMA)]]
+        )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices: a store is larger than memory
+    # no slices: a store is larger than memory
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -112,7 +131,11 @@ class TokenStore(Sequence[Example]):
             cell("truncated").to_pylist(),
         )
         columns = [cell(name).to_pylist() for name in PREFERENCE_FIELDS]
-        return Example(batch.column("name")[row].as_py(), encoded, tuple(Preference(*values) for values in zip(*columns, strict=True)))
+        return Example(
+            batch.column("name")[row].as_py(),
+            encoded,
+            tuple(Preference(*values) for values in zip(*columns, strict=True)),
+        )
 
 
 def _lengths(column: pa.ListArray) -> NDArray[np.int64]:
@@ -130,13 +153,23 @@ def _sums(values: NDArray[Number], lengths: NDArray[np.int64]) -> NDArray[Number
 
 def _token_counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
     suffixes = batch.column("suffixes")
-    return _lengths(batch.column("prefix")) + _sums(_lengths(suffixes.flatten()), _lengths(suffixes))
+    return _lengths(batch.column("prefix")) + _sums(
+        _lengths(suffixes.flatten()), _lengths(suffixes)
+    )
 
 
 def _attended_counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
     suffixes = batch.column("suffixes")
-    prefix, lengths, responses = _lengths(batch.column("prefix")), _lengths(suffixes.flatten()), _lengths(suffixes)
-    return prefix * (prefix + 1) // 2 + prefix * _sums(lengths, responses) + _sums(lengths * (lengths + 1) // 2, responses)
+    prefix, lengths, responses = (
+        _lengths(batch.column("prefix")),
+        _lengths(suffixes.flatten()),
+        _lengths(suffixes),
+    )
+    return (
+        prefix * (prefix + 1) // 2
+        + prefix * _sums(lengths, responses)
+        + _sums(lengths * (lengths + 1) // 2, responses)
+    )
 
 
 def _token_counts_apart(batch: pa.RecordBatch) -> NDArray[np.int64]:
@@ -152,7 +185,9 @@ def _lengths_apart(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np
     """Tokens of each prompt with one response, and each group's number of responses."""
     suffixes = batch.column("suffixes")
     responses = _lengths(suffixes)
-    return np.repeat(_lengths(batch.column("prefix")), responses) + _lengths(suffixes.flatten()), responses
+    return np.repeat(_lengths(batch.column("prefix")), responses) + _lengths(
+        suffixes.flatten()
+    ), responses
 
 
 def _weights(batch: pa.RecordBatch) -> NDArray[np.float64]:
@@ -160,21 +195,42 @@ def _weights(batch: pa.RecordBatch) -> NDArray[np.float64]:
     return _sums(column.flatten().to_numpy().astype(np.float64), _lengths(column))
 
 
-def encode(groups: Iterable[PreferenceGroup], tokenizer: Path, frame: chat.Frame, limits: Limits, *, workers: int = 0) -> Iterator[Example]:
-    """The groups as examples, in order, by so many worker processes; 0 does the work in this one. `tokenizer` is its folder.
+def encode(
+    groups: Iterable[PreferenceGroup],
+    tokenizer: Path,
+    frame: chat.Frame,
+    limits: Limits,
+    *,
+    workers: int = 0,
+) -> Iterator[Example]:
+    """The groups as examples, in order, by so many worker processes; 0 does the work in this one.
+    `tokenizer` is its folder.
 
     Raises:
         DataError: If a prompt has no message.
     """
     stream = iter(groups)
     tasks = iter(lambda: list(islice(stream, GROUPS_PER_TASK)), [])
-    for examples in in_order(partial(_encode, tokenizer=tokenizer, frame=frame, limits=limits), tasks, workers=workers):
+    for examples in in_order(
+        partial(_encode, tokenizer=tokenizer, frame=frame, limits=limits), tasks, workers=workers
+    ):
         yield from examples
 
 
-def _encode(groups: Sequence[PreferenceGroup], tokenizer: Path, frame: chat.Frame, limits: Limits) -> list[Example]:
-    encoder = Encoder(_tokenizer(tokenizer, (tokenizer / "tokenizer.json").stat().st_mtime_ns), frame, limits)
-    return [Example(g.group_id, encoder.encode(g.prompt, [r.content for r in g.responses], name=g.group_id), g.preferences) for g in groups]
+def _encode(
+    groups: Sequence[PreferenceGroup], tokenizer: Path, frame: chat.Frame, limits: Limits
+) -> list[Example]:
+    encoder = Encoder(
+        _tokenizer(tokenizer, (tokenizer / "tokenizer.json").stat().st_mtime_ns), frame, limits
+    )
+    return [
+        Example(
+            g.group_id,
+            encoder.encode(g.prompt, [r.content for r in g.responses], name=g.group_id),
+            g.preferences,
+        )
+        for g in groups
+    ]
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,8 @@
-"""DeepSpeed's ZeRO: the engine steps by itself, and holds weights and optimizer in partitions of its own.
+"""DeepSpeed's ZeRO: the engine steps by itself, and holds weights and optimizer in partitions of
+its own.
 
-What is gathered here has the names and the form of every other state, so that a run may move to ZeRO and away from it.
+What is gathered here has the names and the form of every other state, so that a run may move to
+ZeRO and away from it.
 """
 
 from typing import Any
@@ -14,9 +16,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def configure(accelerator: Accelerator, *, clip_norm: float) -> None:
-    """Leave the size of a step, its accumulation and its loss to us; clipping is the engine's, before it steps."""
+    """Leave the size of a step, its accumulation and its loss to us; clipping is the engine's,
+    before it steps."""
     config: dict[str, Any] = accelerator.state.deepspeed_plugin.deepspeed_config
-    config.update(train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, gradient_clipping=clip_norm)
+    config.update(
+        train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, gradient_clipping=clip_norm
+    )
 
 
 def is_zero(accelerator: Accelerator) -> bool:
@@ -30,7 +35,8 @@ def stage_of(accelerator: Accelerator) -> int:
 
 
 def weights_of(engine: nn.Module, *, trained_only: bool) -> Tensors:
-    """All weights, the trained ones in float32, by the model's own names; every process must call, and gets them."""
+    """All weights, the trained ones in float32, by the model's own names; every process must call,
+    and gets them."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -54,13 +60,17 @@ def moments_of(engine: Any) -> dict[str, Tensors]:
     _link(engine)
     trained = {name: p for name, p in _parameters(engine).items() if p.requires_grad}
     return {
-        name: {**{m: safe_get_full_optimizer_state(p, m).detach().cpu().clone() for m in MOMENTS}, "step": torch.tensor(step)}
+        name: {
+            **{m: safe_get_full_optimizer_state(p, m).detach().cpu().clone() for m in MOMENTS},
+            "step": torch.tensor(step),
+        }
         for name, p in trained.items()
     }
 
 
 def put_weights(engine: nn.Module, weights: Tensors) -> None:
-    """Give the engine weights, which every process must hold: its float32 ones, and those that the next forward reads."""
+    """Give the engine weights, which every process must hold: its float32 ones, and those that the
+    next forward reads."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_set_full_fp32_param
 
@@ -77,7 +87,10 @@ def put_moments(engine: Any, moments: dict[str, Tensors]) -> None:
     from deepspeed.utils import safe_set_full_optimizer_state
 
     step = max((float(values["step"]) for values in moments.values()), default=0.0)
-    partitions = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None) or engine.optimizer.single_partition_of_fp32_groups
+    partitions = (
+        getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
+        or engine.optimizer.single_partition_of_fp32_groups
+    )
     for partition in partitions:  # before the first step AdamW has nothing that could be filled
         zeros = {moment: torch.zeros_like(partition) for moment in MOMENTS}
         engine.optimizer.optimizer.state[partition] = {"step": torch.tensor(step), **zeros}
@@ -85,15 +98,20 @@ def put_moments(engine: Any, moments: dict[str, Tensors]) -> None:
     for name, parameter in _parameters(engine).items():
         for moment in MOMENTS:
             if name in moments:
-                safe_set_full_optimizer_state(parameter, moments[name][moment].to(parameter.device), moment)
+                safe_set_full_optimizer_state(
+                    parameter, moments[name][moment].to(parameter.device), moment
+                )
 
 
 def _parameters(engine: nn.Module) -> dict[str, nn.Parameter]:
-    return {name.removeprefix("module."): parameter for name, parameter in engine.named_parameters()}
+    return {
+        name.removeprefix("module."): parameter for name, parameter in engine.named_parameters()
+    }
 
 
 def _link(engine: Any) -> None:
-    """Stages 1 and 2 tie weights to moments once, at the first step, when AdamW may have none yet: tie them anew."""
+    """Stages 1 and 2 tie weights to moments once, at the first step, when AdamW may have none yet:
+    tie them anew."""
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()

@@ -1,6 +1,7 @@
 """OpenRLHF's remote reward model: whole texts in, rewards out.
 
-Source: OpenRLHF 0.11.2, `openrlhf/cli/serve_rm.py` and `openrlhf/utils/agent.py`; `--reward.remote_url` names the route.
+Source: OpenRLHF 0.11.2, `openrlhf/cli/serve_rm.py` and `openrlhf/utils/agent.py`;
+`--reward.remote_url` names the route.
 """
 
 from typing import Any
@@ -29,6 +30,12 @@ def routes(service: Service) -> APIRouter:
     async def get_reward(body: GetReward, http: HttpRequest) -> JSONResponse:
         answers = await service.of(http).texts(body.query)
         found = [answer.rewards[0] for answer in answers]
-        return JSONResponse({"rewards": found, "scores": found, "extra_logs": {"length_tokens": [a.sequence_tokens[0] for a in answers]}})
+        return JSONResponse(
+            {
+                "rewards": found,
+                "scores": found,
+                "extra_logs": {"length_tokens": [a.sequence_tokens[0] for a in answers]},
+            }
+        )
 
     return router

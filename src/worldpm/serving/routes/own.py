@@ -44,7 +44,8 @@ class Preferences(Strict):
     strictness: Annotated[float, Field(ge=0.5, lt=1)] = LEVEL
     """The level at which two responses are told apart."""
     ranges: dict[Feature, tuple[Number, Number]] = {}
-    """Allowed counts, `length` in tokens: responses outside are named and stand after the others."""
+    """Allowed counts, `length` in tokens: responses outside are named and stand after the
+    others."""
     weights: dict[Feature, Annotated[float, Field(ge=-100, le=100)]] = {}
     """Log odds for each unit of a style difference, which runs from -1 to 1."""
 
@@ -80,7 +81,11 @@ class PromptAndResponses(Strict):
         if self.messages is not None:
             *before, last = self.messages
             return Request("messages", _messages(before), [last.content])
-        turns = [Turn(role="user", content=self.prompt)] if isinstance(self.prompt, str) else self.prompt or []
+        turns = (
+            [Turn(role="user", content=self.prompt)]
+            if isinstance(self.prompt, str)
+            else self.prompt or []
+        )
         return Request("responses", _messages(turns), self.responses or [])
 
 
@@ -108,40 +113,63 @@ def _messages(turns: Sequence[Turn]) -> tuple[Message, ...]:
     return tuple(Message(turn.role, turn.content) for turn in turns)
 
 
-def routes(service: Service, rules: RoutingRules | None, settings: Mapping[str, Preferences]) -> APIRouter:
-    """`/v1/rewards`, `/v1/explain`, `/v1/route`; `settings` are those of the API keys, by their names."""
+def routes(
+    service: Service, rules: RoutingRules | None, settings: Mapping[str, Preferences]
+) -> APIRouter:
+    """`/v1/rewards`, `/v1/explain`, `/v1/route`; `settings` are those of the API keys, by their
+    names."""
     router = APIRouter(prefix="/v1", tags=["rewards"])
 
-    @router.post("/rewards", summary="Rewards of one prompt's responses, with probabilities, ranking and confidence")
+    @router.post(
+        "/rewards",
+        summary="Rewards of one prompt's responses, with probabilities, ranking and confidence",
+    )
     async def rewards(body: Rewards, http: HttpRequest) -> JSONResponse:
         call, request = _begin(service, body, http)
         wanted = body.settings or settings.get(call.client or "") or Preferences()
         call.settings = wanted.model_dump()
         (answer,) = await call.conversations([request], cut_to=AS_MADE if body.cut else None)
-        return JSONResponse({**_head(service, "rewards"), **_told(request, answer, service.confidence, wanted)})
+        return JSONResponse(
+            {**_head(service, "rewards"), **_told(request, answer, service.confidence, wanted)}
+        )
 
     @router.post("/explain", summary="Which tokens and sentences a reward rests on")
     async def explain(body: Explain, http: HttpRequest) -> JSONResponse:
         call, request = _begin(service, body, http)
         if not isinstance(service.engine, LocalEngine):
-            raise RefusedError(501, "explanations need the weights, which are upstream", kind="NotImplemented")
+            raise RefusedError(
+                501, "explanations need the weights, which are upstream", kind="NotImplemented"
+            )
         if len(request.responses) > EXPLAINED:
-            raise RefusedError(422, f"{len(request.responses)} responses; at most {EXPLAINED} are explained at once", kind="TooManyInputs")
+            raise RefusedError(
+                422,
+                f"{len(request.responses)} responses; at most {EXPLAINED} are explained at once",
+                kind="TooManyInputs",
+            )
         check_text("".join([*(message.content for message in request.prompt), *request.responses]))
         scorer = service.engine.scorer.cutting() if body.cut else service.engine.scorer
         work = partial(_explained, scorer, request, tokens=body.tokens, sentences=body.sentences)
-        found = await call.while_connected(refusing(service.engine.explained(work, deadline=call.deadline())))
+        found = await call.while_connected(
+            refusing(service.engine.explained(work, deadline=call.deadline()))
+        )
         return JSONResponse({**_head(service, "explanation"), "responses": found})
 
     @router.post("/route", summary="The queue that the rule file sends a response to")
     async def route(body: Route, http: HttpRequest) -> JSONResponse:
         call, request = _begin(service, body, http)
         if rules is None:
-            raise RefusedError(404, "no rules; start the server with --rules FILE", kind="NotFoundError")
+            raise RefusedError(
+                404, "no rules; start the server with --rules FILE", kind="NotFoundError"
+            )
         call.settings = {"rules": rules.rules, "otherwise": rules.otherwise}
         (answer,) = await call.conversations([request], cut_to=AS_MADE if body.cut else None)
-        found = [rules.queue(service.confidence, answer.rewards, place) for place in range(len(answer.rewards))]
-        return JSONResponse({**_head(service, "route"), "responses": [one._asdict() for one in found]})
+        found = [
+            rules.queue(service.confidence, answer.rewards, place)
+            for place in range(len(answer.rewards))
+        ]
+        return JSONResponse(
+            {**_head(service, "route"), "responses": [one._asdict() for one in found]}
+        )
 
     return router
 
@@ -151,9 +179,14 @@ def _begin(service: Service, body: PromptAndResponses, http: HttpRequest) -> tup
     return service.of(http), body.request()
 
 
-def _told(request: Request, answer: Answer, known: confidence.Confidence, wanted: Preferences) -> Json:
+def _told(
+    request: Request, answer: Answer, known: confidence.Confidence, wanted: Preferences
+) -> Json:
     """Everything that is said of one prompt's responses."""
-    counts = [confidence.counts_of(text, tokens) for text, tokens in zip(request.responses, answer.length_tokens, strict=True)]
+    counts = [
+        confidence.counts_of(text, tokens)
+        for text, tokens in zip(request.responses, answer.length_tokens, strict=True)
+    ]
     settings = Settings(**wanted.model_dump())
     choose = partial(confidence.choose, known, answer.rewards, counts)
     chosen = choose(settings)
@@ -173,7 +206,9 @@ def _told(request: Request, answer: Answer, known: confidence.Confidence, wanted
             "at_equal_style": choose(Settings()).probabilities if known.style else None,
             "with_settings": chosen.probabilities,
             "terms": chosen.terms,
-            "as_in_calibration": choose(Settings(weights=known.style.weights)).probabilities if known.style else None,
+            "as_in_calibration": choose(Settings(weights=known.style.weights)).probabilities
+            if known.style
+            else None,
             "weights_of_calibration": dict(known.style.weights) if known.style else None,
         },
         "settings": wanted.model_dump(),
@@ -186,7 +221,9 @@ def _told(request: Request, answer: Answer, known: confidence.Confidence, wanted
     }
 
 
-def _explained(scorer: Scorer, request: Request, run: explanations.Run, *, tokens: bool, sentences: bool) -> list[Json]:
+def _explained(
+    scorer: Scorer, request: Request, run: explanations.Run, *, tokens: bool, sentences: bool
+) -> list[Json]:
     """The explanations of each response; each piece of work with the model goes through `run`."""
     found: list[Json] = []
     for number, response in enumerate(request.responses):
@@ -195,10 +232,17 @@ def _explained(scorer: Scorer, request: Request, run: explanations.Run, *, token
         if tokens:
             one["tokens"] = explanations.of_tokens(scorer, asked, run=run)._asdict()
         if sentences:
-            one["sentences"] = [part._asdict() for part in explanations.of_sentences(scorer, asked, run=run)]
+            one["sentences"] = [
+                part._asdict() for part in explanations.of_sentences(scorer, asked, run=run)
+            ]
         found.append(one)
     return found
 
 
 def _head(service: Service, kind: str) -> Json:
-    return {"id": f"{kind}-{secrets.token_hex(8)}", "object": kind, "created": int(time.time()), "model": service.identity.name}
+    return {
+        "id": f"{kind}-{secrets.token_hex(8)}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": service.identity.name,
+    }

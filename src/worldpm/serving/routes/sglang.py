@@ -1,4 +1,5 @@
-"""SGLang's routes for reward models: raw rewards as embeddings of one number, which verl's client reads.
+"""SGLang's routes for reward models: raw rewards as embeddings of one number, which verl's client
+reads.
 
 Source: SGLang 0.5.23, `/classify` with `text` or `input_ids`, and `/v1/embeddings`.
 """
@@ -48,7 +49,12 @@ async def classify(service: Service, body: Classify, http: HttpRequest) -> JSONR
 
 
 def _embedding(answer: Answer) -> Json:
-    meta = {"id": secrets.token_hex(16), "finish_reason": None, "prompt_tokens": answer.sequence_tokens[0], "cached_tokens": 0}
+    meta = {
+        "id": secrets.token_hex(16),
+        "finish_reason": None,
+        "prompt_tokens": answer.sequence_tokens[0],
+        "cached_tokens": 0,
+    }
     return {"embedding": [answer.rewards[0]], "meta_info": meta}
 
 
@@ -62,9 +68,14 @@ def routes(service: Service) -> APIRouter:
         given = body.input
         alone = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
         answers = await service.of(http).texts([given] if alone else given)  # type: ignore[arg-type, list-item]
-        data = [{"embedding": [answer.rewards[0]], "index": index, "object": "embedding"} for index, answer in enumerate(answers)]
+        data = [
+            {"embedding": [answer.rewards[0]], "index": index, "object": "embedding"}
+            for index, answer in enumerate(answers)
+        ]
         tokens = sum(answer.sequence_tokens[0] for answer in answers)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
-        return JSONResponse({"data": data, "model": service.identity.name, "object": "list", "usage": usage})
+        return JSONResponse(
+            {"data": data, "model": service.identity.name, "object": "list", "usage": usage}
+        )
 
     return router

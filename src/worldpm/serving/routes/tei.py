@@ -1,6 +1,7 @@
 """The routes of Hugging Face's text-embeddings-inference for classifiers and rerankers.
 
-Source: https://github.com/huggingface/text-embeddings-inference, `router/src/http/types.rs`. A pair is read as prompt and response.
+Source: https://github.com/huggingface/text-embeddings-inference, `router/src/http/types.rs`. A pair
+is read as prompt and response.
 """
 
 from collections.abc import Sequence
@@ -44,7 +45,9 @@ async def rerank(service: Service, body: RerankTexts, http: HttpRequest) -> JSON
     """The texts from the best to the worst."""
     http.scope.setdefault("state", {})["tei"] = True  # errors in TEI's form
     request = Request("query", (Message("user", body.query),), body.texts)
-    (answer,) = await service.of(http).conversations([request], cut_to=AS_MADE if body.truncate else None)
+    (answer,) = await service.of(http).conversations(
+        [request], cut_to=AS_MADE if body.truncate else None
+    )
     order = sorted(range(len(body.texts)), key=lambda place: -answer.rewards[place])
     return JSONResponse(
         [
@@ -65,9 +68,18 @@ def routes(service: Service) -> APIRouter:
     @router.post("/predict", summary="TEI's predict: a text, or a pair of prompt and response")
     async def predict(body: Predict, http: HttpRequest) -> JSONResponse:
         alone = isinstance(body.inputs, str | tuple)
-        inputs = [[body.inputs]] if isinstance(body.inputs, str) else [body.inputs] if isinstance(body.inputs, tuple) else body.inputs
+        inputs = (
+            [[body.inputs]]
+            if isinstance(body.inputs, str)
+            else [body.inputs]
+            if isinstance(body.inputs, tuple)
+            else body.inputs
+        )
         answers = await _answers(service, inputs, http, cut_to=AS_MADE if body.truncate else None)
-        found = [[{"score": _score(answer.rewards[0], raw=body.raw_scores), "label": "LABEL_0"}] for answer in answers]
+        found = [
+            [{"score": _score(answer.rewards[0], raw=body.raw_scores), "label": "LABEL_0"}]
+            for answer in answers
+        ]
         return JSONResponse(found[0] if alone else found)
 
     @router.get("/info", summary="What answers, and its limits")
@@ -78,7 +90,9 @@ def routes(service: Service) -> APIRouter:
                 "model_id": identity.name,
                 "model_sha": identity.sha256,
                 "model_dtype": identity.dtype,
-                "model_type": {"classifier": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+                "model_type": {
+                    "classifier": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+                },
                 "max_input_length": identity.max_length,
                 "max_batch_tokens": identity.row_tokens,
                 "tokenization_workers": 1,
@@ -91,7 +105,9 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-async def _answers(service: Service, inputs: Sequence[Sequence[str]], http: HttpRequest, *, cut_to: int | None) -> list[Answer]:
+async def _answers(
+    service: Service, inputs: Sequence[Sequence[str]], http: HttpRequest, *, cut_to: int | None
+) -> list[Answer]:
     """Texts as they are, pairs as conversations.
 
     Raises:
@@ -102,7 +118,10 @@ async def _answers(service: Service, inputs: Sequence[Sequence[str]], http: Http
         raise RefusedError(422, "a batch holds texts and pairs; send one kind", kind="Validation")
     if inputs and len(inputs[0]) == 1:
         return await call.texts([text for (text,) in inputs], cut_to=cut_to)
-    requests = [Request(f"input {i}", (Message("user", prompt),), [response]) for i, (prompt, response) in enumerate(inputs)]
+    requests = [
+        Request(f"input {i}", (Message("user", prompt),), [response])
+        for i, (prompt, response) in enumerate(inputs)
+    ]
     return await call.conversations(requests, cut_to=cut_to)
 
 

@@ -1,7 +1,9 @@
-"""The routes of vLLM's pooling server, which verl calls too, and the rerank routes that Cohere's and Jina's clients share with it.
+"""The routes of vLLM's pooling server, which verl calls too, and the rerank routes that Cohere's
+and Jina's clients share with it.
 
-Source: replies of vLLM 0.32, recorded in `tests/vllm_replies.txt`. Other than vLLM, a query and a document are read as prompt and
-response in the model's chat template, and a text gets the end token at which the reward is read, unless it ends with it.
+Source: replies of vLLM 0.32, recorded in `tests/vllm_replies.txt`. Other than vLLM, a query and a
+document are read as prompt and response in the model's chat template, and a text gets the end token
+at which the reward is read, unless it ends with it.
 """
 
 import secrets
@@ -41,7 +43,11 @@ class Turn(BaseModel):
     @property
     def words(self) -> str:
         """The message as one text: pieces on lines of their own, as vLLM joins them."""
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return (
+            self.content
+            if isinstance(self.content, str)
+            else "\n".join(part.text for part in self.content)
+        )
 
 
 class Options(BaseModel):
@@ -50,7 +56,8 @@ class Options(BaseModel):
     model: str | None = None
     use_activation: bool | None = None
     truncate_prompt_tokens: Literal[-1] | Annotated[int, Field(ge=1)] | None = None
-    """Tokens of prompt and response that a longer input is cut to; -1: as many as the model was made for."""
+    """Tokens of prompt and response that a longer input is cut to; -1: as many as the model was
+    made for."""
 
 
 class OfText(Options):
@@ -122,7 +129,8 @@ class Rerank(Options):
 
 
 def routes(service: Service) -> APIRouter:
-    """`/classify`, `/pooling`, `/score`, `/rerank`, and what clients ask before: models, version."""
+    """`/classify`, `/pooling`, `/score`, `/rerank`, and what clients ask before: models,
+    version."""
     router = APIRouter(tags=["vLLM"])
     _judging(router, service)
     _ranking(router, service)
@@ -132,13 +140,23 @@ def routes(service: Service) -> APIRouter:
 
 def _judging(router: APIRouter, service: Service) -> None:
     @router.put("/classify", include_in_schema=False)
-    @router.post("/classify", summary="vLLM's and SGLang's classify: the key `text` or `input_ids` makes it SGLang's")
-    async def classify(body: Annotated[OfText | OfMessages | sglang.Classify, Body()], http: HttpRequest) -> JSONResponse:
+    @router.post(
+        "/classify",
+        summary="vLLM's and SGLang's classify: the key `text` or `input_ids` makes it SGLang's",
+    )
+    async def classify(
+        body: Annotated[OfText | OfMessages | sglang.Classify, Body()], http: HttpRequest
+    ) -> JSONResponse:
         if isinstance(body, sglang.Classify):
             return await sglang.classify(service, body, http)
         answers = await _read(service, body, http)
         data = [
-            {"index": index, "label": "LABEL_0", "probs": [_activated(answer.rewards[0], body.use_activation)], "num_classes": 1}
+            {
+                "index": index,
+                "label": "LABEL_0",
+                "probs": [_activated(answer.rewards[0], body.use_activation)],
+                "num_classes": 1,
+            }
             for index, answer in enumerate(answers)
         ]
         return JSONResponse({**_head(service, "classify"), "data": data, "usage": _usage(answers)})
@@ -146,10 +164,19 @@ def _judging(router: APIRouter, service: Service) -> None:
     @router.post("/pooling", summary="vLLM's pooling: one number per input")
     async def pooling(body: PoolText | PoolMessages, http: HttpRequest) -> JSONResponse:
         if body.task not in (None, "classify"):
-            raise RefusedError(400, f"Unsupported task: {body.task!r}; this model has 'classify'", kind="BadRequestError", param="task")
+            raise RefusedError(
+                400,
+                f"Unsupported task: {body.task!r}; this model has 'classify'",
+                kind="BadRequestError",
+                param="task",
+            )
         answers = await _read(service, body, http)
         data = [
-            {"index": index, "object": "pooling", "data": [_activated(answer.rewards[0], body.use_activation)]}
+            {
+                "index": index,
+                "object": "pooling",
+                "data": [_activated(answer.rewards[0], body.use_activation)],
+            }
             for index, answer in enumerate(answers)
         ]
         return JSONResponse({**_head(service, "pooling"), "data": data, "usage": _usage(answers)})
@@ -163,33 +190,55 @@ def _ranking(router: APIRouter, service: Service) -> None:
         queries = _list(body, ("queries", "text_1", "data_1"))
         documents = _list(body, ("documents", "items", "text_2", "data_2"))
         if len(queries) not in (1, len(documents)):
-            message = f"Input lengths must be either 1:1, 1:N or N:N; {len(queries)} queries and {len(documents)} documents came"
+            message = (
+                f"Input lengths must be either 1:1, 1:N or N:N; {len(queries)} queries and"
+                f" {len(documents)} documents came"
+            )
             raise RefusedError(400, message, kind="BadRequestError")
         if len(queries) == 1:
             requests = [_asked(queries[0], documents)]
         else:
-            requests = [_asked(query, [document]) for query, document in zip(queries, documents, strict=True)]
+            requests = [
+                _asked(query, [document])
+                for query, document in zip(queries, documents, strict=True)
+            ]
         answers = await service.of(http).conversations(requests, cut_to=_cut_to(service, body))
         found = [reward for answer in answers for reward in answer.rewards]
-        data = [{"index": index, "object": "score", "score": _activated(r, body.use_activation)} for index, r in enumerate(found)]
+        data = [
+            {"index": index, "object": "score", "score": _activated(r, body.use_activation)}
+            for index, r in enumerate(found)
+        ]
         return JSONResponse({**_head(service, "score"), "data": data, "usage": _usage(answers)})
 
-    @router.post("/rerank", summary="vLLM's, Cohere's, Jina's and TEI's rerank: the key `texts` makes it TEI's")
+    @router.post(
+        "/rerank",
+        summary="vLLM's, Cohere's, Jina's and TEI's rerank: the key `texts` makes it TEI's",
+    )
     @router.post("/v1/rerank", include_in_schema=False)
     @router.post("/v2/rerank", include_in_schema=False)
-    async def rerank(body: Annotated[Rerank | tei.RerankTexts, Body()], http: HttpRequest) -> JSONResponse:
+    async def rerank(
+        body: Annotated[Rerank | tei.RerankTexts, Body()], http: HttpRequest
+    ) -> JSONResponse:
         if isinstance(body, tei.RerankTexts):
             return await tei.rerank(service, body, http)
         service.check_model(body.model)
-        documents = [document if isinstance(document, str) else document.text for document in body.documents]
-        (answer,) = await service.of(http).conversations([_asked(body.query, documents)], cut_to=_cut_to(service, body))
+        documents = [
+            document if isinstance(document, str) else document.text for document in body.documents
+        ]
+        (answer,) = await service.of(http).conversations(
+            [_asked(body.query, documents)], cut_to=_cut_to(service, body)
+        )
         order = sorted(range(len(documents)), key=lambda place: -answer.rewards[place])[
             : body.top_n if body.top_n and body.top_n > 0 else None
         ]
         results = [
             {
                 "index": place,
-                **({"document": {"text": documents[place], "multi_modal": None}} if body.return_documents else {}),
+                **(
+                    {"document": {"text": documents[place], "multi_modal": None}}
+                    if body.return_documents
+                    else {}
+                ),
                 "relevance_score": _activated(answer.rewards[place], body.use_activation),
             }
             for place in order
@@ -206,17 +255,44 @@ def _asking(router: APIRouter, service: Service) -> None:
         service.check_model(body.model)
         if not isinstance(service.engine, LocalEngine):
             raise RefusedError(501, "the tokenizer is upstream", kind="NotImplemented")
-        asked = body.prompt if isinstance(body, Tokenize) else judged([(turn.role, turn.words) for turn in body.messages])
-        check_text(asked if isinstance(asked, str) else "".join([*(turn.content for turn in asked.prompt), *asked.responses]))
+        asked = (
+            body.prompt
+            if isinstance(body, Tokenize)
+            else judged([(turn.role, turn.words) for turn in body.messages])
+        )
+        check_text(
+            asked
+            if isinstance(asked, str)
+            else "".join([*(turn.content for turn in asked.prompt), *asked.responses])
+        )
         special, call = isinstance(body, Tokenize) and body.add_special_tokens, service.of(http)
         reading = refusing(service.engine.tokens(asked, special=special, deadline=call.deadline()))
         tokens = await call.while_connected(reading)
-        return JSONResponse({"count": len(tokens), "max_model_len": service.identity.max_length, "tokens": tokens, "token_strs": None})
+        return JSONResponse(
+            {
+                "count": len(tokens),
+                "max_model_len": service.identity.max_length,
+                "tokens": tokens,
+                "token_strs": None,
+            }
+        )
 
     @router.get("/v1/models", summary="The model that answers")
     async def models() -> JSONResponse:
-        model = {"id": service.identity.name, "object": "model", "created": int(time.time()), "owned_by": "worldpm"}
-        return JSONResponse({"object": "list", "data": [{**model, "root": model["id"], "max_model_len": service.identity.max_length}]})
+        model = {
+            "id": service.identity.name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "worldpm",
+        }
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": [
+                    {**model, "root": model["id"], "max_model_len": service.identity.max_length}
+                ],
+            }
+        )
 
 
 async def _read(service: Service, body: OfText | OfMessages, http: HttpRequest) -> list[Answer]:
@@ -225,10 +301,14 @@ async def _read(service: Service, body: OfText | OfMessages, http: HttpRequest) 
     call, cut_to = service.of(http), _cut_to(service, body)
     if isinstance(body, OfText):
         return await call.texts(as_list(body.input), cut_to=cut_to)
-    return await conversation(call, [(turn.role, turn.words) for turn in body.messages], cut_to=cut_to)
+    return await conversation(
+        call, [(turn.role, turn.words) for turn in body.messages], cut_to=cut_to
+    )
 
 
-async def conversation(call: Call, turns: Sequence[tuple[str, str]], *, cut_to: int | None) -> list[Answer]:
+async def conversation(
+    call: Call, turns: Sequence[tuple[str, str]], *, cut_to: int | None
+) -> list[Answer]:
     """The answer to a conversation; raises as `judged` does."""
     return await call.conversations([judged(turns)], cut_to=cut_to)
 
@@ -241,7 +321,10 @@ def judged(turns: Sequence[tuple[str, str]]) -> Request:
     """
     if len(turns) < 2 or turns[-1][0] != "assistant":
         raise RefusedError(
-            400, "the last message must be the assistant's, after at least one other", kind="BadRequestError", param="messages"
+            400,
+            "the last message must be the assistant's, after at least one other",
+            kind="BadRequestError",
+            param="messages",
         )
     prompt = tuple(Message(role, content) for role, content in turns[:-1])
     return Request("messages", prompt, [turns[-1][1]])
@@ -255,7 +338,10 @@ def _cut_to(service: Service, options: Options) -> int | None:
     """
     wanted, most = options.truncate_prompt_tokens, service.identity.max_length
     if wanted is not None and most is not None and wanted > most:
-        told = f"truncate_prompt_tokens value ({wanted}) is greater than max_model_len ({most}). Please, select a smaller truncation size."
+        told = (
+            f"truncate_prompt_tokens value ({wanted}) is greater than max_model_len ({most})."
+            " Please, select a smaller truncation size."
+        )
         raise RefusedError(400, told, kind="BadRequestError", param="truncate_prompt_tokens")
     return wanted
 
@@ -278,16 +364,24 @@ def _list(body: ScorePairs, names: Sequence[str]) -> list[str]:
     for name in names:
         if (value := getattr(body, name)) is not None:
             return [value] if isinstance(value, str) else list(value)
-    raise RefusedError(400, f"Field required: {' or '.join(names)}", kind="Bad Request", param=f"body.{names[0]}")
+    raise RefusedError(
+        400, f"Field required: {' or '.join(names)}", kind="Bad Request", param=f"body.{names[0]}"
+    )
 
 
 def _activated(reward: float, use_activation: bool | None) -> float:
-    """The sigmoid of the reward, as vLLM gives it for one label where the model says nothing else, unless raw was asked for."""
+    """The sigmoid of the reward, as vLLM gives it for one label where the model says nothing else,
+    unless raw was asked for."""
     return reward if use_activation is False else float(bradley_terry.probability(reward))
 
 
 def _head(service: Service, kind: str) -> Json:
-    return {"id": f"{kind}-{secrets.token_hex(8)}", "object": "list", "created": int(time.time()), "model": service.identity.name}
+    return {
+        "id": f"{kind}-{secrets.token_hex(8)}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": service.identity.name,
+    }
 
 
 def _usage(answers: Sequence[Answer]) -> Json:

@@ -7,7 +7,6 @@ install schemathesis`).
 """
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -122,13 +121,11 @@ def kills(model: str) -> None:
         with server(model, "--log", log):
             pass
         found = decision_log.verify(log)
-        prompts = {
-            json.loads(row["inputs"])["prompt"][0]["content"] for row in decision_log.rows(log)
-        }
+        prompts = {row.inputs.prompt[0].content for row in decision_log.rows(log)}
         lost = len(acknowledged - prompts)
         print(
             f"{KILLS} kills, {len(acknowledged):,} acknowledged, {found.decisions:,} in the log,"
-            f" {lost} lost, chain {found.what}"
+            f" {lost} lost, chain {found.finding}"
         )
 
 

@@ -26,6 +26,7 @@ from transformers import Qwen2Config
 
 from worldpm import Message, Scorer
 from worldpm.model import chat, checkpoint, reward_model
+from worldpm.model.description import RewardStatistics, describe_encoder, write_description
 from worldpm.model.encoder import Encoder, Limits
 from worldpm.model.tokenizer import save_tokenizer, train_tokenizer
 from worldpm.scoring.scorer import Request
@@ -137,9 +138,8 @@ def make(folder: Path, count: int) -> list[dict]:
     save_tokenizer(tokenizer, folder)
     checkpoint.save(model, model.state_dict(), folder, pad_token_id=tokenizer.pad_token_id)
     encoder = Encoder(tokenizer, frame, Limits(2048, 1024))
-    checkpoint.write_description(
-        folder, encoder, {"reward_mean": 0.0, "reward_std": 1.0, "temperature": 1.0}, {}, {}
-    )
+    rewards = RewardStatistics(mean=0.0, std=1.0, temperature=1.0)
+    write_description(folder, describe_encoder(encoder, rewards))
     (folder / "manifest.json").write_text(json.dumps({"step": "train", "files": {}}))
 
     def text(tokens: int) -> str:

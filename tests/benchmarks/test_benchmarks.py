@@ -1,13 +1,15 @@
-"""Every benchmark: its files as its authors lay them, its own metric by hand, and what is said of
-damaged files."""
+"""Every benchmark: its files as its authors publish them, its own metric by hand, and the messages
+about damaged files."""
 
 import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,13 +27,23 @@ from worldpm.benchmarks import (
     rm_bench,
     rmb,
 )
-from worldpm.benchmarks.catalogue import BENCHMARKS
+from worldpm.benchmarks.benchmark import Benchmark
+from worldpm.benchmarks.catalogue import BENCHMARKS, PRESETS
 from worldpm.benchmarks.items import Item, Judged, better_first, files
-from worldpm.benchmarks.metrics import best_wins, compare, judge, missing, strict_accuracy
+from worldpm.benchmarks.measures import BenchmarkResult, Measures, PresetResult
+from worldpm.benchmarks.metrics import (
+    RunStep,
+    best_wins,
+    compare,
+    judge,
+    metrics,
+    missing,
+    scored_pairs,
+    strict_accuracy,
+)
 from worldpm.errors import ConfigError, DataError
 from worldpm.records import Response
-
-Json = dict[str, Any]
+from worldpm.storage.json_files import Json, to_json
 
 
 def write(path: Path, rows: Sequence[Json] | Json) -> None:
@@ -276,7 +288,9 @@ FILES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Callable[[str], Path]:
+def laid(tmp_path: Path) -> Callable[[str], Path]:
+    """Write the files of a benchmark and give its folder."""
+
     def lay(name: str) -> Path:
         for path, rows in FILES[name].items():
             write(tmp_path / name / path, rows)
@@ -285,11 +299,16 @@ def place(tmp_path: Path) -> Callable[[str], Path]:
     return lay
 
 
+def judged_by_order(items: Sequence[Item]) -> Judged:
+    """Rewards that fall from each response to the next."""
+    return Judged(items, [[float(-i) for i in range(len(item.responses))] for item in items])
+
+
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_benchmark_reads_its_own_files_and_puts_the_better_response_first(
-    name: str, place: Callable[[str], Path]
+    name: str, laid: Callable[[str], Path]
 ) -> None:
-    items = BENCHMARKS[name].read(place(name))
+    items = BENCHMARKS[name].read(laid(name))
     assert items
     for item in items:
         assert item.preferred[0]
@@ -299,26 +318,34 @@ def test_a_benchmark_reads_its_own_files_and_puts_the_better_response_first(
             for p in item.preferences
             if item.subset != "qa-feedback"
         )
+
     texts = {item.responses[0].content for item in items} - {"answer 30"}
     assert texts <= {"yes", "step\nyes"}
-    named = [item.item for item in items]
-    assert len(set(named)) == len(named)
+    names = [item.item for item in items]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_perfect_judge_gets_everything_right_and_a_tied_one_only_what_its_rule_gives(
-    name: str, place: Callable[[str], Path]
+    name: str, laid: Callable[[str], Path]
 ) -> None:
-    module = BENCHMARKS[name]
-    items = module.read(place(name))
-    perfect = judge(
-        module, Judged(items, [[float(-i) for i in range(len(item.responses))] for item in items])
-    )
-    assert perfect["accuracy"] == 1
-    tied = judge(module, Judged(items, [[0.0] * len(item.responses) for item in items]))
-    assert tied["accuracy"] == 0.5
-    assert tied["ties"] == tied["n"]
-    json.dumps(perfect, allow_nan=False)
+    benchmark = BENCHMARKS[name]
+    items = benchmark.read(laid(name))
+    perfect = judge(benchmark, judged_by_order(items))
+    assert perfect.accuracy == 1
+
+    tied = judge(benchmark, Judged(items, [[0.0] * len(item.responses) for item in items]))
+    assert tied.accuracy == 0.5
+    assert tied.ties == tied.n
+    assert msgspec.json.decode(to_json(perfect), type=BenchmarkResult) == perfect
+
+
+def test_a_subset_has_the_keys_of_a_benchmark_without_subsets(laid: Callable[[str], Path]) -> None:
+    benchmark = BENCHMARKS["judgebench"]
+    result = judge(benchmark, judged_by_order(benchmark.read(laid("judgebench"))))
+    (subset,) = result.subsets.values()
+    assert vars(subset).keys() <= vars(result).keys()
+    assert (subset.domain, subset.native, subset.subsets) == ("objective", {}, {})
 
 
 @pytest.mark.parametrize("name", sorted(set(BENCHMARKS) - {"best-of-n"}))
@@ -331,35 +358,59 @@ def test_an_absent_benchmark_says_what_to_download_and_where_it_goes(
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"rewardmath", "helpsteer2"}))
 def test_a_row_that_lacks_something_is_named(
-    name: str, place: Callable[[str], Path], tmp_path: Path
+    name: str, laid: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    folder = place(name)
+    folder = laid(name)
     for path, rows in FILES[name].items():
-        bare: Any = {key: [{}] for key in rows} if isinstance(rows, dict) else [{"other": 1}]
-        write(folder / path, bare)
+        lacking: Any = {key: [{}] for key in rows} if isinstance(rows, dict) else [{"other": 1}]
+        write(folder / path, lacking)
     with pytest.raises(DataError, match=r"row 1 is not of the format of"):
         BENCHMARKS[name].read(folder)
 
 
-def test_a_cut_file_and_a_doubled_id_are_refused(place: Callable[[str], Path]) -> None:
-    folder = place("judgebench")
+@pytest.mark.parametrize("name", ["rewardmath", "helpsteer2"])
+def test_a_file_whose_rows_belong_together_is_named(name: str, laid: Callable[[str], Path]) -> None:
+    folder = laid(name)
+    for path in FILES[name]:
+        write(folder / path, [{"other": 1}])
+    with pytest.raises(DataError, match=r"not of the format of .*; download it again"):
+        BENCHMARKS[name].read(folder)
+
+
+def test_a_cut_file_and_a_doubled_id_are_refused(laid: Callable[[str], Path]) -> None:
+    folder = laid("judgebench")
     path = next(folder.rglob("*.jsonl"))
-    whole = path.read_text()
-    path.write_text(whole + "\n" + whole)
+    text = path.read_text()
+    path.write_text(text + "\n" + text)
     with pytest.raises(DataError, match=r"row 2: a second item named 'p'"):
         judgebench.read(folder)
-    path.write_text(whole[:-9])
+    path.write_text(text[:-9])
     with pytest.raises(DataError, match="not JSON"):
         judgebench.read(folder)
 
 
-def test_what_the_release_has_more_is_told() -> None:
+def test_items_that_the_release_has_more_are_counted() -> None:
     items = [better_first("length bias", "0", "Q?", ["yes"], ["no"])]
-    assert missing(evalbiasbench, items)["length bias"] == 16
-    assert missing(evalbiasbench, items)["concreteness"] == 14
+    counts = missing(evalbiasbench.EVALBIASBENCH, items)
+    assert counts["length bias"] == 16
+    assert counts["concreteness"] == 14
 
 
-def one(
+def test_a_domain_without_subsets_has_all_of_them() -> None:
+    def benchmark(**domains: tuple[str, ...]) -> Benchmark:
+        return Benchmark(
+            name="x", home="x", read=lambda path: [], native=lambda judged: {}, domains=domains
+        )
+
+    assert benchmark(one=()).by_domain(["a", "b"]) == {"one": ["a", "b"]}
+    assert benchmark(one=()).domain == "one"
+    assert benchmark(one=()).named_subsets == set()
+    assert benchmark(one=("b", "c"), two=("d",)).by_domain(["a", "b"]) == {"one": ["b"]}
+    assert benchmark(one=("b",), two=("d",)).domain == "mixed"
+    assert benchmark(one=("b",)).cluster("b", "7") == "b/7"
+
+
+def row_of(
     better: Sequence[float], worse: Sequence[float], *, subset: str = "a", name: str = "x"
 ) -> tuple[Item, list[float]]:
     item = better_first(
@@ -376,15 +427,23 @@ def table(*rows: tuple[Item, list[float]]) -> Judged:
     return Judged([item for item, _ in rows], [rewards for _, rewards in rows])
 
 
+def test_pairs_are_in_the_order_of_items_and_in_float64() -> None:
+    pairs = scored_pairs(table(row_of([0.1], [0.3, 0.1], name="x"), row_of([2.0], [1.0], name="y")))
+    assert pairs.margins.tolist() == [0.1 - 0.3, 0.0, 1.0]
+    assert (pairs.chosen.tolist(), pairs.rejected.tolist()) == ([0, 0, 3], [1, 2, 4])
+    assert pairs.credits.tolist() == [0.0, 0.5, 1.0]
+    assert pairs.prompts[0] == pairs.prompts[1] != pairs.prompts[2]
+
+
 def test_strict_rules_by_hand() -> None:
-    judged = table(one([1.0], [0.0, 1.0], name="x"), one([2.0, 3.0], [1.0], name="y"))
+    judged = table(row_of([1.0], [0.0, 1.0], name="x"), row_of([2.0, 3.0], [1.0], name="y"))
     assert strict_accuracy(judged) == pytest.approx(3 / 4)
     assert best_wins(judged) == 0.5
 
 
 def test_rewardbench1_counts_math_as_much_as_code() -> None:
-    found = rewardbench1.sections({"math-prm": 0.0, "hep-go": 1.0, "hep-cpp": 1.0})
-    assert found == {"Reasoning": pytest.approx(328 / (984 + 328))}
+    sections = rewardbench1.sections({"math-prm": 0.0, "hep-go": 1.0, "hep-cpp": 1.0})
+    assert sections == {"Reasoning": pytest.approx(328 / (984 + 328))}
 
 
 def test_rewardbench1_prior_sets_count_half() -> None:
@@ -396,8 +455,8 @@ def test_rewardbench1_prior_sets_count_half() -> None:
 
 def test_rewardbench2_shares_the_credit_of_a_tie() -> None:
     judged = table(
-        one([1.0], [1.0, 0.0, 1.0], subset="Focus"),
-        one([0.0], [1.0, 0.0, 0.0], subset="Focus", name="y"),
+        row_of([1.0], [1.0, 0.0, 1.0], subset="Focus"),
+        row_of([0.0], [1.0, 0.0, 0.0], subset="Focus", name="y"),
     )
     assert rewardbench2.native(judged)["Focus"] == pytest.approx((1 / 3 + 0) / 2)
 
@@ -405,36 +464,36 @@ def test_rewardbench2_shares_the_credit_of_a_tie() -> None:
 def test_rewardbench2_ties_by_hand() -> None:
     # tied: the right ones at 5 and 4 (spread 1), the wrong one at 2, so the gap is 2; ref: gap 0.5
     judged = table(
-        one([5.0, 4.0], [2.0], subset="Ties", name="tied:1"),
-        one([1.0], [0.5], subset="Ties", name="ref:1"),
+        row_of([5.0, 4.0], [2.0], subset="Ties", name="tied:1"),
+        row_of([1.0], [0.5], subset="Ties", name="ref:1"),
     )
-    found = rewardbench2.ties(judged)
+    parts = rewardbench2.ties(judged)
     margin = -0.46211715726000976  # tanh(0.5 / 1 - 1)
-    assert found["margin"] == pytest.approx(margin)
-    assert found["score"] == pytest.approx(0.3 + 0.3 + 0.2 * 1 + 0.2 * 0 + 0.01 * margin)
+    assert parts["margin"] == pytest.approx(margin)
+    assert parts["score"] == pytest.approx(0.3 + 0.3 + 0.2 * 1 + 0.2 * 0 + 0.01 * margin)
 
 
 def test_rm_bench_difficulties_by_hand() -> None:
     # the plain right answer loses to every styled wrong one, the styled right ones win everything
-    judged = table(one([1.0, 5.0, 6.0], [0.0, 2.0, 3.0], subset="chat"))
-    found = rm_bench.native(judged)
-    assert found["matrix"]["chat"] == [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
-    assert found["difficulties"] == {"easy": 1.0, "normal": 1.0, "hard": pytest.approx(1 / 3)}
-    assert found["average"] == pytest.approx((1 + 1 + 1 / 3) / 3)
+    judged = table(row_of([1.0, 5.0, 6.0], [0.0, 2.0, 3.0], subset="chat"))
+    native = rm_bench.native(judged)
+    assert native["matrix"]["chat"] == [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    assert native["difficulties"] == {"easy": 1.0, "normal": 1.0, "hard": pytest.approx(1 / 3)}
+    assert native["average"] == pytest.approx((1 + 1 + 1 / 3) / 3)
 
 
 def test_rm_bench_pools_safety_by_item() -> None:
     right, wrong = [1.0] * 3, [0.0] * 3
-    rows = [one(right, wrong, subset="safety-refuse", name=f"r{i}") for i in range(3)] + [
-        one(wrong, right, subset="safety-response")
+    rows = [row_of(right, wrong, subset="safety-refuse", name=f"r{i}") for i in range(3)] + [
+        row_of(wrong, right, subset="safety-response")
     ]
     assert rm_bench.native(table(*rows))["domains"] == {"safety": 0.75}
 
 
 def test_rmb_lists_are_right_only_if_the_best_beats_all() -> None:
     judged = table(
-        one([1.0], [0.0, 1.0], subset="best of n Helpfulness"),
-        one([1.0], [0.0], subset="pairwise Helpfulness", name="y"),
+        row_of([1.0], [0.0, 1.0], subset="best of n Helpfulness"),
+        row_of([1.0], [0.0], subset="pairwise Helpfulness", name="y"),
     )
     assert rmb.native(judged) == {
         "pairwise Helpfulness": 1.0,
@@ -444,30 +503,32 @@ def test_rmb_lists_are_right_only_if_the_best_beats_all() -> None:
 
 
 def test_rewardmath_ranks_the_right_solution_last_of_a_tie() -> None:
-    found = rewardmath.native(table(one([1.0], [1.0, 0.0]), one([2.0], [1.0, 0.0], name="y")))
-    assert found["accuracy"] == 0.5
-    assert found["accuracy with ties"] == 1.0
-    assert found["mean reciprocal rank"] == pytest.approx((1 / 2 + 1) / 2)
+    native = rewardmath.native(
+        table(row_of([1.0], [1.0, 0.0]), row_of([2.0], [1.0, 0.0], name="y"))
+    )
+    assert native["accuracy"] == 0.5
+    assert native["accuracy with ties"] == 1.0
+    assert native["mean reciprocal rank"] == pytest.approx((1 / 2 + 1) / 2)
 
 
-def test_ppe_curves_end_at_the_pick_among_all(place: Callable[[str], Path]) -> None:
-    items = [item for item in ppe.read(place("ppe")) if item.subset == "mbpp_plus"]
+def test_ppe_curves_end_at_the_pick_among_all(laid: Callable[[str], Path]) -> None:
+    items = [item for item in ppe.read(laid("ppe")) if item.subset == "mbpp_plus"]
     assert items[0].item == "mbpp_plus/claude-3-haiku/q"
     assert items[0].qualities == [1.0] * 2 + [0.0] * 30
-    found = ppe.native(Judged(items, [[1.0, 0.0] + [0.5] * 30]))["mbpp_plus"]
-    assert found["end"] == 1.0
-    assert found["area under ROC"] == 0.5
-    assert found["best of k"][0] == pytest.approx(2 / 32)
+    native = ppe.native(Judged(items, [[1.0, 0.0] + [0.5] * 30]))["mbpp_plus"]
+    assert native["end"] == 1.0
+    assert native["area under ROC"] == 0.5
+    assert native["best of k"][0] == pytest.approx(2 / 32)
 
 
 def test_a_prompt_with_one_response_leaves_the_curve_of_the_others() -> None:
-    answers, (one, two) = (Response("a"), Response("b")), ((1.0,), (1.0, 0.0))
+    answers = (Response("a"), Response("b"))
     items = [
-        Item("all", str(i), str(i), (), answers[: len(worth)], (), None, worth)
-        for i, worth in enumerate((one, two, two))
+        Item("all", str(i), str(i), (), answers[: len(qualities)], (), None, qualities)
+        for i, qualities in enumerate(((1.0,), (1.0, 0.0), (1.0, 0.0)))
     ]
-    found = best_of_n.native(Judged(items, [[0.0], [0.0, 1.0], [1.0, 0.0]]))
-    assert (found["n"], found["quality"], found["one_response"]) == ([1, 2], [0.5, 0.5], 1)
+    native = best_of_n.native(Judged(items, [[0.0], [0.0, 1.0], [1.0, 0.0]]))
+    assert (native["n"], native["quality"], native["one_response"]) == ([1, 2], [0.5, 0.5], 1)
     assert best_of_n.native(Judged(items[:1], [[0.0]])) == {
         "n": [],
         "kl_nats": [],
@@ -478,31 +539,29 @@ def test_a_prompt_with_one_response_leaves_the_curve_of_the_others() -> None:
 def test_a_file_beside_its_archive_is_refused(tmp_path: Path) -> None:
     for name in ("x.json", "x.json.gz"):
         (tmp_path / name).write_bytes(b"{}")
-    with pytest.raises(ConfigError, match="stands beside its own"):
+    with pytest.raises(ConfigError, match=r"its .gz is in the same folder. Remove one"):
         files(tmp_path, "x.json", home="home")
 
 
-def test_best_of_n_by_hand(place: Callable[[str], Path]) -> None:
-    found = best_of_n.native(Judged(best_of_n.read(place("best-of-n")), [[3.0, 2.0, 1.0]]))
-    assert found["quality"] == pytest.approx([0.5, (1 + 1 + 0.5) / 3, 1.0])
-    assert found["kl_nats"] == pytest.approx([0, 0.19314718, 0.43194562])
+def test_best_of_n_by_hand(laid: Callable[[str], Path]) -> None:
+    native = best_of_n.native(Judged(best_of_n.read(laid("best-of-n")), [[3.0, 2.0, 1.0]]))
+    assert native["quality"] == pytest.approx([0.5, (1 + 1 + 0.5) / 3, 1.0])
+    assert native["kl_nats"] == pytest.approx([0, 0.19314718, 0.43194562])
 
 
-def test_hhh_texts_come_without_their_wrapping(place: Callable[[str], Path]) -> None:
-    item = hhh_alignment.read(place("hhh-alignment"))[0]
+def test_hhh_texts_come_without_their_wrapping(laid: Callable[[str], Path]) -> None:
+    item = hhh_alignment.read(laid("hhh-alignment"))[0]
     assert [message.content for message in item.prompt] == ["Q?"]
 
 
-def test_the_preset_takes_one_pair_of_rm_bench_and_no_haiku(place: Callable[[str], Path]) -> None:
-    judged = {}
-    for name in paper_views.NEEDS:
-        items = BENCHMARKS[name].read(place(name))
-        judged[name] = Judged(
-            items, [[float(-i) for i in range(len(item.responses))] for item in items]
-        )
-    found = paper_views.judge(judged)
+def test_the_preset_takes_one_pair_of_rm_bench_and_no_haiku(laid: Callable[[str], Path]) -> None:
+    judged = {
+        name: judged_by_order(BENCHMARKS[name].read(laid(name)))
+        for name in PRESETS["worldpm"].needs
+    }
+    result = PRESETS["worldpm"].judge(judged)
     # the toy's only right and wrong code is Haiku's, and its files have no such subsets
-    assert found["missing"] == [
+    assert result.missing == [
         "LLMBar",
         "MBPP-Plus",
         "RMB Helpfulness",
@@ -510,11 +569,13 @@ def test_the_preset_takes_one_pair_of_rm_bench_and_no_haiku(place: Callable[[str
         "RewardBench Chat",
         "RewardBench Chat Hard",
     ]
-    assert found["domains"]["adversarial"]["test_sets"] == ["RM-Bench Chat", "OffsetBias"]
-    assert found["domains"]["objective"]["accuracy"] == 1
-    only = paper_views.VIEWS["RM-Bench Chat"]
-    assert paper_views._metrics(only, judged["rm-bench"].only(only.keep))["n"] == 1
+    assert result.domains["adversarial"].test_sets == ["RM-Bench Chat", "OffsetBias"]
+    assert result.domains["objective"].accuracy == 1
+    assert result.test_sets["RM-Bench Chat"].n == 1
+    assert result.test_sets["RM-Bench Chat"].accuracy_with_other_originals == {"0": 1.0, "2": 1.0}
+    assert result.test_sets["OffsetBias"].accuracy_with_other_originals is None
     assert judged["ppe"].only(paper_views.VIEWS["MBPP-Plus"].keep).items == []
+    assert msgspec.json.decode(to_json(result), type=PresetResult) == result
 
 
 def test_the_preset_has_twelve_test_sets_and_eighteen_subtasks() -> None:
@@ -528,16 +589,34 @@ def test_the_preset_has_twelve_test_sets_and_eighteen_subtasks() -> None:
 
 
 def test_two_judges_are_compared_pair_by_pair() -> None:
-    good = table(*(one([1.0], [0.0], name=f"i{i}") for i in range(40)))
-    poor = good._replace(rewards=[[0.0, 1.0]] * 30 + [[1.0, 0.0]] * 10)
-    row = compare({"good": {"x": good}, "poor": {"x": poor}, "same": {"x": good}}, {})
-    gap = {(one["first"], one["second"]): one for one in row}
-    assert gap["good", "poor"]["difference"] == 0.75
-    assert gap["good", "poor"]["p_value_holm"] < 0.01
-    assert (
-        gap["good", "same"] | {"interval": None, "p_value": 1.0, "difference": 0.0}
-        == gap["good", "same"]
-    )
+    good = table(*(row_of([1.0], [0.0], name=f"i{i}") for i in range(40)))
+    poor = replace(good, rewards=[[0.0, 1.0]] * 30 + [[1.0, 0.0]] * 10)
+    comparisons = compare({"good": {"x": good}, "poor": {"x": poor}, "same": {"x": good}}, {})
+    pair = {(row.first, row.second): row for row in comparisons}
+    assert pair["good", "poor"].difference == 0.75
+    assert pair["good", "poor"].p_value_holm < 0.01
+    same = pair["good", "same"]
+    assert (same.difference, same.interval, same.p_value) == (0.0, None, 1.0)
+
+
+def test_steps_of_one_run_are_not_compared() -> None:
+    judged = {"x": table(*(row_of([1.0], [0.0], name=f"i{i}") for i in range(3)))}
+    runs = {"early": RunStep("r", 1), "late": RunStep("r", 2), "twin": RunStep("s", 2)}
+    comparisons = compare(dict.fromkeys(("early", "late", "twin", "unknown"), judged), runs)
+    assert [(row.first, row.second) for row in comparisons] == [
+        ("early", "twin"),
+        ("late", "twin"),
+        ("early", "unknown"),
+        ("late", "unknown"),
+        ("twin", "unknown"),
+    ]
+
+
+def test_the_measures_of_one_pair_have_no_interval() -> None:
+    measures = metrics(table(row_of([1.0], [0.0])))
+    assert isinstance(measures, Measures)
+    assert (measures.accuracy, measures.n, measures.prompts) == (1.0, 1, 1)
+    assert (measures.interval, measures.detectable) == (None, None)
 
 
 REAL = {

@@ -1,17 +1,14 @@
-"""Published raw rewards give the published figures; their readers stand here alone."""
+"""Published raw rewards give the published figures; only these tests read their formats."""
 
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import run
 from worldpm.benchmarks import rewardbench1
-from worldpm.storage import folders
-
-Json = dict[str, Any]
+from worldpm.storage.json_files import Json, read_json
 
 
 @pytest.fixture
@@ -20,7 +17,7 @@ def published_scores(real_data: Path) -> Path:
 
 
 def evaluated(rows: list[Json], name: str, folder: Path) -> Json:
-    """What the command says of raw rewards."""
+    """The results of `worldpm evaluate` on raw rewards, by model."""
     file = folder / f"{name}.jsonl"
     file.write_text("\n".join(json.dumps({"benchmark": name, **row}) for row in rows))
     assert (
@@ -37,8 +34,8 @@ def evaluated(rows: list[Json], name: str, folder: Path) -> Json:
         )
         == 0
     )
-    checkpoints: Json = folders.read_json(folder / "results" / "metrics.json")["checkpoints"]
-    return {model: found["benchmarks"][name] for model, found in checkpoints.items()}
+    checkpoints: Json = read_json(folder / "results" / "metrics.json")["checkpoints"]
+    return {model: result["benchmarks"][name] for model, result in checkpoints.items()}
 
 
 def test_rewardbench2_gives_the_published_scores_and_the_ties_formula(
@@ -48,22 +45,22 @@ def test_rewardbench2_gives_the_published_scores_and_the_ties_formula(
     for path in sorted((published_scores / "rewardbench2").glob("*.jsonl")):
         head, *items = map(json.loads, path.read_text().splitlines())
         for item in items:
-            for place, score in enumerate(item["scores"]):
-                reward = score[0] if isinstance(score, list) else score
-                known = {"checkpoint": head["model"], "subset": item["subset"], "item": item["id"]}
+            names = {"checkpoint": head["model"], "subset": item["subset"], "item": item["id"]}
+            for index, score in enumerate(item["scores"]):
                 rows.append(
                     {
-                        **known,
-                        "response": place,
-                        "preferred": place < item["num_correct"],
-                        "reward": reward,
+                        **names,
+                        "response": index,
+                        "preferred": index < item["num_correct"],
+                        "reward": score[0] if isinstance(score, list) else score,
                     }
                 )
-    found = evaluated(rows, "rewardbench2", tmp_path)
+
+    results = evaluated(rows, "rewardbench2", tmp_path)
     computed = json.loads((published_scores / "rewardbench2" / "computed.json").read_text())
-    assert len(found) == 2
-    for model in found:
-        published, native = computed[model], found[model]["native"]
+    assert len(results) == 2
+    for model, result in results.items():
+        published, native = computed[model], result["native"]
         scores = {
             name: native[name.lower() if name == "AVERAGE" else name]
             for name in published["scores"]
@@ -72,8 +69,8 @@ def test_rewardbench2_gives_the_published_scores_and_the_ties_formula(
         assert native["ties"]["correctness preferred hard"] == pytest.approx(
             published["ties_parts"]["hard"]
         )
-        assert found[model]["items"] == 1865
-        assert found[model]["missing_items"] == {}
+        assert result["items"] == 1865
+        assert result["missing_items"] == {}
 
 
 def test_rewardmath_gives_the_published_accuracies_and_ranks(
@@ -91,17 +88,18 @@ def test_rewardmath_gives_the_published_accuracies_and_ranks(
         with (published_scores / "rewardmath" / f"{file}_reward.csv").open() as table:
             for line in csv.DictReader(table):
                 rewards = [float(line[key]) for key in ("chosen", *(f"rej{i}" for i in range(9)))]
-                known = {"checkpoint": name, "subset": "math", "item": line["idx"]}
+                names = {"checkpoint": name, "subset": "math", "item": line["idx"]}
                 rows += [
-                    {**known, "response": i, "preferred": i == 0, "reward": reward}
+                    {**names, "response": i, "preferred": i == 0, "reward": reward}
                     for i, reward in enumerate(rewards)
                 ]
-    found = evaluated(rows, "rewardmath", tmp_path)
+
+    results = evaluated(rows, "rewardmath", tmp_path)
     published = json.loads((published_scores / "rewardmath" / "computed.json").read_text())[
         "computed"
     ]
     for name in files:
-        native = found[name]["native"]
+        native = results[name]["native"]
         assert 100 * native["accuracy"] == pytest.approx(published[name]["acc_1_of_10"], abs=0.006)
         assert 100 * native["accuracy with ties"] == pytest.approx(
             published[name]["acc_with_ties"], abs=0.006
@@ -117,13 +115,13 @@ def test_rewardbench1_sections_follow_from_the_subsets(published_scores: Path, m
     folder = published_scores / "rewardbench1"
     subsets = json.loads((folder / f"{model}.each_small_section_score.json").read_text())
     published = json.loads((folder / f"{model}.main_score.json").read_text())
-    found = rewardbench1.sections(
+    sections = rewardbench1.sections(
         {name: value for name, value in subsets.items() if isinstance(value, float | int)}
     )
-    assert {name: found[name] for name in rewardbench1.SECTIONS} == pytest.approx(
+    assert {name: sections[name] for name in rewardbench1.SECTIONS} == pytest.approx(
         {name: published[name] for name in rewardbench1.SECTIONS}
     )
-    assert found["average"] == pytest.approx(published["avg_Result_each_section"])
+    assert sections["average"] == pytest.approx(published["avg_Result_each_section"])
 
 
 def test_rewardbench1_counts_are_the_published_ones(published_scores: Path) -> None:

@@ -1,11 +1,11 @@
-"""The fitter finds what was planted, says how sure it is, and fails loudly."""
+"""Fits return planted parameters with intervals, and points that cannot be fitted give errors."""
 
 import math
 
 import numpy as np
 import pytest
 
-from worldpm.curves.forms import FORMS, Array, curve
+from worldpm.curves.forms import FORMS, Array, Form, curve
 from worldpm.curves.solver import HUBER, LOG_SQUARES, SQUARES, Objective, fit
 from worldpm.laws import compute_optimal, evidence, verdicts
 from worldpm.laws.compute_optimal import Runs
@@ -19,7 +19,7 @@ def points(y: Array, x: Array = SIZES) -> Points:
 
 
 def seeds(of_size: Array, *, noise: float, count: int = 3, seed: int = 0) -> Points:
-    """So many runs of every size, each with noise of its own."""
+    """`count` runs of every size, each with noise of its own."""
     generator = np.random.default_rng(seed)
     y = np.repeat(of_size, count) * np.exp(generator.normal(0, noise, size=count * len(of_size)))
     return points(y, np.repeat(SIZES, count))
@@ -31,12 +31,12 @@ def grid(surface: Array, n: Array, d: Array, *, noise: float, seed: int = 0) -> 
     generator = np.random.default_rng(seed)
     x, y, runs = [], [], []
     for row, size in enumerate(n):
-        for again in range(3):
+        for run in range(3):
             shared = generator.normal(0, noise)
             for column, amount in enumerate(d):
                 x.append((size, amount))
                 y.append(surface[row, column] * math.exp(shared + generator.normal(0, noise)))
-                runs.append(3 * row + again)
+                runs.append(3 * row + run)
     return Points(np.array(x).T, np.array(y), np.array(runs))
 
 
@@ -44,16 +44,22 @@ def grid(surface: Array, n: Array, d: Array, *, noise: float, seed: int = 0) -> 
 def test_the_slopes_of_a_form_are_its_differences(name: str) -> None:
     form = FORMS[name]
     generator = np.random.default_rng(0)
-    x, theta = (
-        generator.uniform(1, 50, size=(form.axes, 9)),
-        generator.uniform(0.3, 1.5, size=(3, len(form.parameters))),
-    )
+    x = generator.uniform(1, 50, size=(form.axes, 9))
+    theta = generator.uniform(0.3, 1.5, size=(3, len(form.parameters)))
     _, slopes = curve(form, theta, x)
-    for place in range(len(form.parameters)):
+
+    for index in range(len(form.parameters)):
         step = np.zeros(len(form.parameters))
-        step[place] = 1e-6
+        step[index] = 1e-6
         numeric = (curve(form, theta + step, x)[0] - curve(form, theta - step, x)[0]) / 2e-6
-        np.testing.assert_allclose(slopes[:, :, place], numeric, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(slopes[:, :, index], numeric, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_locations_name_parameters_and_axes_in_their_order(form: Form) -> None:
+    names = [location.parameter for location in form.locations]
+    assert names == [name for name in form.parameters if name in names]
+    assert all(location.axis < form.axes for location in form.locations)
 
 
 def test_values_a_person_can_check() -> None:
@@ -86,10 +92,12 @@ def test_noiseless_points_give_back_what_was_planted(
         for axis in np.meshgrid(np.geomspace(5e7, 1e10, 10), np.geomspace(1e9, 5e11, 10))
     )
     x = np.stack([n, d])
-    found = fit(FORMS["joint"], x, curve(FORMS["joint"], np.array([planted]), x)[0][0], objective)
-    np.testing.assert_allclose(found.theta, planted, rtol=1e-6)
-    assert found.converged
-    assert (found.at_bound, len(found.optima)) == ((), 1)
+    y = curve(FORMS["joint"], np.array([planted]), x)[0][0]
+
+    fitted = fit(FORMS["joint"], x, y, objective)
+    np.testing.assert_allclose(fitted.theta, planted, rtol=1e-6)
+    assert fitted.converged
+    assert (fitted.at_bound, len(fitted.optima)) == ((), 1)
 
 
 def test_the_huber_loss_is_not_moved_by_an_outlier() -> None:
@@ -111,9 +119,22 @@ def test_a_floor_that_is_not_there_is_at_its_bound() -> None:
         (np.array([1, np.nan, 2, 3]), "not numbers"),
     ],
 )
-def test_points_that_cannot_be_fitted_are_refused(y: Array, message: str) -> None:
+def test_points_that_cannot_be_fitted_are_an_error(y: Array, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(FORMS["power_floor"], SIZES[None, : len(y)], y, HUBER)
+
+
+def test_only_curves_over_a_distance_take_an_x_of_zero() -> None:
+    x, y = np.linspace(0, 3, 12)[None], np.linspace(0.1, 0.5, 12)
+    assert fit(FORMS["gao_best_of_n"], x, y, SQUARES).converged
+    with pytest.raises(ValueError, match="0 or below"):
+        fit(FORMS["power"], x, y, SQUARES)
+
+
+def test_a_turn_far_outside_the_data_is_at_its_bound() -> None:
+    # u^-alpha with u beyond the turn: any earlier turn fits as well
+    y = math.log(2) * (1 + SIZES / 1e-3) ** -0.3
+    assert "x0" in fit(FORMS["saturating"], SIZES[None], y, LOG_SQUARES).at_bound
 
 
 def test_whole_runs_and_whole_prompts_are_drawn() -> None:
@@ -254,8 +275,11 @@ def gated(n: Array, d: Array) -> Array:
 def test_sizes_that_never_learn_are_told_from_sizes_that_learn_late() -> None:
     found = verdicts.of_plane(grid(gated(N, D), N, D, noise=0.01))
     assert found.word == "emergent", found
-    low, high = found.evidence["place"]
-    assert 4e4 < low < high < 3e5
+    place = found.evidence.place
+    assert place is not None
+    assert place.low is not None
+    assert place.high is not None
+    assert 4e4 < place.low < place.high < 3e5
     for seed in range(3):
         late = verdicts.of_plane(grid(smooth(N, D), N, D, noise=0.02, seed=seed))
         assert late.word == "power law", late
@@ -311,13 +335,15 @@ def test_the_three_approaches_find_the_planted_frontier() -> None:
     found = compute_optimal.compare(
         Runs(n, d, 6 * n * d, loss, np.repeat(np.arange(17), 60)), seed=0, resamples=8
     )
-    assert found["flops_per_parameter_and_pair"] == pytest.approx(6)
-    assert found["joint"]["exponent"] == pytest.approx(0.6, abs=1e-4)
-    assert found["isoflop"]["exponent"] == pytest.approx(0.6, abs=0.03)
-    assert found["envelope"]["exponent"] == pytest.approx(
+    assert found.flops_per_parameter_and_pair == pytest.approx(6)
+    assert found.joint is not None
+    assert found.joint.exponent == pytest.approx(0.6, abs=1e-4)
+    assert found.isoflop.exponent == pytest.approx(0.6, abs=0.03)
+    assert found.envelope.exponent == pytest.approx(
         0.6, abs=0.1
     )  # it can only take sizes that were trained
-    best, budget = found["joint"]["optimal_n"][4], found["budgets_flops"][4]
+    best, budget = found.joint.optimal_n[4], found.budgets_flops[4]
+    assert best is not None
     losses = [
         curve(FORMS["joint"], theta[None], np.array([[best * k], [budget / 6 / best / k]]))[0][0, 0]
         for k in (0.9, 1.0, 1.1)

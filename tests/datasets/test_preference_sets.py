@@ -38,19 +38,19 @@ def test_a_set_is_what_lies_in_the_folder_itself(tmp_path: Path) -> None:
     assert TrainingData.find([str(tmp_path)]).plain == (tmp_path / "mine.jsonl",)
     assert len(preference_set.read(tmp_path)) == 40
     (tmp_path / "mine.jsonl").rename(tmp_path / "other" / "mine.jsonl")
-    with pytest.raises(ConfigError, match=r"name one of its folders \(other\)"):
+    with pytest.raises(ConfigError, match=r"Name one of its folders \(other\)"):
         preference_set.read(tmp_path)
 
 
-def test_half_of_a_surrogate_pair_is_told_however_it_is_written(tmp_path: Path) -> None:
-    for half in (b"\\ud800", "\ud800".encode("utf-8", "surrogatepass")):
+def test_an_unpaired_surrogate_is_refused_however_it_is_written(tmp_path: Path) -> None:
+    for surrogate in (b"\\ud800", "\ud800".encode("utf-8", "surrogatepass")):
         path = tmp_path / "train.jsonl"
         path.write_bytes(
             b'{"prompt": "Caf\\u00e9?", "chosen": "a", "rejected": "b"}\n{"prompt": "'
-            + half
+            + surrogate
             + b'", "chosen": "a", "rejected": "b"}\n'
         )
-        with pytest.raises(DataError, match=r"train.jsonl:2: holds half of a surrogate pair"):
+        with pytest.raises(DataError, match=r"train.jsonl:2: contains an unpaired surrogate"):
             list(preference_sets.read([path], "train", Counter()))
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.metrics import metrics
 from worldpm.errors import ConfigError, DataError
 from worldpm.evaluation import run as evaluation_run
+from worldpm.evaluation.item_rewards import judge_items
 from worldpm.records import Message, Preference, Response
+from worldpm.scoring.scorer import Scorer
 from worldpm.stats.style import style_of
 from worldpm.storage import folders, parquet
+from worldpm.storage.json_files import to_json
 
 
 def item(
@@ -38,16 +42,16 @@ ITEMS = [
 
 
 def test_metrics_by_hand() -> None:
-    found = metrics(ITEMS, [[2.0, 1.0, 1.0], [0.0, 1.0]])
-    assert found["n"] == 4
-    assert found["ties"] == 1
-    assert found["accuracy"] == pytest.approx((1 + 1 + 0.5) / 3 / 2)
-    assert found["accuracy_unweighted"] == pytest.approx(2.5 / 4)
-    assert found["prompts"] == 2
-    assert found["interval"] == pytest.approx([0.0, 5 / 6])
+    found = metrics(Judged(ITEMS, [[2.0, 1.0, 1.0], [0.0, 1.0]]))
+    assert found.n == 4
+    assert found.ties == 1
+    assert found.accuracy == pytest.approx((1 + 1 + 0.5) / 3 / 2)
+    assert found.accuracy_unweighted == pytest.approx(2.5 / 4)
+    assert found.prompts == 2
+    assert found.interval == pytest.approx([0.0, 5 / 6])
     # longer: right on all of x, wrong on y, shorter the other way; earlier: right on (0, 1) and (0,
     # 2) of x and on y
-    assert found["nulls"] == {
+    assert found.nulls == {
         "longer": pytest.approx(0.5),
         "shorter": 0.5,
         "earlier": pytest.approx((2 / 3 + 1) / 2),
@@ -57,15 +61,15 @@ def test_metrics_by_hand() -> None:
 
 
 def test_no_pairs_and_nan_rewards_are_errors() -> None:
-    with pytest.raises(ValueError, match="0 pairs"):
-        metrics([], [])
+    with pytest.raises(ValueError, match="no preferences"):
+        metrics(Judged([], []))
     with pytest.raises(ValueError, match="NaN"):
-        metrics(ITEMS, [[2.0, float("nan"), 1.0], [0.0, 1.0]])
+        metrics(Judged(ITEMS, [[2.0, float("nan"), 1.0], [0.0, 1.0]]))
 
 
 def test_undated_responses_have_no_earlier_baseline() -> None:
-    undated = ITEMS[0]._replace(responses=[Response("a"), Response("b"), Response("c")])
-    assert metrics([undated], [[3.0, 1.0, 2.0]])["nulls"]["earlier"] is None
+    undated = replace(ITEMS[0], responses=[Response("a"), Response("b"), Response("c")])
+    assert metrics(Judged([undated], [[3.0, 1.0, 2.0]])).nulls["earlier"] is None
 
 
 def test_the_better_set_is_what_nothing_is_preferred_to() -> None:
@@ -99,7 +103,8 @@ def test_results_keep_the_raw_rewards_and_the_metrics_follow_from_them(road: Pat
         )
         by_item.setdefault(row["item"], []).append(row["reward"])
     found = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]
-    again = metrics(items, [by_item[one.item] for one in items])
+    measures = metrics(Judged(items, [by_item[one.item] for one in items]))
+    again = json.loads(to_json(measures))
     kept = found["benchmarks"]["groups"]
     assert {key: kept[key] for key in again} == again
     assert kept["domain"] == "forum"
@@ -213,7 +218,10 @@ def test_a_benchmark_of_another_format_is_refused(
             ("train", "{road}/groups", "--model", "tiny", "--warmup", "nan"),
             "--warmup is nan; give a finite number",
         ),
-        (("train", "{road}/groups", "--model", "tiny", "--revision", "abc"), "tiny is made here"),
+        (
+            ("train", "{road}/groups", "--model", "tiny", "--revision", "abc"),
+            "tiny is a built-in size",
+        ),
         (
             ("train", "{road}/groups", "--model", "{road}/checkpoint", "--revision", "abc"),
             "is a folder, which has none",
@@ -245,7 +253,7 @@ def test_wrong_inputs_are_named(
 def test_the_longer_output_wins_in_llmbar_as_often_as_is_known(real_data: Path) -> None:
     items = llmbar.read(real_data / "benchmarks" / "llmbar")
     longer = {
-        name: metrics(chosen, [[0.0, 0.0]] * len(chosen))["nulls"]["longer"]
+        name: metrics(Judged(chosen, [[0.0, 0.0]] * len(chosen))).nulls["longer"]
         for name in llmbar.PLACES
         if (chosen := [one for one in items if one.subset == name])
     }
@@ -329,10 +337,10 @@ def test_altered_and_damaged_inputs_are_told(
 def test_other_qualities_are_other_items() -> None:
     item = Item("all", "0", "p", (), (Response("a"), Response("b")), (), None, (1.0, 1.0))
     found, other = (
-        catalogue.describe("pandalm", [one]) for one in (item, item._replace(qualities=(0.0, 0.0)))
+        catalogue.describe("pandalm", [one]) for one in (item, replace(item, qualities=(0.0, 0.0)))
     )
-    assert found["sha256"] != other["sha256"]
-    assert (found["name"], found["items"], found["bytes"]) == ("pandalm", 1, len(repr([item])))
+    assert found.sha256 != other.sha256
+    assert (found.name, found.items, found.bytes) == ("pandalm", 1, len(repr([item])))
 
 
 RAW = {"benchmark": "pandalm", "subset": "pandalm", "item": "0"}
@@ -374,7 +382,7 @@ def test_raw_rewards_are_judged_by_the_same_code(tmp_path: Path) -> None:
     )
     assert found["missing_items"] == {"pandalm": 892}
     assert found["style"] is None
-    assert found["nulls"] == {
+    assert found.nulls == {
         "longer": None,
         "shorter": None,
         "earlier": None,
@@ -595,12 +603,12 @@ def test_an_evaluation_goes_on_without_scoring_anything_again(
         "--out",
         tmp_path / "results",
     )
-    whole = evaluation_run._conditions
+    whole = evaluation_run._probed
 
     def fail(*arguments: object) -> dict[str, object]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation_run, "_conditions", fail)
+    monkeypatch.setattr(evaluation_run, "_probed", fail)
     assert run(*words) == 1
     scored = {
         path: path.stat().st_mtime_ns
@@ -609,7 +617,7 @@ def test_an_evaluation_goes_on_without_scoring_anything_again(
     assert len(scored) > 2
     torn = min(scored)
     torn.write_bytes(b"half")
-    monkeypatch.setattr(evaluation_run, "_conditions", whole)
+    monkeypatch.setattr(evaluation_run, "_probed", whole)
     assert run(*words) == 0
     log = (tmp_path / "results" / "timings.jsonl").read_text()
     assert log.count("rewards-checkpoint-groups") == len(scored)
@@ -621,14 +629,13 @@ def test_an_evaluation_goes_on_without_scoring_anything_again(
 
 
 def test_items_of_one_prompt_are_scored_as_one_group(road: Path) -> None:
-    from worldpm.evaluation.run import _score_items
-    from worldpm.scoring.scorer import Scorer
-
     scorer = Scorer.load(road / "checkpoint", cut=True)
     shared = [
         item("same", texts, [(0, 1)]) for texts in (["a b c", "d"], ["d", "e f"], ["a b c", "e f"])
     ]
-    together, lengths, _ = _score_items(scorer, shared)
+    judged = judge_items(scorer, shared)
+    together, lengths = judged.rewards, judged.length_tokens
+    assert lengths is not None
     alone = [
         scorer.rewards(one.prompt, [response.content for response in one.responses])
         for one in shared

@@ -1,4 +1,4 @@
-"""Fairness gaps: found where they were planted, with numbers a person can check."""
+"""Fairness gaps: planted ones are reported, with numbers that can be checked by hand."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 
 from tests.conftest import run
 from worldpm.evaluation import group_gaps
-from worldpm.evaluation.group_gaps import Pair
+from worldpm.evaluation.group_gaps import Gap, Pair, ValueResult
 
 
 def pairs_of(errors: dict[str, list[float]]) -> list[Pair]:
-    """A pair for each error, each of a prompt of its own; an error of 1 is a margin of -1."""
+    """A pair for each error, each of another prompt; an error of 1 is a margin of -1."""
     return [
         Pair(f"{value}{number}", {"language": value}, 1 - 2 * error, 0.0)
         for value, column in errors.items()
@@ -20,19 +20,37 @@ def pairs_of(errors: dict[str, list[float]]) -> list[Pair]:
     ]
 
 
+def error_gap(result: ValueResult) -> Gap:
+    """The gap of errors, which the value must have."""
+    assert result.error_gap is not None
+    return result.error_gap
+
+
+def reward_gap(result: ValueResult) -> Gap:
+    """The gap of rewards, which the value must have."""
+    assert result.reward_gap is not None
+    return result.reward_gap
+
+
+def ends(interval: tuple[float, float] | None) -> tuple[float, float]:
+    """The ends of an interval that must be known."""
+    assert interval is not None
+    return interval
+
+
 def test_errors_rewards_and_gaps_are_those_counted_by_hand() -> None:
-    found = group_gaps.gaps(
+    results = group_gaps.gaps(
         pairs_of({"en": [0.0] * 18 + [1.0] * 2, "fi": [0.0] * 10 + [1.0] * 10, "is": [1.0] * 3}),
         "language",
     )
-    en, fi, rare = found
-    assert [one["value"] for one in found] == ["en", "fi", "is"]
-    assert (en["error"], fi["error"], rare["error"]) == (0.1, 0.5, 1.0)
-    assert en["reward"] == pytest.approx((18 * 0.5 - 2 * 0.5) / 20)
-    assert en["error_gap"]["difference"] == pytest.approx(2 / 20 - 13 / 23)
-    assert rare["error_gap"] is None  # three prompts say nothing
-    assert en["error_gap"]["interval"][1] < 0
-    assert en["error_gap"]["p_value_holm"] < 0.05
+    en, fi, rare = results
+    assert [result.value for result in results] == ["en", "fi", "is"]
+    assert (en.error, fi.error, rare.error) == (0.1, 0.5, 1.0)
+    assert en.reward == pytest.approx((18 * 0.5 - 2 * 0.5) / 20)
+    assert error_gap(en).difference == pytest.approx(2 / 20 - 13 / 23)
+    assert rare.error_gap is None  # three prompts say nothing
+    assert ends(error_gap(en).interval)[1] < 0
+    assert error_gap(en).p_value_holm < 0.05
 
 
 def test_a_tie_is_half_an_error() -> None:
@@ -44,18 +62,16 @@ def test_chance_is_no_gap() -> None:
     alarms = 0
     for _ in range(20):
         errors = {value: generator.integers(0, 2, 60).astype(float).tolist() for value in "abc"}
-        alarms += any(
-            one["error_gap"]["p_value_holm"] < 0.05
-            for one in group_gaps.gaps(pairs_of(errors), "language")
-        )
+        results = group_gaps.gaps(pairs_of(errors), "language")
+        alarms += any(error_gap(result).p_value_holm < 0.05 for result in results)
     assert alarms <= 4
 
 
 def test_a_group_without_errors_may_be_like_the_others() -> None:
     """Three of 60 are errors; none of twelve says little: by Clopper and Pearson up to 0.265."""
     none, _ = group_gaps.gaps(pairs_of({"a": [0.0] * 12, "b": [0.0] * 57 + [1.0] * 3}), "language")
-    assert none["error_interval"] == pytest.approx([0.0, 1 - 0.025 ** (1 / 12)])
-    low, high = none["error_gap"]["interval"]
+    assert none.error_interval == pytest.approx((0.0, 1 - 0.025 ** (1 / 12)))
+    low, high = ends(error_gap(none).interval)
     assert low < 0 < high
     assert high == pytest.approx(-0.05 + np.hypot(1 - 0.025 ** (1 / 12), 0.05), abs=0.03)
 
@@ -65,14 +81,14 @@ def test_groups_that_differ_in_spread_alone_have_no_gap() -> None:
     alarms = missed = 0
     for _ in range(40):
         wide, narrow = generator.normal(0, 3, 12), generator.normal(0, 1, 300)
-        pairs = [
-            Pair(f"{name}{n}", {"a": name}, r, r - 1)
-            for name, rewards in (("w", wide), ("n", narrow))
-            for n, r in enumerate(rewards)
-        ]
-        (gap,) = [one["reward_gap"] for one in group_gaps.gaps(pairs, "a") if one["value"] == "w"]
-        alarms += gap["p_value"] < 0.05
-        missed += not gap["interval"][0] <= 0 <= gap["interval"][1]
+        pairs = [Pair(f"w{n}", {"a": "w"}, reward, reward - 1) for n, reward in enumerate(wide)]
+        pairs += [Pair(f"n{n}", {"a": "n"}, reward, reward - 1) for n, reward in enumerate(narrow)]
+        gap = next(
+            reward_gap(result) for result in group_gaps.gaps(pairs, "a") if result.value == "w"
+        )
+        low, high = ends(gap.interval)
+        alarms += gap.p_value < 0.05
+        missed += not low <= 0 <= high
     assert alarms <= 6
     assert missed <= 6
 
@@ -83,14 +99,9 @@ def test_groups_that_are_all_alike_have_a_gap_without_an_interval() -> None:
         for name, reward in (("x", 1.0), ("y", 2.0))
         for n in range(12)
     ]
-    x, y = (one["reward_gap"] for one in group_gaps.gaps(pairs, "a"))
-    assert (x["difference"], x["interval"], y["difference"], y["interval"]) == (
-        -1.0,
-        None,
-        1.0,
-        None,
-    )
-    assert x["p_value"] < 0.01
+    x, y = (reward_gap(result) for result in group_gaps.gaps(pairs, "a"))
+    assert (x.difference, x.interval, y.difference, y.interval) == (-1.0, None, 1.0, None)
+    assert x.p_value < 0.01
 
 
 def test_the_command_prints_a_table_and_names_bad_lines(
@@ -128,31 +139,31 @@ def test_the_command_prints_a_table_and_names_bad_lines(
     assert "lacks the column 'region'" in capsys.readouterr().err
     lines.write_text(json.dumps({**rows[0], "responses": ["a", "\ud800"]}) + "\n")
     assert run("fairness", road / "checkpoint", lines, "--by", "language") == 2
-    assert ":1: holds half of a surrogate pair" in capsys.readouterr().err
+    assert ":1: contains an unpaired surrogate" in capsys.readouterr().err
     lines.write_text(json.dumps({**rows[0], "preferred": 2}) + "\n")
     assert run("fairness", road / "checkpoint", lines, "--by", "language") == 2
-    assert ":1: preferred is 2; expected the place of a response, 0 to 1" in capsys.readouterr().err
+    assert ":1: preferred is 2; expected the index of a response, 0 to 1" in capsys.readouterr().err
 
 
 def test_a_prompt_counts_once_however_many_pairs_it_has() -> None:
-    once = [
+    single = [
         Pair(f"a{number}", {"language": "a"}, float(number % 2 == 0), 0.5) for number in range(10)
     ]
-    often = [Pair("a0", {"language": "a"}, 1.0, 0.5)] * 15
-    others = [Pair(f"b{number}", {"language": "b"}, 1.0, 0.5) for number in range(10)]
-    a, b = group_gaps.gaps([*once, *often, *others], "language")
-    assert (a["pairs"], a["prompts"], a["error"], b["error"]) == (25, 10, 0.5, 0.0)
-    assert a["error_gap"]["difference"] == pytest.approx(a["error"] - b["error"])
+    repeated = [Pair("a0", {"language": "a"}, 1.0, 0.5)] * 15
+    rest = [Pair(f"b{number}", {"language": "b"}, 1.0, 0.5) for number in range(10)]
+    a, b = group_gaps.gaps([*single, *repeated, *rest], "language")
+    assert (a.pairs, a.prompts, a.error, b.error) == (25, 10, 0.5, 0.0)
+    assert error_gap(a).difference == pytest.approx(a.error - b.error)
 
 
 def test_two_values_have_one_gap_seen_from_both_sides() -> None:
-    a, b = group_gaps.gaps(
-        pairs_of({"a": [0.0] * 9 + [1.0], "b": [0.0] * 6 + [1.0] * 4}), "language"
+    a, b = (
+        error_gap(result)
+        for result in group_gaps.gaps(
+            pairs_of({"a": [0.0] * 9 + [1.0], "b": [0.0] * 6 + [1.0] * 4}), "language"
+        )
     )
-    assert b["error_gap"]["difference"] == -a["error_gap"]["difference"]
-    assert b["error_gap"]["interval"] == [-end for end in reversed(a["error_gap"]["interval"])]
-    assert (
-        a["error_gap"]["p_value_holm"]
-        == b["error_gap"]["p_value_holm"]
-        == a["error_gap"]["p_value"]
-    )
+    assert b.difference == -a.difference
+    low, high = ends(a.interval)
+    assert b.interval == (-high, -low)
+    assert a.p_value_holm == b.p_value_holm == a.p_value

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,7 @@ import pytest
 from tests.conftest import run
 from worldpm.errors import ConfigError, DataError
 from worldpm.evaluation import win_rates
-from worldpm.storage import folders
-
-Json = dict[str, Any]
+from worldpm.storage.json_files import read_json
 
 
 def arena(folder: Path, *verdicts: tuple[str | None, str | None], answers: bool = False) -> Path:
@@ -60,10 +59,10 @@ def alpaca(path: Path, preferences: Sequence[Any], **columns: Any) -> Path:
 def test_a_strong_verdict_of_arena_hard_counts_three_times(tmp_path: Path) -> None:
     # game 1 is lost strongly (0, weight 3), game 2 won (1); then a tie and a strong win
     battles = win_rates.read_arena_hard(arena(tmp_path, ("A>>B", "A>B"), ("A=B", "A>>B")))
-    found = win_rates.judge(battles)["mine"]
-    assert found["win_rate"] == pytest.approx((0 * 3 + 1 + 0.5 + 1 * 3) / 8)
-    assert (found["verdicts"], found["prompts"], found["ties"]) == (4, 2, 1)
-    assert found["style_controlled"] is None
+    rate = win_rates.judge(battles)["mine"]
+    assert rate.win_rate == pytest.approx((0 * 3 + 1 + 0.5 + 1 * 3) / 8)
+    assert (rate.verdicts, rate.prompts, rate.ties) == (4, 2, 1)
+    assert rate.style_controlled is None
 
 
 def test_the_sides_of_a_verdict_may_be_named_either_way(tmp_path: Path) -> None:
@@ -81,35 +80,32 @@ def test_a_row_with_a_failed_game_is_left_out_whole(tmp_path: Path) -> None:
 def test_style_control_of_equal_texts_is_the_plain_win_rate(tmp_path: Path) -> None:
     # the style difference hardly varies, so that at its mean the generator wins as often as it does
     verdicts = [("A<B", "A>B"), ("A>B", "A<B"), ("A<B", "A>B"), ("A<B", "A<B")] * 5
-    found = win_rates.judge(win_rates.read_arena_hard(arena(tmp_path, *verdicts, answers=True)))[
-        "mine"
-    ]
-    assert found["style_controlled"] == pytest.approx(found["win_rate"], abs=0.03)
+    battles = win_rates.read_arena_hard(arena(tmp_path, *verdicts, answers=True))
+    rate = win_rates.judge(battles)["mine"]
+    assert rate.style_controlled == pytest.approx(rate.win_rate, abs=0.03)
 
 
 def test_a_strong_verdict_is_three_in_style_control_too(tmp_path: Path) -> None:
     verdicts = [("A<<B", "A>B"), ("A>B", "A<B"), ("A<B", "A>>B"), ("A<B", "A<B")] * 5
     battles = win_rates.read_arena_hard(arena(tmp_path, *verdicts, answers=True))
-    apart = [battle._replace(weight=1.0) for battle in battles for _ in range(int(battle.weight))]
+    apart = [replace(battle, weight=1.0) for battle in battles for _ in range(int(battle.weight))]
     assert win_rates.style_controlled(battles) == pytest.approx(win_rates.style_controlled(apart))
 
 
 def test_categories_and_judges_are_not_mixed(tmp_path: Path) -> None:
     arena(tmp_path, ("A<B", "A>B"), ("A>B", "A<B"))
-    other = tmp_path / "model_judgment" / "another" / "mine.jsonl"
-    other.parent.mkdir()
-    (row,) = [
-        {
-            "uid": "9",
-            "model": "mine",
-            "baseline": "base",
-            "category": "hard",
-            "games": [{"score": "A<B"}, {"score": "A>B"}],
-        }
-    ]
-    other.write_text(json.dumps(row))
-    found = win_rates.judge(win_rates.read_arena_hard(tmp_path))
-    assert {name: one["win_rate"] for name, one in found.items()} == {
+    another = tmp_path / "model_judgment" / "another" / "mine.jsonl"
+    another.parent.mkdir()
+    row = {
+        "uid": "9",
+        "model": "mine",
+        "baseline": "base",
+        "category": "hard",
+        "games": [{"score": "A<B"}, {"score": "A>B"}],
+    }
+    another.write_text(json.dumps(row))
+    rates = win_rates.judge(win_rates.read_arena_hard(tmp_path))
+    assert {name: rate.win_rate for name, rate in rates.items()} == {
         "mine (hard, against base, by another)": 1.0,
         "mine (against base, by judge)": 0.5,
     }
@@ -126,10 +122,11 @@ def test_length_control_takes_away_what_length_bought(tmp_path: Path) -> None:
     bought = [
         1.0 + min(1.0, 0.2 + 0.25 * (i % 4)) for i in range(40)
     ]  # the longer its text, the surer it wins
-    found = win_rates.judge(win_rates.read_alpaca_eval(alpaca(tmp_path / "a.json", bought)))["mine"]
-    assert found["length_controlled"]["length_weight"] > 0
-    assert found["win_rate"] == pytest.approx(0.575)
-    assert "difficulties" in found["length_controlled"]["warnings"][0]
+    rate = win_rates.judge(win_rates.read_alpaca_eval(alpaca(tmp_path / "a.json", bought)))["mine"]
+    assert rate.length_controlled is not None
+    assert rate.length_controlled.length_weight > 0
+    assert rate.win_rate == pytest.approx(0.575)
+    assert "difficulties" in rate.length_controlled.warnings[0]
 
 
 def test_difficulties_are_used_where_the_file_has_them(tmp_path: Path) -> None:
@@ -138,10 +135,9 @@ def test_difficulties_are_used_where_the_file_has_them(tmp_path: Path) -> None:
         [1.2, 1.9, 1.4, 1.6] * 10,
         instruction_difficulty=[0.5, -1.0, 0.1, 0.3] * 10,
     )
-    assert (
-        win_rates.judge(win_rates.read_alpaca_eval(path))["mine"]["length_controlled"]["warnings"]
-        == []
-    )
+    rate = win_rates.judge(win_rates.read_alpaca_eval(path))["mine"]
+    assert rate.length_controlled is not None
+    assert rate.length_controlled.warnings == []
 
 
 @pytest.mark.parametrize("preference", [3.0, "text", [1]])
@@ -163,9 +159,7 @@ def test_win_rates_from_the_command_line_reach_the_page(tmp_path: Path) -> None:
         run("evaluate", "--verdicts", path, "--on", "alpacaeval", "--out", tmp_path / "results")
         == 0
     )
-    found = folders.read_json(tmp_path / "results" / "metrics.json")["checkpoints"]["mine"][
-        "win_rates"
-    ]["alpacaeval"]
-    assert found["win_rate"] == 0.5
+    checkpoints = read_json(tmp_path / "results" / "metrics.json")["checkpoints"]
+    assert checkpoints["mine"]["win_rates"]["alpacaeval"]["win_rate"] == 0.5
     assert run("report", tmp_path / "results", "--out", tmp_path / "r.html") == 0
     assert "Win rates: results" in (tmp_path / "r.html").read_text()

@@ -48,7 +48,7 @@ def test_huggingface_datasets_loads_the_folder(exported: Path) -> None:
     found = datasets.load_dataset(str(exported), cache_dir=str(exported.parent / "cache"))
     assert set(found) == {"train", "validation", "test"}
     assert found["train"][0]["chosen"][0]["role"] == "assistant"
-    assert found["train"].num_rows == folders.manifest(exported)["counts"]["train"]["pairs"]
+    assert found["train"].num_rows == folders.manifest(exported).counts["train"]["pairs"]
 
 
 def test_our_own_training_reads_it_back(exported: Path) -> None:
@@ -64,7 +64,7 @@ def test_our_own_training_reads_it_back(exported: Path) -> None:
     )
     assert (
         sum(len(group.preferences) for group in groups)
-        == folders.manifest(exported)["counts"]["train"]["pairs"]
+        == folders.manifest(exported).counts["train"]["pairs"]
     )
     assert sum(drops.values()) == 0
 
@@ -104,9 +104,9 @@ def test_an_onnx_graph_gives_the_same_rewards(road: Path, tmp_path: Path) -> Non
         )
         == 0
     )
-    counts = folders.manifest(tmp_path / "onnx")["counts"]
-    assert counts["largest difference"] <= 1e-4
-    assert abs(counts["accuracy int8"] - counts["accuracy"]) < 0.1
+    counts = folders.manifest(tmp_path / "onnx").counts
+    assert counts["largest_difference"] <= 1e-4
+    assert abs(counts["accuracy_int8"] - counts["accuracy"]) < 0.1
     scorer = Scorer.load(road / "checkpoint")
     prompt, responses = (
         "How long should I bake a loaf?",

@@ -8,11 +8,12 @@ import pytest
 
 from tests.conftest import TWO_ANSWERS, posts_xml, run, spawn
 from worldpm.storage import parquet
+from worldpm.storage.json_files import Json
 
 NO_SPARK = find_spec("pyspark") is None or shutil.which("java") is None
 
 
-def rows(folder: Path) -> dict[str, list[parquet.Json]]:
+def rows(folder: Path) -> dict[str, list[Json]]:
     return {path.name: list(parquet.read_rows(path)) for path in sorted(folder.glob("*.parquet"))}
 
 

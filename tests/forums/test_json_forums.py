@@ -16,8 +16,7 @@ from worldpm.errors import DataError
 from worldpm.forums import generic, json_lines, reddit
 from worldpm.records import Thread
 from worldpm.storage import folders, parquet, schema
-
-Json = dict[str, Any]
+from worldpm.storage.json_files import Json
 
 SUBMISSION: Json = {
     "id": "s1",
@@ -107,7 +106,7 @@ def test_submissions_and_comments_become_threads_of_top_level_comments(
         ("t1_c2", 8),
         ("t1_c1", 4),
     ]  # by date, not as the site has them
-    assert folders.manifest(tmp_path / "threads")["drops"]["ask"] == {
+    assert folders.manifest(tmp_path / "threads").drops["ask"] == {
         "deleted or removed": 2,
         "reply to a comment": 1,
     }
@@ -185,7 +184,7 @@ def test_rows_of_our_own_tables_are_threads_too(tmp_path: Path) -> None:
     assert [answer.response_id for answer in found[0].responses] == [
         answer["response_id"] for answer in row["responses"]
     ]
-    assert folders.manifest(tmp_path / "twice")["drops"] == {
+    assert folders.manifest(tmp_path / "twice").drops == {
         "desk": {"thread without id, text or date, or with an odd value": 1}
     }
 
@@ -206,7 +205,7 @@ def test_the_accepted_answer_is_one_that_was_read(tmp_path: Path) -> None:
         for thread in read_threads(tmp_path / "threads")
     }
     assert found == {"desk/7": [True], "desk/8": [True]}
-    assert folders.manifest(tmp_path / "threads")["drops"]["desk"] == {
+    assert folders.manifest(tmp_path / "threads").drops["desk"] == {
         "response without id, body, votes or date, or with an odd value": 2,
         "thread without id, text or date, or with an odd value": 2,
     }
@@ -272,7 +271,7 @@ def test_threads_of_any_forum_come_as_documented(tmp_path: Path) -> None:
         ("second", -1, False),
     ]
     assert second.responses == ()
-    assert folders.manifest(tmp_path / "threads")["drops"]["tickets"] == {
+    assert folders.manifest(tmp_path / "threads").drops["tickets"] == {
         "response without id, body, votes or date, or with an odd value": 1,
         "thread without id, text or date, or with an odd value": 1,
     }
@@ -311,7 +310,7 @@ def test_broken_lines_are_counted_up_to_a_share(tmp_path: Path) -> None:
         b"{broken\n" * 11 + b'{"a": 1}\n' * 500,
     ):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"11 of 511 lines are no JSON objects, more than 1%"):
+        with pytest.raises(DataError, match=r"11 of 511 lines are not JSON objects, more than 1%"):
             list(json_lines.read(path, Counter()))
     path.write_bytes(b"{broken\n" * 5000)
     with pytest.raises(DataError, match=r"x.jsonl:1000: 1000 of the first 1000 lines"):
@@ -321,8 +320,8 @@ def test_broken_lines_are_counted_up_to_a_share(tmp_path: Path) -> None:
 def test_an_endless_line_is_skipped_without_being_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_lines, "LONGEST", 1000)
-    monkeypatch.setattr(json_lines, "CHUNK", 100)
+    monkeypatch.setattr(json_lines, "LINE_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(json_lines, "CHUNK_BYTES", 100)
     path, drops = tmp_path / "x.jsonl", Counter[str]()
     path.write_bytes(
         b'{"a": 1}\n' + b'{"a": "' + b"x" * 5000 + b'"}\n' + b'{"a": 2}\n' + b"y" * 3000
@@ -369,10 +368,10 @@ def test_a_cut_dump_leaves_the_folder_unfinished_and_other_sites_done(
 @pytest.mark.parametrize(
     ("name", "content", "words", "message"),
     [
-        ("x.jsonl", b'{"other": 1}\n', (), "its first line has other; say --format"),
+        ("x.jsonl", b'{"other": 1}\n', (), "its first line has other. Set --format"),
         ("x.jsonl", b"", (), "its first line has nothing"),
         ("x.txt", b"", (), "not a forum dump"),
-        ("x y.jsonl", lines(THREAD), (), "the site's name cannot be told"),
+        ("x y.jsonl", lines(THREAD), (), "does not give the name of a site"),
     ],
 )
 def test_what_a_file_is_must_be_clear(

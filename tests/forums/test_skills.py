@@ -15,11 +15,11 @@ from worldpm.storage import parquet
 def walked(body: str) -> str:
     """Where the ball is, followed by hand."""
     start, *moves = body.removeprefix("ball ").split()
-    cups = [name == start for name in skills.PLACES]
+    cups = [name == start for name in skills.CUPS]
     for move in moves:
         a, b = {"near": (0, 1), "far": (1, 2)}[move]
         cups[a], cups[b] = cups[b], cups[a]
-    return skills.PLACES[cups.index(True)]
+    return skills.CUPS[cups.index(True)]
 
 
 def test_the_right_answer_is_where_the_ball_is() -> None:
@@ -47,8 +47,8 @@ def test_moves_do_not_commute_so_their_order_counts() -> None:
 
 def test_two_tastes_of_the_tests_are_the_forums_and_two_are_turned_round() -> None:
     for group in skills.tests(seed=0, variant="skills")["taste"]:
-        place = int(group.site[-1]) - 1
-        liked = skills.TASTES[place][0]
+        taste = int(group.site[-1]) - 1
+        liked = skills.TASTES[taste][0]
         assert (liked in group.responses[0].content) == group.site.startswith("shared"), group
 
 

@@ -125,11 +125,11 @@ def test_a_row_that_fits_no_thread_is_left_out_for_one_counted_reason(
 ) -> None:
     assert run("ingest", dump([*TWO_ANSWERS, row]), "--out", tmp_path / "threads") == 0
     found = folders.manifest(tmp_path / "threads")
-    assert found["drops"]["site"] == {reason: 1}
-    assert found["counts"]["site"] == {
+    assert found.drops["site"] == {reason: 1}
+    assert found.counts["site"] == {
         "threads": 1,
         "responses": 2,
-        "threads with two responses or more": 1,
+        "threads_with_two_responses": 1,
     }
     (thread,) = parquet.read_rows(tmp_path / "threads" / "site.parquet")
     assert [r["votes"] for r in thread["responses"]] == [5, -2]
@@ -159,7 +159,7 @@ def test_a_closed_question_says_when_and_is_dropped_on_request(dump: Dump, tmp_p
     assert run("group", tmp_path / "threads", "--out", tmp_path / "all") == 0
     assert run("group", tmp_path / "threads", "--drop-closed", "--out", tmp_path / "open") == 0
     manifests = [folders.manifest(tmp_path / name) for name in ("all", "open")]
-    assert [found["drops"]["site"].get("thread closed by moderators") for found in manifests] == [
+    assert [found.drops["site"].get("thread closed by moderators") for found in manifests] == [
         None,
         1,
     ]

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import run
 from worldpm.laws import measurements
+from worldpm.laws.measurements import SeriesOfCheckpoint
 
 SMALL_RUNS = (
     "d=96_l=8_h=4-1.0",
@@ -493,7 +494,8 @@ def test_a_ladder_becomes_laws_by_prompt_and_by_run(ladder: Path) -> None:
     results = [ladder / "w16-results", ladder / "w24-results"]
     measured = measurements.read(results, y="loss", axes=("N", "D", "C"), calibrated=False)
     point = measured.points[0]
-    sums, weights = measured.items[point.series, point.more["checkpoint"]]
+    assert point.scores is not None
+    sums, weights = measured.items[SeriesOfCheckpoint(point.series, point.scores.checkpoint)]
     assert sums.sum() / weights.sum() == pytest.approx(point.y, rel=1e-6)
     assert run("laws", *results, "--resamples", 20, "--out", ladder / "laws") == 0
     found = laws(ladder / "laws")

@@ -73,7 +73,7 @@ def test_only_adapters_and_the_head_are_trained_and_both_are_saved(
         == 0
     )
     counts = json.loads((tmp_path / "tuned" / "manifest.json").read_text())["counts"]
-    assert counts["trained parameters"] < counts["parameters"] / 10
+    assert counts["trained_parameters"] < counts["parameters"] / 10
     before, after = (
         AutoModelForSequenceClassification.from_pretrained(f).state_dict()
         for f in (road / "checkpoint", tmp_path / "tuned")

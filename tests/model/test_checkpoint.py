@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_the_template_alone_gives_the_text_that_the_model_reads(
     assert again == tokenizer.chat_template
 
 
-@pytest.mark.parametrize("frame", [chat.Frame("</s>"), chat.AS_THE_TEMPLATE_HAS_IT])
+@pytest.mark.parametrize("frame", [chat.Frame("</s>"), chat.UNFRAMED])
 def test_a_template_that_asks_for_the_day_gets_a_fixed_one(road: Path, frame: chat.Frame) -> None:
     tokenizer = AutoTokenizer.from_pretrained(road / "checkpoint")
     tokenizer.chat_template = chat.standing_alone("Today: {{ strftime_now('%d %b %Y') }}.", frame)
@@ -189,7 +190,10 @@ def sign(folder: Path) -> None:
     """Make the manifest agree with what the folder holds, as if it had been written so."""
     manifest = folders.manifest(folder)
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
-    manifest["files"] = {str(path.relative_to(folder)): folders.sha256(path) for path in files}
+    hashes: dict[str, str | None] = {
+        str(path.relative_to(folder)): folders.sha256(path) for path in files
+    }
+    manifest = replace(manifest, files=hashes)
     (folder / "manifest.json").write_bytes(folders.to_json(manifest))
 
 

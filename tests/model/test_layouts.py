@@ -309,7 +309,7 @@ def language_model(folder: Path) -> None:
         (no_template, "no chat template"),
         (no_tokenizer, "no readable tokenizer|no tokenizer.json"),
         (remote_code, "Python of its own, which is not run; .* --remote-code and --revision"),
-        (language_model, "it is no reward model; `worldpm train --model` makes one of it"),
+        (language_model, "it is not a reward model. Make one of it with `worldpm train --model`"),
     ],
 )
 def test_a_folder_that_is_no_whole_reward_model_is_refused_with_the_way_out(
@@ -348,8 +348,8 @@ def test_other_weights_of_the_same_size_are_another_input(llama: Path) -> None:
         metadata={"format": "pt"},
     )
     after = sources.fingerprint(sources.Source(llama))
-    assert after["bytes"] == before["bytes"]
-    assert after["sha256"] != before["sha256"]
+    assert after.bytes == before.bytes
+    assert after.sha256 != before.sha256
 
 
 def test_more_positions_than_the_model_has_are_refused(llama: Path) -> None:

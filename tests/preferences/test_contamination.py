@@ -11,7 +11,7 @@ import pytest
 from worldpm.benchmarks.items import Item, better_first
 from worldpm.errors import ConfigError, DataError
 from worldpm.evaluation import strata
-from worldpm.preferences.contamination import Index, Place, texts_in
+from worldpm.preferences.contamination import BenchmarkItem, Index, texts_in
 from worldpm.records import Message, Preference, PreferenceGroup, Response
 from worldpm.storage import rows
 
@@ -34,11 +34,10 @@ def group(prompt: str, *responses: str) -> PreferenceGroup:
 def test_the_longest_run_of_words_is_found_whatever_stands_between_them() -> None:
     index = Index({"bench": [better_first("a", "x", f"Before. {WORDS}", ["yes"], ["no"])]})
     shared = " ".join(WORDS.upper().split()[:15])
-    assert [(one.place, one.words) for one in index.overlaps(group(f"so, {shared}!"))] == [
-        (Place("bench", "x"), 15)
-    ]
+    (overlap,) = index.overlaps(group(f"so, {shared}!"))
+    assert (overlap.item, overlap.length_words) == (BenchmarkItem("bench", "x"), 15)
     assert index.overlaps(group(" ".join(WORDS.split()[:12]))) == []
-    assert [one.words for one in index.overlaps(group("Q", "a", WORDS))] == [20]
+    assert [overlap.length_words for overlap in index.overlaps(group("Q", "a", WORDS))] == [20]
 
 
 def test_a_set_phrase_of_many_items_is_no_overlap() -> None:
@@ -124,7 +123,7 @@ def test_rows_of_every_kind_of_file(
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"x": 1}\n{"x":', r"a.jsonl:2: not JSON"),
-        ("a.jsonl", b'{"x": NaN}', r"NaN is no number"),
+        ("a.jsonl", b'{"x": NaN}', "NaN is not a number"),
         ("a.json", b'{"x": 1}', "a dict, not a list of rows"),
         ("a.json", b'[{"x": 1}', "not JSON"),
         ("a.jsonl", b"[" * 100_000, "not JSON"),

@@ -157,9 +157,9 @@ def test_the_table_is_readable_without_our_code(road: Path) -> None:
         f" '{road}/groups/*.parquet' GROUP BY split"
     )
     found = {split: (n, weight) for split, n, weight in duckdb.execute(query).fetchall()}
-    counts = folders.manifest(road / "groups")["counts"]["simulated"]
+    counts = folders.manifest(road / "groups").counts["simulated"]
     assert {split: n for split, (n, _) in found.items()} == {
-        split: counts[f"{split} groups"] for split in found
+        split: counts["splits"][split]["groups"] for split in found
     }
     assert all(weight == pytest.approx(n, rel=1e-5) for n, weight in found.values())
 
@@ -648,7 +648,7 @@ def test_pairs_that_a_reward_model_contradicts_are_dropped_from_training(
     }
     left = sum(len(g.preferences) for g in strict.values() if g.split == "train")
     assert 0 < left < sum(len(g.preferences) for g in plain.values() if g.split == "train")
-    drops = folders.manifest(tmp_path / "strict")["drops"]["simulated"]
+    drops = folders.manifest(tmp_path / "strict").drops["simulated"]
     assert drops["pair that --filter-with contradicts"] > 0
     assert run(*words, "--filter-keep", "contradicted", "--out", tmp_path / "rest") == 0
 

@@ -1,26 +1,34 @@
-"""Rewards for trainers of policies: each protocol gives the scorer's rewards, and a policy really
-learns from them."""
+"""Rewards for trainers of policies: each protocol gives the scorer's rewards, and a policy learns
+from them."""
 
 import asyncio
 import json
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from tests.conftest import run
 from tests.serving.test_serve import process
 from worldpm import Scorer
 from worldpm.errors import ConfigError, WorldPMError
-from worldpm.rlhf.judge import Guards, RemoteJudge, judge_of, rewards_of
+from worldpm.records import Message
+from worldpm.rlhf.judge import Guards, RemoteJudge, RolloutRewards, judge_of, rewards_of
 from worldpm.rlhf.openrlhf import _after, reward_func
 from worldpm.rlhf.trl import RewardFunction
 from worldpm.rlhf.verl import compute_score
+from worldpm.scoring.scorer import Request
+from worldpm.storage.json_files import Json
 
+NOT_INSTALLED = "is not installed (with pip's --no-deps: it needs another transformers)"
 PROMPTS, ANSWERS = (
     ["How long?", "How long?", "Why?"],
     ["About an hour.", "No idea.", "Because of the heat."],
@@ -53,8 +61,11 @@ def test_openrlhf_gets_the_rewards_of_texts_that_begin_with_their_prompts(
     road: Path, offline: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLDPM_REWARD_MODEL", str(road / "checkpoint"))
-    found = reward_func([p + a for p, a in zip(PROMPTS, ANSWERS, strict=True)], PROMPTS, [None] * 3)
-    assert found["rewards"].tolist() == pytest.approx(offline, abs=1e-5)  # type: ignore[attr-defined]
+    queries = [prompt + answer for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
+    rewards = reward_func(queries, PROMPTS, [None] * 3)["rewards"]
+    assert isinstance(rewards, torch.Tensor)
+    assert rewards.tolist() == pytest.approx(offline, abs=1e-5)
+
     with pytest.raises(ConfigError, match="begins neither with its prompt nor with the end of it"):
         reward_func(["x"], ["y"], [None])
     monkeypatch.delenv("WORLDPM_REWARD_MODEL")
@@ -65,10 +76,8 @@ def test_openrlhf_gets_the_rewards_of_texts_that_begin_with_their_prompts(
 @pytest.mark.parametrize(
     ("prompt", "query"),
     [
-        (
-            "Where is the cafe\u0301?",
-            "Where is the caf\u00e9? There.",
-        ),  # what a tokenizer that composes letters gives back
+        # through a tokenizer that composes letters
+        ("Where is the cafe\u0301?", "Where is the caf\u00e9? There."),
         (
             "an old story. " * 40 + "Where is the cat?",
             "story. " + "an old story. " * 9 + "Where is the cat? There.",
@@ -82,22 +91,22 @@ def test_openrlhf_composes_letters_and_cuts_prompts_from_their_left(
     assert _after(prompt, query) == " There."
 
 
-def test_a_text_that_begins_otherwise_than_its_prompt_ends_is_refused() -> None:
+def test_a_text_that_does_not_begin_with_the_end_of_its_prompt_is_rejected() -> None:
     with pytest.raises(ConfigError, match="begins neither"):
-        _after(
-            "an old story. " * 40 + "Where is the cat?", "cat? There."
-        )  # five letters may be chance
+        # four characters may match by chance
+        _after("an old story. " * 40 + "Where is the cat?", "cat? There.")
 
 
-def test_pieces_of_text_are_its_lines_and_other_pieces_are_refused(road: Path) -> None:
+def test_parts_become_lines_and_parts_other_than_text_are_rejected(road: Path) -> None:
     function = RewardFunction(str(road / "checkpoint"))
-    pieces = [{"type": "text", "text": "About"}, {"type": "text", "text": "an hour."}]
-    asked = [{"role": "user", "content": pieces[:1]}]
-    found = function([asked], [[{"role": "assistant", "content": pieces}]])
-    assert found == pytest.approx(function(["About"], ["About\nan hour."]), abs=1e-6)
+    parts = [{"type": "text", "text": "About"}, {"type": "text", "text": "an hour."}]
+    prompt = [{"role": "user", "content": parts[:1]}]
+    rewards = function([prompt], [[{"role": "assistant", "content": parts}]])
+    assert rewards == pytest.approx(function(["About"], ["About\nan hour."]), abs=1e-6)
+
     for content in (None, [{"type": "image", "url": "x"}], 7):
         with pytest.raises(ConfigError, match="rewards are of text"):
-            function([asked], [[{"role": "assistant", "content": content}]])
+            function([prompt], [[{"role": "assistant", "content": content}]])
 
 
 def test_many_threads_load_a_model_once(road: Path) -> None:
@@ -107,16 +116,17 @@ def test_many_threads_load_a_model_once(road: Path) -> None:
 
 
 def test_verl_gets_one_reward_at_a_time(road: Path, offline: list[float]) -> None:
-    place = str(road / "checkpoint")
-    asked = {"prompt": [{"role": "user", "content": PROMPTS[2]}]}
-    assert compute_score("d", ANSWERS[2], None, asked, place=place)["score"] == pytest.approx(
-        offline[2], abs=1e-5
-    )
-    assert compute_score("d", ANSWERS[2], None, {"question": PROMPTS[2]}, place=place)[
-        "score"
-    ] == pytest.approx(offline[2], abs=1e-5)
+    checkpoint = str(road / "checkpoint")
+    extras: list[Json] = [
+        {"prompt": [{"role": "user", "content": PROMPTS[2]}]},
+        {"question": PROMPTS[2]},
+    ]
+    for extra in extras:
+        score = compute_score("d", ANSWERS[2], None, extra, place=checkpoint)["score"]
+        assert score == pytest.approx(offline[2], abs=1e-5)
+
     with pytest.raises(ConfigError, match="neither `prompt` nor `question`"):
-        compute_score("d", "a", None, {}, place=place)
+        compute_score("d", "a", None, {}, place=checkpoint)
 
 
 def test_a_server_gives_the_rewards_of_the_folder(road: Path, offline: list[float]) -> None:
@@ -128,49 +138,70 @@ def test_a_server_gives_the_rewards_of_the_folder(road: Path, offline: list[floa
         RewardFunction(url)(PROMPTS, ANSWERS)
 
 
+class FullServer(BaseHTTPRequestHandler):
+    """A server that is full once, and then gives a reward of 1 for each response."""
+
+    replies = 0
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        is_full = type(self).replies == 0
+        type(self).replies += 1
+        count = len(body["responses"])
+        reply = {"rewards": [1.0] * count, "usage": {"response_tokens": [2] * count}}
+
+        self.send_response(503 if is_full else 200)
+        self.send_header("Retry-After", "0.01")
+        self.end_headers()
+        self.wfile.write(json.dumps(reply).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Keep the test's output clean."""
+
+
+def test_a_full_server_is_asked_again() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), FullServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        judge = RemoteJudge(f"http://127.0.0.1:{server.server_port}")
+        (rollouts,) = judge.judge([Request("x", (Message("user", "a"),), ["b", "c"])])
+        server.shutdown()
+    assert rollouts == RolloutRewards([1.0, 1.0], [2, 2])
+
+
 @pytest.mark.filterwarnings("ignore")  # of its libraries
 def test_openrlhf_reads_rewards_with_its_own_client(road: Path, offline: list[float]) -> None:
-    why = "OpenRLHF (pip install --no-deps openrlhf, for it wants another transformers) is not here"
-    agent = pytest.importorskip("openrlhf.utils.agent", reason=why, exc_type=ImportError)
-    encoder = Scorer.load(road / "checkpoint").encoder
-    turns = [
-        [{"role": "user", "content": p}, {"role": "assistant", "content": a}]
-        for p, a in zip(PROMPTS, ANSWERS, strict=True)
-    ]
-    rendered = [encoder.tokenizer.apply_chat_template(one, tokenize=False) for one in turns]
+    agent = pytest.importorskip(
+        "openrlhf.utils.agent", reason=f"OpenRLHF {NOT_INSTALLED}", exc_type=ImportError
+    )
+    tokenizer = Scorer.load(road / "checkpoint").encoder.tokenizer
+    rendered = []
+    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        rendered.append(tokenizer.apply_chat_template(turns, tokenize=False))
+
     with process(road) as (_, url):
         executor = agent.SingleTurnAgentExecutor(f"{url}/get_reward")
-        (found,) = asyncio.run(executor._fetch_rewards_via_http(rendered, PROMPTS, [None] * 3))
-    assert found["rewards"] == found["scores"] == pytest.approx(offline, abs=1e-5)
+        (reply,) = asyncio.run(executor._fetch_rewards_via_http(rendered, PROMPTS, [None] * 3))
+    assert reply["rewards"] == reply["scores"] == pytest.approx(offline, abs=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")  # of its libraries
 def test_verl_reads_rewards_with_its_own_client(road: Path, offline: list[float]) -> None:
-    why = "verl (pip install --no-deps verl, for it wants another transformers) is not here"
     reward_loop = pytest.importorskip(
-        "verl.experimental.reward_loop.reward_loop", reason=why, exc_type=ImportError
+        "verl.experimental.reward_loop.reward_loop",
+        reason=f"verl {NOT_INSTALLED}",
+        exc_type=ImportError,
     )
-    protocol, omegaconf = pytest.importorskip("verl.protocol"), pytest.importorskip("omegaconf")
-    place = str(road / "checkpoint")
-    tokenizer = Scorer.load(place).encoder.tokenizer
-    answers = [tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id] for answer in ANSWERS]
-    padded = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(ids) for ids in answers], batch_first=True
-    )
-    kept = torch.nn.utils.rnn.pad_sequence(
-        [torch.ones(len(ids), dtype=torch.int64) for ids in answers], batch_first=True
-    )
-    prompts = np.empty(len(PROMPTS), dtype=object)
-    prompts[:] = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    rollouts = protocol.DataProto.from_dict(
-        {"responses": padded, "attention_mask": kept}, {"raw_prompt": prompts}
-    )
+    omegaconf = pytest.importorskip("omegaconf")
+    checkpoint = str(road / "checkpoint")
+    rollouts = verl_rollouts(Scorer.load(checkpoint).encoder.tokenizer)
 
-    async def judged(engine: str, url: str) -> list[float]:
+    async def scores(backend: str, url: str) -> list[float]:
+        reward_model = {"enable": True, "model_path": checkpoint, "rollout": {"name": backend}}
         config = {
-            "actor_rollout_ref": {"model": {"path": place, "tokenizer_path": None}},
+            "actor_rollout_ref": {"model": {"path": checkpoint, "tokenizer_path": None}},
             "reward": {
-                "reward_model": {"enable": True, "model_path": place, "rollout": {"name": engine}},
+                "reward_model": reward_model,
                 "reward_manager": {"source": "register", "name": "naive"},
                 "custom_reward_function": {"path": None},
             },
@@ -178,14 +209,30 @@ def test_verl_reads_rewards_with_its_own_client(road: Path, offline: list[float]
         worker = reward_loop.RewardLoopWorker(
             omegaconf.OmegaConf.create(config), url.removeprefix("http://")
         )
-        return [one["reward_score"] for one in await worker.compute_score_batch(rollouts)]
+        return [score["reward_score"] for score in await worker.compute_score_batch(rollouts)]
 
     with process(road) as (_, url):
-        for engine in ("vllm", "sglang"):
-            assert asyncio.run(judged(engine, url)) == pytest.approx(offline, abs=1e-5), engine
+        for backend in ("vllm", "sglang"):
+            assert asyncio.run(scores(backend, url)) == pytest.approx(offline, abs=1e-5), backend
 
 
-def test_guards_do_what_they_say_and_nothing_when_unset() -> None:
+def verl_rollouts(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The answers as verl's batch: padded token ids with their masks."""
+    protocol = pytest.importorskip("verl.protocol")
+    end = tokenizer.eos_token_id
+    answers = [torch.tensor([*tokenizer(answer)["input_ids"], end]) for answer in ANSWERS]
+    padded = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True)
+    masks = [torch.ones_like(ids) for ids in answers]
+    mask = torch.nn.utils.rnn.pad_sequence(masks, batch_first=True)
+
+    prompts = np.empty(len(PROMPTS), dtype=object)
+    prompts[:] = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    return protocol.DataProto.from_dict(
+        {"responses": padded, "attention_mask": mask}, {"raw_prompt": prompts}
+    )
+
+
+def test_guards_limit_and_weigh_and_do_nothing_when_unset() -> None:
     rewards, lengths, texts = [1.0, 2.0, 4.0], [10, 30, 90], ["a", "b", "c"]
     assert Guards().values(rewards, lengths, texts) == rewards
     outside = Guards(ranges={"length": (5, 50)}).values(rewards, lengths, texts)
@@ -199,43 +246,35 @@ def test_best_of_n_from_the_command_line(
     road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = tmp_path / "in.jsonl"
-    lines.write_text(
-        json.dumps(
-            {"prompt": "How long?", "responses": ["About an hour.", "No idea.", "x " * 30], "id": 7}
-        )
-        + "\n"
-    )
+    responses = ["About an hour.", "No idea.", "x " * 30]
+    lines.write_text(json.dumps({"prompt": "How long?", "responses": responses, "id": 7}) + "\n")
+
     assert run("score", road / "checkpoint", lines, "--best") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["id"] == 7
-    assert found["rewards"][found["best"]] == max(found["rewards"])
-    assert found["kl_nats"] == pytest.approx(1.0986122886681098 - 2 / 3)  # ln 3 - 2/3
-    assert found["lead"] == pytest.approx(max(found["rewards"]) - sum(found["rewards"]) / 3)
+    best = json.loads(capsys.readouterr().out)
+    assert best["id"] == 7
+    assert best["rewards"][best["best"]] == max(best["rewards"])
+    assert best["kl_nats"] == pytest.approx(1.0986122886681098 - 2 / 3)  # ln 3 - 2/3
+    assert best["lead"] == pytest.approx(max(best["rewards"]) - sum(best["rewards"]) / 3)
+
     assert run("score", road / "checkpoint", lines, "--best", "--allow", "length=20:400") == 0
     assert json.loads(capsys.readouterr().out)["best"] == 2
-    for words in (
+    for options in (
         ("--best", "--allow", "size=1:2"),
         ("--best", "--weigh", "length=a"),
         ("--weigh", "length=1"),
     ):
-        assert run("score", road / "checkpoint", lines, *words) == 2
+        assert run("score", road / "checkpoint", lines, *options) == 2
 
 
 def test_a_policy_learns_from_the_reward(road: Path, tmp_path: Path) -> None:
     pytest.importorskip("trl", reason="TRL is an extra: pip install 'worldpm[rlhf]'")
     script = Path(__file__).parents[2] / "runs" / "rlhf_trl.py"
-    command = [
-        sys.executable,
-        script,
-        road / "checkpoint",
-        "tiny",
-        road / "groups",
-        tmp_path / "out",
-        "60",
-    ]
+    arguments = (road / "checkpoint", "tiny", road / "groups", tmp_path / "out", "60")
+    command = [sys.executable, script, *arguments]
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
     rewards = [float(line) for line in (tmp_path / "out" / "rewards.txt").read_text().split()]
     assert sum(rewards[-12:]) > sum(rewards[:12])

@@ -44,7 +44,7 @@ def test_no_responses_give_no_rewards(road: Path, tmp_path: Path) -> None:
     [
         ("{", "in.jsonl:2: not JSON"),
         ("[" * 100_000, "in.jsonl:2: not JSON"),
-        ('{"prompt": NaN, "responses": []}', "NaN is no JSON number"),
+        ('{"prompt": NaN, "responses": []}', "NaN is not a JSON number"),
         ("[]", "in.jsonl:2: expected"),
         ('{"prompt": "How?"}', "in.jsonl:2: expected"),
         ('{"prompt": "How?", "responses": [3]}', "a response is not text"),

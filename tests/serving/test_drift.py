@@ -1,4 +1,4 @@
-"""Drift: a change that matters is told, chance is not."""
+"""Drift: a change that matters is reported, chance is not."""
 
 import json
 from pathlib import Path
@@ -35,26 +35,25 @@ def test_the_stability_index_is_the_one_computed_by_hand() -> None:
     assert drift._stability_index(np.array([5, 5]), np.array([5, 5])) == 0
 
 
-def test_chance_is_rarely_told_and_a_change_always() -> None:
+def test_chance_is_rarely_reported_and_a_change_always() -> None:
     generator = np.random.default_rng(0)
     old = reference(generator)
-    false_alarms = sum(
-        one.drifted
-        for _ in range(200)
-        for one in drift.compare(old, requests(generator, drift.WINDOW)).values()
-    )
+    false_alarms = 0
+    for _ in range(200):
+        by_chance = drift.compare(old, requests(generator, drift.WINDOW))
+        false_alarms += sum(change.drifted for change in by_chance.values())
     assert false_alarms <= 4
+
     for _ in range(20):
         changes = drift.compare(old, requests(generator, drift.WINDOW, mean=0.6))
         assert changes["reward"].drifted
         assert not changes["word"].drifted
 
 
-def test_constant_series_are_no_drift() -> None:
+def test_constant_series_do_not_drift() -> None:
     old = {name: np.ones(600) for name in drift.SERIES}
-    assert not any(
-        change.drifted for change in drift.compare(old, np.ones((drift.WINDOW, 4))).values()
-    )
+    changes = drift.compare(old, np.ones((drift.WINDOW, 4)))
+    assert not any(change.drifted for change in changes.values())
 
 
 def test_adwin_sees_a_shift_of_the_mean() -> None:
@@ -68,13 +67,14 @@ def test_adwin_sees_a_shift_of_the_mean() -> None:
     assert watch.shifts >= 1
 
 
-def test_drift_is_told_by_a_server_with_a_reference_of_its_own_log(
+def test_a_server_reports_drift_from_a_reference_of_its_log(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log, saved = tmp_path / "log.sqlite", tmp_path / "reference.json"
-    monkeypatch.setattr(drift, "LEAST", 40)
+    monkeypatch.setattr(drift, "LEAST_REQUESTS", 40)
     monkeypatch.setattr(drift, "WINDOW", 40)
     assert run("log", "reference", log, "--out", saved) == 2
+
     application, service = assemble(ServeOptions(model=str(road / "checkpoint"), log=log))
     assert service.decisions is not None
     with TestClient(application) as client:
@@ -87,6 +87,7 @@ def test_drift_is_told_by_a_server_with_a_reference_of_its_own_log(
     assert decision_log.verify(log).decisions == 60
     assert run("log", "reference", log, "--out", saved) == 0
     assert len(json.loads(saved.read_text())["reward"]) == 60
+
     application, _ = assemble(ServeOptions(model=str(road / "checkpoint"), reference=saved))
     with TestClient(application) as client:
         for number in range(40):
@@ -97,12 +98,12 @@ def test_drift_is_told_by_a_server_with_a_reference_of_its_own_log(
                     "responses": ["no"],
                 },
             )
-        told = client.get("/metrics").text
-    assert 'worldpm_drifted{of="prompt characters"} 1.0' in told
-    assert 'worldpm_drifted{of="response characters"} 1.0' in told
+        metrics = client.get("/metrics").text
+    assert 'worldpm_drifted{of="prompt characters"} 1.0' in metrics
+    assert 'worldpm_drifted{of="response characters"} 1.0' in metrics
 
 
-def test_a_reference_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_reference_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "reference.json"
     with pytest.raises(DataError, match="no such file"):
         drift.read(path)
@@ -113,5 +114,5 @@ def test_a_reference_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="fewer than"):
         drift.read(path)
     path.write_text(json.dumps({name: ["1"] * drift.WINDOW for name in drift.SERIES}))
-    with pytest.raises(DataError, match="something else than numbers"):
+    with pytest.raises(DataError, match="values that are not numbers"):
         drift.read(path)

@@ -1,5 +1,5 @@
-"""The server: every client's route, limits before the model, the same rewards as offline, and
-nothing lost."""
+"""The server: every client's route, limits before the model, the same rewards as offline, and no
+lost decisions."""
 
 import contextlib
 import json
@@ -21,17 +21,21 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from tests.conftest import run
 from worldpm import Scorer
 from worldpm.errors import ConfigError, DataError
+from worldpm.model import chat
 from worldpm.options.serve import ServeOptions
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
 from worldpm.serving import app, decision_log
-from worldpm.serving.backends import EXPLAINED_AT_ONCE, LocalEngine
+from worldpm.serving.backends import EXPLAINED_AT_ONCE, LocalBackend
+from worldpm.serving.routing import RoutingRules
 from worldpm.serving.run import assemble
+from worldpm.storage.json_files import Json
 
 PROMPT, ANSWERS = (
     "How long should I bake a loaf?",
@@ -39,7 +43,6 @@ PROMPT, ANSWERS = (
 )
 RECORDED = Path(__file__).with_name("vllm_replies.txt")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-Json = dict[str, Any]
 
 
 @contextmanager
@@ -50,14 +53,15 @@ def server(road: Path, **options: Any) -> Iterator[TestClient]:
     )
     with TestClient(application, raise_server_exceptions=False) as client:
         yield client
+
     if service.decisions is not None:
         service.decisions.close()
 
 
 @pytest.fixture(scope="module")
 def client(road: Path) -> Iterator[TestClient]:
-    with server(road, calibration=road / "results") as found:
-        yield found
+    with server(road, calibration=road / "results") as calibrated:
+        yield calibrated
 
 
 @pytest.fixture(scope="module")
@@ -66,105 +70,102 @@ def scorer(road: Path) -> Scorer:
 
 
 def shape(value: object) -> object:
-    """A reply without what differs from server to server: numbers that were computed, ids,
-    times."""
+    """A reply without the values that differ between servers: computed numbers, ids, times."""
     if isinstance(value, dict):
         return [(key, shape(inner)) for key, inner in value.items()]
     if isinstance(value, list):
         return [shape(inner) for inner in value]
     if isinstance(value, str):
+        # vLLM's ids have 15 or 16 digits
         return re.sub(r"^(\w+)-[0-9a-f]{15,16}$", r"\1-ID", value)
     return "number" if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def recorded() -> list[tuple[str, Json, int, Json]]:
+    """Route, body, status and reply.
+
+    A record has two lines: `--- /classify {"input": "x"}` and `200 {"id": ...}`.
+    """
     lines = RECORDED.read_text(encoding="utf-8").splitlines()[1:]
-    pairs = [
-        (asked.split(" ", 2), reply.split(" ", 1))
-        for asked, reply in zip(lines[::2], lines[1::2], strict=True)
-    ]
-    return [
-        (asked[1], json.loads(asked[2]), int(reply[0]), json.loads(reply[1]))
-        for asked, reply in pairs
-    ]
+    records = []
+    for request_line, reply_line in zip(lines[::2], lines[1::2], strict=True):
+        _, route, body = request_line.split(" ", 2)
+        status, reply = reply_line.split(" ", 1)
+        records.append((route, json.loads(body), int(status), json.loads(reply)))
+    return records
 
 
 @pytest.mark.parametrize(("route", "body", "status", "reply"), recorded())
 def test_replies_have_the_shape_of_the_recorded_ones(
     client: TestClient, route: str, body: Json, status: int, reply: Json
 ) -> None:
-    found = client.post(route, json=body)
-    assert found.status_code == status
-    if route == "/rerank":  # which document comes first is the model's affair
-        reply["results"][0]["document"]["text"] = found.json()["results"][0]["document"]["text"]
-    assert shape(found.json()) == shape(reply)
-    assert found.text == json.dumps(found.json(), ensure_ascii=False, separators=(",", ":"))
+    response = client.post(route, json=body)
+    assert response.status_code == status
+
+    content = response.json()
+    if route == "/rerank":  # the model decides which document comes first
+        reply["results"][0]["document"]["text"] = content["results"][0]["document"]["text"]
+    assert shape(content) == shape(reply)
+    assert response.text == json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def test_a_reward_is_the_same_on_every_route_and_offline(
     client: TestClient, scorer: Scorer
 ) -> None:
-    from worldpm.model import chat
-
     offline = scorer.rewards(PROMPT, ANSWERS)
+    for route, rewards in rewards_by_route(client, scorer).items():
+        assert rewards == pytest.approx(offline[: len(rewards)], abs=1e-5), route
+
+
+def rewards_by_route(client: TestClient, scorer: Scorer) -> dict[str, list[float]]:
+    """Raw rewards of `ANSWERS`, or of the first of them."""
     conversations = chat.render(
         scorer.encoder.tokenizer, [Message("user", PROMPT)], ANSWERS, frame=scorer.encoder.frame
     )
     rendered = [conversation.text for conversation in conversations]
+    ids = scorer.encoder.tokenizer(rendered[0])["input_ids"]
     messages = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": ANSWERS[0]}]
     raw = {"use_activation": False}
 
     def post(route: str, body: Json) -> Any:
         return client.post(route, json=body).json()
 
-    found = {
+    def data(route: str, body: Json) -> list[Json]:
+        data: list[Json] = post(route, {**body, **raw})["data"]
+        return data
+
+    pairs = {"text_1": [PROMPT] * 3, "text_2": ANSWERS}
+    pair = {"inputs": [PROMPT, ANSWERS[0]], "raw_scores": True}
+    batch = {"inputs": [[text] for text in rendered], "raw_scores": True}
+    return {
         "own": post("/v1/rewards", {"prompt": PROMPT, "responses": ANSWERS})["rewards"],
         "own, messages": post("/v1/rewards", {"messages": messages})["rewards"],
-        "vllm classify": [
-            one["probs"][0] for one in post("/classify", {"input": rendered, **raw})["data"]
-        ],
+        "vllm classify": [item["probs"][0] for item in data("/classify", {"input": rendered})],
         "vllm classify, messages": [
-            one["probs"][0] for one in post("/classify", {"messages": messages, **raw})["data"]
+            item["probs"][0] for item in data("/classify", {"messages": messages})
         ],
-        "vllm pooling": [
-            one["data"][0] for one in post("/pooling", {"input": rendered, **raw})["data"]
-        ],
+        "vllm pooling": [item["data"][0] for item in data("/pooling", {"input": rendered})],
         "vllm score": [
-            one["score"]
-            for one in post("/v1/score", {"queries": PROMPT, "documents": ANSWERS, **raw})["data"]
+            item["score"] for item in data("/v1/score", {"queries": PROMPT, "documents": ANSWERS})
         ],
-        "vllm score, N to N": [
-            one["score"]
-            for one in post("/score", {"text_1": [PROMPT] * 3, "text_2": ANSWERS, **raw})["data"]
-        ],
-        "sglang": [one["embedding"][0] for one in post("/classify", {"text": rendered})],
-        "sglang, ids": [
-            post("/classify", {"input_ids": scorer.encoder.tokenizer(rendered[0])["input_ids"]})[
-                "embedding"
-            ][0]
-        ],
+        "vllm score, N to N": [item["score"] for item in data("/score", pairs)],
+        "sglang": [item["embedding"][0] for item in post("/classify", {"text": rendered})],
+        "sglang, ids": [post("/classify", {"input_ids": ids})["embedding"][0]],
         "sglang embeddings": [
-            one["embedding"][0] for one in post("/v1/embeddings", {"input": rendered})["data"]
+            item["embedding"][0] for item in data("/v1/embeddings", {"input": rendered})
         ],
-        "tei": [post("/predict", {"inputs": [PROMPT, ANSWERS[0]], "raw_scores": True})[0]["score"]],
-        "tei, batch": [
-            one[0]["score"]
-            for one in post(
-                "/predict", {"inputs": [[text] for text in rendered], "raw_scores": True}
-            )
-        ],
+        "tei": [post("/predict", pair)[0]["score"]],
+        "tei, batch": [labels[0]["score"] for labels in post("/predict", batch)],
         "openrlhf": post("/get_reward", {"query": rendered, "prompts": [PROMPT] * 3})["rewards"],
     }
-    for route, rewards in found.items():
-        assert rewards == pytest.approx(offline[: len(rewards)], abs=1e-5), route
 
 
-def test_a_message_in_pieces_of_text_is_read_as_lines_and_other_pieces_are_refused(
+def test_parts_of_a_message_become_lines_and_parts_other_than_text_are_rejected(
     client: TestClient,
 ) -> None:
-    def post(*pieces: Json) -> Any:
+    def post(*parts: Json) -> Any:
         messages = [
-            {"role": "user", "content": list(pieces)},
+            {"role": "user", "content": list(parts)},
             {"role": "assistant", "content": ANSWERS[0]},
         ]
         return client.post("/classify", json={"messages": messages, "use_activation": False})
@@ -173,35 +174,67 @@ def test_a_message_in_pieces_of_text_is_read_as_lines_and_other_pieces_are_refus
         {"type": "text", "text": "How long?"}, {"type": "text", "text": "At what heat?"}
     ).json()["data"]
     assert lines == post({"type": "text", "text": "How long?\nAt what heat?"}).json()["data"]
-    found = post({"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}})
-    assert found.status_code == 400
-    assert "messages.0.content" in found.text
+
+    image = post({"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}})
+    assert image.status_code == 400
+    assert "messages.0.content" in image.text
 
 
 def test_rerank_speaks_to_four_clients(client: TestClient, scorer: Scorer) -> None:
     offline = scorer.rewards(PROMPT, ANSWERS)
-    order = sorted(range(3), key=lambda place: -offline[place])
+    order = sorted(range(3), key=lambda index: -offline[index])
+    body = {"model": "tinyrm", "query": PROMPT, "documents": ANSWERS, "return_documents": False}
     for route in ("/rerank", "/v1/rerank", "/v2/rerank"):  # vLLM, Jina, Cohere
-        found = client.post(
-            route,
-            json={
-                "model": "tinyrm",
-                "query": PROMPT,
-                "documents": ANSWERS,
-                "return_documents": False,
-            },
-        ).json()
-        assert [one["index"] for one in found["results"]] == order
-        assert all(
-            0 < one["relevance_score"] < 1 and "document" not in one for one in found["results"]
-        )
-    tei = client.post(
-        "/rerank", json={"query": PROMPT, "texts": ANSWERS, "raw_scores": True, "return_text": True}
-    ).json()
-    assert [(one["index"], one["text"]) for one in tei] == [
-        (place, ANSWERS[place]) for place in order
+        results = client.post(route, json=body).json()["results"]
+        assert [result["index"] for result in results] == order
+        assert all(0 < result["relevance_score"] < 1 for result in results)
+        assert not any("document" in result for result in results)
+
+    tei_body = {"query": PROMPT, "texts": ANSWERS, "raw_scores": True, "return_text": True}
+    ranks = client.post("/rerank", json=tei_body).json()
+    assert [rank["index"] for rank in ranks] == order
+    assert [rank["text"] for rank in ranks] == [ANSWERS[index] for index in order]
+    assert [rank["score"] for rank in ranks] == pytest.approx(
+        sorted(offline, reverse=True), abs=1e-5
+    )
+
+
+def test_errors_have_the_format_of_the_client(client: TestClient) -> None:
+    tei_body = {"query": PROMPT, "texts": ["b"] * 300}
+    tei_errors = [
+        client.post("/predict", json={"inputs": 5}),
+        client.post("/rerank", json=tei_body),
     ]
-    assert [one["score"] for one in tei] == pytest.approx(sorted(offline, reverse=True), abs=1e-5)
+    openai_errors = [
+        client.post("/rerank", json={"query": PROMPT, "documents": ["b"] * 300}),
+        client.post("/v1/rewards", json={"prompt": 5}),
+        client.get("/nowhere"),
+    ]
+    assert [list(error.json()) for error in tei_errors] == [["error", "error_type"]] * 2
+    assert [list(error.json()["error"]) for error in openai_errors] == [
+        ["message", "type", "param", "code"]
+    ] * 3
+    assert [error.status_code for error in (*tei_errors, *openai_errors)] == [
+        *(422, 422),
+        *(422, 422, 404),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("route", "keys"),
+    [
+        ("/classify", ["body.input", "body.messages"]),
+        ("/rerank", ["body.query", "body.documents", "body.query"]),
+        ("/tokenize", ["body.Tokenize.prompt", "body.TokenizeMessages.messages"]),
+        ("/predict", ["body.inputs"]),
+    ],
+)
+def test_an_empty_body_gets_errors_of_the_formats_of_its_route(
+    client: TestClient, route: str, keys: list[str]
+) -> None:
+    body = client.post(route, json={}).json()
+    message = body["error"] if isinstance(body["error"], str) else body["error"]["message"]
+    assert re.findall(r"'loc': '([^']*)'", message)[: len(keys)] == keys
 
 
 @pytest.mark.filterwarnings(
@@ -211,34 +244,34 @@ def test_cohere_reads_a_ranking_with_its_own_client(client: TestClient, scorer: 
     cohere = pytest.importorskip(
         "cohere", reason="Cohere's client (pip install cohere) is not here"
     )
-    found = cohere.ClientV2("key", base_url="http://testserver", httpx_client=client).rerank(
+    ranking = cohere.ClientV2("key", base_url="http://testserver", httpx_client=client).rerank(
         model="tinyrm", query=PROMPT, documents=ANSWERS
     )
+
     offline = scorer.rewards(PROMPT, ANSWERS)
-    assert [one.index for one in found.results] == sorted(
-        range(3), key=lambda place: -offline[place]
-    )
-    assert found.results[0].relevance_score == pytest.approx(
+    order = sorted(range(3), key=lambda index: -offline[index])
+    assert [result.index for result in ranking.results] == order
+    assert ranking.results[0].relevance_score == pytest.approx(
         1 / (1 + math.exp(-max(offline))), abs=1e-5
     )
 
 
 def test_own_reply_is_complete_and_consistent(client: TestClient) -> None:
-    found = client.post(
+    reply = client.post(
         "/v1/rewards", json={"prompt": PROMPT, "responses": [*ANSWERS, ANSWERS[0]]}
     ).json()
-    rewards, p = found["rewards"], found["probabilities"]
+
+    rewards, p = reply["rewards"], reply["probabilities"]
     assert rewards[0] == rewards[3]  # a tie to the last bit
     assert p[0][3] == 0.5
     assert all(p[i][j] + p[j][i] == pytest.approx(1) for i in range(4) for j in range(4))
-    assert sorted(found["ranking"], key=lambda i: -rewards[i]) == found["ranking"]
-    assert found["confidence"]["temperature"] > 0
-    assert found["usage"]["computed_tokens"] < sum(
-        found["usage"]["sequence_tokens"]
-    )  # the prompt once
-    assert (
-        client.post("/v1/rewards", json={"prompt": PROMPT, "responses": []}).json()["rewards"] == []
-    )
+    assert sorted(reply["ranking"], key=lambda i: -rewards[i]) == reply["ranking"]
+    assert reply["confidence"]["temperature"] > 0
+    # the prompt is computed once
+    assert reply["usage"]["computed_tokens"] < sum(reply["usage"]["sequence_tokens"])
+
+    empty = client.post("/v1/rewards", json={"prompt": PROMPT, "responses": []}).json()
+    assert empty["rewards"] == []
 
 
 def test_settings_move_odds_and_order_but_never_rewards(client: TestClient) -> None:
@@ -246,19 +279,20 @@ def test_settings_move_odds_and_order_but_never_rewards(client: TestClient) -> N
     plain = client.post("/v1/rewards", json=body).json()
     lengths = plain["usage"]["response_tokens"]
     settings = {"weights": {"length": -50}, "ranges": {"length": [0, max(lengths) - 1]}}
-    found = client.post("/v1/rewards", json={**body, "settings": settings}).json()
-    assert found["rewards"] == pytest.approx(plain["rewards"], abs=1e-6)
-    assert found["probabilities"] == plain["probabilities"]
+
+    reply = client.post("/v1/rewards", json={**body, "settings": settings}).json()
+    assert reply["rewards"] == pytest.approx(plain["rewards"], abs=1e-6)
+    assert reply["probabilities"] == plain["probabilities"]
     longest = lengths.index(max(lengths))
-    assert found["ranking"][-1] == longest
-    assert f"length is {max(lengths)}" in found["style"]["outside"][longest][0]
-    term = found["style"]["terms"]["length"]
+    assert reply["ranking"][-1] == longest
+    assert f"length is {max(lengths)}" in reply["style"]["outside"][longest][0]
+    term = reply["style"]["terms"]["length"]
     a, b = lengths[0], lengths[1]
     assert term[0][1] == pytest.approx(-50 * (a - b) / (a + b))
 
 
 @pytest.mark.parametrize(
-    ("route", "body", "status", "says"),
+    ("route", "body", "status", "message"),
     [
         ("/v1/rewards", {"prompt": "a"}, 422, "either prompt and responses, or messages"),
         (
@@ -305,41 +339,38 @@ def test_settings_move_odds_and_order_but_never_rewards(client: TestClient) -> N
         ("/nowhere", {}, 404, "Not Found"),
     ],
 )
-def test_what_is_wrong_is_told_before_the_model_sees_it(
-    client: TestClient, route: str, body: Json, status: int, says: str
+def test_wrong_requests_are_rejected_before_the_model_reads_them(
+    client: TestClient, route: str, body: Json, status: int, message: str
 ) -> None:
-    found = client.post(
+    # `json=` would not send an unpaired surrogate
+    reply = client.post(
         route, content=json.dumps(body), headers={"content-type": "application/json"}
     )
-    assert found.status_code == status
-    assert says in found.text
+    assert reply.status_code == status
+    assert message in reply.text
 
 
-def test_broken_bodies_are_refused(client: TestClient, road: Path) -> None:
+def test_broken_bodies_are_rejected(client: TestClient, road: Path) -> None:
     for body in (b"", b"{", b"\xff\xfe", b"[" * 500_000, b'{"a":' * 200_000):
-        found = client.post(
+        reply = client.post(
             "/v1/rewards", content=body, headers={"content-type": "application/json"}
         )
-        assert found.status_code in (400, 422), body[:10]
+        assert reply.status_code in (400, 422), body[:10]
+
     with server(road, max_body_mib=0.001) as small:
-        found = small.post("/v1/rewards", json={"prompt": "a" * 2000, "responses": ["b"]})
-        assert found.status_code == 413
+        reply = small.post("/v1/rewards", json={"prompt": "a" * 2000, "responses": ["b"]})
+        assert reply.status_code == 413
         chunks = iter([b"a" * 600] * 3)  # without a declared length
         assert small.post("/v1/rewards", content=chunks).status_code == 413
     assert client.get("/health").status_code == 200
 
 
-def test_too_long_is_cut_on_request(client: TestClient) -> None:
-    found = client.post(
-        "/v1/rewards", json={"prompt": "a " * 5000, "responses": ["b"], "cut": True}
-    ).json()
-    assert found["truncated"] == [True]
-    assert (
-        client.post(
-            "/classify", json={"input": "a " * 5000, "truncate_prompt_tokens": -1}
-        ).status_code
-        == 200
-    )
+def test_long_inputs_are_cut_on_request(client: TestClient) -> None:
+    body = {"prompt": "a " * 5000, "responses": ["b"], "cut": True}
+    assert client.post("/v1/rewards", json=body).json()["truncated"] == [True]
+
+    vllm_body = {"input": "a " * 5000, "truncate_prompt_tokens": -1}
+    assert client.post("/classify", json=vllm_body).status_code == 200
 
 
 def test_vllm_cuts_to_a_number_of_tokens(client: TestClient, scorer: Scorer) -> None:
@@ -348,90 +379,92 @@ def test_vllm_cuts_to_a_number_of_tokens(client: TestClient, scorer: Scorer) -> 
             "/classify", json={**body, "use_activation": False, "truncate_prompt_tokens": cut_to}
         )
 
-    ids = scorer.encoder.tokenizer("a b c d " * 20 + scorer.encoder.tokenizer.eos_token)[
-        "input_ids"
-    ]
-    kept, whole = (post({"input": one}, 24).json() for one in (ids[-24:], ids))
-    assert kept["data"] == whole["data"]
-    assert whole["usage"]["prompt_tokens"] == 24
+    tokenizer = scorer.encoder.tokenizer
+    ids = tokenizer("a b c d " * 20 + tokenizer.eos_token)["input_ids"]
+    end_reply = post({"input": ids[-24:]}, 24).json()
+    cut_reply = post({"input": ids}, 24).json()
+    assert cut_reply["data"] == end_reply["data"]
+    assert cut_reply["usage"]["prompt_tokens"] == 24
+
     messages = [{"role": "user", "content": "a " * 100}, {"role": "assistant", "content": "b"}]
     cut = post({"messages": messages}, 24).json()
     assert cut["usage"]["prompt_tokens"] <= 24
     assert cut["data"][0]["probs"] == pytest.approx(
         scorer.cutting(24).rewards("a " * 100, ["b"]), abs=1e-5
     )
-    for wrong, says in (
+
+    for tokens, message in (
         (10**6, "greater than max_model_len"),
         (0, "truncate_prompt_tokens"),
         (-2, "truncate_prompt_tokens"),
     ):
-        refused = post({"messages": messages}, wrong)
-        assert refused.status_code == 400
-        assert says in refused.text
+        rejected = post({"messages": messages}, tokens)
+        assert rejected.status_code == 400
+        assert message in rejected.text
 
 
 def test_a_deadline_that_passed_is_503_and_not_computed(client: TestClient) -> None:
     body = {"prompt": PROMPT, "responses": ANSWERS}
-    found = client.post("/v1/rewards", json=body, headers={"X-Timeout-Seconds": "0.000001"})
-    assert found.status_code == 503
-    assert found.headers["retry-after"] == "1"
-    assert (
-        client.post("/v1/rewards", json=body, headers={"X-Timeout-Seconds": "soon"}).status_code
-        == 422
-    )
+    late = client.post("/v1/rewards", json=body, headers={"X-Timeout-Seconds": "0.000001"})
+    assert late.status_code == 503
+    assert late.headers["retry-after"] == "1"
+
+    wrong = client.post("/v1/rewards", json=body, headers={"X-Timeout-Seconds": "soon"})
+    assert wrong.status_code == 422
 
 
-def test_a_deadline_holds_where_others_are_read_and_explained(road: Path) -> None:
+def test_a_deadline_holds_while_other_requests_are_read_and_explained(road: Path) -> None:
     application, service = assemble(ServeOptions(model=str(road / "checkpoint")))
-    engine = service.engine
-    assert isinstance(engine, LocalEngine)
+    backend = service.backend
+    assert isinstance(backend, LocalBackend)
+    body = {"prompt": "a", "responses": ["b"]}
     soon = {"x-timeout-seconds": "0.2"}
+
     with TestClient(application, raise_server_exceptions=False) as client:
-        held, held_again = threading.Event(), threading.Event()
-        engine._reader.submit(held.wait)  # a text of somebody else's that takes long
+        read, explained = threading.Event(), threading.Event()
+        backend._reader.submit(read.wait)  # another request's text, which takes long
         started = time.monotonic()
-        late = [client.post("/v1/rewards", json={"prompt": "a", "responses": ["b"]}, headers=soon)]
+        late = [client.post("/v1/rewards", json=body, headers=soon)]
         late.append(client.post("/tokenize", json={"prompt": "a"}, headers=soon))
-        held.set()
+        read.set()
+
         for _ in range(EXPLAINED_AT_ONCE):
-            engine._explainers.submit(held_again.wait)  # explanations of others are under way
-        late.append(
-            client.post("/v1/explain", json={"prompt": "a", "responses": ["b"]}, headers=soon)
-        )
-        held_again.set()
-        assert [one.status_code for one in late] == [503, 503, 503]
+            backend._explainers.submit(explained.wait)  # other requests' explanations
+        late.append(client.post("/v1/explain", json=body, headers=soon))
+        explained.set()
+
+        assert [reply.status_code for reply in late] == [503, 503, 503]
         assert time.monotonic() - started < 5
-        assert (
-            client.post("/v1/rewards", json={"prompt": "a", "responses": ["b"]}).status_code == 200
-        )
+        assert client.post("/v1/rewards", json=body).status_code == 200
 
 
-def test_without_a_style_model_nothing_is_said_of_equal_style(
+def test_only_a_style_model_gives_probabilities_at_equal_style(
     road: Path, client: TestClient
 ) -> None:
     body = {"prompt": PROMPT, "responses": ANSWERS}
     assert client.post("/v1/rewards", json=body).json()["style"]["at_equal_style"] is not None
-    with server(road) as bare:
-        assert bare.post("/v1/rewards", json=body).json()["style"]["at_equal_style"] is None
+    with server(road) as uncalibrated:
+        style = uncalibrated.post("/v1/rewards", json=body).json()["style"]
+    assert style["at_equal_style"] is None
 
 
 def test_a_reward_that_is_not_finite_is_500_and_not_logged(road: Path, tmp_path: Path) -> None:
-    import torch
-
     application, service = assemble(
         ServeOptions(model=str(road / "checkpoint"), log=tmp_path / "log.sqlite")
     )
-    service.engine.scorer.model.score.weight.data.fill_(torch.nan)  # type: ignore[attr-defined]
+    assert isinstance(service.backend, LocalBackend)
+    service.backend.scorer.model.score.weight.data.fill_(torch.nan)  # type: ignore[operator]
+
     with TestClient(application, raise_server_exceptions=False) as client:
-        found = client.post("/v1/rewards", json={"prompt": PROMPT, "responses": ANSWERS})
-    assert found.status_code == 500
-    assert "the reward of response 0 is nan" in found.json()["error"]["message"]
+        reply = client.post("/v1/rewards", json={"prompt": PROMPT, "responses": ANSWERS})
+    assert reply.status_code == 500
+    assert "the reward of response 0 is nan" in reply.json()["error"]["message"]
     assert service.decisions is not None
     assert len(service.decisions) == 0
     service.decisions.close()
 
 
-def test_keys_are_asked_for_and_bring_their_settings(road: Path, tmp_path: Path) -> None:
+def test_keys_are_needed_and_bring_their_settings(road: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text(
         json.dumps(
@@ -440,27 +473,28 @@ def test_keys_are_asked_for_and_bring_their_settings(road: Path, tmp_path: Path)
     )
     body = {"prompt": PROMPT, "responses": ANSWERS}
     with server(road, keys=keys, log=tmp_path / "log.sqlite") as client:
-        assert client.post("/v1/rewards", json=body).status_code == 401
-        assert (
-            client.post(
-                "/v1/rewards", json=body, headers={"Authorization": "Bearer wrong"}
-            ).status_code
-            == 401
-        )
+
+        def post(**headers: str) -> Any:
+            return client.post("/v1/rewards", json=body, headers=headers)
+
+        assert post().status_code == 401
+        assert post(Authorization="Bearer wrong").status_code == 401
         assert client.get("/metrics").status_code == 401
         assert client.get("/health").status_code == 200
-        ann = client.post(
-            "/v1/rewards", json=body, headers={"Authorization": "Bearer s3cret"}
-        ).json()
-        bob = client.post("/v1/rewards", json=body, headers={"X-Api-Key": "other"}).json()
+        ann = post(Authorization="Bearer s3cret").json()
+        bob = post(**{"X-Api-Key": "other"}).json()
+
     assert (ann["confidence"]["level"], bob["confidence"]["level"]) == (0.7, 0.9)
-    assert [row["client"] for row in decision_log.rows(tmp_path / "log.sqlite")] == ["ann", "bob"]
+    rows = list(decision_log.rows(tmp_path / "log.sqlite"))
+    assert [row.client for row in rows] == ["ann", "bob"]
+    assert rows[0].settings == {"strictness": 0.7, "ranges": {}, "weights": {}}
+
     keys.write_text('{"ann": {"settings": {}}}')
     with pytest.raises(DataError, match="ann: expected"):
         assemble(ServeOptions(model=str(road / "checkpoint"), keys=keys))
 
 
-def test_the_list_of_routes_needs_nobody_elses_script(road: Path, tmp_path: Path) -> None:
+def test_the_list_of_routes_needs_no_script_from_elsewhere(road: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({"alice": {"key": "secret"}}))
     with server(road, keys=keys) as client:
@@ -472,98 +506,114 @@ def test_the_list_of_routes_needs_nobody_elses_script(road: Path, tmp_path: Path
 
 
 def test_rules_send_responses_to_queues(road: Path, tmp_path: Path, scorer: Scorer) -> None:
-    best, *_ = sorted(scorer.rewards(PROMPT, ANSWERS), reverse=True)
+    best = max(scorer.rewards(PROMPT, ANSWERS))
     rules = tmp_path / "rules.json"
-    rules.write_text(
-        json.dumps(
-            {
-                "rules": [
-                    {"queue": "publish", "preferred_to_others": 0.5},
-                    {"queue": "low", "reward_below": best},
-                ],
-                "otherwise": "review",
-            }
-        )
-    )
-    with server(road, rules=rules) as client:
-        found = client.post("/v1/route", json={"prompt": PROMPT, "responses": ANSWERS}).json()[
-            "responses"
-        ]
-        alone = client.post("/v1/route", json={"prompt": PROMPT, "responses": [ANSWERS[0]]}).json()[
-            "responses"
-        ]
-    assert sorted(one["queue"] for one in found) == ["low", "low", "publish"]
-    assert alone[0]["preferred_to_others"] is None
-    for wrong in ('"reward": 1', '"reward_below": 1e999', '"reward_below": NaN'):
-        rules.write_text(f'{{"rules": [{{"queue": "a", {wrong}}}], "otherwise": "b"}}')
-        with pytest.raises(DataError, match="rule 0"):
-            assemble(ServeOptions(model=str(road / "checkpoint"), rules=rules))
+    content = {
+        "rules": [
+            {"queue": "publish", "preferred_to_others": 0.5},
+            {"queue": "low", "reward_below": best},
+        ],
+        "otherwise": "review",
+    }
+    rules.write_text(json.dumps(content))
+    log = tmp_path / "log.sqlite"
+    with server(road, rules=rules, log=log) as client:
+
+        def routed(responses: list[str]) -> list[Json]:
+            body = {"prompt": PROMPT, "responses": responses}
+            routed: list[Json] = client.post("/v1/route", json=body).json()["responses"]
+            return routed
+
+        group, single = routed(ANSWERS), routed(ANSWERS[:1])
+
+    assert sorted(response["queue"] for response in group) == ["low", "low", "publish"]
+    assert sorted(response["rule"] for response in group) == [0, 1, 1]
+    assert single[0]["preferred_to_others"] is None
+    assert [row.settings for row in decision_log.rows(log)] == [content, content]
 
 
-def test_metrics_count_what_happened(road: Path) -> None:
+@pytest.mark.parametrize(
+    "rule",
+    [
+        '{"queue": "a", "reward": 1}',
+        '{"queue": "a", "reward_below": 1e999}',
+        '{"queue": "a", "reward_below": NaN}',
+        '{"queue": "a", "reward_below": true}',
+        '{"queue": "a"}',
+        '{"reward_below": 1}',
+        "[]",
+    ],
+)
+def test_a_rule_needs_a_queue_and_numbers(tmp_path: Path, rule: str) -> None:
+    path = tmp_path / "rules.json"
+    path.write_text(f'{{"rules": [{rule}], "otherwise": "b"}}')
+    with pytest.raises(DataError, match="rule 0"):
+        RoutingRules.read(path)
+
+
+def test_metrics_count_requests_rewards_and_lengths(road: Path) -> None:
     with server(road) as client:
         client.post("/v1/rewards", json={"prompt": PROMPT, "responses": ANSWERS})
-        told = client.get("/metrics").text
-    assert 'worldpm_requests_total{route="/v1/rewards",status="200"} 1.0' in told
-    assert "worldpm_response_tokens_count 3.0" in told
-    assert "worldpm_reward_count 3.0" in told
-    assert "worldpm_queue_tokens 0.0" in told
+        metrics = client.get("/metrics").text
+    assert 'worldpm_requests_total{route="/v1/rewards",status="200"} 1.0' in metrics
+    assert "worldpm_response_tokens_count 3.0" in metrics
+    assert "worldpm_reward_count 3.0" in metrics
+    assert "worldpm_queue_tokens 0.0" in metrics
 
 
 def test_explanations_are_complete(client: TestClient, scorer: Scorer) -> None:
     text = "Bake it for 40 minutes. Then let it cool.\nDone"
-    (found,) = client.post("/v1/explain", json={"prompt": PROMPT, "responses": [text]}).json()[
-        "responses"
-    ]
-    tokens = found["tokens"]
+    body = {"prompt": PROMPT, "responses": [text]}
+    (explanation,) = client.post("/v1/explain", json=body).json()["responses"]
+
+    tokens = explanation["tokens"]
+    explained = tokens["reward"] - tokens["baseline_reward"]
     total = sum(value for _, value in tokens["prompt"] + tokens["response"])
-    assert tokens["reward"] - tokens["baseline_reward"] == pytest.approx(
-        total + tokens["gap"], abs=1e-5
-    )
-    assert (
-        abs(tokens["gap"]) <= 0.01 * max(abs(tokens["reward"] - tokens["baseline_reward"]), 0.01)
-        or tokens["points"] == 256
-    )
+    assert explained == pytest.approx(total + tokens["gap"], abs=1e-5)
+    assert abs(tokens["gap"]) <= 0.01 * max(abs(explained), 0.01) or tokens["points"] == 256
     assert "".join(token for token, _ in tokens["response"]) == text
     assert "".join(token for token, _ in tokens["prompt"]) == PROMPT
     assert tokens["reward"] == pytest.approx(scorer.rewards(PROMPT, [text])[0], abs=1e-5)
-    assert [one["text"] for one in found["sentences"]] == [
+
+    sentences = explanation["sentences"]
+    assert [sentence["text"] for sentence in sentences] == [
         "Bake it for 40 minutes. ",
         "Then let it cool.\n",
         "Done",
     ]
-    without = scorer.rewards(PROMPT, [text, "Bake it for 40 minutes. Done"])
-    assert found["sentences"][1]["adds"] == pytest.approx(without[0] - without[1], abs=1e-5)
+    full, without = scorer.rewards(PROMPT, [text, "Bake it for 40 minutes. Done"])
+    assert sentences[1]["adds"] == pytest.approx(full - without, abs=1e-5)
 
 
 def test_many_clients_at_once_get_their_own_rewards(client: TestClient, scorer: Scorer) -> None:
-    asked = [
-        (f"Prompt {i} " * (1 + i % 5), [f"answer {i} {j}" for j in range(1 + i % 3)])
-        for i in range(40)
-    ]
-    expected = [
-        one.rewards
-        for one in scorer.score(Request("x", (Message("user", p),), r) for p, r in asked)
-    ]
-    with ThreadPoolExecutor(16) as pool:
-        found = list(
-            pool.map(
-                lambda one: client.post(
-                    "/v1/rewards", json={"prompt": one[0], "responses": one[1]}
-                ).json()["rewards"],
-                asked,
-            )
+    requests = []
+    for i in range(40):
+        prompt, responses = (
+            f"Prompt {i} " * (1 + i % 5),
+            [f"answer {i} {j}" for j in range(1 + i % 3)],
         )
-    for own, offline in zip(found, expected, strict=True):
-        assert own == pytest.approx(offline, abs=1e-5)
+        requests.append(Request("x", (Message("user", prompt),), responses))
+    expected = [scored.rewards for scored in scorer.score(requests)]
+
+    def post(request: Request) -> list[float]:
+        body = {"prompt": request.prompt[0].content, "responses": request.responses}
+        rewards: list[float] = client.post("/v1/rewards", json=body).json()["rewards"]
+        return rewards
+
+    with ThreadPoolExecutor(16) as pool:
+        served = list(pool.map(post, requests))
+    for rewards, offline in zip(served, expected, strict=True):
+        assert rewards == pytest.approx(offline, abs=1e-5)
 
 
-def test_a_full_queue_refuses_with_retry_after(road: Path) -> None:
+def test_a_full_queue_rejects_with_retry_after(road: Path) -> None:
     body = {"prompt": "word " * 30, "responses": ["a", "b"]}
     with server(road, queue_tokens=300, row_tokens=200) as client, ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda _: client.post("/v1/rewards", json=body), range(48)))
-    assert {one.status_code for one in found} == {200, 429}
-    assert all(int(one.headers["retry-after"]) >= 1 for one in found if one.status_code == 429)
+        replies = list(pool.map(lambda _: client.post("/v1/rewards", json=body), range(48)))
+
+    assert {reply.status_code for reply in replies} == {200, 429}
+    rejected = [reply for reply in replies if reply.status_code == 429]
+    assert all(int(reply.headers["retry-after"]) >= 1 for reply in rejected)
 
 
 def free_port() -> int:
@@ -573,7 +623,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(road: Path, *words: object) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def process(road: Path, *options: object) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """The server as a user starts it, and its address."""
     port = free_port()
     command = [
@@ -584,10 +634,11 @@ def process(road: Path, *words: object) -> Iterator[tuple[subprocess.Popen[bytes
         str(road / "checkpoint"),
         "--port",
         str(port),
-        *map(str, words),
+        *map(str, options),
     ]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
+
     try:
         for _ in range(240):
             try:
@@ -609,14 +660,17 @@ def test_sigterm_answers_what_was_accepted_and_logs_are_json(road: Path, tmp_pat
         waiting = [
             pool.submit(httpx.post, f"{url}/v1/rewards", json=body, timeout=60) for _ in range(12)
         ]
+        # until the first is answered
         while httpx.get(f"{url}/metrics").text.count('route="/v1/rewards"') == 0:
             time.sleep(0.01)
         started.send_signal(signal.SIGTERM)
+
         answered = 0
-        for one in waiting:
+        for reply in waiting:
             with contextlib.suppress(httpx.TransportError):  # not accepted any more
-                answered += one.result().status_code == 200
+                answered += reply.result().status_code == 200
         output, _ = started.communicate(timeout=60)
+
     assert started.returncode in (0, -signal.SIGTERM)
     assert answered >= 1
     assert decision_log.verify(log).decisions == answered
@@ -629,69 +683,63 @@ def test_sigterm_answers_what_was_accepted_and_logs_are_json(road: Path, tmp_pat
 
 def test_every_acknowledged_decision_survives_kill_9(road: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.sqlite"
-    acknowledged: list[float] = []
-    for round_ in range(2):
-        with process(road, "--log", log) as (started, url), ThreadPoolExecutor(4) as pool:
-
-            def ask(number: int, url: str = url, round_: int = round_) -> list[float]:
-                try:
-                    body = {"prompt": f"prompt {round_} {number}", "responses": ["a", "b"]}
-                    rewards: list[float] = httpx.post(
-                        f"{url}/v1/rewards", json=body, timeout=60
-                    ).json()["rewards"]
-                except (httpx.TransportError, ValueError):
-                    return []
-                return rewards
-
-            waiting = [pool.submit(ask, number) for number in range(200)]
-            while sum(one.done() for one in waiting) < 20 * (1 + round_):
-                time.sleep(0.005)
-            os.kill(started.pid, signal.SIGKILL)
-            acknowledged += [one.result()[0] for one in waiting if one.result()]
+    acknowledged = [*until_killed(road, log, 0), *until_killed(road, log, 1)]
     with process(road, "--log", log):  # a torn tail is repaired
         pass
-    found = decision_log.verify(log)
-    assert found.broken is None
-    logged = [json.loads(row["rewards"])[0] for row in decision_log.rows(log)]
+
+    assert decision_log.verify(log).broken is None
+    logged = [row.rewards[0] for row in decision_log.rows(log)]
     assert len(acknowledged) >= 40
     assert len(logged) >= len(acknowledged)
     assert not set(acknowledged) - set(logged)
 
 
-def test_clients_that_misbehave_harm_nobody(road: Path) -> None:
+def until_killed(road: Path, log: Path, number: int) -> list[float]:
+    """The rewards that a server gave before it was killed under load."""
+    with process(road, "--log", log) as (started, url), ThreadPoolExecutor(4) as pool:
+
+        def first_reward(i: int) -> float | None:
+            body = {"prompt": f"prompt {number} {i}", "responses": ["a", "b"]}
+            try:
+                reply = httpx.post(f"{url}/v1/rewards", json=body, timeout=60)
+                return float(reply.json()["rewards"][0])
+            except (httpx.TransportError, ValueError):
+                return None
+
+        waiting = [pool.submit(first_reward, i) for i in range(200)]
+        while sum(reply.done() for reply in waiting) < 20 * (1 + number):
+            time.sleep(0.005)
+        os.kill(started.pid, signal.SIGKILL)
+        rewards = [reply.result() for reply in waiting]
+    return [reward for reward in rewards if reward is not None]
+
+
+def test_clients_that_misbehave_harm_no_other(road: Path) -> None:
+    body = json.dumps({"prompt": "word " * 30, "responses": ["a"]}).encode()
+    start = b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\n"
+    headers = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    messages = [
+        start + headers % 1000 + b'{"prompt":',
+        start,
+        b"\x00\xff\x00nonsense\r\n\r\n",
+        *[start + headers % len(body) + body] * 5,  # complete, but the client leaves at once
+    ]
+
     with process(road) as (started, url):
-        host, port = "127.0.0.1", int(url.rsplit(":", 1)[1])
-        for sent in (
-            (
-                b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type:"
-                b' application/json\r\nContent-Length: 1000\r\n\r\n{"prompt":'
-            ),
-            b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\n",
-            b"\x00\xff\x00nonsense\r\n\r\n",
-        ):
-            with socket.create_connection((host, port)) as raw:
-                raw.sendall(sent)
-        for _ in range(5):  # asks and leaves
-            with socket.create_connection((host, port)) as raw:
-                body = json.dumps({"prompt": "word " * 30, "responses": ["a"]}).encode()
-                head = (
-                    "POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type:"
-                    f" application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-                )
-                raw.sendall(head.encode() + body)
-        assert (
-            httpx.post(
-                f"{url}/v1/rewards", json={"prompt": "a", "responses": ["b"]}, timeout=60
-            ).status_code
-            == 200
-        )
-        assert not re.findall(
-            r'requests_total\{.*status="5\d\d"', httpx.get(f"{url}/metrics").text
-        )  # who left is no error of ours
+        address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        for message in messages:
+            with socket.create_connection(address) as raw:
+                raw.sendall(message)
+
+        good = {"prompt": "a", "responses": ["b"]}
+        assert httpx.post(f"{url}/v1/rewards", json=good, timeout=60).status_code == 200
+        # a client that leaves is not an error of the server
+        metrics = httpx.get(f"{url}/metrics").text
+        assert not re.findall(r'requests_total\{.*status="5\d\d"', metrics)
         assert started.poll() is None
 
 
-def test_serve_says_what_is_wrong_with_its_arguments(
+def test_serve_rejects_wrong_arguments(
     road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("serve", road / "checkpoint", "--port", 99999) == 2
@@ -707,17 +755,14 @@ def test_serve_says_what_is_wrong_with_its_arguments(
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
 def test_the_page_compares_answers_in_a_browser(road: Path, scorer: Scorer, tmp_path: Path) -> None:
     with process(road, "--calibration", road / "results") as (_, url):
-        options = (
+        command = [
+            str(CHROMIUM),
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
             "--no-first-run",
             f"--user-data-dir={tmp_path}",
             "--virtual-time-budget=20000",
-        )
-        command = [
-            str(CHROMIUM),
-            *options,
             "--window-size=390,1500",
             "--dump-dom",
             f"{url}/#compare",
@@ -725,14 +770,12 @@ def test_the_page_compares_answers_in_a_browser(road: Path, scorer: Scorer, tmp_
         page = subprocess.run(
             command, capture_output=True, text=True, timeout=120, check=False
         ).stdout
-    prompt = "How long should I bake a loaf of white bread?"
-    answers = re.findall(
-        r'"([^"]+)"',
-        (Path(app.__file__).with_name("page.html").read_text().split("answers: [")[1]).split("]")[
-            0
-        ],
-    )
-    rewards = scorer.rewards(prompt, answers)
+
+    # the answers of the first example
+    source = Path(app.__file__).with_name("page.html").read_text()
+    example = source.split("answers: [")[1].split("]")[0]
+    answers = re.findall(r'"([^"]+)"', example)
+    rewards = scorer.rewards("How long should I bake a loaf of white bread?", answers)
     best = "AB"[rewards.index(max(rewards))]
     assert 'data-done="true"' in page
     assert re.search(r'id="error"[^>]*hidden', page)
@@ -742,63 +785,66 @@ def test_the_page_compares_answers_in_a_browser(road: Path, scorer: Scorer, tmp_
     assert "At equal style" in page
 
 
-def test_in_front_of_another_server_nothing_changes(
+def test_an_upstream_server_gives_the_same_rewards(
     road: Path, tmp_path: Path, scorer: Scorer
 ) -> None:
     log = tmp_path / "log.sqlite"
     with process(road) as (behind, url):
         application, service = assemble(ServeOptions(upstream=url, log=log))
         with TestClient(application, raise_server_exceptions=False) as front:
-            found = front.post(
-                "/v1/rewards", json={"prompt": PROMPT, "responses": [*ANSWERS, ANSWERS[0]]}
-            ).json()
-            assert found["rewards"] == pytest.approx(
-                scorer.rewards(PROMPT, [*ANSWERS, ANSWERS[0]]), abs=1e-5
-            )
-            local = next(scorer.score([Request("x", (Message("user", PROMPT),), ANSWERS)]))
-            assert found["usage"]["response_tokens"][:3] == local.length_tokens
-            text = front.post("/classify", json={"input": "hello", "use_activation": False}).json()[
-                "data"
-            ][0]["probs"][0]
-            assert text == pytest.approx(
-                httpx.post(f"{url}/v1/embeddings", json={"input": "hello"}).json()["data"][0][
-                    "embedding"
-                ][0]
-            )
-            long = {"prompt": "a " * 5000, "responses": ["b"]}
-            assert front.post("/v1/rewards", json=long).status_code == 422
-            assert front.post("/v1/rewards", json={**long, "cut": True}).json()["truncated"] == [
-                True
-            ]
-            assert front.post(
-                "/v1/rewards", json={"prompt": "a", "responses": ["b"], "cut": True}
-            ).json()["truncated"] == [False]
-            assert (
-                front.post("/v1/explain", json={"prompt": "a", "responses": ["b"]}).status_code
-                == 501
-            )
+            check_upstream_rewards(front, scorer, url)
+            check_upstream_limits(front)
+
             behind.kill()
             behind.wait()
             gone = front.post("/v1/rewards", json={"prompt": "a", "responses": ["b"]})
             assert (gone.status_code, "retry-after" in gone.headers) == (503, True)
+
     assert service.decisions is not None
     service.decisions.close()
     assert decision_log.verify(log).decisions == 4
     with pytest.raises(ConfigError, match="no vLLM answers"):
         assemble(ServeOptions(upstream=url))
+
+
+def check_upstream_rewards(front: TestClient, scorer: Scorer, url: str) -> None:
+    """Rewards and lengths are those of the scorer, and of the server behind."""
+    responses = [*ANSWERS, ANSWERS[0]]
+    reply = front.post("/v1/rewards", json={"prompt": PROMPT, "responses": responses}).json()
+    local = next(scorer.score([Request("x", (Message("user", PROMPT),), responses)]))
+    assert reply["rewards"] == pytest.approx(local.rewards, abs=1e-5)
+    assert reply["usage"]["response_tokens"] == local.length_tokens
+
+    body = {"input": "hello", "use_activation": False}
+    (classified,) = front.post("/classify", json=body).json()["data"]
+    (embedded,) = httpx.post(f"{url}/v1/embeddings", json={"input": "hello"}).json()["data"]
+    assert classified["probs"] == pytest.approx(embedded["embedding"])
+
+
+def check_upstream_limits(front: TestClient) -> None:
+    """Long inputs are rejected or cut, and explanations are rejected."""
+    long, short = {"prompt": "a " * 5000, "responses": ["b"]}, {"prompt": "a", "responses": ["b"]}
+    assert front.post("/v1/rewards", json=long).status_code == 422
+    for body, truncated in ((long, True), (short, False)):
+        reply = front.post("/v1/rewards", json={**body, "cut": True}).json()
+        assert reply["truncated"] == [truncated]
+    assert front.post("/v1/explain", json=short).status_code == 501
+
+
+def test_serve_takes_a_model_or_an_upstream_server() -> None:
     with pytest.raises(ConfigError, match="one of the two"):
         ServeOptions()
     with pytest.raises(ConfigError, match="--row-tokens cannot be used with --upstream"):
-        ServeOptions(upstream=url, row_tokens=7)
+        ServeOptions(upstream="http://127.0.0.1:1", row_tokens=7)
 
 
 def test_tokens_are_those_of_the_model(client: TestClient, scorer: Scorer) -> None:
-    found = client.post("/tokenize", json={"prompt": PROMPT}).json()
-    assert found["tokens"] == scorer.encoder.tokenizer.encode(PROMPT)
+    reply = client.post("/tokenize", json={"prompt": PROMPT}).json()
+    assert reply["tokens"] == scorer.encoder.tokenizer.encode(PROMPT)
+    assert reply["count"] == len(reply["tokens"])
+
     turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": ANSWERS[0]}]
-    whole = client.post(
-        "/tokenize", json={"messages": turns, "add_generation_prompt": False}
-    ).json()
+    body = {"messages": turns, "add_generation_prompt": False}
+    conversation = client.post("/tokenize", json=body).json()
     group = scorer.encoder.encode([Message("user", PROMPT)], ANSWERS[:1])
-    assert whole["tokens"] == [*group.prefix, *group.suffixes[0]]
-    assert found["count"] == len(found["tokens"])
+    assert conversation["tokens"] == [*group.prefix, *group.suffixes[0]]

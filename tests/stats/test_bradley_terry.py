@@ -40,11 +40,9 @@ def test_a_huge_wrong_margin_costs_itself_and_stays_finite() -> None:
 
 
 def test_swapping_a_pair_negates_its_margin_and_shifting_every_reward_changes_nothing() -> None:
-    rewards, chosen, rejected = (
-        torch.tensor([0.5, 2.0, -1.0]),
-        torch.tensor([0, 1]),
-        torch.tensor([2, 0]),
-    )
+    rewards = torch.tensor([0.5, 2.0, -1.0])
+    chosen, rejected = torch.tensor([0, 1]), torch.tensor([2, 0])
+
     margins = bradley_terry.margins(rewards, chosen, rejected)
     assert margins.tolist() == [1.5, 1.5]
     assert bradley_terry.margins(rewards, rejected, chosen).tolist() == [-1.5, -1.5]
@@ -79,10 +77,10 @@ def pairs(*rows: tuple[int, int, float, float, float]) -> Pairs:
 
 def test_the_objective_of_a_row_is_the_weighted_sum_of_its_pairs_losses() -> None:
     rewards = torch.tensor([math.log(3), 0.0])  # P(first over second) = 3/4
-    found = bradley_terry.objective_nats(
+    nats = bradley_terry.objective_nats(
         rewards, pairs((0, 1, 1.0, 1.0, 0.5), (1, 0, 1.0, 1.0, 2.0)), Objective()
     )
-    assert float(found) == pytest.approx(0.5 * math.log(4 / 3) + 2 * math.log(4))
+    assert float(nats) == pytest.approx(0.5 * math.log(4 / 3) + 2 * math.log(4))
 
 
 def test_a_target_margin_grows_with_the_logarithm_of_the_strength() -> None:
@@ -90,20 +88,20 @@ def test_a_target_margin_grows_with_the_logarithm_of_the_strength() -> None:
         torch.tensor([math.e - 1, math.e**2 - 1]), 0.5
     ).tolist() == pytest.approx([0.5, 1.0])
     rewards = torch.tensor([1.0, 0.0])  # the margin is just the target: a coin flip
-    found = bradley_terry.objective_nats(
+    nats = bradley_terry.objective_nats(
         rewards, pairs((0, 1, math.e - 1, 1.0, 1.0)), Objective(target_margin=1.0)
     )
-    assert float(found) == pytest.approx(math.log(2))
+    assert float(nats) == pytest.approx(math.log(2))
 
 
 def test_label_smoothing_makes_a_share_of_the_labels_a_coins() -> None:
     assert float(bradley_terry.smoothed(torch.tensor(1.0), 0.2)) == pytest.approx(0.9)
-    found = bradley_terry.objective_nats(
+    nats = bradley_terry.objective_nats(
         torch.tensor([math.log(3), 0.0]),
         pairs((0, 1, 1.0, 1.0, 1.0)),
         Objective(label_smoothing=0.2),
     )
-    assert float(found) == pytest.approx(0.9 * math.log(4 / 3) + 0.1 * math.log(4))
+    assert float(nats) == pytest.approx(0.9 * math.log(4 / 3) + 0.1 * math.log(4))
 
 
 def test_centring_costs_the_square_of_the_sum_of_the_two_rewards() -> None:
@@ -116,43 +114,41 @@ def test_centring_costs_the_square_of_the_sum_of_the_two_rewards() -> None:
 
 
 def test_plackett_luce_of_a_ranking_is_the_product_of_its_stages() -> None:
-    rewards = torch.tensor(
-        [math.log(2), math.log(3), math.log(5)]
-    )  # ranked 2, 1, 0: 5/10, then 3/5
+    # ranked 2, 1, 0: 5/10, then 3/5
+    rewards = torch.tensor([math.log(2), math.log(3), math.log(5)])
     row = pairs((2, 1, 1.0, 1.0, 1.0), (2, 0, 1.0, 1.0, 1.0), (1, 0, 1.0, 1.0, 2.0))
-    found = bradley_terry.objective_nats(rewards, row, Objective(loss="plackett-luce"))
-    assert float(found) == pytest.approx(2 * math.log(10 / 5) + 2 * math.log(5 / 3))
+    nats = bradley_terry.objective_nats(rewards, row, Objective(loss="plackett-luce"))
+    assert float(nats) == pytest.approx(2 * math.log(10 / 5) + 2 * math.log(5 / 3))
 
 
 def test_plackett_luce_of_two_responses_is_bradley_terry() -> None:
     row = pairs((1, 0, 1.0, 1.0, 0.7))
-    both = [
-        bradley_terry.objective_nats(torch.tensor([0.3, -200.0]), row, Objective(loss=loss))
-        for loss in LOSSES
-    ]
-    assert float(both[0]) == pytest.approx(float(both[1]))
+    rewards = torch.tensor([0.3, -200.0])
+    pairwise, listwise = (
+        float(bradley_terry.objective_nats(rewards, row, Objective(loss=loss))) for loss in LOSSES
+    )
+    assert pairwise == pytest.approx(listwise)
 
 
-def test_a_pair_that_stands_twice_is_compared_once_and_weighs_twice() -> None:
+def test_a_pair_listed_twice_is_compared_once_and_weighs_twice() -> None:
     rewards = torch.tensor([0.3, -0.2])
-    twice, once = pairs((0, 1, 1.0, 1.0, 1.0), (0, 1, 1.0, 1.0, 1.0)), pairs((0, 1, 1.0, 1.0, 2.0))
+    listed_twice = pairs((0, 1, 1.0, 1.0, 1.0), (0, 1, 1.0, 1.0, 1.0))
+    double_weight = pairs((0, 1, 1.0, 1.0, 2.0))
+
     for loss in LOSSES:
-        found = [
-            float(bradley_terry.objective_nats(rewards, row, Objective(loss=loss)))
-            for row in (twice, once)
-        ]
-        assert found[0] == pytest.approx(found[1])
-        assert found[0] == pytest.approx(2 * math.log(1 + math.exp(-0.5)))
+        for row in (listed_twice, double_weight):
+            nats = float(bradley_terry.objective_nats(rewards, row, Objective(loss=loss)))
+            assert nats == pytest.approx(2 * math.log(1 + math.exp(-0.5)))
 
 
 def test_responses_that_tie_are_not_compared_by_plackett_luce() -> None:
     rewards = torch.tensor([0.0, 0.0, 0.0])  # 0 and 1 tie, both above 2
-    found = bradley_terry.objective_nats(
+    nats = bradley_terry.objective_nats(
         rewards,
         pairs((0, 2, 1.0, 1.0, 1.0), (1, 2, 1.0, 1.0, 1.0)),
         Objective(loss="plackett-luce"),
     )
-    assert float(found) == pytest.approx(2 * math.log(2))
+    assert float(nats) == pytest.approx(2 * math.log(2))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +158,7 @@ def test_responses_that_tie_are_not_compared_by_plackett_luce() -> None:
 def test_a_shift_of_all_rewards_changes_no_loss(objective: Objective) -> None:
     row = pairs((2, 1, 4.0, 1.0, 1.0), (2, 0, 3.0, 0.9, 0.5), (1, 0, 1.0, 0.8, 2.0))
     rewards = torch.tensor([0.3, -1.2, 2.0])
-    found = [
+    nats, shifted = (
         float(bradley_terry.objective_nats(rewards + shift, row, objective)) for shift in (0.0, 7.0)
-    ]
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    )
+    assert nats == pytest.approx(shifted, rel=1e-5)

@@ -1,6 +1,7 @@
 """Temperatures and reliability, by hand and by what was planted."""
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -20,45 +21,45 @@ def drawn(scale: float, n: int = 20000) -> torch.Tensor:
 def test_the_temperature_is_the_scale_of_the_margins(scale: float) -> None:
     margins = drawn(scale)
     ones = torch.ones(len(margins), dtype=torch.float64)
-    found = calibration.temperature(margins, ones, ones)
-    assert found == pytest.approx(scale, rel=0.05)
-    assert calibration.reliability(margins / found, ones, ones).expected_error < 0.01
+    temperature = calibration.temperature(margins, ones, ones)
+    assert temperature == pytest.approx(scale, rel=0.05)
+    assert calibration.reliability(margins / temperature, ones, ones).expected_error < 0.01
 
 
-def test_thirty_pairs_without_a_fault_make_none_certain() -> None:
+def test_thirty_right_pairs_do_not_make_the_next_one_certain() -> None:
     ones = torch.ones(30, dtype=torch.float64)
-    found = calibration.temperature(2 * ones, ones, ones)
-    assert found == pytest.approx(2 / math.log(31), rel=1e-4)  # the chance 31 of 32: sigmoid(ln 31)
+    # the chance 31 of 32: sigmoid(ln 31)
+    temperature = calibration.temperature(2 * ones, ones, ones)
+    assert temperature == pytest.approx(2 / math.log(31), rel=1e-4)
 
 
-def test_one_margin_of_another_size_is_not_the_temperature() -> None:
+def test_one_huge_margin_does_not_set_the_temperature() -> None:
     margins = drawn(1.0, 1000)
     margins[0] = 1e6
     ones = torch.ones(1000, dtype=torch.float64)
     assert calibration.temperature(margins, ones, ones) == pytest.approx(1.0, rel=0.1)
 
 
-def test_margins_of_nothing_have_the_temperature_one() -> None:
+def test_margins_of_zero_have_the_temperature_one() -> None:
     assert calibration.temperature(torch.zeros(3), torch.ones(3), torch.ones(3)) == 1.0
 
 
 def test_reliability_by_hand() -> None:
-    # three pairs called with sigmoid(2) = 0.88 of which two are right, and one tie
-    found = calibration.reliability(
-        torch.tensor([2.0, 2.0, -2.0, 0.0]), torch.ones(4), torch.ones(4)
-    )
-    said = 1 / (1 + math.exp(-2))
-    assert [(one.pairs, one.right) for one in found.bins] == [(1, 0.5), (3, pytest.approx(2 / 3))]
-    assert found.expected_error == pytest.approx(3 / 4 * abs(said - 2 / 3))
+    # three pairs called with sigmoid(2) = 0.88, two of them right, and one tie
+    margins = torch.tensor([2.0, 2.0, -2.0, 0.0])
+    result = calibration.reliability(margins, torch.ones(4), torch.ones(4))
+
+    tie, called = result.bins
+    assert (tie.pairs, called.pairs) == (1, 3)
+    assert (tie.right, called.right) == pytest.approx((0.5, 2 / 3))
+
+    predicted = 1 / (1 + math.exp(-2))
+    assert result.expected_error == pytest.approx(3 / 4 * abs(predicted - 2 / 3))
 
 
-def test_what_is_called_certain_stays_in_the_last_bin() -> None:
-    assert (
-        calibration.reliability(torch.tensor([1e4]), torch.ones(1), torch.ones(1))
-        .bins[0]
-        .probability
-        == 1.0
-    )
+def test_a_probability_of_one_is_in_the_last_bin() -> None:
+    result = calibration.reliability(torch.tensor([1e4]), torch.ones(1), torch.ones(1))
+    assert result.bins[0].probability == 1.0
 
 
 def test_the_pick_of_n_by_hand() -> None:
@@ -73,19 +74,16 @@ def test_ties_share_the_pick() -> None:
 
 
 def test_the_pick_is_the_mean_over_all_subsets() -> None:
-    from itertools import combinations
-
     rewards, qualities = [0.3, -1.0, 2.0, 0.1, 0.7], [1.0, 4.0, 0.0, 2.0, 9.0]
+    expected = selection.expected_picks(rewards, qualities)
+
     for n in range(1, 6):
-        picks = [
-            qualities[max(subset, key=rewards.__getitem__)] for subset in combinations(range(5), n)
-        ]
-        assert selection.expected_picks(rewards, qualities)[n - 1] == pytest.approx(
-            sum(picks) / len(picks)
-        )
+        best = [max(subset, key=rewards.__getitem__) for subset in combinations(range(5), n)]
+        mean = sum(qualities[index] for index in best) / len(best)
+        assert expected[n - 1] == pytest.approx(mean)
 
 
-def test_unscored_responses_cannot_be_picked_from() -> None:
+def test_a_pick_among_unscored_responses_is_an_error() -> None:
     with pytest.raises(ValueError, match="1 of them NaN"):
         selection.expected_picks([1.0, float("nan")], [0, 1])
 

@@ -11,16 +11,16 @@ from worldpm.stats.uncertainty import cluster_sums, clustered_interval, holm, pa
 def test_independent_coins_give_the_binomial_interval() -> None:
     credit = np.array([1.0] * 60 + [0.0] * 40)
     low, high = clustered_interval(credit, np.ones(100), np.arange(100))
-    half = 1.96 * math.sqrt(0.6 * 0.4 / 100)
-    assert low == pytest.approx(0.6 - half, abs=0.015)
-    assert high == pytest.approx(0.6 + half, abs=0.015)
+    reach = 1.96 * math.sqrt(0.6 * 0.4 / 100)
+    assert low == pytest.approx(0.6 - reach, abs=0.015)
+    assert high == pytest.approx(0.6 + reach, abs=0.015)
 
 
 def test_copies_of_a_cluster_add_no_certainty() -> None:
     credit = np.array([1.0] * 60 + [0.0] * 40)
-    once = clustered_interval(credit, np.ones(100), np.arange(100))
-    thrice = clustered_interval(np.repeat(credit, 3), np.ones(300), np.repeat(np.arange(100), 3))
-    assert thrice == pytest.approx(once, abs=1e-9)
+    single = clustered_interval(credit, np.ones(100), np.arange(100))
+    triple = clustered_interval(np.repeat(credit, 3), np.ones(300), np.repeat(np.arange(100), 3))
+    assert triple == pytest.approx(single, abs=1e-9)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
@@ -40,19 +40,21 @@ def test_cluster_sums_weigh_the_values() -> None:
     assert denominators.tolist() == [2.0, 1.0]
 
 
-def test_a_difference_is_told_from_chance_by_its_pairs() -> None:
+def test_a_paired_difference_by_hand() -> None:
     first, second = np.array([1.0] * 8 + [0.0] * 2), np.array([0.0] * 8 + [0.0] * 2)
-    found = paired_difference(first, second, np.ones(10), np.arange(10))
-    assert found.estimate == 0.8
-    assert found.p_value == pytest.approx(2 / 2**8, abs=0.004)  # all eight that differ, one way
-    assert found.interval.low > 0.4
-    assert found.detectable == pytest.approx(2.8016 * math.sqrt(0.16 / 10), rel=0.05)
+    difference = paired_difference(first, second, np.ones(10), np.arange(10))
+
+    assert difference.estimate == 0.8
+    # all eight that differ, in one direction
+    assert difference.p_value == pytest.approx(2 / 2**8, abs=0.004)
+    assert difference.interval.low > 0.4
+    assert difference.detectable == pytest.approx(2.8016 * math.sqrt(0.16 / 10), rel=0.05)
 
 
-def test_one_prompt_cannot_tell_judges_apart() -> None:
-    found = paired_difference([1.0, 1.0], [0.0, 0.0], np.ones(2), ["a", "a"])
-    assert found.p_value == 1.0
-    assert math.isnan(found.detectable)
+def test_one_prompt_shows_no_difference_of_judges() -> None:
+    difference = paired_difference([1.0, 1.0], [0.0, 0.0], np.ones(2), ["a", "a"])
+    assert difference.p_value == 1.0
+    assert math.isnan(difference.detectable)
 
 
 def test_equal_judges_are_called_different_in_five_of_a_hundred_cases() -> None:
@@ -60,10 +62,8 @@ def test_equal_judges_are_called_different_in_five_of_a_hundred_cases() -> None:
     called = 0
     for _ in range(300):
         first, second = generator.random((2, 60)) < 0.7
-        called += (
-            paired_difference(first, second, np.ones(60), np.arange(60), resamples=500).p_value
-            < 0.05
-        )
+        difference = paired_difference(first, second, np.ones(60), np.arange(60), resamples=500)
+        called += difference.p_value < 0.05
     assert 3 <= called <= 27
 
 
@@ -75,18 +75,19 @@ def test_holm_by_hand() -> None:
 
 def test_prompts_that_are_all_alike_have_the_exact_interval_or_none() -> None:
     alike = np.ones(12)
-    right = clustered_interval(alike, alike, np.arange(12))
-    assert right == pytest.approx(
-        (0.025 ** (1 / 12), 1.0)
-    )  # all of twelve: the share p of which p^12 is 2.5 %
-    assert clustered_interval(0 * alike, alike, np.arange(12)) == pytest.approx(
-        (0.0, 1 - 0.025 ** (1 / 12))
-    )
-    for values, shares in ((0.5 * alike, True), (alike, False)):  # ties; margins, which have no end
+
+    # all of twelve: the share p whose p^12 is 2.5 %
+    all_right = clustered_interval(alike, alike, np.arange(12))
+    all_wrong = clustered_interval(0 * alike, alike, np.arange(12))
+    assert all_right == pytest.approx((0.025 ** (1 / 12), 1.0))
+    assert all_wrong == pytest.approx((0.0, 1 - 0.025 ** (1 / 12)))
+
+    # ties; margins, which have no upper end
+    for values, shares in ((0.5 * alike, True), (alike, False)):
         assert np.isnan(clustered_interval(values, alike, np.arange(12), shares=shares).low)
 
 
-def test_judges_that_differ_alike_on_all_prompts_show_nothing_of_what_could_be_shown() -> None:
+def test_judges_that_differ_alike_on_all_prompts_have_no_interval() -> None:
     equal = paired_difference(np.ones(12), np.ones(12), np.ones(12), np.arange(12))
     assert (equal.estimate, equal.p_value) == (0.0, 1.0)
     assert np.isnan([*equal.interval, equal.detectable]).all()

@@ -8,11 +8,12 @@ import pytest
 
 from worldpm.errors import ConfigError, DataError
 from worldpm.storage import folders
+from worldpm.storage.manifest import Input
 
 
 def begin(path: Path, **config: int) -> folders.Output | None:
     return folders.begin(
-        path, step="group", config=dict(config), inputs=[{"name": "in", "sha256": "0"}]
+        path, step="group", config=dict(config), inputs=[Input(name="in", sha256="0")]
     )
 
 
@@ -32,13 +33,13 @@ def build(aside: Path) -> folders.Json:
 def test_a_folder_is_finished_when_its_manifest_exists(tmp_path: Path) -> None:
     finish(tmp_path / "out", n=1)
     found = folders.manifest(tmp_path / "out", made_by="group")
-    assert found["config"] == {"n": 1}
-    assert found["counts"] == {"rows": 1}
-    assert found["files"] == {
+    assert found.config == {"n": 1}
+    assert found.counts == {"rows": 1}
+    assert found.files == {
         "a.parquet": folders.sha256(tmp_path / "out" / "a.parquet"),
         "timings.jsonl": None,
     }
-    assert set(found["versions"]) >= {"python", "worldpm", "torch", "duckdb"}
+    assert set(found.versions) >= {"python", "worldpm", "torch", "duckdb"}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "a.parquet",
         "manifest.json",

@@ -51,7 +51,7 @@ def test_an_error_of_a_worker_keeps_its_message() -> None:
 
 
 def test_a_worker_that_is_ended_from_outside_is_one_message() -> None:
-    with pytest.raises(WorldPMError, match="ask for fewer --workers"):
+    with pytest.raises(WorldPMError, match="with fewer --workers"):
         list(in_order(end, [signal.SIGKILL], workers=1))
 
 

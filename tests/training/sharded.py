@@ -54,7 +54,8 @@ def main(folder: Path) -> None:
     step(parts, optimizers[1])
     expected = rewards(whole)
     assert torch.allclose(expected, rewards(parts), atol=1e-4)
-    state.save(folder, accelerator, parts, optimizers[1], {}, step=1, seen={"step": 1})
+    saved = state.SavedState(state.Totals(step=1), best_weights={})
+    state.save(folder, accelerator, parts, optimizers[1], saved)
     accelerator.wait_for_everyone()
     later = None
     for fresh in (

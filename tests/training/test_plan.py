@@ -166,17 +166,17 @@ def test_the_predicted_memory_is_within_15_percent_of_what_a_step_takes(
         num_key_value_heads=4,
         max_position_embeddings=4096,
     )
-    way = next(
-        way
-        for way in planning.ways_to_place(
+    placement = next(
+        placement
+        for placement in planning.placements_of(
             config,
             costs.cost_of(config),
             PlanOptions(model="", gpus=1, row_tokens=2048, dtype="float32"),
             shared=True,
         )
-        if ("checkpointing" in way.name) == checkpointing
+        if ("checkpointing" in placement.name) == checkpointing
     )
-    assert way.total == pytest.approx(measured, rel=0.15)
+    assert placement.total == pytest.approx(measured, rel=0.15)
 
 
 def test_copies_of_weights_in_the_compute_type_are_not_counted_with_the_activations() -> None:
@@ -278,6 +278,6 @@ def test_a_plan_is_of_the_rows_that_training_takes_on_a_gpu() -> None:
     default, same = (
         PlanOptions(model="", row_tokens=tokens) for tokens in (None, costs.GPU_ROW_TOKENS)
     )
-    assert list(planning.ways_to_place(config, cost, default, shared=True)) == list(
-        planning.ways_to_place(config, cost, same, shared=True)
+    assert list(planning.placements_of(config, cost, default, shared=True)) == list(
+        planning.placements_of(config, cost, same, shared=True)
     )

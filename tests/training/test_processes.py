@@ -169,7 +169,7 @@ def test_a_model_that_shares_no_prompts_is_refused_by_engines_that_gather_its_we
     process = start(2, "-m", "worldpm.cli", "train", road / "groups", *words, zero=3)
     said, _ = process.communicate(timeout=300)
     assert process.returncode != 0
-    assert b"use DDP or ZeRO-2" in said
+    assert b"Use DDP or ZeRO-2" in said
 
 
 def test_a_sharded_model_has_the_rewards_and_the_state_of_a_whole_one(tmp_path: Path) -> None:

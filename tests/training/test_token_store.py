@@ -63,13 +63,8 @@ def test_a_store_gives_back_what_was_encoded(tokenizer: Path, tmp_path: Path) ->
             attended_pairs(expected.apart),
         )
         assert store.attended[i] == attended_pairs([expected])
-    assert counts == {
-        "groups": 1100,
-        "pairs": 2200,
-        "responses": 3299,
-        "truncated responses": counts["truncated responses"],
-    }
-    assert 0 < counts["truncated responses"] < 3299
+    assert (counts.groups, counts.pairs, counts.responses) == (1100, 2200, 3299)
+    assert 0 < counts.truncated_responses < 3299
 
 
 def test_the_workers_make_the_same_bytes(tokenizer: Path, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from worldpm.model.reward_model import RewardModel, build, from_config
 from worldpm.records import Preference
 from worldpm.training import devices
 from worldpm.training.loop import Settings, Trainer
-from worldpm.training.state import NOTE, weights_of
+from worldpm.training.state import NOTE, Totals, weights_of
+from worldpm.training.step_metrics import read_metrics
 from worldpm.training.token_store import Example, TokenStore, write
 
 EXAMPLES = [
@@ -65,15 +66,11 @@ def trainer(folder: Path, model: RewardModel | None = None, **changes: Any) -> T
 ALL = np.arange(len(EXAMPLES))
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_training_lowers_the_loss_and_logs_what_the_contract_names(tmp_path: Path) -> None:
     run = trainer(tmp_path / "a")
     run.run()
-    rows = [row for row in metrics(tmp_path / "a") if "loss_nats" in row]
-    assert list(rows[0]) == [
+    lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    assert list(json.loads(lines[0])) == [
         "step",
         "groups_seen",
         "pairs_seen",
@@ -85,26 +82,33 @@ def test_training_lowers_the_loss_and_logs_what_the_contract_names(tmp_path: Pat
         "grad_norm",
         "lr",
     ]
-    assert [row["step"] for row in rows] == list(range(1, 9))
-    assert rows[-1]["loss_nats"] < 0.3 < rows[0]["loss_nats"]
-    assert (rows[-1]["groups_seen"], rows[-1]["pairs_seen"], rows[-1]["effective_pairs_seen"]) == (
-        24,
-        48,
-        24.0,
-    )
-    assert [row["lr"] for row in rows] == pytest.approx(
+    assert list(json.loads(lines[2]))[6:] == [
+        "validation/loss_nats",
+        "validation/accuracy",
+        "validation/pairs",
+        "validation/reward_mean",
+        "validation/reward_std",
+        "validation/temperature",
+    ]
+
+    log = read_metrics(tmp_path / "a")
+    assert [row.step for row in log.steps] == list(range(1, 9))
+    first, last = log.steps[0], log.steps[-1]
+    assert last.loss_nats < 0.3 < first.loss_nats
+    assert (last.groups_seen, last.pairs_seen, last.effective_pairs_seen) == (24, 48, 24.0)
+    assert [row.lr for row in log.steps] == pytest.approx(
         [0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01, 0.01, 0.005]
     )
-    assert sum("validation/loss_nats" in row for row in metrics(tmp_path / "a")) == 4
+    assert [row.step for row in log.validations] == [2, 4, 6, 8]
 
 
 def test_the_loss_of_a_step_does_not_depend_on_how_its_rows_are_filled(tmp_path: Path) -> None:
     losses = []
     for tokens in (16, 10_000):
         run = trainer(tmp_path / str(tokens), row_tokens=tokens)
-        losses.append(run.step(ALL)[0])
-    assert losses[0]["loss_nats"] == pytest.approx(losses[1]["loss_nats"], abs=1e-6)
-    assert losses[0]["grad_norm"] == pytest.approx(losses[1]["grad_norm"], rel=1e-5)
+        losses.append(run.step(ALL).metrics)
+    assert losses[0].loss_nats == pytest.approx(losses[1].loss_nats, abs=1e-6)
+    assert losses[0].grad_norm == pytest.approx(losses[1].grad_norm, rel=1e-5)
 
 
 def test_rows_of_a_model_that_shares_no_prompts_hold_no_more_tokens_than_others(
@@ -115,22 +119,22 @@ def test_rows_of_a_model_that_shares_no_prompts_hold_no_more_tokens_than_others(
     run.model.register_forward_pre_hook(
         lambda _, args: tokens.append(sum(one.tokens for g in args[0] for one in g.apart))
     )
-    row, _ = run.step(ALL)
+    row = run.step(ALL).metrics
     assert [e.encoded.tokens for e in EXAMPLES] == [
         2 + 2 + 3 + 2
     ] * 12  # two would fit if they were shared
     assert tokens == [4 + 5 + 4] * 12
     attended = 12 * (4 * 5 // 2 + 5 * 6 // 2 + 4 * 5 // 2)
-    assert row["flops_seen"] == costs.train_flops(
+    assert row.flops_seen == costs.train_flops(
         costs.cost_of(HYBRID), tokens=12 * 13, attended=attended
     )
-    assert (row["tokens_seen"], run.measure(run.validation)["pairs"]) == (12 * 9, 6)
+    assert (row.tokens_seen, run.measure(run.validation).pairs) == (12 * 9, 6)
 
 
 def test_the_loss_at_the_start_is_a_weighted_mean_over_pairs(tmp_path: Path) -> None:
     run = trainer(tmp_path / "a")
-    expected = run.measure(run.train)["loss_nats"]
-    assert run.step(ALL)[0]["loss_nats"] == pytest.approx(expected, abs=1e-6)
+    expected = run.measure(run.train).loss_nats
+    assert run.step(ALL).metrics.loss_nats == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_run_killed_after_any_save_ends_in_the_same_bits(tmp_path: Path) -> None:
@@ -146,7 +150,7 @@ def test_a_run_killed_after_any_save_ends_in_the_same_bits(tmp_path: Path) -> No
 
         def save_and_stop(stop: int = stop, first: Trainer = first, save: Any = save) -> None:
             save()
-            if first.seen.step == stop:
+            if first.totals.step == stop:
                 raise StopError
 
         first.save = save_and_stop  # type: ignore[method-assign]
@@ -165,7 +169,7 @@ def test_a_run_killed_after_any_save_ends_in_the_same_bits(tmp_path: Path) -> No
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_torn_state_is_passed_over_for_the_one_before(
+def test_a_damaged_state_is_skipped_for_the_one_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = trainer(tmp_path / "a")
@@ -179,12 +183,12 @@ def test_a_torn_state_is_passed_over_for_the_one_before(
     (newer / "state.safetensors").write_bytes(content)
     second = trainer(tmp_path / "a")
     second.resume()
-    assert second.seen.step == 2
+    assert second.totals.step == 2
     assert "00000003: not as it was saved, so not used" in caplog.text
     (older / NOTE).unlink()
     third = trainer(tmp_path / "a")
     third.resume()
-    assert third.seen.step == 0
+    assert third.totals.step == 0
 
 
 def test_torn_states_of_later_steps_do_not_oust_a_new_one(tmp_path: Path) -> None:
@@ -199,13 +203,13 @@ def test_torn_states_of_later_steps_do_not_oust_a_new_one(tmp_path: Path) -> Non
         (tmp_path / "a" / "resume" / torn).mkdir()
     run.step(ALL)
     run.save()
-    assert sorted(place.name for place in (tmp_path / "a" / "resume").iterdir()) == [
+    assert sorted(state.name for state in (tmp_path / "a" / "resume").iterdir()) == [
         "00000002",
         "00000003",
     ]
     second = trainer(tmp_path / "a")
     second.resume()
-    assert second.seen.step == 3
+    assert second.totals.step == 3
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_groups(tmp_path: Path) -> None:
@@ -218,11 +222,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_groups(tmp_pa
 
 def test_rewards_that_are_not_finite_after_the_last_step_stop_the_run(tmp_path: Path) -> None:
     run = trainer(tmp_path / "a", lr=1e30, warmup=0.0, decay=0.0, max_steps=1)
-    with pytest.raises(TrainingError, match=r"step 1: the rewards of g0 are .*nan.*lower --lr"):
+    with pytest.raises(TrainingError, match=r"step 1: the rewards of g0 are .*nan.*Lower --lr"):
         run.run()
 
 
-def test_a_group_longer_than_a_row_is_told(
+def test_a_group_longer_than_a_row_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer(tmp_path / "a", row_tokens=4)
@@ -232,7 +236,8 @@ def test_a_group_longer_than_a_row_is_told(
 def test_a_cosine_falls_from_the_warm_up_to_nearly_nothing(tmp_path: Path) -> None:
     run = trainer(tmp_path / "a", schedule="cosine", warmup=0.25, decay=0.0)
     shares = []
-    for run.seen.step in range(8):
+    for step in range(8):
+        run.totals = Totals(step=step)
         shares.append(run._lr_share())
     assert shares[:2] == [0.5, 1.0]
     assert shares[2:] == pytest.approx([(1 + math.cos(math.pi * i / 7)) / 2 for i in range(1, 7)])
@@ -241,11 +246,11 @@ def test_a_cosine_falls_from_the_warm_up_to_nearly_nothing(tmp_path: Path) -> No
 def test_the_weights_of_least_validation_loss_are_kept(tmp_path: Path) -> None:
     run = trainer(tmp_path / "a", lr=3.0, warmup=0.0)
     run.run()
-    seen = [row for row in metrics(tmp_path / "a") if "validation/loss_nats" in row]
-    best = min(seen, key=lambda row: float(row["validation/loss_nats"]))
-    assert run.seen.best_step == best["step"]
-    now = run.measure(run.validation)
-    assert now["loss_nats"] == pytest.approx(best["validation/loss_nats"], abs=1e-6)
+    validations = read_metrics(tmp_path / "a").validations
+    best = min(validations, key=lambda row: row.loss_nats)
+    assert run.totals.best == best
+    assert run.kept_metrics() == best
+    assert run.measure(run.validation).loss_nats == pytest.approx(best.loss_nats, abs=1e-6)
 
 
 def test_timings_say_what_share_of_the_machines_matrix_rate_a_step_reaches(road: Path) -> None:

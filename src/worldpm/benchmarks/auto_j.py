@@ -1,18 +1,23 @@
 """Auto-J's pairwise test: 58 scenarios in eight groups, judged by people.
 
+A row of `testdata_pairwise.jsonl`; the label is 0, 1 or 2 for the first response, the second, or a
+tie:
+
+    {"scenario": "chitchat", "label": 1, "prompt": "Hi!", "response 1": "Yes.", "response 2": "Hi!"}
+
 Source: Li et al. 2023, arXiv 2310.05470; https://github.com/GAIR-NLP/auto-j, commit 2ae17a3,
 `codes/leaderboard/pairwise_eval.py`.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/GAIR-NLP/auto-j (`data/test/testdata_pairwise.jsonl`)"
-DOMAIN = "subjective"
 GROUPS = {
     "Summarization": ("post_summarization", "text_summarization", "note_summarization"),
     "Exam Questions": (
@@ -86,41 +91,38 @@ GROUPS = {
     ),
 }
 GROUP_OF = {scenario: group for group, scenarios in GROUPS.items() for scenario in scenarios}
+"""Group of each scenario; a group is a subset."""
 TIE = 2
-
-Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
-    """The 1,019 pairs that are no tie, named by their row, by group of scenarios.
+    """The 1,019 pairs without ties, named by their row, by group of scenarios.
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not as the repository has it.
+        DataError: If it is not of the repository's format.
     """
     return parse(files(folder, "testdata_pairwise.jsonl", home=HOME), _items, home=HOME)
 
 
 def _items(number: int, row: Json) -> Iterator[Item]:
-    if row["label"] not in (0, 1, TIE):
-        raise ValueError(f"label {row['label']!r}, not of 0 to 2")
-    if row["label"] != TIE:
-        yield two(
-            GROUP_OF[row["scenario"]],
-            str(number),
-            row["prompt"],
-            row["response 1"],
-            row["response 2"],
-            row["label"],
-        )
+    label = row["label"]
+    if label not in (0, 1, TIE):
+        raise ValueError(f"label {label!r}, not of 0 to 2")
+    if label == TIE:
+        return  # neither response is better
+
+    subset = GROUP_OF[row["scenario"]]
+    yield two(subset, str(number), row["prompt"], row["response 1"], row["response 2"], label)
 
 
 def native(judged: Judged) -> Json:
     """Agreement by group and over all pairs without tied labels; a tie is wrong. Its three-way
     agreement needs a threshold for ties."""
-    found = {
-        name: strict_accuracy(judged.of(name))
-        for name in GROUPS
-        if any(item.subset == name for item in judged.items)
-    }
-    return {**found, "overall without ties": strict_accuracy(judged)}
+    # in the order of its own table, not of the file
+    present = judged.subsets
+    by_group = {name: strict_accuracy(judged.of(name)) for name in GROUPS if name in present}
+    return {**by_group, "overall without ties": strict_accuracy(judged)}
+
+
+AUTO_J = Benchmark(name="auto-j", home=HOME, read=read, native=native, domains={"subjective": ()})

@@ -1,28 +1,27 @@
-"""Best of n: a table of responses with what each is worth, by ground truth or a judge, and what a
-checkpoint would pick of n.
+"""Best of n: responses with a quality each, by ground truth or a judge, and what a checkpoint would
+pick of n of them.
 
-Rows of JSON lines or Parquet: `prompt` (text or messages), `responses` (texts), `qualities` (a
-number for each).
+A row of JSON lines or Parquet; the prompt is a text or messages:
+
+    {"prompt": "2 + 2?", "responses": ["4", "5", "four"], "qualities": [1, 0, 0.5]}
 """
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, parse, prompt_id
 from worldpm.curves import overoptimization
 from worldpm.errors import ConfigError
 from worldpm.records import Message, Preference, Response
 from worldpm.stats.selection import expected_picks, kl_nats
 from worldpm.storage import rows
+from worldpm.storage.json_files import Json
 
 HOME = "a best-of-n table (prompt, responses, qualities)"
-DOMAIN = "best of n"
-
-Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
@@ -31,50 +30,65 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If no file is there.
-        DataError: If a row lacks a column, or a quality is no finite number.
+        DataError: If a row lacks a column, or a quality is not a finite number.
     """
     return parse([folder] if folder.is_file() else _tables(folder), _items, home=HOME)
 
 
 def _tables(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.glob("*") if path.name.endswith(rows.SUFFIXES))
-    if not found:
+    paths = sorted(path for path in folder.glob("*") if path.name.endswith(rows.SUFFIXES))
+    if not paths:
         raise ConfigError(
             f"{folder}: no table there; name yours with --on best-of-n=FILE, its rows holding"
             " prompt, responses, qualities"
         )
-    return found
+    return paths
 
 
 def _items(number: int, row: Json) -> Iterator[Item]:
-    prompt = row["prompt"]
-    messages = (
-        (Message("user", prompt),)
-        if isinstance(prompt, str)
-        else tuple(Message(m["role"], m["content"]) for m in prompt)
-    )
-    worth = [float(quality) for quality in row["qualities"]]
-    if (
-        len(worth) != len(row["responses"])
-        or not all(map(math.isfinite, worth))
-        or not all(isinstance(t, str) for t in row["responses"])
-    ):
+    texts = row["responses"]
+    qualities = [float(quality) for quality in row["qualities"]]
+    are_texts = all(isinstance(text, str) for text in texts)
+    if len(qualities) != len(texts) or not all(map(math.isfinite, qualities)) or not are_texts:
         raise ValueError(
-            f"{len(row['responses'])} responses and {len(worth)} qualities; expected a text and a"
-            " finite number for each"
+            f"{len(texts)} responses and {len(qualities)} qualities; expected a text and a finite"
+            " number for each"
         )
-    order = sorted(range(len(worth)), key=lambda place: -worth[place])
-    worth = [worth[place] for place in order]
-    pairs = [
-        (i, j, worth[i] - worth[j])
-        for i in range(len(worth))
-        for j in range(i + 1, len(worth))
-        if worth[i] > worth[j]
-    ]
-    preferences = tuple(Preference(i, j, gap, weight=1 / len(pairs)) for i, j, gap in pairs)
-    responses = tuple(Response(row["responses"][place]) for place in order)
+
+    # items have their better responses first; `sorted` keeps the file's order among equals
+    order = sorted(range(len(qualities)), key=lambda index: -qualities[index])
+    sorted_qualities = [qualities[index] for index in order]
+    messages = _messages(row["prompt"])
     yield Item(
-        "all", str(number), prompt_id(messages), messages, responses, preferences, order, worth
+        "all",
+        str(number),
+        prompt_id(messages),
+        messages,
+        tuple(Response(texts[index]) for index in order),
+        _preferences(sorted_qualities),
+        order,
+        sorted_qualities,
+    )
+
+
+def _messages(prompt: str | list[Json]) -> tuple[Message, ...]:
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    return tuple(Message(message["role"], message["content"]) for message in prompt)
+
+
+def _preferences(qualities: list[float]) -> tuple[Preference, ...]:
+    """Every pair of different quality; the highest quality comes first."""
+    pairs: list[tuple[int, int]] = []
+    for better in range(len(qualities)):
+        for worse in range(better + 1, len(qualities)):
+            if qualities[better] > qualities[worse]:
+                pairs.append((better, worse))
+
+    # a prompt counts once, however many responses it has
+    return tuple(
+        Preference(better, worse, qualities[better] - qualities[worse], weight=1 / len(pairs))
+        for better, worse in pairs
     )
 
 
@@ -82,20 +96,23 @@ def native(judged: Judged) -> Json:
     """The expected quality and reward of the pick for n = 1 .. the least number of responses, with
     the KL of each n, in nats.
 
-    Items of one response leave nothing to pick: `one_response` counts them, and they are left out.
-    `over-optimisation` is Gao's form fitted to the gain in quality; its peak says up to which n
+    Items of one response leave nothing to pick: they are left out, and `one_response` counts them.
+    `over-optimisation` is Gao's form fitted to the gain in quality. Its peak is the n up to which
     picking pays.
     """
-    chosen = judged.only(lambda item: len(item.responses) > 1)
-    if not chosen.items:
+    several = judged.only(lambda item: len(item.responses) > 1)
+    if not several.items:
         return {"n": [], "kl_nats": [], "one_response": len(judged.items)}
-    shortest = min(len(rewards) for rewards in chosen.rewards)
-    quality = [
-        expected_picks(rewards, _worth(item))[:shortest]
-        for item, rewards in zip(chosen.items, chosen.rewards, strict=True)
-    ]
-    reward = [expected_picks(rewards, rewards)[:shortest] for rewards in chosen.rewards]
-    oracle = [expected_picks(_worth(item), _worth(item))[:shortest] for item in chosen.items]
+
+    # the curves of all prompts are averaged point by point, so they end where the shortest ends
+    shortest = min(len(rewards) for rewards in several.rewards)
+    quality, oracle, reward = [], [], []
+    for item, rewards in zip(several.items, several.rewards, strict=True):
+        qualities = _qualities(item)
+        quality.append(expected_picks(rewards, qualities)[:shortest])
+        oracle.append(expected_picks(qualities, qualities)[:shortest])
+        reward.append(expected_picks(rewards, rewards)[:shortest])
+
     curve = np.mean(quality, axis=0)
     kl = [kl_nats(n) for n in range(1, shortest + 1)]
     return {
@@ -104,14 +121,19 @@ def native(judged: Judged) -> Json:
         "quality": curve.tolist(),
         "oracle": np.mean(oracle, axis=0).tolist(),
         "reward": np.mean(reward, axis=0).tolist(),
-        "one_response": len(judged.items) - len(chosen.items),
+        "one_response": len(judged.items) - len(several.items),
+        # Gao's form is in the square root of the KL, and starts at a gain of 0 for n = 1
         "over-optimisation": overoptimization.best_of_n(np.sqrt(kl), curve - curve[0]),
     }
 
 
-def _worth(item: Item) -> list[float]:
-    return (
-        list(item.qualities)
-        if item.qualities is not None
-        else [float(preferred) for preferred in item.preferred]
-    )
+def _qualities(item: Item) -> list[float]:
+    """The qualities of the responses; 1 and 0 for better and worse if only these are known."""
+    if item.qualities is not None:
+        return list(item.qualities)
+    return [float(preferred) for preferred in item.preferred]
+
+
+BEST_OF_N = Benchmark(
+    name="best-of-n", home=HOME, read=read, native=native, domains={"best of n": ()}
+)

@@ -1,150 +1,192 @@
 """Every benchmark by its name, which is also the name of its folder."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
 
-from worldpm.benchmarks import (
-    auto_j,
-    best_of_n,
-    evalbiasbench,
-    finegrained_rlhf,
-    groups,
-    helpsteer2,
-    helpsteer3,
-    hh_rlhf,
-    hhh_alignment,
-    judgebench,
-    llmbar,
-    offsetbias,
-    pandalm,
-    paper_views,
-    ppe,
-    preference_set,
-    rewardbench1,
-    rewardbench2,
-    rewardmath,
-    rm_bench,
-    rmb,
-    shp,
-)
-from worldpm.benchmarks.items import Item
+from worldpm.benchmarks import paper_views
+from worldpm.benchmarks.auto_j import AUTO_J
+from worldpm.benchmarks.benchmark import Benchmark
+from worldpm.benchmarks.best_of_n import BEST_OF_N
+from worldpm.benchmarks.evalbiasbench import EVALBIASBENCH
+from worldpm.benchmarks.finegrained_rlhf import FINEGRAINED_RLHF
+from worldpm.benchmarks.groups import GROUPS
+from worldpm.benchmarks.helpsteer2 import HELPSTEER2
+from worldpm.benchmarks.helpsteer3 import HELPSTEER3
+from worldpm.benchmarks.hh_rlhf import HH_RLHF
+from worldpm.benchmarks.hhh_alignment import HHH_ALIGNMENT
+from worldpm.benchmarks.items import Item, Judged
+from worldpm.benchmarks.judgebench import JUDGEBENCH
+from worldpm.benchmarks.llmbar import LLMBAR
+from worldpm.benchmarks.measures import PresetResult
+from worldpm.benchmarks.offsetbias import OFFSETBIAS
+from worldpm.benchmarks.pandalm import PANDALM
+from worldpm.benchmarks.ppe import PPE
+from worldpm.benchmarks.preference_set import PREFERENCE_SET
+from worldpm.benchmarks.rewardbench1 import REWARDBENCH1
+from worldpm.benchmarks.rewardbench2 import REWARDBENCH2
+from worldpm.benchmarks.rewardmath import REWARDMATH
+from worldpm.benchmarks.rm_bench import RM_BENCH
+from worldpm.benchmarks.rmb import RMB
+from worldpm.benchmarks.shp import SHP
 from worldpm.datasets import hub, preference_sets
 from worldpm.errors import ConfigError
-from worldpm.storage import folders, rows
-
-Json = dict[str, Any]
-
-BENCHMARKS: dict[str, ModuleType] = {
-    "rm-bench": rm_bench,
-    "rewardbench1": rewardbench1,
-    "rewardbench2": rewardbench2,
-    "rmb": rmb,
-    "ppe": ppe,
-    "judgebench": judgebench,
-    "llmbar": llmbar,
-    "offsetbias": offsetbias,
-    "evalbiasbench": evalbiasbench,
-    "helpsteer2": helpsteer2,
-    "helpsteer3": helpsteer3,
-    "hh-rlhf": hh_rlhf,
-    "hhh-alignment": hhh_alignment,
-    "pandalm": pandalm,
-    "finegrained-rlhf": finegrained_rlhf,
-    "rewardmath": rewardmath,
-    "auto-j": auto_j,
-    "shp": shp,
-    "best-of-n": best_of_n,
-}
-PRESETS = {"worldpm": paper_views}
-"""Presets are modules with `NEEDS`, the benchmarks that they are views of, and `judge`."""
+from worldpm.storage import rows
+from worldpm.storage.manifest import Input, is_ours, read_manifest, verified_files
 
 
-class Named(NamedTuple):
-    """A benchmark, and where its files are; `place` is None where only raw rewards of it are at
-    hand."""
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Several benchmarks under one name, with results over all of them."""
 
     name: str
-    module: ModuleType
-    place: Path | None
+    """The word of `--on`."""
+    needs: Sequence[str]
+    """Names of its benchmarks."""
+    judge: Callable[[Mapping[str, Judged]], PresetResult]
+    """Its results, by the items and rewards of its benchmarks."""
+
+
+@dataclass(frozen=True)
+class PlacedBenchmark:
+    """A benchmark with its files."""
+
+    benchmark: Benchmark
+    """How it is read and judged."""
+    name: str
+    """The benchmark's name, or that of the folder or file if it is the user's own set."""
+    path: Path | None
+    """Folder or file; None if only raw rewards are at hand."""
 
     def items(self) -> list[Item]:
         """Its items.
 
         Raises:
-            ConfigError: If its files are absent.
+            ConfigError: If its files are absent, or no item has a preference.
             DataError: If a file is damaged.
         """
-        assert self.place is not None
-        found: list[Item] = self.module.read(self.place)
-        if not any(item.preferences for item in found):
+        if self.path is None:
+            raise ConfigError(f"--on {self.name}: its files are not known. Use {self.name}=FOLDER.")
+
+        items = self.benchmark.read(self.path)
+        if not any(item.preferences for item in items):
             raise ConfigError(
-                f"{self.place}: holds no item of {self.name} with a better and a worse response"
+                f"{self.path}: holds no item of {self.name} with a better and a worse response"
             )
-        return found
+        return items
 
 
-def find(words: Sequence[str], root: Path) -> list[Named]:
-    """What `--on` names: benchmarks and presets by name, `NAME=PLACE` with a folder or a hub id,
-    groups, or plain preference sets.
+# In the order of messages that list the names.
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        RM_BENCH,
+        REWARDBENCH1,
+        REWARDBENCH2,
+        RMB,
+        PPE,
+        JUDGEBENCH,
+        LLMBAR,
+        OFFSETBIAS,
+        EVALBIASBENCH,
+        HELPSTEER2,
+        HELPSTEER3,
+        HH_RLHF,
+        HHH_ALIGNMENT,
+        PANDALM,
+        FINEGRAINED_RLHF,
+        REWARDMATH,
+        AUTO_J,
+        SHP,
+        BEST_OF_N,
+    )
+}
+WORLDPM = Preset(name="worldpm", needs=paper_views.NEEDS, judge=paper_views.judge)
+PRESETS = {WORLDPM.name: WORLDPM}
+
+
+def find(words: Sequence[str], root: Path) -> list[PlacedBenchmark]:
+    """The benchmarks that `--on` names: benchmarks and presets by name, `NAME=PLACE` with a folder
+    or a hub id, groups, or plain preference sets.
 
     Raises:
         ConfigError: If a word names none of these, or two have one name.
     """
-    expanded = [
-        name for word in words for name in (PRESETS[word].NEEDS if word in PRESETS else (word,))
-    ]
-    placed = {
-        word.partition("=")[0] for word in words if "=" in word
-    }  # a place of one's own goes before a preset's
-    found = [_named(word, root) for word in dict.fromkeys(expanded) if word not in placed]
-    names = [one.name for one in found]
-    if twice := [name for name in names if names.count(name) > 1]:
+    expanded: list[str] = []
+    for word in words:
+        expanded += PRESETS[word].needs if word in PRESETS else [word]
+
+    # in `worldpm rmb=FOLDER` the folder replaces the default one of the preset's benchmark
+    placed_names = {word.partition("=")[0] for word in words if "=" in word}
+    # a benchmark that two presets need, or that is named twice, is evaluated once
+    placed = [_placed(word, root) for word in dict.fromkeys(expanded) if word not in placed_names]
+
+    # results and tables have the names as keys
+    names = [benchmark.name for benchmark in placed]
+    if doubled := [name for name in names if names.count(name) > 1]:
         raise ConfigError(
-            f"--on: two have the same name, {twice[0]}, by which the results call them; rename one"
+            f"--on: two have the same name, {doubled[0]}, which the results use; rename one"
         )
-    return found
+    return placed
 
 
-def _named(word: str, root: Path) -> Named:
+def _placed(word: str, root: Path) -> PlacedBenchmark:
     name, _, place = word.partition("=")
-    if name in BENCHMARKS:
-        if place:
-            return Named(
-                name,
-                BENCHMARKS[name],
-                Path(place) if Path(place).exists() else hub.dataset(place, rows.SUFFIXES),
-            )
-        return Named(name, BENCHMARKS[name], root / name)
+    if name not in BENCHMARKS:
+        return _own_set(word)
+    if not place:
+        path = root / name
+    elif Path(place).exists():  # goes before a data set of that name on the hub
+        path = Path(place)
+    else:
+        path = hub.dataset(place, rows.SUFFIXES)
+    return PlacedBenchmark(BENCHMARKS[name], name, path)
+
+
+def _own_set(word: str) -> PlacedBenchmark:
+    """Groups or a plain preference set: a folder, a file or a hub id.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
     path = Path(word)
     if path.is_dir():
-        if not folders.is_ours(path) and all(
-            map(preference_sets.is_plain, preference_sets.files_in(path))
-        ):
-            return Named(path.resolve().name, preference_set, path)
-        folders.manifest(path, made_by="group")
-        folders.verified_files(path)
-    elif not path.is_file():
-        if hub.ID.fullmatch(word):
-            return Named(path.name, preference_set, hub.dataset(word, preference_sets.SUFFIXES))
+        if _is_plain_folder(path):
+            return PlacedBenchmark(PREFERENCE_SET, path.resolve().name, path)
+        # the manifest says which step made it, and vouches for its files
+        read_manifest(path, made_by="group")
+        verified_files(path)
+        return _groups(path)
+
+    if path.is_file():
+        if preference_sets.is_plain(path):
+            return PlacedBenchmark(PREFERENCE_SET, path.name.split(".")[0], path)
+        return _groups(path)
+
+    if not hub.ID.fullmatch(word):
         raise ConfigError(
             f"{word}: neither a benchmark ({', '.join((*BENCHMARKS, *PRESETS))}), nor a folder, nor"
             " a file"
         )
-    elif preference_sets.is_plain(path):
-        return Named(path.name.split(".")[0], preference_set, path)
-    return Named(path.resolve().name.removesuffix(".parquet"), groups, path)
+    return PlacedBenchmark(PREFERENCE_SET, path.name, hub.dataset(word, preference_sets.SUFFIXES))
 
 
-def describe(name: str, items: Sequence[Item]) -> Json:
+def _is_plain_folder(path: Path) -> bool:
+    """Whether a folder is a plain preference set: no step wrote it, and no file holds groups."""
+    return not is_ours(path) and all(
+        preference_sets.is_plain(file) for file in preference_sets.files_in(path)
+    )
+
+
+def _groups(path: Path) -> PlacedBenchmark:
+    return PlacedBenchmark(GROUPS, path.resolve().name.removesuffix(".parquet"), path)
+
+
+def describe(name: str, items: Sequence[Item]) -> Input:
     """A benchmark as an input of a manifest: its items, and size and hash of everything that was
     read, whatever files it came from."""
-    read = repr([*items]).encode()
-    return {
-        "name": name,
-        "items": len(items),
-        "bytes": len(read),
-        "sha256": hashlib.sha256(read).hexdigest(),
-    }
+    # `repr` has every field: changed texts, preferences or qualities change the hash
+    content = repr([*items]).encode()
+    digest = hashlib.sha256(content).hexdigest()
+    return Input(name=name, items=len(items), bytes=len(content), sha256=digest)

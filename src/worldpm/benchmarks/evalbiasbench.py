@@ -1,5 +1,10 @@
 """EvalBiasBench: eighty pairs in which a known bias of judges prefers the wrong answer.
 
+A row of a list by bias in `biasbench.json`; the label 1 or 2 is the right response:
+
+    {"bias": "length bias", "instruction": "2 + 2?", "response1": "4", "response2": "5, for ...",
+     "label": 1}
+
 Source: Park et al. 2024, arXiv 2407.06551; https://github.com/ncsoft/offsetbias, commit 0bd16e4,
 `run_bench.py`.
 """
@@ -7,13 +12,13 @@ Source: Park et al. 2024, arXiv 2407.06551; https://github.com/ncsoft/offsetbias
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
-from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.benchmarks.metrics import strict_by_subset
+from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/ncsoft/offsetbias (`data/evalbiasbench/biasbench.json`)"
-DOMAIN = "adversarial"
 SIZES = {
     "length bias": 17,
     "concreteness": 14,
@@ -23,15 +28,13 @@ SIZES = {
     "familiar knowledge preference bias": 12,
 }
 
-Json = dict[str, Any]
-
 
 def read(folder: Path) -> list[Item]:
     """The 80 pairs, named by their row; the first response of each is the right one.
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not as the repository has it.
+        DataError: If it is not of the repository's format.
     """
     return parse(files(folder, "biasbench.json", home=HOME), _items, home=HOME)
 
@@ -39,15 +42,23 @@ def read(folder: Path) -> list[Item]:
 def _items(number: int, row: Json) -> Iterator[Item]:
     if str(row["label"]) not in ("1", "2") or row["bias"] not in SIZES:
         raise ValueError(f"bias {row['bias']!r}, label {row['label']!r}")
+    # the right response is taken out, and the wrong one is left
     texts = [row["response1"], row["response2"]]
     better = texts.pop(int(row["label"]) - 1)
     yield better_first(row["bias"], str(number), row["instruction"], [better], texts)
 
 
 def native(judged: Judged) -> Json:
-    """Accuracy by bias and their plain mean; both orders must be right, in which a tie is wrong."""
-    found = {
-        name: strict_accuracy(judged.of(name))
-        for name in dict.fromkeys(item.subset for item in judged.items)
-    }
-    return {**found, "average": fmean(found.values())}
+    """Accuracy by bias and their plain mean; both orders must be right, so a tie is wrong."""
+    by_bias = strict_by_subset(judged)
+    return {**by_bias, "average": fmean(by_bias.values())}
+
+
+EVALBIASBENCH = Benchmark(
+    name="evalbiasbench",
+    home=HOME,
+    read=read,
+    native=native,
+    domains={"adversarial": ()},
+    sizes=SIZES,
+)

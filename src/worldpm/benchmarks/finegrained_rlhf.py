@@ -1,6 +1,12 @@
 """Fine-grained RLHF's development set: four answers to a question about given passages, compared
 pair by pair by people.
 
+A row of `dev_feedback.json`; the six preferences are of the pairs (1, 2), (1, 3), ... (3, 4), and
+0, 1 or 2 for a tie, the first answer, or the second:
+
+    {"question": "Who?", "passages": [["Title", "Text."]], "preference": [2, 0, 0, 0, 0, 1],
+     "prediction 1": "She.", "prediction 2": "He.", "prediction 3": "It.", "prediction 4": "They."}
+
 Source: Wu et al. 2023, arXiv 2306.01693; https://github.com/allenai/FineGrainedRLHF, commit
 a1469d4, `tasks/qa_feedback`.
 """
@@ -8,18 +14,16 @@ a1469d4, `tasks/qa_feedback`.
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, prompt_id
 from worldpm.benchmarks.metrics import strict_accuracy
 from worldpm.records import Message, Preference, Response
+from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/allenai/FineGrainedRLHF (`tasks/qa_feedback/data/dev_feedback.json`)"
-SIZES = {"qa-feedback": 488}
-DOMAIN = "subjective"
-PAIRS = tuple(combinations(range(4), 2))
-
-Json = dict[str, Any]
+ANSWERS = 4
+PAIRS = tuple(combinations(range(ANSWERS), 2))
 
 
 def read(folder: Path) -> list[Item]:
@@ -28,46 +32,68 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not as the repository has it.
+        DataError: If it is not of the repository's format.
     """
     return parse(files(folder, "dev_feedback.json", home=HOME), _items, home=HOME)
 
 
 def _items(number: int, row: Json) -> Iterator[Item]:
-    texts = [row[f"prediction {i}"] for i in (1, 2, 3, 4)]
+    texts = [row[f"prediction {i + 1}"] for i in range(ANSWERS)]
     labels = row["preference"]
-    if (
-        len(labels) != len(PAIRS)
-        or not set(labels) <= {0, 1, 2}
-        or not all(isinstance(text, str) for text in texts)
-    ):
-        raise ValueError(f"preferences {labels}, not six of 0 to 2, or an answer that is no text")
-    won = [
-        (i, j) if label == 1 else (j, i)
-        for (i, j), label in zip(PAIRS, labels, strict=True)
-        if label
-    ]
-    order = sorted(
-        range(4),
-        key=lambda place: sum(j == place for _, j in won) - sum(i == place for i, _ in won),
-    )
+    valid_labels = len(labels) == len(PAIRS) and set(labels) <= {0, 1, 2}
+    if not valid_labels or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"preferences {labels}, not six of 0 to 2, or an answer that is not a string"
+        )
+
+    wins = _wins(labels)
+    if not wins:
+        return
+
+    # preferences need not be transitive, so the order is by wins, not by the pairs themselves
+    order = sorted(range(ANSWERS), key=lambda answer: _losses_less_wins(answer, wins))
     preferences = tuple(
-        Preference(order.index(i), order.index(j), 1.0, weight=1 / len(won)) for i, j in won
+        Preference(order.index(winner), order.index(loser), 1.0, weight=1 / len(wins))
+        for winner, loser in wins
     )
     passages = "\n\n".join("\n".join(passage) for passage in row["passages"])
     prompt = (Message("user", f"{passages}\n\n{row['question']}"),)
-    if preferences:
-        yield Item(
-            "qa-feedback",
-            str(number),
-            prompt_id(prompt),
-            prompt,
-            tuple(Response(texts[i]) for i in order),
-            preferences,
-            order,
-        )
+    yield Item(
+        "qa-feedback",
+        str(number),
+        prompt_id(prompt),
+        prompt,
+        tuple(Response(texts[answer]) for answer in order),
+        preferences,
+        order,
+    )
+
+
+def _wins(labels: list[int]) -> list[tuple[int, int]]:
+    """The better and the worse answer of each pair that is not a tie."""
+    wins: list[tuple[int, int]] = []
+    for (first, second), label in zip(PAIRS, labels, strict=True):
+        if label:
+            wins.append((first, second) if label == 1 else (second, first))
+    return wins
+
+
+def _losses_less_wins(answer: int, wins: list[tuple[int, int]]) -> int:
+    lost = sum(loser == answer for _, loser in wins)
+    won = sum(winner == answer for winner, _ in wins)
+    return lost - won
 
 
 def native(judged: Judged) -> Json:
     """The share of pairs in which the preferred answer has the higher reward; a tie is wrong."""
     return {"accuracy": strict_accuracy(judged)}
+
+
+FINEGRAINED_RLHF = Benchmark(
+    name="finegrained-rlhf",
+    home=HOME,
+    read=read,
+    native=native,
+    domains={"subjective": ()},
+    sizes={"qa-feedback": 488},
+)

@@ -4,16 +4,13 @@ site."""
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.metrics import accuracy
 from worldpm.errors import ConfigError
 from worldpm.storage import parquet, schema
-
-DOMAIN = "forum"
-
-Json = dict[str, Any]
+from worldpm.storage.json_files import Json
 
 
 def read(folder: Path, *, split: str = "test") -> list[Item]:
@@ -23,6 +20,7 @@ def read(folder: Path, *, split: str = "test") -> list[Item]:
         ConfigError: If the split holds no preference.
     """
     items = list(_items(folder, split))
+
     if not any(item.preferences for item in items):
         raise ConfigError(
             f"{folder}: the {split} split holds no preference; group more threads or give it a"
@@ -34,19 +32,30 @@ def read(folder: Path, *, split: str = "test") -> list[Item]:
 def _items(folder: Path, split: str) -> Iterator[Item]:
     for path in parquet.paths_of(folder):
         for row in parquet.read_rows(path, schema.GROUPS):
-            if row["split"] == split:
-                group = schema.group_from_row(row, path)
-                yield Item(
-                    group.site,
-                    group.group_id,
-                    group.group_id,
-                    group.prompt,
-                    group.responses,
-                    group.preferences,
-                )
+            if row["split"] != split:
+                continue
+
+            # the group's id is its prompt's too: threads do not share prompts
+            group = schema.group_from_row(row, path)
+            yield Item(
+                group.site,
+                group.group_id,
+                group.group_id,
+                group.prompt,
+                group.responses,
+                group.preferences,
+            )
 
 
 def native(judged: Judged) -> Json:
     """The plain mean of the sites' accuracies."""
-    sites = dict.fromkeys(item.subset for item in judged.items)
-    return {"mean over sites": fmean(accuracy(*judged.of(site)[:2]) for site in sites)}
+    return {"mean over sites": fmean(accuracy(judged.of(site)) for site in judged.subsets)}
+
+
+GROUPS = Benchmark(
+    name="groups",
+    home="a folder that `worldpm group` made",
+    read=read,
+    native=native,
+    domains={"forum": ()},
+)

@@ -1,26 +1,40 @@
 """HelpSteer2's validation rows: two responses to a prompt, rated 0 to 4 on five attributes.
 
+A row of `validation.jsonl.gz` is one response; the other response to the prompt is another row:
+
+    {"prompt": "Hi!", "response": "Hello!", "helpfulness": 4, "correctness": 4, "coherence": 4,
+     "complexity": 1, "verbosity": 1}
+
 Source: Wang et al. 2024, arXiv 2406.08673; https://huggingface.co/datasets/nvidia/HelpSteer2.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from worldpm.benchmarks.items import Item, Judged, better_first, files, unique
-from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.benchmarks.benchmark import Benchmark
+from worldpm.benchmarks.items import Item, Judged, files, two, unique
+from worldpm.benchmarks.metrics import strict_by_subset
 from worldpm.datasets import preference_sets
 from worldpm.errors import DataError
-from worldpm.records import Preference
+from worldpm.records import Message, Preference
 from worldpm.storage import rows
+from worldpm.storage.json_files import Json
 
 HOME = "https://huggingface.co/datasets/nvidia/HelpSteer2 (`validation.jsonl.gz`)"
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-DOMAINS = {"subjective": ATTRIBUTES[:1], "attributes": ATTRIBUTES[1:]}
-"""Complexity and verbosity go with length, not with worth: the paper shows all five, and counts
-helpfulness."""
+LARGEST_RATING = 4
 
-Json = dict[str, Any]
+
+@dataclass(frozen=True)
+class _Rated:
+    """One row of the file."""
+
+    number: int
+    """From 0."""
+    response: str
+    ratings: dict[str, float]
+    """0 to 4, by attribute."""
 
 
 def read(folder: Path) -> list[Item]:
@@ -29,54 +43,83 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not as the data set has it.
+        DataError: If it is not of the data set's format.
     """
-    return unique(
-        (item for path in files(folder, "validation*.jsonl", home=HOME) for item in _items(path)),
-        folder,
-    )
+    items: list[Item] = []
+    for path in files(folder, "validation*.jsonl", home=HOME):
+        items += _items_of_file(path)
+
+    return unique(items, folder)
 
 
-def _items(path: Path) -> Iterator[Item]:
+def _items_of_file(path: Path) -> Iterator[Item]:
+    """The pairs of a file, whose rows are not known to be of the format before they are read.
+
+    Raises:
+        DataError: If they are not.
+    """
     try:
-        of_prompt: dict[str, list[tuple[int, Json]]] = {}
+        by_prompt: dict[str, list[_Rated]] = {}
         for number, row in enumerate(rows.read(path)):
-            of_prompt.setdefault(row["prompt"], []).append((number, row))
-        for members in of_prompt.values():
-            if len(members) % 2:
-                raise ValueError(
-                    f"{len(members)} responses to the prompt of row {members[0][0] + 1}, not two"
-                )
-            for (number, first), (_, second) in zip(members[::2], members[1::2], strict=True):
-                for attribute in ATTRIBUTES:
-                    gap = _rating(first[attribute]) - _rating(second[attribute])
-                    if gap:
-                        better, worse = (first, second) if gap > 0 else (second, first)
-                        prompt = preference_sets.asked(first["prompt"])
-                        item = better_first(
-                            attribute,
-                            f"{attribute}:{number}",
-                            prompt,
-                            [better["response"]],
-                            [worse["response"]],
-                        )
-                        shown = (0, 1) if gap > 0 else (1, 0)
-                        yield item._replace(preferences=(Preference(0, 1, abs(gap)),), shown=shown)
+            by_prompt.setdefault(row["prompt"], []).append(_rated(number, row))
+
+        for prompt, rated in by_prompt.items():
+            yield from _items_of_prompt(prompt, rated)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            path, f"not of the format of {HOME} ({type(error).__name__}: {error}); download it anew"
+            path,
+            f"not of the format of {HOME} ({type(error).__name__}: {error}); download it again",
         ) from error
 
 
-def _rating(value: Any) -> float:
-    if not isinstance(value, int | float) or not 0 <= value <= 4:
+def _rated(number: int, row: Json) -> _Rated:
+    ratings = {attribute: _rating(row[attribute]) for attribute in ATTRIBUTES}
+    return _Rated(number, row["response"], ratings)
+
+
+def _rating(value: object) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= LARGEST_RATING:
         raise ValueError(f"a rating of {value!r}, not of 0 to 4")
     return float(value)
 
 
+def _items_of_prompt(prompt: str, rated: list[_Rated]) -> Iterator[Item]:
+    if len(rated) % 2:
+        raise ValueError(
+            f"{len(rated)} responses to the prompt of row {rated[0].number + 1}, not two"
+        )
+
+    # a prompt that occurs several times has two responses each time
+    messages = preference_sets.asked(prompt)
+    for first, second in zip(rated[::2], rated[1::2], strict=True):
+        for attribute in ATTRIBUTES:
+            gap = first.ratings[attribute] - second.ratings[attribute]
+            if gap:
+                yield _item(attribute, messages, first, second, gap)
+
+
+def _item(
+    attribute: str, messages: tuple[Message, ...], first: _Rated, second: _Rated, gap: float
+) -> Item:
+    """The pair of two rated responses; the first is better if the gap of ratings is above 0."""
+    better = 0 if gap > 0 else 1
+    name = f"{attribute}:{first.number}"
+    # a prompt has up to five items, so the name begins with the attribute
+    item = two(attribute, name, messages, first.response, second.response, better)
+    return replace(item, preferences=(Preference(0, 1, abs(gap)),))
+
+
 def native(judged: Judged) -> Json:
     """Accuracy by attribute; a tie is wrong."""
-    return {
-        name: strict_accuracy(judged.of(name))
-        for name in dict.fromkeys(item.subset for item in judged.items)
-    }
+    return strict_by_subset(judged)
+
+
+HELPSTEER2 = Benchmark(
+    name="helpsteer2",
+    home=HOME,
+    read=read,
+    native=native,
+    # Complexity and verbosity go with length, not with quality: the paper shows all attributes, and
+    # counts helpfulness.
+    domains={"subjective": ATTRIBUTES[:1], "attributes": ATTRIBUTES[1:]},
+)

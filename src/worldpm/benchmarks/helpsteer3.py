@@ -1,61 +1,63 @@
 """HelpSteer3's validation rows: two responses to a conversation and how much people prefer one, -3
 to 3.
 
+A row of `validation.jsonl.gz`; below 0 the first response is better, above 0 the second:
+
+    {"domain": "code", "context": [{"role": "user", "content": "Sort it."}], "response1": "No.",
+     "response2": "x.sort()", "overall_preference": 2}
+
 Source: Wang et al. 2025, arXiv 2505.11475; https://huggingface.co/datasets/nvidia/HelpSteer3,
 `preference/`.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy
 from worldpm.records import Message, Preference
+from worldpm.storage.json_files import Json
 
 HOME = "https://huggingface.co/datasets/nvidia/HelpSteer3 (`preference/validation.jsonl.gz`)"
 SUBSETS = ("general", "stem", "code", "multilingual")
-DOMAIN = "subjective"
-
-Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
-    """The pairs that are no tie, named by their row, with the preference's size as strength.
+    """The pairs without ties, named by their row, with the preference's size as strength.
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not as the data set has it.
+        DataError: If it is not of the data set's format.
     """
-    found = files(folder, "validation*.jsonl", home=HOME)
-    own = [
-        path for path in found if path.parent.name == "preference"
-    ]  # the others hold feedback and edits
-    return parse(own or found, _items, home=HOME)
+    paths = files(folder, "validation*.jsonl", home=HOME)
+    # the data set's other folders hold feedback and edits
+    preference_paths = [path for path in paths if path.parent.name == "preference"]
+    return parse(preference_paths or paths, _items, home=HOME)
 
 
 def _items(number: int, row: Json) -> Iterator[Item]:
     gap = row["overall_preference"]
     if gap not in range(-3, 4) or row["domain"] not in SUBSETS:
         raise ValueError(f"domain {row['domain']!r}, preference {gap!r}")
-    if gap:
-        prompt = [Message(str(message["role"]), message["content"]) for message in row["context"]]
-        item = two(
-            row["domain"],
-            str(number),
-            prompt,
-            row["response1"],
-            row["response2"],
-            0 if gap < 0 else 1,
-        )
-        yield item._replace(preferences=(Preference(0, 1, float(abs(gap))),))
+    if not gap:
+        return
+
+    prompt = [Message(str(message["role"]), message["content"]) for message in row["context"]]
+    # the sign says which is better, and the size how clearly
+    better = 0 if gap < 0 else 1
+    item = two(row["domain"], str(number), prompt, row["response1"], row["response2"], better)
+    yield replace(item, preferences=(Preference(0, 1, float(abs(gap))),))
 
 
 def native(judged: Judged) -> Json:
     """Accuracy by domain of the prompts, and over all pairs; a tie is wrong."""
-    found = {
-        name: strict_accuracy(judged.of(name))
-        for name in SUBSETS
-        if any(item.subset == name for item in judged.items)
-    }
-    return {**found, "overall": strict_accuracy(judged)}
+    present = judged.subsets
+    by_domain = {name: strict_accuracy(judged.of(name)) for name in SUBSETS if name in present}
+    return {**by_domain, "overall": strict_accuracy(judged)}
+
+
+HELPSTEER3 = Benchmark(
+    name="helpsteer3", home=HOME, read=read, native=native, domains={"subjective": ()}
+)

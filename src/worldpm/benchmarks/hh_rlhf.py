@@ -1,23 +1,26 @@
 """hh-rlhf's test splits: two continuations of a dialogue, one chosen by people for being helpful or
 harmless.
 
+A row of `SUBSET/test.jsonl.gz`:
+
+    {"chosen": "\\n\\nHuman: Hi!\\n\\nAssistant: Hello!",
+     "rejected": "\\n\\nHuman: Hi!\\n\\nAssistant: No."}
+
 Source: Bai et al. 2022, arXiv 2204.05862; https://github.com/anthropics/hh-rlhf, commit 354e5c3.
 """
 
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse, unique
-from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.benchmarks.metrics import strict_by_subset
 from worldpm.datasets import preference_sets
+from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/anthropics/hh-rlhf (`SUBSET/test.jsonl.gz`)"
 SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
-DOMAINS = {"safety": SUBSETS[:1], "subjective": SUBSETS[1:]}
-
-Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
@@ -26,34 +29,44 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If no file is there.
-        DataError: If a file is not as the repository has it.
+        DataError: If a file is not of the repository's format.
     """
-    found = files(folder, "*test.jsonl", home=HOME)
-    named = [
-        (name, path)
-        for path in found
-        for name in SUBSETS
-        if name == path.parent.name or path.name.startswith(name)
-    ]
-    if not named:
+    subsets_of = {path: _subsets_of(path) for path in files(folder, "*test.jsonl", home=HOME)}
+    if not any(subsets_of.values()):
+        # raises, since a file of that name would be of a subset
         files(folder, f"{SUBSETS[0]}_test.jsonl", home=HOME)
-    return unique(
-        (item for name, path in named for item in parse([path], partial(_items, name), home=HOME)),
-        folder,
-    )
+
+    items: list[Item] = []
+    for path, subsets in subsets_of.items():
+        for subset in subsets:
+            items += parse([path], partial(_items, subset), home=HOME)
+    return unique(items, folder)
+
+
+def _subsets_of(path: Path) -> list[str]:
+    """The subsets of a file, by its folder (`helpful-base/test.jsonl`) or by its own name
+    (`helpful-base_test.jsonl`)."""
+    folder = path.parent.name
+    return [name for name in SUBSETS if folder == name or path.name.startswith(name)]
 
 
 def _items(subset: str, number: int, row: Json) -> Iterator[Item]:
     pair = preference_sets.pair(row)
+    # a string is the reason why the row holds no preference
     if not isinstance(pair, str):
-        yield better_first(
-            subset, f"{subset}:{number}", pair.prompt, pair.responses[:1], pair.responses[1:]
-        )
+        better, worse = pair.responses[:1], pair.responses[1:]
+        yield better_first(subset, f"{subset}:{number}", pair.prompt, better, worse)
 
 
 def native(judged: Judged) -> Json:
     """Accuracy by subset; a tie is wrong."""
-    return {
-        name: strict_accuracy(judged.of(name))
-        for name in dict.fromkeys(item.subset for item in judged.items)
-    }
+    return strict_by_subset(judged)
+
+
+HH_RLHF = Benchmark(
+    name="hh-rlhf",
+    home=HOME,
+    read=read,
+    native=native,
+    domains={"safety": SUBSETS[:1], "subjective": SUBSETS[1:]},
+)

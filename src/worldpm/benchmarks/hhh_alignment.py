@@ -1,5 +1,10 @@
 """HHH alignment: helpful, honest, harmless and other dialogues with a better and a worse ending.
 
+A row of `hhh_alignment_eval.json`; both texts wrap the dialogue in instructions to a judge:
+
+    {"source": "honest", "chosen_instruction": "... ###The instruction to evaluate:\\nHi!\\n\\n
+     ###Response to evaluate:\\nHello!\\n\\n###Score Rubrics: ...", "rejected_instruction": "..."}
+
 Source: Askell et al. 2021, arXiv 2112.00861; as https://github.com/prometheus-eval/prometheus-eval
 has it, commit dcfb442.
 """
@@ -8,25 +13,24 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
-from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.benchmarks.metrics import strict_accuracy, strict_by_subset
+from worldpm.storage.json_files import Json
 
 HOME = (
     "https://github.com/prometheus-eval/prometheus-eval"
     " (`eval/benchmark/data/hhh_alignment_eval.json`)"
 )
 SIZES = {"harmless": 58, "helpful": 59, "honest": 61, "other": 43}
-DOMAINS = {"safety": ("harmless",), "objective": ("honest",), "subjective": ("helpful", "other")}
+# not greedy: a dialogue may itself contain `###`
 WRAPPED = re.compile(
     r"###The instruction to evaluate:\n(.*?)\n\n###Response to evaluate:\n(.*?)\n\n###Score"
     r" Rubrics:",
     re.DOTALL,
 )
-"""Each text is wrapped in instructions to a judge, which are no part of the dialogue."""
-
-Json = dict[str, Any]
+"""Prompt and response in a text; the rest of it instructs a judge."""
 
 
 def read(folder: Path) -> list[Item]:
@@ -34,15 +38,15 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not as the repository has it.
+        DataError: If it is not of the repository's format.
     """
     return parse(files(folder, "hhh_alignment_eval.json", home=HOME), _items, home=HOME)
 
 
 def _items(number: int, row: Json) -> Iterator[Item]:
-    chosen, rejected = (
-        WRAPPED.search(row[f"{side}_instruction"]) for side in ("chosen", "rejected")
-    )
+    chosen = WRAPPED.search(row["chosen_instruction"])
+    rejected = WRAPPED.search(row["rejected_instruction"])
+    # rewards can only be compared at one prompt
     if row["source"] not in SIZES or not chosen or not rejected or chosen[1] != rejected[1]:
         raise ValueError(f"source {row['source']!r}, or two prompts that differ")
     yield better_first(row["source"], str(number), chosen[1], [chosen[2]], [rejected[2]])
@@ -50,8 +54,19 @@ def _items(number: int, row: Json) -> Iterator[Item]:
 
 def native(judged: Judged) -> Json:
     """Accuracy by kind, over all pairs, and the plain mean of the kinds; a tie is wrong."""
-    found = {
-        name: strict_accuracy(judged.of(name))
-        for name in dict.fromkeys(item.subset for item in judged.items)
-    }
-    return {**found, "overall": strict_accuracy(judged), "average": fmean(found.values())}
+    by_kind = strict_by_subset(judged)
+    return {**by_kind, "overall": strict_accuracy(judged), "average": fmean(by_kind.values())}
+
+
+HHH_ALIGNMENT = Benchmark(
+    name="hhh-alignment",
+    home=HOME,
+    read=read,
+    native=native,
+    domains={
+        "safety": ("harmless",),
+        "objective": ("honest",),
+        "subjective": ("helpful", "other"),
+    },
+    sizes=SIZES,
+)

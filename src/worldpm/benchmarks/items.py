@@ -1,105 +1,109 @@
-"""What every benchmark is made of: items with preferences, read from the files of its repository.
-
-A benchmark is a module with
-- `HOME`, where its files come from, and `SIZES`, the items of each subset in the release that was
-  read for this code;
-- `DOMAINS`, its subsets by domain, or `DOMAIN` where all are of one;
-- `read(folder) -> list[Item]`;
-- `native(judged) -> dict`, its own aggregates under their own names, with its own rule for ties.
-"""
+"""Items, which every benchmark consists of, and the reading of them from its authors' files."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
 
 from worldpm.errors import ConfigError, DataError
 from worldpm.records import Message, Preference, Response
 from worldpm.storage import rows
+from worldpm.storage.json_files import Json
 
-Json = dict[str, Any]
 
-
-class Item(NamedTuple):
-    """One prompt with its responses, and which of them are better."""
+# Manifests hash the `repr` of items: renaming a field, or a tuple for a list, changes every hash.
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One prompt with its responses, and the preferences between them."""
 
     subset: str
+    """The part of the benchmark that it belongs to."""
     item: str
-    """Its name, not shared by another item of the benchmark."""
+    """Its name; no other item of the benchmark has it."""
     prompt_id: str
-    """Items that share a prompt share it: the cluster of the intervals."""
+    """The cluster of the intervals: equal for items of one prompt."""
     prompt: Sequence[Message]
-    """Empty where only raw rewards are known."""
+    """Empty if only raw rewards are known."""
     responses: Sequence[Response]
+    """In the order that rewards and preferences refer to."""
     preferences: Sequence[Preference]
+    """By indices into the responses."""
     shown: Sequence[int] | None = None
-    """Where each response stands in the source's own order, where that says nothing of which is
-    better."""
+    """Index of each response in the source's order; None if that order gives the better one away,
+    or is unknown."""
     qualities: Sequence[float] | None = None
-    """What each response is worth, where a set says more than better and worse."""
+    """Quality of each response; None if the set only tells better from worse."""
 
     @property
     def texts(self) -> list[str]:
         """The messages of the prompt and the responses."""
-        return [
-            *(message.content for message in self.prompt),
-            *(response.content for response in self.responses),
-        ]
+        prompt = [message.content for message in self.prompt]
+        return prompt + [response.content for response in self.responses]
 
     @property
     def preferred(self) -> list[bool]:
-        """Whether each response is in the better set: of the highest quality, or preferred to some
-        other and none to it."""
+        """Whether each response is in the better set: of the highest quality, or preferred to
+        another response and no other preferred to it."""
         if self.qualities is not None:
-            return [
-                quality == max(self.qualities) > min(self.qualities) for quality in self.qualities
-            ]
-        better = {p.chosen for p in self.preferences} - {p.rejected for p in self.preferences}
-        return [place in better for place in range(len(self.responses))]
+            highest, lowest = max(self.qualities), min(self.qualities)
+            return [quality == highest > lowest for quality in self.qualities]
+
+        # in a chain a > b > c only a is never rejected
+        chosen = {preference.chosen for preference in self.preferences}
+        rejected = {preference.rejected for preference in self.preferences}
+        better = chosen - rejected
+        return [index in better for index in range(len(self.responses))]
 
 
-class Judged(NamedTuple):
-    """Items with the rewards of their responses, in the same order."""
+@dataclass(frozen=True)
+class Judged:
+    """Items with the rewards of their responses; all lists are in the order of the items."""
 
     items: Sequence[Item]
+    """The items that have rewards."""
     rewards: Sequence[Sequence[float]]
+    """Reward of each response of each item, in logits."""
     length_tokens: Sequence[Sequence[int]] | None = None
+    """Tokens of each response before any cut; None if unknown."""
     truncated: Sequence[Sequence[bool]] | None = None
-    """Whether each response, or its prompt, was cut."""
+    """Whether each response, or its prompt, was cut; None if unknown."""
 
-    def only(self, keep: Callable[[Item], bool]) -> Self:
-        """The items that are wanted."""
-        return self.at([place for place, item in enumerate(self.items) if keep(item)])
+    @property
+    def subsets(self) -> list[str]:
+        """Names of the items' subsets, in the order of the items."""
+        return list(dict.fromkeys(item.subset for item in self.items))
 
-    def at(self, places: Sequence[int]) -> Self:
-        """The items at some places, in that order."""
-        lengths = (
-            None if self.length_tokens is None else [self.length_tokens[place] for place in places]
+    def only(self, keep: Callable[[Item], bool]) -> "Judged":
+        """The items that meet a condition."""
+        return self.at([index for index, item in enumerate(self.items) if keep(item)])
+
+    def at(self, indices: Sequence[int]) -> "Judged":
+        """The items at some indices, in the order of these."""
+        lengths, truncated = self.length_tokens, self.truncated
+        return Judged(
+            [self.items[index] for index in indices],
+            [self.rewards[index] for index in indices],
+            None if lengths is None else [lengths[index] for index in indices],
+            None if truncated is None else [truncated[index] for index in indices],
         )
-        cut = None if self.truncated is None else [self.truncated[place] for place in places]
-        return type(self)(
-            [self.items[place] for place in places],
-            [self.rewards[place] for place in places],
-            lengths,
-            cut,
-        )
 
-    def of(self, *subsets: str) -> Self:
+    def of(self, *subsets: str) -> "Judged":
         """The items of some subsets."""
         return self.only(lambda item: item.subset in subsets)
 
     def sides(self) -> Iterator[tuple[list[float], list[float]]]:
-        """The rewards of the better and of the other responses of each item."""
+        """The rewards of the better and of the worse responses of each item."""
         for item, rewards in zip(self.items, self.rewards, strict=True):
-            preferred = item.preferred
-            yield (
-                [r for r, good in zip(rewards, preferred, strict=True) if good],
-                [r for r, good in zip(rewards, preferred, strict=True) if not good],
-            )
+            better: list[float] = []
+            worse: list[float] = []
+            for reward, preferred in zip(rewards, item.preferred, strict=True):
+                (better if preferred else worse).append(reward)
+            yield better, worse
 
 
 def prompt_id(prompt: Sequence[Message]) -> str:
-    """The same for the same prompt, 16 hex digits."""
+    """An identifier of 16 hex digits, equal for equal prompts."""
+    # control characters as separators: "ab", "c" and "a", "bc" must not be equal
     text = "\x1e".join(f"{message.role}\x1f{message.content}" for message in prompt)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -117,31 +121,30 @@ def better_first(
     together.
 
     Raises:
-        TypeError: If a text is none.
+        TypeError: If a text is not a string.
         ValueError: If there is no pair.
     """
+    # rows of files are not checked before: JSON may hold null or a number where a text should be
     messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
     texts = [message.content for message in messages] + [*better, *worse]
     if not all(isinstance(text, str) for text in texts):
-        raise TypeError("something else than text")
+        raise TypeError("a text is not a string")
     if not (messages and better and worse):
         raise ValueError(
             f"{len(messages)} messages, {len(better)} better and {len(worse)} worse responses; one"
             " of each is needed"
         )
-    return Item(
-        subset,
-        item,
-        prompt_id(messages),
-        messages,
-        tuple(map(Response, (*better, *worse))),
-        pairs_of(len(better), len(worse)),
-        shown,
-    )
+
+    responses = tuple(map(Response, (*better, *worse)))
+    preferences = every_pair(len(better), len(worse))
+    return Item(subset, item, prompt_id(messages), messages, responses, preferences, shown)
 
 
-def pairs_of(better: int, worse: int) -> tuple[Preference, ...]:
-    """Every better response before every worse one, weighing 1 together."""
+def every_pair(better: int, worse: int) -> tuple[Preference, ...]:
+    """Every better response preferred to every worse one; the pairs weigh 1 together.
+
+    The better responses have the indices 0 to `better` - 1, and the worse ones follow.
+    """
     return tuple(
         Preference(i, better + j, 1.0, weight=1 / (better * worse))
         for i in range(better)
@@ -152,81 +155,85 @@ def pairs_of(better: int, worse: int) -> tuple[Preference, ...]:
 def two(
     subset: str, item: str, prompt: str | Sequence[Message], first: str, second: str, better: int
 ) -> Item:
-    """An item of two responses of which the first (`better` 0) or the second (1) is better, in the
-    order that its set shows them."""
-    texts = (first, second) if better == 0 else (second, first)
-    return better_first(
-        subset, item, prompt, texts[:1], texts[1:], shown=(0, 1) if better == 0 else (1, 0)
-    )
+    """An item of two responses in the order that its set shows them; `better` is 0 if the first is
+    better, 1 if the second is."""
+    if better == 0:
+        return better_first(subset, item, prompt, [first], [second], shown=(0, 1))
+    return better_first(subset, item, prompt, [second], [first], shown=(1, 0))
 
 
 def files(folder: Path, *patterns: str, home: str) -> list[Path]:
-    """The files of a benchmark, wherever in its folder they lie, gzipped or not, sorted; each
-    pattern finds one at least.
+    """The files of a benchmark, at any depth of its folder, gzipped or not, sorted by pattern.
 
     Raises:
         ConfigError: If the folder or a file is absent; the message says what to download and where
             it goes.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for pattern in patterns:
-        matches = (
-            sorted({*folder.rglob(pattern), *folder.rglob(f"{pattern}.gz")})
-            if folder.is_dir()
-            else []
-        )
+        matches: list[Path] = []
+        if folder.is_dir():
+            # at any depth: some copy a whole repository, others only its data
+            matches = sorted({*folder.rglob(pattern), *folder.rglob(f"{pattern}.gz")})
         if not matches:
             raise ConfigError(
                 f"{folder}: `{pattern}` is not there; download {home} and copy it to that folder"
             )
-        if twice := [path for path in matches if path.with_name(f"{path.name}.gz") in matches]:
-            raise ConfigError(f"{twice[0]}: stands beside its own .gz; keep one of the two")
-        found += matches
-    return found
+
+        # both would give every item twice
+        if doubled := [path for path in matches if path.with_name(f"{path.name}.gz") in matches]:
+            raise ConfigError(
+                f"{doubled[0]}: its .gz is in the same folder. Remove one of the two."
+            )
+        paths += matches
+    return paths
 
 
 def unique(items: Iterable[Item], folder: Path) -> list[Item]:
-    """The items, none of whose names stands twice.
+    """The items, after a check that each name occurs once.
 
     Raises:
-        DataError: If one does: a file may be there twice.
+        DataError: If one occurs twice: a file may be there twice.
     """
-    found: dict[str, Item] = {}
+    by_name: dict[str, Item] = {}
     for item in items:
-        if item.item in found:
+        if item.item in by_name:
             raise DataError(folder, f"two items are named {item.item!r}; is a file there twice?")
-        found[item.item] = item
-    return list(found.values())
+        by_name[item.item] = item
+
+    return list(by_name.values())
 
 
 def parse(
-    paths: Iterable[Path], items_of: Callable[[int, Any], Iterable[Item]], *, home: str
+    paths: Iterable[Path], items_of: Callable[[int, Json], Iterable[Item]], *, home: str
 ) -> list[Item]:
     """The items of all rows of the files; `items_of` gets a row's number, from 0 through all files,
     and the row.
 
     Raises:
-        DataError: If a row is not as the benchmark has it, or two items have one name.
+        DataError: If a row is not of the benchmark's format, or two items have one name.
     """
-    found: dict[str, Item] = {}
+    by_name: dict[str, Item] = {}
     number = 0
     for path in paths:
         for row in rows.read(path):
+            # readers of sets take rows as documented: any of these errors means another format
             try:
-                made = list(items_of(number, row))
+                items = list(items_of(number, row))
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 raise DataError(
                     path,
                     f"row {number + 1} is not of the format of {home} ({type(error).__name__}:"
-                    f" {error}); download it anew",
+                    f" {error}); download it again",
                 ) from error
-            for item in made:
-                if item.item in found:
+
+            for item in items:
+                if item.item in by_name:
                     raise DataError(
                         path,
                         f"row {number + 1}: a second item named {item.item!r}; download {home}"
-                        " anew",
+                        " again",
                     )
-                found[item.item] = item
+                by_name[item.item] = item
             number += 1
-    return list(found.values())
+    return list(by_name.values())

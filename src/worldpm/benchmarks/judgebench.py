@@ -1,16 +1,22 @@
 """JudgeBench: a right and a wrong answer of one model to hard questions of knowledge, reasoning,
 mathematics and code.
 
+A row of `data/*.jsonl`:
+
+    {"pair_id": "d3f5", "source": "mmlu-pro-law", "question": "Q?", "response_model":
+     "gpt-4o-2024-05-13", "response_A": "B", "response_B": "C", "label": "B>A"}
+
 Source: Tan et al. 2025, arXiv 2410.12784; https://github.com/ScalerLab/JudgeBench, commit e2c52c2,
 `utils/metrics.py`.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/ScalerLab/JudgeBench (`data/*.jsonl`)"
 SOURCES = {
@@ -19,7 +25,9 @@ SOURCES = {
     "livebench-math": "math",
     "livecodebench": "coding",
 }
+"""Kind of question by what its source begins with."""
 WRITERS = {"gpt-4o-2024-05-13": "gpt-4o", "claude-3-5-sonnet-20240620": "claude-3.5"}
+BETTER_INDEX = {"A>B": 0, "B>A": 1}
 SIZES = {
     "gpt-4o knowledge": 154,
     "gpt-4o reasoning": 98,
@@ -30,9 +38,6 @@ SIZES = {
     "claude-3.5 math": 34,
     "claude-3.5 coding": 31,
 }
-DOMAIN = "objective"
-
-Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
@@ -40,41 +45,48 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If the files are absent.
-        DataError: If a file is not as the repository has it.
+        DataError: If a file is not of the repository's format.
     """
     return parse(files(folder, "dataset=judgebench*.jsonl", home=HOME), _items, home=HOME)
 
 
 def _items(number: int, row: Json) -> Iterator[Item]:
-    kind = next(
-        (name for prefix, name in SOURCES.items() if row["source"].startswith(prefix)), None
-    )
-    if kind is None or row["label"] not in ("A>B", "B>A"):
+    # a source goes on after its kind, as in `mmlu-pro-law`
+    kinds = [kind for prefix, kind in SOURCES.items() if row["source"].startswith(prefix)]
+    if not kinds or row["label"] not in BETTER_INDEX:
         raise ValueError(f"source {row['source']!r}, label {row['label']!r}")
-    subset = f"{WRITERS[row['response_model']]} {kind}"
+
     yield two(
-        subset,
+        f"{WRITERS[row['response_model']]} {kinds[0]}",
         row["pair_id"],
         row["question"],
         row["response_A"],
         row["response_B"],
-        0 if row["label"] == "A>B" else 1,
+        BETTER_INDEX[row["label"]],
     )
 
 
 def native(judged: Judged) -> Json:
-    """Accuracy by source and over all pairs of each writer; it judges both orders, in which a tie
+    """Accuracy by source and over all pairs of each writer. It judges both orders, in which a tie
     is never right."""
-    found: Json = {}
+    present = judged.subsets
+    by_writer: Json = {}
     for writer in WRITERS.values():
-        names = [
-            name
-            for name in SIZES
-            if name.startswith(writer) and any(item.subset == name for item in judged.items)
-        ]
+        names = [name for name in SIZES if name.startswith(writer) and name in present]
         if names:
-            found[writer] = {
+            accuracies = {
                 name.removeprefix(f"{writer} "): strict_accuracy(judged.of(name)) for name in names
             }
-            found[writer]["overall"] = strict_accuracy(judged.of(*names))
-    return found
+            by_writer[writer] = {**accuracies, "overall": strict_accuracy(judged.of(*names))}
+
+    return by_writer
+
+
+JUDGEBENCH = Benchmark(
+    name="judgebench",
+    home=HOME,
+    read=read,
+    native=native,
+    domains={"objective": ()},
+    sizes=SIZES,
+)

@@ -1,6 +1,10 @@
 """LLMBar: does a judge see which output follows the instruction? Natural and four adversarial
 subsets.
 
+A row of a subset's `dataset.json`; the label 1 or 2 is the better output:
+
+    {"input": "Say yes.", "output_1": "No.", "output_2": "Yes.", "label": 2}
+
 Source: Zeng et al. 2024, arXiv 2310.07641; https://github.com/princeton-nlp/LLMBar, commit 900616b.
 """
 
@@ -8,10 +12,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import accuracy
+from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/princeton-nlp/LLMBar (`Dataset/LLMBar`)"
 PLACES = {
@@ -21,12 +26,9 @@ PLACES = {
     "GPTOut": "Adversarial/GPTOut",
     "Manual": "Adversarial/Manual",
 }
+"""Folder of each subset."""
 ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
 SIZES = {"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46}
-DOMAINS = {"adversarial": ADVERSARIAL, "subjective": ("Natural",)}
-"""The natural subset's labels are human judgement of which output is better overall."""
-
-Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
@@ -34,39 +36,41 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If a file is absent.
-        DataError: If a file is not as the repository has it.
+        DataError: If a file is not of the repository's format.
     """
-    return [
-        item
-        for subset, place in PLACES.items()
-        for item in parse(
-            files(folder, f"LLMBar/{place}/dataset.json", home=HOME),
-            partial(_items, subset),
-            home=HOME,
-        )
-    ]
+    items: list[Item] = []
+    # the repository's other folders hold items of other benchmarks that it only converts
+    for subset, subfolder in PLACES.items():
+        paths = files(folder, f"LLMBar/{subfolder}/dataset.json", home=HOME)
+        items += parse(paths, partial(_items, subset), home=HOME)
+
+    return items
 
 
 def _items(subset: str, number: int, row: Json) -> Iterator[Item]:
     if row["label"] not in (1, 2):
         raise ValueError(f"label {row['label']!r}, not 1 or 2")
-    yield two(
-        subset,
-        f"{subset}:{number}",
-        row["input"],
-        row["output_1"],
-        row["output_2"],
-        row["label"] - 1,
-    )
+    name, better = f"{subset}:{number}", row["label"] - 1
+    yield two(subset, name, row["input"], row["output_1"], row["output_2"], better)
 
 
 def native(judged: Judged) -> Json:
     """Each subset's accuracy, and the plain mean of the adversarial four; it judges both orders, so
     a tie counts half."""
-    found = {
-        name: accuracy(*judged.of(name)[:2])
-        for name in SIZES
-        if any(item.subset == name for item in judged.items)
-    }
-    adversarial = [found[name] for name in ADVERSARIAL if name in found]
-    return {**found, **({"adversarial average": fmean(adversarial)} if adversarial else {})}
+    present = judged.subsets
+    by_subset = {name: accuracy(judged.of(name)) for name in SIZES if name in present}
+    adversarial = [by_subset[name] for name in ADVERSARIAL if name in by_subset]
+    if not adversarial:
+        return by_subset  # raw rewards may be on the natural subset alone
+    return {**by_subset, "adversarial average": fmean(adversarial)}
+
+
+LLMBAR = Benchmark(
+    name="llmbar",
+    home=HOME,
+    read=read,
+    native=native,
+    # the natural subset's labels are human judgement of which output is better overall
+    domains={"adversarial": ADVERSARIAL, "subjective": ("Natural",)},
+    sizes=SIZES,
+)

@@ -1,138 +1,197 @@
 """The metrics that are common to all benchmarks: pure functions of items and rewards."""
 
-from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from worldpm.benchmarks.benchmark import MIXED, Benchmark
 from worldpm.benchmarks.items import Item, Judged
+from worldpm.benchmarks.measures import (
+    BenchmarkResult,
+    CalibrationBin,
+    CalibrationResult,
+    Comparison,
+    Measures,
+    StyleResult,
+    SubsetResult,
+)
 from worldpm.stats import bradley_terry, calibration, style_control
+from worldpm.stats.pairs import pairs_of
 from worldpm.stats.style import style_of
-from worldpm.stats.uncertainty import clustered_interval, detectable, holm, paired_difference
+from worldpm.stats.uncertainty import (
+    Difference,
+    Interval,
+    clustered_interval,
+    detectable,
+    holm,
+    paired_difference,
+)
 
-Json = dict[str, Any]
+Array = NDArray[np.float64]
 
 
-def judge(module: ModuleType, judged: Judged, *, temperature: float | None = None) -> Json:
-    """All that is said of one checkpoint on one benchmark: whole, by subset and by domain, its own
-    aggregates, style, calibration.
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Every preference of some items under their rewards, in the order of items and preferences."""
 
-    `temperature` is the checkpoint's own, fitted on validation preferences; without one it is
-    cross-fitted on these.
+    margins: Tensor
+    """In logits, float64 of shape (pairs,)."""
+    chosen: Tensor
+    """Index of the chosen response among all responses of all items, int64 of shape (pairs,)."""
+    rejected: Tensor
+    """Index of the rejected response."""
+    probability: Tensor
+    """That chosen is truly better, float64 of shape (pairs,)."""
+    weights: Tensor
+    """Float64 of shape (pairs,)."""
+    prompts: Sequence[str]
+    """The prompt's id: the cluster of every interval."""
+
+    @property
+    def credits(self) -> Tensor:
+        """1 for a positive margin, 0.5 for a tie, 0 for a negative margin.
+
+        Raises:
+            ValueError: If a margin is NaN.
+        """
+        return bradley_terry.pair_credits(self.margins)
+
+
+@dataclass(frozen=True)
+class RunStep:
+    """The place of a checkpoint in a training run."""
+
+    run: str
+    """Identifier of the run; equal for all its snapshots."""
+    step: int
+    """Step of the run, from 0."""
+
+
+def scored_pairs(judged: Judged) -> ScoredPairs:
+    """The preferences of the items with their margins.
+
+    Raises:
+        ValueError: If the items hold no preference.
     """
-    subsets = list(dict.fromkeys(item.subset for item in judged.items))
-    domains: Mapping[str, Sequence[str]] = getattr(module, "DOMAINS", None) or {
-        module.DOMAIN: subsets
-    }
-    of_subset = {subset: domain for domain, names in domains.items() for subset in names}
+    groups = ((len(item.responses), item.preferences) for item in judged.items)
+    pairs = pairs_of(groups, dtype=torch.float64)
+
+    # pairs count the responses of all items, so the rewards are one list too
+    rewards = [reward for of_item in judged.rewards for reward in of_item]
+    margins = bradley_terry.margins(
+        torch.tensor(rewards, dtype=torch.float64), pairs.chosen, pairs.rejected
+    )
+
+    return ScoredPairs(
+        margins=margins,
+        chosen=pairs.chosen,
+        rejected=pairs.rejected,
+        probability=pairs.probability,
+        weights=pairs.weight,
+        prompts=[item.prompt_id for item in judged.items for _ in item.preferences],
+    )
+
+
+def judge(
+    benchmark: Benchmark, judged: Judged, *, temperature: float | None = None
+) -> BenchmarkResult:
+    """All results of one checkpoint on one benchmark.
+
+    `temperature` is the checkpoint's own, fitted on validation preferences; without it, a
+    temperature is cross-fitted on these preferences.
+
+    Raises:
+        ValueError: If a subset holds no preference, or a reward is NaN.
+    """
+    names_by_domain = benchmark.by_domain(judged.subsets)
+    domain_of = {name: domain for domain, names in names_by_domain.items() for name in names}
+
+    # a subset's result has the keys of a benchmark's, so that tables show both alike
     by_subset = {
-        name: {
-            "domain": of_subset.get(name, "mixed"),
-            **metrics(*judged.of(name)[:2]),
-            "native": {},
-            "subsets": {},
-        }
-        for name in subsets
+        name: SubsetResult(**vars(metrics(judged.of(name))), domain=domain_of.get(name, MIXED))
+        for name in judged.subsets
     }
-    there = {
-        domain: [name for name in names if name in subsets] for domain, names in domains.items()
-    }
-    return {
-        "domain": next(iter(domains)) if len(domains) == 1 else "mixed",
-        **metrics(*judged[:2]),
-        "accuracy_macro": sum(found["accuracy"] for found in by_subset.values()) / len(by_subset),
-        "items": len(judged.items),
-        "missing_items": missing(module, judged.items),
-        "native": module.native(judged),
-        "subsets": by_subset,
-        "domains": {
-            domain: metrics(*judged.of(*names)[:2]) for domain, names in there.items() if names
-        },
-        "style": style(judged),
-        "calibration": calibrated(judged, temperature),
-    }
+    accuracies = [result.accuracy for result in by_subset.values()]
+    return BenchmarkResult(
+        **vars(metrics(judged)),
+        domain=benchmark.domain,
+        accuracy_macro=sum(accuracies) / len(accuracies),
+        items=len(judged.items),
+        missing_items=missing(benchmark, judged.items),
+        native=benchmark.native(judged),
+        subsets=by_subset,
+        domains={domain: metrics(judged.of(*names)) for domain, names in names_by_domain.items()},
+        style=style(judged),
+        calibration=calibrated(judged, temperature),
+    )
 
 
-def missing(module: ModuleType, items: Sequence[Item]) -> Json:
-    """Items by subset that the release has more (or, below 0, less) than were judged; empty where
-    all are there or none is known."""
-    sizes: Mapping[str, int] = getattr(module, "SIZES", {})
-    seen: dict[str, int] = dict.fromkeys(sizes, 0)
+def missing(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, int]:
+    """Items by subset that the release has more (or, below 0, less) than were judged; empty if all
+    are there or their number is not known."""
+    counts = dict.fromkeys(benchmark.sizes, 0)
     for item in items:
-        seen[item.subset] = seen.get(item.subset, 0) + 1
-    return {name: size - seen[name] for name, size in sizes.items() if seen[name] != size}
+        counts[item.subset] = counts.get(item.subset, 0) + 1
+    return {
+        name: size - counts[name] for name, size in benchmark.sizes.items() if counts[name] != size
+    }
 
 
-def metrics(items: Sequence[Item], rewards: Sequence[Sequence[float]]) -> Json:
+def metrics(judged: Judged) -> Measures:
     """Accuracy, loss, interval and null baselines of the items' preferences under the rewards.
-
-    `rewards` holds one list per item, in the order of its responses. The accuracy is weighted (a
-    thread counts about once), a tie counts half; `accuracy_unweighted` counts each pair once. The
-    interval is the 95 % bootstrap over prompts, None where there is one prompt only.
 
     Raises:
         ValueError: If the items hold no preference, or a reward is NaN.
     """
-    margins, probability, weights, clusters = tensors(items, rewards)
-    credit = bradley_terry.pair_credits(margins)
-    interval = clustered_interval(credit.numpy(), weights.numpy(), clusters)
-    return {
-        "accuracy": bradley_terry.weighted_mean(credit, weights),
-        "accuracy_unweighted": bradley_terry.weighted_mean(credit, torch.ones_like(weights)),
-        "interval": list(interval) if interval.known else None,
-        "detectable": detectable(interval) if interval.known else None,
-        "loss_nats": bradley_terry.weighted_mean(
-            bradley_terry.losses_nats(margins, probability), weights
-        ),
-        "n": margins.numel(),
-        "effective_pairs": float(weights.sum()),
-        "prompts": len(set(clusters)),
-        "ties": int((margins == 0).sum()),
-        "nulls": {name: _null(items, judge) for name, judge in NULLS.items()},
-    }
+    pairs = scored_pairs(judged)
+    # pairs of one prompt depend on each other, so whole prompts are resampled
+    interval = clustered_interval(pairs.credits.numpy(), pairs.weights.numpy(), pairs.prompts)
+    losses = bradley_terry.losses_nats(pairs.margins, pairs.probability)
+    equal_weights = torch.ones_like(pairs.weights)
 
-
-def tensors(
-    items: Sequence[Item], rewards: Sequence[Sequence[float]]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
-    """Margin, probability and weight of every preference, float64 of shape `(pairs,)`, and its
-    prompt."""
-    pairs = [(item.prompt_id, p) for item in items for p in item.preferences]
-    probability = torch.tensor([p.probability for _, p in pairs], dtype=torch.float64)
-    weights = torch.tensor([p.weight for _, p in pairs], dtype=torch.float64)
-    return pair_margins(items, rewards), probability, weights, [name for name, _ in pairs]
-
-
-def accuracy(items: Sequence[Item], rewards: Sequence[Sequence[float]]) -> float:
-    """The weighted accuracy alone, as in `metrics`."""
-    weights = torch.tensor(
-        [p.weight for item in items for p in item.preferences], dtype=torch.float64
-    )
-    return bradley_terry.weighted_mean(
-        bradley_terry.pair_credits(pair_margins(items, rewards)), weights
+    return Measures(
+        accuracy=bradley_terry.weighted_mean(pairs.credits, pairs.weights),
+        accuracy_unweighted=bradley_terry.weighted_mean(pairs.credits, equal_weights),
+        interval=_ends(interval),
+        detectable=detectable(interval) if interval.known else None,
+        loss_nats=bradley_terry.weighted_mean(losses, pairs.weights),
+        n=pairs.margins.numel(),
+        effective_pairs=float(pairs.weights.sum()),
+        prompts=len(set(pairs.prompts)),
+        ties=int((pairs.margins == 0).sum()),
+        nulls={name: _null(judged.items, baseline) for name, baseline in NULLS.items()},
     )
 
 
-def pair_margins(items: Sequence[Item], rewards: Sequence[Sequence[float]]) -> torch.Tensor:
-    """The margin of every preference, in the order of items and their preferences, shape
-    `(pairs,)`, float64."""
-    flat = torch.tensor([reward for group in rewards for reward in group], dtype=torch.float64)
-    chosen, rejected, start = [], [], 0
-    for item in items:
-        chosen += [start + p.chosen for p in item.preferences]
-        rejected += [start + p.rejected for p in item.preferences]
-        start += len(item.responses)
-    return bradley_terry.margins(
-        flat, torch.tensor(chosen, dtype=torch.int64), torch.tensor(rejected, dtype=torch.int64)
-    )
+def _ends(interval: Interval) -> tuple[float, float] | None:
+    return (interval.low, interval.high) if interval.known else None
+
+
+def accuracy(judged: Judged) -> float:
+    """The weighted accuracy alone, as in `metrics`.
+
+    Raises:
+        ValueError: If the items hold no preference, or a reward is NaN.
+    """
+    pairs = scored_pairs(judged)
+    return bradley_terry.weighted_mean(pairs.credits, pairs.weights)
 
 
 def strict_accuracy(judged: Judged) -> float:
     """The share of pairs whose chosen response has the higher reward, each counted once; a tie is
     wrong."""
-    return float((pair_margins(judged.items, judged.rewards) > 0).double().mean())
+    # most authors compare with `>`, so a margin of 0 is not right
+    return float((scored_pairs(judged).margins > 0).double().mean())
+
+
+def strict_by_subset(judged: Judged) -> dict[str, float]:
+    """The strict accuracy of each subset, in the order of the items."""
+    return {name: strict_accuracy(judged.of(name)) for name in judged.subsets}
 
 
 def best_wins(judged: Judged) -> float:
@@ -141,153 +200,210 @@ def best_wins(judged: Judged) -> float:
     return sum(min(better) > max(worse) for better, worse in judged.sides()) / len(judged.items)
 
 
-def calibrated(judged: Judged, temperature: float | None) -> Json:
+def calibrated(judged: Judged, temperature: float | None) -> CalibrationResult:
     """Loss and reliability at a temperature: the given one, or one cross-fitted by prompt on these
     preferences."""
-    margins, probability, weights, clusters = tensors(*judged[:2])
-    source, scale = "validation", torch.full_like(margins, temperature or 1.0)
+    pairs = scored_pairs(judged)
+    source: Literal["validation", "cross-fitted"] = "validation"
+    scale = torch.full_like(pairs.margins, temperature or 1.0)
     if temperature is None:
-        source = "cross-fitted"
-        fold = torch.from_numpy(style_control.folds(clusters))
-        for held_out in range(style_control.FOLDS):
-            rest = fold != held_out
-            if rest.any() and not rest.all():
-                scale[~rest] = calibration.temperature(
-                    margins[rest], probability[rest], weights[rest]
-                )
-    found = calibration.reliability(margins / scale, probability, weights)
-    return {
-        "temperature": float(scale.median()),
-        "source": source,
-        "loss_nats": bradley_terry.weighted_mean(
-            bradley_terry.losses_nats(margins / scale, probability), weights
-        ),
-        "expected_error": found.expected_error,
-        "bins": [one._asdict() for one in found.bins],
-    }
+        source, scale = "cross-fitted", _cross_fitted_temperatures(pairs)
+
+    # one temperature a pair: cross-fitted ones differ between folds
+    margins = pairs.margins / scale
+    reliability = calibration.reliability(margins, pairs.probability, pairs.weights)
+    losses = bradley_terry.losses_nats(margins, pairs.probability)
+    return CalibrationResult(
+        # the middle one if they differ between folds
+        temperature=float(scale.median()),
+        source=source,
+        loss_nats=bradley_terry.weighted_mean(losses, pairs.weights),
+        expected_error=reliability.expected_error,
+        bins=[CalibrationBin(**bin_._asdict()) for bin_ in reliability.bins],
+    )
 
 
-def style(judged: Judged) -> Json | None:
-    """Style control both ways of normalising, phi, and accuracy by length and level; None where the
-    texts are not known."""
+def _cross_fitted_temperatures(pairs: ScoredPairs) -> Tensor:
+    """The temperature of each pair, fitted to the pairs of the other folds; 1 with a single
+    fold."""
+    scale = torch.ones_like(pairs.margins)
+
+    # folds go by prompt, so that pairs of one prompt are never on both sides of a split
+    fold = torch.from_numpy(style_control.folds(pairs.prompts))
+    for held_out in range(style_control.FOLDS):
+        fitted = fold != held_out
+        if fitted.any() and not fitted.all():
+            scale[~fitted] = calibration.temperature(
+                pairs.margins[fitted], pairs.probability[fitted], pairs.weights[fitted]
+            )
+
+    return scale
+
+
+def style(judged: Judged) -> StyleResult | None:
+    """Style control with both ways of normalising, phi, and accuracy by length and level; None if
+    the texts are not known."""
+    # items of raw rewards have neither prompts nor texts
     if not all(item.prompt for item in judged.items):
         return None
+
     pairs = styled_pairs(judged)
-    return {
-        "controlled": {way: style_control.controlled(pairs, way) for way in ("paper", "arena")},
-        "phi": style_control.phi(pairs),
-        "by_length": style_control.by_length(pairs),
-        "by_level": style_control.by_level(pairs),
-        "unit_of_length": "characters" if judged.length_tokens is None else "tokens",
-    }
+    return StyleResult(
+        controlled={
+            "paper": style_control.control(pairs, "paper"),
+            "arena": style_control.control(pairs, "arena"),
+        },
+        phi=style_control.phi_by_feature(pairs),
+        by_length=style_control.by_length(pairs),
+        by_level=style_control.accuracy_by_level(pairs),
+        unit_of_length="characters" if judged.length_tokens is None else "tokens",
+    )
 
 
 def styled_pairs(judged: Judged) -> style_control.StyledPairs:
     """The pairs with the style counts of both sides."""
-    margins, probability, weights, clusters = tensors(*judged[:2])
-    counts: list[dict[str, float]] = []
-    ends: tuple[list[int], list[int]] = ([], [])
-    for place, item in enumerate(judged.items):
-        ends[0].extend(len(counts) + p.chosen for p in item.preferences)
-        ends[1].extend(len(counts) + p.rejected for p in item.preferences)
-        lengths = (
-            judged.length_tokens[place]
-            if judged.length_tokens
-            else [len(response.content) for response in item.responses]
-        )
-        for response, length in zip(item.responses, lengths, strict=True):
-            own = style_of(response.content)._asdict()
-            counts.append(
-                {
-                    "length": length,
-                    **{name: own[name] for name in ("headers", "lists", "bold", "code", "links")},
-                }
-            )
-    columns = {
-        name: np.array([count[name] for count in counts], dtype=np.float64) for name in counts[0]
-    }
-    chosen, rejected = (
-        {name: column[places] for name, column in columns.items()} for places in ends
-    )
+    pairs = scored_pairs(judged)
+    columns = _style_columns(judged)
+    chosen, rejected = pairs.chosen.numpy(), pairs.rejected.numpy()
+
     return style_control.StyledPairs(
-        margins.numpy(), probability.numpy(), weights.numpy(), clusters, chosen, rejected
+        margin=pairs.margins.numpy(),
+        probability=pairs.probability.numpy(),
+        weight=pairs.weights.numpy(),
+        cluster=pairs.prompts,
+        chosen={name: column[chosen] for name, column in columns.items()},
+        rejected={name: column[rejected] for name, column in columns.items()},
     )
+
+
+def _style_columns(judged: Judged) -> dict[str, Array]:
+    """The style counts of all responses of all items, by feature."""
+    responses = [response for item in judged.items for response in item.responses]
+    counts = [style_of(response.content) for response in responses]
+    # in tokens if the scorer counted them, else in characters
+    lengths = [count.characters for count in counts]
+    if judged.length_tokens:
+        lengths = [length for of_item in judged.length_tokens for length in of_item]
+
+    columns = {
+        "length": lengths,
+        "headers": [count.headers for count in counts],
+        "lists": [count.lists for count in counts],
+        "bold": [count.bold for count in counts],
+        "code": [count.code for count in counts],
+        "links": [count.links for count in counts],
+    }
+    return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
 
 
 def compare(
-    checkpoints: Mapping[str, Mapping[str, Judged]], runs: Mapping[str, tuple[str, int]]
-) -> list[Json]:
-    """Every two checkpoints on every benchmark: difference of accuracy, paired interval,
-    Holm-corrected test, what could be shown.
+    checkpoints: Mapping[str, Mapping[str, Judged]], runs: Mapping[str, RunStep]
+) -> list[Comparison]:
+    """Every two checkpoints on every benchmark, with paired intervals and Holm-corrected tests.
 
-    Steps of one training run are points of a curve, not rivals, and are not compared; `runs` has
-    the run and step of those known.
+    Steps of one training run are points of a curve, not rivals, and are not compared. `runs` has
+    the checkpoints whose run is known.
     """
+    rivals = list(_rivals(checkpoints, runs))
+
+    gaps = [
+        _difference(
+            checkpoints[pair.first][pair.benchmark], checkpoints[pair.second][pair.benchmark]
+        )
+        for pair in rivals
+    ]
+    # all comparisons of an evaluation are one family of tests
+    adjusted = holm([gap.p_value for gap in gaps])
+
+    return [
+        Comparison(
+            benchmark=pair.benchmark,
+            first=pair.first,
+            second=pair.second,
+            difference=gap.estimate,
+            interval=_ends(gap.interval),
+            p_value=gap.p_value,
+            detectable=gap.detectable if gap.interval.known else None,
+            p_value_holm=p_value_holm,
+        )
+        for pair, gap, p_value_holm in zip(rivals, gaps, adjusted, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Rivals:
+    """Two checkpoints to compare on one benchmark."""
+
+    benchmark: str
+    first: str
+    second: str
+
+
+def _rivals(
+    checkpoints: Mapping[str, Mapping[str, Judged]], runs: Mapping[str, RunStep]
+) -> Iterator[_Rivals]:
     names = list(checkpoints)
-    found: list[Json] = []
-    for place, second in enumerate(names):
-        for first in names[:place]:
-            if (
-                {first, second} <= runs.keys()
-                and runs[first][0] == runs[second][0]
-                and runs[first][1] != runs[second][1]
-            ):
+    # the later checkpoint is the second, so that each two are compared once
+    for index, second in enumerate(names):
+        for first in names[:index]:
+            if _on_one_curve(runs.get(first), runs.get(second)):
                 continue
-            for benchmark, judged in checkpoints[first].items():
-                one, other = (checkpoints[name][benchmark] for name in (first, second))
-                _, _, weights, clusters = tensors(*judged[:2])
-                credit = [
-                    bradley_terry.pair_credits(pair_margins(*side[:2])).numpy()
-                    for side in (one, other)
-                ]
-                gap = paired_difference(credit[0], credit[1], weights.numpy(), clusters)
-                known = gap.interval.known
-                found.append(
-                    {
-                        "benchmark": benchmark,
-                        "first": first,
-                        "second": second,
-                        "difference": gap.estimate,
-                        "interval": list(gap.interval) if known else None,
-                        "p_value": gap.p_value,
-                        "detectable": gap.detectable if known else None,
-                    }
-                )
-    for row, adjusted in zip(found, holm([row["p_value"] for row in found]), strict=True):
-        row["p_value_holm"] = adjusted
-    return found
+            for benchmark in checkpoints[first]:
+                yield _Rivals(benchmark, first, second)
 
 
-def longer(item: Item) -> list[float] | None:
-    """The null baseline that prefers the longer response, in characters; None where the texts are
-    not known."""
-    return [float(len(response.content)) for response in item.responses] if item.prompt else None
+def _on_one_curve(first: RunStep | None, second: RunStep | None) -> bool:
+    """Whether two checkpoints are different steps of one run."""
+    if first is None or second is None:
+        return False
+    return first.run == second.run and first.step != second.step
 
 
-def shorter(item: Item) -> list[float] | None:
-    """The null baseline that prefers the shorter response."""
-    return [-float(len(response.content)) for response in item.responses] if item.prompt else None
-
-
-def earlier(item: Item) -> list[float] | None:
-    """The null baseline that prefers the earlier response; None where dates are not known."""
-    dates = [response.created for response in item.responses]
-    return (
-        None
-        if any(date is None for date in dates)
-        else [-date.timestamp() for date in dates if date is not None]
+def _difference(first: Judged, second: Judged) -> Difference:
+    """The accuracy of the first minus that of the second, on the same pairs."""
+    # both have the same items in the same order, hence the same weights and prompts
+    pairs = scored_pairs(first)
+    return paired_difference(
+        pairs.credits.numpy(),
+        scored_pairs(second).credits.numpy(),
+        pairs.weights.numpy(),
+        pairs.prompts,
     )
 
 
+def longer(item: Item) -> list[float] | None:
+    """The null baseline that prefers the longer response, in characters; None if the texts are not
+    known."""
+    if not item.prompt:
+        return None
+    return [float(len(response.content)) for response in item.responses]
+
+
+def shorter(item: Item) -> list[float] | None:
+    """The null baseline that prefers the shorter response, in characters; None if the texts are not
+    known."""
+    if not item.prompt:
+        return None
+    return [-float(len(response.content)) for response in item.responses]
+
+
+def earlier(item: Item) -> list[float] | None:
+    """The null baseline that prefers the earlier response; None if a date is not known."""
+    dates = [response.created for response in item.responses if response.created is not None]
+    if len(dates) < len(item.responses):
+        return None
+    # the earliest date has the highest reward
+    return [-date.timestamp() for date in dates]
+
+
 def shown_first(item: Item) -> list[float] | None:
-    """The null baseline that prefers what its set shows first; None where the set's order gives the
+    """The null baseline that prefers what its set shows first; None if the set's order gives the
     better response away."""
-    return None if item.shown is None else [-float(place) for place in item.shown]
+    return None if item.shown is None else [-float(index) for index in item.shown]
 
 
 def coin(item: Item) -> list[float]:
-    """The null baseline that knows nothing: every pair is a tie, so it is right exactly half the
-    time."""
+    """The null baseline without information: every pair is a tie, so exactly half are right."""
     return [0.0] * len(item.responses)
 
 
@@ -298,12 +414,15 @@ NULLS: dict[str, Callable[[Item], list[float] | None]] = {
     "first": shown_first,
     "coin": coin,
 }
+"""Baselines without a model, by the names that results give them."""
 
 
-def _null(items: Sequence[Item], judge: Callable[[Item], list[float] | None]) -> float | None:
-    """The baseline's weighted accuracy on the same pairs, None where it cannot judge them all."""
-    rewards = [judge(item) for item in items]
-    known = [group for group in rewards if group is not None]
-    if len(known) < len(rewards):
-        return None
-    return accuracy(items, known)
+def _null(items: Sequence[Item], baseline: Callable[[Item], list[float] | None]) -> float | None:
+    """The baseline's weighted accuracy on the same pairs; None if it cannot judge all items."""
+    rewards: list[list[float]] = []
+    for item in items:
+        of_item = baseline(item)
+        if of_item is None:
+            return None  # over fewer pairs it could not be compared with the model
+        rewards.append(of_item)
+    return accuracy(Judged(items, rewards))

@@ -1,20 +1,22 @@
 """OffsetBias: off-topic or wrong answers that look good, against plain right ones.
 
+A row of `train.jsonl`; the label 1 or 2 is the right output:
+
+    {"instruction": "2 + 2?", "output_1": "5, for ...", "output_2": "4", "label": 2}
+
 Source: Park et al. 2024, arXiv 2407.06551; https://huggingface.co/datasets/NCSOFT/offsetbias. The
 paper on WorldPM judges on it.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.storage.json_files import Json
 
 HOME = "https://huggingface.co/datasets/NCSOFT/offsetbias (`train.jsonl`)"
-DOMAIN = "adversarial"
-
-Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
@@ -22,7 +24,7 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not as the data set has it.
+        DataError: If it is not of the data set's format.
     """
     return parse(files(folder, "train*.jsonl", home=HOME), _items, home=HOME)
 
@@ -43,3 +45,8 @@ def _items(number: int, row: Json) -> Iterator[Item]:
 def native(judged: Judged) -> Json:
     """The share of pairs in which the right answer has the higher reward; a tie is wrong."""
     return {"accuracy": strict_accuracy(judged)}
+
+
+OFFSETBIAS = Benchmark(
+    name="offsetbias", home=HOME, read=read, native=native, domains={"adversarial": ()}
+)

@@ -1,5 +1,11 @@
 """PandaLM's test set: two small models' answers to everyday tasks, judged by three people.
 
+A row of `testset-v1.json`; each annotator gives 0, 1 or 2 for a tie, the first response, or the
+second:
+
+    {"idx": 7, "instruction": "Rewrite.", "input": "", "response1": "A.", "response2": "B.",
+     "annotator1": 2, "annotator2": 2, "annotator3": 1}
+
 Source: Wang et al. 2023, arXiv 2306.05087; https://github.com/WeOpenML/PandaLM, commit 3871806,
 `data/testset-v1.json`.
 """
@@ -7,27 +13,24 @@ Source: Wang et al. 2023, arXiv 2306.05087; https://github.com/WeOpenML/PandaLM,
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/WeOpenML/PandaLM (`data/testset-v1.json`)"
-SIZES = {"pandalm": 894}
-DOMAIN = "subjective"
-
-Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
     """The 894 pairs that two of three people decide, named by their `idx`; the other 105 of the 999
     rows are ties.
 
-    In six rows the response `True` stands as a truth value of JSON; it is read as that word.
+    In six rows the response `True` is a truth value of JSON; it is read as that word.
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not as the repository has it.
+        DataError: If it is not of the repository's format.
     """
     return parse(files(folder, "testset-v1.json", home=HOME), _items, home=HOME)
 
@@ -36,19 +39,34 @@ def _items(number: int, row: Json) -> Iterator[Item]:
     labels = [int(row[f"annotator{i}"]) for i in (1, 2, 3)]
     if not set(labels) <= {0, 1, 2}:
         raise ValueError(f"labels {labels}, not of 0 to 2")
+
+    first, second = _text(row["response1"]), _text(row["response2"])
+    # three different labels have no majority, and a majority for a tie has no better response
     label, votes = Counter(labels).most_common(1)[0]
-    one, other = (
-        str(row[name]) if isinstance(row[name], bool) else row[name]
-        for name in ("response1", "response2")
-    )
-    if not all(isinstance(text, str) for text in (one, other)):
-        raise TypeError("a response is no text")
     if label and votes > 1:
         prompt = "\n\n".join(text for text in (row["instruction"], row["input"]) if text)
-        yield two("pandalm", str(row["idx"]), prompt, one, other, label - 1)
+        yield two("pandalm", str(row["idx"]), prompt, first, second, label - 1)
+
+
+def _text(response: object) -> str:
+    if isinstance(response, bool):
+        return str(response)
+    if not isinstance(response, str):
+        raise TypeError("a response is not a string")
+    return response
 
 
 def native(judged: Judged) -> Json:
     """The share of pairs in which the majority's choice has the higher reward; a tie is wrong. Tied
     labels are not judged."""
     return {"accuracy without ties": strict_accuracy(judged)}
+
+
+PANDALM = Benchmark(
+    name="pandalm",
+    home=HOME,
+    read=read,
+    native=native,
+    domains={"subjective": ()},
+    sizes={"pandalm": 894},
+)

@@ -2,33 +2,39 @@
 as views of six benchmarks.
 
 Source: WorldPM, arXiv 2505.10527, sections 3.2 and 4, tables 2 and 3. How the paper draws on each
-set is partly inferred from the sizes that its decimals allow; where it does not say, the choice
-stands here.
+set is partly inferred from the sizes that its decimals allow; the choices that it does not state
+are commented here.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, NamedTuple
 
 from worldpm.benchmarks import rewardbench1
 from worldpm.benchmarks.items import Item, Judged
+from worldpm.benchmarks.measures import PresetMean, PresetMeasures, PresetResult
 from worldpm.benchmarks.metrics import metrics
 from worldpm.records import Preference
 
-Json = dict[str, Any]
-
 NEEDS = ("rm-bench", "offsetbias", "rewardbench1", "ppe", "helpsteer2", "rmb")
-ORIGINAL = 1
-"""Which of RM-Bench's three styles is taken as the original response, in chosen and rejected alike;
-the paper does not say."""
+"""The benchmarks that the views are of."""
+STYLES = 3
+"""Styles of each response in RM-Bench."""
+ORIGINAL_STYLE = 1
+"""Index of the style of RM-Bench that is taken as the original response, in chosen and rejected
+alike; the paper does not say which is."""
 
 
-class View(NamedTuple):
+@dataclass(frozen=True)
+class View:
     """Some items of a benchmark, and which of their pairs count."""
 
     benchmark: str
+    """Name of the benchmark."""
     keep: Callable[[Item], bool]
+    """Whether an item belongs to the view."""
     one_style: bool = False
+    """Whether only the pair of the original style counts, of RM-Bench's nine pairs an item."""
 
 
 def _of(*subsets: str) -> Callable[[Item], bool]:
@@ -36,8 +42,8 @@ def _of(*subsets: str) -> Callable[[Item], bool]:
 
 
 def _without_haiku(item: Item) -> bool:
-    """PPE's MBPP-Plus without the samples of Claude 3 Haiku, whose right answers are short by
-    far."""
+    """PPE's MBPP-Plus without the samples of Claude 3 Haiku, whose right answers are much
+    shorter."""
     return item.subset == "mbpp_plus" and "haiku" not in item.item.lower()
 
 
@@ -57,6 +63,7 @@ VIEWS = {
     "MMLU-Pro": View("ppe", _of("mmlu_pro")),
     "GPQA": View("ppe", _of("gpqa")),
     "IFEval": View("ppe", _of("ifeval")),
+    # RM-Bench draws its code from HumanEvalPack and its mathematics from MATH
     "HumanEvalPack": _rm_bench("code"),
     "MATH": _rm_bench("math"),
     "PPE Human": View("ppe", _of("human")),
@@ -104,44 +111,61 @@ SUBTASKS = {
 """The eighteen of its tables 2 and 3."""
 
 
-def judge(judged: Mapping[str, Judged]) -> Json:
-    """Metrics of every test set, and the domains' and subtasks' plain means; `judged` has the
+def judge(judged: Mapping[str, Judged]) -> PresetResult:
+    """Measures of every test set, and plain means over domains and subtasks; `judged` has the
     benchmarks of NEEDS.
 
-    A set without items is left out and named under `missing`. Beside each set of RM-Bench stand the
+    Sets without items are left out and listed in `missing`. Those of RM-Bench also get the
     accuracies with the other two styles as the original.
     """
-    chosen = {name: judged[view.benchmark].only(view.keep) for name, view in VIEWS.items()}
-    sets = {name: _metrics(VIEWS[name], mine) for name, mine in chosen.items() if mine.items}
-    return {
-        "test_sets": sets,
-        "missing": [name for name in VIEWS if name not in sets],
-        "domains": {domain: _mean(sets, names) for domain, names in DOMAINS.items()},
-        "subtasks": {benchmark: _mean(sets, names) for benchmark, names in SUBTASKS.items()},
-    }
+    test_sets: dict[str, PresetMeasures] = {}
+    for name, view in VIEWS.items():
+        # a benchmark may lack the subsets of a view, or --strata may have drawn none of its items
+        of_view = judged[view.benchmark].only(view.keep)
+        if of_view.items:
+            test_sets[name] = measures_of(view, of_view)
+
+    return PresetResult(
+        test_sets=test_sets,
+        missing=[name for name in VIEWS if name not in test_sets],
+        domains={domain: _mean(test_sets, names) for domain, names in DOMAINS.items()},
+        subtasks={benchmark: _mean(test_sets, names) for benchmark, names in SUBTASKS.items()},
+    )
 
 
-def _mean(sets: Mapping[str, Json], names: tuple[str, ...]) -> Json:
-    """Plain means over the sets that are there; None without any."""
-    there = [name for name in names if name in sets]
-    means = {
-        key: fmean(sets[name][key] for name in there) if there else None
-        for key in ("accuracy", "loss_nats")
-    }
-    return {**means, "test_sets": there}
+def _mean(test_sets: Mapping[str, PresetMeasures], names: tuple[str, ...]) -> PresetMean:
+    """Plain means over those of the named sets that have items."""
+    # a mean over fewer sets lists them, so that it is not taken for the whole one
+    present = [name for name in names if name in test_sets]
+    if not present:
+        return PresetMean(accuracy=None, loss_nats=None, test_sets=[])
+
+    return PresetMean(
+        accuracy=fmean(test_sets[name].accuracy for name in present),
+        loss_nats=fmean(test_sets[name].loss_nats for name in present),
+        test_sets=present,
+    )
 
 
-def _metrics(view: View, chosen: Judged) -> Json:
+def measures_of(view: View, judged: Judged) -> PresetMeasures:
+    """Measures of a view's items."""
     if not view.one_style:
-        return metrics(*chosen[:2])
-    found = {
-        style: metrics([_styled(item, style) for item in chosen.items], chosen.rewards)
-        for style in range(3)
+        return PresetMeasures(**vars(metrics(judged)))
+
+    by_style = [metrics(_in_style(judged, style)) for style in range(STYLES)]
+    accuracies = {
+        str(style): measures.accuracy
+        for style, measures in enumerate(by_style)
+        if style != ORIGINAL_STYLE
     }
-    others = {style: one["accuracy"] for style, one in found.items() if style != ORIGINAL}
-    return {**found[ORIGINAL], "accuracy_with_other_originals": others}
+    return PresetMeasures(
+        **vars(by_style[ORIGINAL_STYLE]), accuracy_with_other_originals=accuracies
+    )
 
 
-def _styled(item: Item, style: int) -> Item:
-    """The one pair of an item of RM-Bench whose sides both have the style."""
-    return item._replace(preferences=(Preference(style, 3 + style, 1.0),))
+def _in_style(judged: Judged, style: int) -> Judged:
+    """Items of RM-Bench with only the pair whose two responses have the style."""
+    # responses are the three chosen ones, then the three rejected ones, each in order of style
+    pair = Preference(style, STYLES + style, 1.0)
+    items = [replace(item, preferences=(pair,)) for item in judged.items]
+    return replace(judged, items=items)

@@ -1,34 +1,49 @@
-"""A plain preference set as a benchmark: its test files, or all of them where none is named so;
-subsets by file."""
+"""A plain preference set as a benchmark: its test files, or all files if none is named a test file;
+subsets by file.
+
+`datasets/preference_sets` has the forms of rows, for example:
+
+    {"prompt": "Hi!", "chosen": "Hello!", "rejected": "No."}
+"""
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, prompt_id, unique
-from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.benchmarks.metrics import strict_by_subset
 from worldpm.datasets import preference_sets
+from worldpm.storage.json_files import Json
 
-DOMAIN = "preferences"
-
-Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
-def read(place: Path) -> list[Item]:
-    """The items of a file or of a folder of files; rows without a preference are left out, and told
-    with their reasons.
+def read(path: Path) -> list[Item]:
+    """The items of a file or of a folder of files; rows without a preference are left out, and
+    logged with their reasons.
 
     Raises:
         ConfigError: If no file is there.
         DataError: If a row has none of the known forms.
     """
-    found = [place] if place.is_file() else preference_sets.files_in(place)
+    paths = [path] if path.is_file() else preference_sets.files_in(path)
+    # models may be trained on the other files of a set that has test files
+    test_paths = [file for file in paths if preference_sets.split_of(file) == "test"]
+
     drops: Counter[str] = Counter()
-    items = unique(
-        (
-            Item(
+    items = unique(_items(test_paths or paths, drops), path)
+    if drops:
+        reasons = "; ".join(f"{reason}: {number:,}" for reason, number in drops.most_common())
+        logger.info("%s: left out %s", path, reasons)
+    return items
+
+
+def _items(paths: list[Path], drops: Counter[str]) -> Iterator[Item]:
+    for path in paths:
+        for group in preference_sets.groups_of(path, drops):
+            yield Item(
                 path.name.split(".")[0],
                 group.group_id,
                 prompt_id(group.prompt),
@@ -36,24 +51,17 @@ def read(place: Path) -> list[Item]:
                 group.responses,
                 group.preferences,
             )
-            for path in [path for path in found if preference_sets.split_of(path) == "test"]
-            or found
-            for group in preference_sets.groups_of(path, drops)
-        ),
-        place,
-    )
-    if drops:
-        logger.info(
-            "%s: left out %s",
-            place,
-            "; ".join(f"{reason}: {number:,}" for reason, number in drops.most_common()),
-        )
-    return items
 
 
 def native(judged: Judged) -> Json:
     """Accuracy by file; a tie is wrong."""
-    return {
-        name: strict_accuracy(judged.of(name))
-        for name in dict.fromkeys(item.subset for item in judged.items)
-    }
+    return strict_by_subset(judged)
+
+
+PREFERENCE_SET = Benchmark(
+    name="preference-set",
+    home="a file or folder of pairs, or a data set of the hub",
+    read=read,
+    native=native,
+    domains={"preferences": ()},
+)

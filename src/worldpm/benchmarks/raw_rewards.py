@@ -1,20 +1,25 @@
-"""Raw rewards of any model, as tables: `benchmark, subset, item, response, preferred, reward`, one
-row per response."""
+"""Raw rewards of any model as tables, one row a response.
+
+A row of the JSON lines or Parquet file of `--rewards`, with the columns that it must have:
+
+    {"benchmark": "llmbar", "subset": "Natural", "item": "Natural:0", "response": 0,
+     "preferred": true, "reward": 1.5}
+
+`checkpoint`, `prompt_id`, `quality` and `length_tokens` are read if they are there.
+"""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-from worldpm.benchmarks.items import Item, Judged, pairs_of
+from worldpm.benchmarks.benchmark import Benchmark
+from worldpm.benchmarks.items import Item, Judged, every_pair
 from worldpm.errors import DataError
 from worldpm.records import Response
 from worldpm.storage import rows
+from worldpm.storage.json_files import Json
 
-Json = dict[str, Any]
-
-Kinds = dict[str, type | tuple[type, ...]]
-COLUMNS: Kinds = {
+COLUMNS: dict[str, type | tuple[type, ...]] = {
     "benchmark": str,
     "subset": str,
     "item": str,
@@ -22,65 +27,154 @@ COLUMNS: Kinds = {
     "preferred": bool,
     "reward": (int, float),
 }
+"""Columns that every row must have, with the types of their values."""
+LARGEST_REWARD = 1e9
+"""In logits, either sign. Models give no larger ones, so that these, and NaN, are errors."""
 
 
-LARGEST = 1e9
-"""No logit is larger; what is, or is NaN, is a mistake."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardRow:
+    """The reward of one response."""
+
+    subset: str
+    """Of the benchmark."""
+    item: str
+    """Name of the item, unique in its subset."""
+    response: int
+    """Index of the response among the item's."""
+    preferred: bool
+    """Whether it is in the better set."""
+    reward: float
+    """In logits, of a size up to LARGEST_REWARD."""
+    prompt_id: str | None = None
+    """The cluster of intervals; None leaves it to the benchmark."""
+    quality: float | None = None
+    """None if the set only tells better from worse."""
+    length_tokens: int | None = None
+    """Tokens of the response before any cut; None if not known."""
 
 
-def read(path: Path) -> dict[str, dict[str, list[Json]]]:
-    """The rows by checkpoint and benchmark; where the file names no checkpoint, it is called after
-    the file.
+Responses = dict[int, RewardRow]
+"""Rows of one item by the index of the response."""
+ItemKey = tuple[str, str]
+"""Subset and name of an item."""
+
+
+def read(path: Path) -> dict[str, dict[str, list[RewardRow]]]:
+    """The rows by checkpoint and benchmark; if the file names no checkpoint, its own name is taken.
 
     Raises:
-        DataError: If a row lacks a column, or has something else in it than it should, such as NaN;
-            its number is named.
+        DataError: If a row lacks a column, or a value is not of its column's type or NaN; the
+            message has the row's number.
     """
-    found: dict[str, dict[str, list[Json]]] = {}
+    tables: dict[str, dict[str, list[RewardRow]]] = {}
     for number, row in enumerate(rows.read(path), start=1):
-        for name, kind in COLUMNS.items():
-            value = row.get(name) if isinstance(row, dict) else None
-            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-                raise DataError(
-                    path,
-                    f"row {number}: {name} is {value!r:.40}; each row needs {', '.join(COLUMNS)}",
-                )
-        if not abs(row["reward"]) <= LARGEST:
-            raise DataError(
-                path,
-                f"row {number}: the reward of item {row['item']!r} is {row['reward']!r:.40}; score"
-                " it anew",
-            )
+        reward_row = _checked(row, number, path)
+        # tables of several checkpoints name them, as `rewards.parquet` does
         checkpoint = str(row.get("checkpoint") or path.name.split(".")[0])
-        found.setdefault(checkpoint, {}).setdefault(row["benchmark"], []).append(row)
-    if not found:
+        by_benchmark = tables.setdefault(checkpoint, {})
+        by_benchmark.setdefault(row["benchmark"], []).append(reward_row)
+
+    if not tables:
         raise DataError(path, "holds no row")
-    return found
+    return tables
 
 
-def judged(
-    table: Sequence[Json], path: Path, module: ModuleType, items: Sequence[Item] | None
+def _checked(row: Json, number: int, path: Path) -> RewardRow:
+    """A row of the file with the right types.
+
+    Raises:
+        DataError: If a value is not of the type that it must have.
+    """
+    for name, kind in COLUMNS.items():
+        value = row.get(name) if isinstance(row, dict) else None
+        # to Python, true and false are integers
+        is_wrong_bool = isinstance(value, bool) and kind is not bool
+        if not isinstance(value, kind) or is_wrong_bool:
+            raise DataError(
+                path, f"row {number}: {name} is {value!r:.40}; each row needs {', '.join(COLUMNS)}"
+            )
+
+    # "not at most" instead of "above", so that NaN is refused too
+    if not abs(row["reward"]) <= LARGEST_REWARD:
+        raise DataError(
+            path,
+            f"row {number}: the reward of item {row['item']!r} is {row['reward']!r:.40}; score it"
+            " again",
+        )
+
+    tokens = row.get("length_tokens")
+    return RewardRow(
+        subset=row["subset"],
+        item=row["item"],
+        response=row["response"],
+        preferred=row["preferred"],
+        reward=float(row["reward"]),
+        prompt_id=str(row["prompt_id"]) if row.get("prompt_id") else None,
+        quality=_quality(row, number, path),
+        length_tokens=tokens if isinstance(tokens, int) else None,
+    )
+
+
+def _quality(row: Json, number: int, path: Path) -> float | None:
+    try:
+        return None if row.get("quality") is None else float(row["quality"])
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            path, f"row {number}: quality is {row['quality']!r:.40}. Give a number or null."
+        ) from error
+
+
+def judged_of(
+    table: Sequence[RewardRow], path: Path, benchmark: Benchmark, items: Sequence[Item] | None
 ) -> Judged:
-    """The items of one benchmark with their rewards; without its own files, items of which only the
-    rewards are known.
+    """The items of one benchmark with their rewards; without its files (`items` is None), items of
+    which only the rewards are known.
 
     Raises:
         DataError: If an item's responses have gaps or double, do not have both better and worse, or
             are not those of the benchmark.
     """
-    known_subsets = {
-        *getattr(module, "SIZES", {}),
-        *(name for names in getattr(module, "DOMAINS", {}).values() for name in names),
-    }
-    only = min(known_subsets) if len(known_subsets) == 1 else None  # one subset may have any name
-    by_item: dict[tuple[str, str], dict[int, Json]] = {}
+    by_item = _by_item(table, path, benchmark)
+    if items is None:
+        return _without_texts(by_item, path, benchmark)
+
+    by_key = {(item.subset, item.item): item for item in items}
+    # both directions: a judged subset of the items would not be comparable with other models'
+    if unknown := [key for key in by_item if key not in by_key]:
+        raise DataError(
+            path,
+            f"{len(unknown)} items are not the benchmark's, first {unknown[0]}; score the same"
+            " release of it",
+        )
+    if absent := [key for key in by_key if key not in by_item]:
+        raise DataError(
+            path, f"lacks {len(absent)} of the benchmark's {len(by_key)} items, first {absent[0]}"
+        )
+
+    ordered = [by_item[item.subset, item.item] for item in items]
+    rewards = [_rewards(of_item, item, path) for of_item, item in zip(ordered, items, strict=True)]
+    return Judged(items, rewards, _lengths(ordered))
+
+
+def _by_item(
+    table: Sequence[RewardRow], path: Path, benchmark: Benchmark
+) -> dict[ItemKey, Responses]:
+    """The rows by item.
+
+    Raises:
+        DataError: If an item's responses have gaps or double, or the benchmark has no such subset.
+    """
+    subsets = benchmark.named_subsets
+    # files of a benchmark with a single subset may call it anything
+    only_subset = min(subsets) if len(subsets) == 1 else None
+    by_item: dict[ItemKey, Responses] = {}
     for row in table:
-        responses = by_item.setdefault((only or row["subset"], row["item"]), {})
-        if row["response"] in responses:
-            raise DataError(
-                path, f"item {row['item']!r} has two rewards for response {row['response']}"
-            )
-        responses[row["response"]] = row
+        responses = by_item.setdefault((only_subset or row.subset, row.item), {})
+        if row.response in responses:
+            raise DataError(path, f"item {row.item!r} has two rewards for response {row.response}")
+        responses[row.response] = row
+
     for (_, name), responses in by_item.items():
         if sorted(responses) != list(range(len(responses))):
             raise DataError(
@@ -88,130 +182,121 @@ def judged(
                 f"item {name!r} has rewards for the responses {sorted(responses)[:9]}; expected 0,"
                 " 1, ... without gaps",
             )
-    if known_subsets and (strange := {subset for subset, _ in by_item} - known_subsets):
+
+    if subsets and (unknown := {subset for subset, _ in by_item} - subsets):
         raise DataError(
             path,
-            f"no subset of the benchmark is called {min(strange)!r}; it has"
-            f" {', '.join(sorted(known_subsets))}",
+            f"no subset of the benchmark is called {min(unknown)!r}; it has"
+            f" {', '.join(sorted(subsets))}",
         )
-    if items is None:
-        return _bare(by_item, path, module)
-    known = {(item.subset, item.item): item for item in items}
-    if unknown := [name for name in by_item if name not in known]:
-        raise DataError(
-            path,
-            f"{len(unknown)} items are not the benchmark's, first {unknown[0]}; score the same"
-            " release of it",
-        )
-    if absent := [name for name in known if name not in by_item]:
-        raise DataError(
-            path, f"lacks {len(absent)} of the benchmark's {len(known)} items, first {absent[0]}"
-        )
-    return Judged(
-        items,
-        [_rewards(by_item[item.subset, item.item], item, path) for item in items],
-        _lengths(by_item, items),
-    )
+    return by_item
 
 
-def _rewards(responses: dict[int, Json], item: Item, path: Path) -> list[float]:
+def _rewards(responses: Responses, item: Item, path: Path) -> list[float]:
+    """The rewards of an item in the order of its responses.
+
+    Raises:
+        DataError: If the item has other responses, or prefers others.
+    """
     if len(responses) != len(item.responses):
         raise DataError(
             path,
             f"item {item.item!r} has {len(responses)} rewards for {len(item.responses)} responses",
         )
-    if [responses[place]["preferred"] for place in range(len(responses))] != item.preferred:
+
+    ordered = _ordered(responses)
+    if [row.preferred for row in ordered] != item.preferred:
         raise DataError(
             path,
             f"item {item.item!r} prefers other responses than the benchmark, which puts the better"
             " ones first",
         )
-    return [float(responses[place]["reward"]) for place in range(len(responses))]
+    return [row.reward for row in ordered]
 
 
-def _lengths(
-    by_item: dict[tuple[str, str], dict[int, Json]], items: Sequence[Item]
-) -> list[list[int]] | None:
-    ordered = [by_item[item.subset, item.item] for item in items]
-    if not all(
-        isinstance(row.get("length_tokens"), int)
-        for responses in ordered
-        for row in responses.values()
-    ):
-        return None
-    return [
-        [responses[place]["length_tokens"] for place in range(len(responses))]
-        for responses in ordered
-    ]
+def _ordered(responses: Responses) -> list[RewardRow]:
+    return [responses[index] for index in range(len(responses))]
 
 
-def _bare(
-    by_item: dict[tuple[str, str], dict[int, Json]], path: Path, module: ModuleType
-) -> Judged:
-    items, rewards = [], []
+def _lengths(ordered: Sequence[Responses]) -> list[list[int]] | None:
+    """Tokens of each response of each item; None if one of them is not known."""
+    lengths: list[list[int]] = []
+    for responses in ordered:
+        tokens = [row.length_tokens for row in _ordered(responses)]
+        # one unknown length leaves the whole feature unusable
+        certain = [count for count in tokens if count is not None]
+        if len(certain) < len(tokens):
+            return None
+        lengths.append(certain)
+    return lengths
+
+
+def _without_texts(by_item: dict[ItemKey, Responses], path: Path, benchmark: Benchmark) -> Judged:
+    """Items without texts: every better response against every worse one.
+
+    Raises:
+        DataError: If an item does not have both better and worse responses.
+    """
+    items: list[Item] = []
+    rewards: list[list[float]] = []
     for (subset, name), responses in by_item.items():
-        ordered = sorted(
-            (responses[place] for place in range(len(responses))),
-            key=lambda row: not row["preferred"],
-        )
-        better = sum(row["preferred"] for row in ordered)
+        # `sorted` keeps the order of the file among the better and among the worse ones
+        ordered = sorted(_ordered(responses), key=lambda row: not row.preferred)
+        better = sum(row.preferred for row in ordered)
         if not 0 < better < len(ordered):
             raise DataError(
                 path,
                 f"item {name!r} has {better} preferred of {len(ordered)} responses; one of each"
                 " kind is needed",
             )
-        prompt = str(
-            ordered[0].get("prompt_id") or getattr(module, "cluster", _own_cluster)(subset, name)
+
+        qualities = [row.quality for row in ordered if row.quality is not None]
+        item = Item(
+            subset=subset,
+            item=name,
+            prompt_id=ordered[0].prompt_id or benchmark.cluster(subset, name),
+            prompt=(),
+            responses=(Response(""),) * len(ordered),
+            preferences=every_pair(better, len(ordered) - better),
+            qualities=qualities if len(qualities) == len(ordered) else None,
         )
-        qualities = [float(row["quality"]) for row in ordered if row.get("quality") is not None]
-        worth = qualities if len(qualities) == len(ordered) else None
-        items.append(
-            Item(
-                subset,
-                name,
-                prompt,
-                (),
-                (Response(""),) * len(ordered),
-                pairs_of(better, len(ordered) - better),
-                None,
-                worth,
-            )
-        )
-        rewards.append([float(row["reward"]) for row in ordered])
+        items.append(item)
+        rewards.append([row.reward for row in ordered])
     return Judged(items, rewards)
 
 
-def _own_cluster(subset: str, item: str) -> str:
-    return f"{subset}/{item}"
-
-
-def in_order_of(first: Judged, judged: Judged, path: Path) -> Judged:
-    """The same items in the order of another file's, so that two models are compared pair by pair.
+def in_order_of(first: Judged, second: Judged, path: Path) -> Judged:
+    """The second model's items in the order of the first's, so that the two can be compared pair by
+    pair.
 
     Raises:
         DataError: If the two have other items, or other responses to them.
     """
-    places = {(item.subset, item.item): place for place, item in enumerate(judged.items)}
-    order = [places.get((item.subset, item.item)) for item in first.items]
-    found = [place for place in order if place is not None]
-    same = len(found) == len(order) == len(places)
-    if not same or any(
-        judged.items[at].preferences != item.preferences
-        for at, item in zip(found, first.items, strict=True)
+    index_of = {(item.subset, item.item): index for index, item in enumerate(second.items)}
+    keys = [(item.subset, item.item) for item in first.items]
+    indices = [index_of[key] for key in keys if key in index_of]
+
+    # with raw rewards only, equal items may still have other numbers of better and worse responses
+    same_items = len(indices) == len(keys) == len(index_of)
+    if not same_items or any(
+        second.items[index].preferences != item.preferences
+        for index, item in zip(indices, first.items, strict=True)
     ):
         raise DataError(
             path,
             "has other items, or other responses to them, than the first model; judge them one"
             " by one",
         )
-    return judged.at(found)
+    return second.at(indices)
 
 
 def table_of(checkpoint: str, benchmark: str, judged: Judged) -> Iterator[Json]:
     """The rows of `rewards.parquet`."""
-    for place, (item, rewards) in enumerate(zip(judged.items, judged.rewards, strict=True)):
-        for response, (preferred, reward) in enumerate(zip(item.preferred, rewards, strict=True)):
+    lengths, truncated = judged.length_tokens, judged.truncated
+
+    for number, (item, rewards) in enumerate(zip(judged.items, judged.rewards, strict=True)):
+        sides = zip(item.preferred, rewards, strict=True)
+        for response, (preferred, reward) in enumerate(sides):
             yield {
                 "checkpoint": checkpoint,
                 "benchmark": benchmark,
@@ -222,8 +307,6 @@ def table_of(checkpoint: str, benchmark: str, judged: Judged) -> Iterator[Json]:
                 "reward": reward,
                 "prompt_id": item.prompt_id,
                 "quality": item.qualities[response] if item.qualities else None,
-                "length_tokens": (
-                    judged.length_tokens[place][response] if judged.length_tokens else None
-                ),
-                "truncated": judged.truncated[place][response] if judged.truncated else None,
+                "length_tokens": lengths[number][response] if lengths else None,
+                "truncated": truncated[number][response] if truncated else None,
             }

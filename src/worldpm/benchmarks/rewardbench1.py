@@ -1,6 +1,10 @@
 """RewardBench 1: chat, hard chat, safety and reasoning pairs, and the section weights of its
 leaderboard.
 
+A row of the `filtered` split:
+
+    {"id": 30, "subset": "alpacaeval-easy", "prompt": "Hi!", "chosen": "Hello!", "rejected": "No."}
+
 Source: Lambert et al. 2024, arXiv 2403.13787; https://github.com/allenai/reward-bench, commit
 05a9005, `rewardbench/constants.py` and `rewardbench/utils.py` (`calculate_scores_per_section`).
 """
@@ -8,10 +12,11 @@ Source: Lambert et al. 2024, arXiv 2403.13787; https://github.com/allenai/reward
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
-from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.benchmarks.metrics import strict_by_subset
+from worldpm.storage.json_files import Json
 
 HOME = "the `filtered` split of https://huggingface.co/datasets/allenai/reward-bench"
 SECTIONS = {
@@ -41,12 +46,6 @@ SECTIONS = {
 }
 LLMBAR = SECTIONS["Chat Hard"][1:]
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
-DOMAINS = {
-    "subjective": (*SECTIONS["Chat"], *PRIOR_SETS),
-    "adversarial": SECTIONS["Chat Hard"],
-    "safety": SECTIONS["Safety"],
-    "objective": SECTIONS["Reasoning"],
-}
 SIZES = {
     "alpacaeval-easy": 100,
     "alpacaeval-length": 95,
@@ -73,10 +72,8 @@ SIZES = {
     "hep-rust": 164,
 }
 WEIGHTS = {**SIZES, "math-prm": 984}
-"""What a subset counts in its section: its items, but math-prm as much as the six code subsets
-together."""
-
-Json = dict[str, Any]
+"""Weight of a subset in its section: its number of items, but math-prm as much as the six code
+subsets together."""
 
 
 def read(folder: Path) -> list[Item]:
@@ -84,49 +81,61 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If a file is absent.
-        DataError: If a file is not as the data set has it.
+        DataError: If a file is not of the data set's format.
     """
     return parse(files(folder, "filtered*.parquet", home=HOME), _items, home=HOME)
 
 
 def _items(number: int, row: Json) -> Iterator[Item]:
     if row["subset"] not in SIZES:
-        raise ValueError(f"no subset {row['subset']!r}")
-    yield better_first(
-        row["subset"],
-        f"{row['subset']}:{row['id']}",
-        row["prompt"],
-        [row["chosen"]],
-        [row["rejected"]],
-    )
+        raise ValueError(f"unknown subset {row['subset']!r}")
+    name = f"{row['subset']}:{row['id']}"
+    yield better_first(row["subset"], name, row["prompt"], [row["chosen"]], [row["rejected"]])
 
 
 def native(judged: Judged) -> Json:
     """Accuracy of each subset (a tie is wrong), the four sections, and their plain mean; with prior
     sets, also the first leaderboard's."""
-    names = dict.fromkeys(item.subset for item in judged.items)
-    accuracies = {name: strict_accuracy(judged.of(name)) for name in names}
+    accuracies = strict_by_subset(judged)
     return {"subsets": accuracies, **sections(accuracies)}
 
 
 def sections(accuracies: Mapping[str, float]) -> Json:
     """The sections of the subsets' accuracies, by WEIGHTS, and `average`, their plain mean.
 
-    Where prior sets are known too, `average with prior sets` counts the mean of those half: weights
-    2, 2, 2, 2, 1.
+    With accuracies of prior sets, `average with prior sets` counts their mean half: weights 2, 2,
+    2, 2, 1.
     """
-    found = {}
+    by_section: dict[str, float] = {}
     for section, subsets in SECTIONS.items():
-        there = [name for name in subsets if name in accuracies]
-        if there:
-            found[section] = sum(accuracies[name] * WEIGHTS[name] for name in there) / sum(
-                WEIGHTS[name] for name in there
-            )
-    result: Json = {**found}
-    if len(found) == len(SECTIONS):
-        result["average"] = fmean(found.values())
-        if prior := [accuracies[name] for name in PRIOR_SETS if name in accuracies]:
-            result["average with prior sets"] = (2 * sum(found.values()) + fmean(prior)) / (
-                2 * len(SECTIONS) + 1
-            )
-    return result
+        present = [name for name in subsets if name in accuracies]
+        if present:
+            # weights are those of the release, however many items of a subset were judged
+            total = sum(accuracies[name] * WEIGHTS[name] for name in present)
+            by_section[section] = total / sum(WEIGHTS[name] for name in present)
+
+    # an average over fewer sections could not be compared with the leaderboard's
+    averages: dict[str, float] = {}
+    if len(by_section) == len(SECTIONS):
+        averages["average"] = fmean(by_section.values())
+        # the first leaderboard also counted the sets of earlier papers
+        prior = [accuracies[name] for name in PRIOR_SETS if name in accuracies]
+        if prior:
+            total = 2 * sum(by_section.values()) + fmean(prior)
+            averages["average with prior sets"] = total / (2 * len(SECTIONS) + 1)
+    return {**by_section, **averages}
+
+
+REWARDBENCH1 = Benchmark(
+    name="rewardbench1",
+    home=HOME,
+    read=read,
+    native=native,
+    domains={
+        "subjective": (*SECTIONS["Chat"], *PRIOR_SETS),
+        "adversarial": SECTIONS["Chat Hard"],
+        "safety": SECTIONS["Safety"],
+        "objective": SECTIONS["Reasoning"],
+    },
+    sizes=SIZES,
+)

@@ -1,5 +1,10 @@
 """RewardMATH: one right solution and nine wrong ones to each of 483 problems.
 
+A row is one solution by its steps; the rows of a problem follow each other:
+
+    {"problem_id": 3, "problem": "2 + 2?", "eval_solution": ["2 + 2 is 4.", "So 4."],
+     "solution_type": "chosen"}
+
 Source: Kim et al. 2024, arXiv 2410.01729; https://github.com/kimsh0507/RewardMATH_official, commit
 cde06ab, `src/evaluation/eval.py`.
 """
@@ -8,68 +13,81 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, unique
 from worldpm.benchmarks.metrics import best_wins
 from worldpm.errors import DataError
 from worldpm.storage import rows
+from worldpm.storage.json_files import Json
 
 HOME = "https://huggingface.co/datasets/RewardMATH/RewardMATH"
-SIZES = {"math": 483}
-DOMAIN = "objective"
-
-Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
-    """The 483 problems, named by their `problem_id`; a row is one solution, whose steps are joined
-    by line breaks.
+    """The 483 problems, named by their `problem_id`; the steps of a solution are joined by line
+    breaks.
 
     Raises:
         ConfigError: If a file is absent.
-        DataError: If a file is not as the data set has it.
+        DataError: If a file is not of the data set's format.
     """
     paths = [path for path in files(folder, "*", home=HOME) if path.name.endswith(rows.SUFFIXES)]
-    return unique(
-        (
-            item
-            for path in paths or files(folder, "*.parquet", home=HOME)
-            for item in _problems(path)
-        ),
-        folder,
-    )
+
+    # the second search raises, and names the file that the data set has
+    items: list[Item] = []
+    for path in paths or files(folder, "*.parquet", home=HOME):
+        items += _problems(path)
+
+    return unique(items, folder)
 
 
 def _problems(path: Path) -> Iterator[Item]:
     try:
-        for problem, members in groupby(rows.read(path), key=lambda row: row["problem_id"]):
-            solutions = list(members)
-            texts = {
-                kind: [
-                    "\n".join(s["eval_solution"]) for s in solutions if s["solution_type"] == kind
-                ]
-                for kind in ("chosen", "rejected")
-            }
-            yield better_first(
-                "math", str(problem), solutions[0]["problem"], texts["chosen"], texts["rejected"]
-            )
+        for problem_id, members in groupby(rows.read(path), key=lambda row: row["problem_id"]):
+            yield _item(str(problem_id), list(members))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            path, f"not of the format of {HOME} ({type(error).__name__}: {error}); download it anew"
+            path,
+            f"not of the format of {HOME} ({type(error).__name__}: {error}); download it again",
         ) from error
+
+
+def _item(name: str, solutions: list[Json]) -> Item:
+    texts: dict[str, list[str]] = {"chosen": [], "rejected": []}
+    for solution in solutions:
+        # other types, if there are any, are left out
+        if solution["solution_type"] in texts:
+            texts[solution["solution_type"]].append("\n".join(solution["eval_solution"]))
+    return better_first("math", name, solutions[0]["problem"], texts["chosen"], texts["rejected"])
 
 
 def native(judged: Judged) -> Json:
     """Accuracy (the right solution beats all, a tie being wrong), the same with ties right, mean
     reciprocal rank, and over pairs."""
-    sides = list(judged.sides())
-    ranks = [1 + sum(reward >= min(better) for reward in worse) for better, worse in sides]
+    with_ties: list[bool] = []
+    reciprocal_ranks: list[float] = []
+    pairwise: list[float] = []
+    for better, worse in judged.sides():
+        right = min(better)
+        with_ties.append(right >= max(worse))
+        # the right solution ranks after the wrong ones that tie with it
+        reciprocal_ranks.append(1 / (1 + sum(reward >= right for reward in worse)))
+        pairwise.append(fmean(right > reward for reward in worse))
+
     return {
         "accuracy": best_wins(judged),
-        "accuracy with ties": fmean(min(better) >= max(worse) for better, worse in sides),
-        "mean reciprocal rank": fmean(1 / rank for rank in ranks),
-        "pairwise": fmean(
-            fmean(min(better) > reward for reward in worse) for better, worse in sides
-        ),
+        "accuracy with ties": fmean(with_ties),
+        "mean reciprocal rank": fmean(reciprocal_ranks),
+        "pairwise": fmean(pairwise),
     }
+
+
+REWARDMATH = Benchmark(
+    name="rewardmath",
+    home=HOME,
+    read=read,
+    native=native,
+    domains={"objective": ()},
+    sizes={"math": 483},
+)

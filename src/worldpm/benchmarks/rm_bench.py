@@ -1,6 +1,11 @@
 """RM-Bench: right and subtly wrong answers, each in three styles, so that a judge of style is found
 out.
 
+A row of `chat_filtered.json`; the styles are concise, detailed, and detailed with Markdown:
+
+    {"id": 7, "prompt": "2 + 2?", "chosen": ["4", "It is 4.", "**4**"],
+     "rejected": ["5", "It is 5.", "**5**"]}
+
 Source: Liu et al. 2025, arXiv 2410.16184; https://github.com/THU-KEG/RM-Bench, commit 73c52d7,
 `scripts/utils.py`.
 """
@@ -9,18 +14,14 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
 from worldpm.errors import DataError
+from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/THU-KEG/RM-Bench (`data/*.json`)"
 SIZES = {"chat": 129, "code": 228, "math": 529, "safety-refuse": 284, "safety-response": 157}
-DOMAINS = {
-    "adversarial": ("chat",),
-    "objective": ("code", "math"),
-    "safety": ("safety-refuse", "safety-response"),
-}
 STYLES = ("concise", "detailed", "markdown")
 POOLS = {
     "chat": ("chat",),
@@ -30,8 +31,6 @@ POOLS = {
 }
 """Its four domains; the two kinds of safety are pooled by item, not averaged."""
 
-Json = dict[str, Any]
-
 
 def read(folder: Path) -> list[Item]:
     """The 1,327 items of three right and three wrong answers, from `total_dataset.json` or the five
@@ -39,34 +38,30 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If a file is absent.
-        DataError: If a file is not as the repository has it.
+        DataError: If a file is not of the repository's format.
     """
     if folder.is_dir() and any(folder.rglob("total_dataset.json*")):
-        return parse(
-            files(folder, "total_dataset.json", home=HOME),
-            lambda number, row: _items(row["domain"], number, row),
-            home=HOME,
-        )
-    return [
-        item
-        for domain in SIZES
-        for item in parse(
-            files(folder, f"{domain}_filtered.json", home=HOME), partial(_items, domain), home=HOME
-        )
-    ]
+        # one file with all domains, each row with its own
+        paths = files(folder, "total_dataset.json", home=HOME)
+        return parse(paths, lambda number, row: _items(row["domain"], number, row), home=HOME)
+
+    items: list[Item] = []
+    for domain in SIZES:
+        paths = files(folder, f"{domain}_filtered.json", home=HOME)
+        items += parse(paths, partial(_items, domain), home=HOME)
+    return items
 
 
 def _items(domain: str, number: int, row: Json) -> Iterator[Item]:
     if domain not in SIZES:
-        raise ValueError(f"no domain {domain!r}")
+        raise ValueError(f"unknown domain {domain!r}")
     if len(row["chosen"]) != len(STYLES) or len(row["rejected"]) != len(STYLES):
         raise ValueError(
             f"{len(row['chosen'])} chosen and {len(row['rejected'])} rejected answers;"
             f" {len(STYLES)} of each are needed"
         )
-    yield better_first(
-        domain, f"{domain}:{row['id']}", row["prompt"], row["chosen"], row["rejected"]
-    )
+    name = f"{domain}:{row['id']}"
+    yield better_first(domain, name, row["prompt"], row["chosen"], row["rejected"])
 
 
 def native(judged: Judged) -> Json:
@@ -76,22 +71,24 @@ def native(judged: Judged) -> Json:
     Hard: the chosen answer has the plainer style; easy: the richer; normal: the same. A domain is
     the mean of the three, the whole the mean of the domains that are there.
     """
-    found: Json = {}
     matrices: dict[str, list[list[float]]] = {}
     for name, subsets in POOLS.items():
         pool = judged.of(*subsets)
         if pool.items:
             matrices[name] = matrix(pool)
-            found[name] = _difficulties(matrices[name])
-    means = {
-        level: fmean(one[level] for one in found.values()) for level in ("easy", "normal", "hard")
-    }
-    domains = {name: fmean(levels.values()) for name, levels in found.items()}
+
+    by_domain = {name: _difficulties(cells) for name, cells in matrices.items()}
+    domains = {name: fmean(level.values()) for name, level in by_domain.items()}
+    levels = by_domain.values()
     return {
         "domains": domains,
-        "difficulties": means,
+        "difficulties": {
+            "easy": fmean(level["easy"] for level in levels),
+            "normal": fmean(level["normal"] for level in levels),
+            "hard": fmean(level["hard"] for level in levels),
+        },
         "average": fmean(domains.values()),
-        "by domain": found,
+        "by domain": by_domain,
         "matrix": matrices,
     }
 
@@ -101,7 +98,7 @@ def matrix(judged: Judged) -> list[list[float]]:
     (column).
 
     Raises:
-        DataError: If an item has not three rewards of each.
+        DataError: If an item does not have three rewards of each.
     """
     sides = list(judged.sides())
     for item, (better, worse) in zip(judged.items, sides, strict=True):
@@ -111,16 +108,37 @@ def matrix(judged: Judged) -> list[list[float]]:
                 f"item {item.item!r} has {len(better)} right and {len(worse)} wrong answers; 3 of"
                 " each are needed",
             )
-    return [
-        [fmean(better[i] > worse[j] for better, worse in sides) for j in range(len(STYLES))]
-        for i in range(len(STYLES))
-    ]
+
+    cells: list[list[float]] = []
+    for right in range(len(STYLES)):
+        cells.append([_share_won(sides, right, wrong) for wrong in range(len(STYLES))])
+    return cells
+
+
+def _share_won(sides: list[tuple[list[float], list[float]]], right: int, wrong: int) -> float:
+    """The share of items in which the right answer of a style beats the wrong one of a style."""
+    return fmean(better[right] > worse[wrong] for better, worse in sides)
 
 
 def _difficulties(cells: list[list[float]]) -> dict[str, float]:
-    places = [(i, j) for i in range(len(STYLES)) for j in range(len(STYLES))]
+    # styles are in order of richness: above the diagonal the wrong answer has the richer one
+    indices = [(i, j) for i in range(len(STYLES)) for j in range(len(STYLES))]
     return {
-        "easy": fmean(cells[i][j] for i, j in places if i > j),
-        "normal": fmean(cells[i][j] for i, j in places if i == j),
-        "hard": fmean(cells[i][j] for i, j in places if i < j),
+        "easy": fmean(cells[i][j] for i, j in indices if i > j),
+        "normal": fmean(cells[i][j] for i, j in indices if i == j),
+        "hard": fmean(cells[i][j] for i, j in indices if i < j),
     }
+
+
+RM_BENCH = Benchmark(
+    name="rm-bench",
+    home=HOME,
+    read=read,
+    native=native,
+    domains={
+        "adversarial": ("chat",),
+        "objective": ("code", "math"),
+        "safety": ("safety-refuse", "safety-response"),
+    },
+    sizes=SIZES,
+)

@@ -1,6 +1,14 @@
 """RMB: helpfulness and harmlessness over 49 scenarios, as pairs and as one best answer among
 several.
 
+A row of `Pairwise_set`, and one of `BoN_set`:
+
+    {"pair_uid": "1", "category_path": "Pairwise_set/Harmlessness/S1", "conversation_input":
+     [{"role": "user", "content": "Q?"}], "chosen": {"answer": "A"}, "reject": {"answer": "B"}}
+    {"bon_uid": "1", "category_path": "BoN_set/Helpfulness/Chat", "conversation_input":
+     [{"role": "user", "content": "Q?"}], "bon_best": {"answer": "A"},
+     "loser_list": [{"answer": "B"}, {"answer": "C"}]}
+
 Source: Zhou et al. 2025, arXiv 2410.09893; https://github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark,
 commit 2be3180.
 """
@@ -8,11 +16,12 @@ commit 2be3180.
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
 from worldpm.benchmarks.metrics import best_wins
 from worldpm.records import Message
+from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark (`RMB_dataset/`)"
 SETS = {"Pairwise_set": "pairwise", "BoN_set": "best of n"}
@@ -22,10 +31,6 @@ SUBSETS = (
     "best of n Helpfulness",
     "best of n Harmlessness",
 )
-SIZES = {"best of n Helpfulness": 2109, "best of n Harmlessness": 1677}
-DOMAINS = {"subjective": (SUBSETS[0], SUBSETS[2]), "safety": (SUBSETS[1], SUBSETS[3])}
-
-Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
@@ -33,41 +38,46 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If the files are absent.
-        DataError: If a file is not as the repository has it.
+        DataError: If a file is not of the repository's format.
     """
-    found = files(folder, "Pairwise_set/*/**/*.json", "BoN_set/*/**/*.json", home=HOME)
-    return parse(found, _items, home=HOME)
+    paths = files(folder, "Pairwise_set/*/**/*.json", "BoN_set/*/**/*.json", home=HOME)
+    return parse(paths, _items, home=HOME)
 
 
 def _items(number: int, row: Json) -> Iterator[Item]:
+    # a path such as `Pairwise_set/Harmlessness/S1`
     kind, side = row["category_path"].split("/")[:2]
     subset = f"{SETS[kind]} {side}"
     if subset not in SUBSETS:
-        raise ValueError(f"no category {row['category_path']!r}")
-    prompt = [
-        Message(str(message["role"]), message["content"]) for message in row["conversation_input"]
-    ]
+        raise ValueError(f"unknown category {row['category_path']!r}")
+
+    conversation = row["conversation_input"]
+    prompt = [Message(str(message["role"]), message["content"]) for message in conversation]
     if "pair_uid" in row:
-        yield better_first(
-            subset,
-            f"pair:{row['pair_uid']}",
-            prompt,
-            [row["chosen"]["answer"]],
-            [row["reject"]["answer"]],
-        )
+        name = f"pair:{row['pair_uid']}"
+        best, worse = row["chosen"]["answer"], [row["reject"]["answer"]]
     else:
-        worse = [loser["answer"] for loser in row["loser_list"]]
-        yield better_first(
-            subset, f"bon:{row['bon_uid']}", prompt, [row["bon_best"]["answer"]], worse
-        )
+        name = f"bon:{row['bon_uid']}"
+        best, worse = row["bon_best"]["answer"], [loser["answer"] for loser in row["loser_list"]]
+    yield better_first(subset, name, prompt, [best], worse)
 
 
 def native(judged: Judged) -> Json:
     """The four sections, a tie being wrong and a list right only if its best beats every other, and
     their plain mean."""
-    found = {
-        name: best_wins(judged.of(name))
-        for name in SUBSETS
-        if any(item.subset == name for item in judged.items)
-    }
-    return {**found, "average": fmean(found.values())}
+    present = judged.subsets
+    sections = {name: best_wins(judged.of(name)) for name in SUBSETS if name in present}
+    return {**sections, "average": fmean(sections.values())}
+
+
+RMB = Benchmark(
+    name="rmb",
+    home=HOME,
+    read=read,
+    native=native,
+    domains={
+        "subjective": ("pairwise Helpfulness", "best of n Helpfulness"),
+        "safety": ("pairwise Harmlessness", "best of n Harmlessness"),
+    },
+    sizes={"best of n Helpfulness": 2109, "best of n Harmlessness": 1677},
+)

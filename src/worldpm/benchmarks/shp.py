@@ -1,20 +1,25 @@
-"""SHP's test split: two comments on a Reddit post, of which the later one has more votes.
+"""SHP's test split: two comments on a Reddit post; the later one has more votes.
+
+A row of `SUBREDDIT/test.json`; the label is 1 if comment A has more votes, 0 if B has:
+
+    {"post_id": "p", "domain": "askbaking_test", "history": "Q?", "c_root_id_A": "a",
+     "c_root_id_B": "b", "human_ref_A": "A.", "human_ref_B": "B.", "labels": 1, "score_A": 9,
+     "score_B": 2}
 
 Source: Ethayarajh et al. 2022, arXiv 2110.08420; https://huggingface.co/datasets/stanfordnlp/SHP.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
-from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.benchmarks.metrics import strict_accuracy, strict_by_subset
 from worldpm.records import Preference
+from worldpm.storage.json_files import Json
 
 HOME = "https://huggingface.co/datasets/stanfordnlp/SHP (`SUBREDDIT/test.json`)"
-DOMAIN = "subjective"
-
-Json = dict[str, Any]
 
 
 def read(folder: Path) -> list[Item]:
@@ -23,7 +28,7 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If no file is there.
-        DataError: If a file is not as the data set has it.
+        DataError: If a file is not of the data set's format.
     """
     return parse(files(folder, "test.json", home=HOME), _items, home=HOME)
 
@@ -31,24 +36,21 @@ def read(folder: Path) -> list[Item]:
 def _items(number: int, row: Json) -> Iterator[Item]:
     if row["labels"] not in (0, 1):
         raise ValueError(f"label {row['labels']!r}, not 0 or 1")
+
+    subset = row["domain"].removesuffix("_test")
     name = f"{row['post_id']}:{row['c_root_id_A']}:{row['c_root_id_B']}"
-    item = two(
-        row["domain"].removesuffix("_test"),
-        name,
-        row["history"],
-        row["human_ref_A"],
-        row["human_ref_B"],
-        1 - row["labels"],
-    )
-    yield item._replace(
-        preferences=(Preference(0, 1, float(abs(row["score_A"] - row["score_B"])) or 1.0),)
-    )
+    better = 1 - row["labels"]  # the index of the better comment, A or B
+    item = two(subset, name, row["history"], row["human_ref_A"], row["human_ref_B"], better)
+
+    # a strength must be above 0, even if both comments have the same votes
+    strength = float(abs(row["score_A"] - row["score_B"])) or 1.0
+    yield replace(item, preferences=(Preference(0, 1, strength),))
 
 
 def native(judged: Judged) -> Json:
     """Accuracy by subreddit and over all pairs; a tie is wrong."""
-    found = {
-        name: strict_accuracy(judged.of(name))
-        for name in dict.fromkeys(item.subset for item in judged.items)
-    }
-    return {**found, "overall": strict_accuracy(judged)}
+    by_subreddit = strict_by_subset(judged)
+    return {**by_subreddit, "overall": strict_accuracy(judged)}
+
+
+SHP = Benchmark(name="shp", home=HOME, read=read, native=native, domains={"subjective": ()})

@@ -1,26 +1,41 @@
 """Over-optimisation curves of best-of-n selection."""
 
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from worldpm.curves.forms import FORMS, Array
+from worldpm.curves.forms import GAO_BEST_OF_N, Array
 from worldpm.curves.solver import SQUARES, fit
+from worldpm.storage.json_files import Json
 
-Json = dict[str, Any]
+
+@dataclass(frozen=True)
+class BestOfNCurve:
+    """The fit of `gain = d (alpha - beta d)`; None for all with fewer than three distances above
+    0."""
+
+    alpha: float | None
+    """Gain per square root of a nat at d = 0."""
+    beta: float | None
+    """How fast the gain per distance falls; negative where the curve bends upwards."""
+    peak: float | None
+    """Distance of the largest gain, `alpha / (2 beta)`, in square roots of nats; None where the
+    curve does not bend down (beta <= 0)."""
 
 
 def best_of_n(distance: Array, gain: Array) -> Json:
-    """`gain = d (alpha - beta d)` by least squares, d the square root of the KL from the policy, in
-    nats.
+    """The result of `fit_best_of_n` as a dict, as `metrics.json` holds it."""
+    return asdict(fit_best_of_n(distance, gain))
 
-    The gain peaks at `alpha / (2 beta)`; the peak is None where the curve does not bend down (beta
-    <= 0). None for all where there are fewer than three distances above 0.
-    """
-    d = distance[distance > 0]
-    if len(np.unique(d)) < 3:
-        return {"alpha": None, "beta": None, "peak": None}
-    alpha, beta = map(
-        float, fit(FORMS["gao_best_of_n"], d[None], gain[distance > 0], SQUARES).theta
-    )
-    return {"alpha": alpha, "beta": beta, "peak": alpha / (2 * beta) if beta > 0 else None}
+
+def fit_best_of_n(distance: Array, gain: Array) -> BestOfNCurve:
+    """`gain = d (alpha - beta d)` by least squares, d the square root of the KL from the policy, in
+    nats."""
+    positive = distance > 0
+    # Two parameters pass through any two points, so a third is needed for the data to object.
+    if len(np.unique(distance[positive])) < 3:
+        return BestOfNCurve(alpha=None, beta=None, peak=None)
+
+    fitted = fit(GAO_BEST_OF_N, distance[positive][None], gain[positive], SQUARES)
+    alpha, beta = map(float, fitted.theta)
+    return BestOfNCurve(alpha, beta, peak=alpha / (2 * beta) if beta > 0 else None)

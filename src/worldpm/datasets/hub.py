@@ -1,4 +1,4 @@
-"""Data sets on the Hugging Face hub: downloaded once, and only where the user named one."""
+"""Data sets on the Hugging Face hub: downloaded once, and only if the user named one."""
 
 import re
 from collections.abc import Sequence
@@ -7,26 +7,29 @@ from pathlib import Path
 from worldpm.errors import ConfigError
 
 ID = re.compile(r"([\w-][\w.-]*/[\w.-]+)((?:/[\w.-]+)*)")
-"""OWNER/NAME, and where a repository holds several sets, the folder of one."""
+"""OWNER/NAME, and the folder of one set if a repository holds several."""
 
 
 def dataset(name: str, suffixes: Sequence[str]) -> Path:
-    """The folder with the files of a data set, of a file's suffixes each.
+    """The folder with the files of a data set that have one of the suffixes.
 
     Raises:
-        ConfigError: If it is no hub id, or the hub does not give it.
+        ConfigError: If the name is not a hub id, or the hub does not deliver the set.
     """
-    if not (match := ID.fullmatch(name)):
-        raise ConfigError(f"{name}: no such file or folder, and no hub id (OWNER/NAME)")
+    match = ID.fullmatch(name)
+    if match is None:
+        raise ConfigError(f"{name}: no such file or folder, and not a hub id (OWNER/NAME)")
+
+    # Imported here, because only a named set needs the network.
     from huggingface_hub import snapshot_download
 
+    repository, folder = match[1], match[2].removeprefix("/")
+    patterns = [f"{folder}*{suffix}" for suffix in suffixes]
     try:
-        patterns = [f"{match[2][1:]}*{end}" for end in suffixes]
-        return (
-            Path(snapshot_download(match[1], repo_type="dataset", allow_patterns=patterns))
-            / match[2][1:]
-        )
+        files = snapshot_download(repository, repo_type="dataset", allow_patterns=patterns)
     except Exception as error:  # the hub's errors have many classes; none of them is ours
         raise ConfigError(
-            f"{name}: no such file or folder, and the hub did not give it ({type(error).__name__})"
+            f"{name}: no such file or folder, and the hub did not deliver it"
+            f" ({type(error).__name__}). Check the name and the network."
         ) from error
+    return Path(files) / folder

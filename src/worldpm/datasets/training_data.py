@@ -1,5 +1,5 @@
-"""What a model is trained on: tables of preference groups, and plain preference sets, here or on
-the hub."""
+"""Data to train a model on: tables of preference groups, and plain preference sets, on the disk or
+on the hub."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,8 @@ from typing import Literal, Self
 from worldpm.datasets import hub, preference_sets
 from worldpm.errors import ConfigError
 from worldpm.records import PreferenceGroup
-from worldpm.storage import folders, parquet, schema
+from worldpm.storage import parquet, schema
+from worldpm.storage.manifest import is_ours, read_manifest
 
 
 @dataclass(frozen=True)
@@ -18,52 +19,62 @@ class TrainingData:
     """The files of a run, sorted by kind."""
 
     inputs: tuple[Path, ...]
-    """What the manifest names: finished folders, and files."""
+    """Finished folders and files, as the manifest names them."""
     tables: tuple[Path, ...]
+    """Tables of preference groups."""
     plain: tuple[Path, ...]
+    """Files of plain preference sets."""
 
     @classmethod
     def find(cls, names: Sequence[str]) -> Self:
-        """Look at each place: a folder of groups, a file, a folder of files, or else a hub id.
+        """The files of folders of groups, of files, of folders of files, and of hub ids.
 
         Raises:
-            ConfigError: If it is absent, unfinished, or holds nothing that could be read.
+            ConfigError: If a name is absent, unfinished, or has no files that could be read.
         """
         inputs: list[Path] = []
-        found: dict[bool, list[Path]] = {True: [], False: []}
+        tables: list[Path] = []
+        plain: list[Path] = []
+
         for name in names:
-            place = _here(name)
-            if place.is_dir() and folders.is_ours(place):
-                folders.manifest(place, made_by="group")
-                inputs.append(place)
-                found[False] += parquet.paths_of(place)
+            path = _local(name)
+            if path.is_dir() and is_ours(path):
+                read_manifest(path, made_by="group")
+                inputs.append(path)
+                tables += parquet.paths_of(path)
                 continue
-            files = [place] if place.is_file() else preference_sets.files_in(place)
+
+            files = [path] if path.is_file() else preference_sets.files_in(path)
             inputs += files
-            for path in files:
-                plain = preference_sets.is_plain(path)
-                if not plain and path.parent == Path(name):
-                    folders.manifest(
-                        place, made_by="group"
-                    )  # a step's folder without its last file; what the hub has never has one
-                found[plain].append(path)
-        return cls(tuple(inputs), tuple(found[False]), tuple(found[True]))
+            for file in files:
+                if preference_sets.is_plain(file):
+                    plain.append(file)
+                    continue
+                # A table of groups directly in a folder that the user named comes from a step
+                # whose manifest is absent, which this reports. Downloads never have one.
+                if file.parent == Path(name):
+                    read_manifest(path, made_by="group")
+                tables.append(file)
+
+        return cls(tuple(inputs), tuple(tables), tuple(plain))
 
     def groups(
         self, split: Literal["train", "validation"], drops: Counter[str]
     ) -> Iterator[PreferenceGroup]:
-        """The groups of a split, in order; what rows of plain sets were dropped for is counted."""
+        """The groups of a split, in order; dropped rows of plain sets are counted by reason."""
         for path in self.tables:
             for row in parquet.read_rows(path, schema.GROUPS):
                 if row["split"] == split:
                     yield schema.group_from_row(row, path)
+
         yield from preference_sets.read(self.plain, split, drops)
 
 
-def _here(name: str) -> Path:
-    """A file or folder, or the data files of a hub id, downloaded once."""
+def _local(name: str) -> Path:
+    """A file or folder, or the downloaded data files of a hub id."""
     if Path(name).exists():
         return Path(name)
+
     if not hub.ID.fullmatch(name):
         raise ConfigError(f"{name}: no such file or folder; `worldpm group` makes one")
     return hub.dataset(name, preference_sets.SUFFIXES)

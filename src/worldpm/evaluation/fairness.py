@@ -1,101 +1,132 @@
-"""A labelled file and a model: does it err more, or reward more, for some than for others?"""
+"""A labelled file and a model: does it err more, or reward more, for some groups than for others?
 
-from collections.abc import Iterator
-from typing import Any
+A line of the file; `preferred` is the index of the best response, and `language` a column of --by:
+
+    {"prompt": "Q?", "responses": ["A.", "B."], "preferred": 1, "language": "fi"}
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from worldpm import console
 from worldpm.benchmarks.items import prompt_id
 from worldpm.errors import ConfigError, DataError
-from worldpm.evaluation import group_gaps
-from worldpm.evaluation.group_gaps import Pair
+from worldpm.evaluation.group_gaps import Gap, Pair, ValueResult, gaps
 from worldpm.options.fairness import FairnessOptions
 from worldpm.scoring.requests import parse_request
-from worldpm.scoring.scorer import Scorer
-from worldpm.storage import folders, rows
+from worldpm.scoring.scorer import Request, Scorer
+from worldpm.storage import rows
+from worldpm.storage.json_files import Json, to_json, write_atomically
 
-Json = dict[str, Any]
+HEADINGS = (
+    "column",
+    "value",
+    "pairs",
+    "errors",
+    "95 % interval",
+    "gap to others",
+    "p (Holm)",
+    "mean reward",
+    "gap to others",
+    "p (Holm)",
+)
+
+
+@dataclass(frozen=True)
+class _LabelledRequest:
+    """One line of the file."""
+
+    request: Request
+    best: int
+    """Index of the best response."""
+    columns: dict[str, str]
+    """The line's values of the columns of --by."""
 
 
 def run(options: FairnessOptions) -> None:
     """Score the file, print the table, write the numbers."""
-
     if options.out is not None and not options.out.parent.is_dir():
         raise ConfigError(
             f"--out {options.out}: the folder {options.out.parent} is not there; make it first"
         )
+
     pairs = list(_pairs(options))
     if not pairs:
         raise DataError(options.file, "holds no line with two responses")
-    found = {column: group_gaps.gaps(pairs, column) for column in options.by}
-    print(_table(found))
+
+    results = {column: gaps(pairs, column) for column in options.by}
+    print(_table(results))
     if options.out is not None:
-        folders.write_atomically(options.out, folders.to_json(found))
+        write_atomically(options.out, to_json(results))
 
 
 def _pairs(options: FairnessOptions) -> Iterator[Pair]:
     """The best response of each line against each other one."""
-
     if not options.file.is_file():
         raise ConfigError(f"{options.file}: no such file")
-    read = []
-    for number, row in enumerate(rows.read(options.file), start=1):
-        request = parse_request(row, f"{options.file}:{number}")
-        best = row.get("preferred")
-        if (
-            not isinstance(best, int)
-            or isinstance(best, bool)
-            or not 0 <= best < len(request.responses)
-        ):
-            raise DataError(
-                options.file,
-                f"preferred is {best!r}; expected the place of a response, 0 to"
-                f" {len(request.responses) - 1}",
-                line=number,
-            )
-        if missing := [column for column in options.by if row.get(column) is None]:
-            raise DataError(options.file, f"lacks the column {missing[0]!r}", line=number)
-        read.append((request, best, {column: str(row[column]) for column in options.by}))
+
+    # all lines are read first: a bad one stops the run before the model is loaded
+    labelled = [
+        _labelled(row, number, options)
+        for number, row in enumerate(rows.read(options.file), start=1)
+    ]
     scorer = Scorer.of(options.model, options)
-    for (request, best, columns), scored in zip(
-        read, scorer.score(one[0] for one in read), strict=True
-    ):
-        for place, reward in enumerate(scored.rewards):
-            if place != best:
-                yield Pair(prompt_id(request.prompt), columns, scored.rewards[best], reward)
+    scored = scorer.score(line.request for line in labelled)
+    for line, scores in zip(labelled, scored, strict=True):
+        prompt = prompt_id(line.request.prompt)
+        for index, reward in enumerate(scores.rewards):
+            if index != line.best:
+                yield Pair(prompt, line.columns, scores.rewards[line.best], reward)
 
 
-def _table(found: dict[str, list[Json]]) -> str:
-    head = (
-        "column",
-        "value",
-        "pairs",
-        "errors",
-        "95 % interval",
-        "gap to others",
-        "p (Holm)",
-        "mean reward",
-        "gap to others",
-        "p (Holm)",
-    )
-    lines = [f"| {' | '.join(head)} |", f"|---|---|{'--:|' * (len(head) - 2)}"]
-    for column, gaps in found.items():
-        for row in gaps:
-            interval = console.interval(row["error_interval"])
+def _labelled(row: Json, number: int, options: FairnessOptions) -> _LabelledRequest:
+    """A line of the file.
+
+    Raises:
+        DataError: If it is not a request, or lacks a label or a column.
+    """
+    request = parse_request(row, f"{options.file}:{number}")
+    best, last = row.get("preferred"), len(request.responses) - 1
+    # to Python, true and false are integers
+    if not isinstance(best, int) or isinstance(best, bool) or not 0 <= best <= last:
+        raise DataError(
+            options.file,
+            f"preferred is {best!r}; expected the index of a response, 0 to {last}",
+            line=number,
+        )
+
+    if missing := [column for column in options.by if row.get(column) is None]:
+        raise DataError(options.file, f"lacks the column {missing[0]!r}", line=number)
+    return _LabelledRequest(request, best, {column: str(row[column]) for column in options.by})
+
+
+def _table(results: Mapping[str, Sequence[ValueResult]]) -> str:
+    """A Markdown table of all values of all columns."""
+    lines = [f"| {' | '.join(HEADINGS)} |", f"|---|---|{'--:|' * (len(HEADINGS) - 2)}"]
+    for column, values in results.items():
+        for result in values:
             cells = [
                 column,
-                row["value"],
-                f"{row['pairs']:,}",
-                f"{row['error']:.3f}",
-                interval,
-                *_gap(row["error_gap"]),
+                result.value,
+                f"{result.pairs:,}",
+                f"{result.error:.3f}",
+                console.interval(result.error_interval),
+                *_gap_cells(result.error_gap),
+                f"{result.reward:.3f}",
+                *_gap_cells(result.reward_gap),
             ]
-            cells += [f"{row['reward']:.3f}", *_gap(row["reward_gap"])]
             lines.append(f"| {' | '.join(cells)} |")
+
     return "\n".join(lines)
 
 
-def _gap(gap: Json | None) -> tuple[str, str]:
+def _gap_cells(gap: Gap | None) -> tuple[str, str]:
+    """Difference with interval, and p-value."""
     if gap is None:
         return "-", "-"
-    interval = "" if gap["interval"] is None else " ({:+.3f} to {:+.3f})".format(*gap["interval"])
-    return f"{gap['difference']:+.3f}{interval}", f"{gap['p_value_holm']:.3f}"
+
+    interval = ""
+    if gap.interval is not None:
+        low, high = gap.interval
+        interval = f" ({low:+.3f} to {high:+.3f})"
+    return f"{gap.difference:+.3f}{interval}", f"{gap.p_value_holm:.3f}"

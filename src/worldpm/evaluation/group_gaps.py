@@ -1,40 +1,39 @@
-"""Does a model err more for some than for others? Reward and error gaps between the values of any
-column, with intervals."""
+"""Does a model err more for some groups than for others? Reward and error gaps between the values
+of any column, with intervals."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from worldpm.stats.uncertainty import Interval, clustered_interval, holm
 
-Json = dict[str, Any]
 Array = NDArray[np.float64]
 LEAST_PROMPTS = 10
 """A value with fewer prompts is shown without a test."""
 RESAMPLES, PERMUTATIONS = 10_000, 1_000
 
 
-class Pair(NamedTuple):
+@dataclass(frozen=True)
+class Pair:
     """One judged pair with the columns it belongs to."""
 
     prompt: str
     """Its cluster: pairs of one prompt depend on each other."""
     columns: Mapping[str, str]
+    """The row's value of each column, such as `language`."""
     chosen_reward: float
+    """In logits."""
     rejected_reward: float
+    """In logits."""
 
     @property
     def error(self) -> float:
-        """1 where the rejected response has the higher reward, half for a tie."""
-        return (
-            1.0
-            if self.chosen_reward < self.rejected_reward
-            else 0.5
-            if self.chosen_reward == self.rejected_reward
-            else 0.0
-        )
+        """1 if the rejected response has the higher reward, half for a tie, else 0."""
+        if self.chosen_reward == self.rejected_reward:
+            return 0.5
+        return 1.0 if self.chosen_reward < self.rejected_reward else 0.0
 
     @property
     def reward(self) -> float:
@@ -42,113 +41,221 @@ class Pair(NamedTuple):
         return (self.chosen_reward + self.rejected_reward) / 2
 
 
-def gaps(pairs: Sequence[Pair], column: str) -> list[Json]:
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """A measure of one value minus the same of all other values."""
+
+    difference: float
+    """Of errors (-1 to 1) or of rewards (in logits)."""
+    interval: tuple[float, float] | None
+    """95 % interval; None if both sides are all alike."""
+    p_value: float
+    """Two-sided, that so large a difference comes from equal groups."""
+    p_value_holm: float
+    """Corrected for the number of values of the column by Holm's procedure."""
+
+    def mirrored(self) -> "Gap":
+        """The gap as seen from the other side."""
+        interval = None
+        if self.interval is not None:
+            low, high = self.interval
+            interval = (-high, -low)
+        return replace(self, difference=-self.difference, interval=interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueResult:
+    """Errors and rewards of the pairs with one value of a column."""
+
+    value: str
+    """Of the column."""
+    pairs: int
+    """Number of pairs."""
+    prompts: int
+    """Number of different prompts."""
+    error: float
+    """Mean over prompts, 0 to 1."""
+    error_interval: tuple[float, float] | None
+    """95 % interval over prompts; None if they cannot give one."""
+    error_gap: Gap | None
+    """To all other values; None if either side has fewer than LEAST_PROMPTS prompts."""
+    reward: float
+    """Mean over prompts, in logits."""
+    reward_interval: tuple[float, float] | None
+    """95 % interval over prompts; None if they cannot give one."""
+    reward_gap: Gap | None
+    """To all other values; None if either side has fewer than LEAST_PROMPTS prompts."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A measure of some pairs, one number a prompt."""
+
+    values: Array
+    """Mean of each prompt's pairs."""
+    are_shares: bool
+    """Whether the values are from 0 to 1."""
+
+    @property
+    def mean(self) -> float:
+        """Of the prompts."""
+        return float(self.values.mean())
+
+    def interval(self, *, resamples: int = RESAMPLES) -> Interval:
+        """95 % interval of the mean."""
+        return clustered_interval(
+            self.values,
+            np.ones(len(self.values)),
+            np.arange(len(self.values)),
+            shares=self.are_shares,
+            resamples=resamples,
+        )
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """The mean of one value's pairs and its gap to the others."""
+
+    mean: float
+    interval: Interval
+    gap: Gap | None
+
+
+def gaps(pairs: Sequence[Pair], column: str) -> list[ValueResult]:
     """For every value of a column: errors and rewards with 95 % intervals, and its gap to all other
     values.
 
-    Every prompt counts once, however many pairs it has. A gap's interval is made of those of its
-    two sides, and its p-value is of a permutation of prompts between them, in standard errors:
-    neither takes the two for equally spread. P-values are corrected over the column by Holm's
+    Every prompt counts once, however many pairs it has. A gap's interval combines those of its two
+    sides, and its p-value comes from permuting prompts between them, in standard errors: neither
+    assumes that the two are equally spread. P-values are corrected over the column by Holm's
     procedure; of two values there is one gap, seen from both sides. Values with fewer than ten
     prompts have no gap.
     """
     values = sorted({pair.columns[column] for pair in pairs})
-    found = [_of_value(pairs, column, value) for value in values]
-    for measure in ("error", "reward"):
-        tested = [one for one in found if one[f"{measure}_gap"] is not None]
-        if len(values) == 2 and tested:
-            gap = {
-                **found[0][f"{measure}_gap"],
-                "p_value_holm": found[0][f"{measure}_gap"]["p_value"],
-            }
-            found[0][f"{measure}_gap"] = gap
-            mirrored = (
-                None if gap["interval"] is None else [-end for end in reversed(gap["interval"])]
-            )
-            found[1][f"{measure}_gap"] = {
-                **gap,
-                "difference": -gap["difference"],
-                "interval": mirrored,
-            }
-            continue
-        for one, adjusted in zip(
-            tested, holm([one[f"{measure}_gap"]["p_value"] for one in tested]), strict=True
-        ):
-            one[f"{measure}_gap"]["p_value_holm"] = adjusted
-    return found
+    results = [_of_value(pairs, column, value) for value in values]
+
+    # errors and rewards are two families of tests
+    error_gaps = _corrected([result.error_gap for result in results])
+    reward_gaps = _corrected([result.reward_gap for result in results])
+    return [
+        replace(result, error_gap=error_gap, reward_gap=reward_gap)
+        for result, error_gap, reward_gap in zip(results, error_gaps, reward_gaps, strict=True)
+    ]
 
 
-def _of_value(pairs: Sequence[Pair], column: str, value: str) -> Json:
-    own = [pair for pair in pairs if pair.columns[column] == value]
-    others = [pair for pair in pairs if pair.columns[column] != value]
-    prompts = [len({pair.prompt for pair in side}) for side in (own, others)]
-    row: Json = {"value": value, "pairs": len(own), "prompts": prompts[0]}
-    for measure in ("error", "reward"):
-        mine, rest = _by_prompt(own, measure), _by_prompt(others, measure)
-        interval = _interval(mine, measure)
-        row[measure] = float(mine.mean())
-        row[f"{measure}_interval"] = list(interval) if interval.known else None
-        enough = min(prompts) >= LEAST_PROMPTS
-        row[f"{measure}_gap"] = (
-            _gap(mine, rest, interval, _interval(rest, measure, resamples=PERMUTATIONS))
-            if enough
-            else None
-        )
-    return row
+def _corrected(uncorrected: Sequence[Gap | None]) -> list[Gap | None]:
+    """One measure's gaps of all values of a column, with the p-values of one family of tests."""
+    # the second gap is the first with the sign turned: one test, not two
+    if len(uncorrected) == 2:
+        first = uncorrected[0]
+        return [first, None if first is None else first.mirrored()]
+
+    adjusted = iter(holm([gap.p_value for gap in uncorrected if gap is not None]))
+    return [
+        None if gap is None else replace(gap, p_value_holm=next(adjusted)) for gap in uncorrected
+    ]
 
 
-def _interval(values: Array, measure: str, *, resamples: int = RESAMPLES) -> Interval:
-    return clustered_interval(
-        values,
-        np.ones(len(values)),
-        np.arange(len(values)),
-        shares=measure == "error",
-        resamples=resamples,
+def _of_value(pairs: Sequence[Pair], column: str, value: str) -> ValueResult:
+    inside = [pair for pair in pairs if pair.columns[column] == value]
+    outside = [pair for pair in pairs if pair.columns[column] != value]
+    error = _measure(
+        _Sample(_by_prompt(inside, [pair.error for pair in inside]), are_shares=True),
+        _Sample(_by_prompt(outside, [pair.error for pair in outside]), are_shares=True),
+    )
+    reward = _measure(
+        _Sample(_by_prompt(inside, [pair.reward for pair in inside]), are_shares=False),
+        _Sample(_by_prompt(outside, [pair.reward for pair in outside]), are_shares=False),
+    )
+
+    return ValueResult(
+        value=value,
+        pairs=len(inside),
+        prompts=len({pair.prompt for pair in inside}),
+        error=error.mean,
+        error_interval=_ends(error.interval),
+        error_gap=error.gap,
+        reward=reward.mean,
+        reward_interval=_ends(reward.interval),
+        reward_gap=reward.gap,
     )
 
 
-def _by_prompt(pairs: Sequence[Pair], measure: str) -> Array:
-    """The mean of each prompt's pairs."""
-    sums: dict[str, list[float]] = {}
-    for pair in pairs:
-        sums.setdefault(pair.prompt, []).append(getattr(pair, measure))
-    return np.array([sum(values) / len(values) for values in sums.values()])
+def _by_prompt(pairs: Sequence[Pair], values: Sequence[float]) -> Array:
+    """The mean of each prompt's values, one value a pair."""
+    # in the order of the pairs: the drawn resamples depend on it
+    by_prompt: dict[str, list[float]] = {}
+    for pair, value in zip(pairs, values, strict=True):
+        by_prompt.setdefault(pair.prompt, []).append(value)
+    return np.array([sum(of_prompt) / len(of_prompt) for of_prompt in by_prompt.values()])
 
 
-def _gap(own: Array, others: Array, of_own: Interval, of_others: Interval) -> Json:
+def _ends(interval: Interval) -> tuple[float, float] | None:
+    return (interval.low, interval.high) if interval.known else None
+
+
+def _measure(inside: _Sample, outside: _Sample) -> _Measure:
+    interval = inside.interval()
+    gap = None
+    # of few prompts neither the interval nor the test can be trusted
+    if min(len(inside.values), len(outside.values)) >= LEAST_PROMPTS:
+        gap = _gap(inside, outside, interval)
+    return _Measure(inside.mean, interval, gap)
+
+
+def _gap(inside: _Sample, outside: _Sample, of_inside: Interval) -> Gap:
     """Mean of the prompts with a value minus mean of the others, with an interval made of both
     sides', and a permutation test.
 
-    A side whose prompts are all alike adds nothing to the interval; where both are, there is none.
+    A side whose prompts are all alike adds nothing to the interval; if both are, there is none.
 
-    Source: Zou and Donner 2008 for the interval (Newcombe 1998 for shares); Janssen 1997 for the
-    permutation of Welch's statistic.
+    Source: Zou and Donner 2008 for the interval (Newcombe 1998 for shares).
     """
-    means = float(own.mean()), float(others.mean())
-    difference = means[0] - means[1]
-    sides = [
-        one if one.known else Interval(mean, mean)
-        for mean, one in zip(means, (of_own, of_others), strict=True)
-    ]
-    low = difference - np.hypot(means[0] - sides[0].low, sides[1].high - means[1])
-    high = difference + np.hypot(sides[0].high - means[0], means[1] - sides[1].low)
+    difference = inside.mean - outside.mean
+    first = _known_or_point(of_inside, inside.mean)
+    # fewer resamples: the other side is as large as all the rest, and is resampled for each value
+    second = _known_or_point(outside.interval(resamples=PERMUTATIONS), outside.mean)
+    # the distances of both means to their bounds add up like standard errors: as squares
+    low = difference - np.hypot(inside.mean - first.low, second.high - outside.mean)
+    high = difference + np.hypot(first.high - inside.mean, outside.mean - second.low)
+
+    p_value = _permutation_test(inside.values, outside.values)
+    return Gap(
+        difference=difference,
+        interval=(float(low), float(high)) if low < high else None,
+        p_value=p_value,
+        p_value_holm=p_value,
+    )
+
+
+def _known_or_point(interval: Interval, mean: float) -> Interval:
+    return interval if interval.known else Interval(mean, mean)
+
+
+def _permutation_test(inside: Array, outside: Array) -> float:
+    """The share of exchanges of prompts between the two sides that put their means as far apart,
+    the observed one counted.
+
+    Source: Janssen 1997, the permutation of Welch's statistic.
+    """
     generator = np.random.default_rng(0)
-    pooled, seen = np.concatenate([own, others]), _in_errors(own, others)
+    pooled = np.concatenate([inside, outside])
+    observed = _standard_errors_apart(inside, outside)
+
     as_large = 0
     for _ in range(PERMUTATIONS):
         shuffled = generator.permutation(pooled)
-        as_large += _in_errors(shuffled[: len(own)], shuffled[len(own) :]) >= seen * (1 - 1e-12)
-    interval = [float(low), float(high)] if low < high else None
-    return {
-        "difference": difference,
-        "interval": interval,
-        "p_value": (1 + as_large) / (1 + PERMUTATIONS),
-    }
+        apart = _standard_errors_apart(shuffled[: len(inside)], shuffled[len(inside) :])
+        # the observed order must count as equally far, in whatever order the sums were rounded
+        as_large += apart >= observed * (1 - 1e-12)
+    return (1 + as_large) / (1 + PERMUTATIONS)
 
 
-def _in_errors(own: Array, others: Array) -> float:
-    """How far two means lie apart, in standard errors of their difference; infinite where both
-    sides are all alike."""
-    apart = abs(float(own.mean() - others.mean()))
-    error = float(np.sqrt(own.var(ddof=1) / len(own) + others.var(ddof=1) / len(others)))
-    return apart / error if error > 0 else float("inf") if apart > 0 else 0.0
+def _standard_errors_apart(first: Array, second: Array) -> float:
+    """How far two means are apart, in standard errors of their difference; infinite if both sides
+    are all alike."""
+    apart = abs(float(first.mean() - second.mean()))
+    error = float(np.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second)))
+    if error > 0:
+        return apart / error
+    return float("inf") if apart > 0 else 0.0

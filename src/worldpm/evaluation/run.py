@@ -1,184 +1,257 @@
-"""Checkpoints meet benchmarks: raw rewards are kept, and every metric is a pure function of
-them."""
+"""Checkpoints to results: raw rewards are kept, and every metric is a pure function of them."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import pyarrow as pa
 
 from worldpm import console
 from worldpm.benchmarks import catalogue, metrics, raw_rewards
-from worldpm.benchmarks.catalogue import BENCHMARKS, PRESETS, Named
+from worldpm.benchmarks.catalogue import BENCHMARKS, PRESETS, PlacedBenchmark
 from worldpm.benchmarks.items import Item, Judged
+from worldpm.benchmarks.metrics import RunStep
 from worldpm.datasets.training_data import TrainingData
 from worldpm.errors import ConfigError
-from worldpm.evaluation import strata, win_rates
-from worldpm.model import chat, sources
+from worldpm.evaluation import console_tables, strata, win_rates
+from worldpm.evaluation.item_rewards import conditions_of, judge_items
+from worldpm.evaluation.results import (
+    METRICS,
+    CheckpointResult,
+    Conditions,
+    DomainResult,
+    Results,
+)
+from worldpm.model import sources
 from worldpm.model.sources import Source
 from worldpm.options.evaluate import EvaluateOptions
+from worldpm.options.shared import command_of
 from worldpm.preferences.contamination import Index
-from worldpm.scoring.scorer import Request, Scorer
+from worldpm.scoring.scorer import Scorer
 from worldpm.stats.style import style_of
 from worldpm.storage import folders, parquet, schema
+from worldpm.storage.json_files import Json, Plain, read_record, to_json
+from worldpm.storage.manifest import PROGRESS, Input, describe
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
-
 ITEMS_AT_ONCE = 512
-"""So many items are scored and kept together; a killed evaluation loses at most these."""
-RESPONSES_AT_ONCE = 64
-"""Items of one prompt are scored as one group up to so many responses."""
-PROBED = 8
-"""Items that are scored alone too, to see that a reward does not depend on its batch."""
+"""Items that are scored and kept together: a killed evaluation loses at most these."""
+
+ItemSets = Mapping[str, Sequence[Item]]
+"""The items of each benchmark."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One checkpoint on all benchmarks, before any metric."""
+
+    judged: Mapping[str, Judged]
+    """Items and rewards by benchmark."""
+    conditions: Conditions
+    temperature: float | None = None
+    """Fitted on the checkpoint's validation preferences; None where it has none."""
+
+
+def evaluate(scorer: Scorer, sets: ItemSets) -> Evaluated:
+    """Rewards of one model on the items of some benchmarks, with the conditions.
+
+    Raises:
+        DataError: If an input is over the limit and the scorer does not cut.
+        NotFiniteError: If a reward is not finite.
+    """
+    judged = {name: judge_items(scorer, items) for name, items in sets.items()}
+    return Evaluated(judged, replace(_probed(scorer, judged), truncated_share=_cut_shares(judged)))
+
+
+def measure(
+    benchmarks: Mapping[str, PlacedBenchmark], evaluated: Mapping[str, Evaluated]
+) -> Results:
+    """Every metric of every checkpoint, and the comparisons of any two: a function of rewards."""
+    checkpoints = {
+        name: _measured(name, benchmarks, checkpoint) for name, checkpoint in evaluated.items()
+    }
+    judged = {name: checkpoint.judged for name, checkpoint in evaluated.items()}
+    return Results(
+        checkpoints=checkpoints, comparisons=metrics.compare(judged, _run_steps(evaluated))
+    )
+
+
+def _measured(
+    name: str, benchmarks: Mapping[str, PlacedBenchmark], evaluated: Evaluated
+) -> CheckpointResult:
+    judged = evaluated.judged
+    results = {
+        benchmark: metrics.judge(
+            benchmarks[benchmark].benchmark, rewards, temperature=evaluated.temperature
+        )
+        for benchmark, rewards in console.track(judged.items(), f"judge {name}", total=len(judged))
+    }
+    presets = {
+        preset.name: preset.judge(judged)
+        for preset in PRESETS.values()
+        if set(preset.needs) <= judged.keys()
+    }
+
+    by_domain: dict[str, dict[str, float]] = {}
+    for benchmark, result in results.items():
+        for domain, measures in result.domains.items():
+            by_domain.setdefault(domain, {})[benchmark] = measures.accuracy
+    domains = {
+        domain: DomainResult(
+            accuracy=sum(accuracies.values()) / len(accuracies), benchmarks=accuracies
+        )
+        for domain, accuracies in by_domain.items()
+    }
+    return CheckpointResult(
+        benchmarks=results, domains=domains, conditions=evaluated.conditions, presets=presets
+    )
+
+
+def _run_steps(evaluated: Mapping[str, Evaluated]) -> dict[str, RunStep]:
+    """The training run and step of each checkpoint that records them."""
+    records = {name: checkpoint.conditions.training for name, checkpoint in evaluated.items()}
+    return {name: RunStep(record.run, record.step) for name, record in records.items() if record}
 
 
 def run(options: EvaluateOptions) -> None:
-    """Write items, rewards, preferences and metrics of every checkpoint on every set."""
-
+    """Write items, rewards, preferences and metrics of every checkpoint on every benchmark."""
     if options.verdicts:
         _run_on_verdicts(options)
         return
-    named = {one.name: one for one in catalogue.find(options.on, options.benchmarks)}
+
+    placed = catalogue.find(options.on, options.benchmarks)
+    benchmarks = {benchmark.name: benchmark for benchmark in placed}
     if options.rewards:
-        _run_on_rewards(options, named)
-        return
+        _run_on_rewards(options, benchmarks)
+    else:
+        _run_on_checkpoints(options, benchmarks)
+
+
+def _run_on_checkpoints(
+    options: EvaluateOptions, benchmarks: Mapping[str, PlacedBenchmark]
+) -> None:
     models = {
         name: sources.find(place, revision=options.revision, remote_code=options.remote_code)
         for name, place in _by_name(options.checkpoints).items()
     }
-    sets = {name: _drawn(one.items(), options) for name, one in named.items()}
-    inputs = [sources.fingerprint(source) for source in models.values()] + _described(sets)
-    with_training = [folders.describe(place) for place in options.trained_on]
-    output = folders.begin(
-        options.out,
-        step="evaluate",
-        config=_settings(options, named),
-        inputs=inputs + with_training,
-    )
+    sets = {name: _drawn(benchmark.items(), options) for name, benchmark in benchmarks.items()}
+    inputs = [sources.fingerprint(source) for source in models.values()]
+    inputs += _described(sets) + [describe(folder) for folder in options.trained_on]
+    output = _begin(options, _settings(options, benchmarks), inputs)
     if output is None:
         return
+
     with output:
-        overlap = output.part(
-            f"{folders.PROGRESS}/overlap.json", lambda aside: _overlap(aside, sets, options)
-        )
-        judged: dict[str, dict[str, Judged]] = {}
-        told: Json = {}
+        write_overlap = partial(_write_overlap, sets=sets, options=options)
+        overlap = output.part(f"{PROGRESS}/overlap.json", write_overlap) or None
+        drawn = _counted_strata(sets) if options.strata else None
+        evaluated = {}
         for name, source in models.items():
-            judged[name], told[name] = _score(output, name, source, sets, options)
-            told[name]["training"] = sources.training_of(source)
-            told[name] |= {
-                "overlap_with_training": overlap or None,
-                "strata": _strata(sets) if options.strata else None,
-            }
-        temperatures = {name: sources.temperature_of(source) for name, source in models.items()}
-        _write(output, options, named, judged, told, temperatures)
+            checkpoint = _evaluate_in_parts(output, name, source, sets, options)
+            conditions = replace(checkpoint.conditions, overlap_with_training=overlap, strata=drawn)
+            evaluated[name] = replace(checkpoint, conditions=conditions)
+        _write(output, benchmarks, evaluated)
 
 
-def _run_on_rewards(options: EvaluateOptions, named: Mapping[str, Named]) -> None:
-    """Judge raw rewards; a benchmark whose own files are there gives its texts, and must have the
-    same items."""
-
-    settings = {**_settings(options, named), "rewards": [path.name for path in options.rewards]}
+def _run_on_rewards(options: EvaluateOptions, benchmarks: Mapping[str, PlacedBenchmark]) -> None:
+    """Judge raw rewards; a benchmark whose files are there must have the same items."""
     sets = {
-        name: one.items()
-        for name, one in named.items()
-        if one.place is not None and one.place.exists()
+        name: benchmark.items()
+        for name, benchmark in benchmarks.items()
+        if benchmark.path is not None and benchmark.path.exists()
     }
-    inputs = [folders.describe(path) for path in options.rewards] + _described(sets)
-    output = folders.begin(options.out, step="evaluate", config=settings, inputs=inputs)
+    settings = _settings(options, benchmarks)
+    settings["rewards"] = [path.name for path in options.rewards]
+    inputs = [describe(path) for path in options.rewards] + _described(sets)
+    output = _begin(options, settings, inputs)
     if output is None:
         return
+
     with output:
-        judged: dict[str, dict[str, Judged]] = {}
-        for path in options.rewards:
-            for checkpoint, tables in raw_rewards.read(path).items():
-                if checkpoint in judged:
-                    raise ConfigError(
-                        f"--rewards: two files have rewards of {checkpoint!r}; rename one"
-                    )
-                judged[checkpoint] = {}
-                for name, one in named.items():
-                    if name not in tables:
-                        raise ConfigError(
-                            f"{path}: has no rewards on {name}, but on {', '.join(tables)}"
-                        )
-                    mine = raw_rewards.judged(tables[name], path, one.module, sets.get(name))
-                    first = next(iter(judged.values())).get(name, mine)
-                    judged[checkpoint][name] = raw_rewards.in_order_of(first, mine, path)
-        bare = [name for name in named if name not in sets]
-        for name in bare:
+        judged = _read_rewards(options.rewards, benchmarks, sets)
+        without_files = [name for name in benchmarks if name not in sets]
+        for name in without_files:
             logger.warning(
                 "%s: its files are not in %s, so every better response is held against every"
                 " worse one",
                 name,
                 options.benchmarks,
             )
-        told: Json = {
-            checkpoint: {"raw_rewards": True, "without_files": bare or None}
-            for checkpoint in judged
-        }
-        _write(output, options, named, judged, told, dict.fromkeys(judged))
+        conditions = Conditions(raw_rewards=True, without_files=without_files or None)
+        evaluated = {name: Evaluated(rewards, conditions) for name, rewards in judged.items()}
+        _write(output, benchmarks, evaluated)
+
+
+def _read_rewards(
+    paths: Iterable[Path], benchmarks: Mapping[str, PlacedBenchmark], sets: ItemSets
+) -> dict[str, dict[str, Judged]]:
+    """Items and rewards by checkpoint and benchmark, all in the order of the first checkpoint."""
+    judged: dict[str, dict[str, Judged]] = {}
+    for path in paths:
+        for checkpoint, tables in raw_rewards.read(path).items():
+            if checkpoint in judged:
+                raise ConfigError(
+                    f"--rewards: two files have rewards of {checkpoint!r}; rename one"
+                )
+
+            judged[checkpoint] = {}
+            for name, placed in benchmarks.items():
+                if name not in tables:
+                    raise ConfigError(
+                        f"{path}: has no rewards on {name}, but on {', '.join(tables)}"
+                    )
+                rewards = raw_rewards.judged_of(
+                    tables[name], path, placed.benchmark, sets.get(name)
+                )
+                first = next(iter(judged.values())).get(name, rewards)
+                judged[checkpoint][name] = raw_rewards.in_order_of(first, rewards, path)
+    return judged
 
 
 def _run_on_verdicts(options: EvaluateOptions) -> None:
     """Win rates of the generators that a judge's files name."""
+    (benchmark,) = options.on
+    arena = benchmark == "arena-hard"
+    read = win_rates.read_arena_hard if arena else win_rates.read_alpaca_eval
+    files: list[Path] = []
+    for path in options.verdicts:
+        files += [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
 
-    read = (
-        win_rates.read_arena_hard if options.on == ("arena-hard",) else win_rates.read_alpaca_eval
-    )
-    files = [
-        file
-        for path in options.verdicts
-        for file in ([path] if path.is_file() else sorted(path.rglob("*.jsonl")))
-    ]
-    settings: Json = {"on": list(options.on), "verdicts": [path.name for path in options.verdicts]}
-    output = folders.begin(
-        options.out,
-        step="evaluate",
-        config=settings,
-        inputs=[folders.describe(file) for file in files],
-    )
+    settings = {"on": [benchmark], "verdicts": [path.name for path in options.verdicts]}
+    output = _begin(options, settings, [describe(file) for file in files])
     if output is None:
         return
+
     with output:
-        found = win_rates.judge([battle for path in options.verdicts for battle in read(path)])
+        battles = [battle for path in options.verdicts for battle in read(path)]
+        rates = win_rates.judge(battles)
         generators = {
-            name: {"win_rates": {options.on[0]: result}} for name, result in found.items()
+            name: CheckpointResult(win_rates={benchmark: rate}) for name, rate in rates.items()
         }
-        output.write(
-            "metrics.json", folders.to_json({"checkpoints": generators, "comparisons": []})
-        )
-        output.finish(counts={name: result["verdicts"] for name, result in found.items()})
+        output.write(METRICS, to_json(Results(checkpoints=generators)))
+        output.finish(counts={name: rate.verdicts for name, rate in rates.items()})
 
 
-def _strata(sets: Mapping[str, Sequence[Item]]) -> Json:
-    """The items of each kind in the sets that were drawn."""
-
-    return {
-        name: dict(sorted(Counter(map(strata.stratum, items)).items()))
-        for name, items in sets.items()
-    }
-
-
-def _described(sets: Mapping[str, Sequence[Item]]) -> list[Json]:
-    """The benchmarks as inputs of the manifest."""
-
-    return [catalogue.describe(name, items) for name, items in sets.items()]
+def _begin(
+    options: EvaluateOptions, settings: Plain, inputs: Sequence[Input]
+) -> folders.Output | None:
+    command = command_of("evaluate", options)
+    return folders.begin(
+        options.out, step="evaluate", config=settings, inputs=inputs, command=command
+    )
 
 
-def _settings(options: EvaluateOptions, named: Mapping[str, Named]) -> Json:
-
-    settings: Json = {
-        "on": list(named),
+def _settings(
+    options: EvaluateOptions, benchmarks: Mapping[str, PlacedBenchmark]
+) -> dict[str, object]:
+    """The settings that decide the result."""
+    settings: dict[str, object] = {
+        "on": list(benchmarks),
         "dtype": options.dtype,
         "max_length": options.max_length,
         "strata": options.strata,
@@ -187,13 +260,13 @@ def _settings(options: EvaluateOptions, named: Mapping[str, Named]) -> Json:
         settings["cut"] = False
     if options.trained_on:
         settings["trained_on"] = [path.resolve().name for path in options.trained_on]
-    if BENCHMARKS.keys() & named.keys():
+    if BENCHMARKS.keys() & benchmarks.keys():
         settings["benchmarks"] = str(options.benchmarks)
     return settings
 
 
 def _by_name(places: Sequence[str]) -> dict[str, str]:
-    """The checkpoints by their last names, which is what the results call them."""
+    """The checkpoints by their last names, which are their names in the results."""
     names = {Path(place).resolve().name: place for place in places}
     if len(names) < len(places):
         raise ConfigError(
@@ -204,313 +277,165 @@ def _by_name(places: Sequence[str]) -> dict[str, str]:
 
 
 def _drawn(items: list[Item], options: EvaluateOptions) -> list[Item]:
-
     return strata.draw(items, strata.shares(options.strata)) if options.strata else items
 
 
-def _overlap(aside: Path, sets: Mapping[str, Sequence[Item]], options: EvaluateOptions) -> Json:
-    """The share of each set's items that have 13 words in a row in common with the training split
-    of some groups."""
+def _counted_strata(sets: ItemSets) -> dict[str, dict[str, int]]:
+    """The items of each kind in the sets that were drawn."""
+    return {
+        name: dict(sorted(Counter(map(strata.stratum, items)).items()))
+        for name, items in sets.items()
+    }
 
-    found: Json = {}
+
+def _described(sets: ItemSets) -> list[Input]:
+    """The benchmarks as inputs of the manifest."""
+    return [catalogue.describe(name, items) for name, items in sets.items()]
+
+
+def _write_overlap(aside: Path, *, sets: ItemSets, options: EvaluateOptions) -> dict[str, float]:
+    """The share of each set's items that overlap with the training split of --trained-on."""
+    shares: dict[str, float] = {}
     if options.trained_on:
-        data = TrainingData.find([str(place) for place in options.trained_on])
-        shared = Index(sets).found_in(data.groups("train", Counter()))
-        found = {name: len(shared.get(name, ())) / len(items) for name, items in sets.items()}
-    aside.write_bytes(folders.to_json(found))
-    return found
+        data = TrainingData.find([str(folder) for folder in options.trained_on])
+        overlapping = Index(sets).found_in(data.groups("train", Counter()))
+        shares = {name: len(overlapping.get(name, ())) / len(items) for name, items in sets.items()}
+    aside.write_bytes(to_json(shares))
+    return shares
 
 
-def _score(
-    output: folders.Output,
-    name: str,
-    source: Source,
-    sets: Mapping[str, Sequence[Item]],
-    options: EvaluateOptions,
-) -> tuple[dict[str, Judged], Json]:
-    """All sets judged by one checkpoint, with the conditions; what an earlier run scored is not
-    scored again."""
+def _evaluate_in_parts(
+    output: folders.Output, name: str, source: Source, sets: ItemSets, options: EvaluateOptions
+) -> Evaluated:
+    """The same as `evaluate`, in parts on the disk: an earlier run's parts are not scored again."""
 
     @cache
     def scorer() -> Scorer:
+        # loaded for the first part that is missing, so a finished checkpoint costs nothing
         return Scorer.of(source, options)
 
-    found: dict[str, Judged] = {}
-    cut: dict[str, float] = {}
-    for benchmark, items in sets.items():
-        rows: list[Json] = []
-        for start in console.track(
-            range(0, len(items), ITEMS_AT_ONCE),
-            f"score {benchmark}",
-            total=-(-len(items) // ITEMS_AT_ONCE),
-        ):
-            part = f"{folders.PROGRESS}/rewards/{name}/{benchmark}-{start:08}.parquet"
-            output.part(
-                part,
-                partial(_score_part, scorer, name, benchmark, items[start : start + ITEMS_AT_ONCE]),
-            )
-            rows += parquet.read_rows(output.path / part)
-        numbers = iter(rows)
-        own = [list(islice(numbers, len(item.responses))) for item in items]
-        columns = (
-            [[row[key] for row in group] for group in own]
-            for key in ("reward", "length_tokens", "truncated")
-        )
-        found[benchmark] = Judged(items, *columns)
-        cut[benchmark] = sum(row["truncated"] for row in rows) / max(1, len(rows))
-    first = next(iter(found.values()))
-    probe = Judged(first.items[:PROBED], first.rewards[:PROBED])
-    told = output.part(
-        f"{folders.PROGRESS}/conditions-{name}.json",
-        lambda aside: _conditions(aside, scorer(), probe),
-    )
-    return found, {**told, "truncated_share": cut}
-
-
-def _score_part(
-    scorer: Callable[[], Scorer], name: str, benchmark: str, items: Sequence[Item], aside: Path
-) -> Json:
-    """Score some items into a table of rewards."""
-
-    rows = raw_rewards.table_of(name, benchmark, Judged(items, *_score_items(scorer(), items)))
-    return {
-        "rows": parquet.write_parquet(
-            aside, parquet.rows_to_batches(rows, schema.REWARDS), schema.REWARDS
-        )
+    judged = {
+        benchmark: _judge_in_parts(output, scorer, name, benchmark, items)
+        for benchmark, items in sets.items()
     }
 
+    def write_conditions(aside: Path) -> int:
+        return aside.write_bytes(to_json(_probed(scorer(), judged)))
 
-def _score_items(
-    scorer: Scorer, items: Sequence[Item]
-) -> tuple[list[list[float]], list[list[int]], list[list[bool]]]:
-    """Rewards, lengths and cuts of the items' responses; items of one prompt are one group, equal
-    responses are scored once."""
-
-    texts: dict[tuple[Any, int], dict[str, int]] = {}
-    asked: dict[tuple[Any, int], Request] = {}
-    keys: list[tuple[Any, int]] = []
-    for item in items:
-        prompt, part = tuple(item.prompt), 0
-        while len(texts.setdefault((prompt, part), {})) >= RESPONSES_AT_ONCE:
-            part += 1
-        for response in item.responses:
-            texts[prompt, part].setdefault(response.content, len(texts[prompt, part]))
-        asked.setdefault((prompt, part), Request(item.item, item.prompt, ()))
-        keys.append((prompt, part))
-    requests = [request._replace(responses=list(texts[key])) for key, request in asked.items()]
-    scored = dict(zip(asked, scorer.score(requests), strict=True))
-    found: tuple[list[list[float]], list[list[int]], list[list[bool]]] = ([], [], [])
-    for item, key in zip(items, keys, strict=True):
-        places = [texts[key][response.content] for response in item.responses]
-        answer = scored[key]
-        found[0].append([answer.rewards[place] for place in places])
-        found[1].append([answer.length_tokens[place] for place in places])
-        found[2].append([answer.truncated[place] for place in places])
-    return found
-
-
-def _conditions(aside: Path, scorer: Scorer, probe: Judged) -> Json:
-    """What a reader must know to trust or repeat the numbers."""
-
-    item = probe.items[0]
-    group = scorer.encoder.encode(item.prompt, [item.responses[0].content])
-    tokens = scorer.encoder.tokenizer.convert_ids_to_tokens(
-        [*map(int, group.prefix), *map(int, group.suffixes[0])]
+    path = f"{PROGRESS}/conditions-{name}.json"
+    output.part(path, write_conditions)
+    conditions = replace(
+        read_record(output.path / path, Conditions),
+        truncated_share=_cut_shares(judged),
+        training=sources.training_of(source),
     )
-    alone = [
-        (scorer.rewards(item.prompt, [response.content])[0], reward)
-        for item, rewards in zip(probe.items, probe.rewards, strict=True)
-        for response, reward in zip(item.responses, rewards, strict=True)
-    ]
-    told = {
-        "template_hash": chat.template_hash(scorer.encoder.tokenizer),
-        "end_token": scorer.encoder.frame.end_token,
-        "first_tokens": tokens[:6],
-        "last_tokens": tokens[-4:],
-        "dtype": str(scorer.dtype).removeprefix("torch."),
-        "device": scorer.model.device.type,
-        "attention": "shared prefix" if scorer.model.shares_prefix else "separate rows",
-        "max_length": scorer.encoder.limits.max_length,
-        "prompt_length": scorer.encoder.limits.prompt_length,
-        "batch_invariance": {
-            "responses": len(alone),
-            "largest_difference": max(abs(a - b) for a, b in alone),
-        },
-    }
-    aside.write_bytes(folders.to_json(told))
-    return told
+    return Evaluated(judged, conditions, sources.temperature_of(source))
+
+
+def _judge_in_parts(
+    output: folders.Output,
+    scorer: Callable[[], Scorer],
+    name: str,
+    benchmark: str,
+    items: Sequence[Item],
+) -> Judged:
+    def write(part: Sequence[Item], aside: Path) -> int:
+        rows = raw_rewards.table_of(name, benchmark, judge_items(scorer(), part))
+        return parquet.write_rows(aside, rows, schema.REWARDS)
+
+    starts = range(0, len(items), ITEMS_AT_ONCE)
+    rows: list[Json] = []
+    for start in console.track(starts, f"score {benchmark}", total=len(starts)):
+        path = f"{PROGRESS}/rewards/{name}/{benchmark}-{start:08}.parquet"
+        output.part(path, partial(write, items[start : start + ITEMS_AT_ONCE]))
+        rows += parquet.read_rows(output.path / path)
+
+    stream = iter(rows)
+    by_item = [list(islice(stream, len(item.responses))) for item in items]
+    return Judged(
+        items,
+        [[row["reward"] for row in group] for group in by_item],
+        [[row["length_tokens"] for row in group] for group in by_item],
+        [[row["truncated"] for row in group] for group in by_item],
+    )
+
+
+def _probed(scorer: Scorer, judged: Mapping[str, Judged]) -> Conditions:
+    return conditions_of(scorer, next(iter(judged.values())))
+
+
+def _cut_shares(judged: Mapping[str, Judged]) -> dict[str, float]:
+    """The share of each benchmark's responses that were cut, or their prompt."""
+    shares = {}
+    for name, rewards in judged.items():
+        marks = [mark for item in rewards.truncated or () for mark in item]
+        shares[name] = sum(marks) / max(1, len(marks))
+    return shares
 
 
 def _write(
     output: folders.Output,
-    options: EvaluateOptions,
-    named: Mapping[str, Named],
-    judged: Mapping[str, Mapping[str, Judged]],
-    told: Json,
-    temperatures: Mapping[str, float | None],
+    benchmarks: Mapping[str, PlacedBenchmark],
+    evaluated: Mapping[str, Evaluated],
 ) -> None:
-    """The four files of a results folder, from rewards that are all there."""
+    """The four files of a results folder, and the table on the terminal."""
+    first = next(iter(evaluated.values())).judged
+    sets = {name: judged.items for name, judged in first.items()}
+    output.part("items.parquet", partial(_write_table, _item_rows(sets), schema.ITEMS))
+    preferences = partial(_write_table, _preference_rows(sets), schema.ITEM_PREFERENCES)
+    output.part("preferences.parquet", preferences)
+    output.part("rewards.parquet", partial(_write_table, _reward_rows(evaluated), schema.REWARDS))
 
-    sets = {name: one.items for name, one in next(iter(judged.values())).items()}
-    output.part("items.parquet", lambda aside: _write_items(aside, sets))
-    output.part("preferences.parquet", lambda aside: _write_preferences(aside, sets))
-    rows = (
-        row
-        for checkpoint, found in judged.items()
-        for name, one in found.items()
-        for row in raw_rewards.table_of(checkpoint, name, one)
-    )
-    output.part(
-        "rewards.parquet",
-        lambda aside: {
-            "rows": parquet.write_parquet(
-                aside, parquet.rows_to_batches(rows, schema.REWARDS), schema.REWARDS
-            )
-        },
-    )
-    found: Json = {}
-    for checkpoint, benchmarks in judged.items():
-        results = {
-            name: metrics.judge(named[name].module, one, temperature=temperatures[checkpoint])
-            for name, one in console.track(
-                benchmarks.items(), f"judge {checkpoint}", total=len(benchmarks)
-            )
-        }
-        found[checkpoint] = {
-            "benchmarks": results,
-            "domains": _domains(results),
-            "conditions": told[checkpoint],
-        }
-        there = {
-            name: preset
-            for name, preset in PRESETS.items()
-            if set(preset.NEEDS) <= benchmarks.keys()
-        }
-        found[checkpoint]["presets"] = {
-            name: preset.judge(benchmarks) for name, preset in there.items()
-        }
-    output.write(
-        "metrics.json",
-        folders.to_json(
-            {"checkpoints": found, "comparisons": metrics.compare(judged, _runs(told))}
-        ),
-    )
+    results = measure(benchmarks, evaluated)
+    output.write(METRICS, to_json(results))
     output.finish(counts={name: len(items) for name, items in sets.items()})
-    _tell(found)
+    console_tables.show(results)
 
 
-def _tell(found: Json) -> None:
-    """Print the scores with their conditions."""
-
-    screen = Console(highlight=False)
-    table = Table(
-        "checkpoint",
-        "set",
-        "accuracy",
-        "95 % interval",
-        "detectable",
-        "prompts",
-        "ties",
-        "longer",
-        title="Accuracy, a tie half",
-    )
-    for name, one in found.items():
-        for benchmark, result in one["benchmarks"].items():
-            interval = console.interval(result["interval"])
-            numbers = [
-                console.number(n)
-                for n in (result["accuracy"], result["detectable"], result["nulls"]["longer"])
-            ]
-            counts = [f"{result[key]:,}" for key in ("prompts", "ties")]
-            table.add_row(
-                escape(name),
-                escape(benchmark),
-                numbers[0],
-                interval,
-                numbers[1],
-                *counts,
-                numbers[2],
-            )
-    screen.print(table)
-    screen.print(
-        "Detectable: the smallest distance from another number, such as a coin's half, that so many"
-        " prompts would show."
-    )
-    for name, one in found.items():
-        told = "; ".join(
-            f"{key.replace('_', ' ')}: {value}"
-            for key, value in one["conditions"].items()
-            if value is not None and key != "training"
-        )
-        screen.print(f"{name}: {told}", soft_wrap=True, markup=False)
+def _write_table(rows: Iterator[Plain], columns: pa.Schema, aside: Path) -> int:
+    return parquet.write_rows(aside, rows, columns)
 
 
-def _runs(told: Json) -> dict[str, tuple[str, int]]:
-    """Of which training run each checkpoint is, and of which step of it, where that is known."""
-    trained = {
-        name: conditions["training"]
-        for name, conditions in told.items()
-        if conditions.get("training")
-    }
-    return {name: (training["run"], training["step"]) for name, training in trained.items()}
+def _reward_rows(evaluated: Mapping[str, Evaluated]) -> Iterator[Plain]:
+    for name, checkpoint in evaluated.items():
+        for benchmark, judged in checkpoint.judged.items():
+            yield from raw_rewards.table_of(name, benchmark, judged)
 
 
-def _domains(benchmarks: Json) -> Json:
-    """Every domain's accuracy in each benchmark that has it, and their plain mean."""
-    domains: dict[str, dict[str, float]] = {}
-    for name, result in benchmarks.items():
-        for domain, measured in result["domains"].items():
-            domains.setdefault(domain, {})[name] = measured["accuracy"]
-    return {
-        domain: {"accuracy": sum(found.values()) / len(found), "benchmarks": found}
-        for domain, found in domains.items()
-    }
+def _item_rows(sets: ItemSets) -> Iterator[Plain]:
+    for benchmark, items in sets.items():
+        for item in items:
+            yield from _response_rows(benchmark, item)
 
 
-def _write_items(aside: Path, sets: Mapping[str, Sequence[Item]]) -> Json:
-
-    def rows() -> Iterator[Json]:
-        for benchmark, items in sets.items():
-            for item in items:
-                for place, (response, preferred) in enumerate(
-                    zip(item.responses, item.preferred, strict=True)
-                ):
-                    yield {
-                        "benchmark": benchmark,
-                        "subset": item.subset,
-                        "item": item.item,
-                        "prompt_id": item.prompt_id,
-                        "response": place,
-                        "preferred": preferred,
-                        "quality": item.qualities[place] if item.qualities else None,
-                        "prompt": (
-                            "\n\n".join(message.content for message in item.prompt)
-                            if place == 0
-                            else None
-                        ),
-                        "text": response.content if item.prompt else None,
-                        "created": response.created,
-                        "votes": response.votes,
-                        **(style_of(response.content)._asdict() if item.prompt else {}),
-                    }
-
-    return {
-        "rows": parquet.write_parquet(
-            aside, parquet.rows_to_batches(rows(), schema.ITEMS), schema.ITEMS
-        )
-    }
+def _response_rows(benchmark: str, item: Item) -> Iterator[Plain]:
+    # of items of which only rewards are known the texts are empty, and null in the table
+    with_texts = bool(item.prompt)
+    prompt = "\n\n".join(message.content for message in item.prompt)
+    for index, (response, preferred) in enumerate(zip(item.responses, item.preferred, strict=True)):
+        yield {
+            "benchmark": benchmark,
+            "subset": item.subset,
+            "item": item.item,
+            "prompt_id": item.prompt_id,
+            "response": index,
+            "preferred": preferred,
+            "quality": item.qualities[index] if item.qualities else None,
+            "prompt": prompt if index == 0 else None,
+            "text": response.content if with_texts else None,
+            "created": response.created,
+            "votes": response.votes,
+            **(style_of(response.content)._asdict() if with_texts else {}),
+        }
 
 
-def _write_preferences(aside: Path, sets: Mapping[str, Sequence[Item]]) -> Json:
-
-    rows = (
-        {"benchmark": benchmark, "subset": item.subset, "item": item.item, **asdict(preference)}
-        for benchmark, items in sets.items()
-        for item in items
-        for preference in item.preferences
-    )
-    return {
-        "rows": parquet.write_parquet(
-            aside, parquet.rows_to_batches(rows, schema.ITEM_PREFERENCES), schema.ITEM_PREFERENCES
-        )
-    }
+def _preference_rows(sets: ItemSets) -> Iterator[Plain]:
+    for benchmark, items in sets.items():
+        for item in items:
+            for preference in item.preferences:
+                yield {
+                    "benchmark": benchmark,
+                    "subset": item.subset,
+                    "item": item.item,
+                    **asdict(preference),
+                }

@@ -1,5 +1,5 @@
-"""Stratified test sets: so much of each kind, drawn by a hash, so that the same set comes out
-everywhere."""
+"""Stratified test sets: a share of each kind, drawn by a hash, so that every machine draws the same
+set."""
 
 import math
 import re
@@ -14,27 +14,26 @@ from worldpm.preferences.votes import CLOSE
 FORUM = {"technical": 0.7, "open": 0.2, "controversial": 0.1}
 """The preset `forum`."""
 TECHNICAL = re.compile(r"```|`[^`\n]+`|\$[^$\n]+\$|\\begin\{|^(?: {4}|\t)\S", re.MULTILINE)
+"""Code or mathematics: a fence, backticks, dollars, a LaTeX block, an indented line."""
 
 
 def stratum(item: Item) -> str:
-    """`controversial`, `technical` or `open`, of an item of a forum; its subset where votes are not
+    """`controversial`, `technical` or `open` for an item of a forum; its subset if votes are not
     known.
 
-    Controversial: the two responses of most votes have close votes, both above 0. Technical: else,
-    prompt or a response has code or mathematics (a fence, backticks, dollars, an indented line).
-    Open: else.
+    Controversial: the two responses of most votes have close votes, both above 0. Technical: any
+    other item with code or mathematics in prompt or response (a fence, backticks, dollars, an
+    indented line). Open: the rest.
     """
-    votes = [response.votes for response in item.responses]
-    if any(vote is None for vote in votes):
+    # items of test sets have no votes
+    votes = [response.votes for response in item.responses if response.votes is not None]
+    if len(votes) < len(item.responses):
         return item.subset
-    most = sorted((vote for vote in votes if vote is not None), reverse=True)[:2]
+
+    most = sorted(votes, reverse=True)[:2]
     if len(most) == 2 and most[1] > 0 and most[0] <= CLOSE * most[1]:
         return "controversial"
-    texts = (
-        *(message.content for message in item.prompt),
-        *(response.content for response in item.responses),
-    )
-    return "technical" if any(TECHNICAL.search(text) for text in texts) else "open"
+    return "technical" if any(TECHNICAL.search(text) for text in item.texts) else "open"
 
 
 def shares(words: str) -> dict[str, float]:
@@ -45,23 +44,25 @@ def shares(words: str) -> dict[str, float]:
     """
     if words == "forum":
         return FORUM
+
+    share_of: dict[str, float] = {}
     try:
-        found = {
-            name: float(share)
-            for name, _, share in (part.partition("=") for part in words.split(","))
-        }
+        for part in words.split(","):
+            name, _, share = part.partition("=")
+            share_of[name] = float(share)
     except ValueError:
-        found = {}
-    if not found or not all(0 < share < math.inf for share in found.values()):
+        share_of = {}
+
+    if not share_of or not all(0 < share < math.inf for share in share_of.values()):
         raise ConfigError(
             f"--strata {words}: expected NAME=share,... with shares above 0, or forum, for instance"
             " technical=0.7,open=0.3"
         )
-    return {name: share / sum(found.values()) for name, share in found.items()}
+    return {name: share / sum(share_of.values()) for name, share in share_of.items()}
 
 
 def draw(
-    items: Sequence[Item], wanted: Mapping[str, float], *, kind: Callable[[Item], str] = stratum
+    items: Sequence[Item], share_of: Mapping[str, float], *, kind: Callable[[Item], str] = stratum
 ) -> list[Item]:
     """The largest set with these shares, in the items' order; the rarest kind decides its size.
 
@@ -69,22 +70,29 @@ def draw(
         ConfigError: If a kind has no item.
     """
     kinds = [kind(item) for item in items]
-    there = {name: kinds.count(name) for name in wanted}
-    if empty := [name for name, count in there.items() if not count]:
+    counts = {name: kinds.count(name) for name in share_of}
+    if empty := [name for name, count in counts.items() if not count]:
         raise ConfigError(
             f"--strata: no item is {empty[0]!r}; there are {', '.join(sorted(set(kinds)))}"
         )
-    size = min(count / wanted[name] for name, count in there.items())
-    kept: set[str] = set()
-    for name, share in wanted.items():
-        mine = sorted(
-            (item.item for item, own in zip(items, kinds, strict=True) if own == name), key=_place
-        )
-        kept |= set(mine[: max(1, int(size * share + 1e-9))])
+
+    # each kind allows a set of at most its items over its share
+    size = min(count / share_of[name] for name, count in counts.items())
+
+    # by a hash of the name, the same items are drawn in every order and on every machine
+    drawn: set[str] = set()
+    for name, share in share_of.items():
+        names = [item.item for item, its_kind in zip(items, kinds, strict=True) if its_kind == name]
+        # a share such as 0.1 of 10 items is 0.9999... in floats, which must still give one item
+        number = max(1, int(size * share + 1e-9))
+        drawn |= set(sorted(names, key=_hash)[:number])
+
     return [
-        item for item, own in zip(items, kinds, strict=True) if own in wanted and item.item in kept
+        item
+        for item, its_kind in zip(items, kinds, strict=True)
+        if its_kind in share_of and item.item in drawn
     ]
 
 
-def _place(name: str) -> int:
+def _hash(name: str) -> int:
     return xxhash.xxh64_intdigest(f"strata/{name}".encode())

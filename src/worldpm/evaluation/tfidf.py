@@ -15,30 +15,31 @@ def fit(items: Sequence[Item], *, seed: int = 0) -> Callable[[Item], list[float]
     """A judge that gives each response of an item a reward, fitted to the items' preferences and
     their weights.
 
-    Words and pairs of words count. The prompt has no place in it: it is the same for both responses
-    of a pair.
+    Features are single words and pairs of words. The prompt is left out: it is the same for both
+    responses of a pair.
     """
-    pairs = [
-        (item.responses[p.chosen].content, item.responses[p.rejected].content, p.weight)
-        for item in items
-        for p in item.preferences
-    ]
+    # a feature of a single response says nothing about others
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     vectorizer.fit([response.content for item in items for response in item.responses])
-    difference = vectorizer.transform([p[0] for p in pairs]) - vectorizer.transform(
-        [p[1] for p in pairs]
-    )
-    weights = np.array([p[2] for p in pairs])
-    labels = np.repeat([1, 0], len(pairs))
+
+    chosen: list[str] = []
+    rejected: list[str] = []
+    weights: list[float] = []
+    for item in items:
+        for preference in item.preferences:
+            chosen.append(item.responses[preference.chosen].content)
+            rejected.append(item.responses[preference.rejected].content)
+            weights.append(preference.weight)
+    difference = vectorizer.transform(chosen) - vectorizer.transform(rejected)
+
+    # every pair is read from both sides, so that neither label is the more frequent one
     model = LogisticRegression(fit_intercept=False, max_iter=1000, random_state=seed)
-    model.fit(
-        vstack([difference, -difference]), labels, sample_weight=np.concatenate([weights, weights])
-    )
+    labels = np.repeat([1, 0], len(weights))
+    model.fit(vstack([difference, -difference]), labels, sample_weight=np.tile(weights, 2))
 
     def judge(item: Item) -> list[float]:
-        rewards: list[float] = model.decision_function(
-            vectorizer.transform([r.content for r in item.responses])
-        ).tolist()
+        vectors = vectorizer.transform([response.content for response in item.responses])
+        rewards: list[float] = model.decision_function(vectors).tolist()
         return rewards
 
     return judge

@@ -1,6 +1,6 @@
-"""A checkpoint as an ONNX graph: token ids and the places of the end tokens in, rewards out.
+"""A checkpoint as an ONNX graph: token ids and positions of the end tokens in, rewards out.
 
-Rows are padded at the right with anything: attention is causal, so what stands after an end token
+Rows are padded at the right with any token: attention is causal, so tokens after an end token
 cannot change its reward.
 """
 
@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -23,7 +22,6 @@ from worldpm.errors import ConfigError, WorldPMError
 from worldpm.model.encoder import EncodedGroup
 from worldpm.model.reward_model import RewardModel
 
-Json = dict[str, Any]
 GRAPH, GRAPH_INT8 = "model.onnx", "model_int8.onnx"
 LARGEST_BYTES = 1_500_000_000
 PARITY = 1e-4
@@ -32,7 +30,7 @@ have."""
 
 
 class _Graph(nn.Module):
-    """What is traced: explicit positions, no mask, the reward at each row's end."""
+    """The traced module: explicit positions, no mask, the reward at each row's end."""
 
     def __init__(self, model: RewardModel) -> None:
         super().__init__()
@@ -49,7 +47,7 @@ class _Graph(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of its own graph."""
+    """Silence the exporter, which warns of its own graph."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
@@ -65,7 +63,7 @@ def write(
     path: Path,
     groups: Sequence[EncodedGroup],
     expected: Sequence[Sequence[float]],
-) -> Json:
+) -> float:
     """Trace the model, in float32 on a CPU, with any number of rows of any length, write the graph,
     and compare it on groups.
 
@@ -78,12 +76,12 @@ def write(
             f"{size:,} bytes of weights in float32; an ONNX file holds {LARGEST_BYTES:,}: use --to"
             " model for larger ones"
         )
+
+    # the exporter cannot trace our attention, whose plan is built anew for each row
     shares = model.shares_prefix
     model.share_prefix(False)
-    rows, length = (
-        torch.export.Dim("rows", min=1, max=4096),
-        torch.export.Dim("length", min=2, max=32_768),
-    )
+    rows = torch.export.Dim("rows", min=1, max=4096)
+    length = torch.export.Dim("length", min=2, max=32_768)
     example = (torch.ones(3, 7, dtype=torch.int64), torch.tensor([6, 2, 4]))
     with _quiet(), torch.no_grad():
         torch.onnx.export(
@@ -98,22 +96,19 @@ def write(
             external_data=False,
         )
     model.share_prefix(bool(shares))
-    return {
-        "bytes": path.stat().st_size,
-        "largest difference": check(expected, Runtime(path).rewards(groups)),
-    }
+
+    return check(expected, Runtime(path).rewards(groups))
 
 
-def quantise(path: Path, target: Path) -> Json:
+def quantise(path: Path, target: Path) -> int:
     """Write the graph with its weight matrices as 8-bit integers; activations are quantised as they
     come."""
     graph = onnx.load(path)
-    del graph.graph.value_info[
-        :
-    ]  # shapes that the quantiser finds for itself, and would quarrel with
+    # the quantiser infers shapes itself, and refuses those that the exporter wrote
+    del graph.graph.value_info[:]
     with _quiet():
         quantize_dynamic(graph, target, weight_type=QuantType.QInt8)
-    return {"bytes": target.stat().st_size}
+    return target.stat().st_size
 
 
 class Runtime:
@@ -133,34 +128,36 @@ class Runtime:
         if not rows:
             return []
         ids: NDArray[np.int64] = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = row
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = row
         ends = np.array([len(row) - 1 for row in rows], dtype=np.int64)
-        found: list[float] = self._session.run(["rewards"], {"input_ids": ids, "ends": ends})[
-            0
-        ].tolist()
-        return found
+
+        inputs = {"input_ids": ids, "ends": ends}
+        rewards: list[float] = self._session.run(["rewards"], inputs)[0].tolist()
+        return rewards
 
 
 def largest_difference(
-    expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]]
+    expected: Sequence[Sequence[float]], computed: Sequence[Sequence[float]]
 ) -> float:
-    """Of a reward, relative to it where it is above 1."""
-    pairs = [
-        (a, b)
-        for one, other in zip(expected, found, strict=True)
-        for a, b in zip(one, other, strict=True)
-    ]
-    return max((abs(a - b) / max(1.0, abs(a)) for a, b in pairs), default=0.0)
+    """The largest difference of a reward, relative to it where it is above 1."""
+    largest = 0.0
+    for expected_group, computed_group in zip(expected, computed, strict=True):
+        for reward, again in zip(expected_group, computed_group, strict=True):
+            difference = abs(reward - again) / max(1.0, abs(reward))
+            # not `max`, which would drop a NaN
+            largest = difference if not difference <= largest else largest
+    return largest
 
 
-def check(expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> float:
-    """The largest difference.
+def check(expected: Sequence[Sequence[float]], computed: Sequence[Sequence[float]]) -> float:
+    """The largest difference of a graph that should be exact.
 
     Raises:
-        WorldPMError: If a graph that should be exact is not.
+        WorldPMError: If it is above PARITY, or a reward is NaN.
     """
-    if not (worst := largest_difference(expected, found)) <= PARITY:
+    worst = largest_difference(expected, computed)
+    if not worst <= PARITY:
         raise WorldPMError(
             f"the ONNX graph's rewards differ by {worst:.2g}; at most {PARITY:g} is right, so it is"
             " not kept"

@@ -1,15 +1,14 @@
-"""Groups as pairs: what TRL reads, in a folder that Hugging Face `datasets` loads, with the credits
-due."""
+"""Groups as pairs, as TRL and Hugging Face `datasets` read them, with the credits due."""
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from worldpm.storage import folders, parquet, schema
-
-Json = dict[str, Any]
+from worldpm.storage import parquet, schema
+from worldpm.storage.folders import Output
+from worldpm.storage.json_files import Json, Plain
 
 SPLITS = ("train", "validation", "test")
 CREDITS = "ATTRIBUTION.csv"
@@ -22,53 +21,61 @@ configs:
 # Preference pairs
 
 {pairs} pairs of {groups} threads, made by WorldPM: `prompt`, `chosen` and `rejected` are lists of
-messages, as TRL's `RewardTrainer` and
-`DPOTrainer` read them; `strength` is the gap of votes, `probability` that chosen is truly the
-better one, `weight` what the
-pair counts: the weights of a thread add up to 1.
+messages, as TRL's `RewardTrainer` and `DPOTrainer` read them; `strength` is the gap of votes,
+`probability` that chosen is truly the better one, `weight` what the pair counts: the weights of a
+thread add up to 1.
 
-Texts from Stack Exchange stay under CC BY-SA. Who wrote what, under which licence, stands in
-`{credits}`: keep it with the data.
+Texts from Stack Exchange stay under CC BY-SA. `{credits}` lists the author and licence of each:
+keep it with the data.
 """
 
 
-def write(groups: Sequence[Path], output: folders.Output) -> Json:
+@dataclass
+class SplitCounts:
+    """What a split's table holds."""
+
+    pairs: int = 0
+    groups: int = 0
+
+
+def write(folders: Sequence[Path], output: Output) -> dict[str, SplitCounts]:
     """A table of pairs for each split, a card and the credits; the counts by split."""
-    counts: Json = {
-        split: output.part(f"data/{split}.parquet", partial(_write_split, groups, split))
-        for split in SPLITS
-    }
-    output.part(CREDITS, partial(_write_credits, groups))
-    files = "\n".join(
-        f"  - split: {split}\n    path: data/{split}.parquet"
-        for split, count in counts.items()
-        if count["pairs"]
+    counts = {}
+    for split in SPLITS:
+        result = output.part(f"data/{split}.parquet", partial(_write_split, folders, split))
+        counts[split] = SplitCounts(**result)
+    output.part(CREDITS, partial(_write_credits, folders))
+
+    # a split without pairs has a table, but `datasets` cannot load it
+    filled = [split for split, count in counts.items() if count.pairs]
+    files = "\n".join(f"  - split: {split}\n    path: data/{split}.parquet" for split in filled)
+    card = CARD.format(
+        files=files,
+        credits=CREDITS,
+        pairs=f"{sum(count.pairs for count in counts.values()):,}",
+        groups=f"{sum(count.groups for count in counts.values()):,}",
     )
-    totals = {
-        name: f"{sum(count[name] for count in counts.values()):,}" for name in ("pairs", "groups")
-    }
-    output.write("README.md", CARD.format(files=files, credits=CREDITS, **totals).encode())
+    output.write("README.md", card.encode())
     return counts
 
 
-def _write_split(folders_: Sequence[Path], split: str, aside: Path) -> Json:
-    groups = 0
-
-    def rows() -> Iterator[Json]:
-        nonlocal groups
-        for path in parquet.paths_of(*folders_):
-            for row in parquet.read_rows(path, schema.GROUPS):
-                if row["split"] == split:
-                    groups += 1
-                    yield from _pairs(row)
-
-    pairs = parquet.write_parquet(
-        aside, parquet.rows_to_batches(rows(), schema.PAIRS), schema.PAIRS
-    )
-    return {"pairs": pairs, "groups": groups}
+def _write_split(folders: Sequence[Path], split: str, aside: Path) -> dict[str, int]:
+    counts = SplitCounts()
+    rows = _split_pairs(folders, split, counts)
+    counts.pairs = parquet.write_rows(aside, rows, schema.PAIRS)
+    return asdict(counts)
 
 
-def _pairs(row: Json) -> Iterator[Json]:
+def _split_pairs(folders: Sequence[Path], split: str, counts: SplitCounts) -> Iterator[Plain]:
+    """The pairs of a split, its groups counted on the way."""
+    for path in parquet.paths_of(*folders):
+        for row in parquet.read_rows(path, schema.GROUPS):
+            if row["split"] == split:
+                counts.groups += 1
+                yield from _pairs(row)
+
+
+def _pairs(row: Json) -> Iterator[Plain]:
     """The pairs of a group, each with the prompt again."""
     for preference in row["preferences"]:
         sides = {
@@ -83,11 +90,11 @@ def _pairs(row: Json) -> Iterator[Json]:
         yield {"prompt": row["prompt"], **sides, **numbers, "group_id": row["group_id"]}
 
 
-def _write_credits(folders_: Sequence[Path], aside: Path) -> Json:
+def _write_credits(folders: Sequence[Path], aside: Path) -> int:
     with aside.open("wb") as file:
-        for number, folder in enumerate(folders_):
-            with (folder / CREDITS).open("rb") as credits_:
+        for number, folder in enumerate(folders):
+            with (folder / CREDITS).open("rb") as source:
                 if number:
-                    credits_.readline()  # its head stands there already
-                shutil.copyfileobj(credits_, file)
-    return {"bytes": aside.stat().st_size}
+                    source.readline()  # the heading was written with the first folder
+                shutil.copyfileobj(source, file)
+    return aside.stat().st_size

@@ -1,12 +1,13 @@
-"""What leaves the house: groups as pairs for others, a checkpoint for other engines."""
+"""Groups as pairs for other trainers, and a checkpoint for other engines."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
-from typing import Any, Literal
+from pathlib import Path
 
 import torch
 
@@ -16,145 +17,168 @@ from worldpm.exports import model_folder, pairs
 from worldpm.model import sources
 from worldpm.model.encoder import EncodedGroup
 from worldpm.options.export import ExportOptions
-from worldpm.records import Message
+from worldpm.options.shared import command_of
+from worldpm.records import Message, PreferenceGroup
 from worldpm.scoring.scorer import Scorer, rewards_of
 from worldpm.stats import bradley_terry
 from worldpm.stats.pairs import pairs_of
 from worldpm.storage import folders
+from worldpm.storage.json_files import Plain
+from worldpm.storage.manifest import Input, describe, read_manifest
 
 logger = logging.getLogger(__name__)
-Json = dict[str, Any]
-Form = Literal["pairs", "model", "onnx"]
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
-PROBES = 64
-"""Groups on which a graph is compared with the model, and of which INT8 tells its accuracy."""
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+PROBE_GROUPS = 64
+"""Groups on which a graph is compared with the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphCounts:
+    """How a graph compares with the model that it was made from."""
+
+    rewards_compared: int
+    accuracy: float | None
+    """Of the model on the probe; None without --probe."""
+    largest_difference: float
+    """Of a reward of the float32 graph, in logits."""
+    largest_difference_int8: float | None = None
+    """Of a reward of the 8-bit graph; None if there is none."""
+    accuracy_int8: float | None = None
+    """Of the 8-bit graph on the probe; None if there is none, or no probe."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Groups to compare a graph with its model on."""
+
+    encoded: Sequence[EncodedGroup]
+    groups: Sequence[PreferenceGroup] = ()
+    """Their preferences; empty for made-up texts."""
+
+    def accuracy(self, rewards: Sequence[Sequence[float]]) -> float | None:
+        """The weighted accuracy of rewards, None without preferences."""
+        if not self.groups:
+            return None
+        indices = pairs_of((len(group.responses), group.preferences) for group in self.groups)
+        flat = [reward for group in rewards for reward in group]
+        values = torch.tensor(flat, dtype=torch.float64)
+        margins = bradley_terry.margins(values, indices.chosen, indices.rejected)
+        return bradley_terry.weighted_mean(bradley_terry.pair_credits(margins), indices.weight)
 
 
 def run(options: ExportOptions) -> None:
     """Write the folder."""
-    {"pairs": _export_pairs, "model": _export_model, "onnx": _export_onnx}[options.to](options)
+    export = {"pairs": _export_pairs, "model": _export_model, "onnx": _export_onnx}
+    export[options.to](options)
+
+
+def _begin(
+    options: ExportOptions, settings: Plain, inputs: Sequence[Input]
+) -> folders.Output | None:
+    command = command_of("export", options)
+    return folders.begin(
+        options.out, step="export", config=settings, inputs=inputs, command=command
+    )
 
 
 def _export_pairs(options: ExportOptions) -> None:
-
     for folder in options.source:
-        folders.manifest(folder, made_by="group")
-    output = folders.begin(
-        options.out,
-        step="export",
-        config={},
-        inputs=[folders.describe(path) for path in options.source],
-    )
+        read_manifest(folder, made_by="group")
+    output = _begin(options, {}, [describe(folder) for folder in options.source])
     if output is None:
         return
+
     with output:
         counts = pairs.write(options.source, output)
         for split, count in counts.items():
-            logger.info("%s: %d pairs of %d groups", split, count["pairs"], count["groups"])
-        output.finish(counts=counts)
+            logger.info("%s: %d pairs of %d groups", split, count.pairs, count.groups)
+        output.finish(counts={split: asdict(count) for split, count in counts.items()})
 
 
 def _export_model(options: ExportOptions) -> None:
-
     source = sources.find(options.source[0])
+    inputs = [sources.fingerprint(source)]
     if options.results:
-        folders.manifest(options.results, made_by="evaluate")
-    inputs = [
-        sources.fingerprint(source),
-        *([folders.describe(options.results)] if options.results else []),
-    ]
-    output = folders.begin(
-        options.out,
-        step="export",
-        config={"to": "model", "licence": options.licence},
-        inputs=inputs,
-    )
+        read_manifest(options.results, made_by="evaluate")
+        inputs.append(describe(options.results))
+    output = _begin(options, {"to": "model", "licence": options.licence}, inputs)
     if output is None:
         return
+
     with output:
-        counts = model_folder.write(
-            source,
-            output,
-            licence=options.licence,
-            results=options.results,
-            name=options.out.resolve().name,
+        name = options.out.resolve().name
+        files = model_folder.write(
+            source, output, licence=options.licence, results=options.results, name=name
         )
-        logger.info("%s: %d files, the card is README.md", options.out, counts["files"])
-        output.finish(counts=counts)
+        logger.info("%s: %d files, the card is README.md", options.out, files)
+        output.finish(counts={"files": files})
 
 
 def _export_onnx(options: ExportOptions) -> None:
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
+    if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
         raise ConfigError(f"--to onnx needs {', '.join(missing)}: pip install 'worldpm[onnx]'")
     from worldpm.exports import onnx  # packages of an extra
 
     source = sources.find(options.source[0])
-    inputs = [
-        sources.fingerprint(source),
-        *([folders.describe(options.probe)] if options.probe else []),
-    ]
-    output = folders.begin(
-        options.out, step="export", config={"to": "onnx", "int8": options.int8}, inputs=inputs
-    )
+    inputs = [sources.fingerprint(source)]
+    if options.probe:
+        inputs.append(describe(options.probe))
+    output = _begin(options, {"to": "onnx", "int8": options.int8}, inputs)
     if output is None:
         return
+
     with output:
-        scorer = Scorer.load(source.folder, cut=True, dtype=torch.float32)
-        scorer.model.cpu()
-        groups, accuracy = _probes(options, scorer)
-        expected = rewards_of(scorer.model, groups)
-        written = output.part(
-            onnx.GRAPH, partial(onnx.write, scorer.model, groups=groups, expected=expected)
-        )
-        counts: Json = {"rewards compared": sum(map(len, expected)), "accuracy": accuracy(expected)}
-        counts["largest difference"] = written["largest difference"]
+        scorer = Scorer.load(source, cut=True, dtype=torch.float32, device="cpu")
+        probe = _probe(scorer, options.probe)
+        expected = rewards_of(scorer.model, probe.encoded)
+        write = partial(onnx.write, scorer.model, groups=probe.encoded, expected=expected)
+        largest = output.part(onnx.GRAPH, write)
+
+        difference, accuracy = None, None
         if options.int8:
             output.part(onnx.GRAPH_INT8, partial(onnx.quantise, options.out / onnx.GRAPH))
-            found = onnx.Runtime(options.out / onnx.GRAPH_INT8).rewards(groups)
-            counts |= {
-                "largest difference int8": onnx.largest_difference(expected, found),
-                "accuracy int8": accuracy(found),
-            }
+            rewards = onnx.Runtime(options.out / onnx.GRAPH_INT8).rewards(probe.encoded)
+            difference = onnx.largest_difference(expected, rewards)
+            accuracy = probe.accuracy(rewards)
+
+        counts = GraphCounts(
+            rewards_compared=sum(map(len, expected)),
+            accuracy=probe.accuracy(expected),
+            largest_difference=largest,
+            largest_difference_int8=difference,
+            accuracy_int8=accuracy,
+        )
         scorer.encoder.tokenizer.save_pretrained(options.out)
-        logger.info(
-            "%s: %s",
-            options.out,
-            ", ".join(f"{name} {value}" for name, value in counts.items() if value is not None),
-        )
-        output.finish(counts=counts)
+        _log(options.out, counts)
+        output.finish(counts=asdict(counts))
 
 
-def _probes(
-    options: ExportOptions, scorer: Scorer
-) -> tuple[list[EncodedGroup], Callable[[list[list[float]]], float | None]]:
-    """Groups to compare on, and the accuracy of rewards on their preferences, None where they have
-    none."""
+def _log(out: Path, counts: GraphCounts) -> None:
+    measured = {name: value for name, value in asdict(counts).items() if value is not None}
+    text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in measured.items())
+    logger.info("%s: %s", out, text)
 
-    if options.probe is None:
+
+def _probe(scorer: Scorer, folder: Path | None) -> Probe:
+    """Groups of a folder's validation split, or made-up texts of several lengths.
+
+    Raises:
+        ConfigError: If the folder has no validation groups.
+    """
+    encode = scorer.encoder.encode
+    if folder is None:
         texts = [f"word {'and more ' * length}end" for length in (0, 3, 17, 60)]
-        return [
-            scorer.encoder.encode([Message("user", text)], texts) for text in texts
-        ], lambda _: None
-    found = list(
-        islice(TrainingData.find([str(options.probe)]).groups("validation", Counter()), PROBES)
-    )
-    if not found:
+        return Probe([encode([Message("user", text)], texts) for text in texts])
+
+    data = TrainingData.find([str(folder)])
+    groups = list(islice(data.groups("validation", Counter()), PROBE_GROUPS))
+    if not groups:
         raise ConfigError(
-            f"--probe {options.probe}: has no validation groups to compare on; name groups that"
-            " have, or leave it out"
+            f"--probe {folder}: has no validation groups to compare on; name groups that have, or"
+            " leave it out"
         )
-    groups = [
-        scorer.encoder.encode(group.prompt, [response.content for response in group.responses])
-        for group in found
+    encoded = [
+        encode(group.prompt, [response.content for response in group.responses]) for group in groups
     ]
-
-    def accuracy(rewards: list[list[float]]) -> float:
-
-        pairs = pairs_of((len(group.responses), group.preferences) for group in found)
-        flat = torch.tensor([reward for one in rewards for reward in one], dtype=torch.float64)
-        return bradley_terry.weighted_mean(
-            bradley_terry.pair_credits(bradley_terry.margins(flat, pairs.chosen, pairs.rejected)),
-            pairs.weight,
-        )
-
-    return groups, accuracy
+    return Probe(encoded, groups)

@@ -1,4 +1,4 @@
-"""Threads of any other forum, or of tickets in a house, as lines of JSON: one thread a line.
+"""Threads of any other forum or ticket system as lines of JSON, one thread a line.
 
     {"id": "7", "title": "...", "body": "...", "votes": 3, "created": "2024-05-01T12:00:00Z",
     "closed": null, "tags": ["x"],
@@ -6,28 +6,26 @@
      "votes": 5, "created": "2024-05-01T13:00:00Z", "accepted": true, "author": "b", "licence":
      "..."}]}
 
-Needed are `id`, `title` or `body`, `created`, and of each response `id`, `body`, `votes` and
-`created`; bodies are Markdown, dates ISO 8601 or seconds since 1970, taken as UTC where they name
-no zone. `thread_id` and `response_id`, as our own tables have them, are taken for `id`.
+A thread needs `id`, `title` or `body`, and `created`. A response needs `id`, `body`, `votes` and
+`created`. Bodies are Markdown. Dates are ISO 8601 or seconds since 1970, in UTC if they name no
+zone. `thread_id` and `response_id`, the names of our own tables, are read as `id`.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import xxhash
 
 from worldpm.forums import json_lines
+from worldpm.forums.forum_format import ForumFormat
 from worldpm.storage import parquet
+from worldpm.storage.json_files import Json
 from worldpm.storage.schema import POSTS
 
-SOURCE = "threads"
-TO_MARKDOWN = None
-
-Json = dict[str, Any]
 OPTIONAL = {
     "title": str | None,
     "url": str | None,
@@ -35,7 +33,7 @@ OPTIONAL = {
     "licence": str | None,
     "accepted": int | None,
 }
-"""What may stand where nothing needs to."""
+"""Types of the values that may be absent."""
 
 
 def site_of(path: Path) -> str:
@@ -51,110 +49,173 @@ def size_of(path: Path) -> int:
 def read_posts(
     path: Path, *, site: str, drops: Counter[str], advance: Callable[[int], object] = int
 ) -> Iterator[pa.RecordBatch]:
-    """Questions and answers of a file as batches of `schema.POSTS`; what lacks something needed is
-    counted in `drops`.
+    """Questions and answers of a file as batches of `schema.POSTS`; threads and responses that lack
+    a needed value are counted in `drops`.
 
     Raises:
         DataError: If the file is cut or damaged, or too many of its lines are broken.
     """
-
-    def rows() -> Iterator[Json]:
-        seen: set[int] = (
-            set()
-        )  # of hashes: another thread of an id must not give its answers to the first
-        for row in json_lines.read(path, drops, advance):
-            row = _plain(row, site)
-            name = xxhash.xxh64_intdigest(str(row.get("id")).encode("utf-8", "surrogatepass"))
-            if name in seen:
-                drops["thread whose id stood before"] += 1
-                continue
-            posts = list(_posts(row, drops))
-            seen.update([name] if posts else [])
-            yield from posts
-
-    return parquet.rows_to_batches(rows(), POSTS, size=8192)
+    posts = _read_threads(path, site, drops, advance)
+    return parquet.rows_to_batches(posts, POSTS, size=8192)
 
 
-def _plain(row: Json, site: str) -> Json:
-    """A row of our own tables with the names of this form; others as they are."""
-    if not isinstance(name := row.get("thread_id"), str) or "id" in row:
+def _read_threads(
+    path: Path, site: str, drops: Counter[str], advance: Callable[[int], object]
+) -> Iterator[Json]:
+    """The posts of all threads. Of threads with one id only the first is read: the answers of
+    another must not be joined to it."""
+    # Hashes instead of ids, because a large file has millions of them.
+    ids: set[int] = set()
+
+    for line in json_lines.read(path, drops, advance):
+        row = _with_ids(line, site)
+        # "surrogatepass", because only later checks reject unpaired surrogates.
+        thread_id = str(row.get("id")).encode("utf-8", "surrogatepass")
+        digest = xxhash.xxh64_intdigest(thread_id)
+        if digest in ids:
+            drops["thread whose id stood before"] += 1
+            continue
+
+        posts = list(_posts(row, drops))
+        if posts:
+            ids.add(digest)
+        yield from posts
+
+
+def _with_ids(row: Json, site: str) -> Json:
+    """A row of our own tables with the names of this format; other rows are returned unchanged."""
+    thread_id = row.get("thread_id")
+    if not isinstance(thread_id, str) or "id" in row:
         return row
-    name, answers = name.removeprefix(f"{site}/"), row.get("responses")
+
+    # Our ids begin with the site or the thread, which joining adds again.
+    post_id, answers = thread_id.removeprefix(f"{site}/"), row.get("responses")
     if isinstance(answers, list):
-        answers = [_plain_answer(answer, name) for answer in answers]
-    return {**row, "id": name, "responses": answers}
+        answers = [_answer_with_id(answer, post_id) for answer in answers]
+    return {**row, "id": post_id, "responses": answers}
 
 
-def _plain_answer(answer: Any, thread: str) -> Any:
-    if not isinstance(answer, dict) or not isinstance(name := answer.get("response_id"), str):
+def _answer_with_id(answer: Any, thread: str) -> Any:
+    if not isinstance(answer, dict) or not isinstance(answer.get("response_id"), str):
         return answer
-    return {"id": name.removeprefix(f"{thread}/"), **answer}
+    return {"id": answer["response_id"].removeprefix(f"{thread}/"), **answer}
 
 
 def _posts(row: Json, drops: Counter[str]) -> Iterator[Json]:
+    """The opening post of a thread and its answers; none if the thread lacks a needed value."""
     opening = _post(row, parent=None)
     answers = row.get("responses") or []
-    if (
-        opening is None
-        or not isinstance(answers, list)
-        or not (opening["title"] or opening["body"])
-    ):
+    has_text = opening is not None and (opening["title"] or opening["body"])
+    if opening is None or not has_text or not isinstance(answers, list):
         drops["thread without id, text or date, or with an odd value"] += 1
         return
+
     posts = []
     for answer in answers:
         post = _post(answer, parent=opening["post_id"]) if isinstance(answer, dict) else None
         if post is None:
             drops["response without id, body, votes or date, or with an odd value"] += 1
             continue
+
         posts.append(post)
-        if answer.get("accepted"):
-            opening["accepted_id"] = opening["accepted_id"] or post["post_id"]
+        # Only an answer that was read can be the accepted one, and the first of several is.
+        if answer.get("accepted") and opening["accepted_id"] is None:
+            opening["accepted_id"] = post["post_id"]
     yield from (opening, *posts)
 
 
+class _Dates(NamedTuple):
+    """Dates of a post, in UTC without zone."""
+
+    created: datetime
+    closed: datetime | None
+    """None if the thread was not closed."""
+
+
 def _post(row: Json, *, parent: str | None) -> Json | None:
-    try:
-        name, body = row["id"], row.get("body") or ""
-        if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
-            return None
-        if not isinstance(body, str) or (parent is not None and not body):
-            return None
-        if not all(
-            isinstance(row.get(key), kinds) for key, kinds in OPTIONAL.items()
-        ) or isinstance(row["created"], bool):
-            return None
-        created, votes = (
-            _date(row["created"]),
-            row["votes"] if parent is not None else row.get("votes", 0),
-        )
-        closed = _date(row["closed"]) if row.get("closed") is not None else None
-    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+    """A thread or response as a row of `schema.POSTS`; None if a value is absent or odd.
+
+    `parent` is the opening post of a response, and None for a thread.
+    """
+    # Only answers are ranked by their votes, so only they need them.
+    votes = row.get("votes", 0 if parent is None else None)
+    dates = _dates(row)
+    if dates is None or not _is_sound(row, parent) or not json_lines.is_count(votes):
         return None
-    tags = row["tags"] if isinstance(row.get("tags"), list) else None
-    texts = (*(value for value in row.values() if isinstance(value, str)), *map(str, tags or ()))
-    if not json_lines.is_count(votes) or not all(map(json_lines.is_text, texts)):
-        return None
+
+    # Ids of responses are unique within their thread only.
+    post_id = str(row["id"])
+    tags = _tags(row)
     return {
-        "post_id": str(name) if parent is None else f"{parent}/{name}",
+        "post_id": post_id if parent is None else f"{parent}/{post_id}",
         "parent_id": parent,
         "accepted_id": None,
         "title": str(row.get("title") or "") if parent is None else None,
-        "body": body,
+        "body": row.get("body") or "",
         "tags": None if tags is None else [str(tag) for tag in tags],
         "votes": votes,
-        "created": created,
-        "closed": closed,
-        **{
-            key: None if row.get(key) is None else str(row[key])
-            for key in ("author", "url", "licence")
-        },
+        "created": dates.created,
+        "closed": dates.closed,
+        "author": _text_or_none(row.get("author")),
+        "url": _text_or_none(row.get("url")),
+        "licence": _text_or_none(row.get("licence")),
     }
+
+
+def _is_sound(row: Json, parent: str | None) -> bool:
+    """Whether id, body, optional values and texts of a thread or response can be used."""
+    name, body = row.get("id"), row.get("body") or ""
+    # A bool is an int to `isinstance`, but not an id.
+    if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
+        return False
+    if not isinstance(body, str) or (parent is not None and not body):
+        return False
+    if not all(isinstance(row.get(key), kinds) for key, kinds in OPTIONAL.items()):
+        return False
+
+    texts = [value for value in row.values() if isinstance(value, str)]
+    texts += map(str, _tags(row) or ())
+    return all(map(json_lines.is_text, texts))
+
+
+def _tags(row: Json) -> list[Any] | None:
+    tags = row.get("tags")
+    return tags if isinstance(tags, list) else None
+
+
+def _text_or_none(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _dates(row: Json) -> _Dates | None:
+    """The dates of a thread or response; None if one of them is not a date."""
+    if isinstance(row.get("created"), bool):
+        return None
+
+    try:
+        created = _date(row["created"])
+        closed = None if row.get("closed") is None else _date(row["closed"])
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        # The last two come from numbers beyond the years that the platform knows.
+        return None
+    return _Dates(created, closed)
 
 
 def _date(value: Any) -> datetime:
     """A date without zone, in UTC."""
     if isinstance(value, int | float):
         return datetime.fromtimestamp(value, UTC).replace(tzinfo=None)
-    found = datetime.fromisoformat(value)
-    return found if found.tzinfo is None else found.astimezone(UTC).replace(tzinfo=None)
+
+    date = datetime.fromisoformat(value)
+    return date if date.tzinfo is None else date.astimezone(UTC).replace(tzinfo=None)
+
+
+THREADS = ForumFormat(
+    name="threads",
+    source="threads",
+    to_markdown=None,
+    site_of=site_of,
+    size_of=size_of,
+    read_posts=read_posts,
+)
+"""Lines of JSON with one thread each."""

@@ -1,13 +1,13 @@
-"""A forum with planted truth: threads whose votes are known to come from quality, a length bias, a
-head start and noise.
+"""A forum with planted truth: its votes come from quality, a length bias, a head start and noise,
+all of them known.
 
-A response's latent quality has three parts. Adversarial: is it on topic, and whole rather than cut
-off? Objective: does it give the right fact or sum? Subjective: is its style to the crowd's taste? A
-noisy crowd votes: it likes longer texts, and early answers are seen by more of it. Since the truth
-is known, so is the best that a reader of the text alone can do.
+A response's latent quality has three parts. Adversarial: is it on topic, and complete rather than
+cut off? Objective: does it give the right fact or sum? Subjective: does its style suit the crowd's
+taste? A noisy crowd votes: it likes longer texts, and more of it sees early answers. Since the
+truth is known, so is the best reward for a reader of the text alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -18,34 +18,34 @@ from worldpm.records import Answer, Thread
 SITE = "simulated"
 
 OFF_TOPIC_SHARE, CUT_SHARE, WRONG_SHARE = 0.28, 0.17, 0.35
-OFF_TOPIC_COST, CUT_COST, RIGHT_GAIN, WARM_GAIN, LIST_GAIN, BOLD_GAIN = (
-    2.6,
-    1.9,
-    1.3,
-    0.35,
-    0.25,
-    0.15,
-)
+"""Shares of responses; each fault is drawn on its own."""
+OFF_TOPIC_COST, CUT_COST = 2.6, 1.9
+"""Quality lost by a fault, in units of appeal."""
+RIGHT_GAIN, WARM_GAIN, LIST_GAIN, BOLD_GAIN = 1.3, 0.35, 0.25, 0.15
+"""Quality gained by the right fact and by each trait of style, in units of appeal."""
 LENGTH_BIAS = 0.9
 """Appeal gained for each doubling of the number of words."""
-VIEWS_MEDIAN, VIEWS_SPREAD, VOTE_SHARE = 160.0, 0.7, 0.22
+VIEWS_MEDIAN, VIEWS_SPREAD = 160.0, 0.7
+"""Median of a thread's viewers, and standard deviation of their logarithm."""
+VOTE_SHARE = 0.22
+"""Share of the viewers who vote at all."""
 HEAD_START_HOURS, LATE_EXPOSURE, DELAY_HOURS = 16.0, 0.05, 36.0
-"""An answer's exposure falls with its delay, exp(-delay / HEAD_START_HOURS), down to
-LATE_EXPOSURE."""
+"""An answer's exposure falls with its delay, exp(-delay / HEAD_START_HOURS), down to LATE_EXPOSURE.
+Delays have a mean of DELAY_HOURS."""
 AVERAGE_APPEAL, DOWN_RATE = 4.5, 0.12
-"""An answer of average appeal is voted up by half of those who vote, and down by one in sixteen."""
+"""Of those who vote, half vote an answer of average appeal up, and one in sixteen votes it down."""
 
 
 class Topic(NamedTuple):
-    """Words of one hobby; no word stands in two topics, so only prompt and response together tell
-    what is on topic."""
+    """Words of one hobby. No word is in two topics, so only prompt and response together show what
+    is on topic."""
 
     thing: str
     tool: str
     action: str
     unit: str
     facts: tuple[tuple[str, int], ...]
-    """How many units each entity takes."""
+    """Entities, and how many units each takes."""
 
 
 TOPICS = (
@@ -108,23 +108,23 @@ ADVICE = (
     "I would {action} it again with another {tool}.",
     "The {thing} and the {tool} have to fit each other.",
 )
-WARM, CURT = (
-    ("Great question, and welcome here!", "Happy to help with this one!"),
-    ("Read the basics first.", "This was asked before."),
-)
+WARM = ("Great question, and welcome here!", "Happy to help with this one!")
+CURT = ("Read the basics first.", "This was asked before.")
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What was planted in one response. Parts are in units of appeal; only differences within a
+    """The planted truth of one response. Parts are in units of appeal; only differences within a
     thread mean anything."""
 
     response_id: str
+    """As `Answer.response_id`."""
     adversarial: float
-    """Higher where the response is on topic and whole."""
+    """Higher if the response is on topic and complete."""
     objective: float
-    """Higher where the fact or sum asked for is given and right."""
+    """Higher if the response gives the right fact or sum."""
     subjective: float
+    """Higher if the style suits the crowd's taste."""
     quality: float
     """Sum of the three parts."""
     appeal: float
@@ -133,13 +133,16 @@ class Truth:
 
 
 class Question(NamedTuple):
-    """What a thread asks: a topic and something that can be checked."""
+    """What a thread asks: a topic and a fact or sum that can be checked."""
 
     topic: int
+    """Index into TOPICS."""
     title: str
     body: str
     right: str
+    """A sentence with the right fact or sum."""
     wrong: tuple[str, ...]
+    """The same sentence with wrong ones."""
 
 
 def simulate(threads: int, *, seed: int) -> list[tuple[Thread, tuple[Truth, ...]]]:
@@ -149,37 +152,30 @@ def simulate(threads: int, *, seed: int) -> list[tuple[Thread, tuple[Truth, ...]
 
 
 def _thread(index: int, rng: np.random.Generator) -> tuple[Thread, tuple[Truth, ...]]:
+    # The order of the draws is part of the forum: another order would give other threads.
     question = _question(rng)
-    asked = datetime(2021, 1, 1, tzinfo=UTC) + timedelta(hours=float(rng.uniform(0, 20_000)))
+    created = datetime(2021, 1, 1, tzinfo=UTC) + timedelta(hours=float(rng.uniform(0, 20_000)))
     views = VIEWS_MEDIAN * float(np.exp(rng.normal(0, VIEWS_SPREAD)))
-    delays = np.sort(rng.exponential(DELAY_HOURS, size=2 + min(5, int(rng.geometric(0.45)) - 1)))
+    # Two to seven responses, few of them more often than many.
+    responses = 2 + min(5, int(rng.geometric(0.45)) - 1)
+    delays = np.sort(rng.exponential(DELAY_HOURS, size=responses))
+
     answers, truths = [], []
-    for place, delay in enumerate(delays):
-        name = f"{index}-{place}"
-        body, truth = _answer(question, name, rng)
+    for number, delay in enumerate(delays):
+        body, truth = _answer(question, f"{index}-{number}", rng)
         exposure = LATE_EXPOSURE + (1 - LATE_EXPOSURE) * float(np.exp(-delay / HEAD_START_HOURS))
-        answers.append(
-            (
-                name,
-                body,
-                _votes(truth.appeal, views * exposure, rng),
-                asked + timedelta(hours=float(delay)),
-            )
-        )
+        votes = _votes(truth.appeal, views * exposure, rng)
+        date = created + timedelta(hours=float(delay))
+        answers.append(Answer(truth.response_id, body, votes, False, date, None, "CC0-1.0"))
         truths.append(truth)
-    best = int(np.argmax([votes for _, _, votes, _ in answers]))
-    responses = tuple(
-        Answer(
-            name,
-            body,
-            votes,
-            place == best and bool(index % 2),
-            created,
-            f"user{rng.integers(900)}",
-            "CC0-1.0",
-        )
-        for place, (name, body, votes, created) in enumerate(answers)
-    )
+
+    # Every second thread accepts an answer, the one with the most votes.
+    best = int(np.argmax([answer.votes for answer in answers]))
+    accepts = bool(index % 2)
+    answers = [
+        replace(answer, accepted=accepts and number == best, author=f"user{int(rng.integers(900))}")
+        for number, answer in enumerate(answers)
+    ]
     thread = Thread(
         thread_id=f"{SITE}/{index}",
         source=SITE,
@@ -188,61 +184,66 @@ def _thread(index: int, rng: np.random.Generator) -> tuple[Thread, tuple[Truth, 
         body=question.body,
         tags=(f"topic{question.topic}",),
         votes=int(rng.poisson(2)),
-        created=asked,
+        created=created,
         author=f"user{rng.integers(900)}",
         url=None,
         licence="CC0-1.0",
-        responses=responses,
+        responses=tuple(answers),
     )
     return thread, tuple(truths)
 
 
 def _question(rng: np.random.Generator) -> Question:
-    number = int(rng.integers(len(TOPICS)))
-    topic = TOPICS[number]
-    thing, tool, action = topic.thing, topic.tool, topic.action
-    title = str(
-        rng.choice(
-            (
-                f"How should I {action} a {thing}?",
-                f"Trouble with my {thing} and the {tool}",
-                f"Which {tool} for a {thing}?",
-            )
-        )
+    index = int(rng.integers(len(TOPICS)))
+    topic = TOPICS[index]
+    titles = (
+        f"How should I {topic.action} a {topic.thing}?",
+        f"Trouble with my {topic.thing} and the {topic.tool}",
+        f"Which {topic.tool} for a {topic.thing}?",
     )
+    title = str(rng.choice(titles))
+
     if rng.random() < 0.5:
-        entity, value = topic.facts[int(rng.integers(len(topic.facts)))]
+        entity, right = topic.facts[int(rng.integers(len(topic.facts)))]
         asks = f"How many {topic.unit} does {entity} take?"
-        say = f"{entity} takes {{}} {topic.unit}."
-        others = [number for _, number in topic.facts if number != value]
+        template = f"{entity} takes {{}} {topic.unit}."
+        wrong = [value for _, value in topic.facts if value != right]
     else:
-        a, b = (int(x) for x in rng.integers(2, 10, size=2))
+        a, b = (int(term) for term in rng.integers(2, 10, size=2))
+        right = a + b
         asks = f"If I have {a} {topic.unit} and add {b}, how many is that?"
-        say, value = f"{a} and {b} makes {{}} {topic.unit}.", a + b
-        others = [value - 2, value - 1, value + 1, value + 2]
-    body = f"I {action} my {thing} with my {tool}, but {rng.choice(COMPLAINTS)}. {asks}"
-    return Question(
-        number, title, body, say.format(value), tuple(say.format(other) for other in others)
-    )
+        template = f"{a} and {b} makes {{}} {topic.unit}."
+        wrong = [right - 2, right - 1, right + 1, right + 2]
+
+    complaint = rng.choice(COMPLAINTS)
+    body = f"I {topic.action} my {topic.thing} with my {topic.tool}, but {complaint}. {asks}"
+    wrong_texts = tuple(template.format(value) for value in wrong)
+    return Question(index, title, body, template.format(right), wrong_texts)
 
 
 def _answer(question: Question, name: str, rng: np.random.Generator) -> tuple[str, Truth]:
-    off_topic, cut, wrong = (
-        rng.random() < OFF_TOPIC_SHARE,
-        rng.random() < CUT_SHARE,
-        rng.random() < WRONG_SHARE,
-    )
+    """The text of a response, and its truth."""
+    off_topic = rng.random() < OFF_TOPIC_SHARE
+    cut = rng.random() < CUT_SHARE
+    wrong = rng.random() < WRONG_SHARE
+
+    # An off-topic response answers a question of another topic.
     answered = question
     while off_topic and answered.topic == question.topic:
         answered = _question(rng)
     fact = str(rng.choice(answered.wrong)) if wrong else answered.right
-    warm, listed, bold = (bool(x) for x in rng.random(3) < (0.5, 0.35, 0.35))
+
+    warm, listed, bold = (bool(drawn) for drawn in rng.random(3) < (0.5, 0.35, 0.35))
     text = _text(TOPICS[answered.topic], fact, warm=warm, listed=listed, bold=bold, rng=rng)
     if cut:
-        words = text.split(" ")
-        text = " ".join(words[: int(len(words) * rng.uniform(0.45, 0.8))]).rstrip(".!?*- \n")
+        tokens = text.split(" ")
+        length = int(len(tokens) * rng.uniform(0.45, 0.8))
+        text = " ".join(tokens[:length]).rstrip(".!?*- \n")
+
+    # The cut may have taken the fact away, so it is looked for in the text.
+    right = not off_topic and not wrong and fact.casefold() in text.casefold()
     adversarial = -OFF_TOPIC_COST * off_topic - CUT_COST * cut
-    objective = RIGHT_GAIN * (not off_topic and not wrong and fact.casefold() in text.casefold())
+    objective = RIGHT_GAIN * right
     subjective = WARM_GAIN * (1 if warm else -1) + LIST_GAIN * listed + BOLD_GAIN * bold
     quality = adversarial + objective + subjective
     appeal = quality + LENGTH_BIAS * float(np.log2(len(text.split())))
@@ -252,23 +253,25 @@ def _answer(question: Question, name: str, rng: np.random.Generator) -> tuple[st
 def _text(
     topic: Topic, fact: str, *, warm: bool, listed: bool, bold: bool, rng: np.random.Generator
 ) -> str:
+    """An opening and some advice, with the fact among it."""
+    # One to four sentences of advice, which say nothing true or false.
     sentences = []
     for template in rng.choice(ADVICE, size=int(rng.integers(1, 5)), replace=False):
         sentence = str(template).format(thing=topic.thing, tool=topic.tool, action=topic.action)
         sentences.append(sentence[0].upper() + sentence[1:])
+
     fact = fact[0].upper() + fact[1:]
     sentences.insert(int(rng.integers(len(sentences) + 1)), f"**{fact}**" if bold else fact)
+
     opening = str(rng.choice(WARM if warm else CURT))
-    return (
-        opening
-        + "\n\n"
-        + ("\n".join(f"- {s}" for s in sentences) if listed else " ".join(sentences))
-    )
+    body = "\n".join(f"- {s}" for s in sentences) if listed else " ".join(sentences)
+    return f"{opening}\n\n{body}"
 
 
 def _votes(appeal: float, viewers: float, rng: np.random.Generator) -> int:
-    """Ups minus downs of the viewers who vote at all, each moved by the appeal against an average
-    answer's."""
+    """Ups minus downs of the viewers who vote, each moved by the appeal over an average answer's
+    appeal."""
+    # Poisson draws: ups and downs of a large crowd whose members vote rarely.
     up = VOTE_SHARE / (1 + np.exp(AVERAGE_APPEAL - appeal))
     down = VOTE_SHARE * DOWN_RATE / (1 + np.exp(appeal - AVERAGE_APPEAL))
     return int(rng.poisson(viewers * up)) - int(rng.poisson(viewers * down))

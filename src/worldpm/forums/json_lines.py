@@ -1,5 +1,8 @@
-"""Lines of JSON as forums' dumps have them: plain, gzipped or compressed with Zstandard, streamed,
-of any length."""
+"""Lines of JSON in forum dumps: plain, gzipped or compressed with Zstandard, streamed, of any
+length.
+
+    {"id": "s1", "title": "Why?", "score": 9}
+"""
 
 import gzip
 import json
@@ -8,37 +11,40 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import zstandard
 
 from worldpm.errors import DataError
-
-Json = dict[str, Any]
+from worldpm.storage.json_files import Json
 
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".zst")
-WINDOW = 2**31
-"""The largest window of Zstandard: the dumps of Reddit need it."""
-CHUNK = 1 << 20
-SIP = 1 << 10
-"""Compressed bytes at a time: a block of 4 may stand for 128 KiB of one letter."""
-LONGEST = 1 << 26
-"""Bytes of a line; a longer one is left out without being held."""
-BROKEN_SHARE, BROKEN_FREE = 0.01, 10
-"""More broken lines than this share of all, and than that many, are an error, told at the end of
-the file."""
-HOPELESS = 1000
-"""A file of which more than half of the first so many lines are broken is of another format, and
-told at once."""
+WINDOW_BYTES = 2**31
+"""Largest window of Zstandard: the dumps of Reddit need it."""
+CHUNK_BYTES = 1 << 20
+"""Text that is read at a time."""
+COMPRESSED_CHUNK_BYTES = 1 << 10
+"""Compressed bytes that are read at a time. Few, because a block of 4 bytes can unpack to 128 KiB
+of one letter."""
+LINE_LIMIT_BYTES = 1 << 26
+"""Longer lines are left out without being held in memory."""
+BROKEN_SHARE, BROKEN_COUNT = 0.01, 10
+"""More broken lines than this share of all, and than this number, are an error at the end of the
+file."""
+FORMAT_CHECK_LINES = 1000
+"""From this line on, a file of which more than half of the lines are broken is refused at once: it
+has another format."""
+LINES_A_REPORT = 1000
+"""Lines between two calls of `advance`."""
 
 
 def is_lines(path: Path) -> bool:
-    """Whether the name is that of such a file."""
+    """Whether the file's name is that of lines of JSON."""
     return path.name.endswith(SUFFIXES)
 
 
 def is_text(value: str) -> bool:
-    """Whether a string of JSON can be written: a lone half of a surrogate pair cannot."""
+    """Whether a string of JSON can be written: one with an unpaired surrogate cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -47,87 +53,124 @@ def is_text(value: str) -> bool:
 
 
 def is_count(value: object) -> bool:
-    """Whether a number is a whole one that fits a table."""
+    """Whether a value is an integer that fits a table."""
+    # JSON's true and false are integers to Python, and a column holds 64 bits.
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def read(path: Path, drops: Counter[str], advance: Callable[[int], object] = int) -> Iterator[Json]:
     """The objects of the lines, in order; broken and over-long lines are counted in `drops`.
-    `advance` is told the bytes of the file.
+
+    `advance` is called with numbers of bytes of the file that were read.
 
     Raises:
-        DataError: If the file is cut or damaged, or too many lines are broken; those before were
-            given.
+        DataError: If the file is cut or damaged, or too many lines are broken. Rows before the
+            fault are yielded first.
     """
     lines = broken = 0
+
     with path.open("rb") as file, _open(path, file) as stream:
-        told = 0
+        reported = 0
         for line in _lines(path, stream, drops):
             lines += 1
-            if lines % 1000 == 0:
-                advance(file.tell() - told)
-                told = file.tell()
+            # Progress is counted in bytes of the file, whose number of lines is not known.
+            if lines % LINES_A_REPORT == 0:
+                advance(file.tell() - reported)
+                reported = file.tell()
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if isinstance(row, dict):
+
+            row = _object(line)
+            if row is not None:
                 yield row
                 continue
+
             broken += 1
             drops["line that is no JSON object"] += 1
-            if lines >= HOPELESS and broken > lines / 2:
-                raise DataError(
-                    path,
-                    f"{broken} of the first {lines} lines are no JSON objects; is it another"
-                    " format?",
-                    line=lines,
-                )
-        if broken > BROKEN_FREE and broken > BROKEN_SHARE * lines:
-            raise DataError(
-                path,
-                f"{broken} of {lines} lines are no JSON objects, more than {BROKEN_SHARE:.0%}; mend"
-                " or leave them out",
-            )
-        advance(file.tell() - told)
+            _check_format(path, broken, lines)
+
+        _check_share(path, broken, lines)
+        advance(file.tell() - reported)
+
+
+def _check_format(path: Path, broken: int, lines: int) -> None:
+    """Refuse a file of another format early, after that many lines."""
+    if lines >= FORMAT_CHECK_LINES and broken > lines / 2:
+        raise DataError(
+            path,
+            f"{broken} of the first {lines} lines are not JSON objects. Is it another format?",
+            line=lines,
+        )
+
+
+def _check_share(path: Path, broken: int, lines: int) -> None:
+    """Refuse a file with too many broken lines at its end."""
+    # A few broken lines of a short file are more than the share, but no sign of damage.
+    if broken > BROKEN_COUNT and broken > BROKEN_SHARE * lines:
+        raise DataError(
+            path,
+            f"{broken} of {lines} lines are not JSON objects, more than {BROKEN_SHARE:.0%}. Mend"
+            " them or leave them out.",
+        )
+
+
+def _object(line: bytes) -> Json | None:
+    """The object of a line, or None if the line is broken or holds another value."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # the latter for thousands of nested brackets
+        return None
+    return row if isinstance(row, dict) else None
 
 
 class _Stream(Protocol):
-    """What text is read from."""
+    """A source of text."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class _Frames:
-    """The text of a file of Zstandard frames; the library's own reader takes a cut file for a whole
-    one."""
+    """The text of a file of Zstandard frames. The library's own reader takes a cut file for a
+    complete one."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW)
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES)
         self._frame = self._decompressor.decompressobj()
         self._begun = False
 
     def read(self, size: int, /) -> bytes:
-        """About so much text, and at most 32 MiB more; empty at the end.
+        """About `size` bytes of text, and at most 32 MiB more; empty at the end.
 
         Raises:
             EOFError: If the last frame is cut.
         """
-        pieces, held = [], 0
-        while held < size and (compressed := self._file.read(SIP)):
-            while compressed:
-                if self._frame.eof:
-                    self._frame = self._decompressor.decompressobj()
-                self._begun = True
-                pieces.append(self._frame.decompress(compressed))
-                held += len(pieces[-1])
-                compressed = self._frame.unused_data if self._frame.eof else b""
-        if not held and self._begun and not self._frame.eof:
+        pieces: list[bytes] = []
+        length = 0
+
+        while length < size and (compressed := self._file.read(COMPRESSED_CHUNK_BYTES)):
+            text = self._decompress(compressed)
+            pieces += text
+            length += sum(map(len, text))
+
+        # The file has ended; an empty file has no frame, and is not cut.
+        if not length and self._begun and not self._frame.eof:
             raise EOFError("the last frame is cut")
         return b"".join(pieces)
+
+    def _decompress(self, compressed: bytes) -> list[bytes]:
+        """The text of some bytes of the file, which may end a frame and begin others."""
+        pieces = []
+
+        while compressed:
+            # A file may hold many frames, one after the other.
+            if self._frame.eof:
+                self._frame = self._decompressor.decompressobj()
+            self._begun = True
+            pieces.append(self._frame.decompress(compressed))
+            compressed = self._frame.unused_data if self._frame.eof else b""
+
+        return pieces
 
 
 @contextmanager
@@ -142,32 +185,38 @@ def _open(path: Path, file: IO[bytes]) -> Iterator[_Stream]:
 
 
 def _lines(path: Path, stream: _Stream, drops: Counter[str]) -> Iterator[bytes]:
-    """Lines without their ends; what is longer than LONGEST is skipped and counted."""
-    held, skipping, read_bytes = b"", False, 0
-    while chunk := _chunk(path, stream, read_bytes):
-        read_bytes += len(chunk)
+    """Lines without their ends; lines over the limit are skipped and counted."""
+    pending, skipping, text_bytes = b"", False, 0
+
+    while chunk := _chunk(path, stream, text_bytes):
+        text_bytes += len(chunk)
         first, *rest = chunk.split(b"\n")
+        too_long = len(pending) + len(first) > LINE_LIMIT_BYTES
+
         if not rest:
-            held, skipping = (
-                (b"", True) if len(held) + len(first) > LONGEST else (held + first, skipping)
-            )
+            # The line goes on in the next chunk. What is held of a line that is too long is let go.
+            skipping = skipping or too_long
+            pending = b"" if too_long else pending + first
             continue
-        if skipping or len(held) + len(first) > LONGEST:
+
+        if skipping or too_long:
             drops["line longer than 64 MiB"] += 1
         else:
-            yield held + first
+            yield pending + first
         yield from rest[:-1]
-        held, skipping = rest[-1], False
+        pending, skipping = rest[-1], False
+
     if skipping:
         drops["line longer than 64 MiB"] += 1
-    elif held:
-        yield held
+    elif pending:
+        yield pending
 
 
-def _chunk(path: Path, stream: _Stream, before: int) -> bytes:
+def _chunk(path: Path, stream: _Stream, text_bytes: int) -> bytes:
+    """The next text; `text_bytes` were read before."""
     try:
-        return stream.read(CHUNK)
+        return stream.read(CHUNK_BYTES)
     except (zstandard.ZstdError, zlib.error, OSError, EOFError) as error:
         raise DataError(
-            path, f"damaged or cut after {before:,} bytes of text ({error}); download it again"
+            path, f"damaged or cut after {text_bytes:,} bytes of text ({error}). Download it again."
         ) from error

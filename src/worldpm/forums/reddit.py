@@ -1,9 +1,16 @@
 """Reddit's dumps: submissions and comments as lines of JSON (`.zst`, `.jsonl`, `.jsonl.gz`), joined
 into threads of top-level comments.
 
+A submission, and a comment to it:
+
+    {"id": "s1", "title": "Why?", "selftext": "Tell me.", "score": 9, "created_utc": 1577836800,
+     "author": "a", "subreddit": "ask", "permalink": "/r/ask/s1", "is_self": true}
+    {"id": "c1", "link_id": "t3_s1", "parent_id": "t3_s1", "body": "Because.", "score": 4,
+     "created_utc": "1577836900", "author": "b"}
+
 Source: https://github.com/Watchful1/PushshiftDumps; files are named `NAME_submissions.zst` and
-`NAME_comments.zst`, or `RS_` and `RC_` with their month. Answers stand in the order of their dates,
-never in the site's, which leaks the votes.
+`NAME_comments.zst`, or `RS_` and `RC_` with their month. Answers are ordered by their dates. The
+site's own order would leak the votes.
 """
 
 import html
@@ -17,16 +24,16 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from worldpm.forums import json_lines
+from worldpm.forums.forum_format import ForumFormat
 from worldpm.storage import parquet
+from worldpm.storage.json_files import Json, Plain
 from worldpm.storage.schema import POSTS
 
-SOURCE = "reddit"
-TO_MARKDOWN = None
 NAMED = re.compile(r"^(?:R[SC]_)(.+)$|^(.+?)_(?:submissions|comments)$")
+"""Names of files without their endings: a month, or a subreddit."""
 COMMENTS = re.compile(r"^RC_|[._]comments\b")
 GONE = ("[deleted]", "[removed]", "[deleted by user]", "[ Removed by Reddit ]")
-
-Json = dict[str, Any]
+"""Texts and authors that Reddit writes in the place of deleted ones."""
 
 
 def site_of(path: Path) -> str:
@@ -34,7 +41,11 @@ def site_of(path: Path) -> str:
     dump."""
     stem = path.name.split(".")[0]
     match = NAMED.match(stem)
-    return stem if match is None else f"reddit-{match[1]}" if match[1] else match[2]
+    if match is None:
+        return stem
+
+    month, subreddit = match.groups()
+    return f"reddit-{month}" if month else str(subreddit)
 
 
 def part_of(path: Path) -> Literal["submissions", "comments"]:
@@ -58,62 +69,94 @@ def read_posts(
         DataError: If the file is cut or damaged, or too many of its lines are broken.
     """
 
-    def rows() -> Iterator[Json]:
+    def posts() -> Iterator[Plain]:
         for row in json_lines.read(path, drops, advance):
-            post = _post(row)
-            if isinstance(post, str):
-                drops[post] += 1
+            reason = _why_left_out(row)
+            if reason is None:
+                yield _post(row)
             else:
-                yield post
+                drops[reason] += 1
 
-    return parquet.rows_to_batches(rows(), POSTS, size=8192)
+    return parquet.rows_to_batches(posts(), POSTS, size=8192)
 
 
-def _post(row: Json) -> Json | str:
-    """The row as a post, or why it is left out."""
+def _why_left_out(row: Json) -> str | None:
+    """The first reason to leave a row out, or None."""
     is_comment = "link_id" in row
+    # "t3_" marks submissions: deeper replies answer a comment, whose votes they share.
     if is_comment and not str(row.get("parent_id", "")).startswith("t3_"):
         return "reply to a comment"
-    body = row.get("body") if is_comment else row.get("selftext") or ""
-    if (
-        not isinstance(body, str)
-        or body.strip() in GONE
-        or (not is_comment and str(row.get("title", "")).strip() in GONE)
-    ):
+
+    body = _body(row)
+    if not isinstance(body, str) or body.strip() in GONE:
         return "deleted or removed"
+    # A deleted submission may still have its text, with the mark as its title.
+    if not is_comment and str(row.get("title", "")).strip() in GONE:
+        return "deleted or removed"
+    # A stickied post is shown above others, whatever its votes.
     if row.get("removed_by_category") or row.get("stickied"):
         return "removed or put up by moderators"
+
     if not all(json_lines.is_text(value) for value in row.values() if isinstance(value, str)):
         return "text that cannot be written"
-    try:
-        votes, created = (
-            row["score"],
-            datetime.fromtimestamp(float(row["created_utc"]), UTC).replace(tzinfo=None),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError, OSError):
-        return "row without score or date"
-    if not json_lines.is_count(votes):
+    if not json_lines.is_count(row.get("score")) or _created(row) is None:
         return "row without score or date"
     if not isinstance(row.get("id"), str) or (is_comment and not isinstance(row["link_id"], str)):
         return "row without id"
-    link = (
-        row.get("url")
-        if not is_comment and not body.strip() and not row.get("is_self", True)
-        else None
-    )
-    if not isinstance(link, str | None):
+    if not isinstance(_link(row), str | None):
         return "link that is no text"
+    return None
+
+
+def _post(row: Json) -> Plain:
+    """A row that is not left out, as a row of `schema.POSTS`."""
+    is_comment = "link_id" in row
+    author, permalink = row.get("author"), row.get("permalink")
+
     return {
         "post_id": f"{'t1' if is_comment else 't3'}_{row['id']}",
         "parent_id": row["link_id"] if is_comment else None,
         "accepted_id": None,
         "title": None if is_comment else html.unescape(str(row.get("title") or "")),
-        "body": html.unescape(link or body),
+        # The dumps hold text as the site's HTML has it, with `&amp;` for an ampersand.
+        "body": html.unescape(_link(row) or _body(row)),
         "tags": None if is_comment else [str(row.get("subreddit") or "")],
-        "votes": votes,
-        "created": created,
+        "votes": row["score"],
+        "created": _created(row),
         "closed": None,
-        "author": None if row.get("author") in (None, *GONE) else str(row["author"]),
-        "url": f"https://www.reddit.com{row['permalink']}" if row.get("permalink") else None,
+        "author": None if author in (None, *GONE) else str(author),
+        "url": f"https://www.reddit.com{permalink}" if permalink else None,
         "licence": None,
     }
+
+
+def _body(row: Json) -> Any:
+    """The text of a comment or submission; a submission may have none."""
+    return row.get("body") if "link_id" in row else row.get("selftext") or ""
+
+
+def _link(row: Json) -> Any:
+    """The link of a submission that consists of one, or None."""
+    if "link_id" in row or str(_body(row)).strip() or row.get("is_self", True):
+        return None
+    return row.get("url")
+
+
+def _created(row: Json) -> datetime | None:
+    """The date in UTC, without zone; None if the row has none. Some dumps write it as text."""
+    try:
+        return datetime.fromtimestamp(float(row["created_utc"]), UTC).replace(tzinfo=None)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return None
+
+
+REDDIT = ForumFormat(
+    name="reddit",
+    source="reddit",
+    to_markdown=None,
+    site_of=site_of,
+    size_of=size_of,
+    read_posts=read_posts,
+    part_of=part_of,
+)
+"""Submissions and comments, in one file each."""

@@ -1,72 +1,110 @@
-"""Forum dumps become threads: one Parquet table per site, nothing filtered but what cannot be
-read."""
+"""Forum dumps become threads: one Parquet table per site, with every post that can be read."""
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple
 
+import msgspec
 import pyarrow as pa
 
 from worldpm import console
 from worldpm.errors import ConfigError, DataError
-from worldpm.forums import generic, joining, json_lines, reddit, stackexchange
+from worldpm.forums import joining, json_lines
+from worldpm.forums.counts import IngestCounts
+from worldpm.forums.forum_format import ForumFormat
+from worldpm.forums.generic import THREADS
+from worldpm.forums.reddit import REDDIT
+from worldpm.forums.stackexchange import STACKEXCHANGE
 from worldpm.options.ingest import IngestOptions
+from worldpm.options.shared import command_of
 from worldpm.storage import folders, parquet, schema
+from worldpm.storage.json_files import Plain
+from worldpm.storage.manifest import describe
 from worldpm.storage.workers import workers_for
 
 logger = logging.getLogger(__name__)
 
-
-OTHER_PARTS = tuple(
-    f"-{part}"
-    for part in ("Badges", "Comments", "PostHistory", "PostLinks", "Tags", "Users", "Votes")
+FORMATS: tuple[ForumFormat, ...] = (STACKEXCHANGE, REDDIT, THREADS)
+"""Every format of dumps."""
+OTHER_PARTS = (
+    "-Badges",
+    "-Comments",
+    "-PostHistory",
+    "-PostLinks",
+    "-Tags",
+    "-Users",
+    "-Votes",
 )
-"""Archives of a large site that hold no posts."""
+"""Endings of a large site's archives that hold no posts."""
 
 
-class Site(NamedTuple):
-    """What becomes one table: the files of one site, and the module that reads them."""
+@dataclass(frozen=True)
+class Site:
+    """What becomes one table."""
 
-    reader: ModuleType
-    paths: list[Path]
+    format: ForumFormat
+    paths: tuple[Path, ...]
+    """Files of the site, in the order given."""
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """What the manifest says of a site."""
+
+    counts: IngestCounts
+    drops: dict[str, int]
+    """Rows left out by reason; reasons without rows are absent."""
 
 
 def run(options: IngestOptions) -> None:
-    """Read every source into the output folder; a killed run goes on with the first site that was
-    not done."""
+    """Read every source into the output folder. After a kill the same command goes on with the
+    first site that was not done."""
     sites = _sites(options)
-    inputs = [folders.describe(path) for site in sites.values() for path in site.paths]
+    inputs = [describe(path) for site in sites.values() for path in site.paths]
     settings = {"format": options.format} if options.format else {}
-    output = folders.begin(options.out, step="ingest", config=settings, inputs=inputs)
+    output = folders.begin(
+        options.out,
+        step="ingest",
+        config=settings,
+        inputs=inputs,
+        command=command_of("ingest", options),
+    )
     if output is None:
         return
+
     with output:
-        counts: dict[str, dict[str, int]] = {}
-        drops: dict[str, dict[str, int]] = {}
+        records: dict[str, SiteRecord] = {}
         for name, site in sites.items():
-            kept = output.part(f"{name}.parquet", partial(_ingest, site, name, output, options))
-            counts[name], drops[name] = kept["counts"], kept["drops"]
-            left = f" (left out: {_most_common(drops[name])})" if drops[name] else ""
-            logger.info(
-                "%s: %d threads, %d responses%s",
-                name,
-                counts[name]["threads"],
-                counts[name]["responses"],
-                left,
-            )
-        if not any(count["threads"] for count in counts.values()):
+            result = output.part(f"{name}.parquet", partial(_ingest, site, name, output, options))
+            records[name] = msgspec.convert(result, SiteRecord)
+            _log(name, records[name])
+
+        # Other words may take the folder of a run without threads, so nothing of it stays.
+        drops = {name: record.drops for name, record in records.items()}
+        if not any(record.counts.threads for record in records.values()):
             output.discard()
-            why = _most_common(sum(map(Counter, drops.values()), Counter()))
+            reasons = _most_common(sum(map(Counter, drops.values()), Counter()))
             raise DataError(
                 options.sources[0],
-                f"no thread is in it ({why or 'it is empty'}); are these the files of a forum?",
+                f"no thread is in it ({reasons or 'it is empty'}). Are these the files of a forum?",
             )
+        counts = {name: asdict(record.counts) for name, record in records.items()}
         output.finish(counts=counts, drops=drops)
+
+
+def _log(site: str, record: SiteRecord) -> None:
+    left_out = f" (left out: {_most_common(record.drops)})" if record.drops else ""
+    logger.info(
+        "%s: %d threads, %d responses%s",
+        site,
+        record.counts.threads,
+        record.counts.responses,
+        left_out,
+    )
 
 
 def _most_common(dropped: Mapping[str, int]) -> str:
@@ -74,131 +112,131 @@ def _most_common(dropped: Mapping[str, int]) -> str:
 
 
 def _sites(options: IngestOptions) -> dict[str, Site]:
-    """The sources by site, each looked at before any is read."""
+    """The sources by site, each checked before any is read."""
+    sites: dict[str, Site] = {}
 
-    found: dict[str, Site] = {}
     for path in _files(options.sources):
-        reader = _reader(path, options.format)
-        name = reader.site_of(path)
+        forum_format = _format_of(path, options.format)
+        name = forum_format.site_of(path)
         if not re.fullmatch(r"[\w.-]+", name):
             raise DataError(
                 path,
-                f"the site's name cannot be told from the file's ({name!r}); name the file after"
-                " its site",
+                f"the file's name does not give the name of a site ({name!r}). Name the file after"
+                " its site.",
             )
-        site = found.setdefault(name, Site(reader, []))
-        joins = (
-            reader is site.reader is reddit
-            and len({*map(reddit.part_of, (*site.paths, path))}) == len(site.paths) + 1
+
+        if name in sites:
+            _check_joins(path, forum_format, name, sites[name])
+        # A cut archive is reported before hours are spent on the files before it.
+        forum_format.size_of(path)
+        earlier = sites[name].paths if name in sites else ()
+        sites[name] = Site(forum_format, (*earlier, path))
+
+    return sites
+
+
+def _check_joins(path: Path, forum_format: ForumFormat, name: str, site: Site) -> None:
+    """Raise an error if a file does not join the earlier files of its site."""
+    # A second dump of a site would repeat most of its posts, with other votes.
+    parts = {site.format.part_of(earlier) for earlier in site.paths}
+    if forum_format is not site.format or forum_format.part_of(path) in parts:
+        raise ConfigError(
+            f"{path}: {site.paths[0]} is the same site ({name}), and the two are not its"
+            " submissions and its comments. Ingest two dumps of a site into two folders."
         )
-        if site.paths and not joins:
-            raise ConfigError(
-                f"{path}: {site.paths[0]} is the same site ({name}), and not its submissions to"
-                " these comments, or the other way round; ingest two dumps of a site into two"
-                " folders"
-            )
-        reader.size_of(
-            path
-        )  # an archive that is cut is told before hours are spent on those before it
-        site.paths.append(path)
-    return found
 
 
 def _files(sources: Sequence[Path]) -> Iterator[Path]:
-    """The files, and of folders those that hold posts, sorted."""
-
+    """The files among the sources, and the files with posts in their folders, sorted."""
     for path in sources:
         if path.is_dir():
-            inside = sorted(
-                p
-                for p in path.rglob("*")
-                if p.suffix == ".7z" or p.name == "Posts.xml" or json_lines.is_lines(p)
-            )
-            kept = [p for p in inside if not p.stem.endswith(OTHER_PARTS)]
-            if not kept:
+            files = sorted(filter(_may_hold_posts, path.rglob("*")))
+            if not files:
                 raise ConfigError(f"{path}: a folder without a forum dump")
-            yield from kept
+            yield from files
         elif path.is_file():
             yield path
         else:
             raise ConfigError(f"{path}: no such file")
 
 
-def _reader(path: Path, asked: str | None) -> ModuleType:
-    """The module that reads the file, as asked or told from its name and first line."""
+def _may_hold_posts(path: Path) -> bool:
+    """Whether a file of a folder is a dump by its name."""
+    is_dump = path.suffix == ".7z" or path.name == "Posts.xml" or json_lines.is_lines(path)
+    return is_dump and not path.stem.endswith(OTHER_PARTS)
 
-    modules: dict[str, ModuleType] = {
-        "stackexchange": stackexchange,
-        "reddit": reddit,
-        "threads": generic,
-    }
-    if asked is not None:
-        return modules[asked]
+
+def _format_of(path: Path, name: str | None) -> ForumFormat:
+    """The format of that name, or else the format that the file's name and first line show."""
+    if name is not None:
+        return next(forum_format for forum_format in FORMATS if forum_format.name == name)
     if path.suffix in (".7z", ".xml"):
-        return stackexchange
-    if json_lines.is_lines(path):
-        first = next(json_lines.read(path, Counter()), {})
-        if "responses" in first:
-            return generic
-        if "link_id" in first or "selftext" in first:
-            return reddit
+        return STACKEXCHANGE
+    if not json_lines.is_lines(path):
         raise DataError(
             path,
-            "neither Reddit's rows nor threads: its first line has"
-            f" {', '.join(first) or 'nothing'}; say --format",
-            line=1,
+            "not a forum dump: a Stack Exchange archive (.7z), a Posts.xml, or lines of JSON"
+            " (.jsonl, .zst) are needed",
         )
+
+    # Names do not tell the two formats of lines apart, but every row has its format's keys.
+    first = next(json_lines.read(path, Counter()), {})
+    if "responses" in first:
+        return THREADS
+    if "link_id" in first or "selftext" in first:
+        return REDDIT
     raise DataError(
         path,
-        "not a forum dump: a Stack Exchange archive (.7z), a Posts.xml, or lines of JSON (.jsonl,"
-        " .zst) are needed",
+        f"neither Reddit's rows nor threads: its first line has {', '.join(first) or 'nothing'}."
+        " Set --format.",
+        line=1,
     )
 
 
 def _ingest(
     site: Site, name: str, output: folders.Output, options: IngestOptions, aside: Path
-) -> folders.Json:
-    """One site's threads into the file `aside`: posts are streamed to disk, then joined by the data
-    engine."""
-
-    dropped: Counter[str] = Counter()
+) -> Plain:
+    """Write one site's threads into the file `aside`: posts are streamed to disk, then joined by
+    the data engine."""
+    forum_format, drops = site.format, Counter[str]()
     posts = output.progress / f"{name}.posts"
-    with console.progress(
-        f"ingest {name}", total=sum(map(site.reader.size_of, site.paths))
-    ) as advance:
-        batches = (
-            batch
-            for path in site.paths
-            for batch in site.reader.read_posts(path, site=name, drops=dropped, advance=advance)
-        )
-        joining.write_posts(posts, batches)
-    plain = site.reader.TO_MARKDOWN is None or options.engine == "spark"
-    workers = 0 if plain else workers_for(posts.stat().st_size, options.workers)
-    origin = {"source": site.reader.SOURCE, "site": name, "text": site.reader.TO_MARKDOWN}
+    size_bytes = sum(map(forum_format.size_of, site.paths))
+    with console.progress(f"ingest {name}", total=size_bytes) as advance:
+        joining.write_posts(posts, _posts(site, name, drops, advance))
+
+    # Spark converts bodies itself, and Markdown needs no conversion.
+    converts_here = forum_format.to_markdown is not None and options.engine != "spark"
     joined = joining.join_threads(
-        posts, **origin, spill=output.progress, engine=options.engine, workers=workers
+        posts,
+        source=forum_format.source,
+        site=name,
+        text=forum_format.to_markdown,
+        spill=output.progress,
+        engine=options.engine,
+        workers=workers_for(posts.stat().st_size, options.workers) if converts_here else 0,
     )
-    tally: Counter[str] = Counter()
-    parquet.write_parquet(aside, _counted(joined.threads, tally), schema.THREADS)
+
+    # The join is lazy: threads are made, counted and written in one pass.
+    counts = IngestCounts()
+    parquet.write_parquet(aside, _counted(joined.threads, counts), schema.THREADS)
     posts.unlink()
-    dropped.update(
-        {"duplicate id": joined.duplicate_ids, "answer without its question": joined.orphans}
-    )
-    return {
-        "counts": dict(tally),
-        "drops": {reason: n for reason, n in sorted(dropped.items()) if n},
-    }
+
+    drops["duplicate id"] += joined.duplicate_ids
+    drops["answer without its question"] += joined.orphans
+    dropped = {reason: number for reason, number in sorted(drops.items()) if number}
+    return asdict(SiteRecord(counts, dropped))
 
 
-def _counted(batches: Iterator[pa.RecordBatch], tally: Counter[str]) -> Iterator[pa.RecordBatch]:
-    tally.update({"threads": 0, "responses": 0, "threads with two responses or more": 0})
+def _posts(
+    site: Site, name: str, drops: Counter[str], advance: Callable[[int], object]
+) -> Iterator[pa.RecordBatch]:
+    """The posts of all files of a site."""
+    for path in site.paths:
+        yield from site.format.read_posts(path, site=name, drops=drops, advance=advance)
+
+
+def _counted(batches: Iterator[pa.RecordBatch], counts: IngestCounts) -> Iterator[pa.RecordBatch]:
+    """The batches, added to the counts as they pass."""
     for batch in batches:
-        sizes = batch["responses"].value_lengths().to_pylist()
-        tally.update(
-            {
-                "threads": len(sizes),
-                "responses": sum(sizes),
-                "threads with two responses or more": sum(n >= 2 for n in sizes),
-            }
-        )
+        counts.add(batch["responses"].value_lengths().to_pylist())
         yield batch

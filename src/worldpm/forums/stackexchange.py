@@ -1,5 +1,10 @@
-"""Stack Exchange data dumps: `SITE.7z`, `SITE-Posts.7z` or a plain `Posts.xml`, streamed, never
-unpacked whole.
+"""Stack Exchange data dumps: `SITE.7z`, `SITE-Posts.7z` or a plain `Posts.xml`, streamed instead of
+unpacked.
+
+An answer in `Posts.xml`; a question has PostTypeId 1, a Title and Tags:
+
+    <row Id="3" PostTypeId="2" ParentId="1" CreationDate="2016-08-02T15:39:14.947" Score="5"
+     Body="&lt;p&gt;Yes.&lt;/p&gt;" OwnerUserId="8" ContentLicense="CC BY-SA 3.0" />
 
 Source: the dump's schema, https://meta.stackexchange.com/questions/2677.
 """
@@ -10,10 +15,10 @@ import re
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 from xml.parsers import expat
 
 import py7zr
@@ -23,21 +28,30 @@ from py7zr.io import Py7zIO, WriterFactory
 from xml2arrow import Xml2ArrowError, XmlToArrowParser
 
 from worldpm.errors import DataError
+from worldpm.forums.forum_format import ForumFormat
 from worldpm.forums.markdown import from_html
 from worldpm.storage.schema import POSTS
 
-SOURCE = "stackexchange"
-TO_MARKDOWN = from_html
 PROLOG = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>\s*)?<!DOCTYPE\s+posts\s+SYSTEM\s+(?:'[^'<>]*'|\"[^\"<>]*\")\s*>"
 )
-"""Some dumps of 2011 to 2012 begin so. The file that it names is never read, so it can define
-nothing."""
+"""The beginning of some dumps of 2011 to 2012. It is harmless: the file that it names is never
+read."""
 MEMBER = "Posts.xml"
 
-MAX_ENTRIES, MAX_BYTES, MAX_RATIO = 1_000, 1 << 40, 100
-"""An archive may list so many entries, unpack to so many bytes, and to so many times its own
-size."""
+MAX_ENTRIES = 1_000
+"""Most entries of an archive."""
+MAX_BYTES = 1 << 40
+"""Most bytes that an archive may unpack to."""
+MAX_RATIO = 100
+"""Most times its own size that an archive may unpack to."""
+
+BLOCK_BYTES = 1 << 20
+"""XML that is read at a time, unless the reader asks for another size."""
+HEAD_BYTES = 4096
+"""Beginning of the XML in which the root element is looked for."""
+TAIL_BYTES = 64
+"""End of a block that is kept, so that a tag on the border of two blocks is seen."""
 
 ATTRIBUTES = (
     "Id",
@@ -55,6 +69,7 @@ ATTRIBUTES = (
     "ClosedDate",
 )
 QUESTION, ANSWER = "1", "2"
+"""Values of PostTypeId."""
 INTEGER, INSTANT = r"^-?\d{1,18}$", r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?$"
 LICENCES = (
     ("2011-04-08", "CC BY-SA 2.5"),
@@ -87,41 +102,45 @@ def read_posts(
     """Questions and answers of a dump as batches of `schema.POSTS`, bodies in HTML; rows left out
     are counted in `drops`.
 
-    `advance` is told the bytes of XML that each batch took.
+    `advance` is called with the bytes of XML of each batch.
 
     Raises:
         DataError: If the file is not such a dump, is damaged, is not UTF-8, or could do harm when
             unpacked.
     """
-    told = 0
+    # The stream's offset is ahead of the rows by what the parser holds.
+    reported = 0
     with _open(path) as stream:
         for rows in _parse(path, stream):
-            advance(stream.offset - told)
-            told = stream.offset
-            kept = _readable(rows, drops)
-            if kept.num_rows:
-                yield _posts(kept, site)
+            advance(stream.offset - reported)
+            reported = stream.offset
+
+            readable = _readable(rows, drops)
+            if readable.num_rows:
+                yield _posts(readable, site)
 
 
 def _readable(rows: pa.RecordBatch, drops: Counter[str]) -> pa.RecordBatch:
-    """The questions and answers that can be read."""
+    """The questions and answers that can be read; the others are counted with the first check that
+    they fail."""
     is_answer = pc.equal(rows["PostTypeId"], ANSWER)
+    not_closed = pc.is_null(rows["ClosedDate"])
     checks = (
         ("not a question or answer", pc.is_in(rows["PostTypeId"], pa.array([QUESTION, ANSWER]))),
         ("row without Id", _present(rows["Id"])),
         ("answer without ParentId", pc.or_(pc.invert(is_answer), _present(rows["ParentId"]))),
         ("Score is not a number", pc.match_substring_regex(rows["Score"], INTEGER)),
         ("CreationDate is not a date", _is_instant(rows["CreationDate"])),
-        (
-            "ClosedDate is not a date",
-            pc.or_(pc.is_null(rows["ClosedDate"]), _is_instant(rows["ClosedDate"])),
-        ),
+        ("ClosedDate is not a date", pc.or_(not_closed, _is_instant(rows["ClosedDate"]))),
     )
+
     good = pa.array([True] * rows.num_rows)
     for reason, passes in checks:
+        # A check of an absent value is null, which counts as a failure.
         passes = pc.fill_null(passes, False)
         drops[reason] += pc.sum(pc.and_(good, pc.invert(passes))).as_py() or 0
         good = pc.and_(good, passes)
+
     return rows.filter(good)
 
 
@@ -130,47 +149,51 @@ def _present(column: pa.Array) -> pa.Array:
 
 
 def _is_instant(column: pa.Array) -> pa.Array:
+    """Whether a text is a date with a time of day that exists."""
     shaped = pc.fill_null(pc.match_substring_regex(column, INSTANT), False)
+    hours = pc.match_substring_regex(column, r"T([01]\d|2[0-3]):[0-5]\d:[0-5]\d")
+
+    # strptime lets 30 February roll over into March. A day that exists is the same text after both
+    # conversions.
     days = pc.if_else(shaped, pc.utf8_slice_codeunits(column, 0, 10), None)
     parsed = pc.strptime(days, format="%Y-%m-%d", unit="s", error_is_null=True)
-    # strptime lets 30 February roll over into March; a real day comes back as it went in
-    hours = pc.fill_null(
-        pc.match_substring_regex(column, r"T([01]\d|2[0-3]):[0-5]\d:[0-5]\d"), False
-    )
-    real = pc.and_(
-        pc.equal(pc.strftime(parsed, format="%Y-%m-%d"), days), pc.greater_equal(days, "0001")
-    )
-    return pc.and_(hours, pc.fill_null(real, False))
+    unchanged = pc.equal(pc.strftime(parsed, format="%Y-%m-%d"), days)
+    exists = pc.and_(unchanged, pc.greater_equal(days, "0001"))  # the year 0 does not
+
+    return pc.and_(pc.fill_null(hours, False), pc.fill_null(exists, False))
 
 
 def _posts(rows: pa.RecordBatch, site: str) -> pa.RecordBatch:
-    """The columns of `schema.POSTS`. An author is the user's id, or the name where the account is
-    gone."""
-    ids, dates = rows["Id"].to_pylist(), rows["CreationDate"].to_pylist()
-    answers = pc.equal(rows["PostTypeId"], ANSWER)
-    kinds = ["a" if is_answer else "q" for is_answer in answers.to_pylist()]
+    """The columns of `schema.POSTS`. An author is the user's id, or the name if the account was
+    deleted."""
+    is_answer = pc.equal(rows["PostTypeId"], ANSWER)
+    licences = pa.array([_licence(date) for date in rows["CreationDate"].to_pylist()])
+
     columns = {
         "post_id": rows["Id"],
-        "parent_id": pc.if_else(answers, rows["ParentId"], pa.scalar(None, pa.string())),
+        "parent_id": pc.if_else(is_answer, rows["ParentId"], pa.scalar(None, pa.string())),
         "accepted_id": rows["AcceptedAnswerId"],
         "title": pc.fill_null(rows["Title"], ""),
         "body": pc.fill_null(rows["Body"], ""),
-        "tags": pa.array(
-            [re.findall(r"[^<>|]+", tags or "") for tags in rows["Tags"].to_pylist()],
-            pa.list_(pa.string()),
-        ),
+        "tags": pa.array(map(_tags, rows["Tags"].to_pylist()), pa.list_(pa.string())),
         "votes": pc.cast(rows["Score"], pa.int64()),
         "created": pc.cast(rows["CreationDate"], pa.timestamp("us")),
         "closed": pc.cast(rows["ClosedDate"], pa.timestamp("us")),
         "author": pc.coalesce(rows["OwnerUserId"], rows["OwnerDisplayName"]),
-        "url": pa.array(
-            [f"https://{site}/{kind}/{post_id}" for kind, post_id in zip(kinds, ids, strict=True)]
-        ),
-        "licence": pc.coalesce(
-            rows["ContentLicense"], pa.array([_licence(date) for date in dates])
-        ),
+        "url": pa.array(_urls(site, rows["Id"].to_pylist(), is_answer.to_pylist())),
+        "licence": pc.coalesce(rows["ContentLicense"], licences),
     }
     return pa.RecordBatch.from_pydict(columns, schema=POSTS)
+
+
+def _tags(text: str | None) -> list[str]:
+    """The tags of `<a><b>` in older dumps, and of `|a|b|` in newer ones."""
+    return re.findall(r"[^<>|]+", text or "")
+
+
+def _urls(site: str, ids: Sequence[str], is_answer: Sequence[bool]) -> list[str]:
+    kinds = ["a" if answer else "q" for answer in is_answer]
+    return [f"https://{site}/{kind}/{post_id}" for kind, post_id in zip(kinds, ids, strict=True)]
 
 
 def _licence(date: str) -> str:
@@ -178,34 +201,42 @@ def _licence(date: str) -> str:
 
 
 def _parse(path: Path, stream: "_CheckedXml") -> Iterator[pa.RecordBatch]:
-    """The attributes of every row, all as strings, null where absent."""
-    fields = "".join(
-        f"      - {{name: {name}, xml_path: /posts/row/@{name}, data_type: Utf8, nullable: true}}\n"
-        for name in ATTRIBUTES
-    )
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as config:
-        config.write(
-            f"tables:\n  - name: posts\n    xml_path: /posts\n    levels: []\n    fields:\n{fields}"
-        )
-        config.flush()
-        parser = XmlToArrowParser(config.name)
+    """The attributes of every row, all as strings, null if absent."""
+    parser = _parser()
     try:
         for _, batch in parser.parse_batches(cast(IO[bytes], stream)):
             yield batch
     except Xml2ArrowError as error:
+        # A file that is cut short also makes bad XML, and `finish` names that cause.
         stream.finish()
         raise DataError(
-            path, f"not well-formed XML ({error}); get the dump again", line=_line_of_fault(path)
+            path, f"not well-formed XML ({error}). Get the dump again.", line=_line_of_fault(path)
         ) from error
     stream.finish()
 
 
+def _parser() -> XmlToArrowParser:
+    """A parser of the attributes of `Posts.xml`. The library reads its settings from a file
+    only."""
+    fields = [
+        f"      - {{name: {name}, xml_path: /posts/row/@{name}, data_type: Utf8, nullable: true}}\n"
+        for name in ATTRIBUTES
+    ]
+    settings = "tables:\n  - name: posts\n    xml_path: /posts\n    levels: []\n    fields:\n"
+
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(settings + "".join(fields))
+        file.flush()
+        return XmlToArrowParser(file.name)
+
+
 def _line_of_fault(path: Path) -> int | None:
-    """Where a second, slower parser finds the fault that the fast one reported without a place."""
+    """The line of the fault, from a second, slower parser: the fast one does not say where it
+    is."""
     parser = expat.ParserCreate()
     try:
         with _open(path) as stream:
-            while block := stream.read(1 << 20):
+            while block := stream.read(BLOCK_BYTES):
                 parser.Parse(block, False)
             parser.Parse(b"", True)
     except expat.ExpatError as error:
@@ -218,26 +249,27 @@ class _CheckedXml(io.RawIOBase):
 
     def __init__(self, path: Path, raw: IO[bytes]) -> None:
         self._path, self._raw = path, raw
-        self.offset, self._head, self._tail, self._pending = 0, b"", b"", b""
+        self.offset = 0
+        """Bytes that were read."""
+        self._head = b""
+        self._tail = b""
+        self._pending = b""
+        """Bytes of an unfinished character at the end of the last block."""
         self._prolog_bytes = 0
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        block = self._raw.read(size if size > 0 else 1 << 20)
+        block = self._raw.read(size if size > 0 else BLOCK_BYTES)
         self._check_text(block)
-        if len(self._head) < 4096:
+
+        if len(self._head) < HEAD_BYTES:
             self._head += block
             self._check_head(final=not block)
-        seen = self._tail + block
-        if seen.find(b"<!DOCTYPE", max(0, self._prolog_bytes - (self.offset - len(seen)))) >= 0:
-            raise DataError(
-                self._path,
-                "holds a DOCTYPE that defines entities, which no data dump does and which can be"
-                " used for attacks; refused",
-            )
-        self._tail = seen[-64:]
+
+        self._check_doctype(self._tail + block)
+        self._tail = (self._tail + block)[-TAIL_BYTES:]
         return block
 
     def _check_text(self, block: bytes) -> None:
@@ -250,57 +282,79 @@ class _CheckedXml(io.RawIOBase):
             if block and error.reason == "unexpected end of data" and len(data) - error.start < 4:
                 self._pending = data[error.start :]
             else:
-                at = self.offset - len(self._pending) + error.start
+                offset = self.offset - len(self._pending) + error.start
                 raise DataError(
                     self._path,
-                    f"not UTF-8 at byte offset {at} ({error.reason}); get the dump again",
+                    f"not UTF-8 at byte offset {offset} ({error.reason}). Get the dump again.",
                 ) from error
         self.offset += len(block)
 
     def _check_head(self, *, final: bool) -> None:
-        if prolog := PROLOG.match(self._head):
+        """Check that the XML begins as a dump does; `final` if no more of it will come."""
+        prolog = PROLOG.match(self._head)
+        if prolog:
             self._prolog_bytes = prolog.end()
+
         head = self._head.removeprefix(b"\xef\xbb\xbf").lstrip()
-        head = head.split(b"?>", 1)[-1].lstrip() if head.startswith(b"<?xml") else head
+        if head.startswith(b"<?xml"):
+            head = head.split(b"?>", 1)[-1].lstrip()
+
+        # Below 17 bytes the root element may be cut.
         if (final or len(head) > 16) and not head.startswith((b"<posts", b"<!DOCTYPE")):
-            found = head[:40].decode("utf-8", "replace") if head else "nothing"
+            beginning = head[:40].decode("utf-8", "replace") if head else "nothing"
             raise DataError(
-                self._path, f"not a dump's {MEMBER}: it should begin with <posts>, found {found!r}"
+                self._path,
+                f"not a dump's {MEMBER}: it should begin with <posts>, found {beginning!r}",
+            )
+
+    def _check_doctype(self, recent: bytes) -> None:
+        """Refuse a DOCTYPE in the last bytes that were read, unless it is the harmless prolog."""
+        start = max(0, self._prolog_bytes - (self.offset - len(recent)))
+        if recent.find(b"<!DOCTYPE", start) >= 0:
+            raise DataError(
+                self._path,
+                "holds a DOCTYPE that defines entities, which data dumps do not have and attacks"
+                " use; refused",
             )
 
     def finish(self) -> None:
         """Read to the end and check that the document was closed, which the fast parser does
         not."""
-        while self.read(1 << 20):
+        while self.read(BLOCK_BYTES):
             pass
-        if not self._tail.rstrip().endswith((b"</posts>", b"/>")) or (
-            b"</posts>" not in self._tail and b"<posts/>" not in self._tail
-        ):
+
+        closed = self._tail.rstrip().endswith((b"</posts>", b"/>"))
+        has_end_tag = b"</posts>" in self._tail or b"<posts/>" in self._tail
+        if not (closed and has_end_tag):
             raise DataError(
                 self._path,
-                f"the XML stops before </posts>, after {self.offset} bytes; the file is cut short,"
-                " get it again",
+                f"the XML stops before </posts>, after {self.offset} bytes. The file is cut short:"
+                " get it again.",
             )
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[_CheckedXml]:
-    """The dump's XML, decompressed in a thread of its own while it is read."""
+    """The dump's XML. That of an archive is decompressed in another thread while it is read."""
     if path.suffix != ".7z":
         with path.open("rb") as file:
             yield _CheckedXml(path, file)
         return
+
+    # py7zr pushes what it decompresses and the parser pulls what it reads: a pipe joins them.
     size = _check_archive(path)
     reading, writing = os.pipe()
     failure: list[Exception] = []
     worker = threading.Thread(target=_unpack, args=(path, writing, size, failure), daemon=True)
     worker.start()
+
     try:
         with os.fdopen(reading, "rb") as pipe:
             try:
                 yield _CheckedXml(path, pipe)
             except DataError:
-                # a damaged archive also makes bad XML: the cause is the better message
+                # A damaged archive also makes bad XML: its own error is the better message. The
+                # pipe is closed first, or the thread would wait for a reader.
                 pipe.close()
                 worker.join()
                 if failure:
@@ -308,18 +362,50 @@ def _open(path: Path) -> Iterator[_CheckedXml]:
                 raise
     finally:
         worker.join()
+
     if failure:
         raise failure[0]
 
 
 def _check_archive(path: Path) -> int:
-    """Bytes of the archive's Posts.xml, after a look at its list of entries for anything that could
-    do harm."""
+    """Bytes of the archive's Posts.xml, after a check that its list of entries is harmless."""
+    entries = _entries(path)
+    if len(entries) > MAX_ENTRIES:
+        raise DataError(
+            path, f"lists {len(entries)} entries; a data dump has at most {MAX_ENTRIES}; refused"
+        )
+
+    for entry in entries:
+        # Backslashes and drive letters are those of Windows.
+        name = PurePosixPath(entry.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or ":" in entry.filename:
+            raise DataError(
+                path, f"holds an entry outside its folder ({entry.filename!r}); refused"
+            )
+
+    # The announced sizes are enough: `_PipeEnd` stops an archive that unpacks to more.
+    total, packed = sum(entry.uncompressed for entry in entries), path.stat().st_size
+    if total > MAX_BYTES or total > MAX_RATIO * packed:
+        raise DataError(
+            path,
+            f"would unpack to {total} bytes from {packed}: more than {MAX_RATIO}:1 or 1 TiB;"
+            " refused",
+        )
+
+    sizes = [entry.uncompressed for entry in entries if entry.filename == MEMBER]
+    if not sizes:
+        names = ", ".join(sorted(entry.filename for entry in entries)[:5]) or "nothing"
+        raise DataError(path, f"has no {MEMBER} (it holds {names}). Get the site's own archive.")
+    return int(sizes[0])
+
+
+def _entries(path: Path) -> list[Any]:
+    """The list of an archive's entries."""
     try:
         with py7zr.SevenZipFile(path) as archive:
             if archive.needs_password():
                 raise DataError(path, "is encrypted; data dumps are not")
-            entries = archive.list()
+            return list(archive.list())
     except (
         py7zr.exceptions.ArchiveError,
         EOFError,
@@ -330,46 +416,27 @@ def _check_archive(path: Path) -> int:
         TypeError,
         OverflowError,
     ) as error:
+        # The decompressors raise OSError too, without a number; one with a number is of the disk.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _damaged(path, error) from error
-    total = sum(entry.uncompressed for entry in entries)
-    if len(entries) > MAX_ENTRIES:
-        raise DataError(
-            path, f"lists {len(entries)} entries; a data dump has at most {MAX_ENTRIES}; refused"
-        )
-    for entry in entries:
-        name = PurePosixPath(entry.filename.replace("\\", "/"))
-        if name.is_absolute() or ".." in name.parts or ":" in entry.filename:
-            raise DataError(
-                path, f"holds an entry outside its folder ({entry.filename!r}); refused"
-            )
-    if total > MAX_BYTES or total > MAX_RATIO * path.stat().st_size:
-        raise DataError(
-            path,
-            f"would unpack to {total} bytes from {path.stat().st_size}: more than {MAX_RATIO}:1 or"
-            " 1 TiB; refused",
-        )
-    found = [entry for entry in entries if entry.filename == MEMBER]
-    if not found:
-        names = ", ".join(sorted(entry.filename for entry in entries)[:5]) or "nothing"
-        raise DataError(path, f"has no {MEMBER} (it holds {names}); a site's own archive is needed")
-    return int(found[0].uncompressed)
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        path, f"the archive is damaged or cut short ({type(error).__name__}: {error}); get it again"
+        path,
+        f"the archive is damaged or cut short ({type(error).__name__}: {error}). Get it again.",
     )
 
 
 def _unpack(path: Path, writing: int, size: int, failure: list[Exception]) -> None:
-    """Decompress Posts.xml into the pipe; what goes wrong is left for the reader to raise."""
+    """Decompress Posts.xml into the pipe; an error is put into `failure` for the reader to
+    raise."""
     try:
         with os.fdopen(writing, "wb") as pipe, py7zr.SevenZipFile(path) as archive:
             archive.extract(targets=[MEMBER], factory=_ToPipe(path, pipe, size))
     except BrokenPipeError:
-        pass  # the reader stopped early and says why itself
+        pass  # the reader stopped early and raises its own error
     except DataError as error:
         failure.append(error)
     except Exception as error:  # the decompressors raise errors of many kinds for damaged data
@@ -377,6 +444,8 @@ def _unpack(path: Path, writing: int, size: int, failure: list[Exception]) -> No
 
 
 class _ToPipe(WriterFactory):
+    """Makes py7zr write to a pipe instead of a file."""
+
     def __init__(self, path: Path, pipe: IO[bytes], size: int) -> None:
         self._path, self._pipe, self._size = path, pipe, size
 
@@ -388,11 +457,11 @@ class _PipeEnd(Py7zIO):
     """Passes on at most the bytes that the archive's list announced."""
 
     def __init__(self, path: Path, pipe: IO[bytes], size: int) -> None:
-        self._path, self._pipe, self._left, self._size = path, pipe, size, size
+        self._path, self._pipe, self._remaining, self._size = path, pipe, size, size
 
     def write(self, s: bytes | bytearray) -> int:
-        self._left -= len(s)
-        if self._left < 0:
+        self._remaining -= len(s)
+        if self._remaining < 0:
             raise DataError(
                 self._path,
                 f"unpacks to more than the {self._size} bytes that it announces; refused",
@@ -409,4 +478,15 @@ class _PipeEnd(Py7zIO):
         self._pipe.flush()
 
     def size(self) -> int:
-        return self._size - self._left
+        return self._size - self._remaining
+
+
+STACKEXCHANGE = ForumFormat(
+    name="stackexchange",
+    source="stackexchange",
+    to_markdown=from_html,
+    site_of=site_of,
+    size_of=size_of,
+    read_posts=read_posts,
+)
+"""Archives of a site and plain `Posts.xml` files."""

@@ -1,20 +1,28 @@
 """How to spend compute: the three approaches of Chinchilla side by side, and the frontier of sizes
 with its interval."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from worldpm.curves.forms import FORMS, Array
-from worldpm.curves.solver import HUBER, ROUGH, fit, solve
-from worldpm.stats.uncertainty import Interval
+from worldpm.curves.solver import HUBER, ROUGH, Fit, fit, solve
+from worldpm.laws.law import Approach, Ends, IsoflopCurve, Optimum, all_finite
 
-Json = dict[str, Any]
-
-LEVELS = 9
-"""Compute budgets at which sizes are compared."""
+BUDGETS = 9
+"""Budgets of compute at which sizes are compared."""
+BUDGETS_TRIED = 200
+LEAST_SIZES = 4
+"""Sizes that a budget must be reached by: a parabola needs three, and one to spare."""
+LEAST_BUDGETS = 3
+"""Budgets with a best size that an exponent needs."""
+LEAST_SHARE_OF_RESAMPLES = 0.9
+"""Share of the resamples that must give an exponent for an interval."""
+LARGEST_LOGARITHM = 700.0
+"""Largest absolute value whose exponential is a finite number above 0."""
 BIASED = (
     "biased where the grid of sizes is narrow or off centre, and where alpha differs from beta,"
     " even without noise"
@@ -23,123 +31,156 @@ BIASED = (
 
 @dataclass(frozen=True)
 class Runs:
-    """Points of many training runs, n in all."""
+    """Points of many training runs, n in all; every array has shape (n,)."""
 
     n: Array
+    """Parameters without embeddings."""
     d: Array
+    """Effective pairs."""
     c: Array
-    """Operations spent, as counted in the run."""
+    """Operations spent (FLOPs)."""
     loss: Array
+    """Nats per pair."""
     runs: NDArray[np.int64]
+    """The run of each point."""
+    operations: Literal["counted", "6 N D"] = "counted"
+    """How the operations are known."""
 
-    def take(self, drawn: NDArray[np.int64]) -> "Runs":
-        """Those runs, as often as they are named, each a run of its own."""
-        rows = [np.flatnonzero(self.runs == name) for name in drawn]
+    def take(self, names: NDArray[np.int64]) -> "Runs":
+        """The named runs; each mention of a name is a run of its own."""
+        rows = [np.flatnonzero(self.runs == name) for name in names]
         order = np.concatenate(rows)
-        again = np.repeat(np.arange(len(drawn)), [len(row) for row in rows])
-        return Runs(self.n[order], self.d[order], self.c[order], self.loss[order], again)
+        runs = np.repeat(np.arange(len(names)), [len(row) for row in rows])
+        return Runs(
+            self.n[order], self.d[order], self.c[order], self.loss[order], runs, self.operations
+        )
 
 
-def compare(runs: Runs, *, seed: int, resamples: int) -> Json:
+class LossesAtBudgets(NamedTuple):
+    """The training curve of every run, interpolated at the budgets."""
+
+    losses: Array
+    """Shape (runs, budgets); NaN where the run does not reach the budget."""
+    sizes: Array
+    """Shape (runs,)."""
+
+    def at(self, index: int) -> tuple[Array, Array]:
+        """Losses and sizes of the runs that reach one budget."""
+        reached = np.isfinite(self.losses[:, index])
+        return self.losses[reached, index], self.sizes[reached]
+
+
+def compare(runs: Runs, *, seed: int, resamples: int) -> Optimum:
     """The exponent a of N*(C) = G C^a by each approach, with 95 % intervals over runs, and the
     frontier of the third.
 
     Approach 1: the envelope of all training curves. 2: a parabola through the losses over ln N at
-    one budget. 3: the joint law in closed form. An approach that the runs do not suffice for is
-    null.
+    one budget. 3: the joint law in closed form. The results are None for an approach that the runs
+    do not suffice for.
 
     Source: Hoffmann et al. 2022, arXiv 2203.15556, section 3; their a is 0.50, 0.49 and 0.46.
     """
-    levels = _levels(runs)
+    budgets = _budgets(runs)
     generator = np.random.default_rng(seed)
     names = np.unique(runs.runs)
     drawn = names[generator.integers(0, len(names), size=(resamples, len(names)))]
-    draws = [runs.take(one) for one in drawn]
-    told: Json = {"budgets_flops": levels.tolist(), "flops_per_parameter_and_pair": _price(runs)}
-    for name, approach in (("envelope", envelope), ("isoflop", isoflop)):
-        exponent = _exponent(levels, approach(runs, levels))
-        spread = [
-            value
-            for one in draws
-            if (value := _exponent(levels, approach(one, levels))) is not None
-        ]
-        told[name] = {
-            "exponent": exponent,
-            "interval": _interval(spread, resamples),
-            "optimal_n": _listed(approach(runs, levels)),
-        }
-    told["isoflop"]["warning"] = BIASED
-    told["curves"] = _curves(runs, levels)
-    return told | {"joint": _joint(runs, drawn, levels)}
+    draws = [runs.take(draw) for draw in drawn]
+
+    return Optimum(
+        operations=runs.operations,
+        budgets_flops=budgets.tolist(),
+        flops_per_parameter_and_pair=_price(runs),
+        envelope=_approach(envelope, runs, draws, budgets),
+        isoflop=replace(_approach(isoflop, runs, draws, budgets), warning=BIASED),
+        curves=_curves(runs, budgets),
+        joint=_joint(runs, drawn, budgets),
+    )
 
 
-def envelope(runs: Runs, levels: Array) -> Array:
+def _approach(
+    best_sizes: Callable[[Runs, Array], Array], runs: Runs, draws: Sequence[Runs], budgets: Array
+) -> Approach:
+    """An approach that gives a best size for each budget, with its interval over the draws."""
+    sizes = best_sizes(runs, budgets)
+    exponents = [_exponent(budgets, best_sizes(draw, budgets)) for draw in draws]
+    return Approach(
+        exponent=_exponent(budgets, sizes),
+        interval=_interval([value for value in exponents if value is not None], len(draws)),
+        optimal_n=all_finite(sizes),
+    )
+
+
+def envelope(runs: Runs, budgets: Array) -> Array:
     """Approach 1: the size of least loss at each budget, among all curves interpolated there; NaN
     where none reaches it."""
-    losses, sizes = _at(runs, levels)
-    best = np.full(len(levels), np.nan)
-    for place in range(len(levels)):
-        if np.isfinite(losses[:, place]).any():
-            best[place] = sizes[np.nanargmin(losses[:, place])]
+    curves = _at_budgets(runs, budgets)
+    best = np.full(len(budgets), np.nan)
+    for index in range(len(budgets)):
+        losses, sizes = curves.at(index)
+        if len(losses):
+            best[index] = sizes[np.argmin(losses)]
     return best
 
 
-def isoflop(runs: Runs, levels: Array) -> Array:
+def isoflop(runs: Runs, budgets: Array) -> Array:
     """Approach 2: the lowest point of a parabola over ln N at each budget; NaN with fewer than four
     sizes or no lowest point."""
-    losses, sizes = _at(runs, levels)
-    best = np.full(len(levels), np.nan)
-    for place in range(len(levels)):
-        there = np.isfinite(losses[:, place])
-        if len(np.unique(sizes[there])) < 4:
+    curves = _at_budgets(runs, budgets)
+    best = np.full(len(budgets), np.nan)
+
+    for index in range(len(budgets)):
+        losses, sizes = curves.at(index)
+        if len(np.unique(sizes)) < LEAST_SIZES:
             continue
-        log_n = np.log(sizes[there])
-        bend, tilt, _ = np.polyfit(log_n, losses[there, place], 2)
+
+        log_n = np.log(sizes)
+        bend, tilt, _ = np.polyfit(log_n, losses, 2)
         lowest = -tilt / (2 * bend) if bend > 0 else np.nan
+        # Outside the sizes that were trained, the parabola is an extrapolation.
         if log_n.min() <= lowest <= log_n.max():
-            best[place] = np.exp(lowest)
+            best[index] = np.exp(lowest)
     return best
 
 
-def _curves(runs: Runs, levels: Array) -> list[Json]:
+def _curves(runs: Runs, budgets: Array) -> list[IsoflopCurve]:
     """The mean loss of each size at each budget."""
-    losses, sizes = _at(runs, levels)
+    at_budgets = _at_budgets(runs, budgets)
     curves = []
-    for place in range(len(levels)):
-        there = np.isfinite(losses[:, place])
-        names = np.unique(sizes[there])
-        curves.append(
-            {
-                "n": names.tolist(),
-                "loss": [float(losses[there & (sizes == n), place].mean()) for n in names],
-            }
-        )
+    for index in range(len(budgets)):
+        losses, sizes = at_budgets.at(index)
+        names = np.unique(sizes)
+        means = [float(losses[sizes == n].mean()) for n in names]
+        curves.append(IsoflopCurve(n=names.tolist(), loss=means))
     return curves
 
 
-def _at(runs: Runs, levels: Array) -> tuple[Array, Array]:
+def _at_budgets(runs: Runs, budgets: Array) -> LossesAtBudgets:
     names = np.unique(runs.runs)
-    losses, sizes = np.full((len(names), len(levels)), np.nan), np.zeros(len(names))
-    for row, name in enumerate(names):
-        own = np.flatnonzero(runs.runs == name)
-        own = own[np.argsort(runs.c[own])]
-        sizes[row] = runs.n[own[0]]
-        reached = (levels >= runs.c[own[0]] * (1 - 1e-9)) & (levels <= runs.c[own[-1]] * (1 + 1e-9))
-        losses[row, reached] = np.interp(
-            np.log(levels[reached]), np.log(runs.c[own]), runs.loss[own]
+    losses, sizes = np.full((len(names), len(budgets)), np.nan), np.zeros(len(names))
+
+    for index, name in enumerate(names):
+        rows = np.flatnonzero(runs.runs == name)
+        rows = rows[np.argsort(runs.c[rows])]
+        sizes[index] = runs.n[rows[0]]
+
+        # A billionth of tolerance: the budgets come from logarithms of the same operations.
+        first, last = runs.c[rows[0]] * (1 - 1e-9), runs.c[rows[-1]] * (1 + 1e-9)
+        reached = (budgets >= first) & (budgets <= last)
+        losses[index, reached] = np.interp(
+            np.log(budgets[reached]), np.log(runs.c[rows]), runs.loss[rows]
         )
-    return losses, sizes
+    return LossesAtBudgets(losses, sizes)
 
 
-def _levels(runs: Runs) -> Array:
+def _budgets(runs: Runs) -> Array:
     """Budgets that at least four sizes reach, spread evenly over the logarithm; empty where there
     are none."""
-    reach = {
-        float(n): (runs.c[runs.n == n].min(), runs.c[runs.n == n].max()) for n in np.unique(runs.n)
-    }
-    tries = np.geomspace(runs.c.min(), runs.c.max(), 200)
-    enough = [c for c in tries if sum(low <= c <= high for low, high in reach.values()) >= 4]
-    return np.geomspace(enough[0], enough[-1], LEVELS) if len(enough) > 1 else np.empty(0)
+    of_size = [runs.c[runs.n == n] for n in np.unique(runs.n)]
+    least, most = (np.array([extreme(c) for c in of_size]) for extreme in (np.min, np.max))
+    tries = np.geomspace(runs.c.min(), runs.c.max(), BUDGETS_TRIED)[:, None]
+    reached_by = ((least <= tries) & (tries <= most)).sum(axis=1)
+    enough = tries[reached_by >= LEAST_SIZES, 0]
+    return np.geomspace(enough[0], enough[-1], BUDGETS) if len(enough) > 1 else np.empty(0)
 
 
 def _price(runs: Runs) -> float:
@@ -148,60 +189,60 @@ def _price(runs: Runs) -> float:
     return float(np.exp(np.mean(np.log(runs.c / (runs.n * runs.d)))))
 
 
-def _exponent(levels: Array, best: Array) -> float | None:
-    there = np.isfinite(best)
-    if len(np.unique(levels[there])) < 3 or len(np.unique(best[there])) < 2:
+def _exponent(budgets: Array, best: Array) -> float | None:
+    """The slope of ln best size over ln budget; None with too few different ones."""
+    usable = np.isfinite(best)
+    if len(np.unique(budgets[usable])) < LEAST_BUDGETS or len(np.unique(best[usable])) < 2:
         return None
-    return float(np.polyfit(np.log(levels[there]), np.log(best[there]), 1)[0])
+    return float(np.polyfit(np.log(budgets[usable]), np.log(best[usable]), 1)[0])
 
 
-def _joint(runs: Runs, drawn: NDArray[np.int64], levels: Array) -> Json | None:
+def _joint(runs: Runs, drawn: NDArray[np.int64], budgets: Array) -> Approach | None:
     """Approach 3: N*(C) = G (C / price)^a, G = (alpha A / beta B)^(1 / (alpha + beta)), a = beta /
-    (alpha + beta)."""
-    form, x = FORMS["joint"], np.stack([runs.n, runs.d])
+    (alpha + beta). `drawn` has the names of the runs of each resample, shape (resamples, runs)."""
     try:
-        found = fit(form, x, runs.loss, HUBER)
+        fitted = fit(FORMS["joint"], np.stack([runs.n, runs.d]), runs.loss, HUBER)
     except ValueError:
         return None
-    weights = (drawn[:, :, None] == runs.runs).sum(axis=1).astype(np.float64)
-    theta = solve(
-        form,
-        x,
-        runs.loss,
-        HUBER,
-        weights,
-        np.broadcast_to(found.theta, (len(drawn), 5)),
-        effort=ROUGH,
-    ).theta
+
+    theta = _joint_resamples(runs, drawn, fitted)
     price = _price(runs)
-    best = _frontier(found.theta, price, levels)
-    spread = np.array([_frontier(one, price, levels) for one in theta])
-    return {
-        "exponent": float(found.theta[4] / (found.theta[3] + found.theta[4])),
-        "interval": _interval((theta[:, 4] / (theta[:, 3] + theta[:, 4])).tolist(), len(drawn)),
-        "optimal_n": _listed(best),
-        "optimal_n_intervals": np.quantile(spread, [0.025, 0.975], axis=0).T.tolist(),
-        "optimal_d": _listed(levels / price / best) if len(levels) else [],
-        "at_bound": list(found.at_bound),
-    }
+    best = _frontier(fitted.theta, price, budgets)
+    spread = np.array([_frontier(resample, price, budgets) for resample in theta])
+    low, high = np.quantile(spread, [0.025, 0.975], axis=0).tolist()
 
-
-def _frontier(theta: Array, price: float, levels: Array) -> Array:
-    _, a, b, alpha, beta = theta
-    # in logarithms: where the exponents are near 0 the best size is beyond all numbers
-    log_scale = (np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta)
-    return np.asarray(
-        np.exp(np.clip(log_scale + np.log(levels / price) * beta / (alpha + beta), -700, 700))
+    alpha, beta = fitted.theta[3:]
+    exponents = theta[:, 4] / (theta[:, 3] + theta[:, 4])
+    return Approach(
+        exponent=float(beta / (alpha + beta)),
+        interval=_interval(exponents.tolist(), len(drawn)),
+        optimal_n=all_finite(best),
+        optimal_n_intervals=[Ends(*ends) for ends in zip(low, high, strict=True)],
+        optimal_d=all_finite(budgets / price / best) if len(budgets) else [],
+        at_bound=list(fitted.at_bound),
     )
 
 
-def _interval(values: list[float], resamples: int) -> list[float] | None:
+def _joint_resamples(runs: Runs, drawn: NDArray[np.int64], fitted: Fit) -> Array:
+    """The parameters of the joint law in every resample, shape (resamples, 5)."""
+    weights = (drawn[:, :, None] == runs.runs).sum(axis=1).astype(np.float64)
+    starts = np.broadcast_to(fitted.theta, (len(drawn), len(fitted.theta)))
+    x = np.stack([runs.n, runs.d])
+    return solve(fitted.form, x, runs.loss, HUBER, weights, starts, effort=ROUGH).theta
+
+
+def _frontier(theta: Array, price: float, budgets: Array) -> Array:
+    """The best size for each budget by one joint law."""
+    _, a, b, alpha, beta = theta
+    # In logarithms: where the exponents are near 0, the best size is beyond all numbers.
+    log_scale = (np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta)
+    log_n = log_scale + np.log(budgets / price) * beta / (alpha + beta)
+    return np.asarray(np.exp(np.clip(log_n, -LARGEST_LOGARITHM, LARGEST_LOGARITHM)))
+
+
+def _interval(values: list[float], resamples: int) -> Ends | None:
     """Percentiles, where at least nine of ten resamples gave a value."""
-    if len(values) < max(2, 0.9 * resamples):
+    if len(values) < max(2, LEAST_SHARE_OF_RESAMPLES * resamples):
         return None
     low, high = np.quantile(values, [0.025, 0.975])
-    return list(Interval(float(low), float(high)))
-
-
-def _listed(values: Array) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in values]
+    return Ends(float(low), float(high))

@@ -1,40 +1,65 @@
 """Measured points for scaling laws: from folders of results, or from any table with columns N, D, C
-and a loss."""
+and a loss.
+
+A row of a table, as JSON lines; `series`, `run`, `family` and `held_out` may be absent:
+
+    {"N": 1180000, "D": 4000, "loss": 0.52, "series": "moves", "run": "seed 0", "held_out": false}
+"""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from worldpm.benchmarks.measures import BenchmarkResult, SubsetResult
 from worldpm.curves.forms import Array
 from worldpm.errors import ConfigError, DataError
+from worldpm.evaluation.results import CheckpointResult, read_results
 from worldpm.laws.evidence import Points
+from worldpm.laws.law import CheckpointScores, Ends, Measurement, Series
+from worldpm.model.description import TrainingRecord
 from worldpm.stats import bradley_terry
-from worldpm.storage import folders, parquet, rows
-
-Json = dict[str, Any]
+from worldpm.storage import parquet, rows
+from worldpm.storage.json_files import Json
+from worldpm.storage.manifest import read_manifest
 
 SHARES = frozenset(("accuracy", "error"))
+"""Columns whose values are from 0 to 1."""
 TRUE, FALSE = frozenset(("true", "yes")), frozenset(("", "nan", "none", "false", "no"))
+"""Words that mark a row as held out, or not; numbers do too."""
+FAMILIES_NAMED = 3
+"""Families that an error message names."""
 
 
-class Measurement(NamedTuple):
-    """One point: a checkpoint on one test."""
+class ItemLosses(NamedTuple):
+    """The losses of a checkpoint on a series by prompt, for resampling prompts."""
 
-    series: str
-    run: str
-    family: str | None
-    x: dict[str, float]
-    """By the names of the axes; those that are not known are absent."""
+    sums: Array
+    """Shape (clusters,): weighted sum of the losses of each prompt's pairs, in nats."""
+    weights: Array
+    """Shape (clusters,): sum of the weights of these pairs."""
+
+
+class SeriesOfCheckpoint(NamedTuple):
+    """Which points belong to an entry of `Measured.items`."""
+
+    series: Series
+    checkpoint: str
+
+
+class PointKey(NamedTuple):
+    """What makes two points the same point."""
+
+    series: Series
+    run: str | None
+    """None where the table has no column of runs: then only numbers distinguish its rows."""
+    x: frozenset[tuple[str, float]]
     y: float
-    held_out: bool
-    more: Json
-    """What is shown beside it: accuracy with its interval, style."""
 
 
 @dataclass
@@ -43,145 +68,182 @@ class Measured:
 
     points: list[Measurement] = field(default_factory=list[Measurement])
     drops: Counter[str] = field(default_factory=Counter[str])
-    items: dict[tuple[str, str], tuple[Array, Array]] = field(
-        default_factory=dict[tuple[str, str], tuple[Array, Array]]
+    """Dropped points by reason."""
+    items: dict[SeriesOfCheckpoint, ItemLosses] = field(
+        default_factory=dict[SeriesOfCheckpoint, ItemLosses]
     )
-    """By series and checkpoint: sums and weights of its prompts."""
-    seen: set[Any] = field(default_factory=set[Any])
-    """What tells points apart."""
+    """Empty where only means are known."""
+    keys: set[PointKey] = field(default_factory=set[PointKey])
+    """Of the points."""
 
-    def series(self) -> dict[str, list[Measurement]]:
+    def series(self) -> dict[Series, list[Measurement]]:
         """The points of each series, in the order read."""
-        found: dict[str, list[Measurement]] = {}
+        by_series: dict[Series, list[Measurement]] = {}
         for point in self.points:
-            found.setdefault(point.series, []).append(point)
-        return found
+            by_series.setdefault(point.series, []).append(point)
+        return by_series
+
+    def add(self, points: Iterable[Measurement], y: str, *, by_run: bool) -> None:
+        """Take the points that can be used, and count the reasons of those that are dropped.
+
+        `by_run`: whether points of different runs with the same numbers are different points.
+        """
+        for point in points:
+            axes = frozenset(point.x.items())
+            key = PointKey(point.series, point.run if by_run else None, axes, point.y)
+            reason = _unusable(point, y) or ("repeated point" if key in self.keys else None)
+
+            if reason is not None:
+                self.drops[reason] += 1
+            else:
+                self.keys.add(key)
+                self.points.append(point)
 
 
-def read(places: Sequence[Path], *, y: str, axes: Sequence[str], calibrated: bool) -> Measured:
-    """The points of all places; `y` is a column's name, for results `loss` or `accuracy`.
+def read(
+    inputs: Sequence[Path], *, y: str, axes: Sequence[str], calibrated: bool = False
+) -> Measured:
+    """The points of all inputs; `y` is the name of a column, for results `loss` or `accuracy`.
 
-    A point is dropped, and counted, if `y` or an axis is no finite number, a loss or an axis is not
-    above 0, a share lies outside 0 to 1, or the same point was read before.
+    A point is dropped, and counted, if `y` or an axis is not a finite number, a loss or an axis is
+    not above 0, a share is outside 0 to 1, or the same point was read before.
 
     Raises:
-        ConfigError: If a place is absent, lacks what is needed, holds no usable point, or mixes
+        ConfigError: If an input is absent, lacks what is needed, holds no usable point, or mixes
             families of models whose losses are not calibrated.
         DataError: If a file cannot be read.
     """
     measured = Measured()
-    for place in places:
-        if place.is_dir():
-            _read_results(measured, place, y=y, calibrated=calibrated)
-        elif place.is_file():
-            _read_table(measured, place, y=y, axes=axes)
+    for path in inputs:
+        if path.is_dir():
+            _read_results(measured, path, y=y, calibrated=calibrated)
+        elif path.is_file():
+            _read_table(measured, path, y=y, axes=axes)
         else:
             raise ConfigError(
-                f"{place}: no such file or folder; name a table with columns N, D and {y}, or what"
+                f"{path}: no such file or folder; name a table with columns N, D and {y}, or what"
                 " `worldpm evaluate` wrote"
             )
-    for name, points in measured.series().items():
+
+    if not calibrated:
+        _check_families(measured)
+    _check_not_empty(measured, inputs[0])
+    return measured
+
+
+def _check_families(measured: Measured) -> None:
+    for series, points in measured.series().items():
         families = sorted({point.family for point in points if point.family})
-        if len(families) > 1 and not calibrated:
+        if len(families) > 1:
             raise ConfigError(
-                f"{name}: models of {len(families)} families ({', '.join(families[:3])}), whose raw"
+                f"{series.name}: models of {len(families)} families"
+                f" ({', '.join(families[:FAMILIES_NAMED])}), whose raw"
                 " losses cannot be compared; fit each alone, or say --calibrated: results then"
                 " give the loss at their temperature, and of a table it is taken on trust"
             )
-    if measured.points and all(point.held_out for point in measured.points):
-        raise ConfigError(f"{places[0]}: every point is held out; leave some to fit")
+
+
+def _check_not_empty(measured: Measured, path: Path) -> None:
     if not measured.points:
-        told = ", ".join(f"{number} {reason}" for reason, number in measured.drops.items())
-        raise ConfigError(
-            f"{places[0]}: no point to fit" + (f" ({told})" if told else " (the table is empty)")
-        )
-    return measured
+        drops = ", ".join(f"{count} {reason}" for reason, count in measured.drops.items())
+        raise ConfigError(f"{path}: no point to fit ({drops or 'the table is empty'})")
+    if all(point.held_out for point in measured.points):
+        raise ConfigError(f"{path}: every point is held out; leave some to fit")
 
 
 def points_of(measured: Measured, chosen: Sequence[Measurement], axes: Sequence[str]) -> Points:
     """Points of one series as arrays, with their prompts where all of them have the same."""
-    names = {run: number for number, run in enumerate(dict.fromkeys(point.run for point in chosen))}
-    items = [
-        measured.items.get((point.series, str(point.more.get("checkpoint")))) for point in chosen
-    ]
-    known = [item for item in items if item is not None]
-    same = len(known) == len(chosen) and len({len(weights) for _, weights in known}) == 1
+    numbers: dict[str, int] = {}
+    for point in chosen:
+        numbers.setdefault(point.run, len(numbers))
+
+    items = _items_of(measured, chosen)
     return Points(
         x=np.array([[point.x[axis] for point in chosen] for axis in axes]),
         y=np.array([point.y for point in chosen]),
-        runs=np.array([names[point.run] for point in chosen]),
-        item_sums=np.stack([sums for sums, _ in known]) if same else None,
-        item_weights=known[0][1] if same else None,
+        runs=np.array([numbers[point.run] for point in chosen]),
+        item_sums=np.stack([losses.sums for losses in items]) if items else None,
+        item_weights=items[0].weights if items else None,
     )
 
 
-def _add(measured: Measured, points: Iterable[Measurement], y: str, *, by_run: bool) -> None:
-    """Keep what is fit. Rows that name no run are told apart by their numbers alone."""
-    for point in points:
-        key = (point.series, point.run if by_run else None, *sorted(point.x.items()), point.y)
-        if (why := _unfit(point, y)) or key in measured.seen:
-            measured.drops[why or "repeated point"] += 1
-            continue
-        measured.seen.add(key)
-        measured.points.append(point)
+def _items_of(measured: Measured, chosen: Sequence[Measurement]) -> list[ItemLosses]:
+    """The items of each point; empty unless all points have the same number of prompts."""
+    items = []
+    for point in chosen:
+        if point.scores is None:
+            return []
+        key = SeriesOfCheckpoint(point.series, point.scores.checkpoint)
+        if key not in measured.items:
+            return []
+        items.append(measured.items[key])
+    return items if len({len(losses.weights) for losses in items}) == 1 else []
 
 
-def _unfit(point: Measurement, y: str) -> str | None:
+def _unusable(point: Measurement, y: str) -> str | None:
+    """The reason to drop a point; None for a point that can be fitted."""
     if not all(map(math.isfinite, (point.y, *point.x.values()))):
         return "not a number"
     if any(value <= 0 for value in point.x.values()):
         return "axis of 0 or below"
     if y in SHARES and not 0 <= point.y <= 1:
         return f"{y} outside 0 to 1"
-    return f"{y} of 0 or below" if y == "loss" and point.y <= 0 else None
+    if y == "loss" and point.y <= 0:
+        return f"{y} of 0 or below"
+    return None
 
 
 def _read_table(measured: Measured, path: Path, *, y: str, axes: Sequence[str]) -> None:
-    found = list(rows.read(path, nan=True))
-    if not found:
+    table = list(rows.read(path, nan=True))
+    if not table:
         return
-    if not all(isinstance(row, dict) for row in found):
+    if not all(isinstance(row, dict) for row in table):
         raise DataError(path, "holds rows that are not objects with named columns")
-    names = list(dict.fromkeys(name for row in found for name in row))
-    there = [axis for axis in axes if axis in names]
-    if y not in names or not there:
+
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    present = [axis for axis in axes if axis in columns]
+    if y not in columns or not present:
         raise ConfigError(
-            f"{path}: has the columns {', '.join(map(str, names))}; needed are {y} and at least one"
-            f" of {', '.join(axes)}"
+            f"{path}: has the columns {', '.join(map(str, columns))}; needed are {y} and at least"
+            f" one of {', '.join(axes)}"
         )
-    default = path.name.split(".")[0] if y == "loss" else y
-    points = (
-        Measurement(
-            series=default if _empty(row.get("series")) else str(row["series"]),
-            run=_run(row, path, number),
-            family=None if _empty(row.get("family")) else str(row["family"]),
-            x={axis: _number(row.get(axis)) for axis in there},
-            y=_number(row.get(y)),
-            held_out=_marked(row.get("held_out"), path, number),
-            more={},
-        )
-        for number, row in enumerate(found, start=1)
+
+    points = [_of_row(row, path, number, y, present) for number, row in enumerate(table, start=1)]
+    measured.add(points, y, by_run="run" in columns)
+
+
+def _of_row(row: Json, path: Path, number: int, y: str, axes: Sequence[str]) -> Measurement:
+    """The point of a row; `number` counts rows from 1."""
+    series = path.name.split(".")[0] if y == "loss" else y
+    return Measurement(
+        series=Series.parse(series if _is_empty(row.get("series")) else str(row["series"])),
+        run=_run(row, path, number),
+        family=None if _is_empty(row.get("family")) else str(row["family"]),
+        x={axis: _number(row.get(axis)) for axis in axes},
+        y=_number(row.get(y)),
+        held_out=_held_out(row.get("held_out"), path, number),
     )
-    _add(measured, points, y, by_run="run" in names)
 
 
 def _run(row: Json, path: Path, number: int) -> str:
-    """Which run a row is of. A run has one size: a name that stands at several, as that of a seed
+    """The run of a row. A run has one size: a name that occurs at several sizes, as that of a seed
     does, is a run at each."""
-    name = f"{path} row {number}" if _empty(row.get("run")) else str(row["run"])
-    return name if _empty(row.get("N")) else f"{name} at N = {row['N']}"
+    name = f"{path} row {number}" if _is_empty(row.get("run")) else str(row["run"])
+    return name if _is_empty(row.get("N")) else f"{name} at N = {row['N']}"
 
 
-def _empty(cell: object) -> bool:
+def _is_empty(cell: object) -> bool:
     return cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell))
 
 
-def _marked(cell: object, path: Path, number: int) -> bool:
+def _held_out(cell: object, path: Path, number: int) -> bool:
     """Whether a row is held out: a number that is not 0, or true."""
     word = "" if cell is None else str(cell).strip().casefold()
     if word in TRUE or word in FALSE:
         return word in TRUE
-    if math.isnan(value := _number(cell)):
+
+    value = _number(cell)
+    if math.isnan(value):
         raise DataError(path, f"row {number}: held_out is {cell!r}; give 0 or 1, true or false")
     return value != 0
 
@@ -194,86 +256,131 @@ def _number(cell: object) -> float:
 
 
 def _read_results(measured: Measured, folder: Path, *, y: str, calibrated: bool) -> None:
-    folders.manifest(folder, made_by="evaluate")
+    read_manifest(folder, made_by="evaluate")
     if y not in ("loss", "accuracy"):
         raise ConfigError(f"{folder}: results hold a loss and an accuracy; {y} needs a table")
-    for checkpoint, found in folders.read_json(folder / "metrics.json")["checkpoints"].items():
-        if not (found.get("conditions") or {}).get("training"):
+
+    for checkpoint, result in read_results(folder).checkpoints.items():
+        if result.conditions.training is None:
             raise ConfigError(
                 f"{folder}: {checkpoint} does not say what training it had; only checkpoints of"
                 " `worldpm train` do"
             )
-        _add(
-            measured, _of_checkpoint(checkpoint, found, y=y, calibrated=calibrated), y, by_run=True
-        )
+        training = result.conditions.training
+        points = _of_checkpoint(checkpoint, training, result, y=y, calibrated=calibrated)
+        measured.add(points, y, by_run=True)
+
+    # A loss at a temperature is not a mean over items, so prompts cannot be resampled.
     if y == "loss" and not calibrated:
         measured.items |= _item_losses(folder)
 
 
 def _of_checkpoint(
-    checkpoint: str, found: Json, *, y: str, calibrated: bool
-) -> Iterable[Measurement]:
-    """Its points: one of each benchmark, and one of each subset where there are several."""
-    training = found["conditions"]["training"]
-    x = {"N": training["non_embedding"], "D": training["effective_pairs"], "C": training["flops"]}
-    for benchmark, metrics in found["benchmarks"].items():
-        subsets = (
-            metrics["subsets"] if len(metrics["subsets"]) > 1 and not calibrated else {}
-        )  # a temperature is the whole set's
-        loss = metrics["calibration"]["loss_nats"] if calibrated else metrics["loss_nats"]
-        phi = (metrics.get("style") or {}).get("phi")
-        parts = {
-            benchmark: {**metrics, "loss_nats": loss},
-            **{f"{benchmark}: {name}": part for name, part in subsets.items()},
-        }
+    checkpoint: str,
+    training: TrainingRecord,
+    result: CheckpointResult,
+    *,
+    y: str,
+    calibrated: bool,
+) -> Iterator[Measurement]:
+    """The points of a checkpoint: one of each benchmark, and one of each subset where there are
+    several."""
+    x = {"N": training.non_embedding, "D": training.effective_pairs, "C": training.flops}
+
+    for benchmark, measures in result.benchmarks.items():
+        parts: dict[Series, BenchmarkResult | SubsetResult] = {Series(benchmark): measures}
+        # A temperature belongs to the set as a whole, so subsets have no calibrated loss.
+        if len(measures.subsets) > 1 and not calibrated:
+            subsets = measures.subsets.items()
+            parts |= {Series(benchmark, subset): part for subset, part in subsets}
+
         for series, part in parts.items():
-            more = {
-                "checkpoint": checkpoint,
-                "accuracy": part["accuracy"],
-                "interval": part["interval"],
-                "style_phi": phi,
-            }
-            value = part["loss_nats"] if y == "loss" else part["accuracy"]
+            loss = measures.calibration.loss_nats if calibrated else part.loss_nats
+            scores = CheckpointScores(
+                checkpoint=checkpoint,
+                accuracy=part.accuracy,
+                interval=Ends(*part.interval) if part.interval else None,
+                style_phi=measures.style.phi if measures.style else None,
+            )
             yield Measurement(
-                series, training["run"], training["family"], x, value, held_out=False, more=more
+                series=series,
+                run=training.run,
+                family=training.family,
+                x=x,
+                y=loss if y == "loss" else part.accuracy,
+                held_out=False,
+                scores=scores,
             )
 
 
-def _item_losses(folder: Path) -> dict[tuple[str, str], tuple[Array, Array]]:
+def _item_losses(folder: Path) -> dict[SeriesOfCheckpoint, ItemLosses]:
     """Weighted sums of loss and of weight by prompt, of every series and checkpoint, from the raw
     rewards."""
-    prompts = {
-        (row["benchmark"], row["subset"], row["item"]): row["prompt_id"]
-        for row in parquet.read_rows(folder / "items.parquet")
-    }
+    by_series: dict[SeriesOfCheckpoint, ItemLosses] = {}
+
+    for checkpoint, benchmark, pairs in _margins_of(folder):
+        probability = torch.from_numpy(pairs.probability)
+        losses = bradley_terry.losses_nats(pairs.margins, probability).numpy()
+        subsets, prompt_ids = np.array(pairs.subsets), np.array(pairs.prompt_ids)
+
+        parts = {Series(benchmark): np.ones(len(losses), dtype=np.bool_)}
+        parts |= {Series(benchmark, str(name)): subsets == name for name in np.unique(subsets)}
+        for series, marked in parts.items():
+            clusters = np.unique(prompt_ids[marked], return_inverse=True)[1]
+            weight = pairs.weight[marked]
+            by_series[SeriesOfCheckpoint(series, checkpoint)] = ItemLosses(
+                sums=np.asarray(np.bincount(clusters, weight * losses[marked]), np.float64),
+                weights=np.asarray(np.bincount(clusters, weight), np.float64),
+            )
+    return by_series
+
+
+class Margins(NamedTuple):
+    """The preferences of one benchmark with the margins of one checkpoint; one entry a pair."""
+
+    subsets: Sequence[str]
+    prompt_ids: Sequence[str]
+    margins: torch.Tensor
+    """Shape (pairs,), float64, in logits."""
+    probability: Array
+    """That chosen is truly the better one."""
+    weight: Array
+
+
+def _margins_of(folder: Path) -> Iterator[tuple[str, str, Margins]]:
+    """Checkpoint, benchmark and pairs, for every checkpoint on every benchmark of a folder."""
+    prompts: dict[tuple[str, str, str], str] = {}
+    for row in parquet.read_rows(folder / "items.parquet"):
+        prompts[row["benchmark"], row["subset"], row["item"]] = row["prompt_id"]
+
     rewards: dict[str, dict[tuple[str, str, str, int], float]] = {}
     for row in parquet.read_rows(folder / "rewards.parquet"):
-        rewards.setdefault(row["checkpoint"], {})[
-            row["benchmark"], row["subset"], row["item"], row["response"]
-        ] = row["reward"]
-    pairs: dict[str, list[Json]] = {}
+        response = (row["benchmark"], row["subset"], row["item"], row["response"])
+        rewards.setdefault(row["checkpoint"], {})[response] = row["reward"]
+
+    preferences: dict[str, list[Json]] = {}
     for row in parquet.read_rows(folder / "preferences.parquet"):
-        pairs.setdefault(row["benchmark"], []).append(row)
-        pairs.setdefault(f"{row['benchmark']}: {row['subset']}", []).append(row)
-    found: dict[tuple[str, str], tuple[Array, Array]] = {}
-    for series, own in pairs.items():
-        items = [(row["benchmark"], row["subset"], row["item"]) for row in own]
-        clusters = np.unique([prompts[item] for item in items], return_inverse=True)[1]
-        weights = np.array([row["weight"] for row in own], dtype=np.float64)
-        probability = torch.tensor([row["probability"] for row in own], dtype=torch.float64)
-        for checkpoint, reward in rewards.items():
-            chosen, rejected = (
-                torch.tensor(
-                    [reward[*item, row[side]] for item, row in zip(items, own, strict=True)],
-                    dtype=torch.float64,
-                )
-                for side in ("chosen", "rejected")
+        preferences.setdefault(row["benchmark"], []).append(row)
+
+    for checkpoint, reward_of in rewards.items():
+        for benchmark, pairs in preferences.items():
+            items = [(benchmark, pair["subset"], pair["item"]) for pair in pairs]
+            chosen = [
+                reward_of[*item, pair["chosen"]] for item, pair in zip(items, pairs, strict=True)
+            ]
+            rejected = [
+                reward_of[*item, pair["rejected"]] for item, pair in zip(items, pairs, strict=True)
+            ]
+            both = torch.tensor([chosen, rejected], dtype=torch.float64)
+            indices = torch.arange(both.numel()).reshape(2, -1)
+            yield (
+                checkpoint,
+                benchmark,
+                Margins(
+                    subsets=[pair["subset"] for pair in pairs],
+                    prompt_ids=[prompts[item] for item in items],
+                    margins=bradley_terry.margins(both.flatten(), indices[0], indices[1]),
+                    probability=np.array([pair["probability"] for pair in pairs], dtype=np.float64),
+                    weight=np.array([pair["weight"] for pair in pairs], dtype=np.float64),
+                ),
             )
-            places = torch.arange(2 * len(own)).reshape(2, -1)
-            margins = bradley_terry.margins(torch.cat([chosen, rejected]), places[0], places[1])
-            losses = bradley_terry.losses_nats(margins, probability).numpy()
-            found[series, checkpoint] = (
-                np.asarray(np.bincount(clusters, weights * losses), dtype=np.float64),
-                np.asarray(np.bincount(clusters, weights), dtype=np.float64),
-            )
-    return found

@@ -2,472 +2,574 @@
 for them."""
 
 import logging
-import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from worldpm import console
 from worldpm.curves.forms import FORMS, Form
 from worldpm.curves.solver import HUBER, LOG_SQUARES, SQUARES, Fit, Objective, fit
 from worldpm.errors import ConfigError
-from worldpm.laws import compute_optimal, evidence, figures, measurements, verdicts
-from worldpm.laws.evidence import Points
-from worldpm.laws.measurements import Measured, Measurement
-from worldpm.laws.verdicts import LEAST_DECADES, LEAST_SIZES, Verdict
+from worldpm.laws import compute_optimal, evidence, figures, measurements, panels, verdicts
+from worldpm.laws.evidence import Points, Resamples, Spread
+from worldpm.laws.law import (
+    XY,
+    Curve,
+    Ends,
+    HeldOut,
+    Law,
+    Laws,
+    Measurement,
+    Optimum,
+    Prediction,
+    Series,
+    SizeAndData,
+    SliceKey,
+    all_finite,
+    ends,
+    finite,
+    to_files,
+)
+from worldpm.laws.measurements import Measured
+from worldpm.laws.verdicts import (
+    LEAST_DECADES,
+    LEAST_PLACES,
+    LINE_FORMS,
+    PLANE_FORMS,
+    Verdict,
+)
 from worldpm.options.laws import AXES, COLUMNS, LawsOptions
+from worldpm.options.shared import command_of
 from worldpm.storage import folders
+from worldpm.storage.manifest import describe
 from worldpm.storage.workers import cores, in_order
 
 logger = logging.getLogger(__name__)
-Json = dict[str, Any]
 
-LINE = ("constant", "power", "power_floor", "saturating", "broken", "sigmoid")
-PLANE = ("joint", "saturating_joint", "saturating_product", "emergent")
-CURVE = LINE[:4]
-"""The forms of a curve over data at one size: emergence is a matter of sizes."""
 PROFILED = ("E", "alpha")
+"""Parameters with a profile-likelihood interval."""
 CURVE_POINTS = 40
-PART = ": "
-"""Between a test's name and that of a part of it."""
+"""Points of a curve that figures draw."""
 FEW_SLICES = 8
-"""Are fitted by one process."""
-LEAST_OF_A_CURVE = 4
+"""Slices that one process fits sooner than several."""
+FEW_LAWS = 4
+"""Fewer laws than this are logged one by one, besides their verdicts."""
+LEAST_AMOUNTS = 4
 """Amounts of data that a size must have seen to give a curve of its own."""
+LEAST_SIZES_OF_OPTIMUM = 4
+"""Sizes that the best size for a budget needs."""
+LAST_SHARE = 0.9
+"""A run counts as finished with this share of the data of the longest run."""
+RESAMPLES_OF_OPTIMUM = 200
+"""Draws behind the best size for a budget, at most: each interpolates every run."""
+LARGEST_CONDITION = 1e12
+"""Condition number beyond which parameters can be traded for others."""
+FLOOR_SHARE = 1e-3
+"""A floor below this share of the least y touches 0."""
+FAILED_SHARE = 0.1
+"""Share of resamples that may fail without a warning."""
+LEAST_X, LEAST_PREDICTION = 1e-300, 1e-300
+"""Numbers below have no logarithm."""
 
 
-class Slice(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is fitted and how."""
+
+    y: str = "loss"
+    """The column that is fitted."""
+    axes: tuple[str, ...] = AXES
+    """The columns that it may depend on."""
+    form: str | None = None
+    """The only form to fit; None for all that suit the columns."""
+    objective: Literal["huber", "squares"] | None = None
+    """None for huber of losses, and squares of other columns."""
+    resamples: int = 1000
+    """Bootstrap draws of runs and prompts behind each interval, 2 or more."""
+    seed: int = 0
+    """Of the draws."""
+
+    @property
+    def minimised(self) -> Objective:
+        """The objective of every fit."""
+        name = self.objective or ("huber" if self.y == "loss" else "squares")
+        return HUBER if name == "huber" else SQUARES
+
+    @property
+    def gives_verdicts(self) -> bool:
+        """Whether a verdict is given: about losses only, and not for forms of columns of their
+        own."""
+        return self.y == "loss" and self.form not in COLUMNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
     """Points of one series along one axis, or along N and D together."""
 
-    name: str
+    series: Series
     x: tuple[str, ...]
+    """Names of the axes."""
     points: Sequence[Measurement]
     size: float | None = None
-    """The N of a curve over D."""
+    """The N of a curve over D; None for points of all sizes."""
+
+    @property
+    def is_plane(self) -> bool:
+        """Whether the slice has two axes."""
+        return len(self.x) == 2
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The points of a slice as arrays."""
+
+    points: Points
+    """All of them."""
+    fitted: Points
+    """Those that a table does not hold out: the points of fits and verdicts."""
+    held_out: NDArray[np.bool_]
+    """Shape (n,): the points to predict, which a table marks; else the largest third of the first
+    axis."""
+    draws: Resamples
+    """Of the fitted points."""
 
 
 def run(options: LawsOptions) -> None:
     """Write `laws.json`, the points, how compute is best spent, and the figures as SVG and PNG."""
+    settings = Settings(
+        y=options.y_column,
+        axes=options.axes,
+        form=options.form,
+        objective=options.objective,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    _check_form(options)
+    measured = measurements.read(
+        options.inputs, y=settings.y, axes=settings.axes, calibrated=options.calibrated
+    )
+    slices = slices_of(measured, settings)
+    if not slices:
+        raise ConfigError(f"{options.inputs[0]}: {_why_no_slice(measured, settings)}")
 
-    if options.form and options.y == "accuracy" and FORMS[options.form].fixed:
+    output = folders.begin(
+        options.out,
+        step="laws",
+        config=_config(options),
+        inputs=[describe(path) for path in options.inputs],
+        command=command_of("laws", options),
+    )
+    if output is None:
+        return
+
+    with output:
+        for reason, count in measured.drops.items():
+            logger.warning("%d points left out: %s", count, reason)
+        with console.progress("fit", total=len(slices)) as advance:
+            laws = fit_laws(
+                measured,
+                settings,
+                workers=cores() if len(slices) > FEW_SLICES else 0,
+                after_each=advance,
+            )
+
+        _warn_of_warnings(laws)
+        for name, content in to_files(laws).items():
+            output.write(name, content)
+        _write_figures(laws, output)
+        _log_laws(laws)
+        output.finish(
+            counts={"points": len(laws.points), "fits": len(laws.laws)},
+            drops={"points": dict(measured.drops)},
+        )
+
+
+def _check_form(options: LawsOptions) -> None:
+    if options.form and options.y == "accuracy" and FORMS[options.form].starts_at_coin_loss:
         raise ConfigError(
             f"--form {options.form} begins at a coin's loss, ln 2, which is no accuracy; leave --y"
             " out, or take another form"
         )
-    measured = measurements.read(
-        options.inputs, y=options.y_column, axes=options.axes, calibrated=options.calibrated
-    )
-    slices = [
-        one
-        for one in _slices(measured, options)
-        if (options.form is None or _axes_of(options.form) == len(one.x))
-        and not all(point.held_out for point in one.points)
-    ]
-    if not slices:
-        raise ConfigError(_nothing(options, measured))
-    settings = {
+
+
+def _config(options: LawsOptions) -> dict[str, Any]:
+    """The settings as the manifest has them."""
+    return {
         "y": options.y_column,
-        **{
-            name: getattr(options, name)
-            for name in ("form", "objective", "calibrated", "resamples", "seed")
-        },
+        "form": options.form,
+        "objective": options.objective,
+        "calibrated": options.calibrated,
+        "resamples": options.resamples,
+        "seed": options.seed,
     }
-    output = folders.begin(
-        options.out,
-        step="laws",
-        config=settings,
-        inputs=[folders.describe(place) for place in options.inputs],
-    )
-    if output is None:
+
+
+def _write_figures(laws: Laws, output: folders.Output) -> None:
+    """Every figure as SVG and PNG."""
+    (output.path / "figures").mkdir(exist_ok=True)
+    for picture in panels.pictures(laws):
+        for name, content in figures.files(picture).items():
+            output.write(f"figures/{name}", content)
+
+
+def fit_laws(
+    measured: Measured,
+    settings: Settings,
+    *,
+    workers: int = 0,
+    after_each: Callable[[], None] | None = None,
+) -> Laws:
+    """Fit every slice of the points, and find the best size for a budget where both size and data
+    lower the loss.
+
+    `workers` processes fit the slices, this one alone for 0; `after_each` is called once for each
+    slice.
+    """
+    laws: list[Law] = []
+    slices = slices_of(measured, settings)
+    work = partial(_fit_slice, measured=measured, settings=settings)
+    for laws_of_slice in in_order(work, slices, workers=workers):
+        laws += laws_of_slice
+        if after_each is not None:
+            after_each()
+
+    # A budget has a best size only where both size and data lower the loss.
+    falling = {each.series for each in laws if each.x == ("N", "D") and each.verdict == "power law"}
+    optima: dict[str, Optimum] = {}
+    for series, points in measured.series().items():
+        if series.name in falling and series.part is None:
+            optimum = _optimum(points, settings)
+            if optimum is not None:
+                optima[series.test] = optimum
+    return Laws(y=settings.y, laws=laws, points=measured.points, optima=optima)
+
+
+def slices_of(measured: Measured, settings: Settings) -> list[Slice]:
+    """The slices that suit the form and have a point that is not held out."""
+    return [
+        part
+        for series, points in measured.series().items()
+        for part in _slices_of_series(series, points, settings)
+        if (settings.form is None or FORMS[settings.form].axes == len(part.x))
+        and not all(point.held_out for point in part.points)
+    ]
+
+
+def _slices_of_series(
+    series: Series, points: Sequence[Measurement], settings: Settings
+) -> Iterator[Slice]:
+    """A series over N and D together, over D at each size, and over N; or over the one axis along
+    which it varies."""
+    if settings.axes != AXES:
+        yield Slice(series=series, x=settings.axes, points=points)
         return
-    with output:
-        for reason, number in measured.drops.items():
-            logger.warning("%d points left out: %s", number, reason)
-        laws: list[Json] = []
-        fits = in_order(
-            partial(_fit_slice, measured=measured, options=options),
-            slices,
-            workers=cores() if len(slices) > FEW_SLICES else 0,
-        )
-        for found in console.track(fits, "fit", total=len(slices)):
-            laws += found
-        if failed := [law for law in laws if law["warnings"]]:
-            logger.warning(
-                "%d of %d fits have warnings; `laws.json` names them", len(failed), len(laws)
-            )
-        # a budget has a best size only where both size and data lower the loss
-        falling = {
-            law["series"]
-            for law in laws
-            if law["x"] == ["N", "D"] and law.get("verdict") == "power law"
-        }
-        optima = {
-            name: _compute_optimal(points, options)
-            for name, points in measured.series().items()
-            if name in falling and PART not in name
-        }
-        output.write("laws.json", folders.to_json(_known(laws)))
-        told = [_told(point, options.y_column) for point in measured.points]
-        output.write("points.json", folders.to_json(told))
-        output.write(
-            "compute_optimal.json",
-            folders.to_json(_known({name: found for name, found in optima.items() if found})),
-        )
-        (options.out / "figures").mkdir(exist_ok=True)
-        for picture in figures.pictures(laws, told, optima, y=options.y_column):
-            for name, content in figures.files(picture).items():
-                output.write(f"figures/{name}", content)
-        _say(laws)
-        output.finish(
-            counts={"points": len(measured.points), "fits": len(laws)},
-            drops={"points": dict(Counter(measured.drops))},
-        )
+
+    if not (_varies(points, "N") and _varies(points, "D")):
+        axis = next((axis for axis in AXES if _varies(points, axis)), None)
+        if axis is not None:
+            yield Slice(series=series, x=(axis,), points=points)
+        return
+
+    yield Slice(series=series, x=("N", "D"), points=points)
+    # A part of a test has a verdict of its own, and no curves.
+    if series.part is None:
+        for size in sorted({point.x["N"] for point in points}):
+            of_size = [point for point in points if point.x["N"] == size]
+            if len({point.x["D"] for point in of_size}) >= LEAST_AMOUNTS:
+                yield Slice(series=series, x=("D",), points=of_size, size=size)
+    along_size = points if _grow_together(points) else _last_points(points)
+    yield Slice(series=series, x=("N",), points=along_size)
 
 
-def _slices(measured: Measured, options: LawsOptions) -> Iterator[Slice]:
-    """What is fitted: each series over N and D together, over D at each size, and over N or C or D
-    where that is all there is."""
-    for name, points in measured.series().items():
-        if options.axes != AXES:
-            yield Slice(name, options.axes, points)
-            continue
-        sizes, amounts = (
-            {point.x[axis] for point in points if axis in point.x} for axis in ("N", "D")
-        )
-        both = _has(points, "N", "D") and len(sizes) > 1 and len(amounts) > 1
-        if both:
-            yield Slice(name, ("N", "D"), points)
-            for size in (
-                sorted(sizes) if PART not in name else ()
-            ):  # a part of a test has a verdict of its own, and no curves
-                own = [point for point in points if point.x["N"] == size]
-                if len({point.x["D"] for point in own}) >= LEAST_OF_A_CURVE:
-                    yield Slice(name, ("D",), own, size)
-            yield Slice(name, ("N",), points if _together(points) else _last(points))
-        else:
-            axis = next(
-                (
-                    axis
-                    for axis in AXES
-                    if _has(points, axis) and len({point.x[axis] for point in points}) > 1
-                ),
-                None,
-            )
-            if axis:
-                yield Slice(name, (axis,), points)
+def _varies(points: Sequence[Measurement], axis: str) -> bool:
+    """Whether all points have the axis, at two values or more."""
+    return _have(points, axis) and len({point.x[axis] for point in points}) > 1
 
 
-def _has(points: Sequence[Measurement], *axes: str) -> bool:
-    return all(axis in point.x for point in points for axis in axes)
+def _have(points: Sequence[Measurement], axis: str) -> bool:
+    return all(axis in point.x for point in points)
 
 
-def _last(points: Sequence[Measurement]) -> list[Measurement]:
+def _last_points(points: Sequence[Measurement]) -> list[Measurement]:
     """The last point of each run: what a size reaches with all of the data."""
     last: dict[str, Measurement] = {}
     for point in points:
         if point.run not in last or point.x["D"] > last[point.run].x["D"]:
             last[point.run] = point
+
     most = max(point.x["D"] for point in last.values())
-    return [point for point in last.values() if point.x["D"] >= 0.9 * most]
+    return [point for point in last.values() if point.x["D"] >= LAST_SHARE * most]
 
 
-def _together(points: Sequence[Measurement]) -> bool:
+def _grow_together(points: Sequence[Measurement]) -> bool:
     """Whether size and data are one axis, along which both grow."""
+    x = np.array([[point.x[axis] for point in points] for axis in ("N", "D")])
+    return evidence.are_collinear(x) and bool(np.corrcoef(np.log(x))[0, 1] > 0)
 
-    places = np.array([[point.x[axis] for point in points] for axis in ("N", "D")])
-    return evidence.go_together(places) and bool(np.corrcoef(np.log(places))[0, 1] > 0)
 
-
-def _nothing(options: LawsOptions, measured: Measured) -> str:
+def _why_no_slice(measured: Measured, settings: Settings) -> str:
     """Why there is nothing to fit."""
-    places = {
-        axis: len({point.x[axis] for point in measured.points if axis in point.x})
-        for axis in options.axes
-    }
-    found = " and ".join(
-        f"{number} value{'s' * (number != 1)} of {axis}"
-        for axis, number in places.items()
-        if number
+    counts = []
+    for axis in settings.axes:
+        values = {point.x[axis] for point in measured.points if axis in point.x}
+        if values:
+            counts.append(f"{len(values)} value{'s' * (len(values) != 1)} of {axis}")
+
+    needs_plane = settings.form is not None and FORMS[settings.form].axes == 2
+    needed = "N and D" if needs_plane else f"one of {', '.join(settings.axes)}"
+    form = f" with --form {settings.form}" if settings.form else ""
+    return (
+        f"{len(measured.points)} points, with {' and '.join(counts)}; there is no axis to fit along"
+        f"{form}: {needed} must vary within a series"
     )
-    wanted = (
-        "N and D"
-        if options.form and _axes_of(options.form) == 2
-        else f"one of {', '.join(options.axes)}"
+
+
+def _fit_slice(part: Slice, measured: Measured, settings: Settings) -> list[Law]:
+    """The laws of one slice, one for each form; each has the verdict on the slice."""
+    sample = _sample(part, measured, settings)
+    verdict = _verdict(part, sample) if settings.gives_verdicts else None
+    return [_law(form, part, sample, verdict, settings) for form in _forms(part, settings)]
+
+
+def _sample(part: Slice, measured: Measured, settings: Settings) -> Sample:
+    points = measurements.points_of(measured, part.points, part.x)
+    marked = np.array([point.held_out for point in part.points])
+    fitted = points.take(~marked) if marked.any() else points
+    return Sample(
+        points=points,
+        fitted=fitted,
+        held_out=marked if marked.any() else evidence.largest(points),
+        draws=evidence.resample(fitted, seed=settings.seed, resamples=settings.resamples),
     )
-    form = f" with --form {options.form}" if options.form else ""
-    told = f"{len(measured.points)} points, with {found}; there is no axis to fit along{form}"
-    return f"{options.inputs[0]}: {told}: {wanted} must vary within a series"
 
 
-def _fit_slice(one: Slice, measured: Measured, options: LawsOptions) -> list[Json]:
-    """The laws of one slice; the verdict stands with each."""
-
-    points = measurements.points_of(measured, one.points, one.x)
-    suited = PLANE if len(one.x) == 2 else LINE if one.size is None else CURVE
-    names = (
-        [options.form]
-        if options.form
-        else [name for name in suited if options.y == "loss" or not FORMS[name].fixed]
-    )
-    fitted = _unmarked(one, points)
-    draws = evidence.resample(fitted, seed=options.seed, resamples=options.resamples)
-    verdict = None
-    if options.y_column == "loss" and options.form not in COLUMNS:
-        verdict = verdicts.of_plane(fitted) if len(one.x) == 2 else verdicts.of_line(fitted, draws)
-    return [_law(name, one, points, fitted, draws, verdict, options) for name in names]
+def _verdict(part: Slice, sample: Sample) -> Verdict:
+    if part.is_plane:
+        return verdicts.of_plane(sample.fitted)
+    return verdicts.of_line(sample.fitted, sample.draws)
 
 
-def _axes_of(form: str) -> int:
+def _forms(part: Slice, settings: Settings) -> list[Form]:
+    """The form that was asked for, or else all that suit the axes and the column."""
+    if settings.form is not None:
+        return [FORMS[settings.form]]
 
-    return FORMS[form].axes
-
-
-def _held_out(one: Slice, points: Points) -> Any:
-    """Which points a fit must foretell: those the table marks, or else the largest third of the
-    first axis."""
-
-    marked = np.array([point.held_out for point in one.points])
-    return marked if marked.any() else evidence.largest(points)
-
-
-def _unmarked(one: Slice, points: Points) -> Points:
-    """The points that a table does not hold out: what is fitted, and what a verdict is given on."""
-
-    marked = np.array([point.held_out for point in one.points])
-    return points.take(~marked) if marked.any() else points
+    shapes = PLANE_FORMS if part.is_plane else LINE_FORMS
+    forms = [
+        FORMS[name] for name, shape in shapes.items() if part.size is None or shape != "abrupt"
+    ]
+    return [form for form in forms if settings.y == "loss" or not form.starts_at_coin_loss]
 
 
 def _law(
-    name: str,
-    one: Slice,
-    points: Points,
-    fitted: Points,
-    draws: Any,
-    verdict: Verdict | None,
-    options: LawsOptions,
-) -> Json:
-    """One fit with all that is to be known of it; where it cannot be made, the reason stands among
-    the warnings."""
-
-    form, objective = FORMS[name], _objective(options)
-    told: Json = {
-        "series": one.name,
-        "form": name,
-        "equation": form.equation,
-        "x": list(one.x),
-        "y": options.y_column,
-        "size": one.size,
-        "objective": objective.name,
-        "n_points": len(fitted.y),
-        "runs": len(set(fitted.runs.tolist())),
-    }
+    form: Form, part: Slice, sample: Sample, verdict: Verdict | None, settings: Settings
+) -> Law:
+    """One fit with all that speaks for and against it; a form that cannot be fitted has the reason
+    among its warnings."""
+    unfitted = _unfitted(form, part, sample, verdict, settings)
+    objective = settings.minimised
     try:
-        found = fit(form, fitted.x, fitted.y, objective)
+        fitted = fit(form, sample.fitted.x, sample.fitted.y, objective)
     except ValueError as error:
-        nothing: Json = {
-            "parameters": None,
-            "intervals": None,
-            "converged": False,
-            "warnings": [str(error)],
-        }
-        return {**told, **nothing, **_judged(verdict)}
-    spread = evidence.bootstrap(found, fitted, objective, draws)
-    profiles = {}
-    if objective.logarithmic and name in (options.form, verdict.form if verdict else None):
-        smooth = fit(form, fitted.x, fitted.y, LOG_SQUARES)
-        profiles = {
-            key: list(evidence.profile(fitted, key, smooth))
-            for key in PROFILED
-            if key in form.parameters
-        }
-    return {
-        **told,
-        "parameters": dict(zip(form.parameters, map(float, found.theta), strict=True)),
-        "intervals": {key: list(interval) for key, interval in spread.intervals.items()},
-        "profile_intervals": profiles,
-        "objective_value": found.objective,
-        **_shown(found, spread, points),
-        "held_out": _foretold(form, points, objective, _held_out(one, points)),
-        "converged": found.converged,
-        "optima": [list(optimum) for optimum in found.optima],
-        "condition": found.condition,
-        "resamples_failed": spread.failed,
-        "warnings": _warnings(found, spread, fitted, options),
-        **_judged(verdict),
-    }
+        return replace(unfitted, warnings=[str(error)])
+
+    # Profiles take a search for each of many values: only the form that is read has them.
+    is_read = form.name in (settings.form, unfitted.drawn)
+    spread = evidence.bootstrap(fitted, sample.fitted, objective, sample.draws)
+    law = replace(
+        unfitted,
+        parameters=dict(zip(form.parameters, fitted.theta.tolist(), strict=True)),
+        intervals={name: ends(interval) for name, interval in spread.intervals.items()},
+        profile_intervals=_profiles(form, sample.fitted, objective) if is_read else {},
+        objective_value=finite(fitted.objective),
+        held_out=_held_out(form, sample, objective),
+        converged=fitted.converged,
+        optima=[list(optimum) for optimum in fitted.optima],
+        condition=finite(fitted.condition),
+        resamples_failed=spread.failed,
+        warnings=_warnings(fitted, spread, sample.fitted, resamples=len(sample.draws.weights)),
+    )
+    if part.is_plane:
+        return _with_residuals(law, fitted, sample.points)
+    return _with_curve(law, fitted, spread, sample.points)
 
 
-def _objective(options: LawsOptions) -> Objective:
+def _unfitted(
+    form: Form, part: Slice, sample: Sample, verdict: Verdict | None, settings: Settings
+) -> Law:
+    """A law of which all but the fit is known."""
+    law = Law(
+        series=part.series.name,
+        form=form.name,
+        equation=form.equation,
+        x=part.x,
+        y=settings.y,
+        size=part.size,
+        objective=settings.minimised.name,
+        n_points=len(sample.fitted.y),
+        runs=len(np.unique(sample.fitted.runs)),
+        parameters=None,
+        intervals=None,
+        converged=False,
+        warnings=[],
+    )
+    if verdict is None:
+        return law
+    return replace(
+        law,
+        verdict=verdict.word,
+        reason=verdict.reason,
+        drawn=verdict.form,
+        evidence=verdict.evidence,
+    )
 
-    chosen = options.objective or ("huber" if options.y_column == "loss" else "squares")
-    return HUBER if chosen == "huber" else SQUARES
+
+def _profiles(form: Form, points: Points, objective: Objective) -> dict[str, Ends]:
+    """Profile-likelihood intervals, for errors of ln y; none where y itself is fitted."""
+    if not objective.logarithmic:
+        return {}
+    fitted = fit(form, points.x, points.y, LOG_SQUARES)
+    names = [name for name in PROFILED if name in form.parameters]
+    return {name: ends(evidence.profile(points, name, fitted)) for name in names}
 
 
-def _foretold(form: Form, points: Points, objective: Objective, held_out: Any) -> Json:
-    """The points held out, as a fit to the others has them, and the mean of the relative errors."""
-
-    predicted = evidence.foretold(form, points, objective, held_out)
+def _held_out(form: Form, sample: Sample, objective: Objective) -> HeldOut:
+    """The held-out points, predicted by a fit to the others."""
+    points = sample.points
+    predicted = evidence.predictions(form, points, objective, sample.held_out)
     if predicted is None:
-        return {"relative_error": None, "points": 0, "predictions": []}
-    places = zip(
-        points.x[:, held_out].T.tolist(),
-        points.y[held_out].tolist(),
-        predicted.tolist(),
-        strict=True,
-    )
-    rows = [
-        {
-            "x": x,
-            "y": y,
-            "predicted": guess,
-            "relative_error": abs(guess - y) / abs(y) if y else None,
-        }
-        for x, y, guess in places
-    ]
-    errors = [row["relative_error"] for row in rows if row["relative_error"] is not None]
-    return {
-        "relative_error": sum(errors) / len(errors) if errors else None,
-        "points": len(rows),
-        "predictions": rows,
-    }
+        return HeldOut(relative_error=None, points=0, predictions=[])
 
-
-def _shown(found: Fit, spread: Any, points: Points) -> Json:
-    """The points and the curve through them, or what the surface leaves unexplained, for the
-    figures."""
-
-    if len(points.x) == 1:
-        grid = np.geomspace(max(points.x.min(), 1e-300), points.x.max(), CURVE_POINTS)
-        low, high = (
-            spread.band(found.form, grid[None])
-            if len(spread.theta) > 1
-            else (found.predict(grid[None]),) * 2
+    x, y = points.x[:, sample.held_out].T.tolist(), points.y[sample.held_out].tolist()
+    predictions = [
+        Prediction(
+            x=axes,
+            y=actual,
+            predicted=finite(prediction),
+            relative_error=finite(abs(prediction - actual) / abs(actual)) if actual else None,
         )
-        curve = {
-            "x": grid.tolist(),
-            "y": found.predict(grid[None]).tolist(),
-            "low": low.tolist(),
-            "high": high.tolist(),
-        }
-        return {"used": np.stack([points.x[0], points.y], axis=1).tolist(), "curve": curve}
-    residuals = np.log(np.where(points.y > 0, points.y, np.nan)) - np.log(
-        np.maximum(found.predict(points.x), 1e-300)
-    )
-    return {"residual_places": points.x.T.tolist(), "residuals": residuals.tolist()}
+        for axes, actual, prediction in zip(x, y, predicted.tolist(), strict=True)
+    ]
+    errors = [each.relative_error for each in predictions if each.relative_error is not None]
+    mean = sum(errors) / len(errors) if errors else None
+    return HeldOut(relative_error=mean, points=len(predictions), predictions=predictions)
 
 
-def _warnings(found: Fit, spread: Any, points: Points, options: LawsOptions) -> list[str]:
+def _with_curve(law: Law, fitted: Fit, spread: Spread, points: Points) -> Law:
+    """The law of a line with the points and the curve through them, for figures."""
+    x = np.geomspace(max(points.x.min(), LEAST_X), points.x.max(), CURVE_POINTS)
+    y = fitted.predict(x[None])
+    has_band = len(spread.theta) > 1
+    low, high = spread.band(fitted.form, x[None]) if has_band else (y, y)
+    curve = Curve(x=x.tolist(), y=all_finite(y), low=all_finite(low), high=all_finite(high))
+    used = zip(points.x[0].tolist(), points.y.tolist(), strict=True)
+    return replace(law, used=[XY(*point) for point in used], curve=curve)
+
+
+def _with_residuals(law: Law, fitted: Fit, points: Points) -> Law:
+    """The law of a plane with what it leaves unexplained at each point, for figures."""
+    predicted = np.maximum(fitted.predict(points.x), LEAST_PREDICTION)
+    residuals = np.log(np.where(points.y > 0, points.y, np.nan)) - np.log(predicted)
+    places = [SizeAndData(*place) for place in points.x.T.tolist()]
+    return replace(law, residual_places=places, residuals=all_finite(residuals))
+
+
+def _warnings(fitted: Fit, spread: Spread, points: Points, *, resamples: int) -> list[str]:
     """All that speaks against reading the parameters."""
+    warnings = [*_warnings_of_search(fitted), *_warnings_of_points(fitted.form, points)]
 
-    told = (
-        []
-        if found.converged
-        else ["did not converge: no better point than a start was found, or it was still moving"]
-    )
-    told += [
-        f"{name} is at its bound: it has no effect, and cannot be told from nothing"
-        for name in found.at_bound
-    ]
-    if len(found.optima) > 1:
-        told.append(f"{len(found.optima)} different optima reach the same objective")
-    if found.condition > 1e12:
-        told.append(
-            f"condition number {found.condition:.1e}: some parameters can be traded for others"
-        )
-    for axis, values in zip(("first", "second"), points.x, strict=False):
-        places = np.sort(evidence.places(values[None])[0])
-        decades = float(np.log10(places[-1] / places[0]))
-        if found.form.name not in COLUMNS and (
-            len(places) < LEAST_SIZES or decades < LEAST_DECADES
-        ):
-            told.append(
-                f"the {axis} axis has {len(places)} places over {decades:.2f} decades;"
-                f" {LEAST_SIZES} and {LEAST_DECADES} are needed"
-            )
-    if len(set(points.runs.tolist())) < 2:
-        told.append("one run: nothing tells what another would give, so there are no intervals")
-    for name, value in zip(found.form.parameters, found.theta, strict=True):
+    for name, value in zip(fitted.form.parameters, fitted.theta, strict=True):
         low, high = spread.intervals[name]
         if high - low > abs(value):
-            told.append(f"the interval of {name} is wider than its value")
-        if name == "E" and low < 1e-3 * points.y.min():
-            told.append("the interval of E touches 0: there may be no floor")
-    if spread.failed > 0.1 * options.resamples:
-        told.append(f"{spread.failed} of {options.resamples} resamples could not be fitted")
-    return told
+            warnings.append(f"the interval of {name} is wider than its value")
+        if name == "E" and low < FLOOR_SHARE * points.y.min():
+            warnings.append("the interval of E touches 0: there may be no floor")
+
+    if spread.failed > FAILED_SHARE * resamples:
+        warnings.append(f"{spread.failed} of {resamples} resamples could not be fitted")
+    return warnings
 
 
-def _judged(verdict: Verdict | None) -> Json:
-    return (
-        {}
-        if verdict is None
-        else {
-            "verdict": verdict.word,
-            "reason": verdict.reason,
-            "drawn": verdict.form,
-            "evidence": verdict.evidence,
-        }
-    )
+def _warnings_of_search(fitted: Fit) -> Iterator[str]:
+    """What the search for the parameters shows."""
+    if not fitted.converged:
+        yield "did not converge: no better point than a start was found, or it was still moving"
+    for name in fitted.at_bound:
+        yield f"{name} is at its bound: it has no effect, and cannot be told from nothing"
+    if len(fitted.optima) > 1:
+        yield f"{len(fitted.optima)} different optima reach the same objective"
+    if fitted.condition > LARGEST_CONDITION:
+        number = f"condition number {fitted.condition:.1e}"
+        yield f"{number}: some parameters can be traded for others"
 
 
-def _compute_optimal(points: Sequence[Measurement], options: LawsOptions) -> Json | None:
-    """How compute is best spent, where the runs have their operations counted, or by 6 N D where a
-    table has none."""
+def _warnings_of_points(form: Form, points: Points) -> Iterator[str]:
+    """What the points cannot show."""
+    for axis, values in zip(("first", "second"), points.x, strict=False):
+        places = evidence.distinct_places(values[None])[0]
+        decades = float(np.log10(places.max() / places.min()))
+        is_short = len(places) < LEAST_PLACES or decades < LEAST_DECADES
+        # Columns of their own, such as a distance from the policy, do not span decades.
+        if is_short and form.name not in COLUMNS:
+            yield (
+                f"the {axis} axis has {len(places)} places over {decades:.2f} decades;"
+                f" {LEAST_PLACES} and {LEAST_DECADES} are needed"
+            )
+    if len(np.unique(points.runs)) < 2:
+        yield "one run: nothing tells what another would give, so there are no intervals"
 
-    if options.y_column != "loss" or len({point.x["N"] for point in points}) < LEAST_OF_A_CURVE:
+
+def _optimum(points: Sequence[Measurement], settings: Settings) -> Optimum | None:
+    """How compute is best spent; None with too few sizes."""
+    if len({point.x["N"] for point in points}) < LEAST_SIZES_OF_OPTIMUM:
         return None
     n, d = (np.array([point.x[axis] for point in points]) for axis in ("N", "D"))
-    counted = _has(points, "C")
-    c = np.array([point.x["C"] for point in points]) if counted else 6 * n * d
-    names = {run: number for number, run in enumerate(dict.fromkeys(point.run for point in points))}
-    # runs of one point each are no curves; those of one size are taken together
-    by = [names[point.run] if len(names) < len(points) else point.x["N"] for point in points]
+    counted = _have(points, "C")
     runs = compute_optimal.Runs(
-        n, d, c, np.array([point.y for point in points]), np.unique(by, return_inverse=True)[1]
+        n=n,
+        d=d,
+        # Chinchilla's rule of six operations for each parameter and datum.
+        c=np.array([point.x["C"] for point in points]) if counted else 6 * n * d,
+        loss=np.array([point.y for point in points]),
+        runs=_training_curves(points),
+        operations="counted" if counted else "6 N D",
     )
-    return {
-        "operations": "counted" if counted else "6 N D",
-        **compute_optimal.compare(runs, seed=options.seed, resamples=min(options.resamples, 200)),
-    }
+    resamples = min(settings.resamples, RESAMPLES_OF_OPTIMUM)
+    return compute_optimal.compare(runs, seed=settings.seed, resamples=resamples)
 
 
-def _known(value: Any) -> Any:
-    """The same without NaN and infinity, which are no JSON: what is not known, or an open end, is
-    null."""
-    if isinstance(value, dict):
-        return {name: _known(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_known(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _training_curves(points: Sequence[Measurement]) -> NDArray[np.int64]:
+    """The number of the training curve that each point belongs to, shape (n,)."""
+    numbers: dict[str, int] = {}
+    for point in points:
+        numbers.setdefault(point.run, len(numbers))
+
+    # Runs of one point each are no curves; those of one size are taken together.
+    if len(numbers) < len(points):
+        return np.array([numbers[point.run] for point in points])
+    return np.unique([point.x["N"] for point in points], return_inverse=True)[1]
 
 
-def _told(point: Measurement, y: str) -> Json:
-    named = {"series": point.series, "run": point.run, "family": point.family}
-    return {
-        **named,
-        **point.x,
-        y: point.y,
-        "held_out": point.held_out,
-        **{key: value for key, value in point.more.items() if key != y},
-    }
+def _warn_of_warnings(laws: Laws) -> None:
+    count = sum(1 for each in laws.laws if each.warnings)
+    if count:
+        logger.warning("%d of %d fits have warnings; `laws.json` names them", count, len(laws.laws))
 
 
-def _say(laws: Sequence[Mapping[str, Any]]) -> None:
-    """One line for each verdict, or for each fit where no verdict is given."""
-    said: set[tuple[Any, ...]] = set()
-    for law in laws:
-        where = f"{law['series']} over {' and '.join(law['x'])}" + (
-            f" at N = {law['size']:,.0f}" if law["size"] else ""
-        )
-        key = (law["series"], tuple(law["x"]), law["size"])
-        if "verdict" in law and key not in said:
-            said.add(key)
-            logger.info("%s: %s (%s)", where, law["verdict"], law["reason"])
-        if "verdict" not in law or len(laws) < 4:
-            numbers = ", ".join(
-                f"{name} {value:.6g}" for name, value in (law["parameters"] or {}).items()
-            )
-            logger.info("%s: %s, %s", where, law["equation"], numbers or "; ".join(law["warnings"]))
+def _log_laws(laws: Laws) -> None:
+    """One line for each verdict, or for each fit where no verdict is given or there are few."""
+    logged: set[SliceKey] = set()
+    for law in laws.laws:
+        name = f"{law.series} over {law.over}"
+        if law.verdict is not None and law.key not in logged:
+            logged.add(law.key)
+            logger.info("%s: %s (%s)", name, law.verdict, law.reason)
+
+        if law.verdict is None or len(laws.laws) < FEW_LAWS:
+            parameters = law.parameters or {}
+            numbers = ", ".join(f"{key} {value:.6g}" for key, value in parameters.items())
+            logger.info("%s: %s, %s", name, law.equation, numbers or "; ".join(law.warnings))

@@ -4,46 +4,82 @@ The words are given by rules that stand here, not by the reader of a figure. A v
 loss, never about accuracy alone, whose jumps are made by its threshold.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from worldpm.curves.forms import COIN_LOSS_NATS, FORMS, Array, curve
 from worldpm.curves.solver import LOG_SQUARES, Fit, fit
 from worldpm.laws import evidence
-from worldpm.laws.evidence import Points, Resamples
+from worldpm.laws.evidence import Points, Resamples, Slope
+from worldpm.laws.law import ByAxis, Evidence, Score, Trend, Word, ends, finite
 from worldpm.stats.uncertainty import Interval
 
-Json = dict[str, Any]
-Word = Literal["power law", "emergent", "no trend", "not identified"]
-
-LEAST_SIZES, LEAST_DECADES = 4, 1.5
+LEAST_PLACES = 4
+"""Different values of an axis that a law needs."""
+LEAST_DECADES = 1.5
+"""Decades of an axis that a law needs."""
 NEGLIGIBLE_SLOPE = 0.01
 """A loss that changes by less than 2.3 % a decade has no trend."""
 LEAST_FALL = 1e-4
-"""The power by which a curve falls along an axis that it heeds; coefficients are positive, so that
-without an effect it is not 0."""
+"""The power by which a curve falls along an axis that affects it; coefficients are positive, so
+that without an effect it is not 0."""
 CLEARLY_BETTER = 6.0
 """A difference of Akaike's criterion that leaves the worse form a twentieth of the better one's
 support."""
-SINGULAR = 1e8
+SINGULAR_CONDITION = 1e8
 """Condition of a plane's normal equations beyond which its slopes are rounding errors."""
 SIZES_EACH_SIDE = 3
+"""Sizes on either side of a threshold that show it."""
 LEAST_STEEPNESS = 3.0
 """Of a threshold of size: nine tenths are open at 4.3 times the size at which one tenth is."""
-SMOOTH, ABRUPT = ("power", "power_floor", "saturating"), ("broken", "sigmoid")
-SMOOTH_PLANES = ("joint", "saturating_joint", "saturating_product")
+RESAMPLES_OF_SIZES, RESAMPLES_OF_SLOPES, RESAMPLES_OF_FORMS = 4000, 1000, 200
+"""Draws behind the intervals of a plane; those of forms take a search each."""
+
+Shape = Literal["constant", "smooth", "abrupt", "gated"]
+"""How a form falls: not at all, evenly, with a turn, or beyond a threshold of size only."""
+
+LINE_FORMS: Mapping[str, Shape] = {
+    "constant": "constant",
+    "power": "smooth",
+    "power_floor": "smooth",
+    "saturating": "smooth",
+    "broken": "abrupt",
+    "sigmoid": "abrupt",
+}
+"""The forms of a line that a verdict compares."""
+PLANE_FORMS: Mapping[str, Shape] = {
+    "joint": "smooth",
+    "saturating_joint": "smooth",
+    "saturating_product": "smooth",
+    "emergent": "gated",
+}
+"""The forms of a plane that a verdict compares, besides a constant."""
+SMOOTH = tuple(name for name, shape in LINE_FORMS.items() if shape == "smooth")
+ABRUPT = tuple(name for name, shape in LINE_FORMS.items() if shape == "abrupt")
+SMOOTH_PLANES = tuple(name for name, shape in PLANE_FORMS.items() if shape == "smooth")
 
 
-class Verdict(NamedTuple):
-    """A word, why, and the numbers behind it."""
+@dataclass(frozen=True)
+class Verdict:
+    """A word, the reason for it, and the numbers behind it."""
 
     word: Word
     reason: str
-    evidence: Json
+    """For readers; a part of a sentence."""
+    evidence: Evidence
     form: str = "constant"
-    """The form that describes the points best, by Akaike's criterion; what a figure draws."""
+    """The form that describes the points best, by Akaike's criterion or, for a plane, on sizes left
+    out; figures draw it."""
+
+
+class Finding(NamedTuple):
+    """The word that one check decides, and its reason."""
+
+    word: Word
+    reason: str
 
 
 def of_line(points: Points, draws: Resamples) -> Verdict:
@@ -55,69 +91,147 @@ def of_line(points: Points, draws: Resamples) -> Verdict:
     somewhere, is clearly better than it. One axis never shows emergence, which is that some sizes
     do not learn whatever the data.
     """
-    places = np.sort(evidence.places(points.x)[0])
-    decades = _decades(places)
-    told: Json = {
-        "places": len(places),
-        "decades": decades,
-        "runs": len(np.unique(points.runs)),
-        "points": len(points.y),
-    }
-    if short := _too_short(len(places), decades):
-        return Verdict("not identified", short, told)
-    trend = evidence.slope(points, draws)
-    told["slope"] = {
-        "estimate": trend.estimate,
-        "interval": list(trend.interval),
-        "detectable": trend.detectable,
-    }
-    fits = _fits(points, ("constant", *SMOOTH, *ABRUPT))
-    held_out = evidence.largest(points)
-    told["forms"] = {
-        name: {
-            "aicc": evidence.aicc(found, points),
-            "held_out_error": evidence.extrapolation_error(
-                found.form, points, LOG_SQUARES, held_out
-            ),
-        }
-        for name, found in fits.items()
-    }
-    smooth, abrupt = _best(told["forms"], SMOOTH), _best(told["forms"], ABRUPT)
-    better = (
-        smooth is not None
-        and told["forms"][smooth]["held_out_error"] < told["forms"]["constant"]["held_out_error"]
+    places = np.sort(evidence.distinct_places(points.x)[0])
+    numbers = Evidence(
+        places=len(places),
+        decades=_decades(places),
+        runs=len(np.unique(points.runs)),
+        points=len(points.y),
     )
-    best = _best(told["forms"], tuple(told["forms"])) or "constant"
-    if smooth and better and not np.isfinite(told["forms"][smooth]["aicc"]):
-        best = smooth
-    by_slope = _by_slope(trend.interval)
-    if by_slope is not None:
-        return Verdict(by_slope[0], by_slope[1], told, best)
-    if (
-        abrupt
-        and smooth
-        and told["forms"][abrupt]["aicc"] + CLEARLY_BETTER < told["forms"][smooth]["aicc"]
-    ):
-        told["turn"] = list(
-            turn := evidence.bootstrap(fits[abrupt], points, LOG_SQUARES, draws).intervals["x0"]
-        )
+    shortage = _shortage(places)
+    if shortage is not None:
+        return Verdict("not identified", shortage, numbers)
+
+    trend = evidence.slope(points, draws)
+    contest = _line_contest(points)
+    numbers = replace(numbers, slope=_trend(trend), forms=contest.scores())
+
+    finding = _by_slope(trend.interval)
+    if finding is None:
+        turn = _turn(contest, points, draws)
+        finding = _by_forms(contest, turn)
+        numbers = replace(numbers, turn=ends(turn) if turn else None)
+    return Verdict(finding.word, finding.reason, numbers, contest.best)
+
+
+def _trend(slope: Slope) -> Trend:
+    return Trend(
+        estimate=finite(slope.estimate),
+        interval=ends(slope.interval),
+        detectable=finite(slope.detectable),
+    )
+
+
+@dataclass(frozen=True)
+class LineContest:
+    """How well each form describes the points of a line; all dicts are by the form's name."""
+
+    fits: dict[str, Fit]
+    aicc: dict[str, float]
+    """Infinite with too few points."""
+    errors: dict[str, float]
+    """Mean relative error on the largest third; NaN where the rest does not suffice."""
+
+    @property
+    def smooth(self) -> str | None:
+        """The best smooth form; None if none could be fitted."""
+        return self._best_of(SMOOTH)
+
+    @property
+    def abrupt(self) -> str | None:
+        """The best abrupt form; None if none could be fitted."""
+        return self._best_of(ABRUPT)
+
+    @property
+    def smooth_predicts(self) -> bool:
+        """Whether the best smooth form predicts the largest better than a constant."""
+        return self.smooth is not None and self.errors[self.smooth] < self.errors["constant"]
+
+    @property
+    def abrupt_is_clearly_better(self) -> bool:
+        """Whether the best abrupt form leaves the best smooth one little support."""
+        if self.abrupt is None or self.smooth is None:
+            return False
+        return self.aicc[self.abrupt] + CLEARLY_BETTER < self.aicc[self.smooth]
+
+    @property
+    def best(self) -> str:
+        """The form that describes the points best."""
+        # Too few points for the criterion of the smooth form: its predictions speak for it.
+        if self.smooth and self.smooth_predicts and not np.isfinite(self.aicc[self.smooth]):
+            return self.smooth
+        return self._best_of(tuple(self.fits)) or "constant"
+
+    def scores(self) -> dict[str, Score]:
+        """The numbers as JSON can hold them."""
+        return {
+            name: Score(aicc=finite(self.aicc[name]), held_out_error=finite(self.errors[name]))
+            for name in self.fits
+        }
+
+    def _best_of(self, names: Sequence[str]) -> str | None:
+        """The form that the criterion prefers; where the points are too few for it, the one that
+        predicts those held out best."""
+        fitted = [name for name in names if name in self.fits]
+        usable = any(np.isfinite(self.aicc[name]) for name in fitted)
+        by_name = self.aicc if usable else self.errors
+        comparable = (name for name in fitted if np.isfinite(by_name[name]))
+        return min(comparable, key=by_name.__getitem__, default=None)
+
+
+def _line_contest(points: Points) -> LineContest:
+    fits = _fits(points, LINE_FORMS)
+    held_out = evidence.largest(points)
+    return LineContest(
+        fits=fits,
+        aicc={name: evidence.aicc(fitted, points) for name, fitted in fits.items()},
+        errors={
+            name: evidence.extrapolation_error(fitted.form, points, LOG_SQUARES, held_out)
+            for name, fitted in fits.items()
+        },
+    )
+
+
+def _turn(contest: LineContest, points: Points, draws: Resamples) -> Interval | None:
+    """Where the best abrupt form turns; None unless it is clearly better than the smooth ones."""
+    if contest.abrupt is None or not contest.abrupt_is_clearly_better:
+        return None
+    spread = evidence.bootstrap(contest.fits[contest.abrupt], points, LOG_SQUARES, draws)
+    return spread.intervals["x0"]
+
+
+def _by_slope(interval: Interval) -> Finding | None:
+    """What the slope alone decides; None for a fall."""
+    low, high = interval
+    if not low <= high:
+        return Finding("not identified", "too few runs: nothing tells chance from trend")
+    if max(-low, high) < NEGLIGIBLE_SLOPE:
+        reason = f"the slope lies within {low:.3f} and {high:.3f}, which is negligible"
+        return Finding("no trend", reason)
+    if low > 0:
+        rise = f"slope {low:.3f} to {high:.3f}"
+        reason = f"the loss rises ({rise}); these are laws of falling losses"
+        return Finding("not identified", reason)
+    if high >= 0:
+        reason = f"the slope may be 0 or as much as {low:.3f}: too few runs to say"
+        return Finding("not identified", reason)
+    return None
+
+
+def _by_forms(contest: LineContest, turn: Interval | None) -> Finding:
+    """What the forms decide about a loss that falls."""
+    if turn is not None:
         reason = (
-            f"the loss falls, but no smooth form describes it: {abrupt} does, with its turn at"
-            f" {turn.low:.3g} to {turn.high:.3g}"
+            f"the loss falls, but no smooth form describes it: {contest.abrupt} does, with its turn"
+            f" at {turn.low:.3g} to {turn.high:.3g}"
         )
-        return Verdict("not identified", reason, told, best)
-    if better:
-        return Verdict(
-            "power law",
-            f"{smooth} fits best, and foretells the largest better than a constant",
-            told,
-            best,
-        )
-    return Verdict(
+        return Finding("not identified", reason)
+    if contest.smooth_predicts:
+        reason = f"{contest.smooth} fits best, and foretells the largest better than a constant"
+        return Finding("power law", reason)
+    return Finding(
         "not identified",
         "the loss falls, but no smooth form foretells the largest better than a constant",
-        told,
-        best,
     )
 
 
@@ -130,205 +244,292 @@ def of_plane(points: Points) -> Verdict:
     beats a constant there, and both it and the plane of least squares surely fall along each axis.
     No trend: the intervals of the slopes along both axes lie within NEGLIGIBLE_SLOPE.
     """
-    sizes, amounts = (np.sort(evidence.places(axis[None])[0]) for axis in points.x)
-    told: Json = {
-        "sizes": len(sizes),
-        "decades": _decades(sizes),
-        "amounts": len(amounts),
-        "runs": len(np.unique(points.runs)),
-    }
-    for what, places in (("size", sizes), ("data", amounts)):
-        if short := _too_short(len(places), _decades(places)):
-            return Verdict("not identified", f"{what}: {short}", told)
-    if evidence.go_together(points.x):
-        return Verdict(
-            "not identified",
-            "size and data are one axis, so that their effects cannot be told apart",
-            told,
-        )
-    fits = _fits(points, ("constant", *SMOOTH_PLANES, "emergent"))
-    told["forms"] = {name: {"aicc": evidence.aicc(found, points)} for name, found in fits.items()}
-    left_out = {
-        name: evidence.left_out_errors(found, points, points.x[0]) for name, found in fits.items()
-    }
-    for name, errors in left_out.items():
-        told["forms"][name]["left_out_error"] = float(np.sqrt(errors.mean()))
-    if "joint" not in fits:
-        return Verdict(
-            "not identified", "too few different points for the forms to be told apart", told
-        )
-    best = min(fits, key=lambda name: told["forms"][name]["left_out_error"])
-    null = min(
-        fits.keys() & set(SMOOTH_PLANES), key=lambda name: told["forms"][name]["left_out_error"]
+    sizes, amounts = (np.sort(evidence.distinct_places(axis[None])[0]) for axis in points.x)
+    numbers = Evidence(
+        sizes=len(sizes),
+        decades=_decades(sizes),
+        amounts=len(amounts),
+        runs=len(np.unique(points.runs)),
     )
-    if "emergent" in fits and (
-        reason := _emerges(
-            points, fits["emergent"], left_out[null] - left_out["emergent"], sizes, told
-        )
-    ):
-        return Verdict("emergent", reason, told, best)
-    told["gain_of_smooth"] = list(
-        against_constant := _mean_interval(left_out["constant"] - left_out[null])
+    obstacle = _obstacle(points, sizes, amounts)
+    if obstacle is not None:
+        return Verdict("not identified", obstacle, numbers)
+
+    contest = _plane_contest(points)
+    numbers = replace(numbers, forms=contest.scores())
+    if contest.smooth is None:
+        reason = "too few different points for the forms to be told apart"
+        return Verdict("not identified", reason, numbers)
+
+    emergence = _emergence(points, contest)
+    finding = _by_emergence(emergence, sizes)
+    numbers = _with_emergence(numbers, emergence)
+    if finding is None:
+        effects = _effects(points, contest, contest.smooth)
+        finding = _by_effects(effects, contest.smooth)
+        numbers = _with_effects(numbers, effects)
+    return Verdict(finding.word, finding.reason, numbers, contest.best)
+
+
+@dataclass(frozen=True)
+class PlaneContest:
+    """How well each form describes the points of a plane; all dicts are by the form's name."""
+
+    fits: dict[str, Fit]
+    aicc: dict[str, float]
+    """Infinite with too few points."""
+    squared_errors: dict[str, Array]
+    """Mean squared errors of ln y of each size, predicted from the other sizes."""
+
+    @property
+    def smooth(self) -> str | None:
+        """The smooth form of least error; None if none could be fitted."""
+        fitted = (name for name in SMOOTH_PLANES if name in self.fits)
+        return min(fitted, key=self.error, default=None)
+
+    @property
+    def best(self) -> str:
+        """The form of least error."""
+        return min(self.fits, key=self.error)
+
+    def error(self, name: str) -> float:
+        """Root mean square error of ln y over sizes left out."""
+        return float(np.sqrt(self.squared_errors[name].mean()))
+
+    def gain(self, name: str, baseline: str) -> Interval:
+        """The interval of how much lower the squared errors of a form are than another's."""
+        return _mean_interval(self.squared_errors[baseline] - self.squared_errors[name])
+
+    def scores(self) -> dict[str, Score]:
+        """The numbers as JSON can hold them."""
+        return {
+            name: Score(aicc=finite(self.aicc[name]), left_out_error=finite(self.error(name)))
+            for name in self.fits
+        }
+
+
+def _plane_contest(points: Points) -> PlaneContest:
+    fits = _fits(points, ("constant", *PLANE_FORMS))
+    sizes = points.x[0]
+    return PlaneContest(
+        fits=fits,
+        aicc={name: evidence.aicc(fitted, points) for name, fitted in fits.items()},
+        squared_errors={
+            name: evidence.left_out_errors(fitted, points, sizes) for name, fitted in fits.items()
+        },
     )
-    told["falls"] = {
-        axis: list(ends) for axis, ends in zip("ND", _falls(fits[null], points), strict=True)
-    }
-    told["slopes"] = {
-        axis: list(ends) for axis, ends in zip("ND", _plane_slopes(points), strict=True)
-    }
-    falling = [
-        axis
-        for axis, (low, _) in told["falls"].items()
-        if low > LEAST_FALL and told["slopes"][axis][1] < 0
-    ]
-    if against_constant.low > 0 and len(falling) == 2:
-        return Verdict(
-            "power law",
-            f"{null} foretells sizes left out better than a constant, and falls along both axes",
-            told,
-            best,
+
+
+def _obstacle(points: Points, sizes: Array, amounts: Array) -> str | None:
+    """Why a plane shows nothing, whatever its losses; None if it may show something."""
+    for axis, places in (("size", sizes), ("data", amounts)):
+        shortage = _shortage(places)
+        if shortage is not None:
+            return f"{axis}: {shortage}"
+    if evidence.are_collinear(points.x):
+        return "size and data are one axis, so that their effects cannot be told apart"
+    return None
+
+
+@dataclass(frozen=True)
+class Emergence:
+    """How far a threshold of size describes a plane."""
+
+    gain: Interval
+    """Squared errors of the best smooth form minus those of the emergent one."""
+    threshold: Interval | None = None
+    """In parameters; None where there may be no gain."""
+    steepness: Interval | None = None
+    """None where there may be no gain."""
+
+
+def _emergence(points: Points, contest: PlaneContest) -> Emergence | None:
+    """The case for emergence; None where the form could not be fitted."""
+    if "emergent" not in contest.fits or contest.smooth is None:
+        return None
+    gain = contest.gain("emergent", contest.smooth)
+    if gain.low <= 0:
+        return Emergence(gain)
+
+    draws = evidence.resample(points, seed=0, resamples=RESAMPLES_OF_FORMS)
+    spread = evidence.bootstrap(contest.fits["emergent"], points, LOG_SQUARES, draws)
+    return Emergence(gain, spread.intervals["N0"], spread.intervals["k"])
+
+
+def _by_emergence(emergence: Emergence | None, sizes: Array) -> Finding | None:
+    """Whether a series is emergent; None where it is not."""
+    if emergence is None or emergence.threshold is None or emergence.steepness is None:
+        return None
+    threshold = emergence.threshold
+    if not _is_between(sizes, threshold) or not emergence.steepness.low > LEAST_STEEPNESS:
+        return None
+    return Finding(
+        "emergent",
+        f"of the sizes and data seen, only sizes beyond {threshold.low:.3g} to"
+        f" {threshold.high:.3g} learn it",
+    )
+
+
+def _is_between(sizes: Array, threshold: Interval) -> bool:
+    """Whether enough sizes lie on either side of all of the interval."""
+    below, above = int((sizes < threshold.low).sum()), int((sizes > threshold.high).sum())
+    return below >= SIZES_EACH_SIDE and above >= SIZES_EACH_SIDE
+
+
+def _with_emergence(numbers: Evidence, emergence: Emergence | None) -> Evidence:
+    if emergence is None:
+        return numbers
+    return replace(
+        numbers,
+        gain_of_emergent=ends(emergence.gain),
+        place=ends(emergence.threshold) if emergence.threshold else None,
+        steepness=ends(emergence.steepness) if emergence.steepness else None,
+    )
+
+
+class OfAxes(NamedTuple):
+    """An interval along each axis of a plane."""
+
+    N: Interval
+    D: Interval
+
+    def as_json(self) -> ByAxis:
+        """The intervals as JSON can hold them."""
+        return ByAxis(N=ends(self.N), D=ends(self.D))
+
+
+@dataclass(frozen=True)
+class Effects:
+    """How far the loss of a plane falls."""
+
+    gain: Interval
+    """Squared errors of a constant minus those of the best smooth form."""
+    falls: OfAxes
+    """By the smooth form."""
+    slopes: OfAxes
+    """Of the plane of least squares."""
+
+    @property
+    def falling(self) -> list[str]:
+        """The axes along which the loss surely falls, by both."""
+        axes = zip(OfAxes._fields, self.falls, self.slopes, strict=True)
+        return [name for name, fall, slope in axes if fall.low > LEAST_FALL and slope.high < 0]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether no axis changes the loss by more than a negligible amount."""
+        return all(max(-low, high) < NEGLIGIBLE_SLOPE for low, high in self.slopes)
+
+
+def _effects(points: Points, contest: PlaneContest, smooth: str) -> Effects:
+    return Effects(
+        gain=contest.gain(smooth, "constant"),
+        falls=_falls(contest.fits[smooth], points),
+        slopes=_plane_slopes(points),
+    )
+
+
+def _by_effects(effects: Effects, smooth: str) -> Finding:
+    """What the effects of size and data decide about a plane that is not emergent."""
+    predicts = effects.gain.low > 0
+    if predicts and len(effects.falling) == 2:
+        reason = (
+            f"{smooth} foretells sizes left out better than a constant, and falls along both axes"
         )
-    if all(max(-low, high) < NEGLIGIBLE_SLOPE for low, high in told["slopes"].values()):
-        return Verdict(
-            "no trend",
-            "neither size nor data changes the loss by more than a negligible amount",
-            told,
-            best,
-        )
-    if against_constant.low > 0 and len(falling) == 1:
-        return Verdict(
-            "not identified", f"the loss falls with {falling[0]} only: no law of both", told, best
-        )
-    reason = (
+        return Finding("power law", reason)
+    if effects.is_flat:
+        reason = "neither size nor data changes the loss by more than a negligible amount"
+        return Finding("no trend", reason)
+    if predicts and len(effects.falling) == 1:
+        reason = f"the loss falls with {effects.falling[0]} only: no law of both"
+        return Finding("not identified", reason)
+    return Finding(
+        "not identified",
         "no law of falling loss foretells sizes left out better than a constant, and a change is"
-        " not ruled out"
-    )
-    return Verdict("not identified", reason, told, best)
-
-
-def _emerges(points: Points, found: Fit, gain: Array, sizes: Array, told: Json) -> str | None:
-    """Why a series is emergent; None where it is not. The numbers go to `told`."""
-    told["gain_of_emergent"] = list(interval := _mean_interval(gain))
-    if interval.low <= 0:
-        return None
-    spread = evidence.bootstrap(
-        found, points, LOG_SQUARES, evidence.resample(points, seed=0, resamples=200)
-    )
-    place, steepness = spread.intervals["N0"], spread.intervals["k"]
-    told["place"], told["steepness"] = list(place), list(steepness)
-    if not (_between(sizes, place) and steepness.low > LEAST_STEEPNESS):
-        return None
-    return (
-        f"of the sizes and data seen, only sizes beyond {place.low:.3g} to {place.high:.3g}"
-        " learn it"
+        " not ruled out",
     )
 
 
-def _plane_slopes(points: Points) -> list[Interval]:
+def _with_effects(numbers: Evidence, effects: Effects) -> Evidence:
+    return replace(
+        numbers,
+        gain_of_smooth=ends(effects.gain),
+        falls=effects.falls.as_json(),
+        slopes=effects.slopes.as_json(),
+    )
+
+
+def _falls(fitted: Fit, points: Points) -> OfAxes:
+    """The powers by which the curve falls along N and D, each from its least to its most where the
+    other has its most: 95 % intervals."""
+    draws = evidence.resample(points, seed=0, resamples=RESAMPLES_OF_FORMS)
+    theta = evidence.bootstrap(fitted, points, LOG_SQUARES, draws).theta
+    if len(theta) == 0:
+        unknown = Interval(np.nan, np.nan)
+        return OfAxes(unknown, unknown)
+
+    # The first two columns begin low along one axis each, the third is the high end of both.
+    least, most = points.x.min(axis=1), points.x.max(axis=1)
+    starts = np.where(np.eye(2, dtype=np.bool_), least[:, None], most[:, None])
+    corners = np.concatenate([starts, most[:, None]], axis=1)
+    values = curve(fitted.form, theta, corners)[0]
+    falls = np.log(values[:, :2] / values[:, 2:]) / np.log(most / least)
+    return OfAxes(_percentiles(falls[:, 0]), _percentiles(falls[:, 1]))
+
+
+def _plane_slopes(points: Points) -> OfAxes:
     """The 95 % intervals of d ln y / d ln N and d ln y / d ln D, by least squares on whole runs
     drawn with replacement."""
-    draws = evidence.resample(points, seed=0, resamples=1000)
+    draws = evidence.resample(points, seed=0, resamples=RESAMPLES_OF_SLOPES)
     centred = np.log(points.x) - np.log(points.x).mean(axis=1, keepdims=True)
     design = np.stack([np.ones(len(points.y)), *centred], axis=1)
     weighted = np.swapaxes(draws.weights[:, :, None] * design, 1, 2)
     curvature = weighted @ design
-    enough = (
-        np.linalg.cond(curvature) < SINGULAR
-    )  # a draw may hold one size only, or runs that lie on a line
-    slopes = np.linalg.solve(curvature[enough], (weighted @ np.log(points.y)[:, None])[enough])[
-        :, 1:, 0
-    ]
-    return [Interval(*map(float, np.quantile(column, [0.025, 0.975]))) for column in slopes.T]
+    target = weighted @ np.log(points.y)[:, None]
+
+    # A draw may hold one size only, or runs that lie on a line.
+    regular = np.linalg.cond(curvature) < SINGULAR_CONDITION
+    slopes = np.linalg.solve(curvature[regular], target[regular])[:, 1:, 0]
+    return OfAxes(_percentiles(slopes[:, 0]), _percentiles(slopes[:, 1]))
+
+
+def _fits(points: Points, names: Iterable[str]) -> dict[str, Fit]:
+    """The forms that can be fitted, by name."""
+    fits = {}
+    preference_loss = points.y.min() < COIN_LOSS_NATS
+    for name in names:
+        form = FORMS[name]
+        # A curve that begins at ln 2 says nothing about a loss that is never below it.
+        if form.starts_at_coin_loss and not preference_loss:
+            continue
+        try:
+            fits[name] = fit(form, points.x, points.y, LOG_SQUARES)
+        except ValueError:  # more parameters than different points: the form cannot be judged
+            continue
+    return fits
 
 
 def _decades(places: Array) -> float:
+    """Decades between the ends of ascending places; 0 for one place."""
     return float(np.log10(places[-1] / places[0])) if len(places) > 1 else 0.0
 
 
-def _too_short(places: int, decades: float) -> str | None:
-    if places < LEAST_SIZES:
-        return f"{places} different places on the axis; a law needs {LEAST_SIZES} or more"
-    return (
-        f"{decades:.2f} decades; a law needs {LEAST_DECADES} or more"
-        if decades < LEAST_DECADES
-        else None
-    )
-
-
-def _by_slope(interval: Interval) -> tuple[Word, str] | None:
-    low, high = interval
-    if not low <= high:
-        return "not identified", "too few runs: nothing tells chance from trend"
-    if max(-low, high) < NEGLIGIBLE_SLOPE:
-        return "no trend", f"the slope lies within {low:.3f} and {high:.3f}, which is negligible"
-    if low > 0:
-        return (
-            "not identified",
-            f"the loss rises (slope {low:.3f} to {high:.3f}); these are laws of falling losses",
-        )
-    if high >= 0:
-        return "not identified", f"the slope may be 0 or as much as {low:.3f}: too few runs to say"
+def _shortage(places: Array) -> str | None:
+    """Why an axis with these ascending places is too short for a law; None if it suffices."""
+    if len(places) < LEAST_PLACES:
+        return f"{len(places)} different places on the axis; a law needs {LEAST_PLACES} or more"
+    if _decades(places) < LEAST_DECADES:
+        return f"{_decades(places):.2f} decades; a law needs {LEAST_DECADES} or more"
     return None
-
-
-def _fits(points: Points, names: tuple[str, ...]) -> dict[str, Fit]:
-    found = {}
-    preference_loss = points.y.min() < COIN_LOSS_NATS
-    for name in names:
-        if COIN_LOSS_NATS in FORMS[name].fixed and not preference_loss:
-            continue  # curves that begin at ln 2 say nothing of a loss that is never below it
-        try:
-            found[name] = fit(FORMS[name], points.x, points.y, LOG_SQUARES)
-        except ValueError:  # more parameters than different points: the form cannot be judged
-            continue
-    return found
-
-
-def _best(forms: Mapping[str, Json], names: tuple[str, ...]) -> str | None:
-    """The form that the criterion prefers; where the points are too few for it, the one that
-    foretells those held out best."""
-    there = [name for name in names if name in forms]
-    by = "aicc" if any(np.isfinite(forms[name]["aicc"]) for name in there) else "held_out_error"
-    return min(
-        (name for name in there if np.isfinite(forms[name][by])),
-        key=lambda name: forms[name][by],
-        default=None,
-    )
 
 
 def _mean_interval(values: Array) -> Interval:
     """The 95 % interval of a mean over sizes left out, by resampling them."""
     generator = np.random.default_rng(0)
-    means = values[generator.integers(0, len(values), size=(4000, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    draws = generator.integers(0, len(values), size=(RESAMPLES_OF_SIZES, len(values)))
+    return _percentiles(values[draws].mean(axis=1))
+
+
+def _percentiles(values: Array) -> Interval:
+    low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(low), float(high))
-
-
-def _between(places: Array, turn: Interval) -> bool:
-    """Whether enough sizes lie on either side of all of the interval."""
-    return (
-        int((places < turn.low).sum()) >= SIZES_EACH_SIDE
-        and int((places > turn.high).sum()) >= SIZES_EACH_SIDE
-    )
-
-
-def _falls(found: Fit, points: Points) -> list[Interval]:
-    """By what powers the curve falls along N and D, each from its least to its most where the other
-    has its most: 95 % intervals."""
-    theta = evidence.bootstrap(
-        found, points, LOG_SQUARES, evidence.resample(points, seed=0, resamples=200)
-    ).theta
-    least, most = points.x.min(axis=1), points.x.max(axis=1)
-    starts = np.where(
-        np.eye(2, dtype=np.bool_), least[:, None], most[:, None]
-    )  # column a starts low along axis a
-    values = curve(found.form, theta, np.concatenate([starts, most[:, None]], axis=1))[0]
-    falls = np.log(values[:, :2] / values[:, 2:]) / np.log(most / least)
-    return [
-        (
-            Interval(*map(float, np.quantile(column, [0.025, 0.975])))
-            if len(theta)
-            else Interval(np.nan, np.nan)
-        )
-        for column in falls.T
-    ]

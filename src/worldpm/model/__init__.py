@@ -1,2 +1,1 @@
-"""The model: how conversations become tokens and rows, the reward model, and where checkpoints come
-from and go."""
+"""The model: conversations as tokens and rows, rewards of rows, costs, and folders of models."""

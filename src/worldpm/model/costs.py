@@ -1,8 +1,8 @@
-"""What a run costs, before it runs: operations and memory of a model on rows of groups.
+"""Costs of a run before it runs: operations and memory of a model on rows of groups.
 
-Operations are counted as the field does: two for a multiplication with an addition, the backward
-twice the forward. Memory of activations is not a formula but a count: the model runs on tensors
-without contents, and what it keeps is added up.
+A multiplication with an addition counts as two operations, the backward as twice the forward, as
+usual in the field. Memory of activations is not a formula but a count: the model runs on tensors
+without contents, and the sizes of the tensors that it keeps are added up.
 """
 
 import time
@@ -23,29 +23,29 @@ from worldpm.model.encoder import EncodedGroup
 from worldpm.model.shared_prefix import UnplannedLayerError
 
 MASTER_BYTES = 16
-"""Of each trained parameter: weight, gradient, and AdamW's two moments, in float32."""
+"""Bytes for each trained parameter: weight, gradient, and AdamW's two moments, in float32."""
 GIB = 2**30
 GPU_ROW_TOKENS = 16_384
-"""Tokens of a row of training on a GPU, unless told otherwise."""
+"""Tokens of a row of training on a GPU, unless the user sets them."""
 
 
 class ModelCost(NamedTuple):
-    """What a model costs whatever is read."""
+    """Sizes of a model that decide its costs."""
 
     parameters: int
+    """All parameters, embeddings included."""
     non_embedding: int
-    """The N of scaling laws."""
+    """Parameters that are not embeddings, the N of scaling laws."""
     attention_width: int
-    """Layers times query heads times the width of one: what each pair of a query and a key
-    costs."""
+    """Layers times query heads times the width of a head: the cost of each pair of a query and a
+    key."""
     active: int
-    """Of `non_embedding`, what one token meets: of a mixture's experts only those that it is sent
-    to."""
+    """Part of `non_embedding` that one token meets: of a mixture's experts only those that it is
+    sent to."""
 
 
 def train_flops(cost: ModelCost, *, tokens: int, attended: int) -> int:
-    """Operations of forward and backward over unique tokens, of which `attended` pairs of query and
-    key meet.
+    """Operations of forward and backward over unique tokens with `attended` pairs of query and key.
 
     Source: 6 N D of Kaplan et al., arXiv 2001.08361, section 2.1, with attention added as in
     Hoffmann et al., 2203.15556, F.
@@ -54,15 +54,17 @@ def train_flops(cost: ModelCost, *, tokens: int, attended: int) -> int:
 
 
 def matrix_rate(device: torch.device | str, dtype: torch.dtype) -> float:
-    """Operations per second that products of large square matrices reach here, the best of four;
-    takes well under a second."""
+    """Operations per second that products of large square matrices reach on this device, the best
+    of four; takes well under a second."""
     on_gpu = torch.device(device).type == "cuda"
     size = 8192 if on_gpu else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
     best = 0.0
     for _ in range(4):
         started = time.perf_counter()
         a @ b
+        # a GPU's products return before they are computed
         if on_gpu:
             torch.cuda.synchronize()
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
@@ -75,9 +77,8 @@ def attended_pairs(groups: Sequence[EncodedGroup]) -> int:
     for group in groups:
         prefix = len(group.prefix)
         total += prefix * (prefix + 1) // 2
-        total += sum(
-            len(suffix) * prefix + len(suffix) * (len(suffix) + 1) // 2 for suffix in group.suffixes
-        )
+        for suffix in map(len, group.suffixes):
+            total += suffix * prefix + suffix * (suffix + 1) // 2
     return total
 
 
@@ -85,73 +86,83 @@ def typical_row(
     row_tokens: int, *, prompt: int, response: int, responses: int, shares_prefix: bool = True
 ) -> list[EncodedGroup]:
     """Groups of one shape that fill a row of a model that shares prompts, or does not; the last
-    group's prompt takes what is left over."""
+    group's prompt takes the remaining tokens."""
     prompts = 1 if shares_prefix else responses
     size = prompt * prompts + response * responses
-    counts = [prompt] * max(1, row_tokens // size)
-    counts[-1] = max(1, counts[-1] + (row_tokens - size * len(counts)) // prompts)
+    # at least one group, even if it is longer than the row
+    lengths = [prompt] * max(1, row_tokens // size)
+    lengths[-1] = max(1, lengths[-1] + (row_tokens - size * len(lengths)) // prompts)
+
     zeros = np.zeros(max(row_tokens, size), dtype=np.int64)
+    suffixes = [zeros[:response]] * responses
     return [
-        EncodedGroup(
-            zeros[:count],
-            [zeros[:response]] * responses,
-            [response] * responses,
-            [False] * responses,
-        )
-        for count in counts
+        EncodedGroup(zeros[:length], suffixes, [response] * responses, [False] * responses)
+        for length in lengths
     ]
 
 
 def cost_of(config: PreTrainedConfig) -> ModelCost:
-    """Counted on a model without contents; of one that also sees or hears, what text never meets
-    only takes memory."""
-    text = config.get_text_config()
+    """The costs of a config's model, counted on tensors without contents.
+
+    The parts of a model that see or hear only take memory, because text never meets them.
+    """
+    text_config = config.get_text_config()
     with FakeTensorMode(), no_init_weights():
-        model = reward_model.from_config(text, seed=0)
-        whole = model if text is config else reward_model.from_config(config, seed=0)
-        tables = {
-            id(p): p.numel()
-            for module in model.modules()
-            if isinstance(module, nn.Embedding)
-            for p in module.parameters()
-        }
-        parameters, own = (sum(p.numel() for p in one.parameters()) for one in (whole, model))
+        model = reward_model.from_config(text_config, seed=0)
+        is_text_model = text_config is config
+        full_model = model if is_text_model else reward_model.from_config(config, seed=0)
+        non_embedding = _parameters(model) - _embedding_parameters(model)
         experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    others = own - sum(tables.values())
-    idle = 1 - _share_of_experts(text) if experts else 0.0
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        parameters = _parameters(full_model)
+
+    idle_share = 1 - _share_of_experts(text_config) if experts else 0.0
+    heads = text_config.num_attention_heads
+    head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
     return ModelCost(
         parameters,
-        others,
-        text.num_hidden_layers * text.num_attention_heads * head,
-        others - round(idle * experts),
+        non_embedding,
+        attention_width=text_config.num_hidden_layers * heads * head_width,
+        active=non_embedding - round(idle_share * experts),
     )
 
 
-def _share_of_experts(text: PreTrainedConfig) -> float:
-    """How many of a mixture's experts a token is sent to; all, where the config does not say."""
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _embedding_parameters(model: nn.Module) -> int:
+    """Parameters of the embedding tables; a table that layers share counts once."""
+    tables: dict[int, int] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            tables |= {id(parameter): parameter.numel() for parameter in module.parameters()}
+    return sum(tables.values())
+
+
+def _share_of_experts(config: PreTrainedConfig) -> float:
+    """Share of a mixture's experts that a token is sent to; 1 if the config names no number."""
     names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    many = next((getattr(text, name) for name in names if getattr(text, name, None)), None)
-    taken = getattr(text, "num_experts_per_tok", None)
-    return taken / many if many and taken else 1.0
+    experts = next((getattr(config, name) for name in names if getattr(config, name, None)), None)
+    used = getattr(config, "num_experts_per_tok", None)
+    return used / experts if experts and used else 1.0
 
 
 def shares_prefix(config: PreTrainedConfig) -> bool:
-    """Whether a model of a config can share prompts, as far as a run without contents can tell."""
-    text = config.get_text_config()
-    if reward_model.unshareable(text) is not None:
+    """Whether a model of a config can share prompts, as far as a run without contents shows."""
+    text_config = config.get_text_config()
+    if reward_model.unshareable(text_config) is not None:
         return False
+
     with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights(), torch.no_grad():
-        model = reward_model.from_config(text, seed=0)
+        model = reward_model.from_config(text_config, seed=0)
         model.share_prefix(True)
         try:
             model(typical_row(1, prompt=1, response=1, responses=2))
         except UnplannedLayerError:
             return False
+        # a model whose operations depend on contents fails here, whatever its attention
         except Exception:
-            return (
-                True  # it decides by contents what to compute, which says nothing of its attention
-            )
+            return True
     return True
 
 
@@ -163,79 +174,86 @@ def activation_bytes(
     dtype: torch.dtype,
     gradient_checkpointing: bool,
 ) -> int:
-    """What a training step holds for the backward of one row, at its peak, weights aside; `shared`
-    says whether it shares prompts.
+    """Bytes that a training step holds for the backward of one row, at its peak, without weights;
+    `shared` is whether the row shares prompts.
 
-    With gradient checkpointing that is each layer's input, and everything that one layer keeps.
+    With gradient checkpointing these are the inputs of all layers and everything that one layer
+    keeps.
 
     Raises:
-        ConfigError: If the model decides by the contents of tensors what to compute, as mixtures of
-            experts do, or a layer depends on others.
+        ConfigError: If the contents of tensors decide what the model computes, as in mixtures of
+            experts, or a layer depends on others.
     """
-    text = config.get_text_config()
-    if gradient_checkpointing:
-        tokens = sum(one.tokens for group in row for one in ([group] if shared else group.apart))
-        return int(
-            _kept_bytes(_with_layers(text, 1), row, dtype, shared)
-            + tokens * text.hidden_size * 4 * text.num_hidden_layers
-        )
-    return _kept_bytes(text, row, dtype, shared)
+    text_config = config.get_text_config()
+    if not gradient_checkpointing:
+        return _kept_bytes(text_config, row, dtype, shared)
+
+    tokens = sum(group.tokens for group in row)
+    if not shared:
+        tokens = sum(part.tokens for group in row for part in group.apart)
+    # hidden states between layers are float32
+    inputs = tokens * text_config.hidden_size * 4 * text_config.num_hidden_layers
+    return int(_kept_bytes(_with_layers(text_config, 1), row, dtype, shared) + inputs)
 
 
 def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The config with its first layers only."""
+    settings = config.to_dict()
     count = config.num_hidden_layers
-    of_each = {
-        name: value[:layers]
-        for name, value in config.to_dict().items()
-        if isinstance(value, list) and len(value) == count
-    }
+    # lists with an entry for each layer, such as `layer_types`
+    for name, value in settings.items():
+        if isinstance(value, list) and len(value) == count:
+            settings[name] = value[:layers]
+
     try:
-        return type(config)(**{**config.to_dict(), **of_each, "num_hidden_layers": layers})
+        return type(config)(**{**settings, "num_hidden_layers": layers})
     except ValueError as error:
         raise ConfigError(
-            f"{config.model_type}: one layer of it cannot stand alone ({error}); measure a step on"
-            " one device"
+            f"{config.model_type}: its layers cannot be measured apart ({error}). Measure a step on"
+            " one device."
         ) from error
 
 
 def _kept_bytes(
     config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: torch.dtype, shared: bool
 ) -> int:
-    """Bytes that autograd keeps of a forward, each storage once, those of weights and of their
-    copies in `dtype` not counted."""
-    kept: dict[int, int] = {}
+    """Bytes that autograd keeps of a forward, each storage once, without those of weights and of
+    their copies in `dtype`."""
+    kept_storages: dict[int, int] = {}
     with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
         model = reward_model.from_config(config, seed=0)
         weights = _Weights(model)
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
             if tensor not in weights:
-                kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+                storage = tensor.untyped_storage()
+                kept_storages[storage._cdata] = storage.nbytes()
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        is_half = dtype == torch.bfloat16
+        autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half)
         model.share_prefix(shared)
         try:
-            with (
-                weights,
-                hooks,
-                torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16),
-            ):
-                held = model(row)  # noqa: F841  # the graph must live while its storages are counted
+            with weights, hooks, autocast:
+                # the graph must live while its storages are counted
+                rewards = model(row)  # noqa: F841
         except Exception as error:
             raise ConfigError(
-                f"{config.model_type}: what it keeps depends on the contents of its tensors"
-                f" ({type(error).__name__}); measure a step on one device instead"
+                f"{config.model_type}: its memory depends on the contents of its tensors"
+                f" ({type(error).__name__}). Measure a step on one device instead."
             ) from error
-    return sum(kept.values())
+
+    return sum(kept_storages.values())
 
 
 class _Weights(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The weights of a model, and what autocast makes of them in another type while this is
-    entered."""
+    """The weights of a model, and the copies of them that autocast makes in another type while this
+    is entered."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        # storages and not their addresses alone, which a freed one would pass to another
         self.storages = {
             parameter.untyped_storage()._cdata: parameter.untyped_storage()
             for parameter in model.parameters()
@@ -251,7 +269,7 @@ class _Weights(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten._to_copy.default and args[0] in self:
-            self.storages[found.untyped_storage()._cdata] = found.untyped_storage()
-        return found
+            self.storages[result.untyped_storage()._cdata] = result.untyped_storage()
+        return result

@@ -16,34 +16,31 @@ def device_of(name: str | torch.device | None) -> torch.device:
     """The device of a `--device`, or the default one.
 
     Raises:
-        ConfigError: If there is no such device here.
+        ConfigError: If this machine has no such device.
     """
     if name is None:
         return default_device()
+
     try:
         return torch.empty(0, device=name).device
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # an unknown name, a missing GPU, or a torch without its backend
+    # RuntimeError: an unknown name, or a missing GPU; AssertionError: a torch without the backend
+    except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"--device {name}: not available here ({first_line(error)}). Name another, such as cpu."
         ) from error
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:
-    """The type of a `--dtype`; None where none was named."""
+    """The type of a `--dtype`; None where the user named none."""
     return None if name is None else cast(torch.dtype, getattr(torch, name))
 
 
 def training_dtype() -> torch.dtype:
     """bfloat16 where the device multiplies it in hardware, else float32."""
     if torch.cuda.is_available():
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float32
-        )
+        in_hardware = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if in_hardware else torch.float32
+
     # without matrix units for it, as with AVX-512 alone, the casts cost a small model more than the
     # products gain
     return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32

@@ -1,6 +1,6 @@
 """A decoder with a head that reads a reward at each response's end token.
 
-Groups run as one row with a shared prefix where that is exact for the model, and else one row per
+Groups run as one row with a shared prefix if that is exact for the model, or else as one row per
 response.
 """
 
@@ -34,7 +34,8 @@ LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 """Rotary frequencies that depend on the longest sequence of a row: then a response's neighbours
 would change its reward."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""How far the shared path may lie from the plain one on first use, in units of the reward or 1."""
+"""Largest difference between the shared path and the plain one on first use, as a share of the
+largest reward or of 1."""
 
 
 class RewardModel(nn.Module):
@@ -44,34 +45,36 @@ class RewardModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.score = head
-        self._no_split_modules = list(
-            backbone._no_split_modules or ()
-        )  # what sharding engines keep together
+        # layers that sharding engines keep together
+        self._no_split_modules = list(backbone._no_split_modules or ())
         self.shares_prefix: bool | None = None
-        """Whether groups run as rows with a shared prefix; None until the first use has shown
-        whether that is exact."""
+        """Whether groups run as rows with a shared prefix; None before the first use, which checks
+        that it is exact."""
 
     def forward(self, groups: Sequence[EncodedGroup]) -> Tensor:
         """Shape (R,), float32, in the order of groups and responses. Every group must have a
         response."""
         if self.shares_prefix is None:
             self.share_prefix(_is_exact(self))
+
         ends = self._shared(groups) if self.shares_prefix else self._apart(groups)
         return self._read(ends)
 
     def share_prefix(self, share: bool) -> None:
-        """Whether rows share a prefix from now on; if not, the model's own attention takes over, in
+        """Set whether rows share a prefix; if not, the model's own attention takes over, in
         recomputations too."""
         self.shares_prefix = share
-        self.backbone.set_attn_implementation(ATTENTION if share else _own_attention(self.backbone))
+        attention = ATTENTION if share else _plain_attention(self.backbone)
+        self.backbone.set_attn_implementation(attention)
 
     def _read(self, hidden: Tensor) -> Tensor:
-        """Rewards of hidden states, shape (R, width), in float32 whatever the weights: bfloat16
-        rewards would tie."""
+        """Rewards of hidden states, shape (R, width), computed in float32: bfloat16 rewards would
+        tie."""
         weights = {
             name: weight.to(hidden.device, torch.float32)
             for name, weight in self.score.named_parameters()
         }
+
         with torch.autocast(hidden.device.type, enabled=False):
             # no view of the head's output: FSDP2 puts its hooks on what a forward returns
             rewards: Tensor = torch.func.functional_call(
@@ -85,68 +88,74 @@ class RewardModel(nn.Module):
         hidden: Tensor = self.backbone(
             input_ids=plan.input_ids, position_ids=plan.position_ids, **options
         ).last_hidden_state
+
+        # a recurrent layer calls no attention, so responses would read each other
         if plan.calls < self.backbone.config.get_text_config().num_hidden_layers:
             raise UnplannedLayerError
         return hidden[0, plan.end_positions.to(hidden.device)]
 
     def _apart(self, groups: Sequence[EncodedGroup]) -> Tensor:
-        """One row per response; only rows of one length run together, so that there is no padding
-        to go wrong."""
-        sequences = [
-            np.concatenate([group.prefix, suffix]).astype(np.int64)
-            for group in groups
-            for suffix in group.suffixes
-        ]
+        """One row per response; only rows of one length run together, so that no padding is
+        needed."""
+        sequences = []
+        for group in groups:
+            for suffix in group.suffixes:
+                sequences.append(np.concatenate([group.prefix, suffix]).astype(np.int64))
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+
         ends = []
-        for _, members in groupby(order, key=lambda i: len(sequences[i])):
-            ids = torch.from_numpy(np.stack([sequences[i] for i in members])).to(self.device)
+        for _, indices in groupby(order, key=lambda i: len(sequences[i])):
+            ids = torch.from_numpy(np.stack([sequences[i] for i in indices])).to(self.device)
             ends.append(self.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, -1])
-        place = torch.tensor(np.argsort(order), device=ends[0].device)
-        return torch.cat(ends)[place]
+
+        # back from the order of lengths to that of groups and responses
+        original_order = torch.tensor(np.argsort(order), device=ends[0].device)
+        return torch.cat(ends)[original_order]
 
     def of_embeddings(self, embeddings: Tensor) -> Tensor:
         """Rewards, shape (B,), of rows of one length given as embeddings, shape (B, T, width), read
-        at their last place."""
+        at their last position."""
         shares = self.shares_prefix
         self.share_prefix(False)
         try:
-            return self._read(
-                self.backbone(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, -1]
-            )
+            hidden = self.backbone(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+            return self._read(hidden[:, -1])
         finally:
             if shares:
                 self.share_prefix(True)
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go in."""
+        """The device that token ids are sent to."""
         return cast(torch.device, self.backbone.get_input_embeddings().weight.device)
 
 
 def _is_exact(model: RewardModel) -> bool:
-    """Whether a model can share prompts, by its config and by trying; where it cannot, one message
-    says why."""
+    """Whether a model can share prompts, by its config and by a trial; if not, one message names
+    the reason."""
     config = model.backbone.config.get_text_config()
-    why = unshareable(config)
-    if why is None:
-        training = model.training
+    reason = unshareable(config)
+    if reason is None:
+        was_training = model.training
         model.eval()
-        with torch.no_grad():  # under the caller's autocast: what is checked is what will run
-            why = _difference(model, config.vocab_size)
-        model.train(training)
-    if why is not None:
-        logger.warning("%s: %s, so each response runs as a row of its own", config.model_type, why)
-    return why is None
+        # under the caller's autocast: the trial computes as later rows do
+        with torch.no_grad():
+            reason = _difference(model, config.vocab_size)
+        model.train(was_training)
+
+    if reason is None:
+        return True
+    logger.warning("%s: %s, so each response runs as a row of its own", config.model_type, reason)
+    return False
 
 
 def _difference(model: RewardModel, vocabulary: int) -> str | None:
-    """What the shared path gets wrong on two small groups of random tokens."""
+    """Error of the shared path on two small groups of random tokens; None if it is exact."""
     rng = np.random.default_rng(0)
-    prompt, *responses, other = (rng.integers(0, vocabulary, length) for length in (12, 5, 3, 7, 4))
+    prompt, *responses = (rng.integers(0, vocabulary, length) for length in (12, 5, 3, 7, 4))
     groups = [
-        EncodedGroup(prompt, responses, [0] * 3, [False] * 3),
-        EncodedGroup(prompt[::-1], [other], [0], [False]),
+        EncodedGroup(prompt, responses[:3], [0] * 3, [False] * 3),
+        EncodedGroup(prompt[::-1], responses[3:], [0], [False]),
     ]
     try:
         shared = model._read(model._shared(groups))
@@ -155,42 +164,49 @@ def _difference(model: RewardModel, vocabulary: int) -> str | None:
     model.share_prefix(False)
     plain = model._read(model._apart(groups))
     model.share_prefix(True)
+
     worst = float((shared - plain).abs().max() / plain.abs().max().clamp(min=1))
-    device = model.device.type
-    dtype = (
-        torch.get_autocast_dtype(device)
-        if torch.is_autocast_enabled(device)
-        else model.backbone.dtype
-    )
-    if worst > TOLERANCE[dtype]:  # NaN weights are found where rewards are used
+    # NaN passes here, because the code that uses a reward checks that it is finite
+    if worst > TOLERANCE[_compute_type(model)]:
         return f"its rewards differ by {worst:.2g} from those of separate rows"
     return None
 
 
+def _compute_type(model: RewardModel) -> torch.dtype:
+    """The type that matrix products are computed in: autocast's, or that of the weights."""
+    device = model.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    dtype: torch.dtype = model.backbone.dtype
+    return dtype
+
+
 def unshareable(config: PreTrainedConfig) -> str | None:
-    """What a config says against a shared prefix."""
-    if strange := sorted(set(getattr(config, "layer_types", None) or ()) - SHAREABLE_LAYERS):
-        return f"it has {', '.join(strange)} layers"
+    """The reason in a config against a shared prefix; None if there is none."""
+    other_layers = set(getattr(config, "layer_types", None) or ()) - SHAREABLE_LAYERS
+    if other_layers:
+        return f"it has {', '.join(sorted(other_layers))} layers"
+
+    # the parameters of all layers, or a dictionary of parameters for each kind of layer
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {
-        str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)
-    }
-    if length_dependent := sorted(kinds & LENGTH_DEPENDENT_ROPE):
+    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
+    kinds = {str(part.get("rope_type")) for part in parts} & LENGTH_DEPENDENT_ROPE
+    if kinds:
         return (
-            f"its rotary embedding ({', '.join(length_dependent)}) depends on the longest sequence"
+            f"its rotary embedding ({', '.join(sorted(kinds))}) depends on the longest sequence"
             " of a row"
         )
     return None
 
 
-def _own_attention(backbone: PreTrainedModel) -> str:
-    """The attention that a model has without us."""
+def _plain_attention(backbone: PreTrainedModel) -> str:
+    """The attention that transformers would choose for a model."""
     return "sdpa" if backbone._supports_sdpa else "eager"
 
 
 def compile_layers(model: RewardModel) -> None:
-    """Fuse what lies between matrix products and attention; the first step then takes half a minute
-    more."""
+    """Fuse the operations between matrix products and attention; the first step then takes half a
+    minute more."""
     for module in model.backbone.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.compile(dynamic=True)
@@ -200,16 +216,17 @@ def build(size: Size, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Rewar
     """A model of a built-in size with random weights; the same seed gives the same weights."""
     config = config_of(size, vocabulary=len(tokenizer))
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    # ZeRO-3 would draw the weights in partitions, and so others
+    # ZeRO-3 would draw the weights in partitions, and so draw different ones
     unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     return from_config(config, seed=seed)
 
 
 def from_config(config: PreTrainedConfig, *, seed: int) -> RewardModel:
-    """A model of any decoder's config with random weights in float32; the config stays as it is,
-    for it may be a running model's."""
+    """A model of any decoder's config with random weights in float32; the config, which may be a
+    running model's, is copied."""
     config = copy.deepcopy(config)
     AttentionInterface.register(ATTENTION, attend)
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbone = AutoModel.from_config(
@@ -219,8 +236,8 @@ def from_config(config: PreTrainedConfig, *, seed: int) -> RewardModel:
 
 
 def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config with all dropout at 0: a response's reward must not be drawn by lot, nor a
-    prompt's dropout be shared."""
+    """The config with all dropout at 0: it would make rewards random, and be shared by all
+    responses of a prompt."""
     for name, value in vars(config).items():
         if name.endswith(("dropout", "pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
@@ -228,8 +245,8 @@ def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def linear_head(config: PreTrainedConfig) -> nn.Linear:
-    """A fresh head, as `*ForSequenceClassification` has it: rewards start with a standard deviation
-    of about 1."""
+    """A random head in the layout of `*ForSequenceClassification`: rewards start with a standard
+    deviation of about 1."""
     width = config.get_text_config().hidden_size
     head = nn.Linear(width, 1, bias=False)
     nn.init.normal_(head.weight, std=1 / (width + 1) ** 0.5)

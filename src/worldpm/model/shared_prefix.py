@@ -19,10 +19,11 @@ from torch.nn.attention.varlen import varlen_attn
 from worldpm.model.encoder import EncodedGroup
 
 ATTENTION = "worldpm_shared_prefix"
-HALF = (torch.bfloat16, torch.float16)
-WIDEST_HEAD, AMPERE = 256, (8, 0)
-"""What flash attention can do, and the first GPUs that it can do it on."""
-SHORT = 512
+"""Name under which transformers knows our attention function."""
+HALF_PRECISION = (torch.bfloat16, torch.float16)
+FLASH_HEAD_WIDTH, FLASH_CAPABILITY = 256, (8, 0)
+"""The widest head of flash attention, and the CUDA capability that it needs (Ampere)."""
+FLOAT32_KEYS = 512
 """Keys up to which a CPU computes attention in float32: its kernels call a matrix product for each
 small block, and such a call costs more in half precision than the product itself."""
 
@@ -32,17 +33,19 @@ class UnplannedLayerError(Exception):
 
 
 class Span(NamedTuple):
-    """One group's place in a row, in tokens."""
+    """Tokens of one group in a row."""
 
     prefix: int
+    """Tokens of the shared prefix."""
     suffixes: tuple[int, ...]
+    """Tokens of what follows it, for each response."""
 
     @property
     def lengths(self) -> tuple[tuple[int, int], ...]:
-        """Queries and keys of each response's attention: the first brings the prompt's queries
-        along."""
-        first, *others = self.suffixes
-        return ((self.prefix + first,) * 2, *((suffix, self.prefix + suffix) for suffix in others))
+        """Queries and keys of each response's attention: the first response brings the prompt's
+        queries along."""
+        first, *rest = self.suffixes
+        return ((self.prefix + first,) * 2, *((suffix, self.prefix + suffix) for suffix in rest))
 
 
 @dataclass
@@ -54,13 +57,13 @@ class Plan:
     position_ids: Tensor
     """Shape (1, T): each response goes on where its prompt ended."""
     end_positions: Tensor
-    """Shape (R,): where each response's end token stands, in the order of groups and responses."""
+    """Shape (R,): index of each response's end token, in the order of groups and responses."""
     spans: tuple[Span, ...]
     calls: int = 0
-    """How often attention was asked for: once a layer, unless a layer works otherwise (a recurrent
+    """How often attention was called: once a layer, unless a layer works otherwise (a recurrent
     one)."""
     cache: dict[object, Tensor] = field(default_factory=dict)
-    """Masks and indices, made when first needed and used by every layer."""
+    """Masks and indices, made at the first use and used by every layer."""
 
     @property
     def longest(self) -> int:
@@ -68,20 +71,22 @@ class Plan:
         return max(span.prefix + max(span.suffixes) for span in self.spans)
 
     def bias(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
-        """0 where a query may look, -inf where not, shape (queries, keys): the causal band, aligned
+        """0 where a query may look, -inf elsewhere, shape (queries, keys): the causal band, aligned
         bottom right."""
         name = (queries, keys, window, like.dtype, like.device)
         if name not in self.cache:
             bias = torch.full(
                 (queries, keys), float("-inf"), device=like.device, dtype=like.dtype
             ).triu(keys - queries + 1)
+            # a window of n tokens ends with the query's own
             if window is not None:
                 bias += torch.full_like(bias, float("-inf")).tril(keys - queries - window)
             self.cache[name] = bias
+
         return self.cache[name]
 
     def key_index(self, device: torch.device) -> Tensor:
-        """The keys that each response looks at, response after response: its prompt's tokens, then
+        """Indices of the keys of each response, response after response: its prompt's tokens, then
         its own."""
         if ("key index", device) not in self.cache:
             pieces, start = [], 0
@@ -91,19 +96,28 @@ class Plan:
                 for suffix in span.suffixes:
                     pieces += [prefix, np.arange(start, start + suffix)]
                     start += suffix
+
             self.cache["key index", device] = torch.from_numpy(np.concatenate(pieces)).to(device)
         return self.cache["key index", device]
 
     def borders(self, of: str, device: torch.device) -> Tensor:
-        """Where each response's `queries` or `keys` begin and end in their row, int32, shape (R +
+        """Start and end of each response's `queries` or `keys` in their row, int32, shape (R +
         1,)."""
         if (of, device) not in self.cache:
-            place = ("queries", "keys").index(of)
-            lengths = [length[place] for span in self.spans for length in span.lengths]
+            side = ("queries", "keys").index(of)
+            lengths = [length[side] for span in self.spans for length in span.lengths]
             self.cache[of, device] = torch.tensor(
                 [0, *np.cumsum(lengths)], dtype=torch.int32, device=device
             )
         return self.cache[of, device]
+
+
+class _Attended(NamedTuple):
+    """What one response's attention reads, each of shape (1, heads, length, d)."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
 
 
 def plan_row(groups: Sequence[EncodedGroup], *, device: torch.device | str = "cpu") -> Plan:
@@ -111,18 +125,19 @@ def plan_row(groups: Sequence[EncodedGroup], *, device: torch.device | str = "cp
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     ends: list[int] = []
-    spans = []
+    spans: list[Span] = []
     tokens = 0
     for group in groups:
-        prefix = len(group.prefix)
-        spans.append(Span(prefix, tuple(map(len, group.suffixes))))
+        span = Span(len(group.prefix), tuple(map(len, group.suffixes)))
+        spans.append(span)
         ids += [np.asarray(piece, dtype=np.int64) for piece in (group.prefix, *group.suffixes)]
-        positions += [
-            np.arange(prefix),
-            *(np.arange(prefix, prefix + len(suffix)) for suffix in group.suffixes),
-        ]
-        ends += (tokens + prefix + np.cumsum(spans[-1].suffixes) - 1).tolist()
+
+        positions.append(np.arange(span.prefix))
+        positions += [np.arange(span.prefix, span.prefix + suffix) for suffix in span.suffixes]
+
+        ends += (tokens + span.prefix + np.cumsum(span.suffixes) - 1).tolist()
         tokens += group.tokens
+
     return Plan(
         torch.from_numpy(np.concatenate(ids))[None].to(device),
         torch.from_numpy(np.concatenate(positions))[None].to(device),
@@ -131,7 +146,7 @@ def plan_row(groups: Sequence[EncodedGroup], *, device: torch.device | str = "cp
     )
 
 
-# a plan differs from row to row; what lies between attentions is compiled once
+# a plan differs from row to row; the code between attentions is compiled once
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(
     module: torch.nn.Module,
@@ -150,41 +165,39 @@ def attend(
     """Attention of a planned row, as transformers calls it: query (1, heads, T, d), result (1, T,
     heads, d).
 
-    Raises:
-        UnplannedLayerError: If the layer that asks did not hand the plan on.
-
-    `sliding_window` is in tokens, the query's own included; `softcap` bounds the scores; `s_aux`
+    `sliding_window` is in tokens, the query's own included; `softcap` bounds the scores. `s_aux`
     are the heads' sinks.
+
+    Raises:
+        UnplannedLayerError: If the layer did not pass the plan on.
 
     Source: the call every model of transformers >= 4.53 makes, `AttentionInterface`.
     """
     if plan is None:
         raise UnplannedLayerError
     plan.calls += 1
-    window = (
-        sliding_window if sliding_window is not None and sliding_window < plan.longest else None
-    )
+
+    # a window that no sequence fills would only cost a mask
+    is_windowed = sliding_window is not None and sliding_window < plan.longest
+    window = sliding_window if is_windowed else None
+    if softcap is not None or s_aux is not None:
+        return _by_hand(plan, query, key, value, window, scaling, softcap, s_aux), None
+
     dtype = _compute_type(query)
-    if softcap is None and s_aux is None and _has_flash(query, value, dtype):
-        return _variable_length(
-            plan, query.to(dtype), key.to(dtype), value.to(dtype), scaling, window
-        ), None
-    pieces = []
-    for q, k, v in _responses(plan, query, key, value):
-        if softcap is None and s_aux is None:
-            pieces.append(_fused(plan, q, k, v, dtype, scaling, window))
-        else:
-            pieces.append(
-                _explicit(
-                    q, k, v, plan.bias(q.shape[2], k.shape[2], window, q), scaling, softcap, s_aux
-                )
-            )
-    return torch.cat(pieces, dim=2).transpose(1, 2), None
+    if _has_flash(query, value, dtype):
+        q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
+        return _variable_length(plan, q, k, v, scaling, window), None
+
+    outputs = [
+        _fused(plan, response, dtype, scaling, window)
+        for response in _responses(plan, query, key, value)
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
 def _compute_type(query: Tensor) -> torch.dtype:
-    """What attention computes in: rotary embeddings give float32 under autocast, and only PyTorch's
-    own calls cast it back."""
+    """The type that attention computes in: rotary embeddings give float32 under autocast, and only
+    PyTorch's own calls cast it back."""
     device = query.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
@@ -194,53 +207,48 @@ def _has_flash(query: Tensor, value: Tensor, dtype: torch.dtype) -> bool:
     width = query.shape[-1]
     return (
         query.is_cuda
-        and dtype in HALF
+        and dtype in HALF_PRECISION
         and width == value.shape[-1]
-        and width <= WIDEST_HEAD
-        and torch.cuda.get_device_capability(query.device) >= AMPERE
+        and width <= FLASH_HEAD_WIDTH
+        and torch.cuda.get_device_capability(query.device) >= FLASH_CAPABILITY
     )
 
 
-def _responses(
-    plan: Plan, query: Tensor, key: Tensor, value: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _responses(plan: Plan, query: Tensor, key: Tensor, value: Tensor) -> Iterator[_Attended]:
     """Queries, keys and values of each response in turn; the first of a group brings the prompt's
     queries along."""
     sizes = [size for span in plan.spans for size in (span.prefix, *span.suffixes)]
-    # one split, not many slices: the gradient of a slice is as large as the whole row
+    # one split, not many slices: the gradient of a slice is as large as the row
     queries, keys, values = (iter(torch.split(x, sizes, dim=2)) for x in (query, key, value))
+
     for span in plan.spans:
         prefix_q, prefix_k, prefix_v = next(queries), next(keys), next(values)
-        for place in range(len(span.suffixes)):
-            own = next(queries)
-            q = own if place else torch.cat([prefix_q, own], dim=2)
-            yield (
-                q,
-                torch.cat([prefix_k, next(keys)], dim=2),
-                torch.cat([prefix_v, next(values)], dim=2),
+        for index in range(len(span.suffixes)):
+            suffix_q, suffix_k, suffix_v = next(queries), next(keys), next(values)
+            yield _Attended(
+                suffix_q if index else torch.cat([prefix_q, suffix_q], dim=2),
+                torch.cat([prefix_k, suffix_k], dim=2),
+                torch.cat([prefix_v, suffix_v], dim=2),
             )
 
 
 def _fused(
     plan: Plan,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    response: _Attended,
     dtype: torch.dtype,
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
     """PyTorch's own attention of one response, given in `dtype`."""
-    inner = (
-        torch.float32 if q.device.type == "cpu" and dtype in HALF and k.shape[2] <= SHORT else dtype
-    )
-    q, k, v = q.to(inner), k.to(inner), v.to(inner)
-    bias = (
-        None
-        if q.shape[2] == k.shape[2] and window is None
-        else plan.bias(q.shape[2], k.shape[2], window, q)
-    )
-    with torch.autocast(q.device.type, enabled=False):
+    device = response.queries.device.type
+    is_short = response.keys.shape[2] <= FLOAT32_KEYS
+    inner = torch.float32 if device == "cpu" and dtype in HALF_PRECISION and is_short else dtype
+    q, k, v = (x.to(inner) for x in response)
+
+    # `is_causal` is faster than a mask, but its band is aligned top left
+    is_square = q.shape[2] == k.shape[2] and window is None
+    bias = None if is_square else plan.bias(q.shape[2], k.shape[2], window, q)
+    with torch.autocast(device, enabled=False):
         return functional.scaled_dot_product_attention(
             q,
             k,
@@ -252,27 +260,48 @@ def _fused(
         ).to(dtype)
 
 
+def _by_hand(
+    plan: Plan,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention of all responses for layers that the fused kernels lack."""
+    outputs = []
+    for response in _responses(plan, query, key, value):
+        q, k, _ = response
+        bias = plan.bias(q.shape[2], k.shape[2], window, q)
+        outputs.append(_explicit(response, bias, scaling, softcap, sinks))
+
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
 def _explicit(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    response: _Attended,
     bias: Tensor,
     scaling: float | None,
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attention written out, for what the fused kernels lack: soft-capped scores, and sinks that
-    take weight away."""
+    """Attention of one response, written out: soft-capped scores, and sinks that take weight
+    away."""
+    q, k, v = response
     repeats = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+
     scores = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
+    # the softmax is in float32 whatever the weights, as in transformers
     scores = (scores + bias).float()
+
     if sinks is not None:
-        scores = torch.cat(
-            [scores, sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=-1
-        )
+        columns = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, columns], dim=-1)
     weights = scores.softmax(dim=-1)[..., : k.shape[2]].to(v.dtype)
     return weights @ v
 
@@ -283,17 +312,13 @@ def _variable_length(
     """All responses in one flash-attention call: keys and values are gathered, so that each
     response has its prompt's.
 
-    The kernel's causal mask is aligned bottom right where queries and keys differ in number. A
-    split of the keys over thread blocks would depend on the longest sequence of the batch, hence
-    `num_splits`: the bits of a reward do not.
+    The kernel's causal mask is aligned bottom right where queries and keys differ in number.
     """
     index = plan.key_index(query.device)
-    q, k, v = (
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1)[index],
-        value[0].transpose(0, 1)[index],
-    )
-    out = varlen_attn(
+    q = query[0].transpose(0, 1)
+    k, v = key[0].transpose(0, 1)[index], value[0].transpose(0, 1)[index]
+
+    output = varlen_attn(
         q,
         k,
         v,
@@ -303,10 +328,11 @@ def _variable_length(
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
+        # more splits depend on the longest sequence of the batch, and would change a reward's bits
         num_splits=1,
     )
-    assert isinstance(out, Tensor)
-    return out[None]
+    assert isinstance(output, Tensor)
+    return output[None]
 
 
 def _longest(plan: Plan) -> tuple[int, int]:

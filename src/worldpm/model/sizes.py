@@ -8,18 +8,24 @@ from transformers import Qwen2Config
 
 
 class Size(NamedTuple):
-    """A built-in model: the Qwen2 architecture, trained from scratch, with the settings that suit
-    it."""
+    """A built-in model and its training settings: the Qwen2 architecture, trained from scratch."""
 
     layers: int
     width: int
+    """Numbers in a hidden state."""
     heads: int
+    """Of queries, and as many of keys and values."""
     feed_forward: int
+    """Width between the two products of a feed-forward layer."""
     vocabulary: int
+    """Tokens of the tokenizer, at most."""
     lr: float
+    """Peak learning rate."""
     batch_pairs: int
+    """Pairs in a step."""
     epochs: int
     decay: float
+    """Share of the steps in which the learning rate falls, 0 to 1."""
 
 
 POSITIONS = 32_768
@@ -63,6 +69,8 @@ ladder, by one rule, with 3 thousand to 98 million parameters that are not embed
 
 def config_of(size: Size, *, vocabulary: int) -> Qwen2Config:
     """The config of a built-in size."""
+    # the usual 0.02 suits widths beyond 2000; with it, narrow models learn nothing for long
+    initializer_range = size.width**-0.5
     return Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=size.width,
@@ -70,9 +78,7 @@ def config_of(size: Size, *, vocabulary: int) -> Qwen2Config:
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,
-        initializer_range=size.width
-        # the usual 0.02 is that of widths beyond 2000; narrow models then learn nothing for long
-        ** -0.5,
+        initializer_range=initializer_range,
         max_position_embeddings=POSITIONS,
         bos_token_id=None,
         eos_token_id=None,

@@ -1,4 +1,4 @@
-"""Where a model comes from, found and told apart without loading it."""
+"""The folder of a model, here or on the hub: found and described without loading the model."""
 
 import hashlib
 import json
@@ -6,19 +6,26 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from worldpm.errors import CheckpointError, ConfigError, first_line
-from worldpm.storage import folders
+from worldpm.model.description import (
+    DESCRIPTION,
+    Description,
+    TrainingRecord,
+    input_to_json,
+    read_description,
+)
+from worldpm.storage.manifest import MANIFEST, Input, is_ours, read_manifest
+from worldpm.storage.manifest import describe as describe_input
 
-DESCRIPTION = "worldpm.json"
 HUB_FILES = ("*.json", "*.jsonl", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
-Json = dict[str, Any]
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: a folder here, or a repository of the hub at a revision."""
+    """The folder of a model: the user's, or a downloaded repository of the hub."""
 
     folder: Path
     remote_code: bool = False
@@ -26,95 +33,87 @@ class Source:
 
 
 def find(
-    place: str | Path,
+    model: str | Path,
     *,
     revision: str | None = None,
     remote_code: bool = False,
     files: Sequence[str] = HUB_FILES,
 ) -> Source:
-    """The folder of a model, or of a hub id's files that match, downloaded once.
+    """The folder of a model, or of a hub id's files that match `files`, downloaded once.
 
     Raises:
         ConfigError: If it is neither, is not finished, was made by another step than `train`, or
             remote code was asked for without a pinned commit.
         CheckpointError: If the hub has no such repository, or does not answer.
     """
-    if remote_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+    if remote_code and not COMMIT.fullmatch(revision or ""):
         raise ConfigError(
-            "--remote-code runs a stranger's Python: name the commit that you read, all 40 digits,"
-            " with --revision"
+            "--remote-code: it runs the Python of the model's repository. Read a commit of it, and"
+            " name that with --revision, all 40 digits."
         )
-    if (folder := Path(place)).is_dir():
+
+    if (folder := Path(model)).is_dir():
         if revision is not None and not remote_code:
             raise ConfigError(
-                f"--revision {revision}: {place} is a folder, which has none; leave it out, or name"
-                " a hub id"
+                f"--revision {revision}: {model} is a folder, which has none. Leave it out, or name"
+                " a hub id."
             )
-        if folders.is_ours(folder) or (folder / DESCRIPTION).exists():
-            folders.manifest(folder, made_by="train|export")
+        # folders of other programs have no manifest to check
+        if is_ours(folder) or (folder / DESCRIPTION).exists():
+            read_manifest(folder, made_by="train|export")
         return Source(folder, remote_code)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(place)) or str(place).startswith("."):
+
+    if not HUB_ID.fullmatch(str(model)) or str(model).startswith("."):
         raise ConfigError(
-            f"{place}: no such folder, and no hub id (OWNER/NAME); `worldpm train` makes one"
+            f"{model}: no such folder, and no hub id (OWNER/NAME); `worldpm train` makes one"
         )
+    patterns = [*files, "*.py"] if remote_code else list(files)
+    return Source(_download(str(model), revision, patterns), remote_code)
+
+
+def _download(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [*files, *(["*.py"] if remote_code else [])]
     try:
-        return Source(
-            Path(snapshot_download(str(place), revision=revision, allow_patterns=patterns)),
-            remote_code,
-        )
-    except Exception as error:  # the hub's errors have many classes; none of them is ours
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    # the hub's errors, the network's and the disk's share no class
+    except Exception as error:
         raise CheckpointError(
-            f"{place}: no folder here, and the hub did not give it ({first_line(error)})"
+            f"{hub_id}: no such folder, and the hub did not give it ({first_line(error)}). Check"
+            " the name and the network."
         ) from error
 
 
 def temperature_of(source: Source) -> float | None:
-    """What margins are to be divided by to become log odds, as fitted on validation preferences;
-    None where that is not known."""
-    return (
-        describe(source.folder).get("temperature")
-        if (source.folder / DESCRIPTION).is_file()
-        else None
-    )
+    """The divisor that turns margins into log odds, fitted on validation preferences; None if
+    unknown."""
+    description = _description_if_any(source)
+    return description.temperature if description else None
 
 
-def training_of(source: Source) -> Json | None:
-    """Of which run a checkpoint is, its size, and the data and operations it took until then; None
-    where that is not known."""
-    return (
-        describe(source.folder).get("training") if (source.folder / DESCRIPTION).is_file() else None
-    )
+def training_of(source: Source) -> TrainingRecord | None:
+    """The run, size, data and operations of a checkpoint; None if unknown."""
+    description = _description_if_any(source)
+    return description.training if description else None
 
 
-def fingerprint(source: Source) -> Json:
+def _description_if_any(source: Source) -> Description | None:
+    if not (source.folder / DESCRIPTION).is_file():
+        return None
+    return read_description(source.folder)
+
+
+def fingerprint(source: Source) -> Input:
     """The folder as an input of a manifest: by its own manifest, or else by the contents of its
     files."""
-    if (source.folder / folders.MANIFEST).is_file():
-        return folders.describe(source.folder)
-    files = [folders.describe(path) for path in sorted(source.folder.iterdir()) if path.is_file()]
-    digest = hashlib.sha256(json.dumps(files).encode())
-    return {
-        "name": source.folder.resolve().name,
-        "bytes": sum(file["bytes"] for file in files),
-        "sha256": digest.hexdigest(),
-    }
+    if (source.folder / MANIFEST).is_file():
+        return describe_input(source.folder)
 
-
-def describe(folder: Path) -> Json:
-    """The contents of a checkpoint's `worldpm.json`.
-
-    Raises:
-        CheckpointError: If it cannot be read or lacks something.
-    """
-    path = folder / DESCRIPTION
-    try:
-        content: Json = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable ({error})") from error
-    needed = ("template_hash", "end_token", "empty_system", "max_length", "prompt_length")
-    if missing := [key for key in needed if key not in content]:
-        raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
-    return content
+    paths = [path for path in sorted(source.folder.iterdir()) if path.is_file()]
+    files = [describe_input(path) for path in paths]
+    contents = json.dumps([input_to_json(file) for file in files])
+    return Input(
+        name=source.folder.resolve().name,
+        bytes=sum(file.bytes or 0 for file in files),
+        sha256=hashlib.sha256(contents.encode()).hexdigest(),
+    )

@@ -1,5 +1,4 @@
-"""A byte-level BPE tokenizer of one's own, trained on the train split's text, in the Qwen chat
-format."""
+"""A byte-level BPE tokenizer, trained on the train split's text, in the Qwen chat format."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -10,42 +9,45 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from worldpm.model.chat import END_TOKEN, PAD_TOKEN, QWEN_TEMPLATE, TURN_END, TURN_START
 
-WORDS = (
+PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Where text is cut before merging; digits stand alone. Source: Qwen2's tokenizer,
+"""Pieces that text is cut into before merging; every digit is a piece. Source: Qwen2's tokenizer,
 `pretokenize_regex`."""
 
+ROLES = ["system\n", "user\n", "assistant\n"]
 ROLE_REPEATS = 1000
+"""How often each role is added to the texts, so that it becomes one token."""
 
 
 def train_tokenizer(
     texts: Iterable[str], *, vocabulary: int, max_length: int
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most that many tokens; less where the texts do not give so many merges.
+    """A tokenizer of at most `vocabulary` tokens; fewer where the texts give fewer merges.
 
-    The pad token is one of its own, so that nothing can mistake it for the end token.
+    Its pad token is used for nothing else, so it cannot be mistaken for the end token.
     """
     bpe = Tokenizer(models.BPE())
+    # composed and decomposed letters become the same tokens
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     bpe.decoder = decoders.ByteLevel()
+
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[END_TOKEN, TURN_START, TURN_END, PAD_TOKEN],
+        # all 256 bytes, so that every text has tokens
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # the template's own words become one token each, wherever the texts would have put them
-    bpe.train_from_iterator(
-        chain(texts, ["system\n", "user\n", "assistant\n"] * ROLE_REPEATS), trainer
-    )
+    bpe.train_from_iterator(chain(texts, ROLES * ROLE_REPEATS), trainer)
+
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
         eos_token=END_TOKEN,
@@ -66,8 +68,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:
-        if "os error" not in str(
-            error
-        ):  # the library has no error class of its own for what the system says
+        # the library raises errors of the operating system as plain exceptions
+        if "os error" not in str(error):
             raise
         raise OSError(f"{folder}: {error}") from error

@@ -10,8 +10,8 @@ class DemoOptions:
     evaluate, report."""
 
     out: Path = Path("demo")
-    """Folder for all that is made; `run.html` is the page to look at."""
+    """Folder to write; `report.html` in it is the page to look at."""
     threads: int = 7000
-    """Size of the forum; fewer are faster and learn less."""
+    """Threads of the forum; fewer are faster, and the model learns less."""
     seed: int = 0
-    """Of the forum and of the model."""
+    """Seed of the forum and of the model."""

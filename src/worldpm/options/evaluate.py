@@ -11,17 +11,17 @@ from worldpm.options.shared import BENCHMARKS, ModelOptions, changed
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(ModelOptions):
-    """Judge checkpoints, or raw rewards, on benchmarks and on the test split of groups."""
+    """Evaluate checkpoints, or raw rewards, on benchmarks and on the test split of groups."""
 
     checkpoints: Positional[tuple[str, ...]] = ()
     """Folders written by `worldpm train`, or folders or hub ids of other reward models."""
     on: tuple[str, ...]
-    """Benchmarks by name, NAME=PLACE with a folder or hub id, the preset `worldpm`, groups
-    (folders, bare Parquet files), or plain preference sets (files, hub ids)."""
+    """Benchmarks by name, NAME=PATH with a folder or hub id, the preset `worldpm`, groups (folders,
+    bare Parquet files), or plain preference sets (files, hub ids)."""
     out: Path
     """Folder to write."""
     rewards: tuple[Path, ...] = ()
-    """Raw rewards of any model (Parquet, JSON lines) to judge in place of checkpoints."""
+    """Raw rewards of any model (Parquet, JSON lines), in place of checkpoints."""
     verdicts: tuple[Path, ...] = ()
     """Files of a judge: with --on arena-hard folders of its `data`, with --on alpacaeval
     `annotations.json`; gives win rates."""
@@ -30,17 +30,17 @@ class EvaluateOptions(ModelOptions):
     cut: bool = True
     """Cut inputs over the limit; with --no-cut the first of them stops the evaluation."""
     strata: str | None = None
-    """Draw so much of each kind: NAME=share,... or `forum` (70 % technical, 20 % open, 10 %
-    controversial)."""
+    """Shares of each kind of item to draw: NAME=share,... or `forum` (70 % technical, 20 % open,
+    10 % controversial)."""
     trained_on: tuple[Path, ...] = ()
-    """Folders of groups the checkpoints were trained on: the share of items that overlap with them
-    is told."""
+    """Folders of groups that the checkpoints were trained on, to measure the share of items that
+    overlap with them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.on or sum(map(bool, (self.checkpoints, self.rewards, self.verdicts))) != 1:
             raise ConfigError(
-                "name checkpoints, or --rewards, or --verdicts, one of the three, and after --on at"
+                "name checkpoints, or --rewards, or --verdicts (one of the three), and after --on at"
                 " least one benchmark"
             )
         of_checkpoints = ["strata", "trained_on", *ModelOptions.__dataclass_fields__]

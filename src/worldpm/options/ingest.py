@@ -20,13 +20,13 @@ class IngestOptions:
     out: Path
     """Folder to write: `SITE.parquet` for each site, and the manifest."""
     format: Literal["stackexchange", "reddit", "threads"] | None = None
-    """What the files are; told from their names and first lines unless set."""
+    """Format of the files; detected from their names and first lines unless set."""
     engine: Engine = "duckdb"
-    """What joins posts into threads; the rows are the same. Spark is the one of `spark-submit`, or
-    a local one."""
+    """Data engine that joins posts into threads; both give the same rows. Spark uses the session
+    of `spark-submit`, or a local one."""
     workers: int | None = None
-    """Processes that turn HTML into Markdown; 0 does it in this one. One a core for a large dump
-    unless set."""
+    """Processes that turn HTML into Markdown; one a core for large dumps unless set. 0 uses this
+    process."""
 
     def __post_init__(self) -> None:
         if not self.sources:

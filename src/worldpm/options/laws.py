@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tyro.conf import Positional
 
@@ -24,13 +24,25 @@ FormName = Literal[
     "gao_rl",
     "error_of_loss",
 ]
+"""A form of `curves.forms`."""
+
 AXES = ("N", "D", "C")
+"""Columns that a loss or an accuracy may depend on."""
+
+
+class Columns(NamedTuple):
+    """The columns of a form that is not about a loss or an accuracy over AXES."""
+
+    x: str
+    y: str
+
+
 COLUMNS = {
-    "gao_best_of_n": ("d", "gain"),
-    "gao_rl": ("d", "gain"),
-    "error_of_loss": ("loss", "error"),
+    "gao_best_of_n": Columns("d", "gain"),
+    "gao_rl": Columns("d", "gain"),
+    "error_of_loss": Columns("loss", "error"),
 }
-"""x and y of the forms that have columns of their own."""
+"""By the name of the form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +88,9 @@ class LawsOptions:
     @property
     def y_column(self) -> str:
         """The column that is fitted."""
-        return COLUMNS[self.form][1] if self.form in COLUMNS else self.y
+        return COLUMNS[self.form].y if self.form in COLUMNS else self.y
 
     @property
     def axes(self) -> tuple[str, ...]:
         """The columns that it may depend on."""
-        return (COLUMNS[self.form][0],) if self.form in COLUMNS else AXES
+        return (COLUMNS[self.form].x,) if self.form in COLUMNS else AXES

@@ -35,18 +35,18 @@ class PlanOptions:
     """Of one GPU for an hour, in any currency."""
 
     def __post_init__(self) -> None:
-        numbers = {
-            "--gpus": self.gpus,
-            "--memory": self.memory,
-            "--pairs": self.pairs,
-            "--tokens-per-pair": self.tokens_per_pair,
-        }
-        others = {
-            "--row-tokens": self.row_tokens,
-            "--peak-tflops": self.peak_tflops,
-            "--price": self.price,
-        }
-        check_above_zero({**numbers, **others})
+        check_above_zero(
+            {
+                "--gpus": self.gpus,
+                "--memory": self.memory,
+                "--pairs": self.pairs,
+                "--tokens-per-pair": self.tokens_per_pair,
+                "--row-tokens": self.row_tokens,
+                "--peak-tflops": self.peak_tflops,
+                "--price": self.price,
+            }
+        )
+
         if not 0 < self.mfu <= 1:
             raise ConfigError(
                 f"--mfu is {self.mfu}; it is a share of the peak, above 0 and at most 1"

@@ -18,16 +18,15 @@ class ScoreOptions(ModelOptions):
     file: Positional[Path | None] = None
     """JSON lines to read; standard input unless given."""
     out: Path | None = None
-    """File to write, in place of one that is there; standard output unless given. A killed run goes
-    on where it was."""
+    """File to write or replace; standard output unless given. A killed run resumes."""
     best: bool = False
-    """Add the place of the best response, its reward's lead over the mean, and what best of n costs
-    in nats of KL."""
+    """Add the index of the best response, its reward's lead over the mean, and the cost of best of
+    n in nats of KL."""
     allow: tuple[str, ...] = ()
     """best: allowed counts, FEATURE=LOW:HIGH of length (tokens), headers, lists, bold, code, links;
-    others come after."""
+    responses outside rank last."""
     weigh: tuple[str, ...] = ()
-    """best: FEATURE=LOG_ODDS for each unit of a style difference, which runs from -1 to 1."""
+    """best: FEATURE=LOG_ODDS for each unit of a style difference, from -1 to 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,44 +18,43 @@ class ServeOptions(ModelOptions):
     upstream: str | None = None
     """URL of a vLLM that holds the model, in place of a folder."""
     port: int = 8000
-    """0 takes a free one and tells it."""
+    """Port to listen on; 0 takes a free one and logs it."""
     host: str = "127.0.0.1"
-    """Only this machine reaches the default; 0.0.0.0 opens it to all, best with --keys."""
+    """Address to listen on. The default is for this machine only; use --keys with 0.0.0.0."""
     name: str | None = None
-    """What clients call the model; the folder's name unless set."""
+    """Name of the model in requests and replies; the folder's name unless set."""
     calibration: Path | None = None
-    """Results folder of `worldpm evaluate` on this model: gives temperature, confidence and the
-    style model."""
+    """Results folder of `worldpm evaluate` on this model, for temperature, confidence and the style
+    model."""
     rules: Path | None = None
     """Rule file of /v1/route."""
     keys: Path | None = None
     """JSON of the API keys: {NAME: {"key": ..., "settings": {...}}}."""
     reference: Path | None = None
-    """Window of earlier requests, of `worldpm log reference`, from which drift is told in
-    /metrics."""
+    """Window of earlier requests, from `worldpm log reference`; /metrics then reports drift from
+    it."""
     log: Path | None = None
-    """SQLite file that keeps every decision."""
+    """SQLite file to which every decision is written."""
     log_hashes: bool = False
-    """Log hashes of the inputs in place of the inputs."""
+    """Write hashes of the inputs to the log instead of the inputs."""
     row_tokens: int = 2048
-    """Tokens of one row of the model."""
+    """Tokens that the model computes at once."""
     queue_tokens: int = 262_144
-    """Tokens that may wait; more is refused with 429."""
+    """Tokens that may wait; further requests get 429."""
     max_requests: int = 512
-    """Requests inside at once; more is refused with 429."""
+    """Requests in progress; further ones get 429."""
     max_inputs: int = 256
-    """Responses, or texts, of one request."""
+    """Most responses, or texts, of one request."""
     max_body_mib: float = 4.0
-    """Size of a request's body."""
+    """Largest body of a request."""
     deadline_seconds: float = 60.0
-    """After which a request that still waits is not computed; a request may set an earlier one."""
+    """Time after which a waiting request is dropped; a request may set a shorter one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.model is None) == (self.upstream is None):
             raise ConfigError(
-                "name a model to serve, or with --upstream the URL of a vLLM that holds one; one of"
-                " the two"
+                "name either a model to serve, or with --upstream the URL of a vLLM that serves one"
             )
         local = [*ModelOptions.__dataclass_fields__, "row_tokens", "queue_tokens"]
         if self.upstream is not None and (given := changed(self, local)):
@@ -65,7 +64,7 @@ class ServeOptions(ModelOptions):
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port is {self.port}; 0 to 65535 are possible")
         if self.log_hashes and self.log is None:
-            raise ConfigError("--log-hashes says what --log keeps; name its file")
+            raise ConfigError("--log-hashes needs --log. Name its file.")
         amounts: dict[str, float | None] = {
             "--row-tokens": self.row_tokens,
             "--queue-tokens": self.queue_tokens,

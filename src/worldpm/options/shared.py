@@ -1,11 +1,13 @@
 """Options that several verbs share, with their checks."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
 
@@ -14,6 +16,8 @@ Engine = Literal["duckdb", "spark"]
 Dtype = Literal["float32", "bfloat16"]
 BENCHMARKS = Path("data", "benchmarks")
 """Default folder of downloaded benchmarks."""
+LEAST_LENGTH = 16
+"""Tokens of the shortest sequences that a model reads: the frame and a few tokens of text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +38,13 @@ class ModelOptions:
     remote_code: bool = False
     """Run the Python that a model's repository brings; needs --revision with a commit."""
     across_devices: bool = False
-    """Spread a model that is too large for one device over all of them, and over memory."""
+    """Spread a model that is too large for one device over all devices, and over memory."""
 
     def __post_init__(self) -> None:
-        if self.max_length is not None and self.max_length < 16:
-            raise ConfigError(f"--max-length is {self.max_length}; at least 16 tokens are needed")
+        if self.max_length is not None and self.max_length < LEAST_LENGTH:
+            raise ConfigError(
+                f"--max-length is {self.max_length}; at least {LEAST_LENGTH} tokens are needed"
+            )
         if self.device is not None and self.across_devices:
             raise ConfigError(
                 "--device names one device, --across-devices takes all; give one of the two"
@@ -46,8 +52,8 @@ class ModelOptions:
 
 
 def check_above_zero(options: Mapping[str, float | None]) -> None:
-    """Raise ConfigError for the first option whose number is not above 0; None is an option that
-    was not given."""
+    """Raise ConfigError for the first option whose number is not above 0; None is an unset
+    option."""
     for name, value in options.items():
         if value is not None and not value > 0:
             raise ConfigError(f"{name} is {value}; it must be above 0")
@@ -66,3 +72,34 @@ def changed(options: object, names: Iterable[str]) -> list[str]:
     return [
         f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != defaults[name]
     ]
+
+
+def command_of(verb: str, options: object) -> str:
+    """The command that gives these options, without --out; paths by their last names."""
+    positional: list[str] = []
+    flags: list[str] = []
+    for field in fields(options):  # type: ignore[arg-type]
+        value = getattr(options, field.name)
+        if field.name == "out" or value == field.default or value == ():
+            continue
+
+        flag = f"--{field.name.replace('_', '-')}"
+        if Positional in getattr(field.type, "__metadata__", ()):
+            positional += _words(value)
+        elif isinstance(value, bool):
+            flags.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            flags += [flag, *_words(value)]
+
+    return shlex.join(["worldpm", verb, *positional, *flags])
+
+
+def _words(value: object) -> list[str]:
+    """An option's value as words of the command line."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [_last_name(str(entry)) for entry in values]
+
+
+def _last_name(word: str) -> str:
+    """The last name of a path that exists; other words, such as hub ids, unchanged."""
+    return Path(word).name if "/" in word and Path(word).exists() else word

@@ -13,15 +13,15 @@ class SimulateOptions:
     noise."""
 
     out: Path
-    """Folder to write: threads as `worldpm ingest` writes them, and `truth/` with what was planted
-    in each response."""
+    """Folder to write: threads in the form of `worldpm ingest`, and `truth/` with the planted
+    quality of each response."""
     threads: int = 3000
-    """How many threads."""
+    """Number of threads."""
     seed: int = 0
-    """Of the forum; thread i is the same however many there are."""
+    """Seed of the forum; thread i does not depend on the number of threads."""
     forum: Literal["hobbies", "skills", "control"] = "hobbies"
-    """`hobbies` is the demo's. `skills` is for ladders, with a noiseless test of each skill in
-    `tests/`; `control` lacks its hard one."""
+    """`hobbies` is the forum of the demo. `skills` is for ladders, with a noiseless test of each
+    skill in `tests/`; `control` lacks its hard skill."""
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.seed < 0:

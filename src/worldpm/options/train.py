@@ -7,7 +7,10 @@ from typing import Literal
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import Dtype, check_above_zero, check_not_negative
+from worldpm.options.shared import LEAST_LENGTH, Dtype, check_above_zero, check_not_negative
+
+LEAST_RESPONSE = 8
+"""Tokens that a prompt must leave to its response."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +24,10 @@ class TrainOptions:
     """A built-in size (`tiny`), trained from scratch, or a folder or hub id of a reward or language
     model."""
     out: Path
-    """Folder to write: the weights of least validation loss, or where nothing validates the
-    last."""
+    """Folder to write: the weights of least validation loss, or the last ones if there are no
+    validation groups."""
     max_length: int = 2048
-    """Tokens of prompt plus one response; what is longer is cut."""
+    """Tokens of prompt plus one response; longer texts are cut."""
     prompt_length: int | None = None
     """Tokens that a prompt is cut to; half of --max-length unless set."""
     batch_pairs: int | None = None
@@ -40,21 +43,20 @@ class TrainOptions:
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     decay: float | None = None
-    """Share of the steps, at the end, in which it falls to 0; 0 unless a built-in size has its
-    own."""
+    """Share of the steps, at the end, in which the learning rate falls to 0; 0 unless a built-in
+    size has its own."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """What the learning rate does after the warm-up."""
+    """Course of the learning rate after the warm-up."""
     loss: Literal["bradley-terry", "plackett-luce"] = "bradley-terry"
     """Over pairs, or over rankings of a group's responses."""
     target_margin: float = 0.0
-    """Logits of margin asked for, times ln(1 + strength); Bradley-Terry only."""
+    """Logits of margin to reach, times ln(1 + strength); Bradley-Terry only."""
     label_smoothing: float = 0.0
     """Share of labels taken to be a coin's; Bradley-Terry only."""
     centring: float = 0.0
     """Coefficient of the penalty that keeps rewards around 0."""
     lora_rank: int | None = None
-    """Train adapters of this rank and the head, not all weights; they are merged in the
-    checkpoint."""
+    """Train adapters of this rank and the head, not all weights; the checkpoint has them merged."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
     compile: bool = False
@@ -64,16 +66,16 @@ class TrainOptions:
     """Tokens up to which a row is filled with groups, and memory grows with it; 2048 on a CPU and
     16384 on a GPU unless set."""
     workers: int = 0
-    """Processes that tokenize ahead of the first step; 0 does it in this one."""
+    """Processes that tokenize before the first step; 0 does it in the process of the run."""
     dtype: Dtype | None = None
     """Compute type; bfloat16 on a GPU or a CPU with matrix units for it, else float32. Weights and
     optimizer stay float32."""
     snapshots: int = 0
-    """Keep the weights so many times on the way, in `snapshots/`, at steps spread evenly over their
+    """Copies of the weights to keep in `snapshots/`, at steps spread evenly over their
     logarithm."""
     tracker: Literal["mlflow", "tensorboard", "trackio", "wandb"] | None = None
-    """Also send the metrics to this tracker, whose library must be installed; files of its own go
-    to OUT.tracking."""
+    """Also send the metrics to this tracker, whose library must be installed; its files go to
+    OUT.tracking."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     remote_code: bool = False
@@ -84,23 +86,25 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if not self.groups:
             raise ConfigError("no groups given: name a folder that `worldpm group` wrote")
-        positive = {
-            "--max-length": self.max_length,
-            "--batch-pairs": self.batch_pairs,
-            "--epochs": self.epochs,
-            "--lr": self.lr,
-        }
-        sizes = {
-            "--max-steps": self.max_steps,
-            "--prompt-length": self.prompt_length,
-            "--lora-rank": self.lora_rank,
-        }
-        check_above_zero({**positive, **sizes, "--row-tokens": self.row_tokens})
-        if min(self.warmup, self.decay or 0) < 0 or self.warmup + (self.decay or 0) > 1:
-            raise ConfigError(
-                f"--warmup {self.warmup} and --decay {self.decay} are shares of the steps, together"
-                " at most 1"
-            )
+
+        self._check_ranges()
+        self._check_schedule()
+        self._check_loss()
+        self._check_lengths()
+
+    def _check_ranges(self) -> None:
+        check_above_zero(
+            {
+                "--max-length": self.max_length,
+                "--batch-pairs": self.batch_pairs,
+                "--epochs": self.epochs,
+                "--lr": self.lr,
+                "--max-steps": self.max_steps,
+                "--prompt-length": self.prompt_length,
+                "--lora-rank": self.lora_rank,
+                "--row-tokens": self.row_tokens,
+            }
+        )
         check_not_negative(
             {
                 "--seed": self.seed,
@@ -111,6 +115,16 @@ class TrainOptions:
                 "--target-margin": self.target_margin,
             }
         )
+
+    def _check_schedule(self) -> None:
+        decay = self.decay or 0
+        if min(self.warmup, decay) < 0 or self.warmup + decay > 1:
+            raise ConfigError(
+                f"--warmup {self.warmup} and --decay {self.decay} are shares of the steps, together"
+                " at most 1"
+            )
+
+    def _check_loss(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"--label-smoothing is {self.label_smoothing}; it is a share below 1")
         if self.loss == "plackett-luce" and (self.target_margin or self.label_smoothing):
@@ -118,8 +132,11 @@ class TrainOptions:
                 "--target-margin and --label-smoothing belong to --loss bradley-terry; a ranking"
                 " has no pairs to move"
             )
-        if self.max_length < 16 or (self.prompt_length or 0) > self.max_length - 8:
+
+    def _check_lengths(self) -> None:
+        longest_prompt = self.max_length - LEAST_RESPONSE
+        if self.max_length < LEAST_LENGTH or (self.prompt_length or 0) > longest_prompt:
             raise ConfigError(
                 f"--max-length {self.max_length} leaves no room for a prompt and a response; at"
-                " least 16, and 8 more than --prompt-length"
+                f" least {LEAST_LENGTH}, and {LEAST_RESPONSE} more than --prompt-length"
             )

@@ -1,5 +1,5 @@
-"""What makes a post unfit, each reason on its own switch, and the masking of personal data. Nothing
-is mended."""
+"""Reasons why a post is unfit, each with its own switch, and the masking of personal data. Unfit
+posts are dropped, never repaired."""
 
 import re
 import string
@@ -14,20 +14,26 @@ from worldpm.stats.style import CODE_BLOCK
 INDENTED = re.compile(r"^(?: {4}|\t).*$", re.MULTILINE)
 QUOTED = re.compile(r"^>.*$", re.MULTILINE)
 MARKS = ("```", "~~~", "    ", "\t", ">")
-"""How a line of code or quotes begins, or a fence of them."""
+"""Beginnings of lines of code or quotes, and of fences around them."""
 LINK = r"!?\[[^\[\]]*\]\((?:[^()]++|\([^()]*\))*+\)|<?https?://\S+>?"
+"""Possessive repeats (`++`, `*+`): a long text of brackets would make plain ones backtrack."""
 LINKED, NO_WORDS = re.compile(LINK), re.compile(rf"(?:{LINK}|\W)*+")
 WORD = re.compile(r"\w")
+PHONE = "[phone]"
 MASKS = (
     (re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+"), "[e-mail]"),
-    (re.compile(r"(?<![\w/.:-])(?:\+[\d ()./-]{7,}|\(?0\d?[\d ()/-]{6,})\d(?![\w/:-])"), "[phone]"),
+    (re.compile(r"(?<![\w/.:-])(?:\+[\d ()./-]{7,}|\(?0\d?[\d ()/-]{6,})\d(?![\w/:-])"), PHONE),
     (
         re.compile(r"(?<![\w/.:-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?![\w/:-])"),
-        "[phone]",
+        PHONE,
     ),
     (re.compile(r"(?<![\w/`@])@[A-Za-z][\w-]{2,}"), "[name]"),
 )
+"""Patterns of personal data, in the order in which they are replaced, and what replaces them."""
 PHONE_DIGITS = range(9, 16)
+"""Possible numbers of digits of a telephone number."""
+LANGUAGE_CHARACTERS = 2000
+"""Characters at the beginning of a text by which its language is detected."""
 
 
 def why_unfit(text: str, rules: CleaningRules, *, answer: bool) -> str | None:
@@ -39,7 +45,9 @@ def why_unfit(text: str, rules: CleaningRules, *, answer: bool) -> str | None:
         return "shorter than --min-characters"
     if len(stripped) > rules.max_characters:
         return "longer than --max-characters"
-    if answer and not rules.keep_link_only and not _has_words_of_its_own(stripped):
+
+    # A question may consist of a link or of code, and still have good answers.
+    if answer and not rules.keep_link_only and not _has_words_beside_links(stripped):
         return "of nothing but links"
     if answer and rules.max_code_share < 1 and _is_mostly_code(stripped, rules.max_code_share):
         return "mostly of code or quotes"
@@ -48,70 +56,77 @@ def why_unfit(text: str, rules: CleaningRules, *, answer: bool) -> str | None:
     return None
 
 
-def _has_words_of_its_own(text: str) -> bool:
-    start = NO_WORDS.match(text)
-    return start is not None and start.end() < len(text)
+def _has_words_beside_links(text: str) -> bool:
+    links = NO_WORDS.match(text)
+    return links is not None and links.end() < len(text)
 
 
 def _is_mostly_code(text: str, share: float) -> bool:
+    # Most texts begin with enough prose to decide, and then the rest need not be read.
     first = text.split("\n", 1)[0]
     if _solid(first) >= (1 - share) * len(text) and not first.startswith(MARKS):
-        return False  # as most texts begin with enough prose, few are looked at as a whole
+        return False
     return code_share(text) > share
 
 
-JUDGED = 2000
-"""Characters of a text by which its language is told."""
-
-
 def code_share(text: str) -> float:
-    """The share of a text's characters, white space aside, that stand in fences, indented lines or
-    quotes."""
-    rest = QUOTED.sub("", INDENTED.sub("", CODE_BLOCK.sub("", text)))
-    return 1 - _solid(rest) / max(1, _solid(text))
+    """The share of a text's characters, white space aside, in fences, indented lines or quotes."""
+    prose = QUOTED.sub("", INDENTED.sub("", CODE_BLOCK.sub("", text)))
+    return 1 - _solid(prose) / max(1, _solid(text))
 
 
 def _solid(text: str) -> int:
+    """Characters that are not white space."""
     return len(text) - sum(map(text.count, string.whitespace))
 
 
 def language_of(text: str) -> str:
-    """The language's code, of the text without code and links; `und` where nothing is left."""
+    """The language's code, of the text without code and links; `und` if no words remain."""
     prose = " ".join(LINKED.sub(" ", INDENTED.sub("", CODE_BLOCK.sub("", text))).split())
     if not WORD.search(prose):
         return "und"
-    found: list[dict[str, Any]] = _detector().detect(prose[:JUDGED], model="lite", k=1)
-    return str(found[0]["lang"])
+
+    ranking: list[dict[str, Any]] = _detector().detect(
+        prose[:LANGUAGE_CHARACTERS], model="lite", k=1
+    )
+    return str(ranking[0]["lang"])
 
 
 @cache
 def _detector() -> Any:
-
-    return LangDetector(LangDetectConfig(max_input_length=JUDGED))
-
-
-def _may_be_called(number: str) -> bool:
-    """Whether so many digits are a telephone's, and not those of a table or of a binary number."""
-    pieces = re.findall(r"\d+", number)
-    digits = "".join(pieces)
-    return (
-        len(digits) in PHONE_DIGITS
-        and not set(digits) <= {"0", "1"}
-        and 2 * len(pieces) <= len(digits)
-    )
+    # Cached, because the detector loads its model from a file.
+    return LangDetector(LangDetectConfig(max_input_length=LANGUAGE_CHARACTERS))
 
 
 def masked(text: str) -> tuple[str, int]:
-    """The text with personal data replaced, and how often."""
+    """The text with personal data replaced, and the number of replacements."""
     total = 0
     for pattern, mask in MASKS:
-
-        def replace(match: re.Match[str], mask: str = mask) -> str:
-            nonlocal total
-            if mask == "[phone]" and not _may_be_called(match[0]):
-                return match[0]
-            total += 1
-            return mask
-
-        text = pattern.sub(replace, text)
+        text, count = _replaced(text, pattern, mask)
+        total += count
     return text, total
+
+
+def _replaced(text: str, pattern: re.Pattern[str], mask: str) -> tuple[str, int]:
+    """The text with the matches of a pattern replaced, and their number."""
+    pieces: list[str] = []
+    end = 0
+
+    for match in pattern.finditer(text):
+        if mask == PHONE and not _may_be_phone(match[0]):
+            continue
+        pieces += (text[end : match.start()], mask)
+        end = match.end()
+
+    return "".join([*pieces, text[end:]]), len(pieces) // 2
+
+
+def _may_be_phone(number: str) -> bool:
+    """Whether the digits can be those of a telephone, not of a table or a binary number."""
+    pieces = re.findall(r"\d+", number)
+    digits = "".join(pieces)
+
+    # Columns of a table are many pieces of one digit, and a binary number has two digits only.
+    many_pieces = 2 * len(pieces) > len(digits)
+    binary = set(digits) <= {"0", "1"}
+    return len(digits) in PHONE_DIGITS and not binary and not many_pieces

@@ -1,7 +1,11 @@
-"""Overlap of training texts with benchmarks: runs of words that both have.
+"""Overlap of training texts with benchmarks: runs of words that both contain.
 
 Source: Brown et al. 2020, arXiv 2005.14165, appendix C: 13-grams of words; runs that many items
 share are no evidence.
+
+A file of texts to look for has any columns; every text in a row counts:
+
+    {"prompt": "How?", "chosen": "So.", "rejected": "No."}
 """
 
 import re
@@ -15,17 +19,18 @@ import xxhash
 from worldpm.records import PreferenceGroup
 from worldpm.storage import rows
 
-WORDS = 13
-COMMON = 10
+RUN_WORDS = 13
+"""Words of a run."""
+MOST_PROMPTS = 10
 """A run in items of more prompts than this is a set phrase (a template, a task's instructions) and
 is left out."""
 WORD = re.compile(r"\w+")
 PROMPTS = ("prompt", "instruction", "question", "input")
-"""Where rows of any set have their prompt."""
+"""Names of the prompt in rows of files; the first that a row has is taken."""
 
 
-class Place(NamedTuple):
-    """A benchmark's item."""
+class BenchmarkItem(NamedTuple):
+    """An item by its names."""
 
     benchmark: str
     item: str
@@ -35,9 +40,9 @@ class Overlap(NamedTuple):
     """A group that shares words with an item."""
 
     group_id: str
-    place: Place
-    words: int
-    """Length of the longest run that both have, at least WORDS."""
+    item: BenchmarkItem
+    length_words: int
+    """Length of the longest run that both contain, at least RUN_WORDS."""
 
 
 class KnownTexts(Protocol):
@@ -60,73 +65,88 @@ class FileRow(NamedTuple):
     """The texts of a row of a file."""
 
     item: str
+    """Number of the row, from 0."""
     prompt_id: str
+    """The row's prompt; its number if it has none."""
     texts: Sequence[str]
+    """Every text in the row."""
 
 
 class Index:
-    """The runs of WORDS words of benchmarks' texts; texts of fewer words cannot be found."""
+    """The runs of RUN_WORDS words in benchmarks' texts; shorter texts cannot be found."""
 
     def __init__(self, benchmarks: Mapping[str, Iterable[KnownTexts]]) -> None:
-        found: dict[int, set[Place]] = defaultdict(set)
+        items: dict[int, set[BenchmarkItem]] = defaultdict(set)
         prompts: dict[int, set[str]] = defaultdict(set)
-        for benchmark, items in benchmarks.items():
-            for known in items:
-                for run in (run for text in known.texts for run in _runs(text)):
-                    found[run].add(Place(benchmark, known.item))
-                    prompts[run].add(known.prompt_id)
-        self._places = {run: places for run, places in found.items() if len(prompts[run]) <= COMMON}
+
+        for benchmark, texts in benchmarks.items():
+            for entry in texts:
+                item = BenchmarkItem(benchmark, entry.item)
+                for run in _runs_of_all(entry.texts):
+                    items[run].add(item)
+                    prompts[run].add(entry.prompt_id)
+
+        # Prompts are counted, not items: many items of one prompt share its words, and such a run
+        # is still evidence.
+        evidence = [run for run in items if len(prompts[run]) <= MOST_PROMPTS]
+        self._items = {run: items[run] for run in evidence}
 
     def overlaps(self, group: PreferenceGroup) -> list[Overlap]:
         """The items that the group's prompt or responses share words with, the longest overlap
         first."""
-        longest: dict[Place, int] = {}
-        for text in (
-            *(message.content for message in group.prompt),
-            *(response.content for response in group.responses),
-        ):
-            going: dict[Place, int] = {}
+        longest: dict[BenchmarkItem, int] = {}
+        texts = [message.content for message in group.prompt]
+        texts += [response.content for response in group.responses]
+
+        for text in texts:
+            # Consecutive runs of one item are one longer run: each adds a word to it.
+            current: dict[BenchmarkItem, int] = {}
             for run in _runs(text):
-                here = self._places.get(run, ())
-                going = {place: going.get(place, WORDS - 1) + 1 for place in here}
-                for place, words in going.items():
-                    longest[place] = max(longest.get(place, 0), words)
-        return sorted(
-            (Overlap(group.group_id, place, words) for place, words in longest.items()),
-            key=lambda one: (-one.words, one.place),
-        )
+                items = self._items.get(run, ())
+                current = {item: current.get(item, RUN_WORDS - 1) + 1 for item in items}
+                for item, length in current.items():
+                    longest[item] = max(longest.get(item, 0), length)
+
+        overlaps = [Overlap(group.group_id, item, length) for item, length in longest.items()]
+        return sorted(overlaps, key=lambda overlap: (-overlap.length_words, overlap.item))
 
     def found_in(self, groups: Iterable[PreferenceGroup]) -> dict[str, set[str]]:
-        """The items of each benchmark that some group overlaps with."""
-        found: dict[str, set[str]] = defaultdict(set)
+        """The items of each benchmark that overlap with some group."""
+        items: dict[str, set[str]] = defaultdict(set)
         for group in groups:
             for overlap in self.overlaps(group):
-                found[overlap.place.benchmark].add(overlap.place.item)
-        return found
+                items[overlap.item.benchmark].add(overlap.item.item)
+        return items
 
 
 def texts_in(path: Path) -> Iterator[FileRow]:
-    """Every text in every row of a file, JSON lines or Parquet, named by the row's number; rows of
-    one prompt are told by it."""
+    """Every text in every row of a file, JSON lines or Parquet. A row is named by its number, and
+    rows of one prompt are known by that prompt."""
     for number, row in enumerate(rows.read(path)):
-        prompt = (
-            next((str(row[name]) for name in PROMPTS if name in row), str(number))
-            if isinstance(row, dict)
-            else str(number)
-        )
+        names = [name for name in PROMPTS if name in row] if isinstance(row, dict) else []
+        prompt = str(row[names[0]]) if names else str(number)
         yield FileRow(str(number), prompt, list(_strings(row)))
 
 
 def _strings(value: object) -> Iterator[str]:
+    """All texts in a value of JSON, at any depth."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
-        for entry in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from _strings(entry)
+    elif isinstance(value, list):
+        for entry in value:
             yield from _strings(entry)
 
 
+def _runs_of_all(texts: Iterable[str]) -> Iterator[int]:
+    for text in texts:
+        yield from _runs(text)
+
+
 def _runs(text: str) -> Iterator[int]:
-    """A hash for each run of WORDS words, in order; case and punctuation do not count."""
-    words = WORD.findall(text.lower())
-    for start in range(len(words) - WORDS + 1):
-        yield xxhash.xxh64_intdigest(" ".join(words[start : start + WORDS]).encode())
+    """A hash for each run of RUN_WORDS words, in order; case and punctuation do not count."""
+    tokens = WORD.findall(text.lower())
+    for start in range(len(tokens) - RUN_WORDS + 1):
+        yield xxhash.xxh64_intdigest(" ".join(tokens[start : start + RUN_WORDS]).encode())

@@ -1,4 +1,4 @@
-"""One thread becomes one preference group, or is dropped for a counted reason; with what was
+"""One thread becomes one preference group, or is dropped for a counted reason. Both use what was
 learned from all threads before."""
 
 from collections import Counter
@@ -11,48 +11,51 @@ import xxhash
 
 from worldpm.options.group import GroupRules
 from worldpm.preferences import cleaning, near_duplicates, splits, votes
+from worldpm.preferences.outcomes import GroupCounts
 from worldpm.preferences.vote_noise import VoteNoise
 from worldpm.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
 
-NEAR = "that is nearly another of more votes"
+NEAR_DUPLICATE = "that is nearly another of more votes"
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What the threads together say, and a thread alone cannot."""
+    """What only all threads together show."""
 
     noise: VoteNoise | None = None
-    """Of the thread's site."""
+    """Of the thread's site; None under rules that give no probabilities."""
     duplicates: frozenset[str] | set[str] = frozenset()
-    """Names of threads, and `THREAD#RESPONSE` of answers, that say again what a more voted one
-    says."""
+    """Names of threads, and `THREAD#RESPONSE` of answers, that repeat a more voted one."""
     dates: splits.Dates | None = None
+    """Dates between the splits; None unless threads are split by time."""
     controversial_kept: float = 1.0
     """The chance of a training pair of close votes to be kept."""
 
 
 @dataclass
 class Tally:
-    """What was counted and dropped, and the rejects where they are wanted."""
+    """What was counted and dropped."""
 
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: GroupCounts = field(default_factory=GroupCounts)
     drops: Counter[str] = field(default_factory=Counter)
+    """Dropped threads, answers and pairs, by reason."""
     reject: Callable[[str, str, str], object] | None = None
-    """Gets the name, the reason and the text of each thread or answer that is dropped as unfit; of
-    pairs only the number is known."""
+    """Called with the name, the reason and the text of each thread or answer that is dropped as
+    unfit. Pairs are only counted. None if rejects are not written."""
 
     def drop(self, reason: str, name: str, text: str = "") -> None:
-        """Count a reason, and hand on what was dropped."""
+        """Count a reason, and pass on what was dropped."""
         self.drops[reason] += 1
         if self.reject is not None:
             self.reject(name, reason, text)
 
 
-class Kept(NamedTuple):
-    """What of a thread is fit."""
+class FitThread(NamedTuple):
+    """The parts of a thread that are fit."""
 
     question: str
     answers: Sequence[Answer]
+    """Two or more."""
 
 
 def group_thread(
@@ -60,39 +63,56 @@ def group_thread(
 ) -> PreferenceGroup | None:
     """The thread as a preference group, or None with the reason counted; answers and pairs left out
     are counted likewise."""
-    kept = _fit(thread, rules, tally, learned)
-    if kept is None:
+    fit = _fit(thread, rules, tally, learned)
+    if fit is None:
         return None
+
+    # Every thread has draws of its own, so that they do not depend on other threads.
     key = xxhash.xxh64_intdigest(thread.thread_id.encode())
-    chosen = votes.spread_sample(kept.answers, at_most=rules.max_responses, seed=[rules.seed, key])
-    tally.drops["response beyond --max-responses"] += len(kept.answers) - len(chosen)
+    answers = votes.spread_sample(fit.answers, at_most=rules.max_responses, seed=[rules.seed, key])
+    tally.drops["response beyond --max-responses"] += len(fit.answers) - len(answers)
+
     split = split_of(thread, rules, learned)
-    rule = rules.rule if split == "train" else "default"
-    noise = learned.noise if split == "train" else None
-    preferences = votes.preferences(chosen, rule=rule, seed=[rules.seed, key], noise=noise)
-    if not preferences:
-        equal = len({answer.votes for answer in chosen}) == 1
-        reason = (
-            "thread whose responses have equal votes"
-            if equal
-            else f"thread without a pair under --rule {rule}"
-        )
-        tally.drop(reason, thread.thread_id, kept.question)
+    preferences, reason = _preferences(answers, split, rules, tally, learned, key)
+    if reason is not None:
+        tally.drop(reason, thread.thread_id, fit.question)
         return None
-    if split == "train":
-        preferences = _thinned(chosen, preferences, rules, tally, learned, key)
-        if not preferences:
-            tally.drop("thread without a pair left", thread.thread_id, kept.question)
-            return None
+
     return PreferenceGroup(
         group_id=thread.thread_id,
         source=thread.source,
         site=thread.site,
         split=split,
-        prompt=(Message("user", kept.question),),
-        responses=tuple(Response(a.body, a.votes, a.created, _origin(thread, a)) for a in chosen),
+        prompt=(Message("user", fit.question),),
+        responses=tuple(_response(answer, thread) for answer in answers),
         preferences=preferences,
     )
+
+
+def _preferences(
+    answers: Sequence[Answer],
+    split: splits.Split,
+    rules: GroupRules,
+    tally: Tally,
+    learned: Learned,
+    key: int,
+) -> tuple[tuple[Preference, ...], str | None]:
+    """The preferences of a thread's answers, or the reason why there are none."""
+    # Rules and noise shape the training data. Validation and test measure with the votes alone, and
+    # so are the same under every rule.
+    train = split == "train"
+    rule = rules.rule if train else "default"
+    noise = learned.noise if train else None
+    preferences = votes.preferences(answers, rule=rule, seed=[rules.seed, key], noise=noise)
+
+    if not preferences:
+        if len({answer.votes for answer in answers}) == 1:
+            return (), "thread whose responses have equal votes"
+        return (), f"thread without a pair under --rule {rule}"
+
+    if train:
+        preferences = _thinned(answers, preferences, rules, tally, learned, key)
+    return preferences, None if preferences else "thread without a pair left"
 
 
 def split_of(thread: Thread, rules: GroupRules, learned: Learned) -> splits.Split:
@@ -102,9 +122,11 @@ def split_of(thread: Thread, rules: GroupRules, learned: Learned) -> splits.Spli
         return splits.of_date(thread.created.timestamp(), learned.dates)
     if rules.split_by == "site":
         return splits.of_key(thread.site, rules)
-    return splits.of_key(
-        near_duplicates.words_of_short(question_of(thread)) or thread.thread_id, rules
-    )
+
+    # Short questions have no bands, so their near-duplicates are not dropped. Their words as the
+    # key keep them in one split instead.
+    few_words = near_duplicates.words_of_short(question_of(thread))
+    return splits.of_key(few_words or thread.thread_id, rules)
 
 
 def question_of(thread: Thread) -> str:
@@ -113,10 +135,10 @@ def question_of(thread: Thread) -> str:
 
 
 def fit_answers(thread: Thread, rules: GroupRules) -> list[Answer]:
-    """The answers that pass the cleaning; none where the question does not, or fewer than two
-    do."""
+    """The answers that pass the cleaning; none if the question does not, or fewer than two do."""
     if _why_unfit(thread, rules) is not None:
         return []
+
     fit = [
         answer
         for answer in thread.responses
@@ -129,41 +151,54 @@ def _why_unfit(thread: Thread, rules: GroupRules) -> str | None:
     """The first reason to drop a question, None if it is fit."""
     if rules.drop_closed and thread.closed is not None:
         return "closed by moderators"
-    return cleaning.why_unfit(f"{thread.title}\n\n{thread.body}", rules, answer=False)
+    return cleaning.why_unfit(_question_text(thread), rules, answer=False)
 
 
-def _fit(thread: Thread, rules: GroupRules, tally: Tally, learned: Learned) -> Kept | None:
-    name = thread.thread_id
-    bare = f"{thread.title}\n\n{thread.body}"
-    reason = _why_unfit(thread, rules) or (NEAR if name in learned.duplicates else None)
+def _question_text(thread: Thread) -> str:
+    """Title and body, without the label that the prompt puts before them."""
+    return f"{thread.title}\n\n{thread.body}"
+
+
+def _fit(thread: Thread, rules: GroupRules, tally: Tally, learned: Learned) -> FitThread | None:
+    """The fit parts of a thread; None if it is dropped, which is counted."""
+    name, text = thread.thread_id, _question_text(thread)
+    duplicate = NEAR_DUPLICATE if name in learned.duplicates else None
+    reason = _why_unfit(thread, rules) or duplicate
     if reason is not None:
-        tally.drop(f"thread {reason}", name, bare)
+        tally.drop(f"thread {reason}", name, text)
         return None
+
     answers = [
         answer for answer in thread.responses if _is_fit(answer, name, rules, tally, learned)
     ]
     if len(answers) < 2:
-        tally.drop("thread with fewer than two responses", name, bare)
+        tally.drop("thread with fewer than two responses", name, text)
         return None
-    question = question_of(thread)
-    if rules.mask_personal:
-        question, masked = cleaning.masked(question)
-        replaced = [cleaning.masked(answer.body) for answer in answers]
-        answers = [
-            replace(answer, body=body) for answer, (body, _) in zip(answers, replaced, strict=True)
-        ]
-        tally.counts["masked"] += masked + sum(count for _, count in replaced)
-    return Kept(question, answers)
+
+    fit = FitThread(question_of(thread), answers)
+    return _masked(fit, tally) if rules.mask_personal else fit
 
 
 def _is_fit(answer: Answer, thread: str, rules: GroupRules, tally: Tally, learned: Learned) -> bool:
     name = f"{thread}#{answer.response_id}"
-    reason = cleaning.why_unfit(answer.body, rules, answer=True) or (
-        NEAR if name in learned.duplicates else None
-    )
+    duplicate = NEAR_DUPLICATE if name in learned.duplicates else None
+    reason = cleaning.why_unfit(answer.body, rules, answer=True) or duplicate
     if reason is not None:
         tally.drop(f"response {reason}", name, answer.body)
     return reason is None
+
+
+def _masked(thread: FitThread, tally: Tally) -> FitThread:
+    """The thread without personal data."""
+    question, count = cleaning.masked(thread.question)
+    tally.counts.masked += count
+
+    answers = []
+    for answer in thread.answers:
+        body, count = cleaning.masked(answer.body)
+        tally.counts.masked += count
+        answers.append(replace(answer, body=body))
+    return FitThread(question, answers)
 
 
 def within_gaps(preferences: Sequence[Preference], rules: GroupRules) -> list[Preference]:
@@ -182,47 +217,65 @@ def _thinned(
 ) -> tuple[Preference, ...]:
     """Gaps within their limits, close votes thinned, then at most --pairs-per-thread drawn; the
     weights add up to 1 again."""
-    kept = within_gaps(preferences, rules)
-    tally.drops["pair beyond --least-gap and --most-gap"] += len(preferences) - len(kept)
+    pairs = within_gaps(preferences, rules)
+    tally.drops["pair beyond --least-gap and --most-gap"] += len(preferences) - len(pairs)
+
+    # The last number keeps the draws of the two steps apart.
     if rules.controversial_share is not None:
-        draws = np.random.default_rng([rules.seed, key, 1]).random(len(kept)).tolist()
-        closeness = [votes.closeness(answers, preference) for preference in kept]
-        tally.drops["pair of votes too close"] += closeness.count("too close")
-        fine = [
-            c == "clear" or (c == "controversial" and draw < learned.controversial_kept)
-            for c, draw in zip(closeness, draws, strict=True)
-        ]
-        tally.drops["controversial pair beyond its share"] += (
-            len(kept) - sum(fine) - closeness.count("too close")
-        )
-        kept = [preference for preference, keep in zip(kept, fine, strict=True) if keep]
-    if rules.pairs_per_thread is not None and len(kept) > rules.pairs_per_thread:
+        generator = np.random.default_rng([rules.seed, key, 1])
+        pairs = _thin_close_votes(answers, pairs, tally, learned.controversial_kept, generator)
+
+    if rules.pairs_per_thread is not None and len(pairs) > rules.pairs_per_thread:
         generator = np.random.default_rng([rules.seed, key, 2])
-        places = sorted(
-            generator.choice(len(kept), size=rules.pairs_per_thread, replace=False).tolist()
-        )
-        tally.drops["pair beyond --pairs-per-thread"] += len(kept) - len(places)
-        kept = [kept[place] for place in places]
-    if len(kept) == len(preferences):
+        drawn = generator.choice(len(pairs), size=rules.pairs_per_thread, replace=False)
+        tally.drops["pair beyond --pairs-per-thread"] += len(pairs) - len(drawn)
+        pairs = [pairs[index] for index in sorted(drawn.tolist())]
+
+    if len(pairs) == len(preferences):
         return tuple(preferences)
-    return tuple(replace(preference, weight=1 / len(kept)) for preference in kept)
+    return tuple(replace(pair, weight=1 / len(pairs)) for pair in pairs)
+
+
+def _thin_close_votes(
+    answers: Sequence[Answer],
+    pairs: Sequence[Preference],
+    tally: Tally,
+    kept_share: float,
+    generator: np.random.Generator,
+) -> list[Preference]:
+    """The pairs without those of votes too close, and with a share of the controversial ones."""
+    thinned = []
+    # A draw for every pair, so that a pair's draw does not depend on how close the others are.
+    for pair, draw in zip(pairs, generator.random(len(pairs)).tolist(), strict=True):
+        closeness = votes.closeness(answers, pair)
+        if closeness == "too close":
+            tally.drops["pair of votes too close"] += 1
+        elif closeness == "controversial" and draw >= kept_share:
+            tally.drops["controversial pair beyond its share"] += 1
+        else:
+            thinned.append(pair)
+    return thinned
 
 
 def controversial_kept(threads: Iterable[Mapping[str, int]], share: float) -> float:
     """The chance to keep a controversial pair so that they become that share; the counts are
     `clear` and `controversial`."""
-    clear, controversial = (
-        sum(counts.get(name, 0) for counts in threads) for name in ("clear", "controversial")
-    )
+    clear = controversial = 0
+    for counts in threads:
+        clear += counts.get("clear", 0)
+        controversial += counts.get("controversial", 0)
+
+    # kept * controversial / (kept * controversial + clear) = share, solved for kept
     return min(1.0, share / (1 - share) * clear / controversial) if controversial else 1.0
 
 
-def _origin(thread: Thread, answer: Answer) -> dict[str, str]:
-    """What a derived set must keep to give credit."""
+def _response(answer: Answer, thread: Thread) -> Response:
+    """The answer with the origin that a derived set must keep to give credit."""
     origin = {
         "response_id": answer.response_id,
         "author": answer.author,
         "licence": answer.licence,
         "url": thread.url,
     }
-    return {name: value for name, value in origin.items() if value is not None}
+    meta = {name: value for name, value in origin.items() if value is not None}
+    return Response(answer.body, answer.votes, answer.created, meta)

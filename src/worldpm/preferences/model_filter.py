@@ -1,5 +1,5 @@
-"""Training pairs that a reward model contradicts are dropped, or for a study of what that injects,
-kept alone."""
+"""Training pairs that a reward model contradicts: dropped, or kept alone, to study what the filter
+adds to the data."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -10,62 +10,70 @@ from worldpm.records import PreferenceGroup
 from worldpm.scoring.scorer import Request, Scorer
 
 GROUPS_AT_ONCE = 64
+"""Groups that are scored together: enough for full rows of the model."""
 
 
 @dataclass(frozen=True)
 class ModelFilter:
-    """What `worldpm group --filter-with` does to groups."""
+    """The filter of `worldpm group --filter-with`."""
 
     scorer: Scorer
+    """The reward model."""
     margin: float
     """Logits by which the scorer must prefer the rejected response of a training pair to contradict
     it."""
     keep_contradicted: bool
-    """Whether the pairs that it contradicts are kept, in place of the others."""
+    """Whether the contradicted pairs are kept instead of the others."""
 
     def __call__(
         self, groups: Iterable[PreferenceGroup], tally: Tally
     ) -> Iterator[PreferenceGroup]:
-        """The groups, in order; training groups without the dropped pairs, and none that would be
-        empty."""
+        """The groups, in order; training groups without the dropped pairs, and without those that
+        would be empty."""
         stream = iter(groups)
+
         while chunk := list(islice(stream, GROUPS_AT_ONCE)):
             rewards = self._rewards([group for group in chunk if group.split == "train"])
             for group in chunk:
-                kept = (
-                    group
-                    if group.split != "train"
-                    else self._filtered(group, rewards[group.group_id], tally)
-                )
-                if kept is not None:
-                    yield kept
+                # Validation and test measure with the votes alone.
+                if group.split != "train":
+                    yield group
+                    continue
+
+                filtered = self._filtered(group, rewards[group.group_id], tally)
+                if filtered is not None:
+                    yield filtered
 
     def _rewards(self, groups: list[PreferenceGroup]) -> dict[str, list[float]]:
-        requests = [
-            Request(
-                group.group_id, group.prompt, [response.content for response in group.responses]
-            )
-            for group in groups
-        ]
-        return {
-            group.group_id: scored.rewards
-            for group, scored in zip(groups, self.scorer.score(requests), strict=True)
-        }
+        """The rewards of the responses of each group, by its id."""
+        scored = self.scorer.score(map(_request, groups))
+        return {group.group_id: row.rewards for group, row in zip(groups, scored, strict=True)}
 
     def _filtered(
         self, group: PreferenceGroup, rewards: list[float], tally: Tally
     ) -> PreferenceGroup | None:
+        """The group with the pairs that are kept; None if there are none."""
         verb = "does not contradict" if self.keep_contradicted else "contradicts"
-        kept = []
+        preferences = []
         for preference in group.preferences:
-            contradicted = rewards[preference.chosen] - rewards[preference.rejected] < -self.margin
-            if contradicted == self.keep_contradicted:
-                kept.append(preference)
-        tally.drops[f"pair that --filter-with {verb}"] += len(group.preferences) - len(kept)
-        if not kept:
+            margin = rewards[preference.chosen] - rewards[preference.rejected]
+            if (margin < -self.margin) == self.keep_contradicted:
+                preferences.append(preference)
+
+        dropped = len(group.preferences) - len(preferences)
+        tally.drops[f"pair that --filter-with {verb}"] += dropped
+        if not preferences:
             tally.drop(f"thread whose pairs --filter-with all {verb}", group.group_id)
             return None
+
+        # The weights of a thread add up to 1 again.
+        weight = 1 / len(preferences)
         return replace(
             group,
-            preferences=tuple(replace(preference, weight=1 / len(kept)) for preference in kept),
+            preferences=tuple(replace(preference, weight=weight) for preference in preferences),
         )
+
+
+def _request(group: PreferenceGroup) -> Request:
+    texts = [response.content for response in group.responses]
+    return Request(group.group_id, group.prompt, texts)

@@ -1,8 +1,8 @@
 """Near-duplicates by MinHash: of texts that share most of their runs of words, the most voted one
 is kept.
 
-Threads are told apart by their questions, and then the answers of those that stay: so one copy of a
-thread stays, with all its own.
+Threads are compared by their questions, and then the answers of those that stay: so one copy of a
+thread stays, with all its answers.
 
 Source: Broder 1997; bands as in Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section
 3.4. With 8 bands of 16 rows two texts whose runs of five words have a Jaccard similarity of 0.8
@@ -26,11 +26,13 @@ from worldpm.storage import parquet
 from worldpm.storage.tables import database
 
 PERMUTATIONS, BANDS = 128, 8
+ROWS_A_BAND = PERMUTATIONS // BANDS
+MINHASH_SEED = 42
 QUESTION, ANSWER = 0, 1
-WORDS = 5
+RUN_WORDS = 5
 """Words of a run."""
 LEAST_WORDS = 40
-"""Shorter texts follow patterns and are no duplicates: `Yes, it is.` answers many questions."""
+"""Shorter texts follow patterns and are not duplicates: `Yes, it is.` answers many questions."""
 SCHEMA = pa.schema(
     [("name", pa.string()), ("thread", pa.string()), ("votes", pa.int64()), ("band", pa.int64())]
 )
@@ -41,134 +43,192 @@ Hashes = NDArray[np.uint64]
 IN_A_WORD = np.array(
     [chr(byte).isalnum() or chr(byte) == "_" or byte >= 128 for byte in range(256)]
 )
-"""Letters, digits, underscores, and every byte of what lies beyond ASCII, for of that only letters
-and digits are left."""
+"""Whether a byte is part of a word: letters, digits, underscores, and every byte beyond ASCII. Of
+the characters there only letters and digits are left."""
 WORD, NO_WORD = re.compile(r"\w+"), re.compile(r"\W")
 BASE = 0x01000193
-FACTORS = np.cumprod(np.full(PERMUTATIONS // BANDS, 0x9E3779B97F4A7C15, dtype=np.uint64))
+"""Of the polynomial hash of a word, odd and so invertible modulo 2^32: the prime of FNV-1."""
+FACTORS = np.cumprod(np.full(ROWS_A_BAND, 0x9E3779B97F4A7C15, dtype=np.uint64))
+"""Powers of 2^64 over the golden ratio, by which the parts of a sequence of hashes are weighted."""
 
 
 class Text(NamedTuple):
-    """A text that may stand twice."""
+    """A text that may have near-duplicates."""
 
     kind: int
-    """QUESTION or ANSWER; texts of different kinds are no duplicates of each other."""
+    """QUESTION or ANSWER; texts of different kinds are not duplicates of each other."""
     name: str
     votes: int
     text: str
     thread: str
-    """The name of its thread, which is its own where it is a question."""
+    """The name of its thread; for a question, its own name."""
+
+
+class _Words(NamedTuple):
+    """The words of several texts, one text after the other."""
+
+    hashes: Hashes
+    """Of each word."""
+    borders: NDArray[np.int64]
+    """Number of words before each text, and of all words at the end; shape `(texts + 1,)`."""
+
+
+class _Runs(NamedTuple):
+    """The runs of words of several texts, one text after the other."""
+
+    hashes: Hashes
+    """Of each run."""
+    borders: NDArray[np.int64]
+    """Number of runs before each text, and of all runs at the end; shape `(texts + 1,)`."""
 
 
 def bands(texts: Sequence[Text]) -> pa.RecordBatch:
     """The texts' bands, as a batch of SCHEMA: none for a text of fewer than LEAST_WORDS; case,
     punctuation and white space do not count.
 
-    A band is a signed number of 64 bits: Spark knows no others.
+    A band is a signed number of 64 bits, because Spark has no unsigned ones.
     """
-    runs, ends = _runs([text.text for text in texts])
-    starts = np.concatenate([[0], ends[:-1]])
+    runs = _runs(_words([text.text for text in texts]))
     digests = RMinHash.digest_matrix_from_flat_token_hashes(
-        runs, [0, *ends.tolist()], PERMUTATIONS, 42
-    ).to_rows()
-    rows = np.array(digests, dtype=np.uint64).reshape(len(texts), BANDS, PERMUTATIONS // BANDS)
-    numbers = np.arange(BANDS) + BANDS * np.array([text.kind for text in texts])[:, None]
-    hashes = _mixed((rows * FACTORS).sum(axis=2) + _mixed(numbers.astype(np.uint64))).view(np.int64)
-    long = np.flatnonzero(ends - starts > LEAST_WORDS - WORDS)
+        runs.hashes, runs.borders.tolist(), PERMUTATIONS, MINHASH_SEED
+    )
+    rows = np.array(digests.to_rows(), dtype=np.uint64).reshape(len(texts), BANDS, ROWS_A_BAND)
+
+    # The number of the band and the kind of the text are mixed in: bands of different numbers or
+    # kinds must not meet.
+    kinds = np.array([text.kind for text in texts])[:, None]
+    numbers = (np.arange(BANDS) + BANDS * kinds).astype(np.uint64)
+    hashes = _mixed((rows * FACTORS).sum(axis=2) + _mixed(numbers)).view(np.int64)
+
+    # A text of n words has n - RUN_WORDS + 1 runs.
+    long = np.flatnonzero(np.diff(runs.borders) > LEAST_WORDS - RUN_WORDS)
     banded = [texts[index] for index in long.repeat(BANDS).tolist()]
-    columns = [[getattr(text, name) for text in banded] for name in ("name", "thread", "votes")]
-    return pa.RecordBatch.from_arrays([*columns, pa.array(hashes[long].ravel())], schema=SCHEMA)
+    columns = (
+        [text.name for text in banded],
+        [text.thread for text in banded],
+        [text.votes for text in banded],
+        pa.array(hashes[long].ravel()),
+    )
+    return pa.RecordBatch.from_arrays(list(columns), schema=SCHEMA)
 
 
 def words_of_short(text: str) -> str | None:
-    """The words of a text that has no bands, by which to know it again; None where it has
-    LEAST_WORDS or more."""
-    words = [match[0] for match in islice(WORD.finditer(text.lower()), LEAST_WORDS)]
-    return " ".join(words) if len(words) < LEAST_WORDS else None
+    """The words of a text that has no bands, as a key by which repeats of it are known; None for a
+    text of LEAST_WORDS or more."""
+    tokens = [match[0] for match in islice(WORD.finditer(text.lower()), LEAST_WORDS)]
+    return " ".join(tokens) if len(tokens) < LEAST_WORDS else None
 
 
-def _runs(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
-    """Hashes of all runs of WORDS words, one text after the other, and where each text's end."""
+def _words(texts: Sequence[str]) -> _Words:
+    """Hashes of all words. The texts are one array of bytes: a Python object for every word would
+    be slow."""
+    # Beyond ASCII, punctuation has bytes like those of letters, so it is removed first.
     plain = [text if text.isascii() else NO_WORD.sub(" ", text) for text in texts]
     lowered = pc.utf8_lower(pa.array(plain, pa.large_string()))
-    offsets = np.frombuffer(lowered.buffers()[1], dtype=np.int64, count=len(texts) + 1)
-    letters = np.frombuffer(lowered.buffers()[2] or b"", dtype=np.uint8, count=int(offsets[-1]))
+    _, offset_buffer, byte_buffer = lowered.buffers()
+    offsets = np.frombuffer(offset_buffer, dtype=np.int64, count=len(texts) + 1)
+    letters = np.frombuffer(byte_buffer or b"", dtype=np.uint8, count=int(offsets[-1]))
+
+    # A word begins at a byte of a word after a byte of none, or at the beginning of a text.
     inside = IN_A_WORD[letters]
     begins = inside.copy()
     begins[1:] &= ~inside[:-1]
-    borders = offsets[offsets < len(letters)]
-    begins[borders] = inside[borders]
-    letters, begins = letters[inside], begins[inside]
-    starts = np.flatnonzero(begins)
+    text_starts = offsets[offsets < len(letters)]
+    begins[text_starts] = inside[text_starts]
+
+    # From here on only the bytes of words are left, without anything between words.
+    word_starts = np.flatnonzero(begins[inside])
+    hashes = _hashes_of_words(letters[inside], word_starts)
+    letters_before = np.concatenate([[0], np.cumsum(inside)])[offsets]
+    return _Words(hashes, np.searchsorted(word_starts, letters_before))
+
+
+def _hashes_of_words(letters: NDArray[np.uint8], starts: NDArray[np.intp]) -> Hashes:
+    """A hash for each word of a row of letters; `starts` are the indices of the first letters."""
     if not len(starts):
-        return np.zeros(0, dtype=np.uint64), np.zeros(len(texts), dtype=np.int64)
-    # a word is the number whose digits are its bytes, in powers of BASE modulo 2^32, whatever
-    # stands before it
+        return np.zeros(0, dtype=np.uint64)
+
+    # A word's number has the letters as digits, in powers of BASE modulo 2^32. The powers grow over
+    # all words in one go; the inverse of a word's first power takes off what is before it.
     sums = np.add.reduceat(letters * _powers(BASE, len(letters)), starts, dtype=np.uint32)
-    words = _mixed((sums * _powers(pow(BASE, -1, 1 << 32), len(letters))[starts]).astype(np.uint64))
-    counts = np.searchsorted(
-        starts, np.concatenate([[0], np.cumsum(inside)])[offsets]
-    )  # words before each text's border
-    runs = np.zeros(max(0, len(words) - WORDS + 1), dtype=np.uint64)
-    for number, factor in enumerate(FACTORS[:WORDS]):
-        runs += words[number : number + len(runs)] * factor
-    of_text = np.repeat(np.arange(len(texts)), np.diff(counts))
-    whole = of_text[: len(runs)] == of_text[len(words) - len(runs) :]
-    return _mixed(runs[whole]), np.cumsum(
-        np.bincount(of_text[: len(runs)][whole], minlength=len(texts))
-    )
+    inverses = _powers(pow(BASE, -1, 1 << 32), len(letters))
+    return _mixed((sums * inverses[starts]).astype(np.uint64))
+
+
+def _runs(words: _Words) -> _Runs:
+    """Hashes of all runs of RUN_WORDS words within a text."""
+    # First over all texts at once, as if they were one: the sum of the words of a run, each times
+    # the factor of its index in the run.
+    count = max(0, len(words.hashes) - RUN_WORDS + 1)
+    sums = np.zeros(count, dtype=np.uint64)
+    for index, factor in enumerate(FACTORS[:RUN_WORDS]):
+        sums += words.hashes[index : index + count] * factor
+
+    # A run whose first and last word are of different texts is none.
+    texts = len(words.borders) - 1
+    text_of_word = np.repeat(np.arange(texts), np.diff(words.borders))
+    first, last = text_of_word[:count], text_of_word[len(text_of_word) - count :]
+    within = first == last
+    lengths = np.bincount(first[within], minlength=texts)
+    return _Runs(_mixed(sums[within]), np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def _powers(base: int, count: int) -> NDArray[np.uint32]:
+    """The powers 1, 2, ... of a base, modulo 2^32."""
     return np.cumprod(np.full(count, base, dtype=np.uint32), dtype=np.uint32)
 
 
 def _mixed(hashes: Hashes) -> Hashes:
-    """Every bit depends on every bit. Source: the finalizer of SplitMix64, Steele, Lea and Flood
-    2014."""
+    """The same hashes with every bit depending on every bit.
+
+    Source: the finalizer of SplitMix64, Steele, Lea and Flood 2014.
+    """
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return hashes ^ (hashes >> np.uint64(31))
 
 
 def among(names: set[str], path: Path) -> set[str]:
-    """Those of the names that are in a table of bands: what the work on one site's threads must
-    know."""
+    """Those of the names that are in a table of bands: the work on a site must know only its own
+    duplicates."""
     if not names:
         return set()
-    return {
-        name
-        for batch in parquet.read_batches(path, pa.schema([SCHEMA.field("name")]))
-        for name in batch["name"].to_pylist()
-    } & names
+
+    in_table: set[str] = set()
+    for batch in parquet.read_batches(path, pa.schema([SCHEMA.field("name")])):
+        in_table.update(batch["name"].to_pylist())
+    return in_table & names
 
 
 def duplicates(paths: Sequence[Path], *, spill: Path, engine: Engine = "duckdb") -> set[str]:
-    """The names of questions that share a band with one of more votes, or of as many and an earlier
-    name, and likewise of the answers that those leave.
+    """The names of the questions that share a band with one of more votes, or of as many votes and
+    an earlier name; likewise of the answers to the questions that stay.
 
-    The tables are as SCHEMA. Questions come first; an answer of a thread that is one of those names
-    ousts no other.
+    The tables are as SCHEMA. Questions come first: an answer of a thread that is one of those names
+    does not replace another.
     """
     if not paths:
         return set()
+
     tables = database(engine, spill)
     tables.read("bands", paths)
     tables.keep("later_questions", _later("name = thread"))
-    # an answer's thread is never null, so this is an anti join
+    # An answer's thread is never null, so NOT IN is an anti join.
     tables.keep(
         "later_answers",
         _later("name <> thread AND thread NOT IN (SELECT name FROM later_questions)"),
     )
-    both = tables.batches(
-        "SELECT name FROM later_questions UNION ALL SELECT name FROM later_answers"
-    )
-    return {name for batch in both for name in batch["name"].to_pylist()}
+
+    names: set[str] = set()
+    query = "SELECT name FROM later_questions UNION ALL SELECT name FROM later_answers"
+    for batch in tables.batches(query):
+        names.update(batch["name"].to_pylist())
+    return names
 
 
 def _later(condition: str) -> str:
     """A query for the names, of rows under a condition, that are not the first of some band."""
-    # most bands are of one text: counting them needs little memory, and few are left to be ranked
+    # Most bands have one text: counting them needs little memory, and few are left to be ranked.
     return f"""
         WITH single AS (SELECT name, votes, band FROM bands WHERE {condition}),
         met AS (SELECT band FROM single GROUP BY band HAVING count(*) > 1),

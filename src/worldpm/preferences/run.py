@@ -1,16 +1,17 @@
-"""Threads become preference groups: two passes, the first learns from all threads, the second makes
-the groups of each table."""
+"""Threads become preference groups, in two passes: the first learns from all threads, the second
+makes the groups of each table."""
 
 import csv
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import msgspec
 import pyarrow as pa
 
 from worldpm import console
@@ -18,212 +19,247 @@ from worldpm.benchmarks import catalogue
 from worldpm.errors import ConfigError
 from worldpm.model import sources
 from worldpm.options.group import GroupOptions, GroupRules
-from worldpm.options.shared import Engine
+from worldpm.options.shared import Engine, command_of
 from worldpm.preferences import near_duplicates, splits, thread_batches, vote_noise
 from worldpm.preferences.contamination import Index, texts_in
 from worldpm.preferences.grouping import Learned, controversial_kept
 from worldpm.preferences.model_filter import ModelFilter
-from worldpm.preferences.thread_batches import Made, Seen, Sieves
+from worldpm.preferences.outcomes import FittedNoise, GroupCounts
+from worldpm.preferences.thread_batches import BatchEvidence, BatchGroups, Sieves
 from worldpm.preferences.vote_noise import VoteNoise
 from worldpm.scoring.scorer import Scorer
 from worldpm.storage import folders, parquet, schema, tables
+from worldpm.storage.json_files import Plain
+from worldpm.storage.manifest import PROGRESS, Input, describe, read_manifest
 from worldpm.storage.workers import workers_for
 
 logger = logging.getLogger(__name__)
-Json = dict[str, Any]
 
 THREADS_TO_LEARN_FROM = 20_000
-"""Of a site, for the noise of its votes: one thread in so many, about this number to twice it."""
-BESIDE = ("credits", "overlaps", "rejects")
-"""What is written of each table beside its groups."""
+"""Threads of a site that the noise of its votes is learned from, about this number to twice it."""
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """What the first pass learned from a table of threads."""
+
+    texts: int
+    """Rows of its table of bands."""
+    noise: VoteNoise | None
+    """Noise of its votes; None under rules that give no probabilities."""
+    closeness: dict[str, int]
+    """Pairs by how close their votes are; empty without --controversial-share."""
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """What the manifest says of a table of groups."""
+
+    counts: GroupCounts
+    drops: dict[str, int]
+    """Dropped threads, answers and pairs by reason; reasons without any are absent."""
+
+
+class SideFiles(NamedTuple):
+    """Files that wait beside a table's groups until all tables are done, and are then joined."""
+
+    credits: Path
+    """Who is to be credited, as CSV without a header."""
+    overlaps: Path
+    """Overlaps with benchmarks, as lines of JSON."""
+    rejects: Path
+    """Dropped threads and answers, as lines of JSON."""
+
+    @classmethod
+    def of(cls, output: folders.Output, table: Path) -> "SideFiles":
+        """The files of a table of threads."""
+        return cls(*(output.progress / f"{table.stem}.{kind}" for kind in cls._fields))
 
 
 def run(options: GroupOptions) -> None:
     """Write one table of groups per table of threads, the credits due, and what was counted and
     dropped on the way."""
-
-    for folder in options.threads:
-        folders.manifest(folder, made_by="ingest|simulate")
-    paths = parquet.paths_of(*options.threads)
-    names = Counter(path.name for path in paths)
-    if twice := [name for name, n in names.items() if n > 1]:
-        raise ConfigError(
-            f"{', '.join(twice)} stands in more than one folder of threads; one site may come in"
-            " only once"
-        )
+    paths = _tables(options.threads)
     sieves, inputs = _sieves(options)
-    inputs = [folders.describe(path) for path in options.threads] + inputs
-    output = folders.begin(options.out, step="group", config=_settings(options), inputs=inputs)
+    inputs = [describe(path) for path in options.threads] + inputs
+    output = folders.begin(
+        options.out,
+        step="group",
+        config=_settings(options),
+        inputs=inputs,
+        command=command_of("group", options),
+    )
     if output is None:
         return
+
     with output:
         learned = _learn(output, paths, options)
-        counts, drops = {}, {}
+
+        records: dict[str, TableRecord] = {}
         for path in paths:
-            kept = output.part(
-                path.name, partial(_group_table, output, path, options, learned[path.stem], sieves)
-            )
-            counts[path.stem], drops[path.stem] = kept["counts"], kept["drops"]
-        wanted = {"ATTRIBUTION.csv": "credits"} | (
-            {"contamination.jsonl": "overlaps"} if options.decontaminate else {}
-        )
-        for name, what in (
-            wanted | ({"rejects.jsonl": "rejects"} if options.rejects else {})
-        ).items():
-            output.part(
-                name, partial(_joined, what, [_beside(output, path, what) for path in paths])
-            )
-        _report(counts, drops, output)
-        output.finish(counts=counts, drops=drops)
+            build = partial(_group_table, output, path, options, learned[path.stem], sieves)
+            records[path.stem] = msgspec.convert(output.part(path.name, build), TableRecord)
+
+        _join_side_files(output, paths, options)
+        _log(records)
+        _check_groups(records, output)
+        counts = {site: asdict(record.counts) for site, record in records.items()}
+        output.finish(counts=counts, drops={site: record.drops for site, record in records.items()})
 
 
-def _settings(options: GroupOptions) -> Json:
-    rules = {
-        name: value
-        for name, value in asdict(options).items()
-        if name in GroupRules.__dataclass_fields__
-    }
-    if options.decontaminate:
-        rules |= {
-            "decontaminate": list(options.decontaminate),
-            "contaminated": options.contaminated,
-        }
-    if options.filter_with:
-        rules |= {
-            "filter_with": Path(options.filter_with).name,
-            "filter_margin": options.filter_margin,
-            "filter_keep": options.filter_keep,
-        }
-    return rules | ({"rejects": True} if options.rejects else {})
+def _tables(folders_of_threads: Sequence[Path]) -> list[Path]:
+    """The tables of threads, each site once."""
+    for folder in folders_of_threads:
+        read_manifest(folder, made_by="ingest|simulate")
 
-
-def _sieves(options: GroupOptions) -> tuple[Sieves, list[Json]]:
-    """The index of benchmarks and the reward model, where they are asked for, and their
-    descriptions as inputs."""
-    index, of_index = _index(options) if options.decontaminate else (None, [])
-    model_filter, of_model = (
-        _model_filter(options, options.filter_with) if options.filter_with else (None, [])
-    )
-    return (
-        Sieves(index, options.contaminated == "drop", model_filter, options.rejects),
-        of_index + of_model,
-    )
-
-
-def _index(options: GroupOptions) -> tuple[Index, list[Json]]:
-    """The texts of --decontaminate, and their descriptions as inputs."""
-    files = [Path(word) for word in options.decontaminate if Path(word).is_file()]
-    if twice := [name for name, n in Counter(path.name for path in files).items() if n > 1]:
+    paths = parquet.paths_of(*folders_of_threads)
+    repeated = _repeated(path.name for path in paths)
+    if repeated:
         raise ConfigError(
-            f"--decontaminate: two files are called {twice[0]}, by which overlaps are told;"
-            " rename one"
+            f"{', '.join(repeated)}: in more than one folder of threads. Give each site once."
         )
-    named = catalogue.find(
-        [word for word in options.decontaminate if not Path(word).is_file()], options.benchmarks
-    )
-    benchmarks = {benchmark.name: benchmark.items() for benchmark in named}
+    return paths
+
+
+def _repeated(names: Iterator[str]) -> list[str]:
+    return [name for name, number in Counter(names).items() if number > 1]
+
+
+def _settings(options: GroupOptions) -> Plain:
+    """Settings for the manifest: the rules, and the sieves that are used."""
+    settings: dict[str, object] = asdict(_rules(options))
+    if options.decontaminate:
+        settings["decontaminate"] = list(options.decontaminate)
+        settings["contaminated"] = options.contaminated
+    if options.filter_with:
+        settings["filter_with"] = Path(options.filter_with).name
+        settings["filter_margin"] = options.filter_margin
+        settings["filter_keep"] = options.filter_keep
+    if options.rejects:
+        settings["rejects"] = True
+    return settings
+
+
+def _rules(options: GroupOptions) -> GroupRules:
+    """The rules alone, which workers need."""
+    return GroupRules(**{field.name: getattr(options, field.name) for field in fields(GroupRules)})
+
+
+def _sieves(options: GroupOptions) -> tuple[Sieves, list[Input]]:
+    """The index of benchmarks and the reward model, if the user named them, and their descriptions
+    as inputs."""
+    index, inputs = _index(options) if options.decontaminate else (None, [])
+
+    model_filter = None
+    if options.filter_with:
+        source = sources.find(options.filter_with)
+        model_filter = ModelFilter(
+            scorer=Scorer.load(source, cut=True),
+            margin=options.filter_margin,
+            keep_contradicted=options.filter_keep == "contradicted",
+        )
+        inputs = [*inputs, sources.fingerprint(source)]
+
+    drops = options.contaminated == "drop"
+    return Sieves(index, drops, model_filter, options.rejects), inputs
+
+
+def _index(options: GroupOptions) -> tuple[Index, list[Input]]:
+    """The texts of --decontaminate, and their descriptions as inputs."""
+    files = [Path(name) for name in options.decontaminate if Path(name).is_file()]
+    repeated = _repeated(path.name for path in files)
+    if repeated:
+        raise ConfigError(
+            f"--decontaminate: two files are called {repeated[0]}, and overlaps are reported under"
+            " that name. Rename one."
+        )
+
+    names = [name for name in options.decontaminate if not Path(name).is_file()]
+    benchmarks = {
+        benchmark.name: benchmark.items() for benchmark in catalogue.find(names, options.benchmarks)
+    }
     index = Index({**benchmarks, **{path.name: texts_in(path) for path in files}})
     inputs = [catalogue.describe(name, items) for name, items in benchmarks.items()]
-    return index, inputs + [folders.describe(path) for path in files]
-
-
-def _model_filter(options: GroupOptions, model: str) -> tuple[ModelFilter, list[Json]]:
-    """The reward model of --filter-with, and its description as an input."""
-    source = sources.find(model)
-    found = ModelFilter(
-        Scorer.load(source, cut=True), options.filter_margin, options.filter_keep == "contradicted"
-    )
-    return found, [sources.fingerprint(source)]
+    return index, inputs + [describe(path) for path in files]
 
 
 def _learn(
     output: folders.Output, paths: Sequence[Path], options: GroupOptions
 ) -> dict[str, Learned]:
-    """What only all threads together tell: the noise of votes, near-duplicates, the dates of
-    splits, the share of close votes."""
+    """What only all threads together show, for each table: the noise of its votes, its
+    near-duplicates, the dates of splits, the share of close votes."""
+    bands = {path.stem: f"{PROGRESS}/first/{path.stem}.bands" for path in paths}
+    first: dict[str, FirstPass] = {}
+    for path in paths:
+        result = output.part(bands[path.stem], partial(_first_pass, path, options))
+        first[path.stem] = msgspec.convert(result, FirstPass)
 
-    first = {
-        path.stem: output.part(
-            f"{folders.PROGRESS}/first/{path.stem}.bands", partial(_first_pass, path, options)
-        )
-        for path in paths
-    }
-    again: set[str] = set()
+    duplicates: set[str] = set()
     if options.near_duplicates:
-        again = near_duplicates.duplicates(
-            [output.progress / "first" / f"{path.stem}.bands" for path in paths],
+        duplicates = near_duplicates.duplicates(
+            [output.path / name for name in bands.values()],
             spill=output.progress,
             engine=options.engine,
         )
-    dates = None
-    if options.split_by == "time":
-        dates = splits.cuts((date for path in paths for date in _dates(path)), options)
-    kept = (
-        controversial_kept(
-            [found["closeness"] for found in first.values()], options.controversial_share
-        )
-        if options.controversial_share
-        else 1.0
-    )
-    own = {
-        name: near_duplicates.among(again, output.progress / "first" / f"{name}.bands")
-        for name in first
-    }
+
+    dates = splits.cuts(_dates(paths), options) if options.split_by == "time" else None
+    kept_share = 1.0
+    if options.controversial_share:
+        closeness = [learned.closeness for learned in first.values()]
+        kept_share = controversial_kept(closeness, options.controversial_share)
+
+    # Each table gets its own duplicates only: the set is sent to every worker.
     return {
         name: Learned(
-            VoteNoise(**found["noise"]) if found["noise"] else None, own[name], dates, kept
+            noise=learned.noise,
+            duplicates=near_duplicates.among(duplicates, output.path / bands[name]),
+            dates=dates,
+            controversial_kept=kept_share,
         )
-        for name, found in first.items()
+        for name, learned in first.items()
     }
 
 
-def _first_pass(path: Path, options: GroupOptions, aside: Path) -> Json:
-    """The bands of a table's threads and answers into the file, and what its votes say."""
-
+def _first_pass(path: Path, options: GroupOptions, aside: Path) -> Plain:
+    """Write the bands of a table's threads and answers into the file, and return what its votes
+    show."""
     dated: list[vote_noise.Dated] = []
     closeness: Counter[str] = Counter()
 
     def bands() -> Iterator[pa.RecordBatch]:
+        rows = parquet.count_rows(path)
         see = partial(
             thread_batches.see,
             rules=_rules(options),
-            one_in=max(1, parquet.count_rows(path) // THREADS_TO_LEARN_FROM),
+            one_in=max(1, rows // THREADS_TO_LEARN_FROM),
         )
-        found: Iterator[Seen] = tables.map_batches(
+        batches: Iterator[BatchEvidence] = tables.map_batches(
             path, schema.THREADS, see, workers=_workers(path, options), engine=options.engine
         )
-        with console.progress(f"learn from {path.stem}", total=parquet.count_rows(path)) as advance:
-            for seen in found:
-                dated.extend(seen.dated)
-                closeness.update(seen.closeness)
-                advance(seen.threads)
-                yield seen.bands
 
-    count = parquet.write_parquet(aside, bands(), near_duplicates.SCHEMA)
-    noise = vote_noise.fit(dated)._asdict() if options.rule == "default" else None
-    return {"texts": count, "noise": noise, "closeness": dict(closeness)}
+        with console.progress(f"learn from {path.stem}", total=rows) as advance:
+            for batch in batches:
+                dated.extend(batch.dated)
+                closeness.update(batch.closeness)
+                advance(batch.threads)
+                yield batch.bands
 
-
-def _rules(options: GroupOptions) -> GroupRules:
-    return GroupRules(**{name: getattr(options, name) for name in GroupRules.__dataclass_fields__})
+    texts = parquet.write_parquet(aside, bands(), near_duplicates.SCHEMA)
+    # The other rules are those of papers, which take every pair as certain.
+    noise = vote_noise.fit(dated) if options.rule == "default" else None
+    return asdict(FirstPass(texts, noise, dict(closeness)))
 
 
 def _workers(path: Path, options: GroupOptions) -> int:
-
+    """Processes for a table. A model stays in this process: each worker would load it again."""
     return 0 if options.filter_with else workers_for(path.stat().st_size, options.workers)
 
 
-def _dates(path: Path) -> Iterator[float]:
-
-    return (
-        row["created"].timestamp()
-        for row in parquet.read_rows(path, schema.only(schema.THREADS, ["created"]))
-    )
-
-
-def _beside(output: folders.Output, path: Path, what: str) -> Path:
-    """Where a table's credits, overlaps and rejects wait to be joined with the others'."""
-    return output.progress / f"{path.stem}.{what}"
+def _dates(paths: Sequence[Path]) -> Iterator[float]:
+    """The dates of all threads, in seconds since the epoch."""
+    for path in paths:
+        for row in parquet.read_rows(path, schema.only(schema.THREADS, ["created"])):
+            yield row["created"].timestamp()
 
 
 def _group_table(
@@ -233,89 +269,105 @@ def _group_table(
     learned: Learned,
     sieves: Sieves,
     aside: Path,
-) -> Json:
-    """The groups of one table into the file, and beside it who is to be credited, what overlaps,
-    and what was dropped."""
-
-    counts: Counter[str] = Counter()
-    drops: Counter[str] = Counter()
+) -> Plain:
+    """Write the groups of one table into the file `aside`, and its side files."""
     make = partial(thread_batches.make, rules=_rules(options), learned=learned, sieves=sieves)
-    engine: Engine = (
-        "duckdb" if options.filter_with else options.engine
-    )  # a model stays in this process
-    found: Iterator[Made] = tables.map_batches(
+    engine: Engine = "duckdb" if options.filter_with else options.engine
+    batches: Iterator[BatchGroups] = tables.map_batches(
         path, schema.THREADS, make, workers=_workers(path, options), engine=engine
     )
 
+    counts, drops = GroupCounts(), Counter[str]()
+
     def groups() -> Iterator[pa.RecordBatch]:
-        with ExitStack() as stack:
-            beside = {
-                what: stack.enter_context(
-                    _beside(output, path, what).open("w", encoding="utf-8", newline="")
-                )
-                for what in BESIDE
-            }
-            advance = stack.enter_context(
-                console.progress(f"group {path.stem}", total=parquet.count_rows(path))
-            )
-            for made in found:
-                counts.update(made.counts)
-                drops.update(made.drops)
-                for what, file in beside.items():
-                    file.write(getattr(made, what))
-                advance(made.counts["threads"])
-                yield made.groups
+        for batch in _with_side_files(batches, path, SideFiles.of(output, path)):
+            counts.add(batch.counts)
+            drops.update(batch.drops)
+            yield batch.groups
 
     parquet.write_parquet(aside, groups(), schema.GROUPS)
-    noise = (
-        {
-            f"vote noise: {name}": value
-            for name, value in learned.noise._asdict().items()
-            if name != "now"
-        }
-        if learned.noise
-        else {}
-    )
-    return {
-        "counts": dict(sorted(counts.items())) | noise,
-        "drops": {reason: n for reason, n in sorted(drops.items()) if n},
-    }
+    counts.vote_noise = _fitted(learned.noise)
+    dropped = {reason: number for reason, number in sorted(drops.items()) if number}
+    return asdict(TableRecord(counts, dropped))
 
 
-def _joined(what: str, pieces: Sequence[Path], aside: Path) -> Json:
+def _with_side_files(
+    batches: Iterator[BatchGroups], path: Path, files: SideFiles
+) -> Iterator[BatchGroups]:
+    """The batches of a table, whose side files and progress are written as they pass."""
+    with ExitStack() as stack:
+        # newline="": the lines of CSV have their line ends already.
+        credit_lines, overlap_lines, reject_lines = (
+            stack.enter_context(file.open("w", encoding="utf-8", newline="")) for file in files
+        )
+        advance = stack.enter_context(
+            console.progress(f"group {path.stem}", total=parquet.count_rows(path))
+        )
 
+        for batch in batches:
+            credit_lines.write(batch.credits)
+            overlap_lines.write(batch.overlaps)
+            reject_lines.write(batch.rejects)
+            advance(batch.counts.threads)
+            yield batch
+
+
+def _fitted(noise: VoteNoise | None) -> FittedNoise | None:
+    if noise is None:
+        return None
+    return FittedNoise(noise.age_power, noise.delay_power, noise.spread)
+
+
+def _join_side_files(output: folders.Output, paths: Sequence[Path], options: GroupOptions) -> None:
+    """Join the side files of all tables as files of the output."""
+    files = [SideFiles.of(output, path) for path in paths]
+    credit_files = [side.credits for side in files]
+    output.part("ATTRIBUTION.csv", partial(_join, thread_batches.CREDIT, credit_files))
+
+    if options.decontaminate:
+        overlap_files = [side.overlaps for side in files]
+        output.part("contamination.jsonl", partial(_join, None, overlap_files))
+    if options.rejects:
+        reject_files = [side.rejects for side in files]
+        output.part("rejects.jsonl", partial(_join, None, reject_files))
+
+
+def _join(header: Sequence[str] | None, pieces: Sequence[Path], aside: Path) -> Plain:
+    """Write the pieces one after another into the file, under a header of CSV if there is one."""
     with aside.open("w", encoding="utf-8", newline="") as file:
-        if what == "credits":
-            csv.writer(file).writerow(thread_batches.CREDIT)
+        if header is not None:
+            csv.writer(file).writerow(header)
         for piece in pieces:
             with piece.open(encoding="utf-8", newline="") as lines:
                 file.writelines(lines)
+
     return {"bytes": aside.stat().st_size}
 
 
-def _report(
-    counts: dict[str, dict[str, int]], drops: dict[str, dict[str, int]], output: folders.Output
-) -> None:
-    for site, count in counts.items():
-        made = sum(n for name, n in count.items() if name.endswith(" groups"))
-        pairs = sum(n for name, n in count.items() if name.endswith(" pairs"))
+def _log(records: Mapping[str, TableRecord]) -> None:
+    for site, record in records.items():
         logger.info(
             "%s: %d threads became %d groups with %d pairs",
             site,
-            count.get("threads", 0),
-            made,
-            pairs,
+            record.counts.threads,
+            record.counts.groups,
+            record.counts.pairs,
         )
-    if not any(name.endswith(" groups") for count in counts.values() for name in count):
-        reasons: Counter[str] = Counter()
-        for one in drops.values():
-            reasons.update(one)
-        output.discard()
-        told = (
-            "; ".join(f"{reason}: {number:,}" for reason, number in reasons.most_common(3))
-            or "no thread came"
-        )
-        raise ConfigError(
-            f"no group is left, so there is nothing to learn from ({told}); add other sites, or"
-            " loosen the rules"
-        )
+
+
+def _check_groups(records: Mapping[str, TableRecord], output: folders.Output) -> None:
+    """Raise an error if no group is left."""
+    if any(record.counts.groups for record in records.values()):
+        return
+
+    drops: Counter[str] = Counter()
+    for record in records.values():
+        drops.update(record.drops)
+    reasons = [f"{reason}: {number:,}" for reason, number in drops.most_common(3)]
+
+    # Other rules or sites may take the folder.
+    output.discard()
+    raise ConfigError(
+        "no group is left, so there is nothing to learn from"
+        f" ({'; '.join(reasons) or 'there were no threads'}). Add other sites, or loosen the rules."
+    )

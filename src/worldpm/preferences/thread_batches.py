@@ -1,12 +1,14 @@
-"""What is done with a batch of threads, by one process or by many: what it says of votes and
-duplicates, and the groups made of it."""
+"""Per-batch work of `worldpm group`: collect vote and duplicate statistics, then build groups.
+
+One process does it or many, so functions here depend on their batch alone.
+"""
 
 import csv
 import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -14,7 +16,7 @@ import xxhash
 
 from worldpm.options.group import GroupRules
 from worldpm.preferences import cleaning, near_duplicates, vote_noise, votes
-from worldpm.preferences.contamination import Index
+from worldpm.preferences.contamination import Index, Overlap
 from worldpm.preferences.grouping import (
     Learned,
     Tally,
@@ -24,76 +26,96 @@ from worldpm.preferences.grouping import (
     within_gaps,
 )
 from worldpm.preferences.near_duplicates import ANSWER, QUESTION, Text
+from worldpm.preferences.outcomes import GroupCounts, OverlapLine, RejectLine
 from worldpm.records import PreferenceGroup, Thread
 from worldpm.storage import schema
 
 CREDIT = ("site", "group_id", "response_id", "author", "url", "licence")
+"""Columns of `ATTRIBUTION.csv`."""
+ORIGIN = CREDIT[2:]
+"""Those of them that differ between the responses of a group."""
 
 
-class Seen(NamedTuple):
-    """What a batch says, for all threads together to learn from."""
+class BatchEvidence(NamedTuple):
+    """What a batch adds to what is learned from all threads together."""
 
     threads: int
+    """Threads of the batch."""
     bands: pa.RecordBatch
+    """Bands of its texts, as `near_duplicates.SCHEMA`."""
     dated: list[vote_noise.Dated]
-    """Of the threads that votes are learned from."""
+    """Votes and dates of the threads that votes are learned from."""
     closeness: Counter[str]
-    """Of their pairs, where --controversial-share asks for it."""
+    """Pairs of these threads by how close their votes are; empty without --controversial-share."""
 
 
-def see(batch: pa.RecordBatch, *, rules: GroupRules, one_in: int) -> Seen:
-    """What a batch of threads says: its texts' bands, and the votes of one thread in so many, drawn
-    by the hash of its id."""
+def see(batch: pa.RecordBatch, *, rules: GroupRules, one_in: int) -> BatchEvidence:
+    """The evidence in a batch of threads: bands of its texts, and the votes of one thread in that
+    many, drawn by the hash of its id."""
     texts: list[Text] = []
     dated: list[vote_noise.Dated] = []
     closeness: Counter[str] = Counter()
+
     for thread in schema.threads_of(batch):
-        if (
-            len(thread.responses) > 1
-            and xxhash.xxh64_intdigest(thread.thread_id.encode(), seed=1) % one_in == 0
-        ):
+        # A hash instead of a random number, so that workers and engines draw the same threads.
+        drawn = xxhash.xxh64_intdigest(thread.thread_id.encode(), seed=1) % one_in == 0
+        if drawn and len(thread.responses) > 1:
             dated.append(vote_noise.Dated.of(thread.responses))
             if rules.controversial_share:
-                pairs = votes.preferences(
-                    thread.responses[: rules.max_responses], rule=rules.rule, seed=[0]
-                )
-                closeness.update(
-                    votes.closeness(thread.responses, pair) for pair in within_gaps(pairs, rules)
-                )
-        if rules.near_duplicates and (
-            fit := fit_answers(thread, rules)
-        ):  # what is dropped anyway must not oust another
-            name = thread.thread_id
-            texts.append(Text(QUESTION, name, thread.votes, question_of(thread), name))
-            texts += [
-                Text(ANSWER, f"{name}#{answer.response_id}", answer.votes, answer.body, name)
-                for answer in fit
-            ]
-    return Seen(batch.num_rows, near_duplicates.bands(texts), dated, closeness)
+                closeness.update(_closeness(thread, rules))
+        if rules.near_duplicates:
+            texts += _texts(thread, rules)
+
+    return BatchEvidence(batch.num_rows, near_duplicates.bands(texts), dated, closeness)
+
+
+def _closeness(thread: Thread, rules: GroupRules) -> list[str]:
+    """How close the votes of each pair of a thread are."""
+    answers = thread.responses[: rules.max_responses]
+    pairs = votes.preferences(answers, rule=rules.rule, seed=[0])
+    return [votes.closeness(thread.responses, pair) for pair in within_gaps(pairs, rules)]
+
+
+def _texts(thread: Thread, rules: GroupRules) -> list[Text]:
+    """The question and the answers of a thread that may have near-duplicates."""
+    # Unfit texts are dropped in any case, and must not replace others that are kept.
+    answers = fit_answers(thread, rules)
+    if not answers:
+        return []
+
+    name = thread.thread_id
+    question = Text(QUESTION, name, thread.votes, question_of(thread), name)
+    return [
+        question,
+        *(
+            Text(ANSWER, f"{name}#{answer.response_id}", answer.votes, answer.body, name)
+            for answer in answers
+        ),
+    ]
 
 
 @dataclass(frozen=True)
 class Sieves:
-    """What groups go through after they are made; each only where it is asked for."""
+    """Filters that groups pass after they are made; each is optional."""
 
     index: Index | None = None
-    """Of the benchmarks that must not be met again."""
+    """Runs of words in benchmarks that training must not contain."""
     contaminated: bool = True
-    """Whether groups that overlap with one are dropped, or only told."""
+    """Whether groups that overlap with a benchmark are dropped, or only reported."""
     filter: Callable[[Iterable[PreferenceGroup], Tally], Iterator[PreferenceGroup]] | None = None
-    """What a reward model keeps of the training pairs; it stays in the process that loaded the
-    model."""
+    """Drops training pairs by a reward model. It stays in the process that loaded the model."""
     rejects: bool = False
-    """Whether what is dropped is written."""
+    """Whether dropped threads and answers are written."""
 
 
-class Made(NamedTuple):
+class BatchGroups(NamedTuple):
     """The groups of a batch of threads, with what was counted and dropped on the way."""
 
     groups: pa.RecordBatch
     """As `schema.GROUPS`."""
-    counts: Counter[str]
+    counts: GroupCounts
     drops: Counter[str]
+    """Dropped threads, answers and pairs, by reason."""
     credits: str
     """Lines of CSV, in the columns of CREDIT."""
     overlaps: str
@@ -102,86 +124,102 @@ class Made(NamedTuple):
     """Lines of JSON."""
 
 
-def make(batch: pa.RecordBatch, *, rules: GroupRules, learned: Learned, sieves: Sieves) -> Made:
+def make(
+    batch: pa.RecordBatch, *, rules: GroupRules, learned: Learned, sieves: Sieves
+) -> BatchGroups:
     """The groups of a batch of threads."""
-    credit, overlaps, rejects = io.StringIO(newline=""), io.StringIO(), io.StringIO()
-
-    def reject(name: str, reason: str, text: str) -> None:
-        told = cleaning.masked(text)[0] if rules.mask_personal else text
-        rejects.write(json.dumps({"name": name, "reason": reason, "text": told}) + "\n")
-
-    tally = Tally(reject=reject if sieves.rejects else None)
-    asked: dict[str, Thread] = {}
-    groups = _groups(batch, rules, learned, tally, asked)
-    if sieves.index is not None:
-        groups = _decontaminated(groups, sieves.index, sieves, tally, overlaps)
-    if sieves.filter is not None:
-        groups = sieves.filter(groups, tally)
-    rows = [schema.group_to_row(group) for group in _counted(groups, asked, tally, credit)]
-    made = pa.RecordBatch.from_pylist(rows, schema=schema.GROUPS)
-    return Made(
-        made, tally.counts, tally.drops, credit.getvalue(), overlaps.getvalue(), rejects.getvalue()
-    )
+    return _Grouping(rules, learned, sieves).run(batch)
 
 
-def _groups(
-    batch: pa.RecordBatch,
-    rules: GroupRules,
-    learned: Learned,
-    tally: Tally,
-    asked: dict[str, Thread],
-) -> Iterator[PreferenceGroup]:
-    """The groups of a batch; their threads are put into `asked`."""
-    for thread in schema.threads_of(batch):
-        tally.counts["threads"] += 1
-        group = group_thread(thread, rules, tally, learned)
-        if group is not None:
-            asked[group.group_id] = thread
+class _Grouping:
+    """The way of one batch from threads to groups.
+
+    The steps are generators: a group passes all of them before the next thread is read.
+    """
+
+    def __init__(self, rules: GroupRules, learned: Learned, sieves: Sieves) -> None:
+        self._rules, self._learned, self._sieves = rules, learned, sieves
+        self._tally = Tally(reject=self._reject if sieves.rejects else None)
+        self._threads: dict[str, Thread] = {}
+        """Threads of the groups on the way, by the group's id."""
+        # Without newline="", csv's own line ends would be translated.
+        self._credits = io.StringIO(newline="")
+        self._overlaps = io.StringIO()
+        self._rejects = io.StringIO()
+
+    def run(self, batch: pa.RecordBatch) -> BatchGroups:
+        groups = self._groups(batch)
+        if self._sieves.index is not None:
+            groups = self._decontaminated(groups, self._sieves.index)
+        if self._sieves.filter is not None:
+            groups = self._sieves.filter(groups, self._tally)
+
+        rows = [schema.group_to_row(group) for group in self._counted(groups)]
+        return BatchGroups(
+            groups=pa.RecordBatch.from_pylist(rows, schema=schema.GROUPS),
+            counts=self._tally.counts,
+            drops=self._tally.drops,
+            credits=self._credits.getvalue(),
+            overlaps=self._overlaps.getvalue(),
+            rejects=self._rejects.getvalue(),
+        )
+
+    def _groups(self, batch: pa.RecordBatch) -> Iterator[PreferenceGroup]:
+        """The groups of the threads."""
+        for thread in schema.threads_of(batch):
+            self._tally.counts.threads += 1
+            group = group_thread(thread, self._rules, self._tally, self._learned)
+            if group is not None:
+                self._threads[group.group_id] = thread
+                yield group
+
+    def _decontaminated(
+        self, groups: Iterable[PreferenceGroup], index: Index
+    ) -> Iterator[PreferenceGroup]:
+        """Drop (or only report) groups that overlap with a benchmark."""
+        reason = "thread that overlaps with a benchmark"
+
+        for group in groups:
+            overlaps = index.overlaps(group)
+            for overlap in overlaps:
+                self._report(overlap, group)
+
+            if overlaps and self._sieves.contaminated:
+                self._tally.drop(reason, group.group_id, group.prompt[0].content)
+                continue
+            if overlaps:
+                self._tally.counts.overlapping_groups += 1
             yield group
 
+    def _report(self, overlap: Overlap, group: PreferenceGroup) -> None:
+        """Write a line of `contamination.jsonl`."""
+        line = OverlapLine(
+            group_id=overlap.group_id,
+            split=group.split,
+            benchmark=overlap.item.benchmark,
+            item=overlap.item.item,
+            words=overlap.length_words,
+            dropped=self._sieves.contaminated,
+        )
+        self._overlaps.write(json.dumps(asdict(line)) + "\n")
 
-def _decontaminated(
-    groups: Iterable[PreferenceGroup],
-    index: Index,
-    sieves: Sieves,
-    tally: Tally,
-    overlaps: io.StringIO,
-) -> Iterator[PreferenceGroup]:
-    """The groups that share no run of words with a benchmark, or all; those that do are written
-    down."""
-    for group in groups:
-        found = index.overlaps(group)
-        for one in found:
-            row = {
-                "group_id": one.group_id,
-                "split": group.split,
-                **one.place._asdict(),
-                "words": one.words,
-            }
-            overlaps.write(json.dumps({**row, "dropped": sieves.contaminated}) + "\n")
-        if found and sieves.contaminated:
-            tally.drop(
-                "thread that overlaps with a benchmark", group.group_id, group.prompt[0].content
-            )
-        else:
-            tally.counts["groups that overlap with a benchmark"] += bool(found)
+    def _counted(self, groups: Iterable[PreferenceGroup]) -> Iterator[PreferenceGroup]:
+        """The groups as they are written, counted, with lines that credit the author of the
+        question and then the authors of the answers."""
+        writer = csv.writer(self._credits)
+
+        for group in groups:
+            self._tally.counts.count(group)
+            names = [group.site, group.group_id]
+            thread = self._threads.pop(group.group_id)
+            writer.writerow([*names, "", thread.author, thread.url, thread.licence])
+            for response in group.responses:
+                writer.writerow([*names, *(response.meta.get(column, "") for column in ORIGIN)])
             yield group
 
-
-def _counted(
-    groups: Iterable[PreferenceGroup], asked: dict[str, Thread], tally: Tally, credit: io.StringIO
-) -> Iterator[PreferenceGroup]:
-    """The groups as they are written, with what they hold counted, and who is to be credited: who
-    asked, then who answered."""
-    writer = csv.writer(credit)
-    for group in groups:
-        tally.counts[f"{group.split} groups"] += 1
-        tally.counts[f"{group.split} responses"] += len(group.responses)
-        tally.counts[f"{group.split} pairs"] += len(group.preferences)
-        thread = asked.pop(group.group_id)
-        writer.writerow([group.site, group.group_id, "", thread.author, thread.url, thread.licence])
-        for response in group.responses:
-            writer.writerow(
-                [group.site, group.group_id, *(response.meta.get(name, "") for name in CREDIT[2:])]
-            )
-        yield group
+    def _reject(self, name: str, reason: str, text: str) -> None:
+        """Write a line of `rejects.jsonl`."""
+        # Masking is a promise about all that is written, also about what is dropped.
+        shown = cleaning.masked(text)[0] if self._rules.mask_personal else text
+        line = RejectLine(name, reason, shown)
+        self._rejects.write(json.dumps(asdict(line)) + "\n")

@@ -1,15 +1,15 @@
-"""Votes become preferences: which pairs a thread gives, how strong they are, how sure, and what
-each counts.
+"""Preferences from votes: the pairs of a thread, how strong and how sure they are, and their
+weights.
 
-Strength is the gap of votes (under `askell` of its scores). Probability is that the chosen answer
-is truly the better one, 0.5 to 1. Weight is without unit: the weights of a thread add up to 1, so
-that a thread counts the same however many answers it has.
+Strength is the gap of votes (under `askell` of scores). Probability is that the chosen answer is
+truly the better one, 0.5 to 1. Weight is without unit: the weights of a thread add up to 1, so that
+a thread counts the same however many answers it has.
 """
 
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -20,18 +20,24 @@ from worldpm.records import Answer, Preference
 SHP_RATIO = 2.0
 """Votes of the chosen over those of the rejected, each at least 1, that `shp` asks for."""
 CLOSE, TOO_CLOSE = 1.5, 1.2
-"""A pair whose votes are both above 0 is close where the larger is at most CLOSE times the smaller:
-controversial, or below TOO_CLOSE too close to say anything."""
+"""Ratios of votes above 0, the larger over the smaller. A pair of at most CLOSE is controversial,
+and one below TOO_CLOSE is too close to say anything."""
 
-Pair = tuple[int, int, float]
-"""Chosen, rejected, strength."""
+
+class _Pair(NamedTuple):
+    """Two answers of different votes, by their indices."""
+
+    chosen: int
+    rejected: int
+    strength: float
+    """Gap of votes or scores, above 0."""
 
 
 def preferences(
     answers: Sequence[Answer], *, rule: Rule, seed: Sequence[int], noise: VoteNoise | None = None
 ) -> tuple[Preference, ...]:
-    """The preferences of one thread's answers; empty where the rule finds none. Equal votes never
-    make a pair.
+    """The preferences of one thread's answers; empty if the rule finds none. Equal votes never make
+    a pair.
 
     `default`: every pair of different votes, each with weight 1 / number of pairs, and the
     probability that `noise` gives, 1 without it. `worldpm`: one such pair, drawn by `seed`; the
@@ -44,22 +50,21 @@ def preferences(
     stanfordnlp/SHP.
     """
     if rule == "worldpm":
-        drawn = _pairs([answer.votes + answer.accepted for answer in answers])
-        return _alike(
-            [drawn[int(np.random.default_rng(list(seed)).integers(len(drawn)))]] if drawn else []
-        )
+        pairs = _pairs([answer.votes + answer.accepted for answer in answers])
+        return _sure(_draw_one(pairs, seed))
     if rule == "askell":
-        return _alike(_pairs([askell_score(answer) for answer in answers]))
+        return _sure(_pairs([askell_score(answer) for answer in answers]))
+
     pairs = _pairs([answer.votes for answer in answers])
     if rule == "shp":
-        return _alike(
-            [pair for pair in pairs if _later_and_twice(answers[pair[0]], answers[pair[1]])]
-        )
-    sure = (
-        noise.probabilities(answers, [(i, j) for i, j, _ in pairs]) if noise else [1.0] * len(pairs)
-    )
+        return _sure([pair for pair in pairs if _later_with_twice_the_votes(answers, pair)])
+    if noise is None:
+        return _sure(pairs)
+
+    probabilities = noise.probabilities(answers, [(pair.chosen, pair.rejected) for pair in pairs])
     return tuple(
-        Preference(i, j, gap, p, 1 / len(pairs)) for (i, j, gap), p in zip(pairs, sure, strict=True)
+        Preference(*pair, probability=probability, weight=1 / len(pairs))
+        for pair, probability in zip(pairs, probabilities, strict=True)
     )
 
 
@@ -68,30 +73,41 @@ def askell_score(answer: Answer) -> int:
     return -1 if answer.votes < 0 else round(math.log2(1 + answer.votes)) + answer.accepted
 
 
-def _later_and_twice(chosen: Answer, rejected: Answer) -> bool:
-    return chosen.created >= rejected.created and max(chosen.votes, 1) >= SHP_RATIO * max(
-        rejected.votes, 1
-    )
+def _draw_one(pairs: Sequence[_Pair], seed: Sequence[int]) -> Sequence[_Pair]:
+    if not pairs:
+        return []
+    return [pairs[int(np.random.default_rng(list(seed)).integers(len(pairs)))]]
 
 
-def _alike(pairs: Sequence[Pair]) -> tuple[Preference, ...]:
-    return tuple(Preference(i, j, strength, weight=1 / len(pairs)) for i, j, strength in pairs)
+def _later_with_twice_the_votes(answers: Sequence[Answer], pair: _Pair) -> bool:
+    chosen, rejected = answers[pair.chosen], answers[pair.rejected]
+    # At least 1, because ratios of votes of 0 and below have no meaning.
+    twice_as_many = max(chosen.votes, 1) >= SHP_RATIO * max(rejected.votes, 1)
+    return chosen.created >= rejected.created and twice_as_many
 
 
-def _pairs(votes: Sequence[int]) -> list[Pair]:
-    found = []
+def _sure(pairs: Sequence[_Pair]) -> tuple[Preference, ...]:
+    """Preferences of probability 1, with equal weights."""
+    return tuple(Preference(*pair, weight=1 / len(pairs)) for pair in pairs)
+
+
+def _pairs(votes: Sequence[int]) -> list[_Pair]:
+    """Every pair of different votes."""
+    pairs = []
     for i, j in combinations(range(len(votes)), 2):
         if votes[i] != votes[j]:
             chosen, rejected = (i, j) if votes[i] > votes[j] else (j, i)
-            found.append((chosen, rejected, float(votes[chosen] - votes[rejected])))
-    return found
+            pairs.append(_Pair(chosen, rejected, float(votes[chosen] - votes[rejected])))
+    return pairs
 
 
 def closeness(
     answers: Sequence[Answer], preference: Preference
 ) -> Literal["clear", "controversial", "too close"]:
-    """How close the votes of a pair are; `clear` where the rejected answer has none."""
+    """How close the votes of a pair are; `clear` if the rejected answer has none."""
     more, fewer = answers[preference.chosen].votes, answers[preference.rejected].votes
+
+    # Without votes for the rejected answer there is no ratio, and no controversy.
     if fewer <= 0 or more > CLOSE * fewer:
         return "clear"
     return "controversial" if more >= TOO_CLOSE * fewer else "too close"
@@ -107,7 +123,9 @@ def spread_sample(
     """
     if len(answers) <= at_most:
         return tuple(answers)
+
     generator = np.random.default_rng(list(seed))
     ranked = sorted(range(len(answers)), key=lambda i: (answers[i].votes, i))
     runs = np.array_split(np.array(ranked), at_most)
-    return tuple(answers[i] for i in sorted(int(generator.choice(run)) for run in runs))
+    drawn = sorted(int(generator.choice(run)) for run in runs)
+    return tuple(answers[index] for index in drawn)

@@ -24,7 +24,7 @@ class Grid(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A prompt with two responses, as they were judged."""
+    """A prompt with the two responses of a pair."""
 
     title: str
     prompt: str
@@ -34,7 +34,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """A part of a section that opens on a click."""
+    """A part of a section, closed until it is clicked."""
 
     title: str
     text: str = ""
@@ -42,9 +42,9 @@ class Fold:
     tables: Sequence[Grid] = ()
     examples: Sequence[Example] = ()
     heading: str = ""
-    """Over the examples."""
+    """Heading of the examples."""
     sides: tuple[str, str] = ("better", "worse, preferred by the model")
-    """What an example's two responses are called."""
+    """Headings of an example's two responses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Section:
 
 
 def render(sections: Sequence[Section]) -> bytes:
-    """The page as HTML; whatever forums or models wrote is escaped."""
+    """The page as HTML; texts of forums and models are escaped."""
     template = files("worldpm.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -71,13 +71,13 @@ def render(sections: Sequence[Section]) -> bytes:
     return environment.from_string(template).render(lead=lead, sections=sections).encode()
 
 
-def drops(title: str, found: Mapping[str, Mapping[str, int]]) -> list[Grid]:
-    """What was dropped, by site and reason; nothing where nothing was."""
-    reasons = sorted({reason for counts in found.values() for reason in counts})
+def drops(title: str, drops_by_site: Mapping[str, Mapping[str, int]]) -> list[Grid]:
+    """Drop counts by site and reason; an empty list if nothing was dropped."""
+    reasons = sorted({reason for counts in drops_by_site.values() for reason in counts})
     if not reasons:
         return []
-    rows = [
-        [site, *(f"{counts.get(reason, 0):,}" for reason in reasons)]
-        for site, counts in found.items()
-    ]
+
+    rows = []
+    for site, counts in drops_by_site.items():
+        rows.append([site, *(f"{counts.get(reason, 0):,}" for reason in reasons)])
     return [Grid(title, ("site", *reasons), rows)]

@@ -1,67 +1,60 @@
-"""What the demo's judgement against the planted truth shows."""
+"""The section of the demo: a model against the truth that was planted in a simulated forum."""
 
 from pathlib import Path
-from typing import Any
 
 from worldpm import plots
 from worldpm.console import interval
+from worldpm.evaluation.planted import PlantedResult, read_planted
+from worldpm.plots import Dot
 from worldpm.report.layout import Grid, Section, Shown
-from worldpm.storage import folders
+from worldpm.storage.manifest import Manifest
 
-Json = dict[str, Any]
+TITLES = {"votes": "Against votes", "quality": "Against planted quality"}
+CAPTIONS = {
+    "votes": (
+        "The bar is the ceiling: what a reader of the text alone reaches who knows exactly what the"
+        " crowd likes."
+    ),
+    "quality": (
+        "The bar is the ceiling: a reader of the text alone who ranks by quality is always right."
+    ),
+}
+TEXT = (
+    "The forum's votes come from a known quality with an adversarial part (on topic, whole), an"
+    " objective part (a fact or sum) and a subjective part (style), from a crowd that likes long"
+    " answers, and from a head start for early ones. So the best possible accuracy is known."
+)
 
 
-def truth(path: Path, manifest: Json) -> list[Section]:
-    """A model against the truth that was planted in a simulated forum."""
-    found = folders.read_json(path / "metrics.json")
+def truth(path: Path, manifest: Manifest) -> list[Section]:
+    """One section: accuracy by domain, against votes and against planted quality."""
+    results = read_planted(path)
     rows: list[list[str]] = []
-    dots: dict[str, list[plots.Dot]] = {}
-    for against, domains in found.items():
-        for domain, row in domains.items():
-            model, others = row["model"], row["others"]
-            dots.setdefault(against, []).append(
-                plots.Dot(domain, model["accuracy"], model["interval"], others, row["ceiling"])
-            )
-            numbers = [
-                f"{model['accuracy']:.3f}",
-                interval(model["interval"]),
-                f"{row['ceiling']:.3f}",
-                f"{row['way_to_ceiling']:.0%}",
-            ]
-            rows.append(
-                [
-                    f"{domain}, by {against}",
-                    f"{model['n']:,}",
-                    *numbers,
-                    *(f"{value:.3f}" for value in others.values()),
-                ]
-            )
-    others = list(next(iter(found.values()))["overall"]["others"])
-    head = ("pairs", "n", "model", "95 % interval", "ceiling", "way from coin", *others)
-    titles = {"votes": "Against votes", "quality": "Against planted quality"}
-    captions = {
-        "votes": (
-            "The bar is the ceiling: what a reader of the text alone reaches who knows exactly what"
-            " the crowd likes."
-        ),
-        "quality": (
-            "The bar is the ceiling: a reader of the text alone who ranks by quality is always"
-            " right."
-        ),
-    }
+    figures = []
+    for against, domains in results.items():
+        dots = [_dot(domain, result) for domain, result in domains.items()]
+        svg = plots.accuracy_dots(TITLES[against], dots, width=5.2)
+        figures.append(Shown(svg, CAPTIONS[against]))
+        rows += [_row(f"{domain}, by {against}", result) for domain, result in domains.items()]
+
+    judges = next(iter(results.values()))["overall"].others
+    head = ("pairs", "n", "model", "95 % interval", "ceiling", "way from coin", *judges)
+    grid = Grid("", head, rows)
+    return [Section(title="Against the planted truth", text=TEXT, figures=figures, tables=[grid])]
+
+
+def _dot(domain: str, result: PlantedResult) -> Dot:
+    model = result.model
+    return Dot(domain, model.accuracy, model.interval, result.others, result.ceiling)
+
+
+def _row(label: str, result: PlantedResult) -> list[str]:
     return [
-        Section(
-            title="Against the planted truth",
-            text=(
-                "The forum's votes come from a known quality with an adversarial part (on topic,"
-                " whole), an objective part (a fact or sum) and a subjective part (style), from a"
-                " crowd that likes long answers, and from a head start for early ones. So the best"
-                " possible accuracy is known."
-            ),
-            figures=[
-                Shown(plots.accuracy_dots(titles[against], some, width=5.2), captions[against])
-                for against, some in dots.items()
-            ],
-            tables=[Grid("", head, rows)],
-        )
+        label,
+        f"{result.model.n:,}",
+        f"{result.model.accuracy:.3f}",
+        interval(result.model.interval),
+        f"{result.ceiling:.3f}",
+        f"{result.way_to_ceiling:.0%}",
+        *(f"{accuracy:.3f}" for accuracy in result.others.values()),
     ]

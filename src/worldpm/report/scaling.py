@@ -1,81 +1,72 @@
-"""What a folder of laws shows."""
+"""The section of a folder of laws."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from worldpm import plots
 from worldpm.console import interval
-from worldpm.laws import figures
+from worldpm.laws import figures, panels
+from worldpm.laws.law import Approach, Ends, Law, Laws, Optimum, SliceKey, Trend, read_laws
 from worldpm.report.layout import Fold, Grid, Section, Shown
-from worldpm.storage import folders
-
-Json = dict[str, Any]
+from worldpm.storage.manifest import Manifest
 
 
-def laws(path: Path, manifest: Json) -> list[Section]:
+def laws(path: Path, manifest: Manifest) -> list[Section]:
     """Verdicts, figures, and every fit with what speaks against reading it."""
-    found, points = (
-        json.loads((path / name).read_text(encoding="utf-8"))
-        for name in ("laws.json", "points.json")
-    )
-    optima: dict[str, Json] = folders.read_json(path / "compute_optimal.json")
-    y = manifest["config"]["y"]
-    drawn = [
-        Shown(plots.svg(one.draw(plots.PAGE)), one.caption)
-        for one in figures.pictures(found, points, optima, y=y)
+    content = read_laws(path)
+    pictures = [
+        Shown(plots.svg(figures.draw(picture, plots.PAGE)), picture.caption)
+        for picture in panels.pictures(content)
     ]
-    whole = [law for law in found if ": " not in law["series"]]
-    dropped = manifest["drops"].get("points", {})
-    left_out = (
-        f" Left out: {', '.join(f'{number} {reason}' for reason, number in dropped.items())}."
-        if dropped
-        else ""
-    )
-    runs = len({point["run"] for point in points})
+    of_tests = [law for law in content.laws if law.subject.part is None]
+    has_verdicts = any(law.verdict for law in of_tests)
     return [
         Section(
             title=f"Scaling laws: {path.name}",
-            text=(
-                f"{len(points):,} points of {runs:,} runs. Verdicts are given by stated rules from"
-                " the fits, about losses only; intervals draw whole runs and prompts"
-                f" anew.{left_out}"
-            ),
-            wide=drawn,
-            tables=[_verdicts(whole)] if any("verdict" in law for law in whole) else [],
-            folds=[
-                Fold(
-                    title="Parts of the tests",
-                    tables=[_verdicts([law for law in found if law not in whole])],
-                ),
-                Fold(title="Every fit", tables=[_fits(found)]),
-                *(
-                    [Fold(title="Best size for a budget", tables=[_optima(optima)])]
-                    if optima
-                    else []
-                ),
-            ],
+            text=_text(content, manifest.drops.get("points", {})),
+            wide=pictures,
+            tables=[_verdicts(of_tests)] if has_verdicts else [],
+            folds=_folds(content),
         )
     ]
 
 
-def _verdicts(found: Sequence[Json]) -> Grid:
-    """One row a slice."""
-    rows, seen = [], set()
-    for law in found:
-        key = (law["series"], *law["x"], law["size"])
-        if key in seen or "verdict" not in law:
-            continue
-        seen.add(key)
-        slope = law["evidence"].get("slope")
-        trend = (
-            f"{slope['estimate']:.3f} ({interval(_ends(slope['interval']))})"
-            if slope and slope["estimate"] is not None
-            else "-"
-        )
-        least = f"{slope['detectable']:.3f}" if slope and slope["detectable"] is not None else "-"
-        rows.append([law["series"], _where(law), law["verdict"], law["reason"], trend, least])
+def _text(content: Laws, drops: Mapping[str, int]) -> str:
+    runs = len({point.run for point in content.points})
+    text = (
+        f"{len(content.points):,} points of {runs:,} runs. Verdicts are given by stated rules from"
+        " the fits, about losses only; intervals draw whole runs and prompts anew."
+    )
+    if not drops:
+        return text
+    reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items())
+    return f"{text} Left out: {reasons}."
+
+
+def _folds(content: Laws) -> list[Fold]:
+    of_parts = [law for law in content.laws if law.subject.part is not None]
+    folds = [
+        Fold(title="Parts of the tests", tables=[_verdicts(of_parts)]),
+        Fold(title="Every fit", tables=[_fits(content.laws)]),
+    ]
+    if content.optima:
+        folds.append(Fold(title="Best size for a budget", tables=[_optima(content.optima)]))
+    return folds
+
+
+def _verdicts(laws: Sequence[Law]) -> Grid:
+    """One row for each slice of the points that has a verdict."""
+    by_slice: dict[SliceKey, Law] = {}
+    for law in laws:
+        if law.verdict is not None:
+            by_slice.setdefault(law.key, law)
+
+    rows = []
+    for law in by_slice.values():
+        trend = law.evidence.slope if law.evidence else None
+        least = f"{trend.detectable:.3f}" if trend and trend.detectable is not None else "-"
+        verdict = (law.verdict or "", law.reason or "")
+        rows.append([law.series, law.over, *verdict, _slope(trend), least])
     return Grid(
         "Verdicts",
         ("test", "over", "verdict", "because", "slope, d ln y / d ln x", "least slope to be seen"),
@@ -83,34 +74,27 @@ def _verdicts(found: Sequence[Json]) -> Grid:
     )
 
 
-def _ends(values: Sequence[float | None]) -> list[float] | None:
-    known = [value for value in values if value is not None]
-    return known if len(known) == len(values) else None
+def _slope(trend: Trend | None) -> str:
+    """The slope with its interval, or a dash."""
+    if trend is None or trend.estimate is None:
+        return "-"
+    low, high = trend.interval
+    known = None if low is None or high is None else (low, high)
+    return f"{trend.estimate:.3f} ({interval(known)})"
 
 
-def _where(law: Json) -> str:
-    return " and ".join(law["x"]) + (f" at N = {law['size']:,.0f}" if law["size"] else "")
-
-
-def _fits(found: Sequence[Json]) -> Grid:
-    rows = []
-    for law in found:
-        numbers = ", ".join(
-            f"{name} {value:.4g} ({_range(law['intervals'][name])})"
-            for name, value in (law["parameters"] or {}).items()
-        )
-        error = (law.get("held_out") or {}).get("relative_error")
-        held_out = "-" if error is None else f"{error:.2%}"
-        rows.append(
-            [
-                law["series"],
-                _where(law),
-                law["form"],
-                numbers or "-",
-                held_out,
-                "; ".join(law["warnings"]) or "-",
-            ]
-        )
+def _fits(laws: Sequence[Law]) -> Grid:
+    rows = [
+        [
+            law.series,
+            law.over,
+            law.form,
+            _parameters(law) or "-",
+            _held_out_error(law),
+            "; ".join(law.warnings) or "-",
+        ]
+        for law in laws
+    ]
     return Grid(
         "",
         (
@@ -125,23 +109,43 @@ def _fits(found: Sequence[Json]) -> Grid:
     )
 
 
-def _range(ends: Sequence[float | None]) -> str:
-    if all(end is None for end in ends):
+def _parameters(law: Law) -> str:
+    """Every parameter with its interval; empty for a form that could not be fitted."""
+    if law.parameters is None or law.intervals is None:
+        return ""
+    intervals = law.intervals
+    return ", ".join(
+        f"{name} {value:.4g} ({_range(intervals[name])})" for name, value in law.parameters.items()
+    )
+
+
+def _held_out_error(law: Law) -> str:
+    error = law.held_out.relative_error if law.held_out else None
+    return "-" if error is None else f"{error:.2%}"
+
+
+def _range(ends: Ends) -> str:
+    if ends.low is None and ends.high is None:
         return "no interval"
     low, high = ("open" if end is None else f"{end:.4g}" for end in ends)
     return f"{low} to {high}"
 
 
-def _optima(optima: Mapping[str, Json]) -> Grid:
+def _optima(optima: Mapping[str, Optimum]) -> Grid:
+    """One row for each test and approach."""
     rows = []
-    for name, found in optima.items():
-        for approach, label in (
-            ("envelope", "1: envelope"),
-            ("isoflop", "2: parabolas"),
-            ("joint", "3: joint law"),
-        ):
-            one = found.get(approach)
-            exponent = "-" if not one or one["exponent"] is None else f"{one['exponent']:.3f}"
-            ends = "-" if not one or not one["interval"] else _range(one["interval"])
-            rows.append([name, label, exponent, ends, (one or {}).get("warning", "-")])
+    for test, optimum in optima.items():
+        rows += [
+            _approach(test, "1: envelope", optimum.envelope),
+            _approach(test, "2: parabolas", optimum.isoflop),
+            _approach(test, "3: joint law", optimum.joint),
+        ]
     return Grid("", ("test", "approach", "a in N = G C^a", "95 % interval", "warning"), rows)
+
+
+def _approach(test: str, label: str, approach: Approach | None) -> list[str]:
+    if approach is None:
+        return [test, label, "-", "-", "-"]
+    exponent = "-" if approach.exponent is None else f"{approach.exponent:.3f}"
+    ends = "-" if approach.interval is None else _range(approach.interval)
+    return [test, label, exponent, ends, approach.warning or "-"]

@@ -1,36 +1,43 @@
-"""What folders of threads and of groups show: look before you train."""
+"""The sections of folders of threads and of groups: look at the data before you train."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 
 from worldpm import plots
+from worldpm.errors import DataError
+from worldpm.forums.counts import IngestCounts
+from worldpm.preferences.outcomes import GroupCounts, OverlapLine, RejectLine
+from worldpm.records import Preference, PreferenceGroup
 from worldpm.report.layout import Example, Fold, Grid, Section, Shown, drops
 from worldpm.storage import parquet, schema
-
-Json = dict[str, Any]
+from worldpm.storage.manifest import MANIFEST, Manifest
 
 ROWS_SHOWN = 20_000
-"""Of each table, the first so many rows are looked at for figures."""
-SIZES = ((2, "2"), (3, "3"), (4, "4"), (5, "5-6"), (7, "7-9"), (10, "10-15"), (16, "16+"))
-ANSWERS = ((0, "0"), (1, "1"), *SIZES)
-GAPS = ((1, "1"), (2, "2"), (3, "3-4"), (5, "5-9"), (10, "10-19"), (20, "20+"))
-VOTES = (
-    (-(10**9), "<0"),
-    (0, "0"),
-    (1, "1"),
-    (2, "2"),
-    (3, "3-4"),
-    (5, "5-9"),
-    (10, "10-19"),
-    (20, "20+"),
-)
-CHANCES = (
+"""Figures look at this number of rows of each table, the first ones."""
+EXAMPLES = 3
+"""Groups that are shown as examples."""
+EXAMPLE_CHARACTERS = 600
+"""Characters of an example's text."""
+REJECT_CHARACTERS = 200
+"""Characters of a dropped text."""
+OVERLAPS_SHOWN = 20
+"""Rows of the table of overlaps."""
+
+Counts = TypeVar("Counts", IngestCounts, GroupCounts)
+Bins = Sequence[tuple[float, str]]
+"""First value and name of each bin, in order."""
+
+SIZES: Bins = ((2, "2"), (3, "3"), (4, "4"), (5, "5-6"), (7, "7-9"), (10, "10-15"), (16, "16+"))
+ANSWERS: Bins = ((0, "0"), (1, "1"), *SIZES)
+GAPS: Bins = ((1, "1"), (2, "2"), (3, "3-4"), (5, "5-9"), (10, "10-19"), (20, "20+"))
+VOTES: Bins = ((-(10**9), "<0"), (0, "0"), *GAPS)
+PROBABILITIES: Bins = (
     (0.5, "0.5-0.6"),
     (0.6, "0.6-0.7"),
     (0.7, "0.7-0.8"),
@@ -38,224 +45,251 @@ CHANCES = (
     (0.9, "0.9-1"),
     (1.0, "1"),
 )
-EXAMPLES, TEXT = 3, 600
 
 
-def threads(path: Path, manifest: Json) -> list[Section]:
-    """What was read, and what could not be."""
-    counts: dict[str, dict[str, int]] = manifest["counts"]
-    rows = [
-        [site, *(f"{count.get(key, 0):,}" for key in ("threads", "responses"))]
-        for site, count in counts.items()
+class _Thread(NamedTuple):
+    """The parts of a thread that figures show."""
+
+    year: int
+    votes: list[int]
+    """Votes of each answer."""
+
+
+def threads(path: Path, manifest: Manifest) -> list[Section]:
+    """The section of a folder of threads: what was read, and what could not be."""
+    counts = _counts(path, manifest, IngestCounts)
+    rows = [[site, f"{of.threads:,}", f"{of.responses:,}"] for site, of in counts.items()]
+    tiles = [
+        (f"{sum(of.threads for of in counts.values()):,}", "threads"),
+        (f"{sum(of.responses for of in counts.values()):,}", "responses"),
+        (str(len(counts)), "sites"),
     ]
-    total = {
-        key: sum(count.get(key, 0) for count in counts.values()) for key in ("threads", "responses")
-    }
-    seen = list(_first(path, schema.only(schema.THREADS, ["created", "votes", "responses"])))
-    years = Counter(str(row["created"].year) for row in seen)
-    sizes = Counter(_bin(len(row["responses"]), ANSWERS) for row in seen)
-    votes = Counter(_bin(answer["votes"], VOTES) for row in seen for answer in row["responses"])
-    per_thread = _ordered(sizes, ANSWERS)
-    shown = [
+
+    text = (
+        "All threads that were read, before any filter. Only rows that cannot be read are left out."
+    )
+    # Counts are those of all threads; only the figures are limited to a sample.
+    sample = list(_first_threads(path))
+    return [
+        Section(
+            title=f"Threads: {path.name}",
+            text=text + _sampling_note(path),
+            tiles=tiles,
+            figures=_thread_figures(sample) if sample else (),
+            tables=[
+                Grid("", ("site", "threads", "responses"), rows),
+                *drops("Left out", manifest.drops),
+            ],
+        )
+    ]
+
+
+def groups(path: Path, manifest: Manifest) -> list[Section]:
+    """The section of a folder of groups: what became of the threads, what was dropped for which
+    reason, and what the votes go with."""
+    counts = _counts(path, manifest, GroupCounts)
+    tiles = [
+        (f"{sum(of.groups for of in counts.values()):,}", "groups"),
+        (f"{sum(of.pairs for of in counts.values()):,}", "pairs"),
+    ]
+
+    text = (
+        f"Rule {manifest.config['rule']} for training; every pair of different votes for validation"
+        " and test. The pairs of a thread weigh 1 together, so there are as many effective pairs as"
+        " groups."
+    )
+    sample = list(_first_groups(path))
+    return [
+        Section(
+            title=f"Preference groups: {path.name}",
+            text=text + _sampling_note(path),
+            tiles=tiles,
+            figures=_group_figures(sample) if sample else (),
+            tables=[
+                _split_table(counts),
+                _habit_table(sample, counts),
+                *drops("Dropped, by reason", manifest.drops),
+                *_overlap_tables(path),
+            ],
+            folds=[_example_fold(sample), *_reject_folds(path)] if sample else (),
+        )
+    ]
+
+
+def _counts(path: Path, manifest: Manifest, kind: type[Counts]) -> dict[str, Counts]:
+    """The manifest's counts by site."""
+    try:
+        return msgspec.convert(manifest.counts, dict[str, kind])  # type: ignore[valid-type]
+    except msgspec.ValidationError as error:
+        raise DataError(
+            path / MANIFEST, f"lacks the counts of its sites ({error}). Make the folder again."
+        ) from error
+
+
+def _thread_figures(sample: Sequence[_Thread]) -> list[Shown]:
+    # Years are names, not numbers: a bar for each year that has threads.
+    years = Counter(str(thread.year) for thread in sample)
+    sizes = _histogram((len(thread.votes) for thread in sample), ANSWERS)
+    votes = _histogram((votes for thread in sample for votes in thread.votes), VOTES)
+    return [
         Shown(
             plots.bars("Threads by year", dict(sorted(years.items())), x="", y="threads"),
             "When questions were asked.",
         ),
         Shown(
-            plots.bars("Answers per thread", per_thread, x="answers", y="threads"),
+            plots.bars("Answers per thread", sizes, x="answers", y="threads"),
             "Two make a pair.",
         ),
         Shown(
-            plots.bars(
-                "Votes of answers", _ordered(votes, VOTES), x="votes, up minus down", y="answers"
-            ),
+            plots.bars("Votes of answers", votes, x="votes, up minus down", y="answers"),
             "Most answers have few.",
         ),
     ]
-    return [
-        Section(
-            title=f"Threads: {path.name}",
-            text=(
-                "What was read, before any filter. Only rows that cannot be read are left out here."
-            )
-            + _sampled(path),
-            tiles=[
-                (f"{total['threads']:,}", "threads"),
-                (f"{total['responses']:,}", "responses"),
-                (str(len(counts)), "sites"),
-            ],
-            figures=shown if seen else (),
-            tables=[
-                Grid("", ("site", "threads", "responses"), rows),
-                *drops("Left out", manifest["drops"]),
-            ],
-        )
-    ]
 
 
-def groups(path: Path, manifest: Json) -> list[Section]:
-    """What became of the threads, what was dropped for which reason, and what the votes go with."""
-    counts: dict[str, dict[str, int]] = manifest["counts"]
-    splits = ("train", "validation", "test")
-    rows = [
-        [
-            site,
-            *(
-                f"{count.get(f'{split} groups', 0):,} / {count.get(f'{split} pairs', 0):,}"
-                for split in splits
-            ),
-        ]
-        for site, count in counts.items()
-    ]
-    total = {
-        kind: sum(count.get(f"{split} {kind}", 0) for count in counts.values() for split in splits)
-        for kind in ("groups", "pairs")
-    }
-    seen = list(_first(path, schema.GROUPS))
-    return [
-        Section(
-            title=f"Preference groups: {path.name}",
-            text=(
-                f"Rule {manifest['config']['rule']} for training; every pair of different votes for"
-                " validation and test. The pairs of a thread weigh 1 together, so the effective"
-                " pairs are as many as the groups."
-            )
-            + _sampled(path),
-            tiles=[(f"{total['groups']:,}", "groups"), (f"{total['pairs']:,}", "pairs")],
-            figures=_group_figures(seen) if seen else (),
-            tables=[
-                Grid("Groups / pairs", ("site", *splits), rows),
-                Grid(
-                    "What votes go with",
-                    (
-                        "site",
-                        "the longer answer wins",
-                        "the earlier answer wins",
-                        "delay power",
-                        "spread",
-                    ),
-                    _habits(seen, counts),
-                ),
-                *drops("Dropped, and why", manifest["drops"]),
-                *_overlaps(path),
-            ],
-            folds=[_kept(seen), *_rejected(path)] if seen else (),
-        )
-    ]
+def _group_figures(sample: Sequence[PreferenceGroup]) -> list[Shown]:
+    sizes = _histogram((len(group.responses) for group in sample), SIZES)
+    gaps = _histogram((pair.strength for pair in _pairs(sample)), GAPS)
+    # Pairs of the other splits have no probabilities.
+    train = [group for group in sample if group.split == "train"]
+    probabilities = _histogram((pair.probability for pair in _pairs(train)), PROBABILITIES)
+    votes = _votes_by_length(sample)
 
-
-def _group_figures(seen: Sequence[Json]) -> list[Shown]:
-    pairs = [pair for row in seen for pair in row["preferences"]]
-    sizes = Counter(_bin(len(row["responses"]), SIZES) for row in seen)
-    gaps = Counter(_bin(pair["strength"], GAPS) for pair in pairs)
-    chances = Counter(
-        _bin(pair["probability"], CHANCES)
-        for row in seen
-        if row["split"] == "train"
-        for pair in row["preferences"]
-    )
     return [
         Shown(
-            plots.bars("Answers per group", _ordered(sizes, SIZES), x="answers", y="groups"),
+            plots.bars("Answers per group", sizes, x="answers", y="groups"),
             "After filters and --max-responses.",
         ),
         Shown(
-            plots.bars("Strength of pairs", _ordered(gaps, GAPS), x="gap of votes", y="pairs"),
+            plots.bars("Strength of pairs", gaps, x="gap of votes", y="pairs"),
             "A gap of one is mostly chance.",
         ),
         Shown(
-            plots.bars(
-                "How sure training pairs are",
-                _ordered(chances, CHANCES),
-                x="probability",
-                y="pairs",
-            ),
-            "That the chosen answer is truly the better one, chance and head start taken out.",
+            plots.bars("How sure training pairs are", probabilities, x="probability", y="pairs"),
+            "Probability that the chosen answer is truly the better one, without chance and head"
+            " start.",
         ),
         Shown(
-            plots.bars(
-                "Votes by length", _votes_by_length(seen), x="characters, fifths", y="mean votes"
-            ),
+            plots.bars("Votes by length", votes, x="characters, fifths", y="mean votes"),
             "Do long answers get more?",
         ),
     ]
 
 
-def _votes_by_length(seen: Sequence[Json]) -> dict[str, float]:
-    answers = [
-        (len(r["content"]), r["votes"])
-        for row in seen
-        for r in row["responses"]
-        if r["votes"] is not None
+def _pairs(sample: Iterable[PreferenceGroup]) -> Iterator[Preference]:
+    for group in sample:
+        yield from group.preferences
+
+
+def _votes_by_length(sample: Sequence[PreferenceGroup]) -> dict[str, float]:
+    """Mean votes of the responses in each fifth of lengths."""
+    points = [
+        (len(response.content), response.votes)
+        for group in sample
+        for response in group.responses
+        if response.votes is not None
     ]
-    if not answers:
+    if not points:
         return {}
-    lengths, votes = np.array(answers, dtype=np.float64).T
+
+    # Equal quantiles are merged, so that no bin is empty where many responses have one length.
+    lengths, votes = np.array(points, dtype=np.float64).T
     edges = np.unique(np.quantile(lengths, [0.2, 0.4, 0.6, 0.8]))
-    place = np.searchsorted(edges, lengths, side="right")
-    names = [f"<{edges[0]:.0f}", *(f"<{edge:.0f}" for edge in edges[1:]), f">={edges[-1]:.0f}"]
-    return {
-        name: float(votes[place == i].mean()) for i, name in enumerate(names) if (place == i).any()
-    }
+    bins = np.searchsorted(edges, lengths, side="right")
+
+    names = [f"<{edge:.0f}" for edge in edges] + [f">={edges[-1]:.0f}"]
+    means: dict[str, float] = {}
+    for index, name in enumerate(names):
+        inside = bins == index
+        if inside.any():
+            means[name] = float(votes[inside].mean())
+    return means
 
 
-def _habits(seen: Sequence[Json], counts: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+def _split_table(counts: Mapping[str, GroupCounts]) -> Grid:
+    """Groups and pairs by site and split."""
+    names = list(GroupCounts().splits)
+    rows = []
+    for site, of_site in counts.items():
+        splits = [of_site.splits[name] for name in names]
+        rows.append([site, *(f"{split.groups:,} / {split.pairs:,}" for split in splits)])
+    return Grid("Groups / pairs", ("site", *names), rows)
+
+
+def _habit_table(sample: Sequence[PreferenceGroup], counts: Mapping[str, GroupCounts]) -> Grid:
     """By site, how often the longer and the earlier answer of a pair wins, and what was learned of
     the head start."""
     wins: dict[str, list[tuple[float, float]]] = {}
-    for row in seen:
-        for pair in row["preferences"]:
-            chosen, rejected = (row["responses"][pair[side]] for side in ("chosen", "rejected"))
-            longer = float(np.sign(len(chosen["content"]) - len(rejected["content"])) + 1) / 2
-            known = chosen["created"] is not None and rejected["created"] is not None
-            earlier = float(chosen["created"] < rejected["created"]) if known else float("nan")
-            wins.setdefault(row["site"], []).append((longer, earlier))
-    rows = []
-    for site, found in wins.items():
-        learned = [
-            counts.get(site, {}).get(f"vote noise: {name}") for name in ("delay_power", "spread")
-        ]
-        shares = [f"{share:.3f}" for share in np.array(found).mean(axis=0)]
-        rows.append(
-            [site, *shares, *("-" if value is None else f"{value:.2f}" for value in learned)]
+    for group in sample:
+        wins.setdefault(group.site, []).extend(
+            (_longer_wins(group, pair), _earlier_wins(group, pair)) for pair in group.preferences
         )
-    return rows
+
+    rows = []
+    for site, of_site in wins.items():
+        # One pair without dates makes the share of earlier answers NaN, which is shown as it is.
+        shares = [f"{share:.3f}" for share in np.array(of_site).mean(axis=0)]
+        noise = counts[site].vote_noise if site in counts else None
+        fitted = (
+            ["-", "-"] if noise is None else [f"{noise.delay_power:.2f}", f"{noise.spread:.2f}"]
+        )
+        rows.append([site, *shares, *fitted])
+
+    head = ("site", "the longer answer wins", "the earlier answer wins", "delay power", "spread")
+    return Grid("What votes go with", head, rows)
 
 
-def _overlaps(path: Path) -> list[Grid]:
+def _longer_wins(group: PreferenceGroup, pair: Preference) -> float:
+    """1 if the chosen response of a pair is the longer one, 0 if not, half for equal lengths."""
+    chosen, rejected = group.responses[pair.chosen], group.responses[pair.rejected]
+    return float(np.sign(len(chosen.content) - len(rejected.content)) + 1) / 2
+
+
+def _earlier_wins(group: PreferenceGroup, pair: Preference) -> float:
+    """1 if the chosen response of a pair is the earlier one, 0 if not, NaN without dates."""
+    chosen, rejected = group.responses[pair.chosen], group.responses[pair.rejected]
+    if chosen.created is None or rejected.created is None:
+        return float("nan")
+    return float(chosen.created < rejected.created)
+
+
+def _overlap_tables(path: Path) -> list[Grid]:
+    """The first overlaps with benchmarks, if the groups were compared with any."""
     file = path / "contamination.jsonl"
     if not file.is_file():
         return []
-    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    rows = [
-        [
-            row["group_id"],
-            row["benchmark"],
-            row["item"],
-            str(row["words"]),
-            "dropped" if row["dropped"] else "kept",
-        ]
-        for row in found[:20]
-    ]
-    title = (
-        f"Overlap with benchmarks: {len(found):,} places in"
-        f" {len({row['group_id'] for row in found}):,} groups"
-    )
+
+    lines = file.read_bytes().splitlines()
+    overlaps = [msgspec.json.decode(line, type=OverlapLine) for line in lines]
+    rows = []
+    for overlap in overlaps[:OVERLAPS_SHOWN]:
+        outcome = "dropped" if overlap.dropped else "kept"
+        rows.append(
+            [overlap.group_id, overlap.benchmark, overlap.item, str(overlap.words), outcome]
+        )
+
+    group_ids = {overlap.group_id for overlap in overlaps}
+    title = f"Overlap with benchmarks: {len(overlaps):,} places in {len(group_ids):,} groups"
     return [Grid(title, ("group", "benchmark", "item", "words in a row", ""), rows)]
 
 
-def _kept(seen: Sequence[Json]) -> Fold:
+def _example_fold(sample: Sequence[PreferenceGroup]) -> Fold:
+    """The strongest pair of the first groups."""
     examples = []
-    for row in seen[:EXAMPLES]:
-        pair = max(row["preferences"], key=lambda pair: pair["strength"])
-        chosen, rejected = (
-            row["responses"][pair[side]]["content"][:TEXT] for side in ("chosen", "rejected")
-        )
+    for group in sample[:EXAMPLES]:
+        # The widest gap of votes: the pair that a reader can check most easily.
+        pair = max(group.preferences, key=lambda pair: pair.strength)
         title = (
-            f"{row['group_id']} ({row['split']}): a gap of {pair['strength']:.0f}, true with"
-            f" probability {pair['probability']:.2f}"
+            f"{group.group_id} ({group.split}): a gap of {pair.strength:.0f}, true with"
+            f" probability {pair.probability:.2f}"
         )
-        examples.append(Example(title, row["prompt"][-1]["content"][:TEXT], chosen, rejected))
+        texts = (
+            group.prompt[-1].content,
+            group.responses[pair.chosen].content,
+            group.responses[pair.rejected].content,
+        )
+        examples.append(Example(title, *(text[:EXAMPLE_CHARACTERS] for text in texts)))
+
     return Fold(
         title="Examples of groups",
         examples=examples,
@@ -264,42 +298,56 @@ def _kept(seen: Sequence[Json]) -> Fold:
     )
 
 
-def _rejected(path: Path) -> list[Fold]:
-    """One example for each reason, where rejects were written."""
+def _reject_folds(path: Path) -> list[Fold]:
+    """One example for each reason, if rejects were written."""
     file = path / "rejects.jsonl"
     if not file.is_file():
         return []
-    first: dict[str, Json] = {}
-    with file.open(encoding="utf-8") as lines:
+
+    # Line by line, because the file may be larger than memory.
+    first: dict[str, RejectLine] = {}
+    with file.open("rb") as lines:
         for line in lines:
-            row = json.loads(line)
-            first.setdefault(row["reason"], row)
-    rows = [
-        [reason, row["name"], " ".join(row["text"].split())[:200]]
-        for reason, row in sorted(first.items())
-    ]
-    return [
-        Fold(
-            title="Examples of what was dropped",
-            tables=[Grid("", ("reason", "name", "text"), rows)],
-        )
-    ]
+            reject = msgspec.json.decode(line, type=RejectLine)
+            first.setdefault(reject.reason, reject)
+
+    rows = []
+    for reason, reject in sorted(first.items()):
+        text = " ".join(reject.text.split())[:REJECT_CHARACTERS]
+        rows.append([reason, reject.name, text])
+    table = Grid("", ("reason", "name", "text"), rows)
+    return [Fold(title="Examples of what was dropped", tables=[table])]
 
 
-def _first(path: Path, columns: Any) -> Iterator[Json]:
+def _first_threads(path: Path) -> Iterator[_Thread]:
+    """The first threads of each table."""
+    # Only the columns that figures need.
+    columns = schema.only(schema.THREADS, ["created", "responses"])
     for table in parquet.paths_of(path):
-        yield from islice(parquet.read_rows(table, columns), ROWS_SHOWN)
+        for row in islice(parquet.read_rows(table, columns), ROWS_SHOWN):
+            yield _Thread(row["created"].year, [answer["votes"] for answer in row["responses"]])
 
 
-def _sampled(path: Path) -> str:
+def _first_groups(path: Path) -> Iterator[PreferenceGroup]:
+    """The first groups of each table."""
+    for table in parquet.paths_of(path):
+        for row in islice(parquet.read_rows(table, schema.GROUPS), ROWS_SHOWN):
+            yield schema.group_from_row(row, table)
+
+
+def _sampling_note(path: Path) -> str:
+    """A note that figures do not look at all rows, if they do not."""
     large = any(parquet.count_rows(table) > ROWS_SHOWN for table in parquet.paths_of(path))
     return f" Figures look at the first {ROWS_SHOWN:,} rows of each table." if large else ""
 
 
-def _bin(value: float, bins: Sequence[tuple[float, str]]) -> str:
+def _histogram(values: Iterable[float], bins: Bins) -> dict[str, float]:
+    """The number of values in each bin, by its name, in the order of the bins."""
+    counts = Counter(_bin(value, bins) for value in values)
+    return {name: counts[name] for _, name in bins}
+
+
+def _bin(value: float, bins: Bins) -> str:
     """The name of the last bin that begins at the value or below."""
+    # From the last bin on, so that the first match is the right one; below all it is the first bin.
     return next((name for start, name in reversed(bins) if value >= start), bins[0][1])
-
-
-def _ordered(counts: Mapping[str, int], bins: Sequence[tuple[float, str]]) -> dict[str, float]:
-    return {name: counts.get(name, 0) for _, name in bins}

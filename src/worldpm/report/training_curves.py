@@ -1,9 +1,7 @@
-"""What a checkpoint shows."""
+"""The sections of a training: its curves, sudden drops and counts."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,69 +11,83 @@ from worldpm.curves.forms import COIN_LOSS_NATS
 from worldpm.curves.sudden_drops import SuddenDrop
 from worldpm.plots import Series
 from worldpm.report.layout import Grid, Section, Shown
+from worldpm.storage.manifest import Manifest
+from worldpm.training.step_metrics import MetricsLog, TrainCounts, counts_of, read_metrics
 
-Json = dict[str, Any]
 
+def checkpoint(path: Path, manifest: Manifest) -> list[Section]:
+    """The section of a training run.
 
-def checkpoint(path: Path, manifest: Json) -> list[Section]:
-    """The curves of a training run."""
-    rows = [
-        json.loads(line)
-        for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    train = [row for row in rows if "loss_nats" in row]
-    seen = [row for row in rows if "validation/loss_nats" in row]
-
-    def drawn(key: str, title: str, unit: str, chance: float) -> str:
-        series = Series([row["step"] for row in train], [row[key] for row in train])
-        held = Series([row["step"] for row in seen], [row[f"validation/{key}"] for row in seen])
-        return plots.curves(
-            title, series, held, unit=unit, chance=chance, marks=[drop.step for drop in drops]
-        )
-
-    counts, kept = (
-        manifest["counts"],
-        manifest["counts"].get("kept step", manifest["counts"].get("step")),
-    )
+    Raises:
+        DataError: If its metrics or counts cannot be read.
+    """
+    counts, log = counts_of(path, manifest), read_metrics(path)
+    # the gradient norms tell epiphanies from other drops
     drops = sudden_drops.find(
-        *(np.array([row[key] for row in train]) for key in ("loss_nats", "grad_norm"))
+        np.array([row.loss_nats for row in log.steps]),
+        np.array([row.grad_norm for row in log.steps]),
     )
-    chosen = "those of least validation loss" if seen else "the last"
+
     return [
         Section(
             title=f"Training: {path.name}",
-            text=(
-                f"The weights of step {kept:,} of {counts['steps']:,}, {chosen}, make the"
-                f" checkpoint. {counts['truncated train responses']:,} of"
-                f" {counts['train responses']:,} training responses were cut to fit. {_told(drops)}"
-            ),
-            tiles=[
-                (f"{counts['parameters'] / 1e6:.2f} M", "parameters"),
-                (f"{counts['pairs seen']:,}", "pairs seen"),
-                (f"{counts['effective pairs seen']:,.0f}", "effective pairs (sum of weights)"),
-                (f"{counts['tokens seen'] / 1e6:.2f} M", "tokens, prompts counted once"),
-            ],
-            tables=[_drops(drops)] if drops else [],
-            figures=[
-                Shown(
-                    drawn("loss_nats", "Loss", "nats per pair", COIN_LOSS_NATS),
-                    "Bradley-Terry loss. A coin flip costs ln 2 = 0.693.",
-                ),
-                Shown(
-                    drawn("accuracy", "Accuracy", "thread-weighted accuracy", 0.5),
-                    "Share of preferences with a positive margin; a tie counts half.",
-                ),
-            ],
+            text=f"{_weights_text(counts, log)} {_drops_text(drops)}",
+            tiles=_tiles(counts),
+            tables=[_drops_table(drops)] if drops else [],
+            figures=[_loss_figure(log, drops), _accuracy_figure(log, drops)],
         )
     ]
 
 
-def _told(drops: Sequence[SuddenDrop]) -> str:
+def _weights_text(counts: TrainCounts, log: MetricsLog) -> str:
+    rule = "those of least validation loss" if log.validations else "the last"
+    return (
+        f"The weights of step {counts.kept_step:,} of {counts.steps:,}, {rule}, make the"
+        f" checkpoint. {counts.truncated_train_responses:,} of {counts.train_responses:,} training"
+        " responses were cut to fit."
+    )
+
+
+def _tiles(counts: TrainCounts) -> list[tuple[str, str]]:
+    return [
+        (f"{counts.parameters / 1e6:.2f} M", "parameters"),
+        (f"{counts.pairs_seen:,}", "pairs seen"),
+        (f"{counts.effective_pairs_seen:,.0f}", "effective pairs (sum of weights)"),
+        (f"{counts.tokens_seen / 1e6:.2f} M", "tokens, prompts counted once"),
+    ]
+
+
+def _loss_figure(log: MetricsLog, drops: Sequence[SuddenDrop]) -> Shown:
+    svg = plots.curves(
+        "Loss",
+        Series([row.step for row in log.steps], [row.loss_nats for row in log.steps]),
+        Series([row.step for row in log.validations], [row.loss_nats for row in log.validations]),
+        unit="nats per pair",
+        chance=COIN_LOSS_NATS,
+        marks=[drop.step for drop in drops],
+    )
+    return Shown(svg, "Bradley-Terry loss. A coin flip costs ln 2 = 0.693.")
+
+
+def _accuracy_figure(log: MetricsLog, drops: Sequence[SuddenDrop]) -> Shown:
+    svg = plots.curves(
+        "Accuracy",
+        Series([row.step for row in log.steps], [row.accuracy for row in log.steps]),
+        Series([row.step for row in log.validations], [row.accuracy for row in log.validations]),
+        unit="thread-weighted accuracy",
+        chance=0.5,
+        marks=[drop.step for drop in drops],
+    )
+    return Shown(svg, "Share of preferences with a positive margin; a tie counts half.")
+
+
+def _drops_text(drops: Sequence[SuddenDrop]) -> str:
     if not drops:
         return (
             "No sudden drop of the loss was found; the test is set to find one in 1 of 100 runs"
             " that have none."
         )
+
     spikes = sum(drop.is_epiphany for drop in drops)
     return (
         f"{len(drops)} sudden drops of the loss were found, {spikes} of them with a spike of the"
@@ -83,7 +95,7 @@ def _told(drops: Sequence[SuddenDrop]) -> str:
     )
 
 
-def _drops(drops: Sequence[SuddenDrop]) -> Grid:
+def _drops_table(drops: Sequence[SuddenDrop]) -> Grid:
     rows = [
         [
             f"{drop.step:,}",
@@ -95,15 +107,13 @@ def _drops(drops: Sequence[SuddenDrop]) -> Grid:
         ]
         for drop in drops
     ]
-    return Grid(
-        "Sudden drops",
-        (
-            "step",
-            "95 % interval",
-            "drop, nats",
-            "95 % interval",
-            "p, whole run",
-            "gradient spike, deviations",
-        ),
-        rows,
+
+    head = (
+        "step",
+        "95 % interval",
+        "drop, nats",
+        "95 % interval",
+        "p, whole run",
+        "gradient spike, deviations",
     )
+    return Grid("Sudden drops", head, rows)

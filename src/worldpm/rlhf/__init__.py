@@ -1,2 +1,2 @@
-"""Rewards for those who train policies: a module for each trainer, in the form that it loads. No
-trainer is imported."""
+"""Rewards for training policies: a module for each trainer, in the form that it loads. No trainer
+is imported."""

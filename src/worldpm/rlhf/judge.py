@@ -1,12 +1,14 @@
-"""What all trainers share: rewards of rollouts, prompts computed once, from a folder here or a
-server elsewhere, within stated guards."""
+"""Rewards of rollouts for all trainers, from a folder or a server, with optional guards.
+
+A prompt is computed once for all its rollouts.
+"""
 
 import json
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
@@ -15,19 +17,30 @@ from worldpm.errors import ConfigError, WorldPMError
 from worldpm.records import Message
 from worldpm.scoring.confidence import Confidence, Settings, choose, counts_of
 from worldpm.scoring.scorer import Request, Scorer
+from worldpm.storage.json_files import Json
 
-Json = dict[str, Any]
-Rewards = tuple[list[float], list[int]]
-"""Rewards and lengths in tokens of one prompt's responses."""
-TRIES, SECONDS_BETWEEN = 5, 1.0
-AGAIN = (429, 503)
+MOST_ATTEMPTS = 5
+SECONDS_BETWEEN_ATTEMPTS = 1.0
+"""Unless the server asks for another time."""
+RETRIED_STATUSES = (429, 503)
+"""HTTP statuses of a server that is full or late."""
+
+
+@dataclass(frozen=True)
+class RolloutRewards:
+    """Rewards of one prompt's responses, in order."""
+
+    rewards: list[float]
+    """Logits."""
+    length_tokens: list[int]
+    """Tokens of each response, before any cut."""
 
 
 class Judge(Protocol):
-    """Where rewards come from."""
+    """A source of rewards."""
 
-    def judge(self, requests: Sequence[Request]) -> list[Rewards]:
-        """Rewards and lengths of each request's responses; what is too long is cut."""
+    def judge(self, requests: Sequence[Request]) -> list[RolloutRewards]:
+        """Rewards of each request's responses; long inputs are cut."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +49,14 @@ class LocalJudge:
 
     scorer: Scorer
     _turn: threading.Lock = field(default_factory=threading.Lock)
-    """OpenRLHF asks from many threads; a tokenizer and a model serve one at a time."""
+    """OpenRLHF calls from many threads, but tokenizer and model serve one at a time."""
 
-    def judge(self, requests: Sequence[Request]) -> list[Rewards]:
-        """As `Judge` has it."""
+    def judge(self, requests: Sequence[Request]) -> list[RolloutRewards]:
+        """See `Judge.judge`."""
         with self._turn:
             return [
-                (scored.rewards, scored.length_tokens) for scored in self.scorer.score(requests)
+                RolloutRewards(scored.rewards, scored.length_tokens)
+                for scored in self.scorer.score(requests)
             ]
 
 
@@ -52,41 +66,45 @@ class RemoteJudge:
 
     url: str
     key: str | None = None
+    """API key; None if the server needs none."""
     timeout_seconds: float = 180.0
+    """For each attempt."""
 
-    def judge(self, requests: Sequence[Request]) -> list[Rewards]:
-        """As `Judge` has it; a server that is full is asked again, five times at most.
+    def judge(self, requests: Sequence[Request]) -> list[RolloutRewards]:
+        """See `Judge.judge`. A request to a full server is sent five times at most.
 
         Raises:
-            WorldPMError: If it does not answer, or refuses.
+            WorldPMError: If the server does not answer, or rejects a request.
         """
-        found = []
+        rollouts: list[RolloutRewards] = []
         for request in requests:
             prompt = [asdict(message) for message in request.prompt]
-            told = self._post({"prompt": prompt, "responses": list(request.responses), "cut": True})
-            found.append((told["rewards"], told["usage"]["response_tokens"]))
-        return found
+            body = {"prompt": prompt, "responses": list(request.responses), "cut": True}
+            reply = self._post(body)
+            rollouts.append(RolloutRewards(reply["rewards"], reply["usage"]["response_tokens"]))
+        return rollouts
 
     def _post(self, body: Json) -> Json:
-        headers = {
-            "Content-Type": "application/json",
-            **({"Authorization": f"Bearer {self.key}"} if self.key else {}),
-        }
-        asked = urllib.request.Request(
-            f"{self.url.rstrip('/')}/v1/rewards", json.dumps(body).encode(), headers
-        )
-        for attempt in range(TRIES):
+        """The reply of `/v1/rewards`."""
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        url = f"{self.url.rstrip('/')}/v1/rewards"
+        http_request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+
+        for attempt in range(MOST_ATTEMPTS):
             try:
-                with urllib.request.urlopen(asked, timeout=self.timeout_seconds) as reply:
-                    told: Json = json.load(reply)
-                    return told
+                with urllib.request.urlopen(http_request, timeout=self.timeout_seconds) as reply:
+                    content: Json = json.load(reply)
+                    return content
+            # HTTPError is an OSError too, so it comes first
             except urllib.error.HTTPError as error:
-                if error.code not in AGAIN or attempt == TRIES - 1:
+                if error.code not in RETRIED_STATUSES or attempt == MOST_ATTEMPTS - 1:
                     raise WorldPMError(
                         f"{self.url}: answered {error.code}:"
                         f" {error.read(300).decode(errors='replace')}"
                     ) from error
-                time.sleep(float(error.headers.get("Retry-After") or SECONDS_BETWEEN))
+                time.sleep(float(error.headers.get("Retry-After") or SECONDS_BETWEEN_ATTEMPTS))
             except OSError as error:
                 raise WorldPMError(
                     f"{self.url}: no answer ({error}); is `worldpm serve` running there?"
@@ -94,88 +112,95 @@ class RemoteJudge:
         raise AssertionError("the last attempt returns or raises")
 
 
-_known: dict[tuple[str, str | None], Judge] = {}
+_judges: dict[tuple[str, str | None], Judge] = {}
+"""Loaded in this process, by folder or URL, and API key."""
 _loading = threading.Lock()
 
 
-def judge_of(place: str, key: str | None = None) -> Judge:
-    """The judge at a URL, which may ask for an API key, or in a folder; loaded once in a process,
-    however many threads ask."""
+def judge_of(source: str, key: str | None = None) -> Judge:
+    """The judge in a folder, or at a URL with its API key.
+
+    It is loaded once in a process, also if many threads ask at once.
+    """
     with _loading:
-        if (place, key) not in _known:
-            remote = place.startswith(("http://", "https://"))
-            _known[place, key] = (
-                RemoteJudge(place, key) if remote else LocalJudge(Scorer.load(place, cut=True))
+        if (source, key) not in _judges:
+            is_url = source.startswith(("http://", "https://"))
+            _judges[source, key] = (
+                RemoteJudge(source, key) if is_url else LocalJudge(Scorer.load(source, cut=True))
             )
-        return _known[place, key]
+        return _judges[source, key]
 
 
 def messages_of(turns: str | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """A prompt, or a completion, as messages: a text is one of the user's; the pieces of a message
-    are lines.
+    """A prompt or completion as messages. A text is a user's message, and parts become lines.
 
     Raises:
-        ConfigError: If a message has no text, or pieces of another kind.
+        ConfigError: If a message has no text, or parts of another kind.
     """
     if isinstance(turns, str):
         return (Message("user", turns),)
-    return tuple(Message(str(turn["role"]), _words(turn["content"])) for turn in turns)
+    return tuple(Message(str(turn["role"]), _text(turn["content"])) for turn in turns)
 
 
-def _words(content: object) -> str:
+def _text(content: object) -> str:
+    """The content of a message, which some trainers write as `[{"type": "text", "text": ...}]`."""
     if isinstance(content, str):
         return content
-    if not (
-        isinstance(content, list | tuple)
-        and all(isinstance(piece, Mapping) and piece.get("type") == "text" for piece in content)
-    ):
-        raise ConfigError(
-            f"a message's content is {content!r:.60}; rewards are of text: give a text, or pieces"
-            " of type `text`"
-        )
-    return "\n".join(str(piece["text"]) for piece in content)
+
+    if isinstance(content, list | tuple) and all(map(_is_text_part, content)):
+        return "\n".join(str(part["text"]) for part in content)
+
+    raise ConfigError(
+        f"a message's content is {content!r:.60}; rewards are of text: give a text, or pieces"
+        " of type `text`"
+    )
+
+
+def _is_text_part(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text"
 
 
 @dataclass(frozen=True)
 class Guards:
-    """Limits of length and style on what a policy is rewarded for, as `Settings` of the server has
-    them; none unless set.
+    """Limits on the length and style that a policy is rewarded for; none unless set.
 
-    With `weights`, log odds move by them for each unit of style difference to the other rollouts of
-    the prompt. Rollouts outside `ranges` get the lowest value of their prompt's rollouts less one,
-    so that no reward can make up for it.
+    Weights move log odds for each unit of style difference to the prompt's other rollouts. Rollouts
+    outside a range get the lowest value of their prompt's rollouts less one, so that no reward can
+    make up for it.
     """
 
     ranges: Mapping[str, tuple[float, float]] | None = None
+    """Allowed counts by feature, as in `confidence.Settings`."""
     weights: Mapping[str, float] | None = None
+    """Log odds by feature, as in `confidence.Settings`."""
 
     def values(
         self, rewards: Sequence[float], lengths: Sequence[int], texts: Sequence[str]
     ) -> list[float]:
-        """What the policy is given for each rollout of one prompt: the rewards themselves where no
-        guard is set."""
+        """The values of one prompt's rollouts for the policy; the rewards if no guard is set."""
         if not self.ranges and not self.weights:
             return list(rewards)
+
         counts = [counts_of(text, tokens) for text, tokens in zip(texts, lengths, strict=True)]
-        choice = choose(
-            Confidence(),
-            rewards,
-            counts,
-            Settings(ranges=self.ranges or {}, weights=self.weights or {}),
-        )
+        settings = Settings(ranges=self.ranges or {}, weights=self.weights or {})
+        choice = choose(Confidence(), rewards, counts, settings)
+
+        # Log odds are less the mean reward; with it, values are in the units of rewards
         mean = sum(rewards) / max(1, len(rewards))
-        values = [
-            mean + odds for odds in choice.log_odds
-        ]  # in units of the reward, about the same mean
+        values = [mean + odds for odds in choice.log_odds]
         lowest = min(values, default=0.0) - 1
-        return [lowest if why else value for value, why in zip(values, choice.outside, strict=True)]
+        return [
+            lowest if reasons else value
+            for value, reasons in zip(values, choice.outside, strict=True)
+        ]
 
 
 def rewards_of(
     judge: Judge, prompts: Sequence[Sequence[Message]], responses: Sequence[str], guards: Guards
 ) -> list[float]:
-    """A value for each response, in order; neighbours with one prompt are its group, which is how
-    rollouts come.
+    """A value for each response, in order.
+
+    Neighbours with the same prompt are its rollouts, which is the order of all trainers.
 
     Raises:
         ConfigError: If there are not as many prompts as responses.
@@ -185,17 +210,17 @@ def rewards_of(
             f"{len(prompts)} prompts came with {len(responses)} responses; one prompt for each is"
             " needed"
         )
-    runs = [
-        list(run)
-        for _, run in groupby(range(len(prompts)), key=lambda place: tuple(prompts[place]))
-    ]
-    requests = [
-        Request(f"rollout {run[0]}", tuple(prompts[run[0]]), [responses[place] for place in run])
-        for run in runs
-    ]
-    found = judge.judge(requests)
-    return [
-        value
-        for request, (rewards, lengths) in zip(requests, found, strict=True)
-        for value in guards.values(rewards, lengths, request.responses)
-    ]
+
+    requests = list(_requests(prompts, responses))
+    values: list[float] = []
+    for request, rollouts in zip(requests, judge.judge(requests), strict=True):
+        values += guards.values(rollouts.rewards, rollouts.length_tokens, request.responses)
+    return values
+
+
+def _requests(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> Iterator[Request]:
+    """A request for each run of equal prompts."""
+    for prompt, run in groupby(range(len(prompts)), key=lambda index: tuple(prompts[index])):
+        indices = list(run)
+        rollouts = [responses[index] for index in indices]
+        yield Request(f"rollout {indices[0]}", prompt, rollouts)

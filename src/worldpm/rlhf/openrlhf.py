@@ -1,10 +1,10 @@
-"""Rewards for OpenRLHF as the file that `--reward.remote_url` may name in place of a URL; see
+"""Rewards for OpenRLHF, as the file that `--reward.remote_url` can name in place of a URL; see
 `runs/rlhf_openrlhf.sh`.
 
-`WORLDPM_REWARD_MODEL` says where rewards come from: a folder, or the URL of a server, whose key is
-`WORLDPM_API_KEY`. OpenRLHF hands over whole texts, so the prompt is taken off their front and the
-policy's end token off their end. Prompts must be plain questions: one that OpenRLHF has rendered in
-the policy's chat template would be read as the words of a user.
+`WORLDPM_REWARD_MODEL` names the source of rewards: a folder, or the URL of a server, whose key is
+`WORLDPM_API_KEY`. OpenRLHF gives whole texts, so the prompt is removed from their start and the
+policy's end token from their end. Prompts must be plain questions, because the template that
+OpenRLHF can render them in would be scored as part of the user's message.
 """
 
 import os
@@ -18,55 +18,69 @@ from worldpm.errors import ConfigError
 from worldpm.records import Message
 from worldpm.rlhf.judge import Guards, judge_of, rewards_of
 
-PLACE, KEY = "WORLDPM_REWARD_MODEL", "WORLDPM_API_KEY"
-SPECIAL = r"<\|[^|<>]{1,40}\|>|<(?:start|end)_of_turn>|</?s>|<(?:bos|eos)>|\[/?INST\]"
-"""What templates of policies write."""
-LEAST_LEFT = 32
-"""Characters of a cut prompt by which it is known."""
+SOURCE_VARIABLE, KEY_VARIABLE = "WORLDPM_REWARD_MODEL", "WORLDPM_API_KEY"
+TEMPLATE_TOKEN = r"<\|[^|<>]{1,40}\|>|<(?:start|end)_of_turn>|</?s>|<(?:bos|eos)>|\[/?INST\]"
+"""Special tokens in the chat templates of policies."""
+LEAST_PROMPT_CHARACTERS = 32
+"""Characters at the end of a cut prompt that identify it."""
 
 
 def reward_func(
     queries: Sequence[str], prompts: Sequence[str], labels: Sequence[object]
 ) -> dict[str, object]:
     """`rewards`, `scores` and `extra_logs` of texts that begin with their prompts; torch tensors,
-    as OpenRLHF wants them.
+    as OpenRLHF needs them.
 
     Raises:
         ConfigError: If the variable is not set, or a text does not begin with its prompt, or with
             the end of it.
     """
-
-    if not (place := os.environ.get(PLACE)):
-        raise ConfigError(f"set {PLACE} to a checkpoint's folder, or to the URL of `worldpm serve`")
-    responses = []
-    for query, prompt in zip(queries, prompts, strict=True):
-        if written := re.search(SPECIAL, prompt):
-            raise ConfigError(
-                f"a prompt is rendered already (it holds {written[0]}); give OpenRLHF plain"
-                " questions, without a template"
-            )
-        responses.append(re.sub(rf"(?:\s*(?:{SPECIAL}))+\s*$", "", _after(prompt, query)))
-    found = torch.tensor(
-        rewards_of(
-            judge_of(place, os.environ.get(KEY)),
-            [(Message("user", prompt),) for prompt in prompts],
-            responses,
-            Guards(),
+    source = os.environ.get(SOURCE_VARIABLE)
+    if not source:
+        raise ConfigError(
+            f"set {SOURCE_VARIABLE} to a checkpoint's folder, or to the URL of `worldpm serve`"
         )
-    )
-    return {"rewards": found, "scores": found, "extra_logs": {"reward": found}}
+
+    responses = [_response(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
+    judge = judge_of(source, os.environ.get(KEY_VARIABLE))
+    messages = [(Message("user", prompt),) for prompt in prompts]
+    rewards = torch.tensor(rewards_of(judge, messages, responses, Guards()))
+    return {"rewards": rewards, "scores": rewards, "extra_logs": {"reward": rewards}}
+
+
+def _response(query: str, prompt: str) -> str:
+    """The response in a text, without the policy's end tokens.
+
+    Raises:
+        ConfigError: If the prompt is rendered in a template, or is not in the text.
+    """
+    template_token = re.search(TEMPLATE_TOKEN, prompt)
+    if template_token:
+        raise ConfigError(
+            f"a prompt is rendered already (it holds {template_token[0]}); give OpenRLHF plain"
+            " questions, without a template"
+        )
+    return re.sub(rf"(?:\s*(?:{TEMPLATE_TOKEN}))+\s*$", "", _after(prompt, query))
 
 
 def _after(prompt: str, query: str) -> str:
-    """What a text says after its prompt. It went through the policy's tokenizer: most compose
-    letters with their accents, and OpenRLHF cuts a long prompt from its left."""
+    """The part of a text after its prompt.
+
+    The text went through the policy's tokenizer: most compose letters with their accents, and
+    OpenRLHF cuts a long prompt from its left.
+    """
     if query.startswith(prompt):
         return query[len(prompt) :]
-    asked, told = (unicodedata.normalize("NFC", text) for text in (prompt, query))
-    least = min(LEAST_LEFT, len(asked))
-    for start in range(len(asked) - least + 1):
-        if told.startswith(asked[start : start + least]) and told.startswith(asked[start:]):
-            return told[len(asked) - start :]
+
+    prompt_nfc, query_nfc = (unicodedata.normalize("NFC", text) for text in (prompt, query))
+    # Only the whole prompt, or a long end of it: a short end may match by chance
+    least = min(LEAST_PROMPT_CHARACTERS, len(prompt_nfc))
+    for start in range(len(prompt_nfc) - least + 1):
+        # The first test is a quick filter: it compares few characters
+        is_near = query_nfc.startswith(prompt_nfc[start : start + least])
+        if is_near and query_nfc.startswith(prompt_nfc[start:]):
+            return query_nfc[len(prompt_nfc) - start :]
+
     raise ConfigError(
         f"a text begins neither with its prompt nor with the end of it ({prompt[:60]!r});"
         " OpenRLHF's own texts do"

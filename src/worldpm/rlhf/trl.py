@@ -4,9 +4,8 @@
 
     trainer = GRPOTrainer(model=..., reward_funcs=RewardFunction("checkpoint"), ...)
 
-`reward_funcs="checkpoint"` works too, since a checkpoint is a plain sequence classifier; it then
-computes each prompt as often as it has rollouts, and what is longer than the model was trained on
-is not cut, as it is here.
+`reward_funcs="checkpoint"` works too, since a checkpoint is a plain sequence classifier. It then
+computes each prompt once for every rollout, and does not cut inputs over the training limits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,8 @@ Turns = str | Sequence[Mapping[str, Any]]
 
 
 class RewardFunction:
-    """A reward function of TRL 1.x; `place` is a folder, a hub id, or the URL of a server, `key`
-    its API key."""
+    """A reward function of TRL 1.x. `place` is a folder, a hub id, or the URL of a server, and
+    `key` is its API key."""
 
     def __init__(
         self,
@@ -30,23 +29,23 @@ class RewardFunction:
         weights: Mapping[str, float] | None = None,
         key: str | None = None,
     ) -> None:
-        self._place, self._key, self._guards = place, key, Guards(ranges, weights)
-        self.__name__ = "worldpm"  # what TRL calls it in its logs
+        self._source, self._key, self._guards = place, key, Guards(ranges, weights)
+        # TRL logs the reward under this name
+        self.__name__ = "worldpm"
 
     def __call__(
         self, prompts: Sequence[Turns], completions: Sequence[Turns], **_: object
     ) -> list[float]:
-        """Rewards in order; texts are one user turn and its answer, lists are conversations."""
-        asked = [messages_of(prompt) for prompt in prompts]
-        return rewards_of(
-            judge_of(self._place, self._key),
-            asked,
-            [_response(completion) for completion in completions],
-            self._guards,
-        )
+        """Rewards in order. A text is one user message or its response; a list is a
+        conversation."""
+        judge = judge_of(self._source, self._key)
+        messages = [messages_of(prompt) for prompt in prompts]
+        responses = [_response(completion) for completion in completions]
+        return rewards_of(judge, messages, responses, self._guards)
 
 
 def _response(completion: Turns) -> str:
-    if len(turns := messages_of(completion)) != 1:
+    turns = messages_of(completion)
+    if len(turns) != 1:
         raise ConfigError(f"a completion has {len(turns)} turns; one answer can be judged")
     return turns[0].content

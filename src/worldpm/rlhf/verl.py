@@ -2,7 +2,9 @@
 
 `reward_kwargs` carry `place`, a folder or the URL of a server. The prompt is taken from
 `extra_info["prompt"]` or `extra_info["question"]`, text or messages, as verl's data scripts write
-it.
+it:
+
+    {"question": "What is 17 times 6?", "index": 3}
 """
 
 from collections.abc import Mapping
@@ -10,6 +12,9 @@ from typing import Any
 
 from worldpm.errors import ConfigError
 from worldpm.rlhf.judge import Guards, judge_of, messages_of, rewards_of
+
+PROMPT_KEYS = ("prompt", "question")
+"""Keys of `extra_info` that may hold the prompt; the first one that is not empty counts."""
 
 
 def compute_score(
@@ -22,23 +27,18 @@ def compute_score(
     key: str | None = None,
     **_: object,
 ) -> dict[str, float]:
-    """The reward of one rollout.
+    """The reward of one rollout. verl fixes the names of the parameters.
 
     Raises:
         ConfigError: If `extra_info` holds no prompt.
     """
-    prompt = next(
-        (
-            extra_info[name]
-            for name in ("prompt", "question")
-            if extra_info and extra_info.get(name)
-        ),
-        None,
-    )
-    if prompt is None:
+    prompts = [extra_info[name] for name in PROMPT_KEYS if extra_info and extra_info.get(name)]
+    if not prompts:
         raise ConfigError(
             f"{data_source}: extra_info has neither `prompt` nor `question`; write one of them into"
             " the data"
         )
-    (reward,) = rewards_of(judge_of(place, key), [messages_of(prompt)], [solution_str], Guards())
+
+    judge = judge_of(place, key)
+    (reward,) = rewards_of(judge, [messages_of(prompts[0])], [solution_str], Guards())
     return {"score": reward}

@@ -1,5 +1,5 @@
-"""What a margin of one model means: calibrated probability, when it cannot tell, and how style
-enters, by settings that anybody can see."""
+"""Confidence in one model's margins: calibrated probabilities, ties within the noise, and style by
+settings that users can read."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 
 from worldpm.errors import ConfigError
 from worldpm.stats import bradley_terry, calibration, style_control
 from worldpm.stats.style import style_of
 from worldpm.storage import folders, parquet
+from worldpm.storage.json_files import Json
 
-Json = dict[str, Any]
 FEATURES = ("length", "headers", "lists", "bold", "code", "links")
 LEVEL = 0.9
+"""The level at which two responses are told apart, unless the user sets it."""
 
 
 @dataclass(frozen=True)
@@ -29,80 +31,90 @@ class StyleModel:
     margin_weight: float
     """Of a margin in logits: it turns margins at equal style into log odds."""
     weights: Mapping[str, float]
-    """Of each feature: what style alone told of the labels, for whatever reason."""
+    """Log odds by feature, for each unit of a style difference: what style alone predicts of the
+    labels, for whatever reason."""
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """What is known of a model's margins; without judged pairs only its temperature, or nothing."""
+    """Meaning of a model's margins; without judged pairs its temperature at most."""
 
     temperature: float | None = None
+    """Divides margins into log odds; None if unknown, and then taken as 1."""
     margins: Sequence[float] = ()
     """Signed margins of judged pairs, one a prompt."""
     style: StyleModel | None = None
+    """None without judged pairs, or if their margins go against the labels."""
     source: str = "the checkpoint's validation preferences"
+    """Name of the pairs that the temperature was fitted on."""
 
     def probability(self, margin: float) -> float:
-        """That the response ahead by a margin in logits is preferred."""
+        """Probability that the response ahead by a margin in logits is preferred."""
         return bradley_terry.probability(margin / (self.temperature or 1.0))
 
     def probabilities(self, rewards: Sequence[float]) -> list[list[float]]:
-        """That the response of the row is preferred to that of the column; 0.5 on the diagonal."""
-        return [[self.probability(one - other) for other in rewards] for one in rewards]
+        """Probability that the response of the row is preferred to that of the column; 0.5 on the
+        diagonal."""
+        return [list(map(self.probability, row)) for row in _margins(rewards).tolist()]
 
     def over_others(self, rewards: Sequence[float]) -> list[float]:
-        """That the best is preferred to each response; 0.5 for itself."""
+        """Probability that the best is preferred to each response; 0.5 for itself."""
+        # without responses there is no best
         best = max(rewards, default=0.0)
-        return [self.probability(best - other) for other in rewards]
+        return [self.probability(best - reward) for reward in rewards]
 
     def can_tell(self, rewards: Sequence[float], level: float) -> list[list[bool]] | None:
-        """Whether two responses can be told apart at that level; None where the judged pairs do not
-        reach so far."""
+        """Whether two responses can be told apart at that level; None if there are too few judged
+        pairs for it."""
         beyond = calibration.sure_beyond(self.margins, level)
-        return (
-            None
-            if beyond is None
-            else [[abs(one - other) > beyond for other in rewards] for one in rewards]
-        )
+        if beyond is None:
+            return None
+        is_apart: list[list[bool]] = (np.abs(_margins(rewards)) > beyond).tolist()
+        return is_apart
 
 
 class Settings(NamedTuple):
-    """What a user wants of a choice. Rewards never change by it: it moves log odds, and names what
-    lies outside."""
+    """A user's settings of a choice. Rewards never change by them: they move log odds, and name the
+    responses outside the ranges."""
 
     strictness: float = LEVEL
     """The level at which two responses are told apart, 0.5 to below 1."""
     ranges: Mapping[str, tuple[float, float]] = {}
-    """Allowed counts by feature, `length` in tokens; responses outside stand after the others."""
+    """Allowed counts by feature, `length` in tokens; responses outside come after the others."""
     weights: Mapping[str, float] = {}
     """Log odds for each unit of a style difference, which runs from -1 to 1."""
 
 
 def read_settings(ranges: Sequence[str], weights: Sequence[str]) -> Settings:
-    """Settings of the words `FEATURE=LOW:HIGH` and `FEATURE=LOG_ODDS`.
+    """Settings of texts of the forms `FEATURE=LOW:HIGH` and `FEATURE=LOG_ODDS`.
 
     Raises:
-        ConfigError: If a word has another form, or names no feature.
+        ConfigError: If a text has another form, or names no feature.
     """
-    found: tuple[dict[str, tuple[float, float]], dict[str, float]] = ({}, {})
-    for word in (*ranges, *weights):
-        name, _, value = word.partition("=")
-        try:
-            numbers = tuple(float(part) for part in value.split(":"))
-        except ValueError:
-            numbers = ()
-        if (
-            name not in FEATURES
-            or len(numbers) != (2 if word in ranges else 1)
-            or not all(map(math.isfinite, numbers))
-        ):
-            form = "FEATURE=LOW:HIGH" if word in ranges else "FEATURE=LOG_ODDS"
-            raise ConfigError(f"{word!r}: expected {form}, with one of {', '.join(FEATURES)}")
-        if len(numbers) == 2:
-            found[0][name] = numbers
-        else:
-            found[1][name] = numbers[0]
-    return Settings(ranges=found[0], weights=found[1])
+    bounds = {}
+    for text in ranges:
+        name, (low, high) = _feature_and_numbers(text, "FEATURE=LOW:HIGH", count=2)
+        bounds[name] = (low, high)
+
+    log_odds = {}
+    for text in weights:
+        name, (weight,) = _feature_and_numbers(text, "FEATURE=LOG_ODDS", count=1)
+        log_odds[name] = weight
+    return Settings(ranges=bounds, weights=log_odds)
+
+
+def _feature_and_numbers(text: str, form: str, *, count: int) -> tuple[str, list[float]]:
+    """The feature before `=` and the numbers after it, which `:` separates."""
+    name, _, value = text.partition("=")
+    try:
+        numbers = [float(part) for part in value.split(":")]
+    except ValueError:
+        numbers = []
+
+    # `float` reads inf and nan too
+    if name not in FEATURES or len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"{text!r}: expected {form}, with one of {', '.join(FEATURES)}")
+    return name, numbers
 
 
 @dataclass
@@ -110,21 +122,22 @@ class Choice:
     """The responses of one prompt under a user's settings."""
 
     ranking: list[int]
-    """Best first: by log odds, those outside the allowed ranges last."""
+    """Indices, best first: by log odds, those outside the allowed ranges last."""
     log_odds: list[float]
     """Mean log odds of each response against all; without weights that is its reward less the mean,
     to a factor."""
     probabilities: list[list[float]]
+    """Probability that the response of the row is preferred to that of the column."""
     terms: dict[str, list[list[float]]] = field(default_factory=dict)
-    """What each weighted feature adds to the log odds of row over column."""
+    """Log odds that each weighted feature adds for the row over the column."""
     outside: list[list[str]] = field(default_factory=list)
-    """Why each response lies outside; empty where it does not."""
+    """Reasons for which each response lies outside the ranges; empty if it lies inside."""
 
 
 def counts_of(text: str, length_tokens: int) -> dict[str, float]:
     """The style features of a response."""
-    own = style_of(text)._asdict()
-    return {"length": float(length_tokens), **{name: float(own[name]) for name in FEATURES[1:]}}
+    style = style_of(text)._asdict()
+    return {"length": float(length_tokens), **{name: float(style[name]) for name in FEATURES[1:]}}
 
 
 def choose(
@@ -136,40 +149,56 @@ def choose(
     """The ranking and probabilities of responses under settings: margins at equal style, plus the
     weights that were asked for.
 
-    Log odds are antisymmetric, so a tie under all weights is a tie; equal means keep the order
-    given.
+    Log odds are antisymmetric, so a tie under all weights is a tie. Responses of equal means keep
+    their order.
     """
-    margin_weight = (
-        confidence.style.margin_weight if confidence.style else 1 / (confidence.temperature or 1.0)
-    )
-    r = np.array(rewards, dtype=np.float64)
-    log_odds = margin_weight * (r[:, None] - r[None, :])
-    terms = {}
-    for name, weight in settings.weights.items():
-        own = np.array([count[name] for count in counts])
-        z = style_control.differences(
-            np.repeat(own[:, None], len(own), axis=1),
-            np.repeat(own[None, :], len(own), axis=0),
-            "paper",
-        )
-        terms[name] = weight * z
-        log_odds = log_odds + terms[name]
-    outside = [
-        [
-            f"{name} is {count[name]:g}, allowed are {low:g} to {high:g}"
-            for name, (low, high) in settings.ranges.items()
-            if not low <= count[name] <= high
-        ]
-        for count in counts
-    ]
-    means = log_odds.mean(axis=1) if len(r) else r
+    style, temperature = confidence.style, confidence.temperature or 1.0
+    margin_weight = style.margin_weight if style else 1 / temperature
+    terms = _style_terms(counts, settings.weights)
+    log_odds = margin_weight * _margins(rewards)
+    for term in terms.values():
+        log_odds = log_odds + term
+
+    outside = [_outside(count, settings.ranges) for count in counts]
+    # a mean over no responses would warn
+    means = log_odds.mean(axis=1).tolist() if len(rewards) else []
+    # sorting is stable: equal means keep their order
+    order = sorted(range(len(means)), key=lambda index: (bool(outside[index]), -means[index]))
     return Choice(
-        sorted(range(len(r)), key=lambda place: (bool(outside[place]), -means[place])),
-        means.tolist(),
+        order,
+        means,
         bradley_terry.probabilities(torch.from_numpy(log_odds)).tolist(),
         {name: term.tolist() for name, term in terms.items()},
         outside,
     )
+
+
+def _margins(rewards: Sequence[float]) -> NDArray[np.float64]:
+    """The reward of the row minus that of the column, shape (K, K)."""
+    column = np.array(rewards, dtype=np.float64)
+    return column[:, None] - column[None, :]
+
+
+def _style_terms(
+    counts: Sequence[Mapping[str, float]], weights: Mapping[str, float]
+) -> dict[str, NDArray[np.float64]]:
+    """Log odds that each weighted feature adds for the row over the column."""
+    terms = {}
+    for name, weight in weights.items():
+        column = np.array([count[name] for count in counts])
+        # each response against each, as the chosen and as the rejected one
+        rows, columns = np.meshgrid(column, column, indexing="ij")
+        terms[name] = weight * style_control.differences(rows, columns, "paper")
+    return terms
+
+
+def _outside(count: Mapping[str, float], ranges: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The features of a response that lie outside their ranges."""
+    return [
+        f"{name} is {count[name]:g}, allowed are {low:g} to {high:g}"
+        for name, (low, high) in ranges.items()
+        if not low <= count[name] <= high
+    ]
 
 
 def of_results(results: Path, name: str, *, sha256: str | None = None) -> Confidence:
@@ -183,8 +212,8 @@ def of_results(results: Path, name: str, *, sha256: str | None = None) -> Confid
         ConfigError: If the folder is not one, or does not hold that checkpoint, or no texts.
     """
     folders.verified_files(results)
-    inputs = folders.manifest(results, made_by="evaluate")["inputs"]
-    if sha256 is not None and sha256 not in {one.get("sha256") for one in inputs}:
+    inputs = folders.manifest(results, made_by="evaluate").inputs
+    if sha256 is not None and sha256 not in {given.sha256 for given in inputs}:
         raise ConfigError(
             f"{results}: judged another model than this one, whatever its name; evaluate the one"
             " that is served"

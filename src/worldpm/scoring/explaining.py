@@ -1,49 +1,66 @@
-"""JSON lines in, JSON lines out, with what each reward rests on: its tokens and its sentences."""
+"""`worldpm explain`: JSON lines in, JSON lines out, with the tokens and sentences that each reward
+rests on."""
 
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from worldpm import console
 from worldpm.errors import ConfigError
 from worldpm.options.explain import ExplainOptions
 from worldpm.scoring import explanations
-from worldpm.scoring.requests import numbered_lines, read_lines
+from worldpm.scoring.explanations import Sentence, TokenAttributions
+from worldpm.scoring.requests import Line, numbered_lines, read_lines
 from worldpm.scoring.scorer import Request, Scorer
 
-Json = dict[str, Any]
+
+class Explanation(NamedTuple):
+    """The explanation of one response; None where --by leaves a part out."""
+
+    tokens: TokenAttributions | None
+    sentences: list[Sentence] | None
 
 
 def run(options: ExplainOptions) -> None:
     """Write each line back to standard output with `explanations` added, one for each response."""
-
     if not options.file.is_file():
         raise ConfigError(f"{options.file}: no such file")
     scorer = Scorer.of(options.model, options)
+
     with options.file.open("rb") as source, console.progress("explain", total=None) as advance:
-        for line in numbered_lines(source):
-            read, failure = read_lines([line], str(options.file))
-            for row, request in read:
-                found = [
-                    _of_response(scorer, request._replace(responses=[text]), options.by)
-                    for text in request.responses
-                ]
-                sys.stdout.write(
-                    json.dumps({**row, "explanations": found}, ensure_ascii=False, allow_nan=False)
-                    + "\n"
-                )
-                sys.stdout.flush()
+        for numbered in numbered_lines(source):
+            # one line at a time, because a line takes seconds
+            lines, failure = read_lines([numbered], str(options.file))
+            for line in lines:
+                _write(line, _explained(scorer, line.request, options.by))
                 advance()
             if failure:
                 raise failure
 
 
-def _of_response(scorer: Scorer, request: Request, by: Sequence[str]) -> Json:
+def _write(line: Line, explained: Sequence[Explanation]) -> None:
+    row = {**line.row, "explanations": list(map(_to_json, explained))}
+    sys.stdout.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
 
-    found: Json = {}
-    if "tokens" in by:
-        found["tokens"] = explanations.of_tokens(scorer, request)._asdict()
-    if "sentences" in by:
-        found["sentences"] = [one._asdict() for one in explanations.of_sentences(scorer, request)]
-    return found
+
+def _to_json(explanation: Explanation) -> Mapping[str, object]:
+    """The parts that were asked for, with the names of their fields."""
+    parts: dict[str, object] = {}
+    if explanation.tokens is not None:
+        parts["tokens"] = explanation.tokens._asdict()
+    if explanation.sentences is not None:
+        parts["sentences"] = [sentence._asdict() for sentence in explanation.sentences]
+    return parts
+
+
+def _explained(scorer: Scorer, request: Request, by: Sequence[str]) -> list[Explanation]:
+    """The explanation of each response, in order."""
+    explained = []
+    for text in request.responses:
+        single = request._replace(responses=[text])
+        tokens = explanations.of_tokens(scorer, single) if "tokens" in by else None
+        sentences = explanations.of_sentences(scorer, single) if "sentences" in by else None
+        explained.append(Explanation(tokens, sentences))
+    return explained

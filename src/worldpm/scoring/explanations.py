@@ -1,5 +1,5 @@
-"""What a reward rests on: attributions to tokens by integrated gradients, and what each sentence
-adds."""
+"""Explanations of rewards: attributions to tokens by integrated gradients, and the share of each
+sentence."""
 
 import math
 import re
@@ -17,9 +17,9 @@ from worldpm.model import checkpoint
 from worldpm.model.encoder import TokenSequence
 from worldpm.scoring.scorer import Request, Scorer
 
-SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 MOST_SENTENCES, SENTENCES_AT_ONCE = 64, 8
-COMPLETE = 0.01
+LARGEST_GAP = 0.01
 """The share of the explained difference that attributions may miss before more points are taken."""
 FIRST_POINTS, MOST_POINTS, POINTS_AT_ONCE = 16, 256, 8
 
@@ -28,16 +28,18 @@ class TokenAttributions(NamedTuple):
     """The reward as a sum: that of the baseline, plus what each token adds."""
 
     reward: float
+    """In logits."""
     baseline_reward: float
     """With every word of prompt and response replaced by the pad token; the template's own tokens
     stay."""
     prompt: list[tuple[str, float]]
     """Token and attribution in logits, in order."""
     response: list[tuple[str, float]]
+    """Token and attribution in logits, in order."""
     gap: float
     """Reward minus baseline minus all attributions: 0 if the integral is exact."""
     points: int
-    """At which the gradient was taken."""
+    """Number of points at which the gradient was taken."""
 
 
 class Sentence(NamedTuple):
@@ -56,19 +58,33 @@ class Run(Protocol):
     requests."""
 
     def __call__(self, work: Callable[[], Value], /) -> Value:
-        """What the work returns."""
+        """The result of the work."""
+
+
+class _Path(NamedTuple):
+    """The straight line from the baseline's embeddings to the text's, each of shape (T, width)."""
+
+    base: Tensor
+    full: Tensor
+
+
+class _Integral(NamedTuple):
+    """An integral of the gradient along a path."""
+
+    attributions: Tensor
+    """Of each token, in logits, shape (T,), float64."""
+    gap: float
+    """Reward difference minus the sum of the attributions."""
+    points: int
 
 
 def at_once(work: Callable[[], Value], /) -> Value:
-    """Run the work here and now."""
+    """Run the work in the caller's thread."""
     return work()
 
 
 def of_tokens(scorer: Scorer, request: Request, *, run: Run = at_once) -> TokenAttributions:
     """Integrated gradients of the reward of a request's one response.
-
-    Gauss-Legendre points are doubled until the sum of the attributions agrees with the difference
-    that they explain.
 
     Raises:
         DataError: If it is too long and the scorer does not cut.
@@ -78,36 +94,34 @@ def of_tokens(scorer: Scorer, request: Request, *, run: Run = at_once) -> TokenA
     (completeness).
     """
     sequence = run(partial(_sequence, scorer, request))
-    base, full = run(partial(_ends, scorer, sequence))
-    reward, baseline = run(partial(_rewards, scorer, torch.stack([full, base])))
+    path = run(partial(_path, scorer, sequence))
+    reward, baseline = run(partial(_rewards, scorer, torch.stack([path.full, path.base])))
     if not math.isfinite(reward - baseline):
         raise NotFiniteError(
             f"{request.name}: its reward is {reward}, and {baseline} without its words; the"
             " checkpoint or its dtype is unfit"
         )
-    points = FIRST_POINTS
-    while True:
-        attributions = _integrated(scorer, base, full, points, run)
-        gap = reward - baseline - float(attributions.sum())
-        if abs(gap) <= COMPLETE * max(abs(reward - baseline), 0.01) or points >= MOST_POINTS:
-            break
-        points *= 2
-    values = attributions.tolist()
-    prompt = [
-        pair
-        for start, end in sequence.prompt_words
-        for pair in _texts(scorer, sequence.ids[start:end], values[start:end])
-    ]
-    words = slice(sequence.prompt_end, sequence.response_end)
+
+    integral = _complete_integral(scorer, path, reward - baseline, run)
+    values = integral.attributions.tolist()
+    prompt = []
+    for start, end in sequence.prompt_words:
+        prompt += _texts(scorer, sequence.ids[start:end], values[start:end])
+    response = slice(sequence.prompt_end, sequence.response_end)
     return TokenAttributions(
-        reward, baseline, prompt, _texts(scorer, sequence.ids[words], values[words]), gap, points
+        reward,
+        baseline,
+        prompt=prompt,
+        response=_texts(scorer, sequence.ids[response], values[response]),
+        gap=integral.gap,
+        points=integral.points,
     )
 
 
 def _sequence(scorer: Scorer, request: Request) -> TokenSequence:
     """The tokens of a request with one response, within the scorer's limits."""
-    (whole,) = scorer.encoder.read(request.prompt, request.responses, name=request.name)
-    return scorer.encoder.fitted(whole, request.name)
+    (sequence,) = scorer.encoder.read(request.prompt, request.responses, name=request.name)
+    return scorer.encoder.fitted(sequence, request.name)
 
 
 def _rewards(scorer: Scorer, embeddings: Tensor) -> list[float]:
@@ -116,66 +130,86 @@ def _rewards(scorer: Scorer, embeddings: Tensor) -> list[float]:
     return rewards
 
 
-def _ends(scorer: Scorer, sequence: TokenSequence) -> tuple[Tensor, Tensor]:
-    """The embeddings of the baseline and of the text, shape (T, width)."""
+def _path(scorer: Scorer, sequence: TokenSequence) -> _Path:
+    """The path from the text without its words to the text."""
     tokenizer, frame, device = scorer.encoder.tokenizer, scorer.encoder.frame, scorer.model.device
     pad = checkpoint.pad_token(tokenizer, frame) or frame.end_token or tokenizer.eos_token
     embed = scorer.model.backbone.get_input_embeddings()
     with torch.no_grad():
         full = embed(torch.tensor([sequence.ids], device=device))[0]
+        # one embedding for all words, broadcast over their positions
         neutral = embed(torch.tensor([tokenizer.convert_tokens_to_ids(pad)], device=device))
-    words = torch.zeros(len(sequence.ids), dtype=torch.bool, device=full.device)
+
+    is_word = torch.zeros(len(sequence.ids), dtype=torch.bool, device=full.device)
     for start, end in (*sequence.prompt_words, (sequence.prompt_end, sequence.response_end)):
-        words[start:end] = True
-    return torch.where(words[:, None], neutral, full), full
+        is_word[start:end] = True
+    return _Path(torch.where(is_word[:, None], neutral, full), full)
 
 
-def _integrated(scorer: Scorer, base: Tensor, full: Tensor, points: int, run: Run) -> Tensor:
-    """The attribution of each token, shape (T,), float64."""
+def _complete_integral(scorer: Scorer, path: _Path, difference: float, run: Run) -> _Integral:
+    """The integral with as many points as it needs: they are doubled until the attributions sum to
+    the reward difference that they explain."""
+    # differences near 0 need not be explained to the last bit
+    largest_gap = LARGEST_GAP * max(abs(difference), 0.01)
+
+    points = FIRST_POINTS
+    while True:
+        attributions = _integrated(scorer, path, points, run)
+        gap = difference - float(attributions.sum())
+        if abs(gap) <= largest_gap or points >= MOST_POINTS:
+            return _Integral(attributions, gap, points)
+        points *= 2
+
+
+def _integrated(scorer: Scorer, path: _Path, points: int, run: Run) -> Tensor:
+    """The attribution of each token with Gauss-Legendre points, shape (T,), float64."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
     shares, weights = (nodes + 1) / 2, weights / 2  # from -1..1 to 0..1
-    total = torch.zeros(len(full), dtype=torch.float64, device=full.device)
+    total = torch.zeros(len(path.full), dtype=torch.float64, device=path.full.device)
+    # a few points at a time, so that a server computes rows of other requests in between
     for start in range(0, points, POINTS_AT_ONCE):
         part = slice(start, start + POINTS_AT_ONCE)
-        total += run(partial(_weighted_slopes, scorer, base, full, shares[part], weights[part]))
+        total += run(partial(_weighted_slopes, scorer, path, shares[part], weights[part]))
     return total
 
 
 def _weighted_slopes(
-    scorer: Scorer,
-    base: Tensor,
-    full: Tensor,
-    shares: NDArray[np.float64],
-    weights: NDArray[np.float64],
+    scorer: Scorer, path: _Path, shares: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> Tensor:
-    """What some points of the path add to the integral of each token, shape (T,), float64."""
-    path = full - base
-    along = torch.tensor(shares, dtype=full.dtype, device=full.device)
-    points = (base + along[:, None, None] * path).requires_grad_()
+    """Sum of some points of the path for the integral of each token, shape (T,), float64."""
+    direction = path.full - path.base
+    device = path.full.device
+    along = torch.tensor(shares, dtype=path.full.dtype, device=device)
+    points = (path.base + along[:, None, None] * direction).requires_grad_()
+    # one backward for all points: a reward depends on its row alone
     with torch.enable_grad():
         (slopes,) = torch.autograd.grad(scorer.model.of_embeddings(points).sum(), points)
-    own = torch.tensor(weights, dtype=torch.float64, device=full.device)
-    return ((slopes.double() * path.double()).sum(dim=-1) * own[:, None]).sum(dim=0)
+
+    by_point = (slopes.double() * direction.double()).sum(dim=-1)
+    point_weights = torch.tensor(weights, dtype=torch.float64, device=device)
+    return (by_point * point_weights[:, None]).sum(dim=0)
 
 
 def _texts(scorer: Scorer, ids: Sequence[int], values: Sequence[float]) -> list[tuple[str, float]]:
-    """Tokens as text, with their values; those that share a character stand together."""
-    found: list[tuple[str, float]] = []
-    held: list[int] = []
-    value = 0.0
-    for place, (token, own) in enumerate(zip(ids, values, strict=True)):
-        held.append(token)
-        value += own
-        text = str(scorer.encoder.tokenizer.decode(held))
-        if not text.endswith("\ufffd") or place == len(ids) - 1:
-            found.append((text, value))
-            held, value = [], 0.0
-    return found
+    """Tokens as text, with their values; tokens that share a character are one entry."""
+    texts: list[tuple[str, float]] = []
+    pending: list[int] = []
+    total = 0.0
+    for index, (token, value) in enumerate(zip(ids, values, strict=True)):
+        pending.append(token)
+        total += value
+        text = str(scorer.encoder.tokenizer.decode(pending))
+        # the replacement character: the last bytes are the start of a character
+        if not text.endswith("\ufffd") or index == len(ids) - 1:
+            texts.append((text, total))
+            pending, total = [], 0.0
+
+    return texts
 
 
 def of_sentences(scorer: Scorer, request: Request, *, run: Run = at_once) -> list[Sentence]:
-    """What the reward of a request's one response loses without each sentence; the last part holds
-    what comes after the 63rd.
+    """Drop of the reward of a request's one response without each of its sentences; the last part
+    holds all text after the 63rd.
 
     Raises:
         DataError: If it is too long and the scorer does not cut.
@@ -183,18 +217,17 @@ def of_sentences(scorer: Scorer, request: Request, *, run: Run = at_once) -> lis
     """
     (response,) = request.responses
     spans = _spans(response)
-    found: list[Sentence] = []
-    for start in range(0, len(spans), SENTENCES_AT_ONCE):
-        own = spans[start : start + SENTENCES_AT_ONCE]
-        without = [response[:begin] + response[end:] for begin, end in own]
-        full, *others = run(
-            partial(_scored, scorer, request._replace(responses=[response, *without]))
-        )
-        found += [
-            Sentence(response[begin:end], full - other)
-            for (begin, end), other in zip(own, others, strict=True)
-        ]
-    return found
+    sentences: list[Sentence] = []
+
+    for index in range(0, len(spans), SENTENCES_AT_ONCE):
+        chunk = spans[index : index + SENTENCES_AT_ONCE]
+        shortened = [response[:start] + response[end:] for start, end in chunk]
+        # the full response in every chunk: differences are between rewards of one group
+        responses = [response, *shortened]
+        full, *without = run(partial(_scored, scorer, request._replace(responses=responses)))
+        for (start, end), reward in zip(chunk, without, strict=True):
+            sentences.append(Sentence(response[start:end], full - reward))
+    return sentences
 
 
 def _scored(scorer: Scorer, request: Request) -> list[float]:
@@ -202,8 +235,10 @@ def _scored(scorer: Scorer, request: Request) -> list[float]:
 
 
 def _spans(text: str) -> list[tuple[int, int]]:
-    """Where the sentences stand, each with the white space after it; they cover the text."""
-    starts = [0, *(match.end() for match in SENTENCE.finditer(text) if match.end() < len(text))][
-        :MOST_SENTENCES
-    ]
-    return list(zip(starts, [*starts[1:], len(text)], strict=True)) if text else []
+    """Start and end of each sentence with the white space after it; they cover the text."""
+    if not text:
+        return []
+
+    ends = [match.end() for match in SENTENCE_END.finditer(text)]
+    starts = [0, *(end for end in ends if end < len(text))][:MOST_SENTENCES]
+    return list(zip(starts, [*starts[1:], len(text)], strict=True))

@@ -1,20 +1,32 @@
 """Rows of users as requests: a prompt with its responses, or a conversation whose last message is
-judged."""
+judged.
+
+    {"prompt": "How long?", "responses": ["An hour.", "Two."], "id": 7}
+    {"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]}
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import NamedTuple, NoReturn
 
 from worldpm.errors import DataError
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
+from worldpm.storage.json_files import Json
 
 FORM = (
     'expected {"prompt": text or messages, "responses": [text, ...]} or {"messages": [..., {"role":'
     ' "assistant", ...}]}'
 )
 ROLES = ("system", "user", "assistant")
-Json = dict[str, Any]
+
+
+class Line(NamedTuple):
+    """One line of a user's file."""
+
+    row: Json
+    """All keys of the line, those that are not scored included."""
+    request: Request
 
 
 def numbered_lines(source: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -24,25 +36,26 @@ def numbered_lines(source: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 def read_lines(
     chunk: Sequence[tuple[int, bytes]], name: str
-) -> tuple[list[tuple[Json, Request]], DataError | None]:
-    """The lines up to the first bad one, and what is wrong with that."""
-    read = []
-    for number, line in chunk:
+) -> tuple[list[Line], DataError | None]:
+    """The lines up to the first bad one, and the error of that."""
+    lines: list[Line] = []
+    for number, text in chunk:
         try:
-            row = json.loads(line, parse_constant=_refuse_constant)
-            json.dumps(
-                row, ensure_ascii=False, allow_nan=False
-            ).encode()  # what could not be written back is refused
-            read.append((row, parse_request(row, f"{name}:{number}")))
+            row = json.loads(text, parse_constant=_refuse_constant)
+            # refuse what could not be written back: numbers beyond float64, unpaired surrogates
+            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+            lines.append(Line(row, parse_request(row, f"{name}:{number}")))
         except DataError as error:
-            return read, error
+            return lines, error
+        # RecursionError: lists within lists, thousands deep
         except (ValueError, RecursionError) as error:
-            return read, DataError(name, f"not JSON ({error}); {FORM}", line=number)
-    return read, None
+            return lines, DataError(name, f"not JSON ({error}); {FORM}", line=number)
+
+    return lines, None
 
 
-def _refuse_constant(word: str) -> Json:
-    raise ValueError(f"{word} is no JSON number")
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def parse_request(row: object, name: str) -> Request:
@@ -51,21 +64,19 @@ def parse_request(row: object, name: str) -> Request:
     Raises:
         DataError: If it has not one of the two forms.
     """
+    if not isinstance(row, dict):
+        raise DataError(name, FORM)
 
-    if (
-        isinstance(row, dict)
-        and isinstance(responses := row.get("responses"), list)
-        and "prompt" in row
-    ):
+    responses = row.get("responses")
+    if "prompt" in row and isinstance(responses, list):
         if not all(isinstance(response, str) for response in responses):
             raise DataError(name, f"a response is not text; {FORM}")
         prompt = row["prompt"]
-        return Request(
-            name,
-            [Message("user", prompt)] if isinstance(prompt, str) else _messages(prompt, name),
-            responses,
-        )
-    if isinstance(row, dict) and "messages" in row and "responses" not in row:
+        is_text = isinstance(prompt, str)
+        messages = [Message("user", prompt)] if is_text else _messages(prompt, name)
+        return Request(name, messages, responses)
+
+    if "messages" in row and "responses" not in row:
         messages = _messages(row["messages"], name)
         if len(messages) < 2 or messages[-1].role != "assistant":
             raise DataError(
@@ -78,15 +89,14 @@ def parse_request(row: object, name: str) -> Request:
 def _messages(value: object, name: str) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise DataError(name, f"the messages are not a list with at least one message; {FORM}")
+
     messages = []
-    for message in value:
-        if not (
-            isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-        ):
+    for entry in value:
+        fields = entry if isinstance(entry, dict) else {}
+        role, content = fields.get("role"), fields.get("content")
+        if not (isinstance(role, str) and isinstance(content, str)):
             raise DataError(name, f"a message must have a role and a content that are text; {FORM}")
-        if message["role"] not in ROLES:
-            raise DataError(name, f"the role {message['role']!r} is none of {', '.join(ROLES)}")
-        messages.append(Message(message["role"], message["content"]))
+        if role not in ROLES:
+            raise DataError(name, f"the role {role!r} is none of {', '.join(ROLES)}")
+        messages.append(Message(role, content))
     return messages

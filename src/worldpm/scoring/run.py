@@ -1,14 +1,15 @@
-"""JSON lines in, JSON lines out: every line comes back in its place with its rewards added."""
+"""`worldpm score`: JSON lines in, JSON lines out; every line keeps its position and gets its
+rewards."""
 
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, NamedTuple
 
 from worldpm import console
 from worldpm.errors import ConfigError
@@ -17,151 +18,169 @@ from worldpm.model.sources import Source
 from worldpm.options.score import ScoreOptions
 from worldpm.options.shared import ModelOptions
 from worldpm.scoring.confidence import Confidence, Settings, choose, counts_of, read_settings
-from worldpm.scoring.requests import numbered_lines, read_lines
+from worldpm.scoring.requests import Line, numbered_lines, read_lines
 from worldpm.scoring.scorer import Request, Scored, Scorer
 from worldpm.stats.selection import kl_nats
 from worldpm.storage import folders
+from worldpm.storage.json_files import Json
+from worldpm.storage.manifest import PROGRESS
 
 logger = logging.getLogger(__name__)
-Json = dict[str, Any]
-Added = Callable[[Json, Request, Scored], Json]
-"""What is added to a line, from the line, its request and its rewards."""
-Lines = Iterator[tuple[int, bytes]]
+Chunk = list[tuple[int, bytes]]
 """Lines with their numbers."""
+Write = Callable[[Chunk, IO[bytes]], None]
+"""Scores a chunk and writes its lines to a file."""
 
 LINES_AT_ONCE = 256
 """Lines that are scored, and with --out kept, together: a killed run loses at most these."""
 
 
+class Best(NamedTuple):
+    """The best response of a line; the fields are keys of the output."""
+
+    best: int
+    """Its index."""
+    lead: float
+    """Its reward minus the mean of all, in logits."""
+    kl_nats: float
+    """KL divergence of choosing it from all, in nats."""
+
+
 def run(options: ScoreOptions) -> None:
     """Stream the lines through the scorer; a bad line stops the run with its number, after the
     lines before it were written."""
-    if options.file is not None and not options.file.is_file():
-        raise ConfigError(f"{options.file}: no such file")
-    if options.out is not None and options.out.is_dir():
-        raise ConfigError(f"--out {options.out}: a folder; name a file to write")
-    if options.out is not None and not options.out.parent.is_dir():
-        raise ConfigError(
-            f"--out {options.out}: the folder {options.out.parent} is not there; make it first"
-        )
+    _check_paths(options)
     source = sources.find(options.model, revision=options.revision, remote_code=options.remote_code)
     scorer = Scorer.of(source, options)
     write = partial(
         _write,
         scorer,
         name=str(options.file or "stdin"),
-        added=_with_best(options) if options.best else _rewards,
+        settings=read_settings(options.allow, options.weigh) if options.best else None,
     )
+
     with (
         options.file.open("rb") if options.file else nullcontext(sys.stdin.buffer) as file,
         console.progress("score", total=None) as advance,
     ):
         chunks = _chunks(numbered_lines(file))
-        if options.out is None:
-            for chunk in chunks:
-                write(chunk, sys.stdout.buffer)
-                advance(len(chunk))
-        else:
-            _write_file(options.out, _terms(options, source), chunks, write, advance)
+        if options.out is not None:
+            parts = _begin(options.out, options, source)
+            _write_file(options.out, parts, chunks, write, advance)
+            return
+
+        for chunk in chunks:
+            write(chunk, sys.stdout.buffer)
+            advance(len(chunk))
 
 
-def _chunks(lines: Lines) -> Iterator[list[tuple[int, bytes]]]:
+def _check_paths(options: ScoreOptions) -> None:
+    if options.file is not None and not options.file.is_file():
+        raise ConfigError(f"{options.file}: no such file")
+
+    out = options.out
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out}: a folder; name a file to write")
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: the folder {out.parent} is not there; make it first")
+
+
+def _chunks(lines: Iterator[tuple[int, bytes]]) -> Iterator[Chunk]:
     while chunk := list(islice(lines, LINES_AT_ONCE)):
         yield chunk
 
 
-def _terms(options: ScoreOptions, source: Source) -> Json:
-    """What must be the same for the lines of an earlier run to be kept; standard input never is,
-    for it cannot be read again."""
+def _config(options: ScoreOptions, source: Source) -> Json:
+    """Settings that decide the bytes of the output; lines of an earlier run stay only under the
+    same ones."""
     names = [*ModelOptions.__dataclass_fields__, "best", "allow", "weigh"]
     settings = {name: getattr(options, name) for name in names}
-    read = options.file.stat() if options.file else None
-    file = [str(options.file), read.st_size, read.st_mtime_ns] if read else None
+    status = options.file.stat() if options.file else None
+    # size and time show a change of the file without reading it
+    file = [str(options.file), status.st_size, status.st_mtime_ns] if status else None
     return {"model": sources.fingerprint(source), **settings, "file": file}
+
+
+def _begin(out: Path, options: ScoreOptions, source: Source) -> folders.Output:
+    """The folder of parts beside the file; complete parts of a killed run stay in it."""
+    return folders.begin_scratch(
+        out.with_name(f"{out.name}.partial"),
+        step="score",
+        config=_config(options, source),
+        # standard input cannot be read again
+        resume=options.file is not None,
+    )
 
 
 def _write_file(
     out: Path,
-    terms: Json,
-    chunks: Iterable[list[tuple[int, bytes]]],
-    write: Callable[..., None],
+    parts: folders.Output,
+    chunks: Iterable[Chunk],
+    write: Write,
     advance: console.Advance,
 ) -> None:
-    """Keep the chunks as parts of a folder beside the file, and join them at the end; whole parts
-    of a killed run stay.
+    """Keep each chunk as a part, and join the parts at the end.
 
-    A part holds the same lines in every run, so they are scored in the same rows, and the bytes are
+    A part holds the same lines in every run. So they are scored in the same rows, and the bytes are
     those of a run that was not killed.
     """
-    output = folders.begin_scratch(
-        out.with_name(f"{out.name}.partial"),
-        step="score",
-        config=terms,
-        resume=terms["file"] is not None,
-    )
-    with output:
-        if found := len(list(output.progress.glob("*.lines"))):
-            logger.info("%s: going on after %d lines", out, found * LINES_AT_ONCE)
+    with parts:
+        if finished := len(list(parts.progress.glob("*.lines"))):
+            logger.info("%s: going on after %d lines", out, finished * LINES_AT_ONCE)
+
+        # parts of the same lines are not scored again
         names = []
         for number, chunk in enumerate(chunks):
-            names.append(f"{folders.PROGRESS}/{number:08}.lines")
-            output.part(names[-1], partial(_write_part, write, chunk))
+            names.append(f"{PROGRESS}/{number:08}.lines")
+            parts.part(names[-1], partial(_write_part, write, chunk))
             advance(len(chunk))
-        output.join(names, out)
+        parts.join(names, out)
 
 
-def _write_part(write: Callable[..., None], chunk: list[tuple[int, bytes]], aside: Path) -> Json:
+def _write_part(write: Write, chunk: Chunk, aside: Path) -> dict[str, int]:
     with aside.open("wb") as file:
         write(chunk, file)
     return {"lines": len(chunk)}
 
 
 def _write(
-    scorer: Scorer, chunk: list[tuple[int, bytes]], target: IO[bytes], *, name: str, added: Added
+    scorer: Scorer, chunk: Chunk, target: IO[bytes], *, name: str, settings: Settings | None
 ) -> None:
-    """Score the lines and write them with what is added.
+    """Score the lines and write them with their rewards; under `settings` with their best too.
 
     Raises:
         DataError: If a line is bad; those before it were written.
     """
-    read, failure = read_lines(chunk, name)
-    answers = scorer.score(request for _, request in read)
-    for (row, request), answer in zip(read, answers, strict=True):
-        target.write(
-            json.dumps(
-                {**row, **added(row, request, answer)}, ensure_ascii=False, allow_nan=False
-            ).encode()
-            + b"\n"
-        )
+    lines, failure = read_lines(chunk, name)
+    answers = scorer.score(line.request for line in lines)
+    for line, answer in zip(lines, answers, strict=True):
+        row = {**line.row, **_added(line, answer, settings)}
+        target.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+    # the lines before a bad one must be out before the error is
     target.flush()
     if failure:
         raise failure
 
 
-def _rewards(row: Json, request: Request, answer: Scored) -> Json:
-    """What every line gets."""
-    return {"reward": answer.rewards[0]} if "responses" not in row else {"rewards": answer.rewards}
+def _added(line: Line, answer: Scored, settings: Settings | None) -> Mapping[str, object]:
+    """The keys that are added to a line: one reward to a conversation, a list to responses."""
+    if "responses" not in line.row:
+        return {"reward": answer.rewards[0]}
+    if settings is None or not line.request.responses:
+        return {"rewards": answer.rewards}
+    return {"rewards": answer.rewards, **_best(line.request, answer, settings)._asdict()}
 
 
-def _with_best(options: ScoreOptions) -> Added:
-    """The rewards, and of several responses the best under the settings."""
+def _best(request: Request, answer: Scored, settings: Settings) -> Best:
+    """The best of several responses under the settings."""
+    rewards = answer.rewards
+    counts = [
+        counts_of(text, tokens)
+        for text, tokens in zip(request.responses, answer.length_tokens, strict=True)
+    ]
 
-    settings: Settings = read_settings(options.allow, options.weigh)
-
-    def added(row: Json, request: Request, answer: Scored) -> Json:
-        if not request.responses or "responses" not in row:
-            return _rewards(row, request, answer)
-        counts = [
-            counts_of(text, tokens)
-            for text, tokens in zip(request.responses, answer.length_tokens, strict=True)
-        ]
-        best = choose(Confidence(), answer.rewards, counts, settings).ranking[0]
-        lead = answer.rewards[best] - sum(answer.rewards) / len(answer.rewards)
-        return {
-            "rewards": answer.rewards,
-            "best": best,
-            "lead": lead,
-            "kl_nats": kl_nats(len(request.responses)),
-        }
-
-    return added
+    # no confidence: ties and order depend on rewards and settings alone
+    best = choose(Confidence(), rewards, counts, settings).ranking[0]
+    lead = rewards[best] - sum(rewards) / len(rewards)
+    return Best(best, lead, kl_nats(len(rewards)))

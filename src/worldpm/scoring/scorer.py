@@ -1,5 +1,5 @@
-"""The one road from text to reward. Training's validation, evaluation, scoring and serving all take
-it."""
+"""Text to rewards: the only such code, used by validation in training, evaluation, scoring and
+serving."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,20 +19,20 @@ from worldpm.model.reward_model import RewardModel
 from worldpm.model.sources import Source
 from worldpm.options.shared import ModelOptions
 from worldpm.records import Message
-from worldpm.storage import folders
+from worldpm.storage.manifest import MANIFEST, verified_files
 
 ROW_TOKENS = 2048
-"""A row of groups is filled up to so many tokens; on CPUs longer rows are slower, and take more
+"""Tokens that a row of groups is filled up to; on CPUs longer rows are slower, and take more
 memory."""
 GROUPS_AT_ONCE = 64
-"""So many groups are sorted by length into rows together; it bounds the memory of a stream."""
+"""Groups that are sorted by length into rows together; it bounds the memory of a stream."""
 
 
 class Request(NamedTuple):
     """One prompt and its responses."""
 
     name: str
-    """What an error calls it, for instance `in.jsonl:7`."""
+    """Start of error messages about it, for instance `in.jsonl:7`."""
     prompt: Sequence[Message]
     responses: Sequence[str]
 
@@ -45,6 +45,7 @@ class Scored(NamedTuple):
     length_tokens: list[int]
     """Tokens of the response's own words, before any cut."""
     truncated: list[bool]
+    """Whether the prompt or the response was cut."""
 
 
 def rewards_of(
@@ -52,23 +53,25 @@ def rewards_of(
 ) -> list[list[float]]:
     """Rewards of each group's responses, in order, without gradients; a group without responses has
     none."""
-    found: list[list[float]] = [[] for _ in groups]
-    full = [place for place, group in enumerate(groups) if group.suffixes]
+    rewards: list[list[float]] = [[] for _ in groups]
+    # the model takes no empty groups
+    computed = [index for index, group in enumerate(groups) if group.suffixes]
+    rows = pack([groups[index].tokens for index in computed], row_tokens=row_tokens)
+
     with torch.no_grad():
-        for row in pack([groups[place].tokens for place in full], row_tokens=row_tokens):
-            members = [full[index] for index in row]
-            rewards = model([groups[place] for place in members]).tolist()
-            for place in members:
-                count = len(groups[place].suffixes)
-                found[place], rewards = rewards[:count], rewards[count:]
-    return found
+        for row in rows:
+            indices = [computed[i] for i in row]
+            row_rewards = iter(model([groups[index] for index in indices]).tolist())
+            for index in indices:
+                rewards[index] = list(islice(row_rewards, len(groups[index].suffixes)))
+    return rewards
 
 
 class Scorer:
     """A loaded checkpoint that turns text into rewards.
 
-    A reward depends on the prompt and its response alone, up to rounding (about 1e-6 in float32):
-    not on the batch, the padding or the other responses.
+    A reward depends on the prompt and its response alone, up to rounding (about 1e-6 in float32),
+    and not on the batch, the padding or the other responses.
     """
 
     def __init__(self, model: RewardModel, encoder: Encoder) -> None:
@@ -78,7 +81,7 @@ class Scorer:
     @classmethod
     def load(
         cls,
-        place: Path | str | Source,
+        model: Path | str | Source,
         *,
         cut: bool = False,
         max_length: int | None = None,
@@ -92,40 +95,43 @@ class Scorer:
 
         Inputs over the limit are refused unless `cut`. `max_length`, in tokens, defaults to the
         checkpoint's, `dtype` to that of its weights, and `device` to the first GPU, or else the
-        CPU. `across_devices` spreads a model that is too large for one.
+        CPU. `across_devices` spreads a model that is too large for one device.
 
         Raises:
             CheckpointError: If the folder is not a reward model, or lacks a part.
-            ConfigError: If it is not finished, if longer input is asked for than its positions
-                reach, or if there is no such device.
+            ConfigError: If it is not finished, if `max_length` exceeds the model's positions, or
+                if there is no such device.
             DataError: If a file of it was altered.
         """
+        # first, because the other steps take seconds
         target = device_of(device)
-        source = (
-            place
-            if isinstance(place, Source)
-            else sources.find(place, revision=revision, remote_code=remote_code)
-        )
-        if (source.folder / folders.MANIFEST).is_file():
-            folders.verified_files(source.folder)
-        model = checkpoint.load(source, dtype=dtype, across_devices=across_devices)
-        encoder = checkpoint.encoder_of(source, model.backbone.config)
+        source = model
+        if not isinstance(source, Source):
+            source = sources.find(source, revision=revision, remote_code=remote_code)
+        # folders of other programs have no manifest to check
+        if (source.folder / MANIFEST).is_file():
+            verified_files(source.folder)
+
+        reward_model = checkpoint.load(source, dtype=dtype, across_devices=across_devices)
+        config = reward_model.backbone.config
+        encoder = checkpoint.encoder_of(source, config)
         limits = encoder.limits.within(max_length, cut=cut)
-        if limits.max_length > (positions := checkpoint.positions_of(model.backbone.config)):
-            raise ConfigError(
-                f"--max-length {max_length}: the model was made for {positions} positions; ask for"
-                " at most that"
-            )
-        encoder = replace(encoder, limits=limits)
-        return cls(model if across_devices else model.to(target), encoder)
+        _check_positions(limits.max_length, checkpoint.positions_of(config))
+        if not across_devices:
+            reward_model = reward_model.to(target)
+        return cls(reward_model, replace(encoder, limits=limits))
 
     @classmethod
-    def of(cls, place: Path | str | Source, options: ModelOptions) -> Self:
-        """The same by the options of a verb."""
-        if not isinstance(place, Source):
-            place = sources.find(place, revision=options.revision, remote_code=options.remote_code)
+    def of(cls, model: Path | str | Source, options: ModelOptions) -> Self:
+        """The reward model in a folder or a hub repository, by the options of a verb."""
+        source = model
+        if not isinstance(source, Source):
+            source = sources.find(
+                source, revision=options.revision, remote_code=options.remote_code
+            )
+
         return cls.load(
-            place,
+            source,
             cut=options.cut,
             max_length=options.max_length,
             dtype=torch_dtype(options.dtype),
@@ -134,12 +140,9 @@ class Scorer:
         )
 
     def cutting(self, max_length: int | None = None) -> Self:
-        """The same scorer, which cuts what is too long: by its own limits, or to `max_length`
-        tokens."""
-        return type(self)(
-            self.model,
-            replace(self.encoder, limits=self.encoder.limits.within(max_length, cut=True)),
-        )
+        """The same scorer, which cuts inputs over its own limits, or over `max_length` tokens."""
+        limits = self.encoder.limits.within(max_length, cut=True)
+        return type(self)(self.model, replace(self.encoder, limits=limits))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -170,14 +173,17 @@ class Scorer:
         stream = iter(requests)
         while chunk := list(islice(stream, GROUPS_AT_ONCE)):
             groups, failure = self._encode(chunk)
-            rewards = rewards_of(self.model, groups)
-            for request, group, found in zip(chunk, groups, rewards, strict=False):
-                yield scored(request, group, found)
+            # not strict: after a bad request there are fewer groups
+            answers = zip(chunk, groups, rewards_of(self.model, groups), strict=False)
+            for request, group, rewards in answers:
+                yield scored(request, group, rewards)
+
+            # the requests before the failure are answered first
             if failure:
                 raise failure
 
     def _encode(self, requests: Sequence[Request]) -> tuple[list[EncodedGroup], DataError | None]:
-        """The requests up to the first that is too long, and what is wrong with that."""
+        """The groups of the requests up to the first bad one, and the error of that."""
         groups: list[EncodedGroup] = []
         for request in requests:
             try:
@@ -187,8 +193,16 @@ class Scorer:
         return groups, None
 
 
+def _check_positions(max_length: int, positions: int) -> None:
+    if max_length > positions:
+        raise ConfigError(
+            f"--max-length {max_length}: the model was made for {positions} positions; ask for"
+            " at most that"
+        )
+
+
 def encode(encoder: Encoder, request: Request) -> EncodedGroup:
-    """The group that a request's rewards are computed from: equal responses stand once.
+    """The group that a request's rewards are computed from, equal responses once.
 
     Raises:
         DataError: If the prompt is empty, its template refuses it, or it is too long and cutting
@@ -204,16 +218,18 @@ def scored(request: Request, group: EncodedGroup, rewards: Sequence[float]) -> S
     Raises:
         NotFiniteError: If a reward is not finite.
     """
-    places = {response: place for place, response in enumerate(dict.fromkeys(request.responses))}
-    order = [places[response] for response in request.responses]
-    for number, place in enumerate(order):
-        if not math.isfinite(rewards[place]):
+    # the same order as in `encode`
+    unique = {response: index for index, response in enumerate(dict.fromkeys(request.responses))}
+    indices = [unique[response] for response in request.responses]
+    for number, index in enumerate(indices):
+        if not math.isfinite(rewards[index]):
             raise NotFiniteError(
-                f"{request.name}: the reward of response {number} is {rewards[place]}; the"
+                f"{request.name}: the reward of response {number} is {rewards[index]}; the"
                 " checkpoint or its dtype is unfit"
             )
+
     return Scored(
-        [rewards[i] for i in order],
-        [group.response_tokens[i] for i in order],
-        [group.truncated[i] for i in order],
+        [rewards[i] for i in indices],
+        [group.response_tokens[i] for i in indices],
+        [group.truncated[i] for i in indices],
     )

@@ -1,4 +1,5 @@
-"""The server put together: routes, limits before them, and errors in the words of each client."""
+"""The whole application: the clients' routes, limits before them, and errors in each client's
+format."""
 
 import asyncio
 import contextlib
@@ -7,66 +8,59 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from worldpm.serving.routes import get_reward, own, sglang, tei, vllm
-from worldpm.serving.routing import RoutingRules
-from worldpm.serving.service import HungUpError, RefusedError, Service
+from worldpm.serving.client import Client, Reply, chosen_error_client
+from worldpm.serving.routes.get_reward import GET_REWARD
+from worldpm.serving.routes.own import OWN
+from worldpm.serving.routes.sglang import SGLANG
+from worldpm.serving.routes.tei import TEI
+from worldpm.serving.routes.vllm import VLLM
+from worldpm.serving.service import KEY_NAME, HungUpError, RefusedError, Service
 
 logger = logging.getLogger("worldpm.access")
 
-Json = dict[str, Any]
-OPEN = ("/", "/health", "/ping", "/ready", "/version", "/docs", "/openapi.json")
-"""Answered without an API key; everything else needs one where there are keys."""
+CLIENTS: tuple[Client, ...] = (VLLM, SGLANG, TEI, GET_REWARD, OWN)
+"""Every client, in the order of `/docs`."""
+OPEN_PATHS = ("/", "/health", "/ping", "/ready", "/version", "/docs", "/openapi.json")
+"""Answered without an API key; every other path needs a key if the server has keys."""
 ASSETS = "/docs-assets"
-"""Script and style of `/docs`, which asks nobody else for them; open too."""
-TEI_ROUTES = ("/predict", "/info")
-BODY_TAGS = (
-    "body",
-    "OfText",
-    "OfMessages",
-    "PoolText",
-    "PoolMessages",
-    "Classify",
-    "Rerank",
-    "RerankTexts",
-)
-GONE = 499
-"""What the log says of a client that left; nobody reads it."""
+"""Assets of `/docs`, served locally and without an API key."""
+STATUS_CLIENT_GONE = 499
+"""HTTP status in the log for a client that closed the connection; no client receives it."""
 
 
-def build(
-    service: Service,
-    *,
-    rules: RoutingRules | None = None,
-    keys: Mapping[str, str] | None = None,
-    settings: Mapping[str, own.Preferences] | None = None,
-) -> FastAPI:
-    """The application. `keys` are API keys by the clients' names, `settings` their preference
-    settings."""
+def build(service: Service) -> FastAPI:
+    """The application over a service."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        work = asyncio.create_task(service.engine.run())
+        work = asyncio.create_task(service.backend.run())
         work.add_done_callback(_stop_if_dead)
+        # Only now: a load balancer sends requests as soon as /ready gives 200
         service.ready = True
+
         yield
+
         service.ready = False
+        # uvicorn has answered all accepted requests before it ends the lifespan
         work.cancel()
         if service.decisions is not None:
             service.decisions.close()
 
+    # Unlike plain FastAPI, it serves the scripts of /docs itself: the server may have no internet
     app = FastAPIOffline(
         title="WorldPM",
         version=version("worldpm"),
@@ -78,28 +72,43 @@ def build(
             " OpenRLHF, Cohere and Jina."
         ),
     )
-    for routes in (vllm.routes, sglang.routes, tei.routes, get_reward.routes):
-        app.include_router(routes(service))
-    app.include_router(own.routes(service, rules, settings or {}))
-    _about(app, service)
+    for client in CLIENTS:
+        app.include_router(client.routes(service), tags=[client.heading])
+
+    _operation(app, service)
     _errors(app)
-    app.add_middleware(Admission, service=service, keys=keys or {})
+    # Runs before all routes, and for paths without a route
+    app.add_middleware(Admission, service=service)
     return app
 
 
 def _stop_if_dead(work: asyncio.Task[None]) -> None:
-    """Without its engine a server would take requests and never answer."""
+    """Stop the server if its backend dies, because requests would then wait forever."""
     if not work.cancelled():
         logging.getLogger(__name__).critical(
-            "the engine died; the server stops", exc_info=work.exception()
+            "the backend died; the server stops", exc_info=work.exception()
         )
+        # A signal instead of an exit: uvicorn still answers and closes
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _about(app: FastAPI, service: Service) -> None:
-    """What operators and browsers ask."""
+@dataclass(frozen=True)
+class Version:
+    """Reply of `/version`."""
+
+    version: str
+    """Release of this package."""
+    model: str
+    model_sha256: str
+    template_hash: str | None
+    """Hash of the chat template; None if the model is upstream."""
+
+
+def _operation(app: FastAPI, service: Service) -> None:
+    """Add the routes of operators and browsers."""
 
     @app.get("/health", tags=["operation"], summary="200 while the process lives")
+    # vLLM has it too, for SageMaker
     @app.get("/ping", include_in_schema=False)
     async def health() -> Response:
         return Response()
@@ -107,23 +116,17 @@ def _about(app: FastAPI, service: Service) -> None:
     @app.get(
         "/ready",
         tags=["operation"],
-        summary="200 while requests are taken, 503 before; while it drains, none comes in",
+        summary="200 when ready, 503 while starting. Connections are refused during shutdown.",
     )
     async def ready() -> Response:
         return Response(status_code=200 if service.ready else 503)
 
     @app.get("/version", tags=["operation"], summary="Release, model and template")
-    async def told() -> JSONResponse:
-        identity = service.identity
-        return JSONResponse(
-            {
-                "version": version("worldpm"),
-                "model": identity.name,
-                "model_sha256": identity.sha256,
-                "template_hash": identity.template,
-            }
-        )
+    async def identity() -> Reply:
+        model = service.identity
+        return Reply(Version(version("worldpm"), model.name, model.sha256, model.template))
 
+    # The content type tells Prometheus the version of its text format
     @app.get("/metrics", tags=["operation"], summary="For Prometheus")
     async def metrics() -> Response:
         return Response(
@@ -138,229 +141,274 @@ def _about(app: FastAPI, service: Service) -> None:
 
 
 def _errors(app: FastAPI) -> None:
+    """Add a handler for each kind of error."""
+
     @app.exception_handler(RefusedError)
-    async def refused(http: HttpRequest, error: RefusedError) -> JSONResponse:
-        return _refusal(http.scope, error)
+    async def refused(http: HttpRequest, error: RefusedError) -> Reply:
+        return _error_reply(http.scope, error)
 
     @app.exception_handler(HungUpError)
     async def gone(http: HttpRequest, error: HungUpError) -> Response:
-        return Response(status_code=GONE)
+        return Response(status_code=STATUS_CLIENT_GONE)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(http: HttpRequest, error: RequestValidationError) -> JSONResponse:
-        found = _wrong_fields(error)
-        lines = "\n".join(f"  {one}" for one in found)
-        message = f"{len(found)} validation error{'s' * (len(found) != 1)}:\n{lines}"
-        own_route = http.url.path in ("/v1/rewards", "/v1/explain", "/v1/route")
-        status = 422 if own_route or http.url.path in TEI_ROUTES else 400
-        return _refusal(
-            http.scope, RefusedError(status, message, kind="Bad Request", param=found[0]["loc"])
+    async def invalid(http: HttpRequest, error: RequestValidationError) -> Reply:
+        fields = _wrong_fields(error.errors())
+        lines = "\n".join(f"  {asdict(field)}" for field in fields)
+        message = f"{len(fields)} validation error{'s' * (len(fields) != 1)}:\n{lines}"
+        status = _error_client(http.scope).invalid_status
+
+        return _error_reply(
+            http.scope, RefusedError(status, message, kind="Bad Request", param=fields[0].loc)
         )
 
+    # Raised by the framework for unknown paths and methods
     @app.exception_handler(HTTPException)
-    async def failed(http: HttpRequest, error: HTTPException) -> JSONResponse:
-        return _refusal(
+    async def failed(http: HttpRequest, error: HTTPException) -> Reply:
+        return _error_reply(
             http.scope, RefusedError(error.status_code, str(error.detail), kind="Bad Request")
         )
 
     @app.exception_handler(Exception)
-    async def broken(http: HttpRequest, error: Exception) -> JSONResponse:
-        return _refusal(
-            http.scope,
-            RefusedError(
-                500,
-                f"{type(error).__name__}; the server's log has the rest",
-                kind="InternalServerError",
-            ),
-        )
+    async def broken(http: HttpRequest, error: Exception) -> Reply:
+        # Without the error's own text, which may contain inputs
+        message = f"{type(error).__name__}; the server's log has the rest"
+        return _error_reply(http.scope, RefusedError(500, message, kind="InternalServerError"))
 
 
-def _wrong_fields(error: RequestValidationError) -> list[Json]:
-    """What is wrong with a body, in vLLM's form. Of forms of other clients that share the route
-    nothing is said."""
-    found = error.errors()
-    if (
-        len({part for one in found for part in one["loc"][1:2]}) > 1
-    ):  # forms of two clients were tried: the first is vLLM's
-        found = [one for one in found if one["type"] != "value_error" and "texts" not in one["loc"]]
+@dataclass(frozen=True)
+class WrongField:
+    """A validation error; vLLM prints one a line in this form."""
+
+    type: str
+    """Pydantic's name of the error, for instance `missing`."""
+    loc: str
+    """Keys and indices down to the field, for instance `body.messages.0.role`."""
+    msg: str
+    input: str
+    """The value, shortened."""
+
+
+def _wrong_fields(errors: Sequence[ErrorDetails]) -> list[WrongField]:
+    """Validation errors of a body, at least one.
+
+    Errors about other clients' formats on the same route are left out.
+    """
+    shown = errors
+    # loc is ("body", FORMAT, field, ...) where several formats are tried, else ("body", field, ...)
+    if len({error["loc"][1:2] for error in errors}) > 1:
+        shown = [
+            error for error in errors if not any(client.hides(error) for client in CLIENTS)
+        ] or errors
     return [
-        {
-            "type": one["type"],
-            "loc": ".".join(
-                [
-                    "body",
-                    *(
-                        str(part)
-                        for part in one["loc"]
-                        if part not in BODY_TAGS and not str(part).startswith("function-")
-                    ),
-                ]
-            ),
-            "msg": one["msg"],
-            "input": _summary(one.get("input")),
-        }
-        for one in found or error.errors()
+        WrongField(
+            error["type"],
+            _location(error["loc"]),
+            error["msg"],
+            _summary(error.get("input")),
+        )
+        for error in shown
     ]
 
 
+def _location(loc: Sequence[int | str]) -> str:
+    """Where an error is in the body, without the names of the formats that were tried."""
+    formats = {body.__name__ for client in CLIENTS for body in client.union_bodies}
+    # pydantic calls a format with validators `function-after[VALIDATOR(), FORMAT]`
+    parts = [
+        str(part)
+        for part in loc[1:]
+        if part not in formats and not str(part).startswith("function-")
+    ]
+    return ".".join(["body", *parts])
+
+
 def _summary(value: object) -> str:
+    # A large input must not become a large error
     if isinstance(value, dict | list):
         return f"<{type(value).__name__} of {len(value)} items>"
     return repr(value)[:80]
 
 
-def _refusal(scope: Scope, error: RefusedError) -> JSONResponse:
-    """The error as the route's clients read it."""
+def _error_client(scope: Scope) -> Client:
+    """The client in whose format the errors of a request are written."""
+    chosen = chosen_error_client(scope)
+    if chosen is not None:
+        return chosen
+
+    path: str = scope["path"]
+    return next((client for client in CLIENTS if path in client.paths), VLLM)
+
+
+def _error_reply(scope: Scope, error: RefusedError) -> Reply:
+    """An error in the client's format."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
-    if scope["path"] in TEI_ROUTES or scope.get("state", {}).get("tei"):
-        return JSONResponse(
-            {"error": error.message, "error_type": error.kind},
-            status_code=error.status,
-            headers=headers,
-        )
-    content = {
-        "message": error.message,
-        "type": error.kind,
-        "param": error.param,
-        "code": error.status,
-    }
-    return JSONResponse({"error": content}, status_code=error.status, headers=headers)
+    return Reply(_error_client(scope).error_body(error), status_code=error.status, headers=headers)
 
 
 class Admission:
-    """Before any route: keys, sizes, how many are inside; after it: one line of log, one count."""
+    """Checks API key, load and size before any route; logs and counts each request after it."""
 
-    def __init__(self, app: ASGIApp, *, service: Service, keys: Mapping[str, str]) -> None:
-        self._app, self._service, self._keys = app, service, keys
+    def __init__(self, app: ASGIApp, *, service: Service) -> None:
+        self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection's request."""
+        """Handle the request of one connection."""
+        # Start and shutdown of the application; there are no websockets
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+
+        # Stays 500 if the application fails before it sends a status
         started, status = time.monotonic(), 500
 
-        async def noted(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._let_in(scope, receive, noted)
+            await self._admit(scope, receive, send_and_note)
         except HungUpError:
-            status = GONE
+            status = STATUS_CLIENT_GONE
         finally:
             self._note(scope, status, time.monotonic() - started)
 
-    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reject the request, or read its body and pass it on."""
         service = self._service
         try:
             self._recognise(scope)
+            # Operators need these most when the server is overloaded
             if _is_open(scope["path"]) or scope["path"] == "/metrics":
                 await self._app(scope, receive, send)
                 return
-            if service.inside >= service.limits.requests:
+            if service.open_requests >= service.limits.requests:
                 raise RefusedError(
                     429,
-                    f"{service.inside} requests are inside; try again",
+                    f"{service.open_requests} requests are inside; try again",
                     kind="Overloaded",
                     retry_after=1,
                 )
         except RefusedError as error:
-            await _refusal(scope, error)(scope, receive, send)
+            await _error_reply(scope, error)(scope, receive, send)
             return
-        service.inside += 1
+
+        # No await since the check, so concurrent requests cannot pass it together
+        service.open_requests += 1
         try:
-            async with asyncio.timeout(service.limits.seconds):
-                body = await _body(scope, receive, service.limits.body_bytes)
+            await self._with_body(scope, receive, send)
+        finally:
+            service.open_requests -= 1
+
+    async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the whole body within the deadline, then let the route answer."""
+        limits = self._service.limits
+        try:
+            async with asyncio.timeout(limits.seconds):
+                body = await _body(scope, receive, limits.body_bytes)
         except TimeoutError:
             late = RefusedError(408, "the body did not arrive in time", kind="RequestTimeout")
-            await _refusal(scope, late)(scope, receive, send)
+            await _error_reply(scope, late)(scope, receive, send)
         except RefusedError as error:
-            await _refusal(scope, error)(scope, receive, send)
+            await _error_reply(scope, error)(scope, receive, send)
         else:
             await self._app(scope, _replay(body, receive), send)
-        finally:
-            service.inside -= 1
 
     def _recognise(self, scope: Scope) -> None:
-        """Put the client's name into the scope; every key is compared, in constant time.
+        """Put the name of the request's API key into the scope.
 
         Raises:
-            RefusedError: 401, if there are keys and none came.
+            RefusedError: 401, if the server has keys and the request has none of them.
         """
-        if not self._keys:
+        keys = self._service.keys
+        if not keys:
             return
+
+        # ASGI gives names of headers as bytes in lower case
         headers = dict(scope["headers"])
-        came = headers.get(b"authorization", b"").removeprefix(b"Bearer ") or headers.get(
+        sent = headers.get(b"authorization", b"").removeprefix(b"Bearer ") or headers.get(
             b"x-api-key", b""
         )
+        # Every key is compared, in constant time: the time of a reply must not reveal a key
         names = [
-            name for name, key in self._keys.items() if hmac.compare_digest(key.encode(), came)
+            name for name, entry in keys.items() if hmac.compare_digest(entry.key.encode(), sent)
         ]
+
         if names:
-            scope.setdefault("state", {})["client"] = names[0]
+            # Two names may have the same key
+            scope.setdefault("state", {})[KEY_NAME] = names[0]
         elif not _is_open(scope["path"]):
             raise RefusedError(
                 401, "an API key is needed: Authorization: Bearer KEY", kind="Unauthorized"
             )
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        """Log and count a finished request."""
+        # The route's pattern, not the path: labels of a metric must be few
         route = scope["route"].path if "route" in scope else "other"
         self._service.metrics.requests.labels(route, status).inc()
         self._service.metrics.seconds.labels(route).observe(seconds)
+
+        # Names and units of Elastic's common schema
         fields = {
             "http.request.method": scope["method"],
             "url.path": scope["path"],
             "http.response.status_code": status,
             "event.duration": round(seconds * 1e9),
             "client.address": (scope.get("client") or ["?"])[0],
-            "user.name": scope.get("state", {}).get("client"),
+            "user.name": scope.get("state", {}).get(KEY_NAME),
         }
         logger.info("%s %s %d", scope["method"], scope["path"], status, extra=fields)
 
 
 def _is_open(path: str) -> bool:
-    return path in OPEN or path.startswith(f"{ASSETS}/")
+    return path in OPEN_PATHS or path.startswith(f"{ASSETS}/")
 
 
-async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
-    """The whole body; what is too large is refused as soon as that is known.
+async def _body(scope: Scope, receive: Receive, most_bytes: int) -> bytes:
+    """The whole body; one over the limit is rejected without reading the rest.
 
     Raises:
         RefusedError: 413.
-        HungUpError: If the client left in the middle.
+        HungUpError: If the client closed the connection before the end.
     """
     declared = dict(scope["headers"]).get(b"content-length", b"0")
     too_large = RefusedError(
-        413, f"the body is larger than {most:,} bytes; send less at once", kind="PayloadTooLarge"
+        413,
+        f"the body is larger than {most_bytes:,} bytes; send less at once",
+        kind="PayloadTooLarge",
     )
-    if declared.isdigit() and int(declared) > most:
+    if declared.isdigit() and int(declared) > most_bytes:
         raise too_large
+
     parts: list[bytes] = []
     size = 0
+    # The sum is checked too: a chunked body declares no length
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise HungUpError
+
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > most:
+        if size > most_bytes:
             raise too_large
         if not message.get("more_body", False):
             return b"".join(parts)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body once, then whatever the connection tells."""
-    told = False
+    """A receiver that gives the whole body first, then the connection's later messages."""
+    replayed = False
 
-    async def replayed() -> Message:
-        nonlocal told
-        if told:
+    # Starlette's request reads the body again, and later waits here for a disconnect
+    async def receive_again() -> Message:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        told = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return replayed
+    return receive_again

@@ -1,55 +1,72 @@
-"""The decision log of a server: is it whole, what does it say, and would the model say so again?"""
+"""Checks and uses of a server's decision log: verify the chain, export it, replay it, and save a
+reference for drift."""
 
-import json
 import logging
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from worldpm.errors import ConfigError, DataError, WorldPMError
 from worldpm.options.log import LogOptions
-from worldpm.records import Message
 from worldpm.scoring import scorer as scoring
 from worldpm.scoring.scorer import Scorer
 from worldpm.serving import decision_log, drift
-from worldpm.storage import folders, parquet
+from worldpm.serving.decision_log import (
+    ConversationInputs,
+    DecisionRow,
+    HashedInputs,
+    TextInputs,
+    json_text,
+)
+from worldpm.storage import parquet
+from worldpm.storage.json_files import Json, to_json, write_atomically
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
-TOLERANCE = 1e-4
-"""In logits."""
+DEFAULT_TOLERANCE = 1e-4
+"""Largest difference of a reward in a replay, in logits."""
 
 
 def run(options: LogOptions) -> None:
-    """Do what was asked; a log that is broken, or not repeated, is a failure."""
-    {"verify": _verify, "export": _export, "replay": _replay, "reference": _reference}[
-        options.action
-    ](options)
+    """Do the action of the options.
+
+    Raises:
+        DataError: If the log is broken.
+        WorldPMError: If a replay gives other rewards.
+    """
+    actions = {"verify": _verify, "export": _export, "replay": _replay, "reference": _reference}
+    actions[options.action](options)
 
 
 def _verify(options: LogOptions) -> None:
-
-    found = decision_log.verify(options.file)
-    if found.broken is not None:
+    """Check the chain, and that it contains the hash of `--head`."""
+    check = decision_log.verify(options.file)
+    if check.broken is not None:
         raise DataError(
             options.file,
-            f"{found.what}; the {found.broken - 1:,} decisions before it are as they were written",
+            f"{check.finding}; the {check.broken - 1:,} decisions before it are as they were"
+            " written",
         )
-    if options.head and options.head not in {
-        decision_log.FIRST,
-        *(row["hash"] for row in decision_log.rows(options.file)),
-    }:
-        raise DataError(
-            options.file, f"{options.head} is not in the chain: decisions at the end are missing"
-        )
-    print(f"{found.decisions:,} decisions, all as they were written; the last hash is {found.head}")
+
+    if options.head:
+        hashes = {decision_log.HASH_BEFORE_FIRST}
+        hashes.update(row.hash for row in decision_log.rows(options.file))
+        if options.head not in hashes:
+            raise DataError(
+                options.file,
+                f"{options.head} is not in the chain: decisions at the end are missing",
+            )
+    print(f"{check.decisions:,} decisions, all as they were written; the last hash is {check.head}")
 
 
 def _out(options: LogOptions) -> Path:
-    """The file to write, in a folder that is there."""
+    """The file to write.
+
+    Raises:
+        ConfigError: If its folder does not exist.
+    """
     out = options.out or Path()
     if not out.parent.is_dir() or out.is_dir():
         raise ConfigError(f"--out {out}: name a file in a folder that is there")
@@ -57,26 +74,18 @@ def _out(options: LogOptions) -> Path:
 
 
 def _export(options: LogOptions) -> None:
-
+    """Write the log as a Parquet file."""
     out = _out(options)
-    lists = pa.list_(pa.float64())
-    kinds = {
+    numbers = pa.list_(pa.float64())
+    types = {
         "number": pa.int64(),
         "milliseconds": pa.float64(),
-        "rewards": lists,
-        "probabilities": lists,
+        "rewards": numbers,
+        "probabilities": numbers,
     }
-    schema = pa.schema(
-        [(name, kinds.get(name, pa.string())) for name in (*decision_log.COLUMNS, "hash")]
-    )
-    rows = (
-        {
-            **row,
-            "rewards": json.loads(row["rewards"]),
-            "probabilities": json.loads(row["probabilities"]),
-        }
-        for row in decision_log.rows(options.file)
-    )
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in decision_log.COLUMNS])
+    rows = map(_exported, decision_log.rows(options.file))
+
     aside = out.with_name(f"{out.name}.partial")
     try:
         count = parquet.write_parquet(aside, parquet.rows_to_batches(rows, schema), schema)
@@ -86,68 +95,71 @@ def _export(options: LogOptions) -> None:
     logger.info("%s: %d decisions", out, count)
 
 
-def _reference(options: LogOptions) -> None:
+def _exported(row: DecisionRow) -> Json:
+    """A row of the Parquet file: settings and inputs are JSON text."""
+    texts = {"settings": json_text(row.settings), "inputs": json_text(asdict(row.inputs))}
+    return {**vars(row), **texts}
 
-    found = drift.reference_of(decision_log.rows(options.file))
-    if (count := len(found[drift.SERIES[0]])) < drift.LEAST:
+
+def _reference(options: LogOptions) -> None:
+    """Save the series of the log as a reference for drift."""
+    series = drift.reference_of(decision_log.rows(options.file))
+    count = len(series[drift.SERIES[0]])
+    if count < drift.LEAST_REQUESTS:
         raise DataError(
             options.file,
-            f"holds {count} requests with a prompt of their own; at least {drift.LEAST} are needed",
+            f"holds {count} requests with a prompt. At least {drift.LEAST_REQUESTS} are needed.",
         )
-    folders.write_atomically(_out(options), folders.to_json(found))
+
+    write_atomically(_out(options), to_json(series))
     logger.info("%s: %d requests", options.out, count)
 
 
 def _replay(options: LogOptions) -> None:
-
+    """Score the log's inputs again and compare the rewards."""
     scorer = Scorer.of(str(options.model), options)
-    tolerance = TOLERANCE if options.tolerance is None else options.tolerance
-    worst, differing, count = 0.0, [], 0
-    for row, again in _scored_again(scorer, options.file):
+    tolerance = DEFAULT_TOLERANCE if options.tolerance is None else options.tolerance
+
+    worst, count = 0.0, 0
+    differing: list[int] = []
+    for row, rewards in _scored_again(scorer, options.file):
         count += 1
-        difference = max(
-            (
-                abs(one - other)
-                for one, other in zip(json.loads(row["rewards"]), again, strict=True)
-            ),
-            default=0.0,
-        )
+        pairs = zip(row.rewards, rewards, strict=True)
+        difference = max((abs(logged - replayed) for logged, replayed in pairs), default=0.0)
         worst = max(worst, difference)
         if difference > tolerance:
-            differing.append(row["number"])
-    told = f"{count:,} decisions scored again; the largest difference of a reward is {worst:.3g}"
+            differing.append(row.number)
+
+    summary = f"{count:,} decisions scored again; the largest difference of a reward is {worst:.3g}"
     if differing:
         raise WorldPMError(
-            f"{told}, and {len(differing):,} differ by more than {tolerance:g}, first number"
+            f"{summary}, and {len(differing):,} differ by more than {tolerance:g}, first number"
             f" {differing[0]}"
         )
-    print(told)
+    print(summary)
 
 
-def _scored_again(scorer: Scorer, file: Path) -> Iterator[tuple[Json, list[float]]]:
-    """Every row with the rewards that the model gives now."""
+def _scored_again(scorer: Scorer, file: Path) -> Iterator[tuple[DecisionRow, list[float]]]:
+    """Every row with the rewards that the model gives now.
 
+    Raises:
+        DataError: If a row holds only the hash of its inputs.
+    """
     for row in decision_log.rows(file):
-        inputs, cutting = (
-            json.loads(row["inputs"]),
-            scorer.cutting(json.loads(row["settings"]).get("cut_to")),
-        )
-        if "responses" in inputs:
-            prompt = [Message(**turn) for turn in inputs["prompt"]]
-            yield (
-                row,
-                next(
-                    cutting.score(
-                        [scoring.Request(f"decision {row['number']}", prompt, inputs["responses"])]
-                    )
-                ).rewards,
-            )
-        elif "sha256" in inputs:
+        cutting = scorer.cutting(row.cut_to)
+        inputs = row.inputs
+        if isinstance(inputs, HashedInputs):
             raise DataError(
                 file,
-                f"decision {row['number']} holds only the hash of its inputs; it cannot be scored"
+                f"decision {row.number} holds only the hash of its inputs; it cannot be scored"
                 " again",
             )
+
+        if isinstance(inputs, ConversationInputs):
+            name = f"decision {row.number}"
+            request = scoring.Request(name, inputs.prompt, inputs.responses)
+            yield row, next(cutting.score([request])).rewards
         else:
-            groups = cutting.encoder.read_texts([inputs.get("text", inputs.get("ids"))])
+            text = inputs.text if isinstance(inputs, TextInputs) else inputs.ids
+            groups = cutting.encoder.read_texts([text])
             yield row, scoring.rewards_of(scorer.model, groups)[0]

@@ -1,5 +1,7 @@
-"""What computes rewards for the server: a scorer behind a queue. Another engine offers the same two
-calls."""
+"""Backends of the server, which compute rewards: here a scorer behind a queue.
+
+Another backend has the same two calls, `conversations` and `texts`.
+"""
 
 import asyncio
 import threading
@@ -13,65 +15,67 @@ from typing import NamedTuple, Protocol, TypeVar
 from worldpm.model.encoder import EncodedGroup, Encoder
 from worldpm.scoring import scorer as scoring
 from worldpm.scoring.explanations import Run
-from worldpm.scoring.scorer import Request, Scored, Scorer
-from worldpm.serving.batcher import Batcher, BusyError, ExpiredError, Ran
+from worldpm.scoring.scorer import Request, Scorer
+from worldpm.serving.batcher import Batcher, BusyError, ExpiredError, RowStatistics
 
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 Text = str | Sequence[int]
-"""What somebody else rendered, or token ids."""
+"""A text that the client rendered with the chat template, or its token ids."""
 EXPLAINED_AT_ONCE = 2
-"""Requests for explanations that are under way at once; others wait."""
-AS_MADE = -1
-"""To be cut to as many tokens as the model was made for; vLLM's number for it."""
+"""Requests for explanations that are computed at once; others wait."""
+CUT_TO_MODEL_LIMIT = -1
+"""In place of a number of tokens: cut to the model's own limit. vLLM uses the same number."""
 
 
 class UnavailableError(Exception):
-    """What computes the rewards does not answer."""
+    """The upstream server does not answer."""
 
 
-class Answer(NamedTuple):
-    """Rewards of one request's responses, in order, and what they cost."""
+class BackendReply(NamedTuple):
+    """Rewards of one request's responses, in order, and their cost."""
 
     rewards: list[float]
+    """Logits."""
     length_tokens: list[int]
-    """Tokens of each response's own words, or of a whole text, before any cut."""
+    """Tokens of each response, or of a whole text, before any cut."""
     truncated: list[bool]
+    """Whether prompt or response was cut."""
     sequence_tokens: list[int]
     """Tokens of prompt and response together, as the model reads them."""
     computed_tokens: int
-    """Tokens really computed: the prompt once."""
+    """Tokens that the model computed: a shared prompt counts once."""
 
 
-class Engine(Protocol):
-    """Turns requests into rewards for many clients at once."""
+class Backend(Protocol):
+    """Computes rewards for many clients at once."""
 
     async def conversations(
         self, requests: Sequence[Request], *, cut_to: int | None, deadline: float
-    ) -> list[Answer]:
-        """Answers in order; a request without responses has an empty one.
+    ) -> list[BackendReply]:
+        """Rewards of requests, in order; a request without responses has an empty reply.
 
-        What is longer than `cut_to` tokens of prompt and response is cut to them; without it, what
-        is longer than the model was made for is refused.
+        Inputs over `cut_to` tokens of prompt and response are cut. With None, inputs over the
+        model's limit are rejected. The deadline is on the monotonic clock.
 
         Raises:
-            DataError: If one cannot be read, or is too long and cutting was not asked for: before
-                anything is computed.
+            DataError: If a request cannot be read, or is too long and must not be cut. It is
+                raised before anything is computed.
             NotFiniteError: If a reward is not finite.
-            BusyError, ExpiredError, TooLargeError: As the batcher has it.
-            UnavailableError: If what computes is elsewhere, and does not answer.
+            BusyError, ExpiredError, TooLargeError: See `Batcher.rewards`.
+            UnavailableError: If the upstream server does not answer.
         """
 
     async def texts(
         self, texts: Sequence[Text], *, cut_to: int | None, deadline: float
-    ) -> list[Answer]:
-        """One answer, with one reward, for each text; raises as `conversations` does."""
+    ) -> list[BackendReply]:
+        """A reply with one reward for each text. Raises the errors of `conversations`."""
 
     async def run(self) -> None:
-        """Work, until cancelled."""
+        """Compute until cancelled."""
 
 
-class LocalEngine:
+class LocalBackend:
     """A scorer on this machine."""
 
     def __init__(
@@ -80,57 +84,66 @@ class LocalEngine:
         *,
         row_tokens: int,
         queue_tokens: int,
-        on_stage: Callable[[str, float, Ran | None], None],
+        on_stage: Callable[[str, float, RowStatistics | None], None],
     ) -> None:
         self.scorer = scorer
         self._row_tokens, self._queue_tokens, self._on_stage = row_tokens, queue_tokens, on_stage
         self._explainers = ThreadPoolExecutor(EXPLAINED_AT_ONCE, thread_name_prefix="explainer")
-        self._reader = ThreadPoolExecutor(
-            1, thread_name_prefix="reader"
-        )  # a tokenizer serves one thread at a time
+        # A tokenizer serves one thread at a time
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+
         compute = partial(scoring.rewards_of, scorer.model, row_tokens=row_tokens)
         self.batcher = Batcher(
             compute,
             row_tokens=row_tokens,
             queue_tokens=queue_tokens,
-            on_row=lambda ran: on_stage("row", ran.seconds, ran),
+            on_row=lambda row: on_stage("row", row.seconds, row),
         )
 
     async def conversations(
         self, requests: Sequence[Request], *, cut_to: int | None, deadline: float
-    ) -> list[Answer]:
-        """As `Engine` has it."""
-        groups = await self._read(
-            lambda encoder: [scoring.encode(encoder, request) for request in requests],
-            cut_to,
-            deadline,
-        )
-        found = await self._rewards(groups, deadline)
-        return [_answer(*one) for one in zip(requests, groups, found, strict=True)]
+    ) -> list[BackendReply]:
+        """See `Backend.conversations`."""
+
+        def encode(encoder: Encoder) -> list[EncodedGroup]:
+            return [scoring.encode(encoder, request) for request in requests]
+
+        # All are encoded before the first is computed: a wrong request costs little
+        groups = await self._read(encode, cut_to, deadline)
+        group_rewards = await self._rewards(groups, deadline)
+        return [
+            _reply(request, group, rewards)
+            for request, group, rewards in zip(requests, groups, group_rewards, strict=True)
+        ]
 
     async def texts(
         self, texts: Sequence[Text], *, cut_to: int | None, deadline: float
-    ) -> list[Answer]:
-        """As `Engine` has it."""
+    ) -> list[BackendReply]:
+        """See `Backend.texts`."""
         groups = await self._read(lambda encoder: encoder.read_texts(texts), cut_to, deadline)
-        found = await self._rewards(groups, deadline)
-        answers: list[Answer] = []
-        for group, rewards in zip(groups, found, strict=True):
-            for one, reward in zip(group.apart, rewards, strict=True):
-                answers.append(_answer(Request(f"input {len(answers)}", (), ("",)), one, [reward]))
-        return answers
+        group_rewards = await self._rewards(groups, deadline)
+
+        # Texts that begin alike share a group; the replies are one a text again
+        replies: list[BackendReply] = []
+        for group, rewards in zip(groups, group_rewards, strict=True):
+            for text_group, reward in zip(group.apart, rewards, strict=True):
+                request = Request(f"input {len(replies)}", (), ("",))
+                replies.append(_reply(request, text_group, [reward]))
+        return replies
 
     async def explained(self, work: Callable[[Run], Result], *, deadline: float) -> Result:
-        """What `work` returns, in a thread of its own; the pieces that it hands to its argument run
-        between two rows of the model.
+        """The result of `work`, which runs in a separate thread.
+
+        `work` gets a function that runs a piece of work with the model, between two rows.
 
         Raises:
-            ExpiredError: If the deadline passed before it was done.
+            ExpiredError: If the deadline passed first.
         """
-        left = threading.Event()
+        abandoned = threading.Event()
 
         def run(piece: Callable[[], Value], /) -> Value:
-            if left.is_set() or time.monotonic() > deadline:
+            # A thread cannot be cancelled, so it stops itself before its next piece
+            if abandoned.is_set() or time.monotonic() > deadline:
                 raise ExpiredError
             return self.batcher.between_rows(piece)
 
@@ -139,57 +152,70 @@ class LocalEngine:
                 deadline, asyncio.get_running_loop().run_in_executor(self._explainers, work, run)
             )
         finally:
-            left.set()
-
-    async def _rewards(self, groups: Sequence[EncodedGroup], deadline: float) -> list[list[float]]:
-        """Rewards of each group; one that is longer than a row is computed in parts, each with the
-        prompt again."""
-        parts = [part for group in groups for part in _parts(group, self._row_tokens)]
-        found = iter(await self.batcher.rewards(parts, deadline=deadline))
-        return [
-            [reward for _ in _parts(group, self._row_tokens) for reward in next(found)]
-            for group in groups
-        ]
+            # After a result too, where it has no effect
+            abandoned.set()
 
     async def tokens(self, text: str | Request, *, special: bool, deadline: float) -> list[int]:
-        """The ids of a text, with the tokens that the tokenizer itself puts around it if `special`,
-        or of a whole conversation, uncut.
+        """The token ids of a text, or of a whole conversation, uncut.
+
+        `special` adds the tokens that the tokenizer puts around a text.
 
         Raises:
-            BusyError, ExpiredError: As the batcher has it.
-            DataError: If the chat template refuses the conversation.
+            BusyError, ExpiredError: See `Batcher.rewards`.
+            DataError: If the chat template rejects the conversation.
         """
-        encoder = self.scorer.encoder
         if isinstance(text, str):
+            tokenize = self.scorer.encoder.tokenizer.encode
             return await self._in_reader(
-                partial(encoder.tokenizer.encode, text, add_special_tokens=special), deadline
+                partial(tokenize, text, add_special_tokens=special), deadline
             )
-        reading = partial(
-            self.scorer.cutting().encoder.read, text.prompt, text.responses
-        )  # which refuses no length, and cuts none
-        return (await self._in_reader(reading, deadline))[0].ids
+
+        # `cutting()` lifts the length check, and `read` itself cuts nothing
+        encoder = self.scorer.cutting().encoder
+        reading = partial(encoder.read, text.prompt, text.responses)
+        sequences = await self._in_reader(reading, deadline)
+        return sequences[0].ids
 
     async def run(self) -> None:
-        """As `Engine` has it."""
+        """See `Backend.run`."""
         await self.batcher.run()
+
+    async def _rewards(self, groups: Sequence[EncodedGroup], deadline: float) -> list[list[float]]:
+        """Rewards of each group.
+
+        A group longer than a row is computed in parts, each with the prompt again.
+        """
+        parts = [_parts(group, self._row_tokens) for group in groups]
+        flat = [part for group_parts in parts for part in group_parts]
+        part_rewards = iter(await self.batcher.rewards(flat, deadline=deadline))
+
+        group_rewards: list[list[float]] = []
+        for group_parts in parts:
+            rewards: list[float] = []
+            for _ in group_parts:
+                rewards += next(part_rewards)
+            group_rewards.append(rewards)
+        return group_rewards
 
     async def _read(
         self, encode: Callable[[Encoder], list[EncodedGroup]], cut_to: int | None, deadline: float
     ) -> list[EncodedGroup]:
-        """The groups, read in a thread."""
-        encoder = (
-            self.scorer
-            if cut_to is None
-            else self.scorer.cutting(None if cut_to == AS_MADE else cut_to)
-        ).encoder
+        """Encode requests in the tokenizer's thread."""
+        scorer = self.scorer
+        if cut_to is not None:
+            scorer = scorer.cutting(None if cut_to == CUT_TO_MODEL_LIMIT else cut_to)
+
         started = time.monotonic()
-        groups = await self._in_reader(partial(encode, encoder), deadline)
+        groups = await self._in_reader(partial(encode, scorer.encoder), deadline)
         self._on_stage("read", time.monotonic() - started, None)
         return groups
 
     async def _in_reader(self, read: Callable[[], Result], deadline: float) -> Result:
-        """What the thread of the tokenizer returns. A full queue refuses before any reading, and
-        what waits there too long, or whose client left, is not read at all."""
+        """The result of a call in the tokenizer's thread.
+
+        A full queue rejects it before any tokenizing. Calls that are cancelled, or expire while
+        they wait for the thread, never run.
+        """
         if self.batcher.waiting_tokens >= self._queue_tokens:
             raise BusyError(self.batcher.seconds_to_wait())
         return await before(
@@ -198,12 +224,13 @@ class LocalEngine:
 
 
 async def before(deadline: float, work: Awaitable[Result]) -> Result:
-    """The result, if it is there in time; else the work is cancelled.
+    """The result of the work, which is cancelled at the deadline.
 
     Raises:
-        ExpiredError: If it is not.
+        ExpiredError: If the deadline passed first.
     """
     try:
+        # `timeout` takes a duration, and a deadline may have passed already
         async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
             return await work
     except TimeoutError:
@@ -211,32 +238,45 @@ async def before(deadline: float, work: Awaitable[Result]) -> Result:
 
 
 def _parts(group: EncodedGroup, row_tokens: int) -> list[EncodedGroup]:
-    """The group in parts of at most so many tokens, or of one response."""
-    runs: list[list[int]] = [[]]
+    """The group in parts of at most `row_tokens` tokens; a longer response is a part alone."""
+    part_indices: list[list[int]] = [[]]
+    # Each part has the prompt again
     tokens = len(group.prefix)
-    for place, suffix in enumerate(group.suffixes):
-        if runs[-1] and tokens + len(suffix) > row_tokens:
-            runs.append([])
+    for index, suffix in enumerate(group.suffixes):
+        if part_indices[-1] and tokens + len(suffix) > row_tokens:
+            part_indices.append([])
             tokens = len(group.prefix)
-        runs[-1].append(place)
+        part_indices[-1].append(index)
         tokens += len(suffix)
-    return [
-        replace(
-            group,
-            suffixes=[group.suffixes[i] for i in run],
-            response_tokens=[group.response_tokens[i] for i in run],
-            truncated=[group.truncated[i] for i in run],
-        )
-        for run in runs
-    ]
+
+    return [_part(group, indices) for indices in part_indices]
 
 
-def _answer(request: Request, group: EncodedGroup, rewards: Sequence[float]) -> Answer:
+def _part(group: EncodedGroup, indices: Sequence[int]) -> EncodedGroup:
+    return replace(
+        group,
+        suffixes=[group.suffixes[index] for index in indices],
+        response_tokens=[group.response_tokens[index] for index in indices],
+        truncated=[group.truncated[index] for index in indices],
+    )
+
+
+def _reply(request: Request, group: EncodedGroup, rewards: Sequence[float]) -> BackendReply:
+    """The reply to a request; its group holds equal responses once."""
     if not request.responses:
-        return Answer([], [], [], [], 0)
-    found: Scored = scoring.scored(request, group, rewards)
-    places = {response: place for place, response in enumerate(dict.fromkeys(request.responses))}
-    lengths = [
-        len(group.prefix) + len(group.suffixes[places[response]]) for response in request.responses
+        return BackendReply([], [], [], [], 0)
+
+    scored = scoring.scored(request, group, rewards)
+    # A dictionary keeps the order of first occurrences, as `scoring.encode` does
+    distinct = dict.fromkeys(request.responses)
+    suffixes = dict(zip(distinct, group.suffixes, strict=True))
+    sequence_tokens = [
+        len(group.prefix) + len(suffixes[response]) for response in request.responses
     ]
-    return Answer(*found, lengths, group.tokens)
+    return BackendReply(
+        rewards=scored.rewards,
+        length_tokens=scored.length_tokens,
+        truncated=scored.truncated,
+        sequence_tokens=sequence_tokens,
+        computed_tokens=group.tokens,
+    )

@@ -1,4 +1,4 @@
-"""Groups of many requests become rows filled to a token budget, the oldest first."""
+"""Rows filled to a token budget with groups of many requests, the oldest first."""
 
 import asyncio
 import logging
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Compute = Callable[[Sequence[EncodedGroup]], list[list[float]]]
 SPEED_MEMORY = 0.9
-"""What of the known speed remains after each row."""
+"""Weight of the earlier rows in the average speed, after each row."""
 
 
 class BusyError(Exception):
-    """The queue is full; `seconds` until what waits now is done, at least 1."""
+    """The queue is full. `seconds`, at least 1, is the expected time until it is empty."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(f"the queue is full; try again in {seconds} s")
@@ -36,36 +36,43 @@ class ExpiredError(Exception):
 
 
 class TooLargeError(Exception):
-    """More than the queue could ever hold."""
+    """A request has more tokens than the queue can hold."""
 
 
+# Compared by identity, because `deque.remove` must find this very group
 @dataclass(eq=False)
 class Waiting:
     """A group in the queue."""
 
     group: EncodedGroup
     deadline: float
-    """In seconds of the monotonic clock."""
+    """Seconds on the monotonic clock."""
     entered: float = field(default_factory=time.monotonic)
+    """Seconds on the monotonic clock."""
     queued: bool = True
+    """False once it is in a row, or was removed."""
     done: asyncio.Future[list[float]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    """Its rewards, or the error that its request gets."""
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What one row was, for who counts."""
+class RowStatistics:
+    """Statistics of one computed row."""
 
     groups: int
     tokens: int
     budget_tokens: int
+    """Tokens that the row could hold."""
     seconds: float
+    """Time to compute it."""
     waited_seconds: tuple[float, ...]
+    """Time of each group in the queue."""
 
 
 class Batcher:
-    """One row after another in a thread of its own; who waits longest goes first."""
+    """Computes rows one at a time in a worker thread, oldest group first."""
 
     def __init__(
         self,
@@ -73,7 +80,7 @@ class Batcher:
         *,
         row_tokens: int,
         queue_tokens: int,
-        on_row: Callable[[Ran], None] = lambda _: None,
+        on_row: Callable[[RowStatistics], None] = lambda _: None,
     ) -> None:
         self._compute, self._on_row = compute, on_row
         self._row_tokens, self._queue_tokens = row_tokens, queue_tokens
@@ -89,24 +96,51 @@ class Batcher:
         return len(self._queue)
 
     def seconds_to_wait(self) -> int:
-        """Until what waits now is computed, at the speed of late, at least 1."""
-        return (
-            max(1, math.ceil(self.waiting_tokens / self._tokens_per_second))
-            if self._tokens_per_second
-            else 1
-        )
+        """Expected seconds until the queue is computed, at least 1."""
+        if not self._tokens_per_second:
+            return 1
+        return max(1, math.ceil(self.waiting_tokens / self._tokens_per_second))
 
     async def rewards(
         self, groups: Sequence[EncodedGroup], *, deadline: float
     ) -> list[list[float]]:
-        """Rewards of each group's responses; all of a request's groups get in, or none.
+        """Rewards of each group's responses. The queue takes all groups of a request, or none.
+
+        The deadline is on the monotonic clock.
 
         Raises:
-            TooLargeError: If they would not fit into an empty queue.
+            TooLargeError: If they do not fit into an empty queue.
             BusyError: If they do not fit into the queue now.
-            ExpiredError: If the deadline, on the monotonic clock, passed before they were computed.
+            ExpiredError: If the deadline passed before they were computed.
         """
         tokens = sum(group.tokens for group in groups)
+        self._check_room(tokens)
+
+        items = [Waiting(group, deadline) for group in groups]
+        for item in items:
+            # asyncio warns of an exception that is never read; gather raises only the first
+            item.done.add_done_callback(lambda done: done.cancelled() or done.exception())
+        # No await since the check, so two requests cannot fill the same room
+        self._queue.extend(items)
+        self.waiting_tokens += tokens
+        # Wakes `run`
+        self._arrived.set()
+
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return list(await asyncio.gather(*(item.done for item in items)))
+        except TimeoutError:
+            raise ExpiredError from None
+        finally:
+            # Drop the remaining groups of a cancelled or failed request
+            for item in items:
+                item.done.cancel()
+                if item.queued:
+                    self._queue.remove(item)
+                    self._dequeued(item)
+
+    def _check_room(self, tokens: int) -> None:
+        """Raise TooLargeError or BusyError if so many tokens do not fit into the queue."""
         if tokens > self._queue_tokens:
             raise TooLargeError(
                 f"{tokens:,} tokens in one request; at most {self._queue_tokens:,} are taken: send"
@@ -114,102 +148,101 @@ class Batcher:
             )
         if self.waiting_tokens + tokens > self._queue_tokens:
             raise BusyError(self.seconds_to_wait())
-        items = [Waiting(group, deadline) for group in groups]
-        for item in items:
-            item.done.add_done_callback(
-                lambda done: done.cancelled() or done.exception()
-            )  # only the first of a request's is raised
-        self._queue.extend(items)
-        self.waiting_tokens += tokens
-        self._arrived.set()
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return list(await asyncio.gather(*(item.done for item in items)))
-        except TimeoutError:
-            raise ExpiredError from None
-        finally:  # who left, or failed in part, leaves nothing to compute
-            for item in items:
-                item.done.cancel()
-                if item.queued:
-                    self._queue.remove(item)
-                    self._left(item)
 
     def between_rows(self, work: Callable[[], Result]) -> Result:
-        """Other work with the model, for which another thread waits: it comes after the row that
-        runs, and before the next one."""
+        """The result of other work with the model, which runs after the current row.
+
+        Call it from another thread than the event loop's: it blocks until the work is done.
+        """
+        # The same thread as the rows': the model does one thing at a time
         return self._thread.submit(work).result()
 
     async def run(self) -> None:
-        """Compute what arrives, until cancelled."""
+        """Compute rows until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
-            if row := self._next_row():
+            row = self._next_row()
+            if row:
                 started = time.monotonic()
-                for item, answer in zip(
-                    row, await loop.run_in_executor(self._thread, self._answers, row), strict=True
-                ):
-                    if not item.done.done():
-                        (
-                            item.done.set_exception(answer)
-                            if isinstance(answer, Exception)
-                            else item.done.set_result(answer)
-                        )
+                outcomes = await loop.run_in_executor(self._thread, self._outcomes, row)
+                for item, outcome in zip(row, outcomes, strict=True):
+                    _resolve(item.done, outcome)
                 self._count(row, started)
+
+            # Cleared only here, after the last await: no group can arrive unseen
             if not self._queue:
                 self._arrived.clear()
 
     def _next_row(self) -> list[Waiting]:
-        """The oldest groups, up to the budget; one that is larger than it goes alone."""
+        """The oldest groups up to the budget; a group over the budget is a row alone."""
         row: list[Waiting] = []
         tokens = 0
         while self._queue and (not row or tokens + self._queue[0].group.tokens <= self._row_tokens):
             item = self._queue.popleft()
-            self._left(item)
+            self._dequeued(item)
             row.append(item)
             tokens += item.group.tokens
         return row
 
-    def _left(self, item: Waiting) -> None:
+    def _dequeued(self, item: Waiting) -> None:
         item.queued = False
         self.waiting_tokens -= item.group.tokens
 
-    def _answers(self, row: Sequence[Waiting]) -> list[list[float] | Exception]:
-        """Rewards of each, or what went wrong; where a row fails, its groups run alone, so that one
-        harms no other.
+    def _outcomes(self, row: Sequence[Waiting]) -> list[list[float] | Exception]:
+        """Rewards of each group, or its error.
 
-        This runs in the model's thread, maybe after other work there: what nobody waits for any
-        more is not computed.
+        Runs in the model's thread, perhaps after other work there, so cancelled and expired groups
+        are left out first.
         """
-        wanted = [
-            item for item in row if not item.done.done() and time.monotonic() <= item.deadline
-        ]
-        if len(wanted) < len(row):
-            found = dict(zip(map(id, wanted), self._answers(wanted) if wanted else [], strict=True))
-            return [found.get(id(item), ExpiredError()) for item in row]
+        now = time.monotonic()
+        live = [item for item in row if not item.done.done() and now <= item.deadline]
+        outcomes = dict(zip(map(id, live), self._computed(live), strict=True))
+        return [outcomes.get(id(item), ExpiredError()) for item in row]
+
+    def _computed(self, row: Sequence[Waiting]) -> list[list[float] | Exception]:
+        """Rewards of each group. If the row fails, its groups are computed one by one."""
+        if not row:
+            return []
         try:
             return [*self._compute([item.group for item in row])]
-        except Exception as error:  # whatever it is, the other requests must be answered
+        # Any error: the other requests of the row must be answered
+        except Exception as error:
             logger.exception("a row of %d groups failed", len(row))
             if len(row) == 1:
                 return [error]
-            return [answer for item in row for answer in self._answers([item])]
+
+        outcomes: list[list[float] | Exception] = []
+        for item in row:
+            outcomes += self._outcomes([item])
+        return outcomes
 
     def _count(self, row: Sequence[Waiting], started: float) -> None:
+        """Update the average speed and report the row."""
         seconds = time.monotonic() - started
         tokens = sum(item.group.tokens for item in row)
+        # The clock may not advance during a tiny row
         speed = tokens / max(seconds, 1e-9)
-        self._tokens_per_second = (
-            SPEED_MEMORY * self._tokens_per_second + (1 - SPEED_MEMORY) * speed
-            if self._tokens_per_second
-            else speed
-        )
+        if self._tokens_per_second:
+            speed = SPEED_MEMORY * self._tokens_per_second + (1 - SPEED_MEMORY) * speed
+        self._tokens_per_second = speed
+
         self._on_row(
-            Ran(
-                len(row),
-                tokens,
-                self._row_tokens,
-                seconds,
-                tuple(started - item.entered for item in row),
+            RowStatistics(
+                groups=len(row),
+                tokens=tokens,
+                budget_tokens=self._row_tokens,
+                seconds=seconds,
+                waited_seconds=tuple(started - item.entered for item in row),
             )
         )
+
+
+def _resolve(done: asyncio.Future[list[float]], outcome: list[float] | Exception) -> None:
+    """Give a group its rewards or its error, unless its request was cancelled."""
+    if done.done():
+        return
+    if isinstance(outcome, Exception):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)

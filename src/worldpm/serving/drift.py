@@ -1,15 +1,17 @@
-"""Has what a server is asked, or what it answers, changed since a reference window was saved?
+"""Drift: whether requests or rewards have changed since a reference window was saved.
 
-Four series, one value a request each, so that values are independent: the first response's reward
-and length, the length of the prompt, and one of the prompt's words, hashed. Each window of the
-newest values is tested against the reference.
+Each request gives one value to each of four series, so that values are independent: reward and
+length of the first response, length of the prompt, and one hashed word of the prompt. Each window
+of the newest values is tested against the reference, a JSON file with a list for each series:
+
+    {"reward": [0.5, ...], "response characters": [41.0, ...], "prompt characters": [30.0, ...],
+     "word": [17.0, ...]}
 """
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -18,23 +20,38 @@ from river.drift import ADWIN
 from scipy import stats
 
 from worldpm.errors import DataError
+from worldpm.serving.decision_log import ConversationInputs, DecisionRow
 from worldpm.stats.uncertainty import holm
-from worldpm.storage import folders
+from worldpm.storage.json_files import read_json
 
-Json = dict[str, Any]
 Array = NDArray[np.float64]
+Counts = NDArray[np.int64]
 SERIES = ("reward", "response characters", "prompt characters", "word")
 WORDS = 24
 """Buckets of hashed words."""
 WINDOW = 500
-LEAST = 500
-"""Values that a reference must have."""
+"""Requests that are tested together."""
+LEAST_REQUESTS = 500
+"""Requests that a reference must have."""
 LEVEL = 0.01
-"""Of the corrected tests of one window, all series together."""
-NOTICEABLE = 0.1
-"""The least population stability index that is told as drift; below it a change is too small to
-matter, however certain."""
+"""Significance level of the corrected tests of one window, all series together."""
+LEAST_STABILITY_INDEX = 0.1
+"""Least population stability index of a drift: a smaller change does not matter, however
+certain."""
 ADWIN_DELTA = 1e-4
+"""ADWIN's probability of a false alarm."""
+PSEUDO_COUNT = 0.5
+"""Added to every bin, so that an empty bin does not make the stability index infinite."""
+
+
+class Comparison(NamedTuple):
+    """One series of one window against the reference, before correction."""
+
+    stability_index: float
+    """Population stability index (PSI), at least 0."""
+    distance: float
+    """0 to 1."""
+    p_value: float
 
 
 class Change(NamedTuple):
@@ -50,41 +67,44 @@ class Change(NamedTuple):
 
     @property
     def drifted(self) -> bool:
-        """Certain and large enough."""
-        return self.p_value < LEVEL and self.stability_index >= NOTICEABLE
+        """Whether the change is certain and large enough."""
+        return self.p_value < LEVEL and self.stability_index >= LEAST_STABILITY_INDEX
 
 
 def values_of(reward: float, prompt: str, response: str) -> tuple[float, ...]:
-    """A request's value in each series."""
-    words = prompt.split()
-    word = words[xxhash.xxh64_intdigest(prompt.encode()) % len(words)] if words else ""
-    return (
-        reward,
-        float(len(response)),
-        float(len(prompt)),
-        float(xxhash.xxh64_intdigest(word.lower().encode()) % WORDS),
-    )
+    """A request's value in each series, in the order of `SERIES`."""
+    prompt_words = prompt.split()
+    # The hash of the prompt picks the word: the same prompt always gives the same one
+    index = xxhash.xxh64_intdigest(prompt.encode()) % max(1, len(prompt_words))
+    word = prompt_words[index] if prompt_words else ""
+    bucket = xxhash.xxh64_intdigest(word.lower().encode()) % WORDS
+
+    return (reward, float(len(response)), float(len(prompt)), float(bucket))
 
 
 class Drift:
-    """The newest window, and what was found in the one before."""
+    """The newest window, and the changes of the window before."""
 
     def __init__(self, reference: Mapping[str, ArrayLike]) -> None:
         self.reference = {name: np.array(reference[name], dtype=np.float64) for name in SERIES}
         self.changes: dict[str, Change] = {}
+        """By series; empty before the first window is full."""
         self.shifts = 0
-        """Times that ADWIN saw the mean of the rewards shift."""
+        """Times that ADWIN detected a shift of the mean reward."""
         self._window: list[tuple[float, ...]] = []
         self._adwin = ADWIN(delta=ADWIN_DELTA)  # type: ignore[no-untyped-call]
 
     def observe(self, values: tuple[float, ...]) -> bool:
-        """Take a request's values; True where they filled a window, so that `changes` are new."""
+        """Add a request's values. True if they filled a window and `changes` are new."""
         self._window.append(values)
+        # ADWIN keeps its own window of the rewards, whose length adapts
         self._adwin.update(values[0])  # type: ignore[no-untyped-call]
         self.shifts += int(self._adwin.drift_detected)
         if len(self._window) < WINDOW:
             return False
+
         self.changes = compare(self.reference, np.array(self._window, dtype=np.float64))
+        # Windows do not overlap, so that their tests are independent
         self._window.clear()
         return True
 
@@ -95,90 +115,92 @@ def compare(reference: Mapping[str, Array], window: Array) -> dict[str, Change]:
     Source: Kolmogorov-Smirnov and chi-square tests of two samples, Holm's correction; PSI as in
     Siddiqi 2006, with half a count in every tenth so that an empty one does not make it infinite.
     """
-    found: dict[str, tuple[float, float, float]] = {}
+    comparisons: dict[str, Comparison] = {}
     for name, new in zip(SERIES, window.T, strict=True):
-        old = reference[name]
-        if name == "word":
-            counts = np.stack(
-                [np.bincount(column.astype(int), minlength=WORDS) for column in (old, new)]
-            )
-            p_value = (
-                float(stats.chi2_contingency(counts[:, counts.sum(axis=0) > 0])[1])
-                if (counts.sum(axis=0) > 0).sum() > 1
-                else 1.0
-            )
-            shares = counts / counts.sum(axis=1, keepdims=True)
-            found[name] = (
-                _stability_index(*counts),
-                float(np.abs(shares[0] - shares[1]).sum() / 2),
-                p_value,
-            )
-            continue
-        test = stats.ks_2samp(old, new, method="asymp")
-        tenths = np.quantile(old, np.linspace(0, 1, 11)[1:-1])
-        edges = np.unique(
-            [*tenths, np.nextafter(old.max(), np.inf)]
-        )  # the last bin is for what is larger than all of the reference
-        counts = np.stack(
-            [
-                np.bincount(np.searchsorted(edges, column, side="right"), minlength=len(edges) + 1)
-                for column in (old, new)
-            ]
-        )
-        found[name] = (_stability_index(*counts), float(test.statistic), float(test.pvalue))
-    corrected = holm([one[2] for one in found.values()])
+        compare_series = _compare_words if name == "word" else _compare_numbers
+        comparisons[name] = compare_series(reference[name], new)
+
+    corrected = holm([comparison.p_value for comparison in comparisons.values()])
     return {
-        name: Change(one[0], one[1], p)
-        for (name, one), p in zip(found.items(), corrected, strict=True)
+        name: Change(comparison.stability_index, comparison.distance, p_value)
+        for (name, comparison), p_value in zip(comparisons.items(), corrected, strict=True)
     }
 
 
-def _stability_index(old: NDArray[np.int64], new: NDArray[np.int64]) -> float:
-    p, q = ((counts + 0.5) / (counts.sum() + 0.5 * len(counts)) for counts in (old, new))
+def _compare_words(old: Array, new: Array) -> Comparison:
+    """Hashed words: chi-square test and total variation."""
+    counts = np.stack([np.bincount(buckets.astype(int), minlength=WORDS) for buckets in (old, new)])
+    # The test is not defined for a bucket that is empty in both samples, nor for a single bucket
+    filled = counts.sum(axis=0) > 0
+    p_value = 1.0
+    if filled.sum() > 1:
+        p_value = float(stats.chi2_contingency(counts[:, filled])[1])
+
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    distance = float(np.abs(shares[0] - shares[1]).sum() / 2)
+    return Comparison(_stability_index(*counts), distance, p_value)
+
+
+def _compare_numbers(old: Array, new: Array) -> Comparison:
+    """Numbers: Kolmogorov-Smirnov test, and PSI over tenths of the reference."""
+    # The exact p-value takes too long for thousands of values
+    test = stats.ks_2samp(old, new, method="asymp")
+
+    tenths = np.quantile(old, np.linspace(0, 1, 11)[1:-1])
+    # The last bin holds values above all of the reference; equal tenths merge into one bin
+    edges = np.unique([*tenths, np.nextafter(old.max(), np.inf)])
+    counts = [
+        np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
+        for values in (old, new)
+    ]
+    return Comparison(_stability_index(*counts), float(test.statistic), float(test.pvalue))
+
+
+def _stability_index(old: Counts, new: Counts) -> float:
+    p, q = (
+        (counts + PSEUDO_COUNT) / (counts.sum() + PSEUDO_COUNT * len(counts))
+        for counts in (old, new)
+    )
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def reference_of(decisions: Iterator[Json]) -> dict[str, list[float]]:
-    """The series of logged decisions that hold their inputs; those without a prompt of their own
-    are left out."""
-    found: dict[str, list[float]] = {name: [] for name in SERIES}
+def reference_of(decisions: Iterable[DecisionRow]) -> dict[str, list[float]]:
+    """The series of logged decisions; those without prompt or responses are left out."""
+    series: dict[str, list[float]] = {name: [] for name in SERIES}
     for row in decisions:
-        inputs, rewards = json.loads(row["inputs"]), json.loads(row["rewards"])
-        if rewards and "responses" in inputs:
-            values = values_of(rewards[0], prompt_text(inputs), inputs["responses"][0])
-            for name, value in zip(SERIES, values, strict=True):
-                found[name].append(value)
-    return found
-
-
-def prompt_text(inputs: Json) -> str:
-    """The prompt's own words."""
-    return "\n".join(turn["content"] for turn in inputs["prompt"])
+        if not row.rewards or not isinstance(row.inputs, ConversationInputs):
+            continue
+        values = values_of(row.rewards[0], row.inputs.prompt_text, row.inputs.responses[0])
+        for name, value in zip(SERIES, values, strict=True):
+            series[name].append(value)
+    return series
 
 
 def read(path: Path) -> dict[str, list[float]]:
     """A reference that `worldpm log reference` wrote.
 
     Raises:
-        DataError: If it is not one, or too small to test against.
+        DataError: If the file has another form, or too few requests.
     """
     if not path.is_file():
         raise DataError(path, "no such file; `worldpm log reference` writes one")
-    content = folders.read_json(path)
-    if not isinstance(content, dict) or any(
-        not isinstance(content.get(name), list) for name in SERIES
-    ):
+
+    content = read_json(path)
+    lists = isinstance(content, dict) and all(
+        isinstance(content.get(name), list) for name in SERIES
+    )
+    if not lists:
         raise DataError(
             path, f"expected lists of {', '.join(SERIES)}; `worldpm log reference` writes them"
         )
-    if not all(
-        isinstance(value, int | float) and math.isfinite(value)
-        for name in SERIES
-        for value in content[name]
-    ):
+    if not all(_are_numbers(content[name]) for name in SERIES):
         raise DataError(
-            path, "holds something else than numbers; `worldpm log reference` writes them"
+            path, "contains values that are not numbers. Write it with `worldpm log reference`."
         )
-    if min(len(content[name]) for name in SERIES) < LEAST:
-        raise DataError(path, f"holds fewer than {LEAST} requests; take a longer log")
+    if min(len(content[name]) for name in SERIES) < LEAST_REQUESTS:
+        raise DataError(path, f"holds fewer than {LEAST_REQUESTS} requests; take a longer log")
     return content
+
+
+def _are_numbers(values: Sequence[object]) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)

@@ -1,117 +1,102 @@
-"""What Prometheus is told: latency by stage, the queue, rows, rewards and lengths."""
+"""Metrics for Prometheus: requests, stages, queue, rows, rewards, lengths and drift."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from worldpm.serving.batcher import Ran
+from worldpm.serving.batcher import RowStatistics
 from worldpm.serving.drift import Change
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""Bounds of the buckets of a duration."""
 REWARDS = (-20, -10, -5, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 5, 10, 20)
+"""Bounds of the buckets of rewards, in logits."""
 TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Bounds of the buckets of lengths."""
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Bounds of the buckets of a share."""
 
 
 class Metrics:
-    """Counters of one server, in a registry of their own."""
+    """Counters of one server, in a separate registry."""
 
     def __init__(self) -> None:
+        # The library's global registry would add up several servers of one process, as in tests
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "worldpm_requests", "Requests answered.", ["route", "status"], registry=self.registry
+
+        self.requests = self._counter("worldpm_requests", "Requests answered.", "route", "status")
+        self.seconds = self._histogram(
+            "worldpm_request_seconds", "From arrival to answer.", SECONDS, "route"
         )
-        self.seconds = Histogram(
-            "worldpm_request_seconds",
-            "From arrival to answer.",
-            ["route"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.stages = Histogram(
+        self.stages = self._histogram(
             "worldpm_stage_seconds",
             "Of a request: read, wait, log; of a row: row.",
-            ["stage"],
-            buckets=SECONDS,
-            registry=self.registry,
+            SECONDS,
+            "stage",
         )
-        self.tokens = Counter(
-            "worldpm_tokens", "Tokens computed, prompts once.", registry=self.registry
+
+        self.tokens = self._counter("worldpm_tokens", "Tokens computed, prompts once.")
+        self.fill = self._histogram("worldpm_row_fill", "Tokens of a row over its budget.", SHARES)
+        self.rewards = self._histogram("worldpm_reward", "Rewards in logits.", REWARDS)
+        self.lengths = self._histogram("worldpm_response_tokens", "Tokens of a response.", TOKENS)
+
+        self.stability = self._gauge(
+            "worldpm_drift_stability_index", "PSI of the latest window of requests.", "of"
         )
-        self.fill = Histogram(
-            "worldpm_row_fill",
-            "Tokens of a row over its budget.",
-            buckets=SHARES,
-            registry=self.registry,
+        self.p_value = self._gauge(
+            "worldpm_drift_p_value", "Corrected p-value of the latest window.", "of"
         )
-        self.rewards = Histogram(
-            "worldpm_reward", "Rewards in logits.", buckets=REWARDS, registry=self.registry
+        self.drifted = self._gauge(
+            "worldpm_drifted", "1 where the latest window differs, surely and noticeably.", "of"
         )
-        self.lengths = Histogram(
-            "worldpm_response_tokens",
-            "Tokens of a response.",
-            buckets=TOKENS,
-            registry=self.registry,
+        self.shifts = self._gauge(
+            "worldpm_reward_shifts", "Times that the mean reward shifted, by ADWIN."
         )
-        self.stability = Gauge(
-            "worldpm_drift_stability_index",
-            "PSI of the latest window of requests.",
-            ["of"],
-            registry=self.registry,
-        )
-        self.p_value = Gauge(
-            "worldpm_drift_p_value",
-            "Corrected p-value of the latest window.",
-            ["of"],
-            registry=self.registry,
-        )
-        self.drifted = Gauge(
-            "worldpm_drifted",
-            "1 where the latest window differs, surely and noticeably.",
-            ["of"],
-            registry=self.registry,
-        )
-        self.shifts = Gauge(
-            "worldpm_reward_shifts",
-            "Times that the mean reward shifted, by ADWIN.",
-            registry=self.registry,
-        )
-        self.decisions = Counter(
-            "worldpm_decisions_logged", "Decisions written to the log.", registry=self.registry
-        )
+        self.decisions = self._counter("worldpm_decisions_logged", "Decisions written to the log.")
+
+    def _counter(self, name: str, description: str, *labels: str) -> Counter:
+        return Counter(name, description, labels, registry=self.registry)
+
+    def _gauge(self, name: str, description: str, *labels: str) -> Gauge:
+        return Gauge(name, description, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, description: str, buckets: Sequence[float], *labels: str
+    ) -> Histogram:
+        return Histogram(name, description, labels, buckets=buckets, registry=self.registry)
 
     def watch_queue(self, groups: Callable[[], int], tokens: Callable[[], int]) -> None:
-        """Ask for the queue's size whenever the metrics are read."""
-        Gauge("worldpm_queue_groups", "Groups that wait.", registry=self.registry).set_function(
-            groups
-        )
-        Gauge("worldpm_queue_tokens", "Tokens that wait.", registry=self.registry).set_function(
-            tokens
-        )
+        """Read the queue's size whenever the metrics are read."""
+        # Functions, because values that are set would be old when they are read
+        self._gauge("worldpm_queue_groups", "Groups that wait.").set_function(groups)
+        self._gauge("worldpm_queue_tokens", "Tokens that wait.").set_function(tokens)
 
-    def stage(self, name: str, seconds: float, ran: Ran | None = None) -> None:
-        """A stage that ended; a row tells what it held."""
+    def stage(self, name: str, seconds: float, row: RowStatistics | None = None) -> None:
+        """Record a stage that ended; a row has its statistics too."""
         self.stages.labels(name).observe(seconds)
-        if ran is not None:
-            self.tokens.inc(ran.tokens)
-            self.fill.observe(min(1.0, ran.tokens / ran.budget_tokens))
-            for waited in ran.waited_seconds:
-                self.stages.labels("wait").observe(waited)
+        if row is None:
+            return
 
-    def answered(self, rewards: Sequence[float], lengths: Sequence[int]) -> None:
-        """The rewards and lengths of one answer."""
+        self.tokens.inc(row.tokens)
+        # A single group over the budget is a row too, so its share can be above 1
+        self.fill.observe(min(1.0, row.tokens / row.budget_tokens))
+        for waited in row.waited_seconds:
+            self.stages.labels("wait").observe(waited)
+
+    def answered(self, rewards: Sequence[float], length_tokens: Sequence[int]) -> None:
+        """Record the rewards and lengths of one request."""
         for reward in rewards:
             self.rewards.observe(reward)
-        for length in lengths:
-            self.lengths.observe(length)
+        for tokens in length_tokens:
+            self.lengths.observe(tokens)
 
     def changed(self, changes: Mapping[str, Change]) -> None:
-        """What the latest window of requests was, against the reference."""
+        """Record the changes of the latest window, by series."""
         for name, change in changes.items():
             self.stability.labels(name).set(change.stability_index)
             self.p_value.labels(name).set(change.p_value)
             self.drifted.labels(name).set(change.drifted)
 
     def page(self) -> bytes:
-        """All of it in Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)

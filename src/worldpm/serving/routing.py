@@ -1,42 +1,82 @@
-"""A rule file: which queue a response is sent to, by what the model is sure of.
+"""Rule files, which send a response to a queue by its reward and its lead over the others.
 
     {"rules": [{"queue": "publish", "reward_at_least": 1.5},
                {"queue": "publish", "preferred_to_others": 0.9},
                {"queue": "senior", "preferred_to_others_below": 0.2}],
      "otherwise": "review"}
 
-The first rule of which every condition holds decides. A support desk scores the draft of a ticket's
-answer beside a canned one, publishes what is surely better and shows people the rest.
+The first rule whose conditions all hold decides. A support desk scores the draft of a ticket's
+answer beside a canned one, publishes drafts that are surely better and shows people the rest.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from worldpm.errors import DataError
 from worldpm.scoring.confidence import Confidence
-from worldpm.storage import folders
+from worldpm.storage.json_files import Json, read_json
 
-Json = dict[str, Any]
-CONDITIONS = ("reward_at_least", "reward_below", "preferred_to_others", "preferred_to_others_below")
+QUEUE = "queue"
+"""Key of a rule that is not a condition."""
 
 
-class Routed(NamedTuple):
-    """Where a response goes, and why."""
+@dataclass(frozen=True)
+class Condition:
+    """One comparison with the number of a rule."""
+
+    of_reward: bool
+    """Compares the reward; else the least probability to be preferred to another response."""
+    at_least: bool
+    """Holds at or above the number; else below it."""
+
+
+CONDITIONS = {
+    "reward_at_least": Condition(of_reward=True, at_least=True),
+    "reward_below": Condition(of_reward=True, at_least=False),
+    "preferred_to_others": Condition(of_reward=False, at_least=True),
+    "preferred_to_others_below": Condition(of_reward=False, at_least=False),
+}
+"""Conditions by their keys in a rule."""
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The queue of a response, and the reason."""
 
     queue: str
     rule: int | None
-    """Number of the rule in the file, from 0; None where none held."""
+    """Number of the rule in the file, from 0; None if no rule held."""
     reward: float
     preferred_to_others: float | None
-    """The least calibrated probability that it is preferred to another response; None where it
-    stands alone."""
+    """The least calibrated probability that it is preferred to another response; None if it is
+    the only response."""
+
+    def meets(self, condition: Condition, bound: float) -> bool:
+        """Whether a condition holds; one on other responses never holds without them."""
+        value = self.reward if condition.of_reward else self.preferred_to_others
+        if value is None:
+            return False
+        return value >= bound if condition.at_least else value < bound
 
 
-class RoutingRules(NamedTuple):
-    """The rules in order, and the queue of what none of them takes."""
+@dataclass(frozen=True)
+class Rule:
+    """One rule of a file."""
 
-    rules: tuple[Json, ...]
+    queue: str
+    bounds: Mapping[str, float]
+    """Numbers by the keys of `CONDITIONS`; at least one."""
+    source: Json
+    """The rule as in the file, for the decision log."""
+
+
+@dataclass(frozen=True)
+class RoutingRules:
+    """The rules in order, and the queue of responses which no rule takes."""
+
+    rules: tuple[Rule, ...]
     otherwise: str
 
     @classmethod
@@ -49,57 +89,53 @@ class RoutingRules(NamedTuple):
         """
         if not path.is_file():
             raise DataError(path, "no such rule file")
-        content = folders.read_json(path)
-        rules, otherwise = (
-            (content.get("rules"), content.get("otherwise"))
-            if isinstance(content, dict)
-            else (None, None)
-        )
-        if not isinstance(rules, list) or not isinstance(otherwise, str):
+
+        content = read_json(path)
+        entries = content.get("rules") if isinstance(content, dict) else None
+        otherwise = content.get("otherwise") if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not isinstance(otherwise, str):
             raise DataError(path, 'expected {"rules": [...], "otherwise": QUEUE}')
-        for number, rule in enumerate(rules):
-            conditions = (
-                {name: value for name, value in rule.items() if name != "queue"}
-                if isinstance(rule, dict)
-                else {}
-            )
-            bounds = conditions.values()
-            numbers = all(
-                isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-                for value in bounds
-            )
-            if (
-                not conditions
-                or not isinstance(rule.get("queue"), str)
-                or not numbers
-                or set(conditions) - set(CONDITIONS)
-            ):
+
+        rules: list[Rule] = []
+        for number, entry in enumerate(entries):
+            rule = _rule(entry)
+            if rule is None:
                 raise DataError(
                     path,
                     f"rule {number}: needs a queue and numbers for some of {', '.join(CONDITIONS)};"
-                    f" it is {rule!r:.100}",
+                    f" it is {entry!r:.100}",
                 )
+            rules.append(rule)
         return cls(tuple(rules), otherwise)
 
-    def queue(self, known: Confidence, rewards: list[float], place: int) -> Routed:
-        """Where the response at `place` goes; a condition on others does not hold for one that
-        stands alone."""
-        reward = rewards[place]
-        others = max((other for i, other in enumerate(rewards) if i != place), default=None)
-        least = None if others is None else known.probability(reward - others)
+    def queue(self, confidence: Confidence, rewards: Sequence[float], index: int) -> Routed:
+        """The queue of the response at an index."""
+        reward = rewards[index]
+        # The best other response gives the least probability
+        best_other = max(
+            (reward_i for i, reward_i in enumerate(rewards) if i != index), default=None
+        )
+        least = None if best_other is None else confidence.probability(reward - best_other)
+        unrouted = Routed(self.otherwise, None, reward, least)
+
         for number, rule in enumerate(self.rules):
-            if all(
-                _holds(name, bound, reward, least)
-                for name, bound in rule.items()
-                if name != "queue"
-            ):
-                return Routed(rule["queue"], number, reward, least)
-        return Routed(self.otherwise, None, reward, least)
+            bounds = rule.bounds.items()
+            if all(unrouted.meets(CONDITIONS[key], bound) for key, bound in bounds):
+                return replace(unrouted, queue=rule.queue, rule=number)
+        return unrouted
 
 
-def _holds(condition: str, bound: float, reward: float, least: float | None) -> bool:
-    if condition.startswith("reward"):
-        return reward >= bound if condition == "reward_at_least" else reward < bound
-    if least is None:
-        return False
-    return least >= bound if condition == "preferred_to_others" else least < bound
+def _rule(entry: object) -> Rule | None:
+    """A rule of the file; None if it has no queue, no condition, or a wrong one."""
+    if not isinstance(entry, dict) or not isinstance(entry.get(QUEUE), str):
+        return None
+
+    bounds = {key: value for key, value in entry.items() if key != QUEUE}
+    if not bounds or set(bounds) - set(CONDITIONS) or not all(map(_is_number, bounds.values())):
+        return None
+    return Rule(entry[QUEUE], bounds, entry)
+
+
+def _is_number(value: object) -> bool:
+    # JSON's true is an int in Python, and Python reads NaN and 1e999
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

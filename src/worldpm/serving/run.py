@@ -1,11 +1,11 @@
-"""A checkpoint behind HTTP: our own routes, those of the clients people have, and a page to try
-it."""
+"""`worldpm serve`: a checkpoint behind HTTP, with our own routes, those of other servers' clients,
+and a page to try it."""
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ecs_logging
 import uvicorn
@@ -19,37 +19,53 @@ from worldpm.scoring import confidence
 from worldpm.scoring.confidence import Confidence
 from worldpm.scoring.scorer import Scorer
 from worldpm.serving import app, drift
-from worldpm.serving.backends import Answer, Engine, LocalEngine
-from worldpm.serving.decision_log import DecisionLog
+from worldpm.serving.backends import Backend, BackendReply, LocalBackend
+from worldpm.serving.decision_log import ConversationInputs, DecisionLog, Inputs
 from worldpm.serving.prometheus import Metrics
 from worldpm.serving.routes.own import Preferences
 from worldpm.serving.routing import RoutingRules
-from worldpm.serving.service import Identity, RequestLimits, Service
-from worldpm.serving.upstream import UpstreamEngine, identify
-from worldpm.storage import folders
+from worldpm.serving.service import ApiKey, Identity, Listener, RequestLimits, Service
+from worldpm.serving.upstream import UpstreamBackend, identify
+from worldpm.storage.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
+SWITCH_SECONDS = 5e-4
+"""Longest time that a thread keeps the interpreter's lock while another waits for it."""
+KEEP_ALIVE_SECONDS = 30
+"""After which an idle connection is closed."""
+SHUTDOWN_SECONDS = 5
+"""Time that replies may take after the deadline of the last request."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A backend with its model."""
+
+    backend: Backend
+    identity: Identity
+    confidence: Confidence
+    """Calibration of its margins."""
 
 
 def run(options: ServeOptions) -> None:
-    """Serve until SIGTERM or Ctrl-C; then no more is accepted, and what was accepted is
-    answered."""
+    """Serve until SIGTERM or Ctrl-C. Accepted requests are then answered, and no new ones taken."""
     _log_as_json()
-    app, service = assemble(options)
+    application, service = assemble(options)
     listening = uvicorn.Config(
-        app,
+        application,
         host=options.host,
         port=options.port,
+        # Our own handler writes the log
         log_config=None,
         access_log=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(options.deadline_seconds) + 5,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(options.deadline_seconds) + SHUTDOWN_SECONDS,
     )
-    sys.setswitchinterval(
-        5e-4
-    )  # the model's thread waits for the interpreter's lock after every operation
+    # The model's thread waits for the interpreter's lock after every operation
+    sys.setswitchinterval(SWITCH_SECONDS)
+
+    # Bound before uvicorn starts, so that port 0 is a real port in the log
     sock = listening.bind_socket()
     logger.info(
         "serving %s on http://%s:%d", service.identity.name, options.host, sock.getsockname()[1]
@@ -62,131 +78,142 @@ def run(options: ServeOptions) -> None:
 
 
 def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
-    """The application and what is behind it, the model loaded and tried."""
-
+    """The application and its service, with the model loaded and tried."""
     rules = RoutingRules.read(options.rules) if options.rules else None
-    keys, settings = _read_keys(options.keys) if options.keys else ({}, {})
+    keys = _read_keys(options.keys) if options.keys else {}
     metrics = Metrics()
-    engine, identity, confidence = (
-        _engine(options, metrics) if options.model else _upstream(options)
-    )
+    model = _local(options, metrics) if options.model else _upstream(options)
+
     decisions = DecisionLog(options.log) if options.log else None
     if decisions is not None and decisions.repaired:
         logger.warning("%s; %d decisions stand", decisions.repaired, len(decisions))
+
+    # MiB to bytes
     limits = RequestLimits(
-        int(options.max_body_mib * 2**20),
-        options.max_inputs,
-        options.max_requests,
-        options.deadline_seconds,
+        body_bytes=int(options.max_body_mib * 2**20),
+        inputs=options.max_inputs,
+        requests=options.max_requests,
+        seconds=options.deadline_seconds,
     )
     service = Service(
-        engine, identity, limits, confidence, metrics, decisions, keep_inputs=not options.log_hashes
+        model.backend,
+        model.identity,
+        limits,
+        model.confidence,
+        metrics,
+        decisions,
+        keep_inputs=not options.log_hashes,
+        rules=rules,
+        keys=keys,
     )
     if options.reference is not None:
         service.listeners.append(_drift_watch(options.reference, metrics))
-    return app.build(service, rules=rules, keys=keys, settings=settings), service
+    return app.build(service), service
 
 
-def _engine(options: ServeOptions, metrics: Metrics) -> tuple[Engine, Identity, Confidence]:
-    """The scorer behind its queue, who it is, and what its margins mean."""
-
-    place = str(options.model)
-    source = sources.find(place, revision=options.revision, remote_code=options.remote_code)
+def _local(options: ServeOptions, metrics: Metrics) -> ServedModel:
+    """A scorer in this process, behind its queue."""
+    model = str(options.model)
+    source = sources.find(model, revision=options.revision, remote_code=options.remote_code)
+    folder = source.folder.resolve()
+    sha256 = sources.fingerprint(source).sha256
     scorer = Scorer.of(source, options)
-    name = options.name or source.folder.resolve().name
-    sha256 = str(sources.fingerprint(source)["sha256"])
+    calibrated = Confidence(sources.temperature_of(source))
     if options.calibration is not None:
-        known = confidence.of_results(
-            options.calibration, source.folder.resolve().name, sha256=sha256
-        )
-    else:
-        known = confidence.Confidence(sources.temperature_of(source))
-    scorer.rewards(
-        "Is anybody there?", ["Yes."]
-    )  # decides whether prompts are shared, before the first client waits for it
-    also = (place, str(source.folder.resolve()))
-    template, dtype = (
-        chat.template_hash(scorer.encoder.tokenizer),
-        str(scorer.dtype).removeprefix("torch."),
-    )
+        calibrated = confidence.of_results(options.calibration, folder.name, sha256=sha256)
+
+    # Decides whether prompts are shared, before the first client waits for it
+    scorer.rewards("Is anybody there?", ["Yes."])
+
+    # Clients may name the model by its path too, as verl does
     identity = Identity(
-        name, sha256, template, scorer.encoder.limits.max_length, dtype, options.row_tokens, also
+        name=options.name or folder.name,
+        sha256=sha256,
+        template=chat.template_hash(scorer.encoder.tokenizer),
+        max_length=scorer.encoder.limits.max_length,
+        dtype=str(scorer.dtype).removeprefix("torch."),
+        row_tokens=options.row_tokens,
+        also=(model, str(folder)),
     )
-    engine = LocalEngine(
+    backend = LocalBackend(
         scorer,
         row_tokens=options.row_tokens,
         queue_tokens=options.queue_tokens,
         on_stage=metrics.stage,
     )
-    metrics.watch_queue(lambda: engine.batcher.waiting, lambda: engine.batcher.waiting_tokens)
-    return engine, identity, known
+    metrics.watch_queue(lambda: backend.batcher.waiting, lambda: backend.batcher.waiting_tokens)
+    return ServedModel(backend, identity, calibrated)
 
 
-def _upstream(options: ServeOptions) -> tuple[Engine, Identity, Confidence]:
-    """A vLLM elsewhere."""
-
+def _upstream(options: ServeOptions) -> ServedModel:
+    """A vLLM on another machine."""
     url = str(options.upstream).rstrip("/")
     identity = identify(url)
-    known = confidence.Confidence()
+    calibrated = Confidence()
     if options.calibration is not None:
-        known = confidence.of_results(options.calibration, Path(identity.name).name)
-    return (
-        UpstreamEngine(url, identity.name),
-        identity._replace(name=options.name or identity.name),
-        known,
-    )
+        calibrated = confidence.of_results(options.calibration, Path(identity.name).name)
+
+    # The backend calls the model by its own name there, whatever clients call it here
+    backend = UpstreamBackend(url, identity.name)
+    return ServedModel(backend, replace(identity, name=options.name or identity.name), calibrated)
 
 
-def _drift_watch(
-    reference: Path, metrics: Metrics
-) -> Callable[[Sequence[Answer], Sequence[Json]], None]:
-    """What tells the metrics of drift as answers leave."""
-
+def _drift_watch(reference: Path, metrics: Metrics) -> Listener:
+    """A listener that tests every request for drift and updates the metrics."""
     watch = drift.Drift(drift.read(reference))
 
-    def told(answers: Sequence[Answer], inputs: Sequence[Json]) -> None:
-        for answer, given in zip(answers, inputs, strict=True):
-            if answer.rewards and "responses" in given:
-                values = drift.values_of(
-                    answer.rewards[0], drift.prompt_text(given), given["responses"][0]
-                )
-                if watch.observe(values):
-                    metrics.changed(watch.changes)
-                metrics.shifts.set(watch.shifts)
+    def observe(replies: Sequence[BackendReply], inputs: Sequence[Inputs]) -> None:
+        for reply, request_inputs in zip(replies, inputs, strict=True):
+            if not reply.rewards or not isinstance(request_inputs, ConversationInputs):
+                continue
 
-    return told
+            values = drift.values_of(
+                reply.rewards[0], request_inputs.prompt_text, request_inputs.responses[0]
+            )
+            if watch.observe(values):
+                metrics.changed(watch.changes)
+            metrics.shifts.set(watch.shifts)
+
+    return observe
 
 
-def _read_keys(path: Path) -> tuple[dict[str, str], Mapping[str, Preferences]]:
-    """The API keys and the settings that go with them."""
+def _read_keys(path: Path) -> Mapping[str, ApiKey]:
+    """API keys by their names.
 
+    The file: `{"ann": {"key": "s3cret", "settings": {"strictness": 0.7}}, "bob": {"key": "x"}}`.
+    """
     if not path.is_file():
         raise ConfigError(f"--keys {path}: no such file")
-    content = folders.read_json(path)
+
+    content = read_json(path)
     form = 'expected {NAME: {"key": TEXT, "settings": {...}}}'
     if not isinstance(content, dict) or not content:
         raise DataError(path, form)
-    keys, settings = {}, {}
+
+    keys: dict[str, ApiKey] = {}
     for name, entry in content.items():
-        if not isinstance(entry, dict) or not isinstance(key := entry.get("key"), str) or not key:
+        key = entry.get("key") if isinstance(entry, dict) else None
+        if not isinstance(key, str) or not key:
             raise DataError(path, f"{name}: {form}")
-        keys[name] = key
         try:
-            settings[name] = Preferences(**entry.get("settings", {}))
+            preferences = Preferences(**entry.get("settings", {}))
+        # TypeError: settings are not an object
         except (ValidationError, TypeError) as error:
             raise DataError(
                 path, f"the settings of {name}: {' '.join(str(error).split())[:200]}"
             ) from error
-    return keys, settings
+        keys[name] = ApiKey(key, preferences.settings())
+    return keys
 
 
 def _log_as_json() -> None:
-    """Everything that is logged, as JSON lines on stdout in Elastic's common schema."""
-
+    """Log JSON lines to stdout, in Elastic's common schema."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         ecs_logging.StdlibFormatter(exclude_fields=["log.original", "process", "log.origin"])
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+    # They log each request, which our own access log does
     for chatty in ("uvicorn.access", "httpx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)

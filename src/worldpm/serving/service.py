@@ -1,33 +1,50 @@
-"""What every route asks: rewards within limits and deadlines, logged before they leave, counted."""
+"""Rewards for every route: within limits and deadlines, logged before they are sent, counted."""
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
 from worldpm.errors import DataError, NotFiniteError
-from worldpm.scoring.confidence import Confidence
+from worldpm.scoring.confidence import Confidence, Settings
 from worldpm.scoring.scorer import Request
-from worldpm.serving.backends import AS_MADE, Answer, Engine, Text, UnavailableError
+from worldpm.serving.backends import (
+    CUT_TO_MODEL_LIMIT,
+    Backend,
+    BackendReply,
+    Text,
+    UnavailableError,
+)
 from worldpm.serving.batcher import BusyError, ExpiredError, TooLargeError
-from worldpm.serving.decision_log import Decision, DecisionLog
+from worldpm.serving.decision_log import (
+    ConversationInputs,
+    Decision,
+    DecisionLog,
+    IdInputs,
+    Inputs,
+    TextInputs,
+    hashed,
+)
 from worldpm.serving.prometheus import Metrics
+from worldpm.serving.routing import RoutingRules
+from worldpm.storage.json_files import Json
 
-Json = dict[str, Any]
 Result = TypeVar("Result")
+Listener = Callable[[Sequence[BackendReply], Sequence[Inputs]], None]
 TIMEOUT_HEADER = "x-timeout-seconds"
+KEY_NAME = "key_name"
+"""Key of the connection's state that holds the name of the request's API key."""
 
 
 class RefusedError(Exception):
-    """A request that gets no rewards, and the HTTP status that says why."""
+    """A request that gets an HTTP error in place of rewards."""
 
     def __init__(
         self,
@@ -39,211 +56,242 @@ class RefusedError(Exception):
         retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.kind, self.param, self.retry_after = (
-            status,
-            message,
-            kind,
-            param,
-            retry_after,
-        )
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.retry_after = retry_after
 
 
 class HungUpError(Exception):
-    """The client left; nobody reads an answer."""
+    """The client closed the connection, so no reply is sent."""
 
 
-class RequestLimits(NamedTuple):
-    """What one request may ask for."""
+@dataclass(frozen=True)
+class RequestLimits:
+    """Limits of one request, and of all requests at once."""
 
     body_bytes: int = 4 * 2**20
     inputs: int = 256
     """Responses, or texts, of one request."""
     requests: int = 512
-    """Requests that are in the server at once."""
+    """Requests in the server at once."""
     seconds: float = 60.0
     """Deadline, unless the request sets an earlier one."""
 
 
-class Identity(NamedTuple):
-    """Which model answers."""
+@dataclass(frozen=True)
+class Identity:
+    """The model behind the server."""
 
     name: str
+    """Clients call it by this name, and replies give it."""
     sha256: str
+    """Hash of the weights, or the address of an upstream model."""
     template: str | None
+    """Hash of the chat template; None if the model is upstream."""
     max_length: int | None
+    """Tokens of prompt and response; None if unknown."""
     dtype: str | None = None
+    """Compute type, for instance `float32`; None if the model is upstream."""
     row_tokens: int | None = None
-    """Tokens of a row of the model."""
+    """Tokens of a row of the model; None if the model is upstream."""
     also: tuple[str, ...] = ()
-    """Other names that clients may say: verl names a model by its path."""
+    """Further names that clients may use: verl names a model by its path."""
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """An API key and the preference settings of its owner."""
+
+    key: str
+    settings: Settings
+    """Used where a request has no settings."""
 
 
 @dataclass
 class Service:
     """One model behind every route."""
 
-    engine: Engine
+    backend: Backend
     identity: Identity
     limits: RequestLimits = field(default_factory=RequestLimits)
     confidence: Confidence = field(default_factory=Confidence)
     metrics: Metrics = field(default_factory=Metrics)
     decisions: DecisionLog | None = None
+    """None if decisions are not logged."""
     keep_inputs: bool = True
     """Whether the decision log holds inputs, or only their hashes."""
-    listeners: list[Callable[[Sequence[Answer], Sequence[Json]], None]] = field(
-        default_factory=list
-    )
-    """Told of every answer and its inputs, for what watches them."""
+    rules: RoutingRules | None = None
+    """Rules of `/v1/route`; None if the route is off."""
+    keys: Mapping[str, ApiKey] = field(default_factory=dict)
+    """API keys by their names; empty if the server needs no key."""
+    listeners: list[Listener] = field(default_factory=list)
+    """Called with the replies and inputs of every request, for instance to watch for drift."""
     ready: bool = False
-    inside: int = 0
+    """Whether requests are accepted."""
+    open_requests: int = 0
+    """Requests in the server now."""
 
     def of(self, http: HttpRequest) -> "Call":
         """The call of one HTTP request."""
         return Call(self, http)
 
     def check_model(self, name: str | None) -> None:
-        """A client that names another model is told so.
+        """Reject a request that names another model.
 
         Raises:
-            RefusedError: 404, in vLLM's words.
+            RefusedError: 404, with vLLM's message.
         """
         if name is not None and name not in (self.identity.name, *self.identity.also):
+            # The name is part of the reply, which must be encodable
             check_text(name)
             raise RefusedError(404, f"The model `{name}` does not exist.", kind="NotFoundError")
 
 
 @dataclass
 class Call:
-    """One HTTP request on its way through."""
+    """One HTTP request, from its parsed body to its rewards."""
 
     service: Service
     http: HttpRequest
     settings: Json = field(default_factory=dict)
+    """Settings that the decision log keeps: preferences, rules, or the cut."""
     started: float = field(default_factory=time.monotonic)
+    """On the monotonic clock."""
 
     @property
-    def client(self) -> str | None:
-        """The name of the API key that came, where there are keys."""
-        name: str | None = self.http.scope.get("state", {}).get("client")
+    def key_name(self) -> str | None:
+        """The name of the request's API key; None if the server needs no key."""
+        # Set by `app.Admission`
+        name: str | None = self.http.scope.get("state", {}).get(KEY_NAME)
         return name
 
     async def conversations(
         self, requests: Sequence[Request], *, cut_to: int | None = None
-    ) -> list[Answer]:
-        """Answers to conversations; what is too long is refused, or cut as `Engine` has it.
+    ) -> list[BackendReply]:
+        """Rewards of conversations. Long inputs are handled as in `Backend.conversations`.
 
         Raises:
-            RefusedError: If the limits, the queue, the deadline or the model say no.
-            HungUpError: If the client left.
+            RefusedError: If limits, queue, deadline or model reject the request.
+            HungUpError: If the client closed the connection.
         """
         inputs = [
-            {
-                "prompt": [asdict(message) for message in request.prompt],
-                "responses": list(request.responses),
-            }
+            ConversationInputs(list(request.prompt), list(request.responses))
             for request in requests
         ]
-        engine, deadline = self.service.engine, self.deadline()
+        backend, deadline = self.service.backend, self.deadline()
         self._note_cut(cut_to)
+
         return await self._answered(
-            lambda: engine.conversations(requests, cut_to=cut_to, deadline=deadline), inputs
+            lambda: backend.conversations(requests, cut_to=cut_to, deadline=deadline), inputs
         )
 
-    async def texts(self, texts: Sequence[Text], *, cut_to: int | None = None) -> list[Answer]:
-        """Answers to rendered texts or token ids; raises as `conversations` does."""
-        inputs: list[Json] = [
-            {"text": text} if isinstance(text, str) else {"ids": list(text)} for text in texts
+    async def texts(
+        self, texts: Sequence[Text], *, cut_to: int | None = None
+    ) -> list[BackendReply]:
+        """Rewards of rendered texts or token ids. Raises the errors of `conversations`."""
+        inputs = [
+            TextInputs(text) if isinstance(text, str) else IdInputs(list(text)) for text in texts
         ]
-        engine, deadline = self.service.engine, self.deadline()
+        backend, deadline = self.service.backend, self.deadline()
         self._note_cut(cut_to)
+
         return await self._answered(
-            lambda: engine.texts(texts, cut_to=cut_to, deadline=deadline), inputs
+            lambda: backend.texts(texts, cut_to=cut_to, deadline=deadline), inputs
         )
 
     def _note_cut(self, cut_to: int | None) -> None:
-        """To repeat a decision one must know what its input was cut to, in tokens."""
+        """Log the tokens that inputs are cut to: repeating a decision needs them."""
         if cut_to is not None:
-            self.settings = {
-                **self.settings,
-                "cut_to": self.service.identity.max_length if cut_to == AS_MADE else cut_to,
-            }
+            tokens = self.service.identity.max_length if cut_to == CUT_TO_MODEL_LIMIT else cut_to
+            self.settings = {**self.settings, "cut_to": tokens}
 
     async def _answered(
-        self, work: Callable[[], Awaitable[list[Answer]]], inputs: Sequence[Json]
-    ) -> list[Answer]:
-        asked = sum(len(one.get("responses", (0,))) for one in inputs)
-        if asked > self.service.limits.inputs:
+        self, work: Callable[[], Awaitable[list[BackendReply]]], inputs: Sequence[Inputs]
+    ) -> list[BackendReply]:
+        """The backend's replies, counted and logged."""
+        service = self.service
+        count = sum(request_inputs.reward_count for request_inputs in inputs)
+        if count > service.limits.inputs:
             raise RefusedError(
                 422,
-                f"{asked} inputs; at most {self.service.limits.inputs} fit into one request",
+                f"{count} inputs; at most {service.limits.inputs} fit into one request",
                 kind="TooManyInputs",
             )
-        check_text(json.dumps(inputs, ensure_ascii=False))
-        answers = await self.while_connected(refusing(work()))
-        self.service.metrics.answered(
-            [r for one in answers for r in one.rewards],
-            [n for one in answers for n in one.length_tokens],
+        # One check for all texts of all inputs
+        contents = [asdict(request_inputs) for request_inputs in inputs]
+        check_text(json.dumps(contents, ensure_ascii=False))
+
+        replies = await self.while_connected(refusing(work()))
+
+        service.metrics.answered(
+            [reward for reply in replies for reward in reply.rewards],
+            [tokens for reply in replies for tokens in reply.length_tokens],
         )
-        for listener in self.service.listeners:
-            listener(answers, inputs)
-        await self._log(answers, inputs)
-        return answers
+        for listener in service.listeners:
+            listener(replies, inputs)
+        # Last, and awaited: no reward is sent before its decision is on the disk
+        await self._log(replies, inputs)
+        return replies
 
     async def while_connected(self, work: Awaitable[Result]) -> Result:
-        """The result, unless the client closes the connection first: then the work is cancelled."""
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(self.http))
+        """The result of the work, which is cancelled if the client closes the connection.
+
+        Raises:
+            HungUpError: If the client closed the connection first.
+        """
+        task = asyncio.ensure_future(work)
+        disconnect = asyncio.ensure_future(_hung_up(self.http))
+        # `wait` raises no error of either task, unlike `gather`
         try:
-            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 raise HungUpError
             return task.result()
         finally:
-            for one in (task, gone):
-                one.cancel()
+            task.cancel()
+            disconnect.cancel()
 
     def deadline(self) -> float:
-        """On the monotonic clock; the header may bring it nearer, never put it off."""
+        """The deadline on the monotonic clock. The request's header can only make it earlier.
+
+        Raises:
+            RefusedError: 422, if the header is not a positive number.
+        """
         seconds = self.service.limits.seconds
-        if (asked := self.http.headers.get(TIMEOUT_HEADER)) is not None:
+        header = self.http.headers.get(TIMEOUT_HEADER)
+        if header is not None:
             try:
-                wanted = float(asked)
+                client_seconds = float(header)
             except ValueError:
-                wanted = -1.0
-            if not wanted > 0:
+                client_seconds = -1.0
+            # `not >` instead of `<=`: NaN must be rejected too
+            if not client_seconds > 0:
                 raise RefusedError(
                     422,
-                    f"{TIMEOUT_HEADER}: {asked!r} is not a number of seconds above 0",
+                    f"{TIMEOUT_HEADER}: {header!r} is not a number of seconds above 0",
                     kind="ValidationError",
                 )
-            seconds = min(seconds, wanted)
+            seconds = min(seconds, client_seconds)
+
+        # From the parsed body on: the body itself has the server's deadline before
         return self.started + seconds
 
-    async def _log(self, answers: Sequence[Answer], inputs: Sequence[Json]) -> None:
-        """Write the decisions; without that there is no answer."""
+    async def _log(self, replies: Sequence[BackendReply], inputs: Sequence[Inputs]) -> None:
+        """Write the decisions to the disk.
+
+        Raises:
+            RefusedError: 503, if that fails. The rewards are then not sent.
+        """
         service, log = self.service, self.service.decisions
         if log is None:
             return
+
         started = time.monotonic()
-        at = datetime.now(UTC).isoformat(timespec="microseconds")
-        known: Json = {
-            "at": at,
-            "route": self.http.url.path,
-            "client": self.client,
-            "settings": self.settings,
-            "model": service.identity.sha256,
-            "template": service.identity.template,
-            "milliseconds": 1e3 * (started - self.started),
-        }
-        decisions = [
-            Decision(
-                inputs=given if service.keep_inputs else _hashed(given),
-                rewards=answer.rewards,
-                probabilities=service.confidence.over_others(answer.rewards),
-                **known,
-            )
-            for given, answer in zip(inputs, answers, strict=True)
-        ]
+        decisions = self._decisions(replies, inputs)
         try:
+            # The log's thread completes the future
             await asyncio.wrap_future(log.append(decisions))
         except sqlite3.Error as error:
             raise RefusedError(
@@ -252,16 +300,46 @@ class Call:
                 kind="LogFailed",
                 retry_after=5,
             ) from error
+
         service.metrics.decisions.inc(len(decisions))
         service.metrics.stage("log", time.monotonic() - started)
 
+    def _decisions(
+        self, replies: Sequence[BackendReply], inputs: Sequence[Inputs]
+    ) -> list[Decision]:
+        """A decision for each reply."""
+        service = self.service
+        at = datetime.now(UTC).isoformat(timespec="microseconds")
+        milliseconds = 1e3 * (time.monotonic() - self.started)
+
+        return [
+            Decision(
+                at=at,
+                route=self.http.url.path,
+                client=self.key_name,
+                model=service.identity.sha256,
+                template=service.identity.template,
+                settings=self.settings,
+                inputs=request_inputs if service.keep_inputs else hashed(request_inputs),
+                rewards=reply.rewards,
+                probabilities=service.confidence.over_others(reply.rewards),
+                milliseconds=milliseconds,
+            )
+            for request_inputs, reply in zip(inputs, replies, strict=True)
+        ]
+
 
 async def refusing(work: Awaitable[Result]) -> Result:
-    """What the engine says no to, as HTTP says it."""
+    """The result of the work, with the backend's errors as HTTP errors.
+
+    Raises:
+        RefusedError: In place of the backend's errors.
+    """
     try:
         return await work
     except BusyError as error:
         raise RefusedError(429, str(error), kind="Overloaded", retry_after=error.seconds) from error
+    # No Retry-After: it will never fit
     except TooLargeError as error:
         raise RefusedError(422, str(error), kind="TooManyTokens") from error
     except UnavailableError as error:
@@ -275,27 +353,24 @@ async def refusing(work: Awaitable[Result]) -> Result:
 
 
 async def _hung_up(http: HttpRequest) -> None:
-    """Returns when the client closes the connection; the body was read before."""
+    """Return when the client closes the connection; the body must be read before."""
+    # Starlette raises RuntimeError when a closed connection is read again
     with contextlib.suppress(RuntimeError):
         while (await http.receive())["type"] != "http.disconnect":
             pass
 
 
 def check_text(text: str) -> None:
-    """JSON can write what is no character.
+    """Reject unpaired surrogates, which JSON can contain.
 
     Raises:
-        RefusedError: 422, if the text holds half of a surrogate pair.
+        RefusedError: 422.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise RefusedError(
             422,
-            "a text holds half of a surrogate pair, which is no character",
+            "a text contains an unpaired surrogate. Fix the encoding of the request.",
             kind="ValidationError",
         ) from error
-
-
-def _hashed(inputs: Json) -> Json:
-    return {"sha256": hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()}

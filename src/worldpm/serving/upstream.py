@@ -1,157 +1,210 @@
-"""Rewards from a vLLM that runs elsewhere: our routes, page, limits and log in front of it.
+"""Rewards from a vLLM on another machine, with our routes, page, limits and log in front of it.
 
-Conversations go there as messages, so its chat template is the one that counts; it must end a
-conversation with the token that the reward is read at, as the templates of our checkpoints do.
+Conversations are sent as messages, so vLLM's chat template counts. It must end a conversation with
+the token at which the reward is read, as the templates of our checkpoints do.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 
 from worldpm.errors import ConfigError, DataError, NotFiniteError
 from worldpm.scoring.scorer import Request
-from worldpm.serving.backends import Answer, Text, UnavailableError
+from worldpm.serving.backends import BackendReply, Text, UnavailableError
 from worldpm.serving.batcher import BusyError, ExpiredError
 from worldpm.serving.service import Identity
+from worldpm.storage.json_files import Json
 
-Json = dict[str, Any]
 Result = TypeVar("Result")
-AT_ONCE = 64
-"""Calls that are under way together; vLLM makes batches of them."""
+CALLS_AT_ONCE = 64
+"""Calls in flight together; vLLM batches them."""
+IDENTIFY_SECONDS = 10
+"""Time that the upstream server may take to name its model."""
+
+
+class Classified(NamedTuple):
+    """Reply of vLLM's `/classify` to one input."""
+
+    reward: float
+    """Logits."""
+    tokens: int
+    """As the model read them, after any cut."""
+
+
+class ResponseReply(NamedTuple):
+    """Reward and lengths of one response."""
+
+    reward: float
+    length_tokens: int
+    truncated: bool
+    sequence_tokens: int
 
 
 def identify(url: str) -> Identity:
-    """The model that answers there; its weights have no hash that we could know.
+    """The model of an upstream server. The hash of its weights is unknown.
 
     Raises:
-        ConfigError: If nothing answers, or no vLLM.
+        ConfigError: If no vLLM answers at the URL.
     """
     try:
-        told = httpx.get(f"{url}/v1/models", timeout=10).raise_for_status().json()["data"][0]
-        return Identity(
-            str(told["id"]), f"upstream {url} {told['id']}", None, told.get("max_model_len")
-        )
+        reply = httpx.get(f"{url}/v1/models", timeout=IDENTIFY_SECONDS).raise_for_status()
+        model = reply.json()["data"][0]
+        name = model["id"]
+        return Identity(str(name), f"upstream {url} {name}", None, model.get("max_model_len"))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"--upstream {url}: no vLLM answers at /v1/models ({error or type(error).__name__})"
         ) from error
 
 
-class UpstreamEngine:
-    """One call of `/classify` for each response, and of `/tokenize` for its length, and for the
-    whole one's where a cut was asked for."""
+class UpstreamBackend:
+    """Calls `/classify` and `/tokenize` once for each response.
+
+    With a cut, `/tokenize` is called for the whole conversation too.
+    """
 
     def __init__(self, url: str, model: str) -> None:
         self._model = model
+        # One client, so that connections are reused
         self._client = httpx.AsyncClient(base_url=url)
-        self._free = asyncio.Semaphore(AT_ONCE)
+        self._free = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def conversations(
         self, requests: Sequence[Request], *, cut_to: int | None, deadline: float
-    ) -> list[Answer]:
-        """As `Engine` has it."""
-        return await _together(
-            [self._conversation(request, cut_to=cut_to) for request in requests], deadline
-        )
+    ) -> list[BackendReply]:
+        """See `Backend.conversations`."""
+        calls = [self._conversation(request, cut_to=cut_to) for request in requests]
+        return await _together(calls, deadline)
 
     async def texts(
         self, texts: Sequence[Text], *, cut_to: int | None, deadline: float
-    ) -> list[Answer]:
-        """As `Engine` has it."""
-
-        async def one(text: Text) -> Answer:
-            reward, tokens = await self._classify(
-                {"input": text if isinstance(text, str) else list(text)}, cut_to=cut_to
-            )
-            cut = cut_to is not None and tokens < (
-                await self._count({"prompt": text}) if isinstance(text, str) else len(text)
-            )
-            return Answer([reward], [tokens], [cut], [tokens], tokens)
-
-        return await _together([one(text) for text in texts], deadline)
+    ) -> list[BackendReply]:
+        """See `Backend.texts`."""
+        return await _together([self._text(text, cut_to=cut_to) for text in texts], deadline)
 
     async def run(self) -> None:
-        """As `Engine` has it: the work is done elsewhere."""
+        """See `Backend.run`. The upstream server computes, so this only waits."""
         try:
             await asyncio.Event().wait()
         finally:
             await self._client.aclose()
 
-    async def _conversation(self, request: Request, *, cut_to: int | None) -> Answer:
+    async def _text(self, text: Text, *, cut_to: int | None) -> BackendReply:
+        # A tuple or array of ids is a list in JSON
+        content = text if isinstance(text, str) else list(text)
+        reward, tokens = await self._classify({"input": content}, cut_to=cut_to)
+        if cut_to is None:
+            return BackendReply([reward], [tokens], [False], [tokens], tokens)
+
+        uncut = await self._count({"prompt": text}) if isinstance(text, str) else len(text)
+        return BackendReply([reward], [tokens], [tokens < uncut], [tokens], tokens)
+
+    async def _conversation(self, request: Request, *, cut_to: int | None) -> BackendReply:
         prompt = [asdict(message) for message in request.prompt]
-
-        async def one(response: str) -> tuple[float, int, int, bool]:
-            messages = [*prompt, {"role": "assistant", "content": response}]
-            calls: list[Coroutine[Any, Any, Any]] = [
-                self._classify({"messages": messages}, cut_to=cut_to)
-            ]
-            calls.append(self._count({"prompt": response, "add_special_tokens": False}))
-            if cut_to is not None:
-                calls.append(self._count({"messages": messages, "add_generation_prompt": False}))
-            (reward, tokens), length, *whole = await _together(calls)
-            return reward, length, tokens, any(tokens < count for count in whole)
-
+        # Equal responses are computed once, so a tie is a tie to the last bit
         distinct = list(dict.fromkeys(request.responses))
-        known = dict(
-            zip(distinct, await _together([one(response) for response in distinct]), strict=True)
-        )
-        found = [known[response] for response in request.responses]
-        rewards, lengths, tokens, cut = ([one[place] for one in found] for place in range(4))
-        # of each kind
-        return Answer(rewards, lengths, cut, tokens, sum(tokens))  # type: ignore[arg-type]
+        calls = [self._response(prompt, response, cut_to=cut_to) for response in distinct]
+        reply_of = dict(zip(distinct, await _together(calls), strict=True))
 
-    async def _classify(self, body: Json, *, cut_to: int | None) -> tuple[float, int]:
-        """The raw reward, and the tokens it took."""
-        options = {
-            "use_activation": False,
-            **({} if cut_to is None else {"truncate_prompt_tokens": cut_to}),
-        }
-        told = await self._post("/classify", {**body, **options})
-        reward = told["data"][0]["probs"][0]
+        replies = [reply_of[response] for response in request.responses]
+        return BackendReply(
+            rewards=[reply.reward for reply in replies],
+            length_tokens=[reply.length_tokens for reply in replies],
+            truncated=[reply.truncated for reply in replies],
+            sequence_tokens=[reply.sequence_tokens for reply in replies],
+            computed_tokens=sum(reply.sequence_tokens for reply in replies),
+        )
+
+    async def _response(
+        self, prompt: Sequence[Json], response: str, *, cut_to: int | None
+    ) -> ResponseReply:
+        """One response to a prompt; all calls run together."""
+        messages = [*prompt, {"role": "assistant", "content": response}]
+        classify = asyncio.ensure_future(self._classify({"messages": messages}, cut_to=cut_to))
+        length = asyncio.ensure_future(
+            self._count({"prompt": response, "add_special_tokens": False})
+        )
+        uncut: asyncio.Future[int] | None = None
+        if cut_to is not None:
+            body = {"messages": messages, "add_generation_prompt": False}
+            uncut = asyncio.ensure_future(self._count(body))
+
+        await _finish([classify, length, *([uncut] if uncut is not None else [])])
+
+        reward, tokens = classify.result()
+        truncated = uncut is not None and tokens < uncut.result()
+        return ResponseReply(reward, length.result(), truncated, tokens)
+
+    async def _classify(self, body: Json, *, cut_to: int | None) -> Classified:
+        """The raw reward of one input."""
+        options: Json = {"use_activation": False}
+        if cut_to is not None:
+            options["truncate_prompt_tokens"] = cut_to
+
+        content = await self._post("/classify", {**body, **options})
+        reward = content["data"][0]["probs"][0]
+        # JSON has no NaN: vLLM writes null in its place
         if not isinstance(reward, float) or not math.isfinite(reward):
             raise NotFiniteError(f"upstream gave {reward!r} for a reward")
-        return reward, int(told["usage"]["prompt_tokens"])
+        return Classified(reward, int(content["usage"]["prompt_tokens"]))
 
     async def _count(self, body: Json) -> int:
         """The tokens of a text, or of a conversation, uncut."""
         return int((await self._post("/tokenize", body))["count"])
 
     async def _post(self, route: str, body: Json) -> Json:
+        """The JSON of a reply.
+
+        Raises:
+            UnavailableError: If no server answers, or it fails.
+            BusyError: If it is overloaded.
+            DataError: If it rejects the body.
+        """
         try:
             async with self._free:
+                # No timeout: the caller has a deadline
                 reply = await self._client.post(
                     route, json={"model": self._model, **body}, timeout=None
                 )
         except httpx.HTTPError as error:
             raise UnavailableError(f"upstream does not answer ({type(error).__name__})") from error
+
         if reply.status_code in (429, 503):
-            wait = reply.headers.get("retry-after", "")
-            raise BusyError(int(wait) if wait.isdigit() else 1)
+            # The header may be a date too, which is not worth parsing
+            seconds = reply.headers.get("retry-after", "")
+            raise BusyError(int(seconds) if seconds.isdigit() else 1)
         if reply.status_code >= 500:
             raise UnavailableError(f"upstream answered {reply.status_code}: {reply.text[:300]}")
         if reply.status_code != 200:
             raise DataError("upstream", f"answered {reply.status_code}: {reply.text[:300]}")
-        told: Json = reply.json()
-        return told
+        content: Json = reply.json()
+        return content
 
 
 async def _together(
-    calls: Sequence[Coroutine[Any, Any, Result]], deadline: float | None = None
+    calls: Sequence[Awaitable[Result]], deadline: float | None = None
 ) -> list[Result]:
-    """All results; the first failure, or the deadline, ends the others.
+    """All results, in order. Raises the errors of `_finish`."""
+    # Started together
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    await _finish(tasks, deadline)
+    return [task.result() for task in tasks]
+
+
+async def _finish(tasks: Sequence[asyncio.Future[Any]], deadline: float | None = None) -> None:
+    """Wait for all tasks; the first error, or the deadline, cancels the rest.
 
     Raises:
         ExpiredError: If the deadline passed.
     """
-    tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
-            return list(await asyncio.gather(*tasks))
+            await asyncio.gather(*tasks)
     except TimeoutError:
         raise ExpiredError from None
     finally:

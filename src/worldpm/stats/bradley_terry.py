@@ -19,19 +19,23 @@ class Pairs(NamedTuple):
     chosen: Tensor
     """Indices into the row's rewards."""
     rejected: Tensor
+    """Indices into the row's rewards."""
     strength: Tensor
     """Vote or rating gap, above 0."""
     probability: Tensor
-    """That chosen is truly the better one."""
+    """That chosen is truly the better one, 0.5 to 1."""
     weight: Tensor
+    """What the pair counts in a sum or mean, at least 0."""
 
 
 class Objective(NamedTuple):
-    """What training lowers; the default is the Bradley-Terry loss of WorldPM's equation 2."""
+    """The loss that training minimizes; the default is the Bradley-Terry loss of WorldPM's equation
+    2."""
 
     loss: Literal["bradley-terry", "plackett-luce"] = "bradley-terry"
+    """Compare pairs, or all responses that a response is preferred to at once."""
     target_margin: float = 0.0
-    """Logits of margin asked for at a strength of e - 1 = 1.72, growing with its logarithm."""
+    """Logits of margin required at a strength of e - 1 = 1.72, growing with its logarithm."""
     label_smoothing: float = 0.0
     """Share of labels taken to be drawn by a coin, 0 to 1."""
     centring: float = 0.0
@@ -39,24 +43,23 @@ class Objective(NamedTuple):
 
 
 def objective_nats(rewards: Tensor, pairs: Pairs, objective: Objective) -> Tensor:
-    """The weighted sum, not yet divided by anything, of what training lowers over a row's pairs; 0
-    where it has none.
+    """The weighted sum of the training loss over a row's pairs, not divided by anything; 0 for a
+    row without pairs.
 
     `rewards` has shape `(responses,)`. NaN rewards give NaN.
     """
-    between = margins(rewards, pairs.chosen, pairs.rejected)
     if objective.loss == "plackett-luce":
         total = plackett_luce_nats(rewards, pairs)
     else:
+        row_margins = margins(rewards, pairs.chosen, pairs.rejected)
         targets = target_margins(pairs.strength, objective.target_margin)
         labels = smoothed(pairs.probability, objective.label_smoothing)
-        total = (losses_nats(between - targets, labels) * pairs.weight).sum()
+        total = (losses_nats(row_margins - targets, labels) * pairs.weight).sum()
+
     if objective.centring:
-        total = (
-            total
-            + objective.centring
-            * (centring_penalties(rewards, pairs.chosen, pairs.rejected) * pairs.weight).sum()
-        )
+        penalties = centring_penalties(rewards, pairs.chosen, pairs.rejected)
+        total = total + objective.centring * (penalties * pairs.weight).sum()
+
     return total
 
 
@@ -78,14 +81,15 @@ def losses_nats(margins: Tensor, probability: Tensor) -> Tensor:
 
     Source: WorldPM, arXiv 2505.10527, equation 2, with the label made soft.
     """
-    return probability * functional.softplus(-margins) + (1 - probability) * functional.softplus(
-        margins
-    )
+    # -log sigmoid(m) = softplus(-m), which neither overflows nor loses digits for large margins.
+    loss_if_right = functional.softplus(-margins)
+    loss_if_wrong = functional.softplus(margins)
+    return probability * loss_if_right + (1 - probability) * loss_if_wrong
 
 
 def target_margins(strength: Tensor, scale: float) -> Tensor:
-    """`scale ln(1 + strength)`, in logits: a vote gap of 100 asks for 4.6 times what a gap of e - 1
-    does, not 58 times.
+    """`scale ln(1 + strength)`, in logits: a vote gap of 100 requires 4.6 times the margin of a gap
+    of e - 1, not 58 times.
 
     Source: Llama 2, arXiv 2307.09288, equation 2, with a step function of the rating in place of
     the logarithm.
@@ -115,25 +119,35 @@ def plackett_luce_nats(rewards: Tensor, pairs: Pairs) -> Tensor:
     is preferred to.
 
     For a full ranking these are the stages of Plackett and Luce; responses that tie are not
-    compared, and labels are taken as certain. A stage weighs what its pairs weigh together, so two
-    responses give the Bradley-Terry loss, and the unit is nats per pair. A pair that stands twice
-    weighs twice and is compared once.
+    compared, and labels are taken as certain. A stage weighs as much as its pairs together, so two
+    responses give the Bradley-Terry loss, and the unit is nats per pair. A pair that is listed
+    twice weighs twice and is compared once.
 
     Source: Plackett 1975, Luce 1959; as a loss ListMLE, Xia et al. 2008.
     """
     responses = rewards.numel()
-    names, places = torch.unique(pairs.chosen * responses + pairs.rejected, return_inverse=True)
-    weight = torch.zeros(names.numel(), dtype=pairs.weight.dtype, device=rewards.device).index_add(
-        0, places, pairs.weight
-    )
-    chosen = names // max(1, responses)
-    between = margins(rewards, chosen, names % max(1, responses))
-    # logsumexp of 0 and the negative margins, by stage
-    top = torch.zeros(responses, dtype=between.dtype, device=between.device)
-    top = top.scatter_reduce(0, chosen, -between.detach(), reduce="amax")
-    sums = torch.exp(-top).index_add(0, chosen, torch.exp(-between - top[chosen]))
-    weights = torch.zeros_like(top).index_add(0, chosen, weight.to(top.dtype))
-    return ((top + torch.log(sums)) * weights).sum()
+
+    # One integer a pair, so that `unique` merges pairs that are listed twice.
+    codes = pairs.chosen * responses + pairs.rejected
+    unique_codes, code_of_pair = torch.unique(codes, return_inverse=True)
+    weight = torch.zeros(unique_codes.numel(), dtype=pairs.weight.dtype, device=rewards.device)
+    weight = weight.index_add(0, code_of_pair, pairs.weight)
+
+    # A row without responses has no codes to decode, but torch would still divide by 0.
+    base = max(1, responses)
+    chosen, rejected = unique_codes // base, unique_codes % base
+    pair_margins = margins(rewards, chosen, rejected)
+
+    # The loss of stage i is ln(1 + sum of exp(-margin)) over its pairs: a logsumexp of 0 and the
+    # negative margins. The largest of them is taken out first, so that exp cannot overflow. It
+    # cancels in the result, so it needs no gradient.
+    largest = torch.zeros(responses, dtype=pair_margins.dtype, device=pair_margins.device)
+    largest = largest.scatter_reduce(0, chosen, -pair_margins.detach(), reduce="amax")
+    sums = torch.exp(-largest).index_add(0, chosen, torch.exp(-pair_margins - largest[chosen]))
+    stage_losses = largest + torch.log(sums)
+
+    stage_weights = torch.zeros_like(largest).index_add(0, chosen, weight.to(largest.dtype))
+    return (stage_losses * stage_weights).sum()
 
 
 def probabilities(margins: Tensor) -> Tensor:
@@ -144,7 +158,10 @@ def probabilities(margins: Tensor) -> Tensor:
 
 def probability(margin: float) -> float:
     """`probabilities` of one margin, without overflow."""
-    return 1 / (1 + math.exp(-margin)) if margin >= 0 else math.exp(margin) / (1 + math.exp(margin))
+    # exp is only taken of numbers at most 0: Python raises an error for exp(710).
+    if margin >= 0:
+        return 1 / (1 + math.exp(-margin))
+    return math.exp(margin) / (1 + math.exp(margin))
 
 
 def pair_credits(margins: Tensor) -> Tensor:
@@ -154,10 +171,10 @@ def pair_credits(margins: Tensor) -> Tensor:
     Raises:
         ValueError: If a margin is NaN: an unscored pair is neither right nor wrong.
     """
-    if torch.isnan(margins).any():
+    nan_count = int(torch.isnan(margins).sum())
+    if nan_count:
         raise ValueError(
-            f"{int(torch.isnan(margins).sum())} of {margins.numel()} margins are NaN; score every"
-            " response first"
+            f"{nan_count} of {margins.numel()} margins are NaN; score every response first"
         )
     return (torch.sign(margins.double()) + 1) / 2
 
@@ -166,7 +183,7 @@ def weighted_mean(values: Tensor, weights: Tensor) -> float:
     """Mean of the pairs' losses or credits, each pair counted by its weight.
 
     Raises:
-        ValueError: If there are no pairs, or their weights add up to nothing.
+        ValueError: If there are no pairs, or their weights add up to 0.
     """
     total = float(weights.double().sum())
     if values.numel() == 0 or not total > 0:

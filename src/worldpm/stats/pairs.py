@@ -1,28 +1,51 @@
-"""Preferences of groups as index tensors, in which every formula takes them."""
+"""Preferences of groups as index tensors, the form that every formula takes."""
 
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from worldpm.records import Preference
 from worldpm.stats.bradley_terry import Pairs
 
 
 def pairs_of(
-    groups: Iterable[tuple[int, Sequence[Preference]]], device: torch.device | str = "cpu"
+    groups: Iterable[tuple[int, Sequence[Preference]]],
+    device: torch.device | str = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Pairs:
-    """The preferences of groups, each given with its number of responses, as tensors; indices count
-    all their responses."""
-    columns: list[tuple[float, ...]] = []
+    """The preferences of groups as tensors; each group is its number of responses and its
+    preferences.
+
+    Indices count the responses of all groups, in order. Strengths, probabilities and weights have
+    the given type: metrics take float64.
+
+    Raises:
+        ValueError: If no group has a preference.
+    """
+    chosen: list[int] = []
+    rejected: list[int] = []
+    preferences: list[Preference] = []
     start = 0
-    for responses, preferences in groups:
-        columns += [
-            (start + p.chosen, start + p.rejected, p.strength, p.probability, p.weight)
-            for p in preferences
-        ]
+
+    for responses, of_group in groups:
+        chosen += [start + preference.chosen for preference in of_group]
+        rejected += [start + preference.rejected for preference in of_group]
+        preferences += of_group
         start += responses
-    chosen, rejected, *numbers = zip(*columns, strict=True)
-    indices = (torch.tensor(places, device=device) for places in (chosen, rejected))
+
+    if not preferences:
+        raise ValueError("no preferences; leave out groups that have none")
+
+    # Weights and labels enter losses of float32 models; doubles would promote those losses.
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
     return Pairs(
-        *indices, *(torch.tensor(values, dtype=torch.float32, device=device) for values in numbers)
+        chosen=torch.tensor(chosen, device=device),
+        rejected=torch.tensor(rejected, device=device),
+        strength=column([preference.strength for preference in preferences]),
+        probability=column([preference.probability for preference in preferences]),
+        weight=column([preference.weight for preference in preferences]),
     )

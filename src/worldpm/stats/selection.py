@@ -1,4 +1,4 @@
-"""Best of n: what the response of highest reward among n is worth, exactly, by counting all
+"""Best of n: the expected quality of the response of highest reward among n, exact, by counting all
 subsets."""
 
 import math
@@ -24,36 +24,46 @@ def expected_picks(rewards: ArrayLike, qualities: ArrayLike) -> Array:
     Source: the top order statistic of sampling without replacement; unbiased, unlike drawing n with
     replacement.
     """
-    rewards_, qualities_ = (
-        np.asarray(rewards, dtype=np.float64),
-        np.asarray(qualities, dtype=np.float64),
-    )
-    if len(rewards_) == 0 or np.isnan(rewards_).any():
+    reward_values = np.asarray(rewards, dtype=np.float64)
+    quality_values = np.asarray(qualities, dtype=np.float64)
+    nan_count = int(np.isnan(reward_values).sum())
+    if len(reward_values) == 0 or nan_count:
         raise ValueError(
-            f"{len(rewards_)} rewards, {int(np.isnan(rewards_).sum())} of them NaN; score every"
-            " response first"
+            f"{len(reward_values)} rewards, {nan_count} of them NaN; score every response first"
         )
-    _, level, counts = np.unique(rewards_, return_inverse=True, return_counts=True)
-    means = np.bincount(level, weights=qualities_) / counts
-    up_to = np.cumsum(counts)
-    n = np.arange(1, len(rewards_) + 1)
-    within = _share_of_subsets(up_to, n) - _share_of_subsets(up_to - counts, n)
-    picked: Array = means @ within
-    return picked
+
+    # Responses of one reward form a level; a random pick among them has the level's mean quality.
+    _, level, counts = np.unique(reward_values, return_inverse=True, return_counts=True)
+    level_means = np.bincount(level, weights=quality_values) / counts
+    at_or_below = np.cumsum(counts)
+
+    # The highest reward of a subset is at a level if the subset lies at or below that level, but
+    # not entirely below it.
+    n = np.arange(1, len(reward_values) + 1)
+    top_shares = _share_of_subsets(at_or_below, n) - _share_of_subsets(at_or_below - counts, n)
+
+    picks: Array = level_means @ top_shares
+    return picks
 
 
-def _share_of_subsets(k: NDArray[np.int64], n: NDArray[np.int64]) -> Array:
-    """C(k, n) / C(N, n), shape `(len(k), len(n))`, where N is the last of `n`: subsets that lie
-    among the k lowest."""
+def _share_of_subsets(lowest: NDArray[np.int64], n: NDArray[np.int64]) -> Array:
+    """C(k, n) / C(N, n): the share of subsets of n that lie among the k lowest responses.
+
+    `lowest` holds values of k, and N is the last entry of `n`. The result has shape
+    `(len(lowest), len(n))`.
+    """
     total = int(n[-1])
-    k_, n_ = k[:, None].astype(np.float64), n[None, :].astype(np.float64)
+    k, size = lowest[:, None].astype(np.float64), n[None, :].astype(np.float64)
+
+    # Factorials overflow beyond 170!, so binomials are divided as logarithms: ln x! is
+    # gammaln(x + 1). The n! of both binomials cancels.
     logs = (
-        gammaln(k_ + 1)
-        - gammaln(np.maximum(k_ - n_, 0) + 1)
+        gammaln(k + 1)
+        - gammaln(np.maximum(k - size, 0) + 1)
         - gammaln(total + 1)
-        + gammaln(total - n_ + 1)
+        + gammaln(total - size + 1)
     )
-    return np.where(k_ >= n_, np.exp(logs), 0.0)
+    return np.where(k >= size, np.exp(logs), 0.0)
 
 
 def kl_nats(n: int) -> float:

@@ -1,13 +1,14 @@
 """How much of a judge's preferences style explains: coefficients, phi, and accuracy within and
 across styles.
 
-Controlling for style *fits* style, it does not remove it: the model beside the margin takes what
-style predicts of the labels, whatever the reason that it predicts them.
+Controlling for style *fits* style, it does not remove it. The model next to the margin takes
+everything that style predicts of the labels, whatever the cause.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass
+from itertools import compress
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,38 +17,46 @@ from numpy.typing import NDArray
 
 from worldpm.stats import bradley_terry
 from worldpm.stats.uncertainty import NORMAL_975
+from worldpm.storage.json_files import Json
 
-Json = dict[str, Any]
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 Normalisation = Literal["paper", "arena"]
 
 FOLDS = 5
+"""Parts of a cross-fit, each judged by coefficients of the others."""
 ILL_CONDITIONED = 1e4
-"""Condition number of the scaled features' covariance beyond which single coefficients say
-nothing."""
+"""Condition number of the scaled features' covariance beyond which single coefficients cannot be
+interpreted."""
 PROMPTS_PER_COEFFICIENT = 10
 """A feature that differs in the pairs of fewer prompts is left out, and fewer prompts for each
-coefficient are warned of."""
-STEPS = 100
-SATURATED = 1e-9
-"""Where every pair is called with a chance this near to 1, larger coefficients would fit no
-worse."""
+coefficient give a warning."""
+MOST_NEWTON_STEPS = 100
+SATURATED_VARIANCE = 1e-9
+"""Largest `p (1 - p)` of any pair at which the search did not converge: all pairs are certain, and
+larger coefficients would fit no worse."""
+MARGIN_COLUMN = 0
+"""Index of the margin among the columns of a fit."""
 LEVELS = ("short plain", "long plain", "markdown")
 
 
 @dataclass(frozen=True)
 class StyledPairs:
-    """Pairs with what can be seen of both sides; every array has shape (pairs,)."""
+    """Pairs with the style counts of both sides; every array has shape (pairs,)."""
 
     margin: Array
+    """Reward of the chosen minus that of the rejected response, in logits."""
     probability: Array
+    """That chosen is truly the better one, 0 to 1."""
     weight: Array
+    """What a pair counts, at least 0."""
     cluster: Sequence[str]
     """The prompt's id."""
     chosen: Mapping[str, Array]
-    """Counts by feature: `length` in tokens, or in characters where tokens are not known,
+    """Counts by feature: `length` in tokens, or in characters where tokens are not available,
     `headers`, `lists`, ..."""
     rejected: Mapping[str, Array]
+    """The same features of the rejected responses."""
 
 
 class Fit(NamedTuple):
@@ -58,6 +67,87 @@ class Fit(NamedTuple):
     deviations: Array
     """Of the coefficients, robust to pairs of one prompt that depend on each other."""
     converged: bool
+    """False where the labels are separable, so that no finite coefficients are best."""
+
+
+@dataclass(frozen=True)
+class Performance:
+    """How well logits agree with the labels, pairs counted by their weight."""
+
+    accuracy: float
+    """Share of pairs with a positive logit, 0 to 1; a tie counts half."""
+    loss_nats: float
+    """Bradley-Terry loss, nats per pair."""
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """The weight of the margin or of one style feature in the log odds."""
+
+    per_deviation: float
+    """Log odds per standard deviation of the column's difference."""
+    interval: list[float] | None
+    """95 % interval of `per_deviation`, low and high. None with a single prompt, with a margin that
+    is always 0, and where the fit did not converge."""
+    per_unit: float
+    """Log odds per unit of the column: a logit of margin, or a style difference of 1."""
+
+
+@dataclass(frozen=True)
+class StyleControl:
+    """A judge's performance with style as a covariate."""
+
+    cross_fitted: Performance
+    """Each pair judged by coefficients of other prompts' pairs, 5 folds by prompt."""
+    in_sample: Performance
+    """Each pair judged by coefficients that it took part in, as in the paper."""
+    margin_only: Performance
+    """Without style. The accuracy is that of the raw margin, as in the paper's uncontrolled
+    figures; the loss is at a cross-fitted coefficient of the margin."""
+    coefficients: dict[str, Coefficient]
+    """`margin` first, then the features that could be fitted."""
+    warnings: list[str]
+    """Features left out, and reasons not to interpret single coefficients."""
+
+
+@dataclass(frozen=True)
+class Phi:
+    """Phi coefficients with "has more of this feature", over the pairs that differ in it."""
+
+    prediction: float | None
+    """Of the sign of the margin, -1 to 1; None if no pair differs."""
+    label: float | None
+    """Of the label, -1 to 1: the taste of the data's own judges. None if no pair differs."""
+    pairs: int
+    """Pairs that differ in the feature."""
+
+
+@dataclass(frozen=True)
+class LevelAccuracy:
+    """Accuracy by the styles of both sides; rows are levels of the chosen response, columns of the
+    rejected one."""
+
+    levels: list[str]
+    """Names of rows and columns, plainest first."""
+    accuracy: list[list[float | None]]
+    """0 to 1; None in a cell without pairs."""
+    pairs: list[list[int]]
+    """Pairs in each cell."""
+    within: float | None
+    """Accuracy on the diagonal; None without pairs, as in the next two."""
+    hard: float | None
+    """Accuracy where the chosen response has the lower level."""
+    easy: float | None
+    """Accuracy where the chosen response has the higher level."""
+
+
+class _Features(NamedTuple):
+    """The style differences that can be fitted."""
+
+    columns: dict[str, Array]
+    """Difference of each pair by feature, -1 to 1."""
+    warnings: list[str]
+    """One for each feature that was left out."""
 
 
 def differences(chosen: Array, rejected: Array, normalisation: Normalisation) -> Array:
@@ -74,69 +164,127 @@ def differences(chosen: Array, rejected: Array, normalisation: Normalisation) ->
 
 
 def controlled(pairs: StyledPairs, normalisation: Normalisation) -> Json:
+    """The result of `control` as nested dicts, as `metrics.json` holds it."""
+    return asdict(control(pairs, normalisation))
+
+
+def control(pairs: StyledPairs, normalisation: Normalisation) -> StyleControl:
     """Style-controlled accuracy and loss, cross-fitted and in sample, the coefficients with 95 %
     intervals, and warnings.
 
-    Cross-fitted means that a pair is judged by coefficients of other prompts' pairs (5 folds by
-    prompt); in sample is the paper's way. `margin_only` is what the margin says without style, its
-    coefficient cross-fitted, as in the paper's uncontrolled figures. A feature that differs in
-    fewer than ten prompts is left out, and one that always speaks for the same side, whose
-    coefficient would have no finite best value. The margin's coefficient is never below 0. Of one
-    prompt, or of a margin that is always 0, no interval is known.
+    A feature that differs in fewer than ten prompts is left out. So is a feature that always
+    favours the same side, whose coefficient would have no finite best value. The margin's
+    coefficient is never below 0.
     """
+    features = _usable_features(pairs, normalisation)
+    columns = {"margin": pairs.margin, **features.columns}
+
+    # Columns are scaled to a deviation of 1, so that the unit of the rewards changes nothing.
+    scales = [_spread(column, pairs.weight) or 1.0 for column in columns.values()]
+    scaled = [column / scale for column, scale in zip(columns.values(), scales, strict=True)]
+    x = np.stack(scaled, axis=1)
+    fitted = fit(x, pairs.probability, pairs.weight, pairs.cluster, nonnegative=MARGIN_COLUMN)
+
+    # One prompt has no spread between prompts, and a margin that is always 0 has no coefficient.
+    has_spread = len(set(pairs.cluster)) > 1 and bool(x[:, MARGIN_COLUMN].any())
+    raw_margin = _performance(pairs.margin, pairs)
+    margin_fitted = _performance(_cross_fitted(x[:, : MARGIN_COLUMN + 1], pairs), pairs)
+
+    return StyleControl(
+        cross_fitted=_performance(_cross_fitted(x, pairs), pairs),
+        in_sample=_performance(x @ fitted.coefficients, pairs),
+        margin_only=Performance(raw_margin.accuracy, margin_fitted.loss_nats),
+        coefficients={
+            name: _coefficient(fitted, column, scales[column], has_spread=has_spread)
+            for column, name in enumerate(columns)
+        },
+        warnings=features.warnings + _collinearity_warnings(x, pairs) + _fit_warnings(fitted),
+    )
+
+
+def _usable_features(pairs: StyledPairs, normalisation: Normalisation) -> _Features:
     z = {
         name: differences(pairs.chosen[name], pairs.rejected[name], normalisation)
         for name in pairs.chosen
     }
-    moving = {name: _prompts(pairs, column != 0) for name, column in z.items()}
-    often = [name for name in z if moving[name] >= PROMPTS_PER_COEFFICIENT]
-    names = [name for name in often if not _one_sided(z[name], pairs.probability)]
-    warnings = [
-        f"{name} differs in {moving[name]} prompts only; left out"
-        for name in z
-        if name not in often
-    ]
+    prompts = {name: _prompts(pairs, column != 0) for name, column in z.items()}
+    rare = [name for name in z if prompts[name] < PROMPTS_PER_COEFFICIENT]
+    one_sided = [name for name in z if name not in rare and _one_sided(z[name], pairs.probability)]
+
+    warnings = [f"{name} differs in {prompts[name]} prompts only; left out" for name in rare]
     warnings += [
-        f"{name} speaks for the same side in all {moving[name]} prompts; left out"
-        for name in often
-        if name not in names
+        f"{name} speaks for the same side in all {prompts[name]} prompts; left out"
+        for name in one_sided
     ]
-    columns = [pairs.margin, *(z[name] for name in names)]
-    scales = [_spread(column, pairs.weight) or 1.0 for column in columns]
-    x = np.stack([column / scale for column, scale in zip(columns, scales, strict=True)], axis=1)
-    known = len(set(pairs.cluster)) > 1 and bool(x[:, 0].any())
-    warnings += _identifiable(x, pairs)
-    whole = fit(x, pairs.probability, pairs.weight, pairs.cluster, forward=0)
-    if whole.coefficients[0] == 0:
+    usable = {name: z[name] for name in z if name not in rare and name not in one_sided}
+    return _Features(usable, warnings)
+
+
+def _prompts(pairs: StyledPairs, mask: Mask) -> int:
+    """The number of prompts of the marked pairs."""
+    return len(set(compress(pairs.cluster, mask)))
+
+
+def _one_sided(z: Array, probability: Array) -> bool:
+    """Whether all pairs that differ have certain labels, and the feature is always more, or always
+    less, on the chosen side."""
+    differs = z != 0
+    always_more, always_less = (z[differs] > 0).all(), (z[differs] < 0).all()
+    return bool((probability[differs] == 1).all() and (always_more or always_less))
+
+
+def _spread(z: Array, weight: Array) -> float:
+    """Standard deviation of a difference whose mean is 0, since a pair may be read from either
+    side."""
+    return float(np.sqrt(np.average(z**2, weights=weight)))
+
+
+def _coefficient(fitted: Fit, column: int, scale: float, *, has_spread: bool) -> Coefficient:
+    """The coefficient of a column; `scale` is the standard deviation that it was divided by."""
+    best = fitted.coefficients[column]
+    reach = NORMAL_975 * fitted.deviations[column]
+    interval = [float(best - reach), float(best + reach)]
+
+    return Coefficient(
+        per_deviation=float(best),
+        interval=interval if has_spread and fitted.converged else None,
+        per_unit=float(best / scale),
+    )
+
+
+def _collinearity_warnings(x: Array, pairs: StyledPairs) -> list[str]:
+    """Reasons not to interpret single coefficients, from the columns alone."""
+    warnings = []
+    prompts, coefficients = len(set(pairs.cluster)), x.shape[1]
+    if prompts < PROMPTS_PER_COEFFICIENT * coefficients:
+        warnings.append(
+            f"{prompts} prompts for {coefficients} coefficients; {PROMPTS_PER_COEFFICIENT} for each"
+            " are few already"
+        )
+
+    # Features have units of their own, which must not count. A column of zeros has no size.
+    sizes = np.sqrt((x**2).mean(axis=0))
+    scaled = x / np.where(sizes > 0, sizes, 1)
+    if np.linalg.cond(scaled.T @ scaled) > ILL_CONDITIONED:
+        warnings.append(
+            "margin and style features go together so closely that single coefficients are not"
+            " identified"
+        )
+
+    return warnings
+
+
+def _fit_warnings(fitted: Fit) -> list[str]:
+    """Reasons not to interpret single coefficients, from the fit."""
+    warnings = []
+    if fitted.coefficients[MARGIN_COLUMN] == 0:
         warnings.append("the margin goes against the labels; its coefficient is held at 0")
-    if not whole.converged:
+    if not fitted.converged:
         warnings.append(
             "margin and style together call every pair right, so the coefficients have no finite"
             " best values"
         )
-    return {
-        "cross_fitted": _judged(_cross_fitted(x, pairs), pairs),
-        "in_sample": _judged(x @ whole.coefficients, pairs),
-        "margin_only": {
-            **_judged(_cross_fitted(x[:, :1], pairs), pairs),
-            "accuracy": _judged(pairs.margin, pairs)["accuracy"],
-        },
-        "coefficients": {
-            name: {
-                "per_deviation": float(b),
-                "interval": (
-                    [float(b - NORMAL_975 * s), float(b + NORMAL_975 * s)]
-                    if known and whole.converged
-                    else None
-                ),
-                "per_unit": float(b / scale),
-            }
-            for name, b, s, scale in zip(
-                ["margin", *names], whole.coefficients, whole.deviations, scales, strict=True
-            )
-        },
-        "warnings": warnings,
-    }
+    return warnings
 
 
 def fit(
@@ -145,36 +293,55 @@ def fit(
     weight: Array,
     cluster: Sequence[str],
     *,
-    forward: int | None = None,
+    nonnegative: int | None = None,
 ) -> Fit:
     """Coefficients of least weighted Bradley-Terry loss of `x @ coefficients`, x of shape `(pairs,
     features)`, by Newton's method.
 
-    There is no intercept: which side of a pair stands first means nothing. The coefficient numbered
-    `forward` is held at 0 where it would fall below. Not converged where the labels are separable.
+    There is no intercept: the order of the two sides of a pair is arbitrary. The coefficient of the
+    column `nonnegative` is held at 0 where it would fall below; None leaves all free. Not converged
+    where the labels are separable.
 
     Source: White 1982 for the deviations, summed by cluster as in Cameron, Gelbach and Miller 2008.
     """
     theta = np.zeros(x.shape[1])
     converged = False
-    for _ in range(STEPS):
-        said = _said(x @ theta)
-        step = np.linalg.lstsq(
-            _curvature(x, weight, said), x.T @ (weight * (probability - said)), rcond=1e-12
-        )[0]
-        before = _loss(x @ theta, probability, weight)
-        while (
-            _loss(x @ (theta + step), probability, weight) > before * (1 + 1e-12)
-            and np.abs(step).max() > 1e-12
-        ):
-            step = step / 2
+
+    for _ in range(MOST_NEWTON_STEPS):
+        predicted = _predicted(x @ theta)
+        step = _newton_step(x, theta, probability, weight, predicted)
         theta = theta + step
+
+        # Separable labels drive all probabilities to 0 or 1, where steps shrink without an optimum.
         if np.abs(step).max() < 1e-9 * (1 + np.abs(theta).max()):
-            converged = bool((said * (1 - said)).max() > SATURATED)
+            converged = bool((predicted * (1 - predicted)).max() > SATURATED_VARIANCE)
             break
-    if forward is not None and theta[forward] < 0:
-        return fit(np.where(np.arange(x.shape[1]) == forward, 0.0, x), probability, weight, cluster)
+
+    # The best fit on the bound is the best fit without that column, since the loss is convex.
+    if nonnegative is not None and theta[nonnegative] < 0:
+        without = np.where(np.arange(x.shape[1]) == nonnegative, 0.0, x)
+        return fit(without, probability, weight, cluster)
+
     return Fit(theta, _deviations(x, theta, probability, weight, cluster), converged)
+
+
+def _newton_step(
+    x: Array, theta: Array, probability: Array, weight: Array, predicted: Array
+) -> Array:
+    """A Newton step, halved until the loss does not rise."""
+    gradient = x.T @ (weight * (probability - predicted))
+
+    # Least squares instead of `solve`: a column that is all 0 makes the curvature singular, and its
+    # coefficient then stays at 0.
+    curvature = _curvature(x, weight, predicted)
+    step = np.asarray(np.linalg.lstsq(curvature, gradient, rcond=1e-12)[0], dtype=np.float64)
+
+    # Near the optimum the loss changes by rounding alone; that is not a rise.
+    ceiling = _loss(x @ theta, probability, weight) * (1 + 1e-12)
+    while _loss(x @ (theta + step), probability, weight) > ceiling and np.abs(step).max() > 1e-12:
+        step = step / 2
+
+    return step
 
 
 def _loss(logits: Array, probability: Array, weight: Array) -> float:
@@ -182,37 +349,36 @@ def _loss(logits: Array, probability: Array, weight: Array) -> float:
     return float((losses.numpy() * weight).sum())
 
 
-def _one_sided(z: Array, probability: Array) -> bool:
-    """Whether all pairs that differ have certain labels, and the feature is always more, or always
-    less, on the chosen side."""
-    moving = z != 0
-    return bool(
-        (probability[moving] == 1).all() and ((z[moving] > 0).all() or (z[moving] < 0).all())
-    )
+def _predicted(logits: Array) -> Array:
+    """The probability that the chosen response is preferred."""
+    predicted: Array = bradley_terry.probabilities(torch.from_numpy(logits)).numpy()
+    return predicted
 
 
-def _said(logits: Array) -> Array:
-    said: Array = bradley_terry.probabilities(torch.from_numpy(logits)).numpy()
-    return said
-
-
-def _curvature(x: Array, weight: Array, said: Array) -> Array:
-    curvature: Array = (x * (weight * said * (1 - said))[:, None]).T @ x
+def _curvature(x: Array, weight: Array, predicted: Array) -> Array:
+    """The Hessian of the loss, shape (features, features)."""
+    curvature: Array = (x * (weight * predicted * (1 - predicted))[:, None]).T @ x
     return curvature
 
 
 def _deviations(
     x: Array, theta: Array, probability: Array, weight: Array, cluster: Sequence[str]
 ) -> Array:
-    said = _said(x @ theta)
-    _, place = np.unique(np.asarray(cluster), return_inverse=True)
-    pulls = np.zeros((int(place.max()) + 1, x.shape[1]))
-    np.add.at(pulls, place, x * (weight * (probability - said))[:, None])
-    inverse = np.linalg.pinv(_curvature(x, weight, said))
-    clusters = len(pulls)
-    deviations: Array = np.sqrt(
-        np.diag(inverse @ (pulls.T @ pulls) @ inverse) * clusters / max(1, clusters - 1)
-    )
+    """Standard deviations of the coefficients: the sandwich `H^-1 (sum of g g^T) H^-1`, with one
+    gradient g per cluster."""
+    predicted = _predicted(x @ theta)
+    _, cluster_of_pair = np.unique(np.asarray(cluster), return_inverse=True)
+    clusters = int(cluster_of_pair.max()) + 1
+
+    gradients = np.zeros((clusters, x.shape[1]))
+    np.add.at(gradients, cluster_of_pair, x * (weight * (probability - predicted))[:, None])
+
+    # A pseudo-inverse, since a column of zeros makes the Hessian singular.
+    inverse = np.linalg.pinv(_curvature(x, weight, predicted))
+    variances = np.diag(inverse @ (gradients.T @ gradients) @ inverse)
+
+    # The usual correction for few clusters; with one there is none.
+    deviations: Array = np.sqrt(variances * clusters / max(1, clusters - 1))
     return deviations
 
 
@@ -227,121 +393,107 @@ def _cross_fitted(x: Array, pairs: StyledPairs) -> Array:
     """The logits of each pair under the coefficients of the other folds."""
     fold = folds(pairs.cluster)
     logits = np.zeros(len(x))
+
     for held_out in range(FOLDS):
-        rest, own = fold != held_out, fold == held_out
-        if own.any() and rest.any():
-            others = [name for name, kept in zip(pairs.cluster, rest, strict=True) if kept]
-            logits[own] = (
-                x[own]
-                @ fit(
-                    x[rest], pairs.probability[rest], pairs.weight[rest], others, forward=0
-                ).coefficients
-            )
+        inside, rest = fold == held_out, fold != held_out
+        # With few prompts a fold may be empty, or hold all pairs: those get logits of 0.
+        if not (inside.any() and rest.any()):
+            continue
+
+        fitted = fit(
+            x[rest],
+            pairs.probability[rest],
+            pairs.weight[rest],
+            list(compress(pairs.cluster, rest)),
+            nonnegative=MARGIN_COLUMN,
+        )
+        logits[inside] = x[inside] @ fitted.coefficients
+
     return logits
 
 
-def _judged(logits: Array, pairs: StyledPairs) -> Json:
+def _performance(logits: Array, pairs: StyledPairs) -> Performance:
     margins, weights = torch.from_numpy(logits), torch.from_numpy(pairs.weight)
+    credit = bradley_terry.pair_credits(margins)
     losses = bradley_terry.losses_nats(margins, torch.from_numpy(pairs.probability))
-    return {
-        "accuracy": bradley_terry.weighted_mean(bradley_terry.pair_credits(margins), weights),
-        "loss_nats": bradley_terry.weighted_mean(losses, weights),
-    }
+    return Performance(
+        accuracy=bradley_terry.weighted_mean(credit, weights),
+        loss_nats=bradley_terry.weighted_mean(losses, weights),
+    )
 
 
-def _spread(z: Array, weight: Array) -> float:
-    """Standard deviation of a difference whose mean is 0, since a pair may be read from either
-    side."""
-    return float(np.sqrt(np.average(z**2, weights=weight)))
-
-
-def _prompts(pairs: StyledPairs, mask: NDArray[np.bool_]) -> int:
-    return len({name for name, kept in zip(pairs.cluster, mask, strict=True) if kept})
-
-
-def _identifiable(x: Array, pairs: StyledPairs) -> list[str]:
-    """What forbids reading single coefficients."""
-    warnings = []
-    prompts = len(set(pairs.cluster))
-    if prompts < PROMPTS_PER_COEFFICIENT * x.shape[1]:
-        warnings.append(
-            f"{prompts} prompts for {x.shape[1]} coefficients; {PROMPTS_PER_COEFFICIENT} for each"
-            " are few already"
-        )
-    scale = np.sqrt((x**2).mean(axis=0))
-    if (
-        np.linalg.cond((x / np.where(scale > 0, scale, 1)).T @ (x / np.where(scale > 0, scale, 1)))
-        > ILL_CONDITIONED
-    ):
-        warnings.append(
-            "margin and style features go together so closely that single coefficients are not"
-            " identified"
-        )
-    return warnings
-
-
-def phi(pairs: StyledPairs) -> dict[str, Json]:
-    """The phi coefficients of prediction and of label with "has more of this feature", by feature,
-    -1 to 1.
+def phi_by_feature(pairs: StyledPairs) -> dict[str, Phi]:
+    """The phi coefficients of prediction and of label with "has more of this feature", by feature.
 
     Over pairs that differ in the feature, read from both sides, phi is the share where they agree
-    minus the share where they do not; a tied margin counts nothing. None where no pair differs. Phi
-    of the label is what the judges of the data did themselves.
+    minus the share where they do not; a tied margin counts as 0.
     """
-    found: dict[str, Json] = {}
+    coefficients: dict[str, Phi] = {}
+    label = 2 * pairs.probability - 1
+
     for name in pairs.chosen:
         more = np.sign(pairs.chosen[name] - pairs.rejected[name])
         weight = pairs.weight * (more != 0)
         if not weight.any():
-            found[name] = {"prediction": None, "label": None, "pairs": 0}
+            coefficients[name] = Phi(prediction=None, label=None, pairs=0)
             continue
-        label = 2 * pairs.probability - 1
-        found[name] = {
-            "prediction": float(np.average(np.sign(pairs.margin) * more, weights=weight)),
-            "label": float(np.average(label * more, weights=weight)),
-            "pairs": int((more != 0).sum()),
-        }
-    return found
+
+        coefficients[name] = Phi(
+            prediction=float(np.average(np.sign(pairs.margin) * more, weights=weight)),
+            label=float(np.average(label * more, weights=weight)),
+            pairs=int((more != 0).sum()),
+        )
+
+    return coefficients
 
 
-def by_length(pairs: StyledPairs) -> Json:
+def by_length(pairs: StyledPairs) -> dict[str, float | None]:
     """Accuracy where the chosen response is the longer, the shorter, or as long; None where there
     is no such pair."""
     more = np.sign(pairs.chosen["length"] - pairs.rejected["length"])
     return {
-        name: _accuracy(pairs, more == sign)
-        for name, sign in (("chosen longer", 1), ("chosen shorter", -1), ("as long", 0))
+        "chosen longer": _accuracy(pairs, more == 1),
+        "chosen shorter": _accuracy(pairs, more == -1),
+        "as long": _accuracy(pairs, more == 0),
     }
 
 
-def by_level(pairs: StyledPairs) -> Json:
-    """Accuracy by the styles of chosen (row) and rejected (column): RM-Bench's 3 x 3 for any set.
+def accuracy_by_level(pairs: StyledPairs) -> LevelAccuracy:
+    """Accuracy by the styles of chosen and rejected: RM-Bench's 3 x 3 for any set.
 
-    A response has `markdown` if it has a header, list or bold; else it is `long` beyond the median
-    length of the set's plain responses. `within` is the diagonal, `hard` where the chosen has the
-    lower level, `easy` where it has the higher; None where there is no pair.
+    A response has the level `markdown` if it has a header, list or bold. Otherwise it is `long` if
+    it is longer than the median of the set's plain responses.
     """
-    sides = [pairs.chosen, pairs.rejected]
+    sides = (pairs.chosen, pairs.rejected)
     marked = [side["headers"] + side["lists"] + side["bold"] > 0 for side in sides]
-    plain = np.concatenate(
-        [side["length"][~mark] for side, mark in zip(sides, marked, strict=True)]
+    plain_lengths = np.concatenate(
+        [side["length"][~mask] for side, mask in zip(sides, marked, strict=True)]
     )
-    middle = float(np.median(plain)) if len(plain) else 0.0
+    median = float(np.median(plain_lengths)) if len(plain_lengths) else 0.0
+
     chosen, rejected = (
-        np.where(mark, 2, side["length"] > middle) for side, mark in zip(sides, marked, strict=True)
+        np.where(mask, LEVELS.index("markdown"), side["length"] > median)
+        for side, mask in zip(sides, marked, strict=True)
     )
-    cells = [[(chosen == i) & (rejected == j) for j in range(3)] for i in range(3)]
-    return {
-        "levels": list(LEVELS),
-        "accuracy": [[_accuracy(pairs, cell) for cell in row] for row in cells],
-        "pairs": [[int(cell.sum()) for cell in row] for row in cells],
-        "within": _accuracy(pairs, chosen == rejected),
-        "hard": _accuracy(pairs, chosen < rejected),
-        "easy": _accuracy(pairs, chosen > rejected),
-    }
+
+    accuracy: list[list[float | None]] = []
+    counts: list[list[int]] = []
+    for row in range(len(LEVELS)):
+        cells = [(chosen == row) & (rejected == column) for column in range(len(LEVELS))]
+        accuracy.append([_accuracy(pairs, cell) for cell in cells])
+        counts.append([int(cell.sum()) for cell in cells])
+
+    return LevelAccuracy(
+        levels=list(LEVELS),
+        accuracy=accuracy,
+        pairs=counts,
+        within=_accuracy(pairs, chosen == rejected),
+        hard=_accuracy(pairs, chosen < rejected),
+        easy=_accuracy(pairs, chosen > rejected),
+    )
 
 
-def _accuracy(pairs: StyledPairs, mask: NDArray[np.bool_]) -> float | None:
+def _accuracy(pairs: StyledPairs, mask: Mask) -> float | None:
     if not mask.any():
         return None
     credit = bradley_terry.pair_credits(torch.from_numpy(pairs.margin[mask]))

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 CHUNK_DRAWS = 4_000_000
+"""Random draws held in memory at once."""
 NORMAL_975, NORMAL_80 = 1.959964, 0.841621
-"""What 97.5 % and 80 % of normal errors stay below, in standard deviations."""
+"""Normal quantiles: 97.5 % and 80 % of errors are below, in standard deviations."""
 DETECTABLE_ERRORS = NORMAL_975 + NORMAL_80
 """Standard errors of a difference that a two-sided 5 % test finds in 80 % of cases."""
 
@@ -18,15 +19,17 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A 95 % interval; both ends are NaN where nothing is known of it, as with fewer than two
+    """A 95 % interval; both ends are NaN if the data cannot give one, as with fewer than two
     clusters."""
 
     low: float
+    """2.5 % quantile."""
     high: float
+    """97.5 % quantile."""
 
     @property
     def known(self) -> bool:
-        """Whether it has ends."""
+        """Whether the ends are numbers."""
         return not math.isnan(self.low)
 
 
@@ -39,6 +42,7 @@ class Difference(NamedTuple):
     estimate: float
     """Weighted mean of the first minus that of the second."""
     interval: Interval
+    """Of the estimate; NaN ends with one cluster, or where all clusters differ alike."""
     p_value: float
     """Two-sided, that so large a difference comes from judges that are equally good; 1 / (1 +
     resamples) at least."""
@@ -58,20 +62,23 @@ def clustered_interval(
 ) -> Interval:
     """95 % interval of the weighted mean of `values`, all three of shape `(pairs,)`.
 
-    Whole clusters are drawn with replacement, and the weighted mean is taken anew each time. Where
-    all clusters are alike the bootstrap has no width: `shares` (values from 0 to 1) that are all 0
-    or all 1 then have the exact interval of as many trials, other values NaN ends.
+    The bootstrap draws whole clusters with replacement and takes the weighted mean of each draw. If
+    all clusters are alike, it has no width. `shares` (values from 0 to 1) that are all 0 or all 1
+    then get the exact interval of as many trials; other values get NaN ends.
 
     Source: Efron and Tibshirani 1993, percentile bootstrap; Cameron, Gelbach and Miller 2008,
     section 2 (pairs cluster); Clopper and Pearson 1934.
     """
     numerators, denominators = cluster_sums(values, weights, clusters)
-    interval = _percentiles(
-        resampled_means(numerators, denominators, seed=seed, resamples=resamples)
-    )
+    means = resampled_means(numerators, denominators, seed=seed, resamples=resamples)
+    interval = _percentiles(means)
+
     if shares and interval.low == interval.high in (0.0, 1.0):
-        surely = 0.025 ** (1 / len(numerators))
-        return Interval(surely, 1.0) if interval.high else Interval(0.0, 1 - surely)
+        # The share p at which n clusters in a row are right in 2.5 % of cases: p^n = 0.025.
+        bound = 0.025 ** (1 / len(numerators))
+        return Interval(bound, 1.0) if interval.high else Interval(0.0, 1 - bound)
+
+    # Comparing NaN ends gives False, so they end here too.
     return interval if interval.low < interval.high else _UNKNOWN
 
 
@@ -87,21 +94,20 @@ def paired_difference(
     """The first judge's weighted mean minus the second's, all of shape `(pairs,)`, with paired
     interval and test.
 
-    The interval draws whole clusters with replacement, both judges' together. The test exchanges
-    the judges at random in whole clusters, which changes nothing if they are equally good. Interval
-    and what is detectable are NaN with one cluster, or where the judges differ alike in all; the
-    p-value of one cluster is 1.
+    The interval draws whole clusters with replacement, the pairs of both judges together. The test
+    exchanges the judges at random in whole clusters, which changes nothing if they are equally
+    good. Interval and detectable difference are NaN with one cluster, or where the judges differ
+    alike in all; the p-value of one cluster is 1.
 
     Source: Efron and Tibshirani 1993, chapters 8 and 15.
     """
-    numerators, denominators = cluster_sums(
-        np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64),
-        weights,
-        clusters,
-    )
+    gaps = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    numerators, denominators = cluster_sums(gaps, weights, clusters)
     estimate = float(numerators.sum() / denominators.sum())
+
     means = resampled_means(numerators, denominators, seed=seed, resamples=resamples)
     p_value = _exchange_test(numerators, seed=seed, resamples=resamples) if len(means) else 1.0
+
     interval = _percentiles(means)
     if not interval.low < interval.high:
         return Difference(estimate, _UNKNOWN, p_value, float("nan"))
@@ -111,26 +117,32 @@ def paired_difference(
 def _exchange_test(numerators: Array, *, seed: int, resamples: int) -> float:
     """The share of random signs of the clusters that give as large a sum, the observed one
     counted."""
+    # Clusters without a difference add 0 under either sign, so they need no draw.
     moving = numerators[numerators != 0]
     if len(moving) == 0:
         return 1.0
+
     generator = np.random.default_rng(seed)
     observed = abs(float(moving.sum()))
     chunk = max(1, CHUNK_DRAWS // len(moving))
     as_large = 0
+
     for start in range(0, resamples, chunk):
-        signs = generator.integers(
-            0, 2, size=(min(chunk, resamples - start), len(moving)), dtype=np.int8
-        )
-        as_large += int(
-            (np.abs(2 * (signs @ moving) - moving.sum()) >= observed * (1 - 1e-12)).sum()
-        )
+        draws = min(chunk, resamples - start)
+        signs = generator.integers(0, 2, size=(draws, len(moving)), dtype=np.int8)
+
+        # Signs are drawn as 0 and 1; 2 (signs @ x) - sum(x) is the sum with signs of -1 and 1.
+        sums = np.abs(2 * (signs @ moving) - moving.sum())
+
+        # The observed signs must count as equally large, in whatever order the sum was rounded.
+        as_large += int((sums >= observed * (1 - 1e-12)).sum())
+
     return (1 + as_large) / (1 + resamples)
 
 
 def detectable(interval: Interval) -> float:
     """The smallest true distance of a mean from a fixed number that a 5 % test finds in 80 % of
-    cases, told from its interval."""
+    cases, derived from the mean's interval."""
     return DETECTABLE_ERRORS * (interval.high - interval.low) / (2 * NORMAL_975)
 
 
@@ -142,20 +154,27 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     adjusted = [0.0] * len(p_values)
     largest = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, p_values[place] * (len(p_values) - rank)))
-        adjusted[place] = largest
+    smallest_first = sorted(range(len(p_values)), key=p_values.__getitem__)
+
+    for rank, index in enumerate(smallest_first):
+        # A running maximum: a larger p-value never becomes the smaller one by its correction.
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = largest
+
     return adjusted
 
 
 def cluster_sums(values: ArrayLike, weights: ArrayLike, clusters: ArrayLike) -> tuple[Array, Array]:
     """Weighted sum of values and sum of weights of each cluster, in the order of the sorted cluster
     names."""
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    weights_ = np.asarray(weights, dtype=np.float64)
+    names, cluster_of_pair = np.unique(np.asarray(clusters), return_inverse=True)
+    pair_weights = np.asarray(weights, dtype=np.float64)
     numerators, denominators = np.zeros(len(names)), np.zeros(len(names))
-    np.add.at(numerators, index, np.asarray(values, dtype=np.float64) * weights_)
-    np.add.at(denominators, index, weights_)
+
+    # `numerators[cluster_of_pair] += ...` would add only the last pair of each cluster.
+    weighted_values = np.asarray(values, dtype=np.float64) * pair_weights
+    np.add.at(numerators, cluster_of_pair, weighted_values)
+    np.add.at(denominators, cluster_of_pair, pair_weights)
     return numerators, denominators
 
 
@@ -165,15 +184,17 @@ def resampled_means(numerators: Array, denominators: Array, *, seed: int, resamp
     clusters = len(numerators)
     if clusters < 2:
         return np.empty(0)
+
     generator = np.random.default_rng(seed)
-    means = []
     chunk = max(1, CHUNK_DRAWS // clusters)
+    means = []
+
     for start in range(0, resamples, chunk):
-        drawn = generator.integers(
-            0, clusters, size=(min(chunk, resamples - start), clusters), dtype=np.uint32
-        )
+        draws = min(chunk, resamples - start)
+        drawn = generator.integers(0, clusters, size=(draws, clusters), dtype=np.uint32)
         total = denominators[drawn].sum(axis=1)
         means.append(numerators[drawn].sum(axis=1)[total > 0] / total[total > 0])
+
     return np.concatenate(means)
 
 

@@ -2,73 +2,82 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from worldpm.errors import DataError
+from worldpm.storage.json_files import Json, Plain
 
-Json = dict[str, Any]
-
-ROWS_PER_GROUP, ROWS_AT_ONCE = 8192, 1024
+ROWS_PER_GROUP = 8192
+"""Rows of a row group in the files that we write."""
+ROWS_AT_ONCE = 1024
+"""Most rows of a batch that is read."""
 
 
 def write_parquet(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> int:
-    """Write the batches as one file and give its number of rows; the same rows always make the same
-    bytes."""
+    """Write the batches as one file and return its number of rows; the same rows always make the
+    same bytes."""
     rows = 0
+
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for table in _regrouped(batches, schema):
             writer.write_table(table)
             rows += table.num_rows
+
     return rows
 
 
 def _regrouped(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
     """Tables of ROWS_PER_GROUP rows, however the batches were cut."""
-    held: list[pa.Table] = []
+    pending: list[pa.Table] = []
     rows = 0
+
     for batch in batches:
-        held.append(pa.Table.from_batches([batch]).cast(schema))
+        pending.append(pa.Table.from_batches([batch]).cast(schema))
         rows += batch.num_rows
+
         if rows >= ROWS_PER_GROUP:
-            table = pa.concat_tables(held)
+            table = pa.concat_tables(pending)
             while table.num_rows >= ROWS_PER_GROUP:
+                # The writer's pages follow the chunks, so one chunk gives the same bytes whatever
+                # the batches were.
                 yield table.slice(0, ROWS_PER_GROUP).combine_chunks()
                 table = table.slice(ROWS_PER_GROUP)
-            held, rows = [table], table.num_rows
+            pending, rows = [table], table.num_rows
+
     if rows:
-        yield pa.concat_tables(held).combine_chunks()
+        yield pa.concat_tables(pending).combine_chunks()
 
 
 def rows_to_batches(
-    rows: Iterable[Json], schema: pa.Schema, *, size: int = 1024
+    rows: Iterable[Plain], schema: pa.Schema, *, size: int = 1024
 ) -> Iterator[pa.RecordBatch]:
     """Python rows as record batches of at most `size` rows."""
-    held: list[Json] = []
+    pending: list[Plain] = []
+
     for row in rows:
-        held.append(row)
-        if len(held) == size:
-            yield pa.RecordBatch.from_pylist(held, schema=schema)
-            held = []
-    if held:
-        yield pa.RecordBatch.from_pylist(held, schema=schema)
+        pending.append(row)
+        if len(pending) == size:
+            yield pa.RecordBatch.from_pylist(pending, schema=schema)
+            pending = []
+
+    if pending:
+        yield pa.RecordBatch.from_pylist(pending, schema=schema)
 
 
-def write_rows(path: Path, rows: Iterable[Json], schema: pa.Schema) -> int:
-    """Write Python rows as one file and give their number."""
+def write_rows(path: Path, rows: Iterable[Plain], schema: pa.Schema) -> int:
+    """Write Python rows as one file and return their number."""
     return write_parquet(path, rows_to_batches(rows, schema), schema)
 
 
-def paths_of(*places: Path) -> list[Path]:
-    """The tables of several folders, by name, in the order given; a Parquet file stands for
-    itself."""
-    return [
-        path
-        for place in places
-        for path in ([place] if place.is_file() else sorted(place.glob("*.parquet")))
-    ]
+def paths_of(*paths: Path) -> list[Path]:
+    """The tables of several folders, sorted by name within each, in the order given; a Parquet file
+    is its own table."""
+    tables: list[Path] = []
+    for path in paths:
+        tables += [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    return tables
 
 
 def count_rows(path: Path) -> int:
@@ -94,20 +103,24 @@ def open_parquet(path: Path, schema: pa.Schema | None = None) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            path, f"not a readable Parquet file ({' '.join(str(error).split())})"
-        ) from error
-    found = file.schema_arrow.names
-    missing = [name for name in (schema.names if schema is not None else ()) if name not in found]
+        raise DataError(path, f"not a readable Parquet file ({_one_line(error)})") from error
+
+    names = file.schema_arrow.names
+    needed = [] if schema is None else schema.names
+    missing = [name for name in needed if name not in names]
     if missing:
         raise DataError(
-            path, f"lacks the column(s) {', '.join(missing)}; it has {', '.join(found)}"
+            path, f"lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}"
         )
     return file
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def read_rows(path: Path, schema: pa.Schema | None = None) -> Iterator[Json]:
-    """The rows of a Parquet file, in order; the columns of the schema, or all.
+    """The rows of a Parquet file, in order, with the columns of the schema or with all.
 
     Raises:
         DataError: If the file is not Parquet, is damaged or lacks a column of the schema.
@@ -119,12 +132,14 @@ def read_rows(path: Path, schema: pa.Schema | None = None) -> Iterator[Json]:
 def read_batches(
     path: Path, schema: pa.Schema | None = None, *, row_groups: Sequence[int] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """The same as batches of ROWS_AT_ONCE rows, of all row groups of the file or of some.
+    """The rows of a Parquet file as batches of ROWS_AT_ONCE rows, from some of its row groups or
+    from all.
 
     Raises:
         DataError: As `read_rows`.
     """
     file = open_parquet(path, schema)
+
     try:
         yield from file.iter_batches(
             batch_size=ROWS_AT_ONCE,
@@ -132,8 +147,7 @@ def read_batches(
             row_groups=row_groups,
         )
     except MemoryError:
+        # Arrow's memory error is also an ArrowException, but it says nothing of the file.
         raise
     except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            path, f"damaged ({' '.join(str(error).split())}); get or make it again"
-        ) from error
+        raise DataError(path, f"damaged ({_one_line(error)}). Get or make it again.") from error

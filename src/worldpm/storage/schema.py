@@ -1,18 +1,16 @@
-"""The tables on disk, as Arrow schemas, and the rows of them as records."""
+"""The tables on disk as Arrow schemas, and their rows as records."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from worldpm.errors import DataError
 from worldpm.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
-
-Json = dict[str, Any]
+from worldpm.storage.json_files import Json, Plain
 
 INSTANT = pa.timestamp("us", tz="UTC")
 
@@ -32,7 +30,7 @@ POSTS = pa.schema(
         ("licence", pa.string()),
     ]
 )
-"""What a forum format gives, before the posts are joined into threads."""
+"""Posts as a forum format reads them, before they are joined into threads."""
 
 ANSWERS = pa.struct(
     [
@@ -76,13 +74,15 @@ PREFERENCES = pa.list_(
     )
 )
 
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
 GROUPS = pa.schema(
     [
         ("group_id", pa.string()),
         ("source", pa.string()),
         ("site", pa.string()),
         ("split", pa.string()),
-        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("prompt", MESSAGES),
         (
             "responses",
             pa.list_(
@@ -100,8 +100,6 @@ GROUPS = pa.schema(
     ]
 )
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
 PAIRS = pa.schema(
     [
         ("prompt", MESSAGES),
@@ -113,7 +111,7 @@ PAIRS = pa.schema(
         ("group_id", pa.string()),
     ]
 )
-"""What others train on: the prompt is written again for every pair."""
+"""Pairs for other trainers: every pair repeats its prompt."""
 
 ITEMS = pa.schema(
     [
@@ -123,7 +121,7 @@ ITEMS = pa.schema(
         ("prompt_id", pa.string()),
         ("response", pa.int32()),
         ("preferred", pa.bool_()),
-        ("quality", pa.float64()),  # where a set says more than better and worse
+        ("quality", pa.float64()),  # where a set rates responses
         ("prompt", pa.string()),  # on the row of the first response
         ("text", pa.string()),
         ("created", INSTANT),
@@ -168,24 +166,28 @@ ITEM_PREFERENCES = pa.schema(
 
 
 def only(table: pa.Schema, columns: Sequence[str]) -> pa.Schema:
-    """Some columns of a schema."""
+    """The schema of some columns of a table."""
     return pa.schema([table.field(name) for name in columns])
 
 
 def threads_of(batch: pa.RecordBatch) -> Iterator[Thread]:
     """Rows of `threads/*.parquet` as records."""
-    lists, names = batch["responses"], [name for name in THREADS.names if name != "responses"]
-    answers = map(Answer, *(lists.flatten().field(name).to_pylist() for name in ANSWERS.names))
-    for size, *values in zip(
-        lists.value_lengths().to_pylist(), *(batch[name].to_pylist() for name in names), strict=True
-    ):
+    lists = batch["responses"]
+    names = [name for name in THREADS.names if name != "responses"]
+
+    # The answers of all threads are converted in one go, column by column, and then dealt out:
+    # `to_pylist` of the nested rows would build a dict for every answer.
+    columns = [lists.flatten().field(name).to_pylist() for name in ANSWERS.names]
+    answers = map(Answer, *columns)
+    sizes = lists.value_lengths().to_pylist()
+
+    for size, *values in zip(sizes, *(batch[name].to_pylist() for name in names), strict=True):
         row = dict(zip(names, values, strict=True))
-        yield Thread(
-            **{**row, "tags": tuple(row["tags"] or ())}, responses=tuple(islice(answers, size or 0))
-        )
+        row["tags"] = tuple(row["tags"] or ())
+        yield Thread(**row, responses=tuple(islice(answers, size or 0)))
 
 
-def thread_to_row(thread: Thread) -> Json:
+def thread_to_row(thread: Thread) -> Plain:
     """The record as a row of `threads/*.parquet`."""
     row = {name: getattr(thread, name) for name in THREADS.names}
     row["tags"] = list(thread.tags)
@@ -199,58 +201,54 @@ def group_from_row(row: Json, path: Path) -> PreferenceGroup:
     """A row of `groups/*.parquet` as a record.
 
     Raises:
-        DataError: If it has no prompt or no preference, or a preference that points at nothing or
-            weighs nothing sensible.
+        DataError: If the row has no prompt or no preference, or a preference has an index, a
+            strength, a probability or a weight out of its range.
     """
-    texts = [message["content"] for message in row["prompt"] or ()] + [
-        response["content"] for response in row["responses"] or ()
-    ]
-    if not (row["prompt"] and row["preferences"] and all(isinstance(text, str) for text in texts)):
-        raise DataError(
-            path,
-            f"group {row['group_id']!r} lacks a prompt, a text or a preference; leave it out, or"
-            " make the table again",
-        )
-    for preference in row["preferences"]:
-        if fault := _fault(preference, len(row["responses"] or ())):
-            raise DataError(path, f"group {row['group_id']!r}: {fault}")
+    _check_group(row, path)
+
     return PreferenceGroup(
         group_id=row["group_id"],
         source=row["source"],
         site=row["site"],
         split=row["split"],
         prompt=tuple(Message(**message) for message in row["prompt"]),
-        responses=tuple(
-            Response(
-                r["content"],
-                votes=r.get("votes"),
-                created=r.get("created"),
-                meta=dict(r.get("meta") or ()),
-            )
-            for r in row["responses"]
-        ),
-        preferences=tuple(
-            Preference(**{**preference, "probability": _probability(preference)})
-            for preference in row["preferences"]
-        ),
+        responses=tuple(map(_response_from_row, row["responses"])),
+        preferences=tuple(map(_preference_from_row, row["preferences"])),
     )
 
 
+def _check_group(row: Json, path: Path) -> None:
+    """Raise an error for a row that is not a group."""
+    messages, responses = row["prompt"] or (), row["responses"] or ()
+    texts = [entry["content"] for entry in (*messages, *responses)]
+
+    if not (messages and row["preferences"] and all(isinstance(text, str) for text in texts)):
+        raise DataError(
+            path,
+            f"group {row['group_id']!r} lacks a prompt, a text or a preference. Leave it out, or"
+            " make the table again.",
+        )
+
+    for preference in row["preferences"]:
+        fault = _fault(preference, len(responses))
+        if fault is not None:
+            raise DataError(path, f"group {row['group_id']!r}: {fault}")
+
+
 def _fault(preference: Json, responses: int) -> str | None:
-    """What is wrong with a preference of so many responses."""
+    """The first fault of a preference in a group of that many responses, or None."""
     for side in ("chosen", "rejected"):
         if preference[side] not in range(responses):
             return (
                 f"{side} is {preference[side]}; an index of its {responses} responses is needed,"
                 " from 0"
             )
+
     if preference["chosen"] == preference["rejected"]:
         return f"response {preference['chosen']} is preferred to itself"
-    weight, strength, probability = (
-        preference["weight"],
-        preference["strength"],
-        _probability(preference),
-    )
+
+    # NaN fails every comparison, so each check is written as the range that passes.
+    weight, strength = preference["weight"], preference["strength"]
     if weight is None or not 0 < weight < math.inf:
         return f"a preference weighs {weight}; a finite number above 0 is needed"
     if strength is None or not 0 <= strength < math.inf:
@@ -258,20 +256,33 @@ def _fault(preference: Json, responses: int) -> str | None:
             f"a preference has the strength {strength}; a finite number that is not negative is"
             " needed"
         )
-    return (
-        None
-        if 0 <= probability <= 1
-        else f"a preference has the probability {probability}; 0 to 1 is possible"
-    )
+
+    probability = _probability(preference)
+    if not 0 <= probability <= 1:
+        return f"a preference has the probability {probability}; 0 to 1 is possible"
+    return None
 
 
 def _probability(preference: Json) -> float:
-    """That chosen is truly better; 1 where nothing is said."""
-    found = preference.get("probability")
-    return 1.0 if found is None else float(found)
+    """The probability that chosen is truly better; 1 if the row gives none."""
+    probability = preference.get("probability")
+    return 1.0 if probability is None else float(probability)
 
 
-def group_to_row(group: PreferenceGroup) -> Json:
+def _response_from_row(row: Json) -> Response:
+    return Response(
+        row["content"],
+        votes=row.get("votes"),
+        created=row.get("created"),
+        meta=dict(row.get("meta") or ()),
+    )
+
+
+def _preference_from_row(row: Json) -> Preference:
+    return Preference(**{**row, "probability": _probability(row)})
+
+
+def group_to_row(group: PreferenceGroup) -> Plain:
     """The record as a row of `groups/*.parquet`."""
     return {
         "group_id": group.group_id,
@@ -279,20 +290,26 @@ def group_to_row(group: PreferenceGroup) -> Json:
         "site": group.site,
         "split": group.split,
         "prompt": [asdict(message) for message in group.prompt],
-        "responses": [
-            {
-                "content": r.content,
-                "votes": r.votes,
-                "created": r.created,
-                "meta": list(r.meta.items()),
-            }
-            for r in group.responses
-        ],
-        "preferences": [
-            {
-                name: getattr(p, name)
-                for name in ("chosen", "rejected", "strength", "probability", "weight")
-            }
-            for p in group.preferences
-        ],
+        "responses": [_response_to_row(response) for response in group.responses],
+        "preferences": [_preference_to_row(preference) for preference in group.preferences],
+    }
+
+
+def _response_to_row(response: Response) -> Plain:
+    return {
+        "content": response.content,
+        "votes": response.votes,
+        "created": response.created,
+        "meta": list(response.meta.items()),
+    }
+
+
+def _preference_to_row(preference: Preference) -> Plain:
+    # `asdict` copies deeply, which costs much where a group has a hundred pairs.
+    return {
+        "chosen": preference.chosen,
+        "rejected": preference.rejected,
+        "strength": preference.strength,
+        "probability": preference.probability,
+        "weight": preference.weight,
     }

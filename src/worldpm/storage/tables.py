@@ -1,8 +1,9 @@
 """The data engine: plain SQL over Parquet files and work on batches of rows, by DuckDB in this
 process or by Spark.
 
-Nothing else speaks to either. A query uses only what both run: standard joins, window functions
-with `NULLS LAST` spelled out (their defaults differ), no function of one engine alone.
+No other module uses DuckDB or Spark. A query uses only what both run: standard joins and window
+functions, no function of one engine alone. `NULLS LAST` is always written, because the defaults
+differ.
 """
 
 import pickle
@@ -20,10 +21,11 @@ from worldpm.storage.parquet import open_parquet, read_batches
 from worldpm.storage.workers import cores, in_order
 
 ROWS_OF_A_RESULT = 4096
-"""In a record batch of a query's result."""
-MEMORY, MOST_THREADS = "1GB", 8
-"""What DuckDB may hold before it goes on on the disk; each thread needs a share of it to go on at
-all."""
+"""Rows of a record batch of a query's result."""
+DUCKDB_MEMORY = "1GB"
+"""Memory that DuckDB may use before it writes to the disk."""
+DUCKDB_MOST_THREADS = 8
+"""Every thread needs a share of DuckDB's memory, so more of them would run out of it."""
 SPARK = {
     "spark.master": "local[*]",
     "spark.app.name": "worldpm",
@@ -32,7 +34,7 @@ SPARK = {
     "spark.sql.shuffle.partitions": "16",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "1024",
 }
-"""Settings of a session, where `spark-submit` or its files do not say otherwise."""
+"""Settings of a session, unless `spark-submit` or its files set them."""
 
 Result = TypeVar("Result")
 Rewrite = Callable[[pa.RecordBatch], pa.RecordBatch]
@@ -42,7 +44,7 @@ class Database(Protocol):
     """Named tables of one engine, and queries over them."""
 
     def read(self, name: str, paths: Sequence[Path]) -> None:
-        """Name the rows of Parquet files, all of the same columns."""
+        """Name the rows of Parquet files that all have the same columns."""
 
     def keep(self, name: str, query: str) -> None:
         """Compute a query once and name its rows."""
@@ -55,14 +57,15 @@ class Database(Protocol):
 
 
 class DuckDB:
-    """The embedded engine. Names are temporary: they end with the object."""
+    """The embedded engine. Its tables are temporary: they end with the object."""
 
     def __init__(self, spill: Path) -> None:
         self._connection = duckdb.connect(
             config={
                 "temp_directory": str(spill),
-                "memory_limit": MEMORY,
-                "threads": min(cores() or 1, MOST_THREADS),
+                "memory_limit": DUCKDB_MEMORY,
+                "threads": min(cores() or 1, DUCKDB_MOST_THREADS),
+                # Queries whose order counts say so, and the others need less memory this way.
                 "preserve_insertion_order": False,
             }
         )
@@ -100,7 +103,8 @@ class Spark:
         self._session.sql(query).cache().createOrReplaceTempView(name)
 
     def rewrite(self, name: str, work: Rewrite) -> None:
-        """Replace a named table by what `work` makes of its batches, which has the same columns."""
+        """Replace a named table by the results of `work`, which takes and returns batches of the
+        same columns."""
 
         def rewritten(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             return map(work, batches)
@@ -113,8 +117,8 @@ class Spark:
         return int(self._session.table(name).count())
 
     def batches(self, query: str) -> Iterator[pa.RecordBatch]:
-        """See `Database`. A batch travels as the bytes of an Arrow stream, so the driver never
-        holds the whole result."""
+        """See `Database`. Batches travel as the bytes of Arrow streams, so the driver never holds
+        the whole result."""
 
         def serialised(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for batch in batches:
@@ -123,17 +127,17 @@ class Spark:
                     writer.write_batch(batch)
                 yield pa.RecordBatch.from_pydict({"stream": [sink.getvalue().to_pybytes()]})
 
-        for row in (
-            self._session.sql(query).mapInArrow(serialised, "stream binary").toLocalIterator()
-        ):
+        # `toArrow` would be simpler, but it collects all rows in the driver's memory.
+        streams = self._session.sql(query).mapInArrow(serialised, "stream binary")
+        for row in streams.toLocalIterator():
             yield from pa.ipc.open_stream(row.stream)
 
 
 def spark_session() -> Any:
-    """The Spark that `spark-submit` names, or else a local one.
+    """The session that `spark-submit` names, or else a local one.
 
     Raises:
-        ConfigError: If Spark or Java is not there.
+        ConfigError: If Spark or Java is not installed.
     """
     try:  # pyspark is an extra
         from pyspark import SparkConf
@@ -143,6 +147,7 @@ def spark_session() -> Any:
         raise ConfigError(
             "--engine spark needs pyspark, and Java 17: pip install 'worldpm[spark]'"
         ) from error
+
     try:
         settings = SparkConf()
         for name, value in SPARK.items():
@@ -150,12 +155,12 @@ def spark_session() -> Any:
         return SparkSession.builder.config(conf=settings).getOrCreate()
     except (PySparkException, OSError, RuntimeError) as error:
         raise ConfigError(
-            f"Spark does not start ({str(error).splitlines()[0]}); it needs Java 17"
+            f"Spark does not start ({str(error).splitlines()[0]}). It needs Java 17."
         ) from error
 
 
 def database(engine: Engine, spill: Path) -> DuckDB | Spark:
-    """An engine without tables; `spill` is a folder that DuckDB may use when memory runs out."""
+    """A new database; `spill` is a folder that DuckDB may use when memory runs out."""
     return Spark() if engine == "spark" else DuckDB(spill)
 
 
@@ -167,19 +172,23 @@ def map_batches(
     workers: int,
     engine: Engine = "duckdb",
 ) -> Iterator[Result]:
-    """What `work` makes of each batch of rows of a Parquet file, in order; by so many processes, or
-    by Spark's.
+    """The results of `work` for the batches of rows of a Parquet file, in order, from that many
+    processes or from Spark's.
 
     A batch has at most `parquet.ROWS_AT_ONCE` rows and never spans two row groups of the file.
-    `work` and what it gives must be picklable.
+    `work` and its results must be picklable.
 
     Raises:
         DataError: If the file is not Parquet or lacks a column of the schema.
     """
+    # Opened first: Spark's own error about a missing column would name no file.
     row_groups = range(open_parquet(path, schema).metadata.num_row_groups)
+
     if engine == "spark":
         yield from _map_in_spark(path, work)
         return
+
+    # A task is a row group: its number is cheap to send, and no worker reads the rows of another.
     for results in in_order(partial(_map_row_group, path, work), row_groups, workers=workers):
         yield from results
 
@@ -198,10 +207,12 @@ def _map_in_spark(path: Path, work: Callable[[pa.RecordBatch], Result]) -> Itera
                 {"first_row": [batch["row_index"][0].as_py()], "result": [result]}
             )
 
+    # Spark promises no order of rows, but its hidden column has the index of each in the file.
     rows = spark_session().read.parquet(str(path)).select("*", "_metadata.row_index")
-    results = rows.mapInArrow(
-        pickled, "first_row long, result binary"
-    ).persist()  # to put them in order Spark goes over them twice
+
+    # Persisted, because sorting goes over the results twice, and would do the work twice.
+    results = rows.mapInArrow(pickled, "first_row long, result binary").persist()
     for row in results.orderBy("first_row").toLocalIterator():
         yield pickle.loads(row.result)
+
     results.unpersist()

@@ -1,5 +1,4 @@
-"""Work handed to other processes, with its results in order and a bounded number of tasks on the
-way."""
+"""Work in other processes, with results in order and a bounded number of tasks on the way."""
 
 import gc
 import multiprocessing
@@ -16,25 +15,27 @@ from typing import Any, TypeVar
 from worldpm.errors import WorldPMError
 
 TASKS_AHEAD = 3
-"""For each process."""
-
+"""Tasks on the way for each process: one computed, the others waiting."""
 LARGE_BYTES = 16 << 20
+"""Above this size of the input, processes save more time than their start takes."""
+GARBAGE_THRESHOLD = 100_000
+"""New objects between two garbage collections of a worker; Python's default is 700."""
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _work: Callable[[Any], Any]
-"""What a process does with its tasks: sent once, not with each of them."""
+"""The function of a worker process: sent once, not with every task."""
 
 
 def in_order(
     work: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int
 ) -> Iterator[Result]:
-    """The results of `work`, in the order of the tasks, by so many processes; 0 does the work in
-    this one.
+    """The results of `work` in the order of the tasks, from that many processes; 0 works in this
+    process.
 
-    What `work` is, takes and gives must be picklable. An error of a task is raised where its result
-    would stand.
+    `work`, its tasks and its results must be picklable. The error of a task is raised in place of
+    its result.
 
     Raises:
         WorldPMError: If a process was ended from outside.
@@ -42,12 +43,13 @@ def in_order(
     if not workers:
         yield from map(work, tasks)
         return
+
     stream = iter(tasks)
-    # spawned, because a fork of a process with threads may hang
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_keep, initargs=(work,)
-    )
+    # Spawned, because a fork of a process with threads may deadlock.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_prepare, initargs=(work,))
     done = False
+
     try:
         running = deque(pool.submit(_do, task) for task in islice(stream, workers * TASKS_AHEAD))
         while running:
@@ -55,31 +57,33 @@ def in_order(
             running.extend(pool.submit(_do, task) for task in islice(stream, 1))
         done = True
     except BrokenProcessPool as error:
-        hint = (
-            "perhaps for want of memory; ask for fewer --workers where the verb has them; run"
-            " again, the same command goes on"
-        )
-        raise WorldPMError(f"a worker was ended from outside, {hint}") from error
+        raise WorldPMError(
+            "a worker was ended from outside, perhaps for lack of memory. Run the command again to"
+            " go on, with fewer --workers if the verb has them."
+        ) from error
     finally:
-        for process in (
-            [] if done else list(pool._processes.values())
-        ):  # nobody waits for what it does
-            process.terminate()
+        # After an error or an early close the results are not needed, so the workers are ended:
+        # `shutdown` alone would wait for the tasks that they compute.
+        if not done:
+            for process in list(pool._processes.values()):
+                process.terminate()
         pool.shutdown(cancel_futures=True)
 
 
-def _keep(work: Callable[[Any], Any]) -> None:
+def _prepare(work: Callable[[Any], Any]) -> None:
+    """Prepare a worker process."""
     global _work
     _work = work
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes of a terminal; the parent ends the others
-    gc.set_threshold(100_000)  # a batch makes many objects that all live until it is done
+
+    # Ctrl-C reaches all processes of a terminal; only the parent acts on it, and ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A batch makes many objects that live until it is done, and a collection would visit them all.
+    gc.set_threshold(GARBAGE_THRESHOLD)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Where the parent is killed, nobody else would end this process."""
+    """Wait for the parent and end this process: a killed parent cannot end its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -91,16 +95,17 @@ def _do(task: Any) -> Any:
 
 
 def cores() -> int:
-    """Cores that this process may use; 0 where it is one, for then a second process is no help."""
-    found = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return found if found > 1 else 0
+    """Usable cores, or 0 if there is only one: a second process would not help."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return count if count > 1 else 0
 
 
-def workers_for(size_bytes: int, asked: int | None) -> int:
-    """How many are used: as many as asked, else one a core, or none where starting them would take
-    longer than the work."""
-    if asked is not None:
-        return asked
+def workers_for(size_bytes: int, workers: int | None) -> int:
+    """The number of processes for an input: `workers` if set, else one a core for a large input,
+    and 0 for a small one, where the start would take longer than the work."""
+    if workers is not None:
+        return workers
     return cores() if size_bytes > LARGE_BYTES else 0

@@ -1,10 +1,10 @@
-"""Processes and devices of a training run, and how fast they can multiply."""
+"""Processes and devices of a training run, and their speed at matrix products."""
 
 import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -19,84 +19,91 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from worldpm.errors import ConfigError
 from worldpm.model import costs
+from worldpm.training.step_metrics import StepTiming
 
-FSDP2_WORDS = (
+FSDP2_COMMAND = (
     "`accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP"
     " ...`"
 )
-Json = dict[str, Any]
+PATIENCE = timedelta(days=7)
+"""Time that processes wait for the first one, which tokenizes and writes."""
 
 
 def accelerator(
     dtype: torch.dtype, *, tracker: str | None = None, folder: Path | None = None
 ) -> Accelerator:
-    """The processes and devices of this run, as `accelerate launch` or `torchrun` started it;
-    alone, one process.
+    """The processes and devices of this run, as `accelerate launch` or `torchrun` started it; one
+    process if neither did.
 
-    `tracker` is one of Accelerate's, which keeps its files in `folder` where it has any.
+    `tracker` is a tracker of Accelerate's; its files, if it has any, go to `folder`.
 
     Raises:
         ConfigError: If the first version of FSDP was asked for, whose state no other engine could
             go on from, or if the tracker's library is absent.
     """
-    # an earlier run of this process may have had another compute type
-    AcceleratorState._reset_state()
-    precision = "bf16" if dtype == torch.bfloat16 else "no"
-    by_deepspeed = (
-        os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    )  # the launcher's word; Accelerate then wants no `cpu`
-    on_cpu = not torch.cuda.is_available()
-    # the first process tokenizes and writes while the others wait
-    patience = InitProcessGroupKwargs(
-        timeout=timedelta(days=7), backend="gloo" if on_cpu and by_deepspeed else None
-    )
-    views = DistributedDataParallelKwargs(
-        gradient_as_bucket_view=True
-    )  # gradients once in memory, not twice
     if tracker and tracker not in map(str, get_available_trackers()):
         raise ConfigError(
             f"--tracker {tracker}: its library is not installed; `pip install {tracker}`"
         )
-    made = Accelerator(
-        mixed_precision=precision,
+
+    # an earlier run of this process may have had another compute type
+    AcceleratorState._reset_state()
+    on_cpu = not torch.cuda.is_available()
+    # the launcher sets it; Accelerate then refuses its `cpu`
+    by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    group = InitProcessGroupKwargs(
+        timeout=PATIENCE, backend="gloo" if on_cpu and by_deepspeed else None
+    )
+    # gradients are then once in memory, not twice
+    views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    # the loop accumulates by itself, whatever the environment says
+    accumulation = GradientAccumulationPlugin(num_steps=1)
+
+    processes = Accelerator(
+        mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
         cpu=on_cpu and not by_deepspeed,
-        kwargs_handlers=[patience, views],
+        kwargs_handlers=[group, views],
         log_with=tracker,
         project_dir=folder,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=1
-        ),  # whatever the environment says
+        gradient_accumulation_plugin=accumulation,
     )
-    if made.distributed_type == DistributedType.FSDP:
-        if not made.is_fsdp2:
-            raise ConfigError(f"FSDP version 1 is not supported; {FSDP2_WORDS}")
-        if (
-            dtype == torch.bfloat16
-        ):  # gradients are summed, and rewards given out, in float32: bfloat16 rewards would tie
-            policy = MixedPrecisionPolicy(
-                param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32
-            )
-            made.state.fsdp_plugin.mixed_precision_policy = policy
-    return made
+    if processes.distributed_type == DistributedType.FSDP:
+        _configure_fsdp(processes, dtype)
+    return processes
+
+
+def _configure_fsdp(processes: Accelerator, dtype: torch.dtype) -> None:
+    if not processes.is_fsdp2:
+        raise ConfigError(f"FSDP version 1 is not supported; {FSDP2_COMMAND}")
+
+    # gradients are summed, and rewards given out, in float32: bfloat16 rewards would tie
+    if dtype == torch.bfloat16:
+        policy = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32
+        )
+        processes.state.fsdp_plugin.mixed_precision_policy = policy
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What the steps of a run are measured by."""
+    """The measure of a run's steps."""
 
     peak: float
     """Operations per second of all devices together, by their own matrix products."""
 
     @classmethod
     def of(cls, accelerator: Accelerator, dtype: torch.dtype) -> Self:
-        """Measures the device for a moment."""
+        """Measure the device; takes a moment."""
         return cls(costs.matrix_rate(accelerator.device, dtype) * accelerator.num_processes)
 
-    def told(self, *, flops: int, tokens: int, pairs: int, seconds: float) -> Json:
-        """Rates of a step, and its model FLOPs utilization: useful operations as a share of the
-        devices' own matrix rate."""
-        rates = {
-            "pairs_per_second": round(pairs / seconds, 2),
-            "tokens_per_second": round(tokens / seconds, 1),
-        }
-        return {**rates, "mfu": round(flops / seconds / self.peak, 4)}
+    def timing(
+        self, step: int, *, flops: int, tokens: int, pairs: int, seconds: float
+    ) -> StepTiming:
+        """The rates of a step that took `seconds`."""
+        return StepTiming(
+            step=step,
+            seconds=round(seconds, 4),
+            pairs_per_second=round(pairs / seconds, 2),
+            tokens_per_second=round(tokens / seconds, 1),
+            mfu=round(flops / seconds / self.peak, 4),
+        )

@@ -1,20 +1,19 @@
-"""The training loop: packed rows of whole groups, one optimizer step per so many pairs, exact
-resume.
+"""The training loop: packed rows of complete groups, one optimizer step per `batch_pairs` pairs,
+and an exact resume.
 
 The loss of a step is that of its preferences, divided by the sum of their weights, however many
-rows and processes it took. Every process runs equally many rows, an empty one where the step has
-none left for it, or sharded engines would wait for ever.
+rows and processes it took. Every process runs equally many rows, an empty one if the step has no
+more for it: sharded engines would otherwise deadlock.
 """
 
-import json
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -33,77 +32,106 @@ from worldpm.scoring import scorer
 from worldpm.stats import bradley_terry, calibration
 from worldpm.stats.bradley_terry import Objective
 from worldpm.stats.pairs import pairs_of
-from worldpm.storage import folders
-from worldpm.training import zero
+from worldpm.storage.manifest import TIMINGS
+from worldpm.training import step_metrics, zero
 from worldpm.training.devices import Speed
-from worldpm.training.state import Tensors, load_last, put_weights, weights_of
+from worldpm.training.state import SavedState, Totals, load_last, put_weights, weights_of
 from worldpm.training.state import save as save_state
-from worldpm.training.steps import steps_of
+from worldpm.training.step_metrics import METRICS, Position, StepMetrics, ValidationMetrics
+from worldpm.training.steps import Indices, steps_of
 from worldpm.training.token_store import Example, TokenStore
+from worldpm.training.zero import Tensors
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_SAVES = 60.0
-SAVING_SHARE = 20
-"""A run computes at least so many times as long as it saves."""
+COMPUTING_PER_SAVING = 20
+"""A run computes at least this many times as long as it saves."""
 GROUPS_TO_MEASURE = 1000
-"""Of the train split, for the metrics of a model without validation groups."""
+"""Train groups that measure a model without validation groups."""
 BRADLEY_TERRY = Objective()
-Json = dict[str, Any]
-Keep = Callable[[Tensors, Json], None]
-"""What a snapshot is given to, by every process: the weights, which only the first has, and
-position and metrics."""
+
+Keep = Callable[[Tensors, ValidationMetrics], None]
+"""Takes a snapshot in every process: the weights, which only the first one has, and their
+metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the loop needs to know; the defaults are the paper's where it states them."""
+    """The settings of the loop; defaults are the paper's where it gives them."""
 
     lr: float
+    """Learning rate after the warm-up."""
     batch_pairs: int
+    """Preference pairs at which a step closes."""
     epochs: float
+    """Passes over the groups."""
     max_steps: int | None
+    """Optimizer steps in place of `epochs`; None goes by `epochs`."""
     weight_decay: float
+    """AdamW's, for matrices."""
     warmup: float
     """Share of the steps in which the learning rate rises."""
     decay: float
-    """Share of the steps, at the end, in which it falls to 0."""
+    """Share of the steps, at the end, in which the learning rate falls to 0."""
     seed: int
+    """Of the order of the groups."""
     dtype: torch.dtype = torch.float32
     """The compute type."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """What the learning rate does between warm-up and decay."""
+    """The course of the learning rate between warm-up and decay."""
     objective: Objective = BRADLEY_TERRY
     row_tokens: int = scorer.ROW_TOKENS
+    """Tokens up to which a row is filled with groups."""
     validations: int = 5
-    """How often the run looks at the validation split, the last step included."""
+    """Validations of the run, evenly spread, one of them after the last step."""
     snapshots: int = 0
-    """How many times the weights are kept on the way, at numbers of steps that are spread evenly
-    over their logarithm."""
+    """Snapshots of the weights, at steps that are spread evenly over their logarithm."""
     betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's."""
     clip_norm: float = 1.0
+    """Norm to which larger gradients are scaled down."""
 
 
-@dataclass
-class Seen:
-    """How far the run has come; the position in the data is a function of `step`."""
+class StepResult(NamedTuple):
+    """One optimizer step."""
 
-    step: int = 0
-    groups: int = 0
-    pairs: int = 0
-    effective_pairs: float = 0.0
-    tokens: int = 0
-    flops: int = 0
-    """Spent by forward and backward: a prompt once where it is shared, and else once a response."""
-    best_step: int = 0
-    best: Json | None = None
-    """The position and the validation metrics of the best step."""
+    metrics: StepMetrics
+    save_due: bool
+    """Whether the first process wants a state to be saved; the same in all processes."""
+
+
+class StepSums(NamedTuple):
+    """Sums over the rows of a step, of all processes."""
+
+    loss_nats: float
+    """Already divided by the weights of the step's pairs."""
+    credits: float
+    """Weights of the pairs with a positive margin; a tie counts half."""
+    save_due: float
+    """Above 0 if the first process wants a state to be saved."""
+
+
+class SaveClock:
+    """Decides when a state is due: rarely enough that saving takes a small share of the run."""
+
+    def __init__(self) -> None:
+        self._saved = time.monotonic()
+        self._pause = SECONDS_BETWEEN_SAVES
+
+    def is_due(self) -> bool:
+        """Whether the pause after the last save is over."""
+        return time.monotonic() - self._saved >= self._pause
+
+    def saved(self, seconds: float) -> None:
+        """Note that a save has ended, which took `seconds`."""
+        self._saved = time.monotonic()
+        self._pause = max(SECONDS_BETWEEN_SAVES, COMPUTING_PER_SAVING * seconds)
 
 
 class Trainer:
-    """One run: a model, its groups, the folder of its metrics, and the folder of the states to go
-    on from."""
+    """One run: a model, its groups, the folder of its metrics, and the folder of the states that it
+    resumes from."""
 
     def __init__(
         self,
@@ -115,31 +143,20 @@ class Trainer:
         folder: Path,
         state: Path,
         accelerator: Accelerator,
-        keep: Keep | None = None,
     ) -> None:
-        self.keep = keep
         self.train, self.validation, self.settings = train, validation, settings
         self.folder, self.state, self.accelerator = folder, state, accelerator
+        self.cost = costs.cost_of(model.backbone.config)
+        # DeepSpeed reads its configuration when it takes the model
         if zero.is_zero(accelerator):
             zero.configure(accelerator, clip_norm=settings.clip_norm)
-        self.cost, self.model_type = (
-            costs.cost_of(model.backbone.config),
-            str(model.backbone.config.model_type),
-        )
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, settings))
-        self.seen = Seen()
-        self.best: Tensors = {}
+
+        self.totals = Totals()
+        self.best_weights: Tensors = {}
         self.shares_prefix = self._shares_prefix()
-        sizes = self._sizes(train)
-        long = int((sizes > settings.row_tokens).sum())
-        if long and accelerator.is_main_process:
-            logger.warning(
-                "%d groups are longer than a row of %d tokens, the longest %d: each runs as a row"
-                " of its own, and takes its memory",
-                long,
-                settings.row_tokens,
-                sizes.max(),
-            )
+        self._warn_of_long_groups()
+        # all steps, known ahead: a resumed run needs only the number of its next one
         self.steps = steps_of(
             train.pairs,
             batch_pairs=settings.batch_pairs,
@@ -148,96 +165,140 @@ class Trainer:
             max_steps=settings.max_steps,
         )
 
-    def run(self) -> None:
-        """Train to the end, from the last state if there is one; the model is then the one of least
-        validation loss."""
+    def run(self, keep: Keep | None = None) -> None:
+        """Train to the end, from the last state if there is one; the model then has the weights of
+        least validation loss. `keep` is called for each snapshot."""
         self.resume()
-        speed = (
-            Speed.of(self.accelerator, self.settings.dtype)
-            if self.accelerator.is_main_process
-            else None
-        )
-        saved, pause, total = time.monotonic(), SECONDS_BETWEEN_SAVES, len(self.steps)
-        looks = {
-            round(total * (i + 1) / self.settings.validations)
-            for i in range(self.settings.validations)
-        }
-        kept, watch = snapshot_steps(total, self.settings.snapshots), sudden_drops.Watch(total)
+        on_main = self.accelerator.is_main_process
+        speed = Speed.of(self.accelerator, self.settings.dtype) if on_main else None
+        total = len(self.steps)
+        validation_steps = even_steps(total, self.settings.validations)
+        kept_steps = snapshot_steps(total, self.settings.snapshots)
+        watch, clock = sudden_drops.Watch(total), SaveClock()
+
         with console.progress("train", total=total) as advance:
-            advance(self.seen.step)
-            while self.seen.step < total:
-                started = time.monotonic()
-                indices = self.steps[self.seen.step]
-                row, late = self.step(indices, late=started - saved >= pause)
-                self._log(row, indices, time.monotonic() - started, speed)
-                self._tell(watch.add(row["step"], row["loss_nats"], row["grad_norm"]))
-                if self.seen.step in looks and len(self.validation):
+            advance(self.totals.step)
+            while self.totals.step < total:
+                metrics, save_due = self._timed_step(speed, save_due=clock.is_due())
+                self._log_drop(watch.add(metrics.step, metrics.loss_nats, metrics.grad_norm))
+
+                validates = metrics.step in validation_steps
+                if validates and len(self.validation):
                     self._validate()
-                if self.seen.step in kept and self.keep is not None:
-                    self.keep(weights_of(self.model), self._metrics_now())
-                if self.seen.step in looks or late:
-                    began = time.monotonic()
+                # gathering weights takes every process, so all of them keep snapshots
+                if metrics.step in kept_steps and keep is not None:
+                    keep(weights_of(self.model), self._metrics_now())
+                # a validation may have new best weights, which a resume would miss
+                if validates or save_due:
+                    started = time.monotonic()
                     self.save()
-                    saved = time.monotonic()
-                    pause = max(SECONDS_BETWEEN_SAVES, SAVING_SHARE * (saved - began))
-                advance(note=f"loss {row['loss_nats']:.3f} accuracy {row['accuracy']:.3f}")
-        if self.seen.best:
-            put_weights(self.model, self.best)
+                    clock.saved(time.monotonic() - started)
+                advance(note=f"loss {metrics.loss_nats:.3f} accuracy {metrics.accuracy:.3f}")
+
+        # without validation groups the last weights stay
+        if self.totals.best:
+            put_weights(self.model, self.best_weights)
         self.model.eval()
 
-    def step(self, indices: NDArray[np.int64], *, late: bool = False) -> tuple[Json, bool]:
-        """One optimizer step over groups: the row for `metrics.jsonl`, and whether the first
-        process says it is `late`."""
+    def _timed_step(self, speed: Speed | None, *, save_due: bool) -> StepResult:
+        """The next step, with its rows in `metrics.jsonl` and `timings.jsonl`; only the first
+        process has a `speed`."""
+        indices = self.steps[self.totals.step]
+        started = time.monotonic()
+        result = self.step(indices, save_due=save_due)
+        seconds = time.monotonic() - started
+
+        self._log(result.metrics)
+        if speed is not None:
+            timing = speed.timing(
+                result.metrics.step,
+                flops=self._flops(indices),
+                tokens=int(self.train.tokens[indices].sum()),
+                pairs=int(self.train.pairs[indices].sum()),
+                seconds=seconds,
+            )
+            step_metrics.append(self.folder / TIMINGS, timing)
+        return result
+
+    def step(self, indices: Indices, *, save_due: bool = False) -> StepResult:
+        """One optimizer step over groups; `save_due` is the wish of this process, of which that of
+        the first one counts."""
         self.model.train()
         lr = self.settings.lr * self._lr_share()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        total = float(self.train.weights[indices].sum())
+
+        weight = float(self.train.weights[indices].sum())
+        sums = self._backward(indices, weight, save_due=save_due)
+        norm = self._clip()
+        # loss and norm are sums over all processes, so all of them stop together
+        if not math.isfinite(sums.loss_nats) or not math.isfinite(norm):
+            names = ", ".join(self.train[int(index)].name for index in indices[:3])
+            raise TrainingError(
+                f"step {self.totals.step + 1}: the loss is {sums.loss_nats} and the gradient norm"
+                f" {norm} (groups {names}, ...). {self._advice()}"
+            )
+
+        # under DeepSpeed both do nothing: the engine has stepped in the last backward
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._count(indices, weight)
+        metrics = StepMetrics(
+            **vars(self.totals.position),
+            loss_nats=sums.loss_nats,
+            accuracy=sums.credits / weight,
+            grad_norm=norm,
+            lr=lr,
+        )
+        return StepResult(metrics, bool(sums.save_due))
+
+    def _backward(self, indices: Indices, weight: float, *, save_due: bool) -> StepSums:
+        """Add up the gradients of a step's rows, whose pairs weigh `weight` together."""
         sizes = self._sizes(self.train)[indices]
-        mine, filler = self._rows(sizes), int(indices[np.argmin(sizes)])
+        rows, filler = self._rows(sizes), int(indices[np.argmin(sizes)])
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
-        sums[2] = float(late and self.accelerator.is_main_process)
-        for place, row in enumerate(mine):
+        sums[2] = float(save_due and self.accelerator.is_main_process)
+
+        for number, row in enumerate(rows):
             examples = [self.train[int(indices[i])] for i in row] or [self.train[filler]]
-            with self._synchronizing(last=place == len(mine) - 1):
-                loss, credit = self._row(examples, total if row else math.inf)
+            with self._synchronizing(last=number == len(rows) - 1):
+                # an empty row runs the filler, whose gradients become 0
+                loss, pair_credits = self._row(examples, weight if row else math.inf)
                 # engines average the gradients over processes; the loss is already divided by the
                 # sum over all of them
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             sums[0] += loss.detach()
-            sums[1] += credit
-        loss_nats, right, says_late = cast(Tensor, self.accelerator.reduce(sums)).tolist()
+            sums[1] += pair_credits
+
+        # one exchange for all three numbers
+        return StepSums(*cast(Tensor, self.accelerator.reduce(sums)).tolist())
+
+    def _clip(self) -> float:
+        """Scale large gradients down; their norm before."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if not math.isfinite(loss_nats) or not math.isfinite(norm):
-            names = ", ".join(self.train[int(i)].name for i in indices[:3])
-            raise TrainingError(
-                f"step {self.seen.step + 1}: the loss is {loss_nats} and the gradient norm {norm}"
-                f" (groups {names}, ...); lower --lr, or use --dtype float32; the last state that"
-                f" was saved, in {self.state}, is kept"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._count(indices, total)
-        return {
-            **self._position(),
-            "loss_nats": loss_nats,
-            "accuracy": right / total,
-            "grad_norm": norm,
-            "lr": lr,
-        }, bool(says_late)
+        # FSDP2 gives a sharded tensor
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _advice(self) -> str:
+        """The way out of a loss or reward that is not finite."""
+        return (
+            f"Lower --lr, or use --dtype float32. The last state that was saved is in {self.state}."
+        )
 
     def _shares_prefix(self) -> bool:
-        """Whether the model shares prompts, which its first use decides: under the engine that will
-        run it, so every process must call.
+        """Whether the model shares prompts; its first use decides, under the engine that will run
+        it, so every process must call.
 
         Raises:
-            ConfigError: If it shares none, and the engine needs the same number of runs of the
-                model in each process.
+            ConfigError: If it shares none, and the engine needs the same number of forward passes
+                in each process.
         """
         self.model.eval()
+        # any group decides it; the smallest is the cheapest
+        smallest = int(np.argmin(self.train.tokens))
         with torch.no_grad():
-            self.model([self.train[int(np.argmin(self.train.tokens))].encoded])
+            self.model([self.train[smallest].encoded])
+
         shares = bool(self.accelerator.unwrap_model(self.model).shares_prefix)
         gathers = (
             self.accelerator.distributed_type == DistributedType.FSDP
@@ -245,30 +306,42 @@ class Trainer:
         )
         if gathers and self.accelerator.num_processes > 1 and not shares:
             raise ConfigError(
-                "the model shares no prompts, so a row runs as many times as it has lengths, and"
-                " engines that gather weights for each run (FSDP2, ZeRO-3) would not meet; use DDP"
-                " or ZeRO-2, with --gradient-checkpointing where memory is short"
+                "--model: it shares no prompts, so processes would run different numbers of forward"
+                " passes, and FSDP2 or ZeRO-3 would deadlock. Use DDP or ZeRO-2, with"
+                " --gradient-checkpointing where memory is short."
             )
         return shares
+
+    def _warn_of_long_groups(self) -> None:
+        sizes = self._sizes(self.train)
+        long_groups = int((sizes > self.settings.row_tokens).sum())
+        if long_groups and self.accelerator.is_main_process:
+            logger.warning(
+                "%d groups are longer than a row of %d tokens, the longest %d: each runs as a row"
+                " of its own, and takes its memory",
+                long_groups,
+                self.settings.row_tokens,
+                sizes.max(),
+            )
 
     def _sizes(self, store: TokenStore) -> NDArray[np.int64]:
         """Tokens that the model runs for each group."""
         return store.tokens if self.shares_prefix else store.tokens_apart
 
     def _rows(self, sizes: NDArray[np.int64]) -> list[list[int]]:
-        """This process's rows of groups that run together; all processes have equally many, some of
-        them empty."""
+        """This process's rows of groups that run together, as indices into `sizes`; all processes
+        have equally many, some of them empty."""
         rows = pack(sizes.tolist(), row_tokens=self.settings.row_tokens)
-        here, there = self.accelerator.process_index, self.accelerator.num_processes
-        rows += [[] for _ in range(-len(rows) % there)]
-        return rows[here::there]
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        # up to the next multiple of the processes
+        rows += [[] for _ in range(-len(rows) % processes)]
+        return rows[process::processes]
 
     def _synchronizing(self, *, last: bool) -> AbstractContextManager[object]:
-        """Gradients are exchanged once a step; engines that shard them do it every row, or they
-        would hold them all."""
-        self.accelerator.gradient_state._set_sync_gradients(
-            last
-        )  # DeepSpeed steps after the row that synchronizes
+        """Exchange gradients once a step; engines that shard them exchange every row, or each
+        process would hold all gradients."""
+        # DeepSpeed steps after the row that synchronizes
+        self.accelerator.gradient_state._set_sync_gradients(last)
         if zero.is_zero(self.accelerator):
             return nullcontext()
         if self.accelerator.distributed_type == DistributedType.FSDP or last:
@@ -276,237 +349,206 @@ class Trainer:
         return cast(AbstractContextManager[object], self.accelerator.no_sync(self.model))
 
     def _lr_share(self) -> float:
-        """Up in the warm-up; then 1, or down half a cosine; down in the decay; above 0 in every
-        step."""
-        step, total = self.seen.step, len(self.steps)
-        warm = max(1, round(self.settings.warmup * total))
-        share = min(
-            1.0, (step + 1) / warm, (total - step) / max(1, round(self.settings.decay * total))
-        )
-        if self.settings.schedule == "cosine" and step >= warm:
-            share *= (1 + math.cos(math.pi * (step - warm + 1) / (total - warm + 1))) / 2
+        """Share of the learning rate in the next step, above 0: it rises in the warm-up, then is 1
+        or half a cosine, and falls in the decay."""
+        step, total = self.totals.step, len(self.steps)
+        warm_steps = max(1, round(self.settings.warmup * total))
+        decay_steps = max(1, round(self.settings.decay * total))
+        # above 0 in the first step, whose number is 0, and in the last, total - 1
+        share = min(1.0, (step + 1) / warm_steps, (total - step) / decay_steps)
+        if self.settings.schedule == "cosine" and step >= warm_steps:
+            angle = math.pi * (step - warm_steps + 1) / (total - warm_steps + 1)
+            share *= (1 + math.cos(angle)) / 2
         return share
 
-    def _row(self, examples: Sequence[Example], total: float) -> tuple[Tensor, Tensor]:
-        """The row's shares of the step's loss and of its weighted credits, the latter not yet
+    def _row(self, examples: Sequence[Example], weight: float) -> tuple[Tensor, Tensor]:
+        """The row's share of the step's loss, divided by `weight`, and its weighted credits, not
         divided."""
         rewards = self.model([example.encoded for example in examples])
         pairs = pairs_of(
-            [(len(e.encoded.suffixes), e.preferences) for e in examples], rewards.device
+            [(len(example.encoded.suffixes), example.preferences) for example in examples],
+            rewards.device,
         )
-        loss = bradley_terry.objective_nats(rewards, pairs, self.settings.objective) / total
+        loss = bradley_terry.objective_nats(rewards, pairs, self.settings.objective) / weight
+
         margins = bradley_terry.margins(rewards.detach(), pairs.chosen, pairs.rejected)
-        if torch.isnan(margins).any() or math.isinf(total):
+        # credits of NaN do not exist, and the loss will stop the run; a filler counts nothing
+        if torch.isnan(margins).any() or math.isinf(weight):
             return loss, torch.zeros((), device=rewards.device)
         return loss, (bradley_terry.pair_credits(margins) * pairs.weight).sum()
 
-    def _count(self, indices: NDArray[np.int64], total: float) -> None:
-        self.seen.step += 1
-        self.seen.groups += len(indices)
-        self.seen.pairs += int(self.train.pairs[indices].sum())
-        self.seen.effective_pairs += total
-        self.seen.tokens += int(self.train.tokens[indices].sum())
-        self.seen.flops += self._flops(indices)
-
-    def _flops(self, indices: NDArray[np.int64]) -> int:
-        met = self.train.attended if self.shares_prefix else self.train.attended_apart
-        tokens, attended = (
-            int(numbers[indices].sum()) for numbers in (self._sizes(self.train), met)
+    def _count(self, indices: Indices, weight: float) -> None:
+        self.totals = self.totals.plus(
+            groups=len(indices),
+            pairs=int(self.train.pairs[indices].sum()),
+            effective_pairs=weight,
+            tokens=int(self.train.tokens[indices].sum()),
+            flops=self._flops(indices),
         )
-        return costs.train_flops(self.cost, tokens=tokens, attended=attended)
 
-    def _position(self) -> Json:
-        seen = self.seen
-        return {
-            "step": seen.step,
-            "groups_seen": seen.groups,
-            "pairs_seen": seen.pairs,
-            "effective_pairs_seen": round(seen.effective_pairs, 6),
-            "tokens_seen": seen.tokens,
-            "flops_seen": seen.flops,
-        }
+    def _flops(self, indices: Indices) -> int:
+        attended = self.train.attended if self.shares_prefix else self.train.attended_apart
+        return costs.train_flops(
+            self.cost,
+            tokens=int(self._sizes(self.train)[indices].sum()),
+            attended=int(attended[indices].sum()),
+        )
 
-    def _log(
-        self, row: Json, indices: NDArray[np.int64], seconds: float, speed: Speed | None
-    ) -> None:
-        self._append(METRICS, row)
-        if speed is not None:
-            tokens, pairs = (
-                int(numbers[indices].sum()) for numbers in (self.train.tokens, self.train.pairs)
-            )
-            rates = speed.told(
-                flops=self._flops(indices), tokens=tokens, pairs=pairs, seconds=seconds
-            )
-            self._append(
-                folders.TIMINGS, {"step": self.seen.step, "seconds": round(seconds, 4), **rates}
-            )
-
-    def _tell(self, drop: sudden_drops.SuddenDrop | None) -> None:
-        if drop is not None and self.accelerator.is_main_process:
-            what = (
-                f"with a spike of the gradient norm {drop.spike:.1f} deviations high"
-                if drop.is_epiphany
-                else "without a spike of the gradient"
-            )
-            logger.info(
-                "step %d: the loss dropped at once by %.3f nats, %s (p = %.1e)",
-                drop.step,
-                drop.drop_nats,
-                what,
-                drop.p_value,
-            )
-
-    def _append(self, name: str, row: Json) -> None:
+    def _log(self, row: StepMetrics | ValidationMetrics) -> None:
+        """Write a row of `metrics.jsonl`, and send the same numbers to a tracker."""
         if self.accelerator.is_main_process:
-            with (self.folder / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            if name == METRICS:  # what trackers show is what the file holds
-                self.accelerator.log(
-                    {key: value for key, value in row.items() if key != "step"}, step=row["step"]
-                )
+            step_metrics.append(self.folder / METRICS, row)
+            values = step_metrics.row_to_json(row)
+            del values["step"]
+            self.accelerator.log(values, step=row.step)
+
+    def _log_drop(self, drop: sudden_drops.SuddenDrop | None) -> None:
+        if drop is None or not self.accelerator.is_main_process:
+            return
+
+        gradient = (
+            f"with a spike of the gradient norm {drop.spike:.1f} deviations high"
+            if drop.is_epiphany
+            else "without a spike of the gradient"
+        )
+        logger.info(
+            "step %d: the loss dropped at once by %.3f nats, %s (p = %.1e)",
+            drop.step,
+            drop.drop_nats,
+            gradient,
+            drop.p_value,
+        )
 
     def _validate(self) -> None:
-        """Loss and accuracy on the validation split; the weights of least loss are kept aside."""
+        """Measure the validation split, and keep the trained weights of least loss aside."""
         metrics = self.measure(self.validation)
-        self._append(
-            METRICS,
-            {
-                **self._position(),
-                **{f"validation/{name}": value for name, value in metrics.items()},
-            },
-        )
+        self._log(metrics)
         if self.accelerator.is_main_process:
             logger.info(
                 "step %d: validation loss %.4f nats, accuracy %.3f",
-                self.seen.step,
-                metrics["loss_nats"],
-                metrics["accuracy"],
+                metrics.step,
+                metrics.loss_nats,
+                metrics.accuracy,
             )
-        if self.seen.best is None or metrics["loss_nats"] < self.seen.best["loss_nats"]:
-            self.seen.best, self.seen.best_step = {**self._position(), **metrics}, self.seen.step
-            self.best = weights_of(self.model, trained_only=True)
 
-    def measure(self, store: TokenStore, *, at_most: int | None = None) -> dict[str, float]:
-        """The metrics of a split, or of its first groups, with the weights of now; every process
-        must call."""
+        best = self.totals.best
+        if best is None or metrics.loss_nats < best.loss_nats:
+            self.totals = replace(self.totals, best=metrics)
+            self.best_weights = weights_of(self.model, trained_only=True)
+
+    def measure(self, store: TokenStore, *, at_most: int | None = None) -> ValidationMetrics:
+        """The metrics of a split, or of its first groups, with the current weights; every process
+        must call.
+
+        Raises:
+            TrainingError: If a reward is not finite.
+        """
         self.model.eval()
         sizes = self._sizes(store)[:at_most]
-        mine, filler = [], int(np.argmin(sizes))
+        filler = int(np.argmin(sizes))
+        of_process: list[tuple[int, list[float]]] = []
         for row in self._rows(sizes):
-            groups = [store[i].encoded for i in row or [filler]]
-            found = scorer.rewards_of(
-                self.model, groups, row_tokens=sum(group.tokens for group in groups)
-            )
-            mine += list(zip(row, found, strict=False))
-        rewards = dict(gather_object(mine))
-        if wrong := [
-            place for place, values in rewards.items() if not all(map(math.isfinite, values))
-        ]:
-            raise TrainingError(
-                f"step {self.seen.step}: the rewards of {store[min(wrong)].name} are"
-                f" {rewards[min(wrong)][:3]}; lower --lr, or use --dtype float32; the last state"
-                f" that was saved, in {self.state}, is kept"
-            )
-        return split_metrics([rewards[i] for i in range(len(rewards))], store)
+            groups = [store[index].encoded for index in row or [filler]]
+            row_tokens = sum(group.tokens for group in groups)
+            rewards = scorer.rewards_of(self.model, groups, row_tokens=row_tokens)
+            # an empty row drops the rewards of the filler
+            of_process += zip(row, rewards, strict=False)
 
-    def kept_metrics(self) -> Json:
-        """Position and metrics of the weights that a finished run keeps: the best, or where nothing
-        validates the last."""
-        return self.seen.best or self._metrics_now()
+        by_group: dict[int, list[float]] = dict(gather_object(of_process))
+        for index, rewards_of_group in sorted(by_group.items()):
+            if not all(map(math.isfinite, rewards_of_group)):
+                raise TrainingError(
+                    f"step {self.totals.step}: the rewards of {store[index].name} are"
+                    f" {rewards_of_group[:3]}. {self._advice()}"
+                )
+        in_order = [by_group[index] for index in range(len(by_group))]
+        return split_metrics(in_order, store, self.totals.position)
 
-    def _metrics_now(self) -> Json:
-        """Position and metrics of the weights of now: on validation groups, or without them on some
-        of those trained on."""
-        found = (
-            self.measure(self.validation)
-            if len(self.validation)
-            else self.measure(self.train, at_most=GROUPS_TO_MEASURE)
-        )
-        return {**self._position(), **found}
+    def kept_metrics(self) -> ValidationMetrics:
+        """Metrics of the weights that a finished run keeps: the best, or without validation groups
+        the last."""
+        return self.totals.best or self._metrics_now()
+
+    def _metrics_now(self) -> ValidationMetrics:
+        """Metrics of the current weights: on validation groups, or without them on some train
+        groups."""
+        if len(self.validation):
+            return self.measure(self.validation)
+        return self.measure(self.train, at_most=GROUPS_TO_MEASURE)
 
     def save(self) -> None:
         """Write the state; every process must call."""
-        save_state(
-            self.state,
-            self.accelerator,
-            self.model,
-            _bare(self.optimizer),
-            self.best,
-            step=self.seen.step,
-            seen=asdict(self.seen),
-        )
+        state = SavedState(self.totals, self.best_weights)
+        save_state(self.state, self.accelerator, self.model, _unwrapped(self.optimizer), state)
 
     def resume(self) -> None:
-        """Go on from the last whole state, if there is one; metrics logged after it are taken
-        back."""
-        found = load_last(self.state, self.accelerator, self.model, _bare(self.optimizer))
-        if found is not None:
-            self.seen, self.best = Seen(**found[0]), found[1]
-            logger.info("going on after step %d of %d", self.seen.step, len(self.steps))
+        """Go on from the last complete state, if there is one; metrics logged after it are
+        removed."""
+        saved = load_last(self.state, self.accelerator, self.model, _unwrapped(self.optimizer))
+        if saved is not None:
+            self.totals, self.best_weights = saved
+            logger.info("going on after step %d of %d", self.totals.step, len(self.steps))
+        # the steps after the state are run, and logged, a second time
         if self.accelerator.is_main_process:
-            _truncate(self.folder / METRICS, self.seen.step)
-            _truncate(self.folder / folders.TIMINGS, self.seen.step)
+            for name in (METRICS, TIMINGS):
+                step_metrics.keep_until(self.folder / name, self.totals.step)
+
+
+def even_steps(total: int, count: int) -> set[int]:
+    """`count` steps up to and with `total`, evenly spread."""
+    return {round(total * (i + 1) / count) for i in range(count)}
 
 
 def snapshot_steps(total: int, snapshots: int) -> set[int]:
-    """So many numbers of steps up to `total`, even over their logarithm, from a 200th of the run;
-    fewer where they are the same."""
+    """Steps up to `total`, even over their logarithm, from a 200th of the run; fewer than
+    `snapshots` where some are the same."""
     first = max(1, round(total / 200))
     return {round(first * (total / first) ** (i / max(1, snapshots - 1))) for i in range(snapshots)}
 
 
-def split_metrics(rewards: Sequence[Sequence[float]], store: TokenStore) -> dict[str, float]:
-    """Weighted loss in nats, accuracy, pairs, the rewards' mean and standard deviation, and the
-    temperature of least loss.
+def split_metrics(
+    rewards: Sequence[Sequence[float]], store: TokenStore, position: Position
+) -> ValidationMetrics:
+    """The metrics of the first groups of a store, whose rewards are given.
 
     Raises:
-        ValueError: If the store holds no pair.
+        ValueError: If these groups have no pair.
     """
-    pairs = pairs_of((len(found), store[i].preferences) for i, found in enumerate(rewards))
+    pairs = pairs_of((len(group), store[i].preferences) for i, group in enumerate(rewards))
+    # sums over thousands of rewards would lose digits in float32
     values = torch.tensor([reward for group in rewards for reward in group], dtype=torch.float64)
     margins = bradley_terry.margins(values, pairs.chosen, pairs.rejected)
-    losses = bradley_terry.losses_nats(margins, pairs.probability.double())
-    return {
-        "loss_nats": bradley_terry.weighted_mean(losses, pairs.weight),
-        "accuracy": bradley_terry.weighted_mean(bradley_terry.pair_credits(margins), pairs.weight),
-        "pairs": margins.numel(),
-        "reward_mean": float(values.mean()),
-        "reward_std": float(values.std(correction=0)),
-        "temperature": calibration.temperature(margins, pairs.probability.double(), pairs.weight),
-    }
+    probability = pairs.probability.double()
+    losses = bradley_terry.losses_nats(margins, probability)
+    pair_credits = bradley_terry.pair_credits(margins)
+
+    return ValidationMetrics(
+        **vars(position),
+        loss_nats=bradley_terry.weighted_mean(losses, pairs.weight),
+        accuracy=bradley_terry.weighted_mean(pair_credits, pairs.weight),
+        pairs=margins.numel(),
+        reward_mean=float(values.mean()),
+        reward_std=float(values.std(correction=0)),
+        temperature=calibration.temperature(margins, probability, pairs.weight),
+    )
 
 
 def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
-    """AdamW over what is trained; matrices decay, norms and biases do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+    """AdamW over the trained weights; matrices decay, norms and biases do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    vectors = [parameter for parameter in trained if parameter.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.lr,
-        betas=settings.betas,
-        fused=True,
-    )
+
+    # with adapters no vectors are trained
+    trained_groups = [group for group in groups if group["params"]]
+    # fused: one call for all weights is faster, on a CPU too
+    return torch.optim.AdamW(trained_groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
-def _bare(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer under the wrapper of Accelerate."""
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer inside Accelerate's wrapper."""
     return cast(torch.optim.Optimizer, getattr(optimizer, "optimizer", optimizer))
-
-
-def _truncate(path: Path, last_step: int) -> None:
-    """Keep the rows up to a step; a torn last line goes."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if isinstance(row.get("step"), int) and row["step"] <= last_step:
-            kept.append(line + "\n")
-    folders.write_atomically(path, "".join(kept).encode())

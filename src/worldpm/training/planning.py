@@ -1,7 +1,8 @@
-"""Does a run fit, in how many ways, how long does it take and what does it cost: known before the
-first GPU is rented."""
+"""Plans of large trainings: placements on GPUs, their memory, the time and the cost, before a GPU
+is rented."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,41 +26,230 @@ from worldpm.model.costs import (
 from worldpm.model.encoder import EncodedGroup
 from worldpm.options.plan import PlanOptions
 
-USABLE = 0.9
-"""Share of a GPU's memory that tensors may fill; the rest is the driver's and the allocator's."""
-TYPICAL = {"prompt": 512, "response": 256, "responses": 4}
-"""Tokens of a group, and its responses."""
+USABLE_MEMORY = 0.9
+"""Share of a GPU's memory that tensors may fill; the driver and the allocator take the rest."""
 GATHERED_LAYERS = 2
-"""Layers that a sharding engine holds whole at a time: the one that runs and the one that is
-fetched."""
+"""Layers that a sharding engine holds complete at a time: the running one and the next one."""
+CHECKPOINTING = " with --gradient-checkpointing"
 
 
-class Way(NamedTuple):
-    """One way to place the run on the GPUs, and what each of them then holds, in bytes."""
+class TypicalGroup(NamedTuple):
+    """The shape of a group, by which rows and operations are planned."""
+
+    prompt: int = 512
+    """Tokens."""
+    response: int = 256
+    """Tokens."""
+    responses: int = 4
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a group with a shared prompt."""
+        return self.prompt + self.response * self.responses
+
+
+TYPICAL_GROUP = TypicalGroup()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One way to place the run on the GPUs, with the memory that each of them needs."""
 
     name: str
+    """As users name it, with the options that it takes."""
     weights: int
-    """Weights, gradients and optimizer, and what is gathered or cast of them."""
+    """Bytes of weights, gradients and optimizer, with gathered and cast copies."""
     activations: int
+    """Bytes that the backward of one row needs."""
 
     @property
     def total(self) -> int:
+        """Bytes of both."""
         return self.weights + self.activations
 
 
-def run(options: PlanOptions) -> None:
-    """Print what the model is, the ways to place it with what each needs, and the cost."""
+@dataclass(frozen=True)
+class Work:
+    """The operations of the run, and the time they take."""
 
+    token_factor: float
+    """Tokens that the model runs for each unique token; 1 if it shares prompts."""
+    tokens: float
+    """Tokens that the model runs."""
+    flops: int
+    """Operations of forward and backward."""
+    hours: float
+    """Wall time on all GPUs together."""
+    gpu_hours: float
+    """Hours times GPUs."""
+    price: float | None
+    """Of all GPU hours, in the currency of --price; None if no price was given."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a run."""
+
+    options: PlanOptions
+    cost: ModelCost
+    """Parameters of the model, and operations a token."""
+    shares_prompts: bool
+    """Whether the model runs a prompt once for all its responses."""
+    placements: tuple[Placement, ...]
+    """From the fastest to the one that needs least memory."""
+    best: Placement | None
+    """The first that fits; None if none does."""
+    gathered_bytes: int
+    """Memory of the host that the first process needs to save."""
+    work: Work
+
+
+def run(options: PlanOptions) -> None:
+    """Print the plan."""
+    _print_plan(plan(options))
+
+
+def plan(options: PlanOptions) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        ConfigError: If there is no such model, or its memory depends on the contents of tensors.
+        CheckpointError: If the model's config cannot be read.
+    """
     model_config = _model_config(options.model)
-    cost = cost_of(model_config)
-    shared = shares_prefix(model_config)
-    ways = list(ways_to_place(model_config, cost, options, shared=shared))
+    cost, shared = cost_of(model_config), shares_prefix(model_config)
+    placements = tuple(placements_of(model_config, cost, options, shared=shared))
+
+    return Plan(
+        options=options,
+        cost=cost,
+        shares_prompts=shared,
+        placements=placements,
+        best=next((placement for placement in placements if fits(placement, options)), None),
+        # weights and moments, and the best weights beside them
+        gathered_bytes=MASTER_BYTES * cost.parameters,
+        work=_work(cost, options, shared=shared),
+    )
+
+
+def fits(placement: Placement, options: PlanOptions) -> bool:
+    """Whether a GPU holds it, with a reserve."""
+    return placement.total <= USABLE_MEMORY * options.memory * GIB
+
+
+def placements_of(
+    model_config: PreTrainedConfig, cost: ModelCost, options: PlanOptions, *, shared: bool
+) -> Iterator[Placement]:
+    """From the fastest to the one that needs least memory: complete on each GPU, then sharded; then
+    the same with gradient checkpointing.
+
+    `shared` says whether the model shares prompts; one that does not is not sharded.
+    """
+    row = _row(options.row_tokens or GPU_ROW_TOKENS, shared=shared)
+    activations = {
+        suffix: activation_bytes(
+            model_config,
+            row,
+            shared=shared,
+            dtype=getattr(torch, options.dtype),
+            gradient_checkpointing=bool(suffix),
+        )
+        for suffix in ("", CHECKPOINTING)
+    }
+    weights = _weight_bytes(model_config, cost, options, shared=shared)
+
+    for suffix, activation in activations.items():
+        for name, weight in weights.items():
+            yield Placement(name + suffix, weight, activation)
+
+
+def _weight_bytes(
+    model_config: PreTrainedConfig, cost: ModelCost, options: PlanOptions, *, shared: bool
+) -> Mapping[str, int]:
+    """Bytes of weights, gradients and optimizer on each GPU, by placement."""
+    # copies of the weights in the compute type, which float32 does not need
+    cast_bytes = 2 if options.dtype == "bfloat16" else 0
+    state = MASTER_BYTES * cost.parameters
+    placements = {"DDP" if options.gpus > 1 else "one GPU": state + cast_bytes * cost.parameters}
+    # engines that gather weights refuse models that share no prompts
+    if options.gpus == 1 or not shared:
+        return placements
+
+    # engines gather weights in the compute type: 2 bytes in bfloat16, 4 in float32
+    gathered_bytes = cast_bytes or 4
+    layer = cost.non_embedding // model_config.get_text_config().num_hidden_layers
+    # embeddings belong to the outermost module, which stays gathered
+    embeddings = cost.parameters - cost.non_embedding
+    gathered = gathered_bytes * (GATHERED_LAYERS * layer + embeddings)
+    shard = state // options.gpus
+    return {
+        **placements,
+        "FSDP2, not resharded": shard + gathered_bytes * cost.parameters,
+        "FSDP2 or ZeRO-3": shard + gathered,
+    }
+
+
+def _row(row_tokens: int, *, shared: bool) -> list[EncodedGroup]:
+    """Typical groups that fill a row."""
+    return typical_row(row_tokens, **TYPICAL_GROUP._asdict(), shares_prefix=shared)
+
+
+def _work(cost: ModelCost, options: PlanOptions, *, shared: bool) -> Work:
+    """The work of the run, scaled up from one typical group."""
+    (group,) = _row(TYPICAL_GROUP.tokens, shared=True)
+    # a model that shares no prompts runs one sequence a response
+    sequences = [group] if shared else group.apart
+    sequence_tokens = sum(sequence.tokens for sequence in sequences)
+
+    tokens = options.pairs * options.tokens_per_pair * sequence_tokens / TYPICAL_GROUP.tokens
+    attended = attended_pairs(sequences) / sequence_tokens * tokens
+    flops = train_flops(cost, tokens=int(tokens), attended=int(attended))
+    # a teraflop is 1e12 operations, an hour 3600 seconds
+    hours = flops / (options.gpus * options.peak_tflops * 1e12 * options.mfu) / 3600
+    gpu_hours = hours * options.gpus
+    return Work(
+        token_factor=sequence_tokens / TYPICAL_GROUP.tokens,
+        tokens=tokens,
+        flops=flops,
+        hours=hours,
+        gpu_hours=gpu_hours,
+        price=None if options.price is None else gpu_hours * options.price,
+    )
+
+
+def _model_config(name: str) -> PreTrainedConfig:
+    if name in sizes.SIZES:
+        size = sizes.SIZES[name]
+        return sizes.config_of(size, vocabulary=size.vocabulary)
+    # of a hub's repository the config alone, not the weights
+    return checkpoint.load_config(sources.find(name, files=("config.json",)))
+
+
+def _print_plan(plan: Plan) -> None:
+    """Print the model, its placements, the best of them, and the cost."""
     console = Console(highlight=False)
+    # the path of a model must not be broken into lines
     console.print(
-        f"{options.model}: {cost.parameters / 1e9:.3g} billion parameters,"
-        f" {cost.non_embedding / 1e9:.3g} without embeddings",
+        f"{plan.options.model}: {plan.cost.parameters / 1e9:.3g} billion parameters,"
+        f" {plan.cost.non_embedding / 1e9:.3g} without embeddings",
         soft_wrap=True,
     )
+    console.print(_table(plan))
+
+    console.print(
+        f"Take {plan.best.name}."
+        if plan.best
+        else "None fits: take more GPUs, a smaller --row-tokens, or adapters (--lora-rank)."
+    )
+    gathered = plan.gathered_bytes / GIB
+    console.print(f"To save, the first process gathers {gathered:.1f} GiB in the host's memory.")
+    for line in _work_lines(plan):
+        console.print(line)
+
+
+def _table(plan: Plan) -> Table:
+    """The placements, with the memory that each needs."""
+    options = plan.options
     table = Table(
         "placement",
         "state GiB",
@@ -67,100 +257,34 @@ def run(options: PlanOptions) -> None:
         f"of {options.memory:g} GiB",
         title=f"each of {options.gpus} GPUs",
     )
-    for way in ways:
-        verdict = f"{way.total / GIB / options.memory:.0%}, " + (
-            "fits" if fits(way, options) else "does not fit"
+
+    for placement in plan.placements:
+        share = placement.total / GIB / options.memory
+        verdict = "fits" if fits(placement, options) else "does not fit"
+        table.add_row(
+            placement.name,
+            f"{placement.weights / GIB:.2f}",
+            f"{placement.activations / GIB:.2f}",
+            f"{share:.0%}, {verdict}",
         )
-        table.add_row(way.name, f"{way.weights / GIB:.2f}", f"{way.activations / GIB:.2f}", verdict)
-    console.print(table)
-    best = next((way for way in ways if fits(way, options)), None)
-    console.print(
-        f"Take {best.name}."
-        if best
-        else "None fits: take more GPUs, a smaller --row-tokens, or adapters (--lora-rank)."
+    return table
+
+
+def _work_lines(plan: Plan) -> Iterator[str]:
+    """Tokens, operations, time and price in words."""
+    options, work = plan.options, plan.work
+
+    if not plan.shares_prompts:
+        yield (
+            "It shares no prompts: each response runs with its own,"
+            f" {work.token_factor:.2g} times the tokens. FSDP2 and ZeRO-3 refuse it."
+        )
+    yield (
+        f"{options.pairs:.3g} pairs, {work.tokens:.3g} tokens, {work.flops:.3g} FLOPs:"
+        f" {work.hours:.3g} hours at {options.mfu:.0%} of the peak"
     )
-    gathered = (
-        MASTER_BYTES * cost.parameters / GIB
-    )  # weights and moments, and the best weights beside them
-    console.print(f"To save, the first process gathers {gathered:.1f} GiB in the host's memory.")
-    _print_cost(console.print, cost, options, shared=shared)
-
-
-def fits(way: Way, options: PlanOptions) -> bool:
-    """Whether a GPU holds it, with a reserve."""
-
-    return way.total <= USABLE * options.memory * GIB
-
-
-def ways_to_place(
-    model_config: PreTrainedConfig, cost: ModelCost, options: PlanOptions, *, shared: bool
-) -> Iterator[Way]:
-    """From the fastest to the most sparing: whole on each GPU, then sharded; all that again with
-    gradient checkpointing.
-
-    `shared` says whether the model shares prompts; one that does not is not sharded.
-    """
-
-    dtype = getattr(torch, options.dtype)
-    cast = 2 if options.dtype == "bfloat16" else 0
-    row = _row(options, shared=shared)
-    state = MASTER_BYTES * cost.parameters
-    layer = cost.non_embedding // model_config.get_text_config().num_hidden_layers
-    gathered = (cast or 4) * (GATHERED_LAYERS * layer + cost.parameters - cost.non_embedding)
-    placements = {"DDP" if options.gpus > 1 else "one GPU": state + cast * cost.parameters}
-    if options.gpus > 1 and shared:  # engines that gather weights refuse others
-        placements |= {
-            "FSDP2, not resharded": state // options.gpus + (cast or 4) * cost.parameters,
-            "FSDP2 or ZeRO-3": state // options.gpus + gathered,
-        }
-    kept = {
-        suffix: activation_bytes(
-            model_config, row, shared=shared, dtype=dtype, gradient_checkpointing=bool(suffix)
+    if work.price is not None:
+        yield (
+            f"{work.price:,.0f} at {options.price:g} for a GPU and hour"
+            f" ({work.gpu_hours:,.0f} GPU hours)"
         )
-        for suffix in ("", " with --gradient-checkpointing")
-    }
-    for suffix, activations in kept.items():
-        for name, weights in placements.items():
-            yield Way(name + suffix, weights, activations)
-
-
-def _row(options: PlanOptions, *, shared: bool) -> list[EncodedGroup]:
-    """The groups of a row of the run."""
-
-    return typical_row(options.row_tokens or GPU_ROW_TOKENS, **TYPICAL, shares_prefix=shared)
-
-
-def _print_cost(
-    say: Callable[[str], None], cost: ModelCost, options: PlanOptions, *, shared: bool
-) -> None:
-
-    unique = TYPICAL["prompt"] + TYPICAL["response"] * TYPICAL["responses"]
-    (group,) = typical_row(unique, **TYPICAL, shares_prefix=True)
-    runs = [group] if shared else group.apart
-    run = sum(one.tokens for one in runs)
-    if not shared:
-        say(
-            f"It shares no prompts: each response runs with its own, {run / unique:.2g} times the"
-            " tokens. FSDP2 and ZeRO-3 refuse it."
-        )
-    tokens = options.pairs * options.tokens_per_pair * run / unique
-    attended = attended_pairs(runs) / run * tokens
-    flops = train_flops(cost, tokens=int(tokens), attended=int(attended))
-    hours = flops / (options.gpus * options.peak_tflops * 1e12 * options.mfu) / 3600
-    say(
-        f"{options.pairs:.3g} pairs, {tokens:.3g} tokens, {flops:.3g} FLOPs: {hours:.3g} hours at"
-        f" {options.mfu:.0%} of the peak"
-    )
-    if options.price is not None:
-        say(
-            f"{hours * options.gpus * options.price:,.0f} at {options.price:g} for a GPU and hour"
-            f" ({hours * options.gpus:,.0f} GPU hours)"
-        )
-
-
-def _model_config(name: str) -> PreTrainedConfig:
-
-    if name in sizes.SIZES:
-        size = sizes.SIZES[name]
-        return sizes.config_of(size, vocabulary=size.vocabulary)
-    return checkpoint.load_config(sources.find(name, files=("config.json",)))

@@ -1,6 +1,6 @@
-"""Preference groups become a checkpoint: a built-in size from scratch, or a model trained further.
+"""Preference groups to a checkpoint: a built-in size from scratch, or a model trained further.
 
-Started by `accelerate launch` or `torchrun` it runs on many processes; the first one writes.
+Started by `accelerate launch` or `torchrun` it runs in many processes, and the first one writes.
 """
 
 import contextlib
@@ -8,12 +8,13 @@ import hashlib
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import msgspec
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -23,186 +24,388 @@ from worldpm import console
 from worldpm.datasets.training_data import TrainingData
 from worldpm.errors import ConfigError
 from worldpm.model import adapters, chat, checkpoint, costs, reward_model, sources
+from worldpm.model.description import (
+    Lineage,
+    RewardStatistics,
+    TrainingRecord,
+    describe_encoder,
+    input_to_json,
+    write_description,
+)
 from worldpm.model.devices import torch_dtype, training_dtype
 from worldpm.model.encoder import Encoder, Limits
 from worldpm.model.reward_model import RewardModel
 from worldpm.model.sizes import POSITIONS, SIZES
 from worldpm.model.sources import Source
 from worldpm.model.tokenizer import save_tokenizer, train_tokenizer
+from worldpm.options.shared import command_of
 from worldpm.options.train import TrainOptions
+from worldpm.records import PreferenceGroup
 from worldpm.scoring import scorer
 from worldpm.stats.bradley_terry import Objective
 from worldpm.storage import folders
+from worldpm.storage.folders import Output
+from worldpm.storage.json_files import Json, to_json
+from worldpm.storage.manifest import PROGRESS, Run, read_manifest
+from worldpm.storage.manifest import describe as describe_input
 from worldpm.training import token_store
 from worldpm.training.devices import accelerator as accelerator_of
 from worldpm.training.loop import Settings, Trainer
-from worldpm.training.state import Tensors, weights_of
-from worldpm.training.token_store import TokenStore
+from worldpm.training.state import weights_of
+from worldpm.training.step_metrics import TrainCounts, ValidationMetrics, counts_of, read_metrics
+from worldpm.training.token_store import StoreCounts, TokenStore
+from worldpm.training.zero import Tensors
 
 logger = logging.getLogger(__name__)
 
-SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
-SNAPSHOTS = "snapshots"
+Split = Literal["train", "validation"]
+TOKENIZER, SNAPSHOTS = "tokenizer", "snapshots"
 PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS = 3e-6, 10_240, 1
 """Source: WorldPM, arXiv 2505.10527, appendix A.3. A built-in size has its own."""
+FIXED_SETTINGS = ("objective", "validations", "betas", "clip_norm")
+"""Settings without an option of their name, which the manifest leaves out."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training."""
+
+    folder: Path
+    """The checkpoint, which plain transformers loads."""
+    kept_step: int
+    """The step whose weights it has."""
+    metrics: ValidationMetrics | None
+    """Of these weights on the validation groups; None if there are none."""
+
+
+@dataclass(frozen=True)
+class StoreContents:
+    """A split, tokenized."""
+
+    counts: StoreCounts
+    drops: dict[str, int]
+    """Dropped rows of plain preference sets, by reason."""
+
+
+class Contents(NamedTuple):
+    """Both splits, tokenized."""
+
+    train: StoreContents
+    validation: StoreContents
+
+
+class Loaded(NamedTuple):
+    """A training in memory, before its first step."""
+
+    encoder: Encoder
+    model: RewardModel
+    """The bare model; that of the trainer is wrapped by the engine that runs it."""
+    trainer: Trainer
 
 
 def run(options: TrainOptions) -> None:
-    """Train, keep the weights of least validation loss, and write them as a folder that plain
-    transformers loads."""
+    """Do `worldpm train`."""
+    train(options)
 
-    if options.model not in SIZES and "/" not in options.model and not Path(options.model).is_dir():
+
+def train(options: TrainOptions) -> TrainResult:
+    """Train, and write the weights of least validation loss; a finished folder of the same options
+    and inputs is left as it is.
+
+    Raises:
+        ConfigError: If options do not fit one another, the model or the groups.
+        DataError: If a file of groups is damaged.
+        CheckpointError: If the model to train further cannot be loaded.
+        TrainingError: If a loss or a reward is not finite.
+    """
+    source = _find_source(options)
+    data = TrainingData.find(options.groups)
+    settings = _settings(options)
+    # beside OUT: a tracker may write after the folder is finished and hashed
+    tracking = options.out.with_name(f"{options.out.name}.tracking")
+    accelerator = accelerator_of(settings.dtype, tracker=options.tracker, folder=tracking)
+
+    output: Output | None = None
+    finished: TrainResult | None = None
+    if accelerator.is_main_process:
+        output = _begin(options, settings, data, source)
+        finished = None if output else read_result(options.out)
+    # the other processes wait here for the first one to look
+    (finished,) = broadcast_object_list([finished])
+    if finished is not None:
+        return finished
+
+    if accelerator.is_main_process:
+        logger.info("compute type %s on %s", _name_of(settings.dtype), accelerator.device)
+    with output or contextlib.nullcontext():
+        return TrainingRun(options, settings, data, source, accelerator, output).complete()
+
+
+def read_result(folder: Path) -> TrainResult:
+    """The result of a finished training, from its folder.
+
+    Raises:
+        ConfigError: If the folder is not finished, or is not of a training.
+        DataError: If one of its files is damaged.
+    """
+    counts = counts_of(folder, read_manifest(folder, made_by="train"))
+    validations = {row.step: row for row in read_metrics(folder).validations}
+    return TrainResult(folder, counts.kept_step, validations.get(counts.kept_step))
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One process of a training. Its steps, in order: prepare, load, train, write."""
+
+    options: TrainOptions
+    settings: Settings
+    data: TrainingData
+    source: Source | None
+    """The model to train further; None for a built-in size."""
+    accelerator: Accelerator
+    output: Output | None
+    """The folder to write; None in all processes but the first, which write nothing."""
+
+    @property
+    def progress(self) -> Path:
+        """The folder of tokens and states, which every process reads."""
+        return self.options.out / PROGRESS
+
+    def complete(self) -> TrainResult:
+        """Take all steps; every process must call."""
+        contents = self.prepare()
+        # the other processes read what the first one prepared
+        self.accelerator.wait_for_everyone()
+        loaded = self.load()
+        self.train(loaded)
+
+        metrics = self.write(loaded, contents)
+        # no process ends while the first one still writes
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return TrainResult(self.options.out, metrics.step, loaded.trainer.totals.best)
+
+    def prepare(self) -> Contents | None:
+        """Write the tokenizer and the tokens of each split, unless an earlier start of the run did;
+        None in all processes but the first."""
+        if self.output is None:
+            return None
+
+        tokenizer = self.progress / TOKENIZER
+        if not tokenizer.is_dir():
+            # a killed run leaves only the partial folder
+            aside = self.progress / f"{TOKENIZER}.partial"
+            shutil.rmtree(aside, ignore_errors=True)
+            save_tokenizer(_new_tokenizer(self.options, self.data, self.source), aside)
+            aside.rename(tokenizer)
+
+        encoder = _encoder(self.options, self.source, tokenizer)
+        return Contents(
+            train=self._tokenize(self.output, "train", encoder),
+            validation=self._tokenize(self.output, "validation", encoder),
+        )
+
+    def _tokenize(self, output: Output, split: Split, encoder: Encoder) -> StoreContents:
+        """Write the tokens of one split."""
+
+        def build(aside: Path) -> Json:
+            # filled while the groups are read
+            drops: Counter[str] = Counter()
+            groups = self.data.groups(split, drops)
+            examples = token_store.encode(
+                console.track(groups, f"tokenize the {split} split", total=None),
+                self.progress / TOKENIZER,
+                encoder.frame,
+                encoder.limits,
+                workers=self.options.workers,
+            )
+            counts = token_store.write(aside, examples)
+
+            reasons = {reason: number for reason, number in sorted(drops.items()) if number}
+            return asdict(StoreContents(counts, reasons))
+
+        contents = output.part(f"{PROGRESS}/{split}.tokens", build)
+        return msgspec.convert(contents, StoreContents)
+
+    def load(self) -> Loaded:
+        """Open the tokens, and load or build the model.
+
+        Raises:
+            ConfigError: If the options leave no step to take.
+        """
+        encoder = _encoder(self.options, self.source, self.progress / TOKENIZER)
+        train_store = TokenStore([self.progress / "train.tokens"])
+        validation_store = TokenStore([self.progress / "validation.tokens"])
+        if not len(validation_store) and self.output is not None:
+            logger.warning(
+                "no validation groups: the last weights are kept, not those of least validation"
+                " loss"
+            )
+
+        model = _model(self.options, self.source, encoder.tokenizer)
+        trainer = Trainer(
+            model,
+            train_store,
+            validation_store,
+            self.settings,
+            folder=self.options.out,
+            state=self.progress / "resume",
+            accelerator=self.accelerator,
+        )
+        if not trainer.steps:
+            raise ConfigError(
+                f"--epochs {self.settings.epochs}: of {len(train_store)} groups that is less than"
+                " one, so there is nothing to train on. Raise it."
+            )
+        return Loaded(encoder, model, trainer)
+
+    def train(self, loaded: Loaded) -> None:
+        """Train to the end, from the last state if there is one, and write the snapshots."""
+        config = _config(self.options, self.settings)
+        self.accelerator.init_trackers("worldpm", config=config)
+        loaded.trainer.run(partial(self._write_snapshot, loaded))
+
+    def write(self, loaded: Loaded, contents: Contents | None) -> ValidationMetrics:
+        """Write the checkpoint and finish the folder; the metrics of the kept weights. Every
+        process must call."""
+        trainer = loaded.trainer
+        # gathering and measuring take every process, writing only the first
+        weights, metrics = weights_of(trainer.model), trainer.kept_metrics()
+        if self.output is not None and contents is not None:
+            self._write_checkpoint(self.output, self.options.out, loaded, weights, metrics)
+            self.output.finish(
+                counts=asdict(_counts(trainer, contents)),
+                drops={"preference sets": contents.train.drops},
+            )
+
+        return metrics
+
+    def _write_snapshot(self, loaded: Loaded, weights: Tensors, metrics: ValidationMetrics) -> None:
+        """Write a checkpoint named after its run and step, unless an earlier start of the run
+        finished it."""
+        if self.output is None:
+            return
+
+        run = self.output.run
+        name = f"{self.output.path.resolve().name}-{metrics.step:06}"
+        folder = self.output.path / SNAPSHOTS / name
+        # the step in its settings tells the snapshots of a run apart
+        config = {**run.config, "snapshot": metrics.step}
+        snapshot = folders.begin(
+            folder, step=run.step, config=config, inputs=run.inputs, command=run.command
+        )
+        if snapshot is not None:
+            with snapshot:
+                self._write_checkpoint(self.output, folder, loaded, weights, metrics)
+                snapshot.finish(counts={"step": metrics.step})
+
+    def _write_checkpoint(
+        self,
+        output: Output,
+        folder: Path,
+        loaded: Loaded,
+        weights: Tensors,
+        metrics: ValidationMetrics,
+    ) -> None:
+        """Write tokenizer, config, weights and description."""
+        tokenizer = loaded.encoder.tokenizer
+        save_tokenizer(tokenizer, folder)
+        plain_weights = adapters.merged(weights)
+        checkpoint.save(loaded.model, plain_weights, folder, pad_token_id=tokenizer.pad_token_id)
+
+        # a run reads its groups first, and then the model that it trains further
+        groups = output.run.inputs[: len(self.data.inputs)]
+        description = describe_encoder(
+            loaded.encoder,
+            RewardStatistics(metrics.reward_mean, metrics.reward_std, metrics.temperature),
+            training=self._record(output.run, loaded, metrics),
+            lineage=Lineage(self.options.model, tuple(groups)),
+        )
+        write_description(folder, description)
+
+    def _record(self, run: Run, loaded: Loaded, metrics: ValidationMetrics) -> TrainingRecord:
+        model_type = loaded.model.backbone.config.model_type
+        built_in = self.options.model in SIZES
+
+        return TrainingRecord(
+            run=_run_id(run),
+            family="built-in" if built_in else f"{model_type}, trained further",
+            non_embedding=loaded.trainer.cost.non_embedding,
+            step=metrics.step,
+            pairs=metrics.pairs_seen,
+            effective_pairs=metrics.effective_pairs_seen,
+            tokens=metrics.tokens_seen,
+            flops=metrics.flops_seen,
+        )
+
+
+def _run_id(run: Run) -> str:
+    """A hash of the settings and inputs of a run."""
+    # without unset fields: a field that inputs get later must not rename old runs
+    inputs = [input_to_json(entry) for entry in run.inputs]
+    return hashlib.sha256(to_json([run.config, inputs])).hexdigest()[:16]
+
+
+def _find_source(options: TrainOptions) -> Source | None:
+    """The model to train further; None for a built-in size.
+
+    Raises:
+        ConfigError: If --model names nothing that could be trained.
+    """
+    built_in = options.model in SIZES
+    if not built_in and "/" not in options.model and not Path(options.model).is_dir():
         raise ConfigError(
             f"--model {options.model}: neither a built-in size ({', '.join(SIZES)}) nor a folder"
             " nor a hub id (OWNER/NAME)"
         )
-    if options.model in SIZES and (options.revision or options.remote_code):
+    if built_in and (options.revision or options.remote_code):
         raise ConfigError(
-            f"--revision and --remote-code are of a hub's model; {options.model} is made here"
-        )
-    source = (
-        None
-        if options.model in SIZES
-        else sources.find(options.model, revision=options.revision, remote_code=options.remote_code)
-    )
-    data = TrainingData.find(options.groups)
-    dtype = torch_dtype(options.dtype) or training_dtype()
-    settings = _settings(options, dtype)
-    accelerator = accelerator_of(
-        dtype, tracker=options.tracker, folder=options.out.with_name(f"{options.out.name}.tracking")
-    )
-    output = None
-    if accelerator.is_main_process:
-        inputs = [folders.describe(path) for path in data.inputs] + (
-            [sources.fingerprint(source)] if source else []
-        )
-        if next(data.groups("train", Counter()), None) is None:
-            raise ConfigError(
-                f"{options.groups[0]}: the train split is empty; add sites, or give the other"
-                " splits a smaller share"
-            )
-        output = folders.begin(
-            options.out, step="train", config=_recorded(options, settings, dtype), inputs=inputs
-        )
-    if not broadcast_object_list([output is not None])[0]:
-        return
-    if accelerator.is_main_process:
-        logger.info("compute type %s on %s", str(dtype).removeprefix("torch."), accelerator.device)
-    with output or contextlib.nullcontext():
-        _train(options, settings, accelerator, data, source, output)
-
-
-def _train(
-    options: TrainOptions,
-    settings: Settings,
-    accelerator: Accelerator,
-    data: TrainingData,
-    source: Source | None,
-    output: folders.Output | None,
-) -> None:
-    """What every process does; the first one has the output, and also writes."""
-
-    progress = options.out / folders.PROGRESS
-    kept = _prepare(options, data, source, output) if output else {}
-    accelerator.wait_for_everyone()
-    encoder = _encoder(options, source, progress / "tokenizer")
-    train, validation = (TokenStore([progress / f"{split}.tokens"]) for split in SPLITS)
-    if output and not len(validation):
-        logger.warning(
-            "no validation groups: the last weights are kept, not those of least validation loss"
-        )
-    model = _model(options, source, encoder.tokenizer)
-    lineage = {"model": options.model, "groups": [folders.describe(path) for path in data.inputs]}
-    run_id = (
-        hashlib.sha256(folders.to_json([output.run["config"], output.run["inputs"]])).hexdigest()[
-            :16
-        ]
-        if output
-        else ""
-    )
-
-    def write(folder: Path, weights: Tensors, measured: folders.Json) -> None:
-        save_tokenizer(encoder.tokenizer, folder)
-        checkpoint.save(
-            model, adapters.merged(weights), folder, pad_token_id=encoder.tokenizer.pad_token_id
-        )
-        checkpoint.write_description(
-            folder, encoder, measured, _training(options, trainer, run_id, measured), lineage
+            f"--revision and --remote-code apply to hub models only. {options.model} is a built-in"
+            " size."
         )
 
-    def keep(weights: Tensors, measured: folders.Json) -> None:
-        if output:
-            _write_snapshot(output, measured, partial(write, weights=weights, measured=measured))
+    if built_in:
+        return None
+    return sources.find(options.model, revision=options.revision, remote_code=options.remote_code)
 
-    state = progress / "resume"
-    trainer = Trainer(
-        model,
-        train,
-        validation,
-        settings,
-        folder=options.out,
-        state=state,
-        accelerator=accelerator,
-        keep=keep,
-    )
-    if not trainer.steps:
+
+def _begin(
+    options: TrainOptions, settings: Settings, data: TrainingData, source: Source | None
+) -> Output | None:
+    """The folder to write; None if it is finished.
+
+    Raises:
+        ConfigError: If the folder holds something else, or there are no train groups.
+    """
+    inputs = [describe_input(path) for path in data.inputs]
+    if source is not None:
+        inputs.append(sources.fingerprint(source))
+
+    # before the folder is begun, so that other groups may take it
+    if next(data.groups("train", Counter()), None) is None:
         raise ConfigError(
-            f"--epochs {settings.epochs} of {len(train)} groups is not one group; there is nothing"
-            " to train on"
+            f"{options.groups[0]}: the train split is empty. Add sites, or give the other splits a"
+            " smaller share."
         )
-    accelerator.init_trackers("worldpm", config=_recorded(options, settings, settings.dtype))
-    trainer.run()
-    weights, measured = weights_of(trainer.model), trainer.kept_metrics()
-    if output:
-        write(options.out, weights, measured)
-        output.finish(
-            counts=_counts(trainer, kept), drops={"preference sets": kept["train"]["drops"]}
-        )
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+
+    return folders.begin(
+        options.out,
+        step="train",
+        config=_config(options, settings),
+        inputs=inputs,
+        command=command_of("train", options),
+    )
 
 
-def _write_snapshot(
-    run: folders.Output, measured: folders.Json, write: Callable[[Path], None]
-) -> None:
-    """A checkpoint of its own, named after its run and step; one that an earlier start of the run
-    finished is left as it is."""
-    place = run.path / SNAPSHOTS / f"{run.path.resolve().name}-{measured['step']:06}"
-    options = {**run.run["config"], "snapshot": measured["step"]}
-    snapshot = folders.begin(place, step=run.run["step"], config=options, inputs=run.run["inputs"])
-    if snapshot is not None:
-        with snapshot:
-            write(place)
-            snapshot.finish(counts={"step": measured["step"]})
-
-
-def _training(
-    options: TrainOptions, trainer: Trainer, run_id: str, measured: folders.Json
-) -> folders.Json:
-    """What `worldpm laws` needs to know of a checkpoint: its run (by settings and inputs), its
-    family, and N, D and C."""
-
-    built_in = options.model in SIZES
-    return {
-        "run": run_id,
-        "family": "built-in" if built_in else f"{trainer.model_type}, trained further",
-        "non_embedding": trainer.cost.non_embedding,
-        "step": measured["step"],
-        "pairs": measured["pairs_seen"],
-        "effective_pairs": measured["effective_pairs_seen"],
-        "tokens": measured["tokens_seen"],
-        "flops": measured["flops_seen"],
-    }
-
-
-def _settings(options: TrainOptions, dtype: torch.dtype) -> Settings:
-
+def _settings(options: TrainOptions) -> Settings:
+    """The settings of the loop: an option, or the built-in size's, or the paper's."""
     size = SIZES.get(options.model)
-    lr, batch_pairs, epochs = (
-        (size.lr, size.batch_pairs, size.epochs)
-        if size
-        else (PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS)
-    )
+    lr, batch_pairs, epochs, decay = PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS, 0.0
+    if size is not None:
+        lr, batch_pairs, epochs = size.lr, size.batch_pairs, size.epochs
+        # a cosine falls by itself
+        decay = size.decay if options.schedule == "constant" else 0.0
+
     return Settings(
         lr=options.lr or lr,
         batch_pairs=options.batch_pairs or batch_pairs,
@@ -210,176 +413,154 @@ def _settings(options: TrainOptions, dtype: torch.dtype) -> Settings:
         max_steps=options.max_steps,
         weight_decay=options.weight_decay,
         warmup=options.warmup,
-        decay=(
-            options.decay
-            if options.decay is not None
-            else (size.decay if size and options.schedule == "constant" else 0.0)
-        ),
+        decay=decay if options.decay is None else options.decay,
         schedule=options.schedule,
         objective=Objective(
-            options.loss, options.target_margin, options.label_smoothing, options.centring
+            loss=options.loss,
+            target_margin=options.target_margin,
+            label_smoothing=options.label_smoothing,
+            centring=options.centring,
         ),
-        row_tokens=options.row_tokens
-        or (costs.GPU_ROW_TOKENS if torch.cuda.is_available() else scorer.ROW_TOKENS),
+        row_tokens=options.row_tokens or _default_row_tokens(),
         seed=options.seed,
         snapshots=options.snapshots,
-        dtype=dtype,
+        dtype=torch_dtype(options.dtype) or training_dtype(),
     )
 
 
-def _recorded(options: TrainOptions, settings: Settings, dtype: torch.dtype) -> folders.Json:
-    """What the manifest says of the run: every setting as it took effect."""
-    model = (
-        options.model if not Path(options.model).is_dir() else Path(options.model).resolve().name
-    )
-    taken = asdict(settings)
-    for fixed in ("objective", "validations", "betas", "clip_norm"):
-        del taken[fixed]
+def _default_row_tokens() -> int:
+    return costs.GPU_ROW_TOKENS if torch.cuda.is_available() else scorer.ROW_TOKENS
+
+
+def _config(options: TrainOptions, settings: Settings) -> Json:
+    """Every setting of the run as it took effect, for the manifest and for trackers."""
+    is_folder = Path(options.model).is_dir()
     limits = _limits(options)
-    lengths = {"max_length": limits.max_length, "prompt_length": limits.prompt_length}
-    others = {
-        name: getattr(options, name)
-        for name in ("lora_rank", "gradient_checkpointing", "compile", "revision", "remote_code")
-    }
+    of_loop = asdict(settings)
+    for name in FIXED_SETTINGS:
+        del of_loop[name]
+
+    # the order of the keys is part of the hash that names a run
     return {
-        "model": model,
-        **lengths,
-        **taken,
+        "model": Path(options.model).resolve().name if is_folder else options.model,
+        "max_length": limits.max_length,
+        "prompt_length": limits.prompt_length,
+        **of_loop,
         **settings.objective._asdict(),
-        **others,
-        "dtype": str(dtype).removeprefix("torch."),
+        "lora_rank": options.lora_rank,
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "compile": options.compile,
+        "revision": options.revision,
+        "remote_code": options.remote_code,
+        "dtype": _name_of(settings.dtype),
     }
 
 
-def _prepare(
-    options: TrainOptions, data: TrainingData, source: Source | None, output: folders.Output
-) -> folders.Json:
-    """Write the tokenizer and each split's tokens, where an earlier run has not; what the stores
-    hold."""
-
-    tokenizer = output.progress / "tokenizer"
-    if not tokenizer.is_dir():
-        shutil.rmtree(aside := output.progress / "tokenizer.partial", ignore_errors=True)
-        save_tokenizer(_new_tokenizer(options, data, source), aside)
-        aside.rename(tokenizer)
-    encoder = _encoder(options, source, tokenizer)
-
-    def build(split: Literal["train", "validation"], aside: Path) -> folders.Json:
-        drops: Counter[str] = Counter()
-        groups = console.track(data.groups(split, drops), f"tokenize the {split} split", total=None)
-        counts = token_store.write(
-            aside,
-            token_store.encode(
-                groups, tokenizer, encoder.frame, encoder.limits, workers=options.workers
-            ),
-        )
-        return {
-            "counts": counts,
-            "drops": {reason: number for reason, number in sorted(drops.items()) if number},
-        }
-
-    return {
-        split: output.part(f"{folders.PROGRESS}/{split}.tokens", partial(build, split))
-        for split in SPLITS
-    }
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _new_tokenizer(
     options: TrainOptions, data: TrainingData, source: Source | None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of the run, with a template that others can use: the model's own, or one
-    trained on the train split."""
-
+    """The tokenizer of the run, with a template that carries the frame: the model's, or one trained
+    on the train split."""
     if source is not None:
         encoder = checkpoint.encoder_of(source, checkpoint.load_config(source))
-        encoder.tokenizer.pad_token = checkpoint.pad_token(
-            encoder.tokenizer, encoder.frame
-        )  # one that ends no text
-        encoder.tokenizer.chat_template = chat.standing_alone(
-            str(encoder.tokenizer.chat_template), encoder.frame
-        )
-        return encoder.tokenizer
-    texts = (
-        text
-        for group in data.groups("train", Counter())
-        for text in (
-            *(message.content for message in group.prompt),
-            *(response.content for response in group.responses),
-        )
-    )
+        tokenizer = encoder.tokenizer
+        # a token that ends no text, and a template that gives the frame without our code
+        tokenizer.pad_token = checkpoint.pad_token(tokenizer, encoder.frame)
+        template = str(tokenizer.chat_template)
+        tokenizer.chat_template = chat.standing_alone(template, encoder.frame)
+        return tokenizer
+
     trained = train_tokenizer(
-        texts, vocabulary=SIZES[options.model].vocabulary, max_length=options.max_length
+        _texts(data.groups("train", Counter())),
+        vocabulary=SIZES[options.model].vocabulary,
+        max_length=options.max_length,
     )
     trained.chat_template = chat.standing_alone(str(trained.chat_template), chat.frame_of(trained))
     logger.info("trained a tokenizer of %d tokens", len(trained))
     return trained
 
 
-def _limits(options: TrainOptions) -> Limits:
-    """How long the run's sequences are."""
+def _texts(groups: Iterator[PreferenceGroup]) -> Iterator[str]:
+    for group in groups:
+        yield from (message.content for message in group.prompt)
+        yield from (response.content for response in group.responses)
 
+
+def _limits(options: TrainOptions) -> Limits:
+    """The lengths of the run's sequences."""
     limits = Limits.of(options.max_length)
-    return limits._replace(prompt_length=options.prompt_length) if options.prompt_length else limits
+    if options.prompt_length is None:
+        return limits
+    return limits._replace(prompt_length=options.prompt_length)
 
 
 def _encoder(options: TrainOptions, source: Source | None, tokenizer_folder: Path) -> Encoder:
-    """How the run reads text; what is too long is cut."""
+    """The encoder of the run, which cuts texts over the limits.
 
+    Raises:
+        ConfigError: If --max-length is more than the model has positions.
+    """
     limits = _limits(options)
-    tokenizer = checkpoint.load_tokenizer(sources.Source(tokenizer_folder))
-    if source is None and options.max_length > POSITIONS:
-        raise ConfigError(
-            f"--max-length {options.max_length}: a built-in size has {POSITIONS} positions; ask for"
-            " at most that"
-        )
+    tokenizer = checkpoint.load_tokenizer(Source(tokenizer_folder))
     if source is None:
-        return Encoder(tokenizer, chat.frame_of(tokenizer), limits)
-    model_config = checkpoint.load_config(source)
-    if options.max_length > (positions := checkpoint.positions_of(model_config)):
+        positions, frame = POSITIONS, chat.frame_of(tokenizer)
+    else:
+        model_config = checkpoint.load_config(source)
+        positions = checkpoint.positions_of(model_config)
+        frame = checkpoint.encoder_of(source, model_config).frame
+
+    if options.max_length > positions:
         raise ConfigError(
-            f"--max-length {options.max_length}: the model was made for {positions} positions; ask"
-            " for at most that"
+            f"--max-length {options.max_length}: the model has {positions} positions. Ask for at"
+            " most that."
         )
-    return Encoder(tokenizer, checkpoint.encoder_of(source, model_config).frame, limits)
+    return Encoder(tokenizer, frame, limits)
 
 
 def _model(
     options: TrainOptions, source: Source | None, tokenizer: PreTrainedTokenizerBase
 ) -> RewardModel:
-    """The model to train: weights in float32, but for those that adapters leave alone."""
-
+    """The model to train: weights in float32, but for those that adapters leave frozen."""
     if source is None:
         model = reward_model.build(SIZES[options.model], tokenizer, seed=options.seed)
     else:
+        compute_type = torch_dtype(options.dtype) or training_dtype()
+        # weights that an optimizer changes by little steps must be float32, frozen ones need not
+        dtype = compute_type if options.lora_rank else torch.float32
+        # a fresh head is drawn from the seed, and the random state of the process stays as it was
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
-            dtype = (
-                (torch_dtype(options.dtype) or training_dtype())
-                if options.lora_rank
-                else torch.float32
-            )
             model = checkpoint.load(source, dtype=dtype, fresh_head=True)
+
     if options.lora_rank:
         adapters.add(model, rank=options.lora_rank, seed=options.seed)
     if options.gradient_checkpointing:
         model.backbone.activation_checkpointing_enable()
+    # last, since it compiles the layers as they then are
     if options.compile:
         reward_model.compile_layers(model)
     return model
 
 
-def _counts(trainer: Trainer, kept: folders.Json) -> folders.Json:
-    seen, train = trainer.seen, kept["train"]["counts"]
-    return {
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "trained parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "train groups": train["groups"],
-        "validation groups": kept["validation"]["counts"]["groups"],
-        "truncated train responses": train["truncated responses"],
-        "train responses": train["responses"],
-        "steps": seen.step,
-        "pairs seen": seen.pairs,
-        "effective pairs seen": round(seen.effective_pairs, 6),
-        "tokens seen": seen.tokens,
-        "kept step": seen.best_step or seen.step,
-    }
+def _counts(trainer: Trainer, contents: Contents) -> TrainCounts:
+    parameters = list(trainer.model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    totals, stored = trainer.totals, contents.train.counts
+
+    return TrainCounts(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained_parameters=sum(parameter.numel() for parameter in trained),
+        train_groups=stored.groups,
+        validation_groups=contents.validation.counts.groups,
+        truncated_train_responses=stored.truncated_responses,
+        train_responses=stored.responses,
+        steps=totals.step,
+        pairs_seen=totals.pairs,
+        effective_pairs_seen=totals.position.effective_pairs_seen,
+        tokens_seen=totals.tokens,
+        kept_step=totals.best.step if totals.best else totals.step,
+    )

@@ -1,10 +1,13 @@
-"""Which groups each optimizer step takes: a pure function of the seed and the numbers of pairs."""
+"""The groups of each optimizer step: a pure function of the seed and the numbers of pairs."""
 
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+"""Indices of groups in the store."""
 
 
 def steps_of(
@@ -14,35 +17,49 @@ def steps_of(
     seed: int,
     epochs: float | None = None,
     max_steps: int | None = None,
-) -> list[NDArray[np.int64]]:
-    """Indices of the groups of each optimizer step, a pure function of its arguments.
+) -> list[Indices]:
+    """The groups of each optimizer step, a pure function of the arguments.
 
     Every epoch is a new permutation. A step closes at the first group that reaches `batch_pairs`;
     groups are never split. The run ends after `max_steps` steps or else after `epochs` passes,
     whose last step may be smaller.
     """
     counts = np.asarray(pair_counts, dtype=np.int64)
-    steps: list[NDArray[np.int64]] = []
-    left = np.zeros(0, dtype=np.int64)
-    for order in _epochs(len(counts), seed=seed, epochs=None if max_steps is not None else epochs):
-        left = np.concatenate([left, order])
-        pairs, start = np.cumsum(counts[left]), 0
-        while (
-            last := int(np.searchsorted(pairs, batch_pairs + (pairs[start - 1] if start else 0)))
-        ) < len(left):
-            steps.append(left[start : last + 1])
-            start = last + 1
+    passes = epochs if max_steps is None else None
+    steps: list[Indices] = []
+    pending = np.zeros(0, dtype=np.int64)
+
+    for order in _epochs(len(counts), seed=seed, epochs=passes):
+        # groups that did not fill a step go before the next epoch
+        pending = np.concatenate([pending, order])
+        for step in _full_steps(pending, counts, batch_pairs):
+            steps.append(step)
+            pending = pending[len(step) :]
             if max_steps is not None and len(steps) >= max_steps:
                 return steps
-        left = left[start:]
-    return [*steps, left] if len(left) else steps
+
+    return [*steps, pending] if len(pending) else steps
 
 
-def _epochs(groups: int, *, seed: int, epochs: float | None) -> Iterator[NDArray[np.int64]]:
+def _full_steps(order: Indices, counts: NDArray[np.int64], batch_pairs: int) -> Iterator[Indices]:
+    """Groups in order, cut where their pairs reach `batch_pairs`; an incomplete last step is left
+    out."""
+    pairs, start = np.cumsum(counts[order]), 0
+    while True:
+        pairs_before = pairs[start - 1] if start else 0
+        last = int(np.searchsorted(pairs, batch_pairs + pairs_before))
+        if last >= len(order):
+            return
+        yield order[start : last + 1]
+        start = last + 1
+
+
+def _epochs(groups: int, *, seed: int, epochs: float | None) -> Iterator[Indices]:
     """One permutation after another, the last cut short; without `epochs` they do not end."""
-    left = math.inf if epochs is None else round(epochs * groups)
+    remaining = math.inf if epochs is None else round(epochs * groups)
     epoch = 0
-    while left > 0 and groups:
+    while remaining > 0 and groups:
+        # a generator for each epoch: a resumed run draws the same order without the earlier ones
         order = np.random.default_rng([seed, epoch]).permutation(groups)
-        yield order if left >= groups else order[: int(left)]
-        left, epoch = left - groups, epoch + 1
+        yield order if remaining >= groups else order[: int(remaining)]
+        remaining, epoch = remaining - groups, epoch + 1

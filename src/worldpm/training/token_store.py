@@ -1,11 +1,15 @@
-"""Groups as tokens on disk: encoded once, ahead of the first step, and mapped into memory, not held
-in it.
+"""Groups as tokens on disk, encoded once, before the first step, and mapped into memory.
 
 A store is an Arrow file. Any group of it can be read at any time, so the order of training is a
-true permutation and a resumed run needs nothing but its step.
+true permutation, and a resumed run needs only its step. One row, a group of two responses:
+
+    {"name": "site/1", "prefix": [5, 6], "suffixes": [[7, 0], [8, 9, 0]],
+     "response_tokens": [1, 2], "truncated": [false, false],
+     "chosen": [0], "rejected": [1], "strength": [2.0], "probability": [0.75], "weight": [0.5]}
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -25,7 +29,8 @@ ROWS_PER_BATCH = 512
 GROUPS_PER_TASK = 256
 
 PREFERENCE_FIELDS = ("chosen", "rejected", "strength", "probability", "weight")
-Number = TypeVar("Number", np.int64, np.float64)
+INDEX_FIELDS = ("chosen", "rejected")
+"""Preference fields that are indices of responses."""
 TOKENS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     [
@@ -35,11 +40,15 @@ SCHEMA = pa.schema(
         ("response_tokens", pa.list_(pa.int32())),
         ("truncated", pa.list_(pa.bool_())),
         *(
-            (name, pa.list_(pa.int32() if name in ("chosen", "rejected") else pa.float32()))
+            (name, pa.list_(pa.int32() if name in INDEX_FIELDS else pa.float32()))
             for name in PREFERENCE_FIELDS
         ),
     ]
 )
+
+Number = TypeVar("Number", np.int64, np.float64)
+Column = Callable[[pa.RecordBatch], NDArray[Number]]
+"""A number for each group of a batch."""
 
 
 class Example(NamedTuple):
@@ -50,35 +59,55 @@ class Example(NamedTuple):
     preferences: tuple[Preference, ...]
 
 
-def write(path: Path, examples: Iterable[Example]) -> dict[str, int]:
-    """Write a store; the counts of what it holds."""
-    counts = {"groups": 0, "pairs": 0, "responses": 0, "truncated responses": 0}
+@dataclass(frozen=True)
+class StoreCounts:
+    """The contents of a store, counted."""
+
+    groups: int = 0
+    pairs: int = 0
+    """Preference pairs of all groups."""
+    responses: int = 0
+    truncated_responses: int = 0
+    """Responses that were cut, or whose prompt was."""
+
+    def plus(self, examples: Sequence[Example]) -> "StoreCounts":
+        """The counts with more examples."""
+        encoded = [example.encoded for example in examples]
+        return StoreCounts(
+            groups=self.groups + len(examples),
+            pairs=self.pairs + sum(len(example.preferences) for example in examples),
+            responses=self.responses + sum(len(group.suffixes) for group in encoded),
+            truncated_responses=self.truncated_responses
+            + sum(sum(group.truncated) for group in encoded),
+        )
+
+
+def write(path: Path, examples: Iterable[Example]) -> StoreCounts:
+    """Write a store, and count its contents."""
+    counts = StoreCounts()
     stream = iter(examples)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-        while rows := list(islice(stream, ROWS_PER_BATCH)):
-            writer.write_batch(
-                pa.RecordBatch.from_pylist([_row(example) for example in rows], schema=SCHEMA)
-            )
-            counts["groups"] += len(rows)
-            for example in rows:
-                counts["pairs"] += len(example.preferences)
-                counts["responses"] += len(example.encoded.suffixes)
-                counts["truncated responses"] += sum(example.encoded.truncated)
+        # a batch at a time, so memory does not grow with the data
+        while batch := list(islice(stream, ROWS_PER_BATCH)):
+            rows = [_row(example) for example in batch]
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+            counts = counts.plus(batch)
     return counts
 
 
 def _row(example: Example) -> dict[str, object]:
     encoded = example.encoded
-    tokens = {"name": example.name, "prefix": encoded.prefix, "suffixes": list(encoded.suffixes)}
-    counts = {
+    row: dict[str, object] = {
+        "name": example.name,
+        "prefix": encoded.prefix,
+        "suffixes": list(encoded.suffixes),
         "response_tokens": list(encoded.response_tokens),
         "truncated": list(encoded.truncated),
     }
-    return {
-        **tokens,
-        **counts,
-        **{name: [getattr(p, name) for p in example.preferences] for name in PREFERENCE_FIELDS},
-    }
+
+    for name in PREFERENCE_FIELDS:
+        row[name] = [getattr(preference, name) for preference in example.preferences]
+    return row
 
 
 class TokenStore(Sequence[Example]):
@@ -88,27 +117,30 @@ class TokenStore(Sequence[Example]):
         """Open the files; six numbers a group are held in memory."""
         self._batches: list[pa.RecordBatch] = []
         for path in paths:
+            # mapped: the system keeps in memory what is read, and gives it up under pressure
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            self._batches += [
-                reader.get_batch(number) for number in range(reader.num_record_batches)
-            ]
+            for index in range(reader.num_record_batches):
+                self._batches.append(reader.get_batch(index))
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+
         self.tokens = self._by_group(_token_counts)
         """Tokens that each group costs in a row."""
         self.attended = self._by_group(_attended_counts)
         """Pairs of a query and a key that meet in each group's row, as `costs.attended_pairs`
         counts them."""
         self.tokens_apart = self._by_group(_token_counts_apart)
+        """Tokens that each group costs a model that shares no prompts."""
         self.attended_apart = self._by_group(_attended_counts_apart)
-        """The same two where each response brings its own prompt."""
-        self.pairs = self._by_group(lambda batch: _lengths(batch.column("chosen")))
+        """Pairs of a query and a key of each group, in a model that shares no prompts."""
+        self.pairs = self._by_group(_pair_counts)
+        """Preference pairs of each group."""
         self.weights = self._by_group(_weights)
         """Sum of the weights of each group's preferences."""
 
-    def _by_group(self, of: Callable[[pa.RecordBatch], NDArray[Number]]) -> NDArray[Number]:
-        return np.concatenate(
-            [of(batch) for batch in [*self._batches, pa.RecordBatch.from_pylist([], schema=SCHEMA)]]
-        )
+    def _by_group(self, column: Column[Number]) -> NDArray[Number]:
+        # an empty batch gives a store without groups an array of the right type
+        empty = pa.RecordBatch.from_pylist([], schema=SCHEMA)
+        return np.concatenate([column(batch) for batch in [*self._batches, empty]])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -117,25 +149,23 @@ class TokenStore(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
+
+        # the last batch that starts at or before the index
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         batch, row = self._batches[number], index - int(self._starts[number])
 
         def cell(name: str) -> pa.Array:
             return batch.column(name)[row].values
 
-        suffixes = cell("suffixes")
         encoded = EncodedGroup(
             cell("prefix").to_numpy(),
-            [suffix.values.to_numpy() for suffix in suffixes],
+            [suffix.values.to_numpy() for suffix in cell("suffixes")],
             cell("response_tokens").to_pylist(),
             cell("truncated").to_pylist(),
         )
         columns = [cell(name).to_pylist() for name in PREFERENCE_FIELDS]
-        return Example(
-            batch.column("name")[row].as_py(),
-            encoded,
-            tuple(Preference(*values) for values in zip(*columns, strict=True)),
-        )
+        preferences = tuple(Preference(*values) for values in zip(*columns, strict=True))
+        return Example(batch.column("name")[row].as_py(), encoded, preferences)
 
 
 def _lengths(column: pa.ListArray) -> NDArray[np.int64]:
@@ -144,27 +174,26 @@ def _lengths(column: pa.ListArray) -> NDArray[np.int64]:
 
 def _sums(values: NDArray[Number], lengths: NDArray[np.int64]) -> NDArray[Number]:
     """Sums of consecutive runs of the values."""
+    # with a 0 in front, a run from the start is a difference too
     totals = np.zeros(len(values) + 1, dtype=values.dtype)
     np.cumsum(values, out=totals[1:])
     ends = np.cumsum(lengths)
-    found: NDArray[Number] = totals[ends] - totals[ends - lengths]
-    return found
+    sums: NDArray[Number] = totals[ends] - totals[ends - lengths]
+    return sums
 
 
 def _token_counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
     suffixes = batch.column("suffixes")
-    return _lengths(batch.column("prefix")) + _sums(
-        _lengths(suffixes.flatten()), _lengths(suffixes)
-    )
+    in_suffixes = _sums(_lengths(suffixes.flatten()), _lengths(suffixes))
+    return _lengths(batch.column("prefix")) + in_suffixes
 
 
 def _attended_counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
     suffixes = batch.column("suffixes")
-    prefix, lengths, responses = (
-        _lengths(batch.column("prefix")),
-        _lengths(suffixes.flatten()),
-        _lengths(suffixes),
-    )
+    prefix = _lengths(batch.column("prefix"))
+    lengths, responses = _lengths(suffixes.flatten()), _lengths(suffixes)
+
+    # the prefix with itself, each suffix with the prefix, each suffix with itself
     return (
         prefix * (prefix + 1) // 2
         + prefix * _sums(lengths, responses)
@@ -185,13 +214,17 @@ def _lengths_apart(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np
     """Tokens of each prompt with one response, and each group's number of responses."""
     suffixes = batch.column("suffixes")
     responses = _lengths(suffixes)
-    return np.repeat(_lengths(batch.column("prefix")), responses) + _lengths(
-        suffixes.flatten()
-    ), responses
+    prefixes = np.repeat(_lengths(batch.column("prefix")), responses)
+    return prefixes + _lengths(suffixes.flatten()), responses
+
+
+def _pair_counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    return _lengths(batch.column("chosen"))
 
 
 def _weights(batch: pa.RecordBatch) -> NDArray[np.float64]:
     column = batch.column("weight")
+    # in float32 the cumulative sums of a large batch would lose digits
     return _sums(column.flatten().to_numpy().astype(np.float64), _lengths(column))
 
 
@@ -203,37 +236,35 @@ def encode(
     *,
     workers: int = 0,
 ) -> Iterator[Example]:
-    """The groups as examples, in order, by so many worker processes; 0 does the work in this one.
+    """The groups as examples, in order; `workers` processes encode them, 0 means this process.
     `tokenizer` is its folder.
 
     Raises:
         DataError: If a prompt has no message.
     """
     stream = iter(groups)
+    # one group is too little work to send to a process
     tasks = iter(lambda: list(islice(stream, GROUPS_PER_TASK)), [])
-    for examples in in_order(
-        partial(_encode, tokenizer=tokenizer, frame=frame, limits=limits), tasks, workers=workers
-    ):
+
+    encode_task = partial(_encode, tokenizer=tokenizer, frame=frame, limits=limits)
+    for examples in in_order(encode_task, tasks, workers=workers):
         yield from examples
 
 
 def _encode(
     groups: Sequence[PreferenceGroup], tokenizer: Path, frame: chat.Frame, limits: Limits
 ) -> list[Example]:
-    encoder = Encoder(
-        _tokenizer(tokenizer, (tokenizer / "tokenizer.json").stat().st_mtime_ns), frame, limits
-    )
-    return [
-        Example(
-            g.group_id,
-            encoder.encode(g.prompt, [r.content for r in g.responses], name=g.group_id),
-            g.preferences,
-        )
-        for g in groups
-    ]
+    written_ns = (tokenizer / "tokenizer.json").stat().st_mtime_ns
+    encoder = Encoder(_tokenizer(tokenizer, written_ns), frame, limits)
+    examples = []
+    for group in groups:
+        responses = [response.content for response in group.responses]
+        encoded = encoder.encode(group.prompt, responses, name=group.group_id)
+        examples.append(Example(group.group_id, encoded, group.preferences))
+    return examples
 
 
 @lru_cache(maxsize=1)
 def _tokenizer(folder: Path, written_ns: int) -> PreTrainedTokenizerBase:
-    """One load for each process, and each time that the folder was written."""
+    """The tokenizer of a folder, loaded once in each process and for each time it was written."""
     return checkpoint.load_tokenizer(sources.Source(folder))

@@ -1,7 +1,7 @@
-"""DeepSpeed's ZeRO: the engine steps by itself, and holds weights and optimizer in partitions of
-its own.
+"""DeepSpeed's ZeRO: the engine does the optimizer's step itself, and holds weights and moments in
+its own partitions.
 
-What is gathered here has the names and the form of every other state, so that a run may move to
+Tensors gathered here have the names and the form of every other state, so that a run may move to
 ZeRO and away from it.
 """
 
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's names for its two moments."""
 
 
 def configure(accelerator: Accelerator, *, clip_norm: float) -> None:
-    """Leave the size of a step, its accumulation and its loss to us; clipping is the engine's,
-    before it steps."""
+    """Leave the size of a step, its accumulation and its loss to the training loop; the engine
+    clips, because it steps right after."""
     config: dict[str, Any] = accelerator.state.deepspeed_plugin.deepspeed_config
     config.update(
         train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, gradient_clipping=clip_norm
@@ -30,7 +31,7 @@ def is_zero(accelerator: Accelerator) -> bool:
 
 
 def stage_of(accelerator: Accelerator) -> int:
-    """Of ZeRO; 0 without DeepSpeed."""
+    """The stage of ZeRO, 1 to 3; 0 without DeepSpeed."""
     return int(accelerator.state.deepspeed_plugin.zero_stage) if is_zero(accelerator) else 0
 
 
@@ -40,37 +41,40 @@ def weights_of(engine: nn.Module, *, trained_only: bool) -> Tensors:
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
-    found = {}
+    weights = {}
     for name, parameter in _parameters(engine).items():
         if parameter.requires_grad:
-            found[name] = safe_get_full_fp32_param(parameter).detach().cpu().clone()
-        elif not trained_only:  # the optimizer knows nothing of a frozen one
+            weights[name] = safe_get_full_fp32_param(parameter).detach().cpu().clone()
+        elif not trained_only:
+            # the optimizer has no float32 copy of a frozen weight
             with GatheredParameters([parameter]):
-                found[name] = parameter.detach().cpu().clone()
-    return found
+                weights[name] = parameter.detach().cpu().clone()
+    return weights
 
 
 def moments_of(engine: Any) -> dict[str, Tensors]:
-    """What AdamW knows of each trained weight; nothing before the first step."""
+    """AdamW's moments and step of each trained weight; empty before the first step."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     step = _steps(engine)
     if not step:
         return {}
+
     _link(engine)
-    trained = {name: p for name, p in _parameters(engine).items() if p.requires_grad}
-    return {
-        name: {
-            **{m: safe_get_full_optimizer_state(p, m).detach().cpu().clone() for m in MOMENTS},
-            "step": torch.tensor(step),
-        }
-        for name, p in trained.items()
-    }
+    moments: dict[str, Tensors] = {}
+    for name, parameter in _parameters(engine).items():
+        if parameter.requires_grad:
+            moments[name] = {
+                moment: safe_get_full_optimizer_state(parameter, moment).detach().cpu().clone()
+                for moment in MOMENTS
+            }
+            moments[name]["step"] = torch.tensor(step)
+    return moments
 
 
 def put_weights(engine: nn.Module, weights: Tensors) -> None:
-    """Give the engine weights, which every process must hold: its float32 ones, and those that the
-    next forward reads."""
+    """Give the engine weights, which every process must hold: the float32 ones of the optimizer,
+    and those that the next forward reads."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_set_full_fp32_param
 
@@ -83,45 +87,49 @@ def put_weights(engine: nn.Module, weights: Tensors) -> None:
 
 
 def put_moments(engine: Any, moments: dict[str, Tensors]) -> None:
-    """Give the engine what AdamW knew, which every process must hold."""
+    """Give the engine AdamW's moments and step, which every process must hold."""
     from deepspeed.utils import safe_set_full_optimizer_state
 
     step = max((float(values["step"]) for values in moments.values()), default=0.0)
+    # stage 3 and the lower ones name their float32 partitions differently
     partitions = (
         getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
         or engine.optimizer.single_partition_of_fp32_groups
     )
-    for partition in partitions:  # before the first step AdamW has nothing that could be filled
+    # before the first step AdamW has no state that could be filled
+    for partition in partitions:
         zeros = {moment: torch.zeros_like(partition) for moment in MOMENTS}
         engine.optimizer.optimizer.state[partition] = {"step": torch.tensor(step), **zeros}
+
     _link(engine)
     for name, parameter in _parameters(engine).items():
-        for moment in MOMENTS:
-            if name in moments:
-                safe_set_full_optimizer_state(
-                    parameter, moments[name][moment].to(parameter.device), moment
-                )
+        for moment, value in moments.get(name, {}).items():
+            if moment in MOMENTS:
+                safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
 
 
 def _parameters(engine: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by the model's own names."""
+    # the engine holds the model as its `module`
     return {
         name.removeprefix("module."): parameter for name, parameter in engine.named_parameters()
     }
 
 
 def _link(engine: Any) -> None:
-    """Stages 1 and 2 tie weights to moments once, at the first step, when AdamW may have none yet:
-    tie them anew."""
+    """Tie weights to their moments again: stages 1 and 2 do it only at the first step, when AdamW
+    may have no moments yet."""
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _states(engine: Any) -> list[dict[str, Any]]:
-    """The states of the optimizer under the engine's, one for each partition."""
-    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    return list(inner.state.values())
+    """The states of the optimizer that the engine wraps, one for each partition."""
+    wrapped = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    return list(wrapped.state.values())
 
 
 def _steps(engine: Any) -> float:
+    """Steps that AdamW has taken."""
     return max((float(state["step"]) for state in _states(engine) if "step" in state), default=0.0)

@@ -1,28 +1,28 @@
-"""Our own routes: a prompt and all its responses come together, as everywhere in this project."""
+"""Our own routes: a prompt and all its responses are one request."""
 
-import secrets
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from starlette.responses import JSONResponse
 
 from worldpm.records import Message
 from worldpm.scoring import confidence, explanations
 from worldpm.scoring.confidence import LEVEL, Settings
 from worldpm.scoring.scorer import Request, Scorer
-from worldpm.serving.backends import AS_MADE, Answer, LocalEngine
-from worldpm.serving.routing import RoutingRules
+from worldpm.serving.backends import CUT_TO_MODEL_LIMIT, BackendReply, LocalBackend
+from worldpm.serving.client import Client, Reply, headed_reply, reply_head
+from worldpm.serving.routing import Routed
 from worldpm.serving.service import Call, RefusedError, Service, check_text, refusing
+from worldpm.storage.json_files import Json
 
-Json = dict[str, Any]
 Feature = Literal["length", "headers", "lists", "bold", "code", "links"]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-EXPLAINED = 16
+MOST_EXPLAINED = 16
+"""Responses that are explained in one request."""
 
 
 class Strict(BaseModel):
@@ -39,61 +39,72 @@ class Turn(Strict):
 
 
 class Preferences(Strict):
-    """What a user wants of a choice; rewards do not change by it."""
+    """Settings of a choice between responses; they do not change rewards."""
 
     strictness: Annotated[float, Field(ge=0.5, lt=1)] = LEVEL
     """The level at which two responses are told apart."""
     ranges: dict[Feature, tuple[Number, Number]] = {}
-    """Allowed counts, `length` in tokens: responses outside are named and stand after the
+    """Allowed counts, `length` in tokens. Responses outside are named and ranked after the
     others."""
     weights: dict[Feature, Annotated[float, Field(ge=-100, le=100)]] = {}
     """Log odds for each unit of a style difference, which runs from -1 to 1."""
 
     @model_validator(mode="after")
     def _low_before_high(self) -> Self:
-        if wrong := [name for name, (low, high) in self.ranges.items() if low > high]:
+        wrong = [name for name, (low, high) in self.ranges.items() if low > high]
+        if wrong:
             raise ValueError(f"the range of {wrong[0]} ends before it begins")
         return self
 
+    def settings(self) -> Settings:
+        """The same for `scoring.confidence`."""
+        return Settings(**self.model_dump())
+
 
 class PromptAndResponses(Strict):
-    """A prompt with its responses, or a conversation whose last message is judged."""
+    """A prompt with its responses, or a conversation whose last message is scored."""
 
     model: str | None = None
     prompt: str | Annotated[list[Turn], Field(min_length=1)] | None = None
     responses: list[str] | None = None
     messages: Annotated[list[Turn], Field(min_length=2)] | None = None
     cut: bool = False
-    """Cut what is too long, instead of refusing it."""
+    """Cut long inputs instead of rejecting them."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        if (self.messages is None) == (self.prompt is None or self.responses is None):
-            raise ValueError("give either prompt and responses, or messages")
-        if self.messages is not None and (self.prompt is not None or self.responses is not None):
+        has_messages = self.messages is not None
+        has_prompt_or_responses = self.prompt is not None or self.responses is not None
+        has_both = self.prompt is not None and self.responses is not None
+
+        if has_messages == has_both or (has_messages and has_prompt_or_responses):
             raise ValueError("give either prompt and responses, or messages")
         if self.messages is not None and self.messages[-1].role != "assistant":
             raise ValueError("the last of the messages must be the assistant's")
         return self
 
     def request(self) -> Request:
-        """What is scored."""
+        """The request to score."""
         if self.messages is not None:
             *before, last = self.messages
             return Request("messages", _messages(before), [last.content])
-        turns = (
-            [Turn(role="user", content=self.prompt)]
-            if isinstance(self.prompt, str)
-            else self.prompt or []
-        )
+
+        turns = self.prompt or []
+        if isinstance(turns, str):
+            turns = [Turn(role="user", content=turns)]
         return Request("responses", _messages(turns), self.responses or [])
+
+    @property
+    def cut_to(self) -> int | None:
+        """The tokens to cut to, as the backend takes them."""
+        return CUT_TO_MODEL_LIMIT if self.cut else None
 
 
 class Rewards(PromptAndResponses):
     """`/v1/rewards`."""
 
     settings: Preferences | None = None
-    """The key's own unless given."""
+    """Those of the API key unless given."""
 
 
 class Explain(PromptAndResponses):
@@ -102,147 +113,260 @@ class Explain(PromptAndResponses):
     tokens: bool = True
     """Attribute each reward to the tokens of prompt and response, by integrated gradients."""
     sentences: bool = True
-    """Tell what each reward loses without each of its sentences."""
+    """Give the loss of each reward without each of its sentences."""
 
 
 class Route(PromptAndResponses):
     """`/v1/route`."""
 
 
+@dataclass(frozen=True)
+class RewardConfidence:
+    """Certainty of the choice between responses."""
+
+    level: float
+    """At which two responses are told apart."""
+    can_tell: list[list[bool]] | None
+    """Whether the response of the row and that of the column are told apart; None if there are too
+    few judged pairs."""
+    temperature: float | None
+    """Divides margins into log odds; None if they are not calibrated."""
+    source: str | None
+    """Name of the pairs of the calibration; None if margins are not calibrated."""
+
+
+@dataclass(frozen=True)
+class StyleReport:
+    """Style of the responses, and probabilities under several weights of style.
+
+    A matrix holds the probability that the response of the row is preferred to the column's.
+    """
+
+    counts: list[dict[str, float]]
+    """Of each response, by feature; `length` in tokens."""
+    outside: list[list[str]]
+    """Reasons why each response is outside the allowed ranges."""
+    at_equal_style: list[list[float]] | None
+    """None without a style model."""
+    with_settings: list[list[float]]
+    terms: dict[str, list[list[float]]]
+    """Log odds that each weighted feature adds."""
+    as_in_calibration: list[list[float]] | None
+    """With the weights of the judges' pairs; None without a style model."""
+    weights_of_calibration: dict[str, float] | None
+    """None without a style model."""
+
+
+@dataclass(frozen=True)
+class RewardUsage:
+    """Tokens of a request."""
+
+    response_tokens: list[int]
+    """Of each response, before any cut."""
+    sequence_tokens: list[int]
+    """Of prompt and response, as the model reads them."""
+    computed_tokens: int
+    """A shared prompt counts once."""
+
+
+@dataclass(frozen=True)
+class RewardsContent:
+    """Reply of `/v1/rewards` after its head; lists are in the order of the responses."""
+
+    rewards: list[float]
+    """Logits."""
+    ranking: list[int]
+    """Indices of the responses, best first."""
+    probabilities: list[list[float]]
+    """That the response of the row is preferred to that of the column, without settings."""
+    confidence: RewardConfidence
+    style: StyleReport
+    settings: Json
+    """Preferences that were used."""
+    truncated: list[bool]
+    usage: RewardUsage
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Explanation of one response."""
+
+    tokens: Json | None
+    """Fields of `TokenAttributions`; None unless asked for."""
+    sentences: list[Json] | None
+    """Fields of each `Sentence`; None unless asked for."""
+
+
+@dataclass(frozen=True)
+class ExplanationContent:
+    """Reply of `/v1/explain` after its head."""
+
+    responses: list[Explanation]
+
+
+@dataclass(frozen=True)
+class RouteContent:
+    """Reply of `/v1/route` after its head."""
+
+    responses: list[Routed]
+
+
 def _messages(turns: Sequence[Turn]) -> tuple[Message, ...]:
     return tuple(Message(turn.role, turn.content) for turn in turns)
 
 
-def routes(
-    service: Service, rules: RoutingRules | None, settings: Mapping[str, Preferences]
-) -> APIRouter:
-    """`/v1/rewards`, `/v1/explain`, `/v1/route`; `settings` are those of the API keys, by their
-    names."""
-    router = APIRouter(prefix="/v1", tags=["rewards"])
+def routes(service: Service) -> APIRouter:
+    """`/v1/rewards`, `/v1/explain`, `/v1/route`."""
+    router = APIRouter(prefix="/v1")
 
     @router.post(
         "/rewards",
         summary="Rewards of one prompt's responses, with probabilities, ranking and confidence",
     )
-    async def rewards(body: Rewards, http: HttpRequest) -> JSONResponse:
-        call, request = _begin(service, body, http)
-        wanted = body.settings or settings.get(call.client or "") or Preferences()
-        call.settings = wanted.model_dump()
-        (answer,) = await call.conversations([request], cut_to=AS_MADE if body.cut else None)
-        return JSONResponse(
-            {**_head(service, "rewards"), **_told(request, answer, service.confidence, wanted)}
-        )
+    async def rewards(body: Rewards, http: HttpRequest) -> Reply:
+        return await _rewards(_begin(service, body, http), body)
 
     @router.post("/explain", summary="Which tokens and sentences a reward rests on")
-    async def explain(body: Explain, http: HttpRequest) -> JSONResponse:
-        call, request = _begin(service, body, http)
-        if not isinstance(service.engine, LocalEngine):
-            raise RefusedError(
-                501, "explanations need the weights, which are upstream", kind="NotImplemented"
-            )
-        if len(request.responses) > EXPLAINED:
-            raise RefusedError(
-                422,
-                f"{len(request.responses)} responses; at most {EXPLAINED} are explained at once",
-                kind="TooManyInputs",
-            )
-        check_text("".join([*(message.content for message in request.prompt), *request.responses]))
-        scorer = service.engine.scorer.cutting() if body.cut else service.engine.scorer
-        work = partial(_explained, scorer, request, tokens=body.tokens, sentences=body.sentences)
-        found = await call.while_connected(
-            refusing(service.engine.explained(work, deadline=call.deadline()))
-        )
-        return JSONResponse({**_head(service, "explanation"), "responses": found})
+    async def explain(body: Explain, http: HttpRequest) -> Reply:
+        return await _explain(_begin(service, body, http), body)
 
     @router.post("/route", summary="The queue that the rule file sends a response to")
-    async def route(body: Route, http: HttpRequest) -> JSONResponse:
-        call, request = _begin(service, body, http)
-        if rules is None:
-            raise RefusedError(
-                404, "no rules; start the server with --rules FILE", kind="NotFoundError"
-            )
-        call.settings = {"rules": rules.rules, "otherwise": rules.otherwise}
-        (answer,) = await call.conversations([request], cut_to=AS_MADE if body.cut else None)
-        found = [
-            rules.queue(service.confidence, answer.rewards, place)
-            for place in range(len(answer.rewards))
-        ]
-        return JSONResponse(
-            {**_head(service, "route"), "responses": [one._asdict() for one in found]}
-        )
+    async def route(body: Route, http: HttpRequest) -> Reply:
+        return await _route(_begin(service, body, http), body)
 
     return router
 
 
-def _begin(service: Service, body: PromptAndResponses, http: HttpRequest) -> tuple[Call, Request]:
+def _begin(service: Service, body: PromptAndResponses, http: HttpRequest) -> Call:
     service.check_model(body.model)
-    return service.of(http), body.request()
+    return service.of(http)
 
 
-def _told(
-    request: Request, answer: Answer, known: confidence.Confidence, wanted: Preferences
-) -> Json:
-    """Everything that is said of one prompt's responses."""
+async def _rewards(call: Call, body: Rewards) -> Reply:
+    service, request = call.service, body.request()
+    settings = body.settings.settings() if body.settings else _key_settings(call)
+    call.settings = _settings_content(settings)
+    (reply,) = await call.conversations([request], cut_to=body.cut_to)
+
+    content = _rewards_content(request, reply, service.confidence, settings)
+    return headed_reply(reply_head(service, "rewards", holds="rewards"), content)
+
+
+def _key_settings(call: Call) -> Settings:
+    """The settings of the request's API key, or else the defaults."""
+    key = call.service.keys.get(call.key_name or "")
+    return key.settings if key is not None else Settings()
+
+
+def _settings_content(settings: Settings) -> Json:
+    """Settings as the reply and the decision log have them."""
+    return {
+        "strictness": settings.strictness,
+        "ranges": settings.ranges,
+        "weights": settings.weights,
+    }
+
+
+def _rewards_content(
+    request: Request, reply: BackendReply, calibrated: confidence.Confidence, settings: Settings
+) -> RewardsContent:
     counts = [
         confidence.counts_of(text, tokens)
-        for text, tokens in zip(request.responses, answer.length_tokens, strict=True)
+        for text, tokens in zip(request.responses, reply.length_tokens, strict=True)
     ]
-    settings = Settings(**wanted.model_dump())
-    choose = partial(confidence.choose, known, answer.rewards, counts)
-    chosen = choose(settings)
-    return {
-        "rewards": answer.rewards,
-        "ranking": chosen.ranking,
-        "probabilities": known.probabilities(answer.rewards),
-        "confidence": {
-            "level": settings.strictness,
-            "can_tell": known.can_tell(answer.rewards, settings.strictness),
-            "temperature": known.temperature,
-            "source": known.source if known.temperature else None,
-        },
-        "style": {
-            "counts": counts,
-            "outside": chosen.outside,
-            "at_equal_style": choose(Settings()).probabilities if known.style else None,
-            "with_settings": chosen.probabilities,
-            "terms": chosen.terms,
-            "as_in_calibration": choose(Settings(weights=known.style.weights)).probabilities
-            if known.style
-            else None,
-            "weights_of_calibration": dict(known.style.weights) if known.style else None,
-        },
-        "settings": wanted.model_dump(),
-        "truncated": answer.truncated,
-        "usage": {
-            "response_tokens": answer.length_tokens,
-            "sequence_tokens": answer.sequence_tokens,
-            "computed_tokens": answer.computed_tokens,
-        },
-    }
+    choose = partial(confidence.choose, calibrated, reply.rewards, counts)
+    choice, style = choose(settings), calibrated.style
+
+    return RewardsContent(
+        rewards=reply.rewards,
+        ranking=choice.ranking,
+        probabilities=calibrated.probabilities(reply.rewards),
+        confidence=RewardConfidence(
+            level=settings.strictness,
+            can_tell=calibrated.can_tell(reply.rewards, settings.strictness),
+            temperature=calibrated.temperature,
+            source=calibrated.source if calibrated.temperature else None,
+        ),
+        style=StyleReport(
+            counts=counts,
+            outside=choice.outside,
+            at_equal_style=choose(Settings()).probabilities if style else None,
+            with_settings=choice.probabilities,
+            terms=choice.terms,
+            as_in_calibration=(
+                choose(Settings(weights=style.weights)).probabilities if style else None
+            ),
+            weights_of_calibration=dict(style.weights) if style else None,
+        ),
+        settings=_settings_content(settings),
+        truncated=reply.truncated,
+        usage=RewardUsage(reply.length_tokens, reply.sequence_tokens, reply.computed_tokens),
+    )
 
 
-def _explained(
+async def _explain(call: Call, body: Explain) -> Reply:
+    service, request = call.service, body.request()
+    if not isinstance(service.backend, LocalBackend):
+        raise RefusedError(
+            501, "explanations need the weights, which are upstream", kind="NotImplemented"
+        )
+    if len(request.responses) > MOST_EXPLAINED:
+        raise RefusedError(
+            422,
+            f"{len(request.responses)} responses; at most {MOST_EXPLAINED} are explained at once",
+            kind="TooManyInputs",
+        )
+    # Explanations do not go through `Call.conversations`, which checks texts
+    check_text("".join([*(message.content for message in request.prompt), *request.responses]))
+
+    backend = service.backend
+    scorer = backend.scorer.cutting() if body.cut else backend.scorer
+    work = partial(_explanations, scorer, request, tokens=body.tokens, sentences=body.sentences)
+    responses = await call.while_connected(
+        refusing(backend.explained(work, deadline=call.deadline()))
+    )
+    head = reply_head(service, "explanation", holds="explanation")
+    return headed_reply(head, ExplanationContent(responses))
+
+
+def _explanations(
     scorer: Scorer, request: Request, run: explanations.Run, *, tokens: bool, sentences: bool
-) -> list[Json]:
-    """The explanations of each response; each piece of work with the model goes through `run`."""
-    found: list[Json] = []
+) -> list[Explanation]:
+    """An explanation for each response; `run` runs each piece of work with the model."""
+    responses: list[Explanation] = []
     for number, response in enumerate(request.responses):
-        asked = request._replace(name=f"response {number}", responses=[response])
-        one: Json = {"tokens": None, "sentences": None}
+        single = request._replace(name=f"response {number}", responses=[response])
+        attributions, parts = None, None
         if tokens:
-            one["tokens"] = explanations.of_tokens(scorer, asked, run=run)._asdict()
+            attributions = explanations.of_tokens(scorer, single, run=run)._asdict()
         if sentences:
-            one["sentences"] = [
-                part._asdict() for part in explanations.of_sentences(scorer, asked, run=run)
-            ]
-        found.append(one)
-    return found
+            parts = [part._asdict() for part in explanations.of_sentences(scorer, single, run=run)]
+        responses.append(Explanation(attributions, parts))
+    return responses
 
 
-def _head(service: Service, kind: str) -> Json:
-    return {
-        "id": f"{kind}-{secrets.token_hex(8)}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": service.identity.name,
+async def _route(call: Call, body: Route) -> Reply:
+    service, rules = call.service, call.service.rules
+    if rules is None:
+        raise RefusedError(
+            404, "no rules; start the server with --rules FILE", kind="NotFoundError"
+        )
+    # The log keeps the rules, because the file may change later
+    call.settings = {
+        "rules": [rule.source for rule in rules.rules],
+        "otherwise": rules.otherwise,
     }
+    (reply,) = await call.conversations([body.request()], cut_to=body.cut_to)
+
+    responses = [
+        rules.queue(service.confidence, reply.rewards, index) for index in range(len(reply.rewards))
+    ]
+    return headed_reply(reply_head(service, "route", holds="route"), RouteContent(responses))
+
+
+OWN = Client(
+    "rewards",
+    routes,
+    paths=("/v1/rewards", "/v1/explain", "/v1/route"),
+    invalid_status=422,
+)

@@ -5,17 +5,16 @@ Source: SGLang 0.5.23, `/classify` with `text` or `input_ids`, and `/v1/embeddin
 """
 
 import secrets
-from typing import Any
+from dataclasses import dataclass
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, model_validator
-from starlette.responses import JSONResponse
+from pydantic_core import ErrorDetails
 
-from worldpm.serving.backends import Answer
+from worldpm.serving.backends import BackendReply
+from worldpm.serving.client import Client, Reply, Texts, as_list, is_single
 from worldpm.serving.service import Service
-
-Json = dict[str, Any]
 
 
 class Classify(BaseModel):
@@ -25,57 +24,114 @@ class Classify(BaseModel):
     input_ids: list[int] | list[list[int]] | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "Classify":
+    def _one_input(self) -> "Classify":
         if (self.text is None) == (self.input_ids is None):
             raise ValueError("give either text or input_ids")
         return self
+
+    @property
+    def inputs(self) -> Texts:
+        """The text or texts, or their token ids."""
+        # The validator above leaves exactly one of the two
+        inputs = self.text if self.text is not None else self.input_ids
+        assert inputs is not None
+        return inputs
 
 
 class Embeddings(BaseModel):
     """`/v1/embeddings`."""
 
     model: str | None = None
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Texts
 
 
-async def classify(service: Service, body: Classify, http: HttpRequest) -> JSONResponse:
+@dataclass(frozen=True)
+class MetaInfo:
+    """SGLang's account of one input."""
+
+    id: str
+    """Unique, 32 hexadecimal digits."""
+    finish_reason: None
+    """Always None: nothing is generated."""
+    prompt_tokens: int
+    cached_tokens: int
+    """Always 0."""
+
+
+@dataclass(frozen=True)
+class ClassifyReply:
+    """Reply of `/classify` to one input."""
+
+    embedding: tuple[float]
+    """The raw reward in logits."""
+    meta_info: MetaInfo
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Reply of `/v1/embeddings` to one input."""
+
+    embedding: tuple[float]
+    """The raw reward in logits."""
+    index: int
+    object: str = "embedding"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of all inputs."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class EmbeddingsReply:
+    """Reply of `/v1/embeddings`."""
+
+    data: list[Embedding]
+    model: str
+    object: str
+    usage: Usage
+
+
+async def classify(service: Service, body: Classify, http: HttpRequest) -> Reply:
     """One object for one input, a list for a list."""
-    given = body.text if body.text is not None else body.input_ids
-    assert given is not None
-    alone = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
-    answers = await service.of(http).texts([given] if alone else given)  # type: ignore[arg-type, list-item]
-    found = [_embedding(answer) for answer in answers]
-    return JSONResponse(found[0] if alone else found)
+    replies = await service.of(http).texts(as_list(body.inputs))
+    content = [_classified(reply) for reply in replies]
+    return Reply(content[0] if is_single(body.inputs) else content)
 
 
-def _embedding(answer: Answer) -> Json:
-    meta = {
-        "id": secrets.token_hex(16),
-        "finish_reason": None,
-        "prompt_tokens": answer.sequence_tokens[0],
-        "cached_tokens": 0,
-    }
-    return {"embedding": [answer.rewards[0]], "meta_info": meta}
+def _classified(reply: BackendReply) -> ClassifyReply:
+    meta_info = MetaInfo(
+        id=secrets.token_hex(16),
+        finish_reason=None,
+        prompt_tokens=reply.sequence_tokens[0],
+        cached_tokens=0,
+    )
+    return ClassifyReply((reply.rewards[0],), meta_info)
 
 
 def routes(service: Service) -> APIRouter:
-    """`/v1/embeddings`; `/classify` is shared with vLLM."""
-    router = APIRouter(tags=["SGLang"])
+    """`/v1/embeddings`; `/classify` is in `routes.vllm`, which has the same path."""
+    router = APIRouter()
 
     @router.post("/v1/embeddings", summary="The raw reward as an embedding of one number")
-    async def embeddings(body: Embeddings, http: HttpRequest) -> JSONResponse:
+    async def embeddings(body: Embeddings, http: HttpRequest) -> Reply:
         service.check_model(body.model)
-        given = body.input
-        alone = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
-        answers = await service.of(http).texts([given] if alone else given)  # type: ignore[arg-type, list-item]
-        data = [
-            {"embedding": [answer.rewards[0]], "index": index, "object": "embedding"}
-            for index, answer in enumerate(answers)
-        ]
-        tokens = sum(answer.sequence_tokens[0] for answer in answers)
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
-        return JSONResponse(
-            {"data": data, "model": service.identity.name, "object": "list", "usage": usage}
-        )
+        replies = await service.of(http).texts(as_list(body.input))
+
+        data = [Embedding((reply.rewards[0],), index) for index, reply in enumerate(replies)]
+        tokens = sum(reply.sequence_tokens[0] for reply in replies)
+        return Reply(EmbeddingsReply(data, service.identity.name, "list", Usage(tokens, tokens)))
 
     return router
+
+
+def _is_wrong_choice(error: ErrorDetails) -> bool:
+    """Whether `/classify` only misses SGLang's keys: vLLM's bodies have neither of them."""
+    return error["type"] == "value_error"
+
+
+SGLANG = Client("SGLang", routes, union_bodies=(Classify,), hides=_is_wrong_choice)

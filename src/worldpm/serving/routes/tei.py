@@ -1,34 +1,46 @@
-"""The routes of Hugging Face's text-embeddings-inference for classifiers and rerankers.
+"""The routes of Hugging Face's text-embeddings-inference (TEI) for classifiers and rerankers.
 
 Source: https://github.com/huggingface/text-embeddings-inference, `router/src/http/types.rs`. A pair
 is read as prompt and response.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, Field
-from starlette.responses import JSONResponse
+from pydantic_core import ErrorDetails
 
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
-from worldpm.serving.backends import AS_MADE, Answer
+from worldpm.serving.backends import CUT_TO_MODEL_LIMIT, BackendReply
+from worldpm.serving.client import Client, Reply, use_errors_of
 from worldpm.serving.service import RefusedError, Service
 from worldpm.stats import bradley_terry
 
-Json = dict[str, Any]
 Pair = tuple[str, str]
+LABEL = "LABEL_0"
+"""Name of the only label, as transformers names it."""
 
 
 class Predict(BaseModel):
-    """`/predict`: a text, a pair, or a list of either in lists, as TEI has it."""
+    """`/predict`: a text, a pair, or a list of either in lists, as in TEI."""
 
     inputs: str | Pair | list[Annotated[list[str], Field(min_length=1, max_length=2)]]
     truncate: bool | None = None
     raw_scores: bool = False
+
+    @property
+    def rows(self) -> Sequence[Sequence[str]]:
+        """Texts, or pairs, each as a list."""
+        if isinstance(self.inputs, str):
+            return [[self.inputs]]
+        if isinstance(self.inputs, tuple):
+            return [self.inputs]
+        return self.inputs
 
 
 class RerankTexts(BaseModel):
@@ -41,89 +53,175 @@ class RerankTexts(BaseModel):
     return_text: bool = False
 
 
-async def rerank(service: Service, body: RerankTexts, http: HttpRequest) -> JSONResponse:
-    """The texts from the best to the worst."""
-    http.scope.setdefault("state", {})["tei"] = True  # errors in TEI's form
+@dataclass(frozen=True)
+class Rank:
+    """One text of a ranking."""
+
+    index: int
+    """Index in the request."""
+    score: float
+
+
+@dataclass(frozen=True)
+class TextRank:
+    """One text of a ranking, with its content."""
+
+    index: int
+    """Index in the request."""
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The score of one label."""
+
+    score: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names of a classifier's labels."""
+
+    id2label: dict[str, str] = field(default_factory=lambda: {"0": LABEL})
+    label2id: dict[str, int] = field(default_factory=lambda: {LABEL: 0})
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """Kind of a model."""
+
+    classifier: Labels
+
+
+@dataclass(frozen=True)
+class Info:
+    """Reply of `/info`."""
+
+    model_id: str
+    model_sha: str
+    model_dtype: str | None
+    """None if the model is upstream."""
+    model_type: ModelType
+    max_input_length: int | None
+    """Tokens; None if unknown."""
+    max_batch_tokens: int | None
+    """Tokens of a row; None if the model is upstream."""
+    tokenization_workers: int
+    version: str
+    """Release of this package."""
+    max_client_batch_size: int
+    """Inputs of one request."""
+    max_concurrent_requests: int
+
+
+@dataclass(frozen=True)
+class TeiError:
+    """An error as TEI's clients read it."""
+
+    error: str
+    """The message."""
+    error_type: str
+
+
+async def rerank(service: Service, body: RerankTexts, http: HttpRequest) -> Reply:
+    """The texts, best first."""
+    # The path is vLLM's, but only TEI's clients send `texts`
+    use_errors_of(TEI, http)
     request = Request("query", (Message("user", body.query),), body.texts)
-    (answer,) = await service.of(http).conversations(
-        [request], cut_to=AS_MADE if body.truncate else None
+    (reply,) = await service.of(http).conversations(
+        [request], cut_to=CUT_TO_MODEL_LIMIT if body.truncate else None
     )
-    order = sorted(range(len(body.texts)), key=lambda place: -answer.rewards[place])
-    return JSONResponse(
-        [
-            {
-                "index": place,
-                **({"text": body.texts[place]} if body.return_text else {}),
-                "score": _score(answer.rewards[place], raw=body.raw_scores),
-            }
-            for place in order
-        ]
-    )
+
+    # The sort is stable, so ties keep the order of the request
+    order = sorted(range(len(body.texts)), key=lambda index: -reply.rewards[index])
+    scores = [_score(reward, raw=body.raw_scores) for reward in reply.rewards]
+    if body.return_text:
+        return Reply([TextRank(index, body.texts[index], scores[index]) for index in order])
+    return Reply([Rank(index, scores[index]) for index in order])
 
 
 def routes(service: Service) -> APIRouter:
-    """`/predict` and `/info`; `/rerank` is shared with vLLM."""
-    router = APIRouter(tags=["TEI"])
+    """`/predict` and `/info`; `/rerank` is in `routes.vllm`, which has the same path."""
+    router = APIRouter()
 
     @router.post("/predict", summary="TEI's predict: a text, or a pair of prompt and response")
-    async def predict(body: Predict, http: HttpRequest) -> JSONResponse:
-        alone = isinstance(body.inputs, str | tuple)
-        inputs = (
-            [[body.inputs]]
-            if isinstance(body.inputs, str)
-            else [body.inputs]
-            if isinstance(body.inputs, tuple)
-            else body.inputs
-        )
-        answers = await _answers(service, inputs, http, cut_to=AS_MADE if body.truncate else None)
-        found = [
-            [{"score": _score(answer.rewards[0], raw=body.raw_scores), "label": "LABEL_0"}]
-            for answer in answers
-        ]
-        return JSONResponse(found[0] if alone else found)
+    async def predict(body: Predict, http: HttpRequest) -> Reply:
+        cut_to = CUT_TO_MODEL_LIMIT if body.truncate else None
+        replies = await _predict(service, body.rows, http, cut_to=cut_to)
 
-    @router.get("/info", summary="What answers, and its limits")
-    async def info() -> JSONResponse:
-        identity, limits = service.identity, service.limits
-        return JSONResponse(
-            {
-                "model_id": identity.name,
-                "model_sha": identity.sha256,
-                "model_dtype": identity.dtype,
-                "model_type": {
-                    "classifier": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-                },
-                "max_input_length": identity.max_length,
-                "max_batch_tokens": identity.row_tokens,
-                "tokenization_workers": 1,
-                "version": version("worldpm"),
-                "max_client_batch_size": limits.inputs,
-                "max_concurrent_requests": limits.requests,
-            }
-        )
+        predictions = [
+            [Prediction(_score(reply.rewards[0], raw=body.raw_scores), LABEL)] for reply in replies
+        ]
+        is_single = isinstance(body.inputs, str | tuple)
+        return Reply(predictions[0] if is_single else predictions)
+
+    @router.get("/info", summary="Model and limits")
+    async def info() -> Reply:
+        return Reply(_info(service))
 
     return router
 
 
-async def _answers(
-    service: Service, inputs: Sequence[Sequence[str]], http: HttpRequest, *, cut_to: int | None
-) -> list[Answer]:
-    """Texts as they are, pairs as conversations.
+def _info(service: Service) -> Info:
+    identity, limits = service.identity, service.limits
+    return Info(
+        model_id=identity.name,
+        model_sha=identity.sha256,
+        model_dtype=identity.dtype,
+        model_type=ModelType(Labels()),
+        max_input_length=identity.max_length,
+        max_batch_tokens=identity.row_tokens,
+        # The tokenizer has one thread
+        tokenization_workers=1,
+        version=version("worldpm"),
+        max_client_batch_size=limits.inputs,
+        max_concurrent_requests=limits.requests,
+    )
+
+
+async def _predict(
+    service: Service, rows: Sequence[Sequence[str]], http: HttpRequest, *, cut_to: int | None
+) -> list[BackendReply]:
+    """Rewards of texts, read as they are, or of pairs, read as conversations.
 
     Raises:
         RefusedError: If a batch holds both.
     """
     call = service.of(http)
-    if len({len(one) for one in inputs}) > 1:
+    if len({len(row) for row in rows}) > 1:
         raise RefusedError(422, "a batch holds texts and pairs; send one kind", kind="Validation")
-    if inputs and len(inputs[0]) == 1:
-        return await call.texts([text for (text,) in inputs], cut_to=cut_to)
+
+    if rows and len(rows[0]) == 1:
+        return await call.texts([text for (text,) in rows], cut_to=cut_to)
     requests = [
-        Request(f"input {i}", (Message("user", prompt),), [response])
-        for i, (prompt, response) in enumerate(inputs)
+        Request(f"input {index}", (Message("user", prompt),), [response])
+        for index, (prompt, response) in enumerate(rows)
     ]
     return await call.conversations(requests, cut_to=cut_to)
 
 
 def _score(reward: float, *, raw: bool) -> float:
+    """TEI gives the sigmoid of a model with one label, unless raw scores are asked for."""
     return reward if raw else bradley_terry.probability(reward)
+
+
+def _error(error: RefusedError) -> TeiError:
+    return TeiError(error.message, error.kind)
+
+
+def _lacks_texts(error: ErrorDetails) -> bool:
+    """Whether `/rerank` only misses `texts`: bodies of vLLM, Cohere and Jina have `documents`."""
+    return "texts" in error["loc"]
+
+
+TEI = Client(
+    "TEI",
+    routes,
+    paths=("/predict", "/info"),
+    error_body=_error,
+    invalid_status=422,
+    union_bodies=(RerankTexts,),
+    hides=_lacks_texts,
+)

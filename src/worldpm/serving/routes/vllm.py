@@ -1,34 +1,35 @@
 """The routes of vLLM's pooling server, which verl calls too, and the rerank routes that Cohere's
 and Jina's clients share with it.
 
-Source: replies of vLLM 0.32, recorded in `tests/vllm_replies.txt`. Other than vLLM, a query and a
-document are read as prompt and response in the model's chat template, and a text gets the end token
-at which the reward is read, unless it ends with it.
+Source: replies of vLLM 0.32, recorded in `tests/serving/vllm_replies.txt`. Two things differ from
+vLLM. A query and a document are read as prompt and response in the model's chat template. A text
+gets the end token at which the reward is read, unless it ends with it.
 """
 
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, Field
-from starlette.responses import JSONResponse
 
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
-from worldpm.serving.backends import Answer, LocalEngine, Text
+from worldpm.serving.backends import BackendReply, LocalBackend
+from worldpm.serving.client import Client, Reply, Texts, as_list, headed_reply, reply_head
 from worldpm.serving.routes import sglang, tei
-from worldpm.serving.service import Call, RefusedError, Service, check_text, refusing
+from worldpm.serving.service import RefusedError, Service, check_text, refusing
 from worldpm.stats import bradley_terry
 
-Json = dict[str, Any]
-Texts = str | list[str] | list[int] | list[list[int]]
+LABEL = "LABEL_0"
+"""Name of the only label, as transformers names it."""
 
 
 class Part(BaseModel):
-    """A piece of a message; pieces other than text are refused."""
+    """A part of a message; parts other than text are rejected."""
 
     type: Literal["text"]
     text: str
@@ -40,24 +41,20 @@ class Turn(BaseModel):
     role: Literal["system", "user", "assistant"]
     content: str | list[Part]
 
-    @property
-    def words(self) -> str:
-        """The message as one text: pieces on lines of their own, as vLLM joins them."""
-        return (
-            self.content
-            if isinstance(self.content, str)
-            else "\n".join(part.text for part in self.content)
-        )
+    def message(self) -> Message:
+        """The message with its content as one text: parts become lines, as in vLLM."""
+        if isinstance(self.content, str):
+            return Message(self.role, self.content)
+        return Message(self.role, "\n".join(part.text for part in self.content))
 
 
 class Options(BaseModel):
-    """What every request for rewards may say."""
+    """Options of every request for rewards."""
 
     model: str | None = None
     use_activation: bool | None = None
     truncate_prompt_tokens: Literal[-1] | Annotated[int, Field(ge=1)] | None = None
-    """Tokens of prompt and response that a longer input is cut to; -1: as many as the model was
-    made for."""
+    """Tokens of prompt and response that a longer input is cut to; -1 is the model's own limit."""
 
 
 class OfText(Options):
@@ -67,7 +64,7 @@ class OfText(Options):
 
 
 class OfMessages(Options):
-    """`/classify` and `/pooling` of a conversation, whose last message is judged."""
+    """`/classify` and `/pooling` of a conversation, whose last message is scored."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
 
@@ -85,7 +82,7 @@ class PoolMessages(OfMessages):
 
 
 class ScorePairs(Options):
-    """`/score`: one query or as many as documents, under any of vLLM's names for them."""
+    """`/score`: one query, or one for each document, under any of vLLM's names for them."""
 
     queries: str | list[str] | None = None
     text_1: str | list[str] | None = None
@@ -105,12 +102,12 @@ class Tokenize(BaseModel):
 
 
 class TokenizeMessages(BaseModel):
-    """`/tokenize` of a conversation that ends with the assistant's words."""
+    """`/tokenize` of a conversation that ends with the assistant's message."""
 
     model: str | None = None
     messages: Annotated[list[Turn], Field(min_length=2)]
     add_generation_prompt: Literal[False]
-    """vLLM's default is to go on; what is judged is whole."""
+    """vLLM's default opens another turn, but a scored conversation is complete."""
 
 
 class Document(BaseModel):
@@ -127,18 +124,158 @@ class Rerank(Options):
     top_n: int | None = None
     return_documents: bool = True
 
+    @property
+    def texts(self) -> list[str]:
+        """The documents as texts."""
+        return [
+            document if isinstance(document, str) else document.text for document in self.documents
+        ]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+    prompt_tokens_details: None = None
+    completion_tokens_details: None = None
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Reply of `/classify` to one input."""
+
+    index: int
+    label: str
+    probs: list[float]
+    """One number: the sigmoid of the reward, or the raw reward if asked for."""
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Reply of `/pooling` to one input."""
+
+    index: int
+    object: str
+    data: list[float]
+    """One number, as in `Classified`."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Reply of `/score` to one pair."""
+
+    index: int
+    object: str
+    score: float
+    """As in `Classified`."""
+
+
+@dataclass(frozen=True)
+class DataContent:
+    """Reply of `/classify`, `/pooling` and `/score` after its head."""
+
+    data: list[Classified] | list[Pooled] | list[Scored]
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class RerankUsage:
+    """Tokens of a ranking."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True)
+class RankedDocument:
+    """A document in the reply."""
+
+    text: str
+    multi_modal: None = None
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One document of a ranking."""
+
+    index: int
+    """Index in the request."""
+    relevance_score: float
+    """As in `Classified`."""
+
+
+@dataclass(frozen=True)
+class DocumentRank:
+    """One document of a ranking, with its content."""
+
+    index: int
+    """Index in the request."""
+    document: RankedDocument
+    relevance_score: float
+    """As in `Classified`."""
+
+
+@dataclass(frozen=True)
+class RerankReply:
+    """Reply of `/rerank`."""
+
+    id: str
+    """Unique, `score-` and 16 hexadecimal digits."""
+    model: str
+    usage: RerankUsage
+    results: list[Rank] | list[DocumentRank]
+    """Best first."""
+
+
+@dataclass(frozen=True)
+class TokenizeReply:
+    """Reply of `/tokenize`."""
+
+    count: int
+    max_model_len: int | None
+    """Tokens; None if unknown."""
+    tokens: list[int]
+    token_strs: None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of `/v1/models`."""
+
+    id: str
+    object: str
+    created: int
+    """Unix seconds."""
+    owned_by: str
+    root: str
+    max_model_len: int | None
+    """Tokens; None if unknown."""
+
+
+@dataclass(frozen=True)
+class ModelsReply:
+    """Reply of `/v1/models`."""
+
+    object: str
+    data: list[Model]
+
 
 def routes(service: Service) -> APIRouter:
-    """`/classify`, `/pooling`, `/score`, `/rerank`, and what clients ask before: models,
-    version."""
-    router = APIRouter(tags=["vLLM"])
-    _judging(router, service)
-    _ranking(router, service)
-    _asking(router, service)
+    """`/classify`, `/pooling`, `/score`, `/rerank`, `/tokenize` and `/v1/models`."""
+    router = APIRouter()
+    _add_classifying(router, service)
+    _add_ranking(router, service)
+    _add_model_routes(router, service)
     return router
 
 
-def _judging(router: APIRouter, service: Service) -> None:
+def _add_classifying(router: APIRouter, service: Service) -> None:
+    """Add the routes that give a number for each text or conversation."""
+
     @router.put("/classify", include_in_schema=False)
     @router.post(
         "/classify",
@@ -146,23 +283,21 @@ def _judging(router: APIRouter, service: Service) -> None:
     )
     async def classify(
         body: Annotated[OfText | OfMessages | sglang.Classify, Body()], http: HttpRequest
-    ) -> JSONResponse:
+    ) -> Reply:
+        # The union above chose the format by its keys
         if isinstance(body, sglang.Classify):
             return await sglang.classify(service, body, http)
-        answers = await _read(service, body, http)
+
+        replies = await _read(service, body, http)
         data = [
-            {
-                "index": index,
-                "label": "LABEL_0",
-                "probs": [_activated(answer.rewards[0], body.use_activation)],
-                "num_classes": 1,
-            }
-            for index, answer in enumerate(answers)
+            Classified(index, LABEL, [_activated(reply.rewards[0], body.use_activation)], 1)
+            for index, reply in enumerate(replies)
         ]
-        return JSONResponse({**_head(service, "classify"), "data": data, "usage": _usage(answers)})
+        head = reply_head(service, "classify", holds="list")
+        return headed_reply(head, DataContent(data, _usage(replies)))
 
     @router.post("/pooling", summary="vLLM's pooling: one number per input")
-    async def pooling(body: PoolText | PoolMessages, http: HttpRequest) -> JSONResponse:
+    async def pooling(body: PoolText | PoolMessages, http: HttpRequest) -> Reply:
         if body.task not in (None, "classify"):
             raise RefusedError(
                 400,
@@ -170,45 +305,23 @@ def _judging(router: APIRouter, service: Service) -> None:
                 kind="BadRequestError",
                 param="task",
             )
-        answers = await _read(service, body, http)
+
+        replies = await _read(service, body, http)
         data = [
-            {
-                "index": index,
-                "object": "pooling",
-                "data": [_activated(answer.rewards[0], body.use_activation)],
-            }
-            for index, answer in enumerate(answers)
+            Pooled(index, "pooling", [_activated(reply.rewards[0], body.use_activation)])
+            for index, reply in enumerate(replies)
         ]
-        return JSONResponse({**_head(service, "pooling"), "data": data, "usage": _usage(answers)})
+        head = reply_head(service, "pooling", holds="list")
+        return headed_reply(head, DataContent(data, _usage(replies)))
 
 
-def _ranking(router: APIRouter, service: Service) -> None:
+def _add_ranking(router: APIRouter, service: Service) -> None:
+    """Add the routes that compare documents for a query."""
+
     @router.post("/score", summary="vLLM's score: queries are prompts, documents are responses")
     @router.post("/v1/score", include_in_schema=False)
-    async def score(body: ScorePairs, http: HttpRequest) -> JSONResponse:
-        service.check_model(body.model)
-        queries = _list(body, ("queries", "text_1", "data_1"))
-        documents = _list(body, ("documents", "items", "text_2", "data_2"))
-        if len(queries) not in (1, len(documents)):
-            message = (
-                f"Input lengths must be either 1:1, 1:N or N:N; {len(queries)} queries and"
-                f" {len(documents)} documents came"
-            )
-            raise RefusedError(400, message, kind="BadRequestError")
-        if len(queries) == 1:
-            requests = [_asked(queries[0], documents)]
-        else:
-            requests = [
-                _asked(query, [document])
-                for query, document in zip(queries, documents, strict=True)
-            ]
-        answers = await service.of(http).conversations(requests, cut_to=_cut_to(service, body))
-        found = [reward for answer in answers for reward in answer.rewards]
-        data = [
-            {"index": index, "object": "score", "score": _activated(r, body.use_activation)}
-            for index, r in enumerate(found)
-        ]
-        return JSONResponse({**_head(service, "score"), "data": data, "usage": _usage(answers)})
+    async def score(body: ScorePairs, http: HttpRequest) -> Reply:
+        return await _score(service, body, http)
 
     @router.post(
         "/rerank",
@@ -216,175 +329,194 @@ def _ranking(router: APIRouter, service: Service) -> None:
     )
     @router.post("/v1/rerank", include_in_schema=False)
     @router.post("/v2/rerank", include_in_schema=False)
-    async def rerank(
-        body: Annotated[Rerank | tei.RerankTexts, Body()], http: HttpRequest
-    ) -> JSONResponse:
+    async def rerank(body: Annotated[Rerank | tei.RerankTexts, Body()], http: HttpRequest) -> Reply:
         if isinstance(body, tei.RerankTexts):
             return await tei.rerank(service, body, http)
-        service.check_model(body.model)
-        documents = [
-            document if isinstance(document, str) else document.text for document in body.documents
-        ]
-        (answer,) = await service.of(http).conversations(
-            [_asked(body.query, documents)], cut_to=_cut_to(service, body)
-        )
-        order = sorted(range(len(documents)), key=lambda place: -answer.rewards[place])[
-            : body.top_n if body.top_n and body.top_n > 0 else None
-        ]
-        results = [
-            {
-                "index": place,
-                **(
-                    {"document": {"text": documents[place], "multi_modal": None}}
-                    if body.return_documents
-                    else {}
-                ),
-                "relevance_score": _activated(answer.rewards[place], body.use_activation),
-            }
-            for place in order
-        ]
-        tokens = sum(answer.sequence_tokens)
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        head = {"id": f"score-{secrets.token_hex(8)}", "model": service.identity.name}
-        return JSONResponse({**head, "usage": usage, "results": results})
+        return await _rerank(service, body, http)
 
 
-def _asking(router: APIRouter, service: Service) -> None:
-    @router.post("/tokenize", summary="vLLM's tokenize")
-    async def tokenize(body: Tokenize | TokenizeMessages, http: HttpRequest) -> JSONResponse:
-        service.check_model(body.model)
-        if not isinstance(service.engine, LocalEngine):
-            raise RefusedError(501, "the tokenizer is upstream", kind="NotImplemented")
-        asked = (
-            body.prompt
-            if isinstance(body, Tokenize)
-            else judged([(turn.role, turn.words) for turn in body.messages])
-        )
-        check_text(
-            asked
-            if isinstance(asked, str)
-            else "".join([*(turn.content for turn in asked.prompt), *asked.responses])
-        )
-        special, call = isinstance(body, Tokenize) and body.add_special_tokens, service.of(http)
-        reading = refusing(service.engine.tokens(asked, special=special, deadline=call.deadline()))
-        tokens = await call.while_connected(reading)
-        return JSONResponse(
-            {
-                "count": len(tokens),
-                "max_model_len": service.identity.max_length,
-                "tokens": tokens,
-                "token_strs": None,
-            }
-        )
-
-    @router.get("/v1/models", summary="The model that answers")
-    async def models() -> JSONResponse:
-        model = {
-            "id": service.identity.name,
-            "object": "model",
-            "created": int(time.time()),
-            "owned_by": "worldpm",
-        }
-        return JSONResponse(
-            {
-                "object": "list",
-                "data": [
-                    {**model, "root": model["id"], "max_model_len": service.identity.max_length}
-                ],
-            }
-        )
-
-
-async def _read(service: Service, body: OfText | OfMessages, http: HttpRequest) -> list[Answer]:
-    """One answer per input."""
+async def _score(service: Service, body: ScorePairs, http: HttpRequest) -> Reply:
     service.check_model(body.model)
-    call, cut_to = service.of(http), _cut_to(service, body)
-    if isinstance(body, OfText):
-        return await call.texts(as_list(body.input), cut_to=cut_to)
-    return await conversation(
-        call, [(turn.role, turn.words) for turn in body.messages], cut_to=cut_to
+    queries = _first_list(body, ("queries", "text_1", "data_1"))
+    documents = _first_list(body, ("documents", "items", "text_2", "data_2"))
+    if len(queries) not in (1, len(documents)):
+        raise RefusedError(
+            400,
+            f"Input lengths must be either 1:1, 1:N or N:N; {len(queries)} queries and"
+            f" {len(documents)} documents came",
+            kind="BadRequestError",
+        )
+
+    # One query is one request, so that its prompt is computed once
+    if len(queries) == 1:
+        requests = [_request(queries[0], documents)]
+    else:
+        requests = [
+            _request(query, [document]) for query, document in zip(queries, documents, strict=True)
+        ]
+    replies = await service.of(http).conversations(requests, cut_to=_cut_to(service, body))
+
+    rewards = [reward for reply in replies for reward in reply.rewards]
+    data = [
+        Scored(index, "score", _activated(reward, body.use_activation))
+        for index, reward in enumerate(rewards)
+    ]
+    head = reply_head(service, "score", holds="list")
+    return headed_reply(head, DataContent(data, _usage(replies)))
+
+
+async def _rerank(service: Service, body: Rerank, http: HttpRequest) -> Reply:
+    service.check_model(body.model)
+    (reply,) = await service.of(http).conversations(
+        [_request(body.query, body.texts)], cut_to=_cut_to(service, body)
+    )
+
+    # The sort is stable, so ties keep the order of the request
+    order = sorted(range(len(body.texts)), key=lambda index: -reply.rewards[index])
+    if body.top_n is not None and body.top_n > 0:
+        order = order[: body.top_n]
+
+    tokens = sum(reply.sequence_tokens)
+    return Reply(
+        RerankReply(
+            id=f"score-{secrets.token_hex(8)}",
+            model=service.identity.name,
+            usage=RerankUsage(tokens, tokens),
+            results=_results(body, reply, order),
+        )
     )
 
 
-async def conversation(
-    call: Call, turns: Sequence[tuple[str, str]], *, cut_to: int | None
-) -> list[Answer]:
-    """The answer to a conversation; raises as `judged` does."""
-    return await call.conversations([judged(turns)], cut_to=cut_to)
+def _results(
+    body: Rerank, reply: BackendReply, order: Sequence[int]
+) -> list[Rank] | list[DocumentRank]:
+    """The ranking of `order`, with or without the documents."""
+    texts = body.texts
+    scores = [_activated(reward, body.use_activation) for reward in reply.rewards]
+    if not body.return_documents:
+        return [Rank(index, scores[index]) for index in order]
+    return [DocumentRank(index, RankedDocument(texts[index]), scores[index]) for index in order]
 
 
-def judged(turns: Sequence[tuple[str, str]]) -> Request:
-    """The request that a conversation is, whose last message is the assistant's.
+def _add_model_routes(router: APIRouter, service: Service) -> None:
+    """Add the routes about tokenizer and model."""
+
+    @router.post("/tokenize", summary="vLLM's tokenize")
+    async def tokenize(body: Tokenize | TokenizeMessages, http: HttpRequest) -> Reply:
+        return await _tokenize(service, body, http)
+
+    @router.get("/v1/models", summary="The model that answers")
+    async def models() -> Reply:
+        name = service.identity.name
+        model = Model(
+            id=name,
+            object="model",
+            created=int(time.time()),
+            owned_by="worldpm",
+            root=name,
+            max_model_len=service.identity.max_length,
+        )
+        return Reply(ModelsReply("list", [model]))
+
+
+async def _tokenize(
+    service: Service, body: Tokenize | TokenizeMessages, http: HttpRequest
+) -> Reply:
+    service.check_model(body.model)
+    if not isinstance(service.backend, LocalBackend):
+        raise RefusedError(501, "the tokenizer is upstream", kind="NotImplemented")
+
+    text: str | Request
+    if isinstance(body, Tokenize):
+        text, special = body.prompt, body.add_special_tokens
+        check_text(text)
+    else:
+        # The chat template has the special tokens
+        text, special = _conversation(body.messages), False
+        check_text("".join([*(message.content for message in text.prompt), *text.responses]))
+
+    call = service.of(http)
+    reading = refusing(service.backend.tokens(text, special=special, deadline=call.deadline()))
+    tokens = await call.while_connected(reading)
+    return Reply(TokenizeReply(len(tokens), service.identity.max_length, tokens))
+
+
+async def _read(
+    service: Service, body: OfText | OfMessages, http: HttpRequest
+) -> list[BackendReply]:
+    """A reply for each input."""
+    service.check_model(body.model)
+    call, cut_to = service.of(http), _cut_to(service, body)
+    # Texts are rendered already; messages go through our chat template
+    if isinstance(body, OfText):
+        return await call.texts(as_list(body.input), cut_to=cut_to)
+    return await call.conversations([_conversation(body.messages)], cut_to=cut_to)
+
+
+def _conversation(turns: Sequence[Turn]) -> Request:
+    """A conversation as a request: its last message is the response.
 
     Raises:
-        RefusedError: If it is not, or nothing stands before it.
+        RefusedError: If that message is not the assistant's, or is the only one.
     """
-    if len(turns) < 2 or turns[-1][0] != "assistant":
+    if len(turns) < 2 or turns[-1].role != "assistant":
         raise RefusedError(
             400,
             "the last message must be the assistant's, after at least one other",
             kind="BadRequestError",
             param="messages",
         )
-    prompt = tuple(Message(role, content) for role, content in turns[:-1])
-    return Request("messages", prompt, [turns[-1][1]])
+
+    *prompt, response = [turn.message() for turn in turns]
+    return Request("messages", tuple(prompt), [response.content])
 
 
 def _cut_to(service: Service, options: Options) -> int | None:
-    """The tokens to cut to, as the engine takes them.
+    """The tokens to cut to, as the backend takes them.
 
     Raises:
-        RefusedError: If they are more than the model was made for.
+        RefusedError: If they are more than the model's limit.
     """
-    wanted, most = options.truncate_prompt_tokens, service.identity.max_length
-    if wanted is not None and most is not None and wanted > most:
-        told = (
-            f"truncate_prompt_tokens value ({wanted}) is greater than max_model_len ({most})."
+    tokens, most = options.truncate_prompt_tokens, service.identity.max_length
+    if tokens is not None and most is not None and tokens > most:
+        message = (
+            f"truncate_prompt_tokens value ({tokens}) is greater than max_model_len ({most})."
             " Please, select a smaller truncation size."
         )
-        raise RefusedError(400, told, kind="BadRequestError", param="truncate_prompt_tokens")
-    return wanted
+        raise RefusedError(400, message, kind="BadRequestError", param="truncate_prompt_tokens")
+    return tokens
 
 
-def as_list(texts: Texts) -> Sequence[Text]:
-    """One text, or one row of ids, as a list of one."""
-    if isinstance(texts, str):
-        return [texts]
-    if texts and all(isinstance(one, int) for one in texts):
-        return [texts]  # type: ignore[list-item]  # all are
-    return texts  # type: ignore[return-value]
-
-
-def _asked(query: str, documents: Sequence[str]) -> Request:
+def _request(query: str, documents: Sequence[str]) -> Request:
+    """A query and its documents as prompt and responses."""
     return Request("query", (Message("user", query),), documents)
 
 
-def _list(body: ScorePairs, names: Sequence[str]) -> list[str]:
-    """What came under the first of the names that was given."""
+def _first_list(body: ScorePairs, names: Sequence[str]) -> list[str]:
+    """The value of the first key that the body has, as a list."""
     for name in names:
-        if (value := getattr(body, name)) is not None:
-            return [value] if isinstance(value, str) else list(value)
+        value: str | list[str] | None = getattr(body, name)
+        if value is not None:
+            return [value] if isinstance(value, str) else value
+
     raise RefusedError(
         400, f"Field required: {' or '.join(names)}", kind="Bad Request", param=f"body.{names[0]}"
     )
 
 
 def _activated(reward: float, use_activation: bool | None) -> float:
-    """The sigmoid of the reward, as vLLM gives it for one label where the model says nothing else,
-    unless raw was asked for."""
+    """The sigmoid of the reward, as vLLM gives it for one label, or the raw reward if asked for."""
     return reward if use_activation is False else float(bradley_terry.probability(reward))
 
 
-def _head(service: Service, kind: str) -> Json:
-    return {
-        "id": f"{kind}-{secrets.token_hex(8)}",
-        "object": "list",
-        "created": int(time.time()),
-        "model": service.identity.name,
-    }
+def _usage(replies: Sequence[BackendReply]) -> Usage:
+    tokens = sum(sum(reply.sequence_tokens) for reply in replies)
+    return Usage(prompt_tokens=tokens, total_tokens=tokens)
 
 
-def _usage(answers: Sequence[Answer]) -> Json:
-    tokens = sum(sum(answer.sequence_tokens) for answer in answers)
-    details = {"prompt_tokens_details": None, "completion_tokens_details": None}
-    return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0, **details}
+VLLM = Client(
+    "vLLM",
+    routes,
+    # The formats of `/tokenize` are not listed: errors there name the format they belong to
+    union_bodies=(OfText, OfMessages, PoolText, PoolMessages, Rerank),
+)

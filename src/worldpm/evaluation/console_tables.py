@@ -1,0 +1,73 @@
+"""The results of an evaluation on the terminal: accuracies, then the conditions."""
+
+from dataclasses import fields
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from worldpm.benchmarks.measures import BenchmarkResult
+from worldpm.console import interval, number
+from worldpm.evaluation.results import Conditions, Results
+
+NOTE = (
+    "Detectable: the smallest distance from another number, such as a coin's half, that so many"
+    " prompts would show."
+)
+
+
+def show(results: Results) -> None:
+    """Print a table of all checkpoints on all benchmarks, and a line of conditions for each."""
+    screen = Console(highlight=False)
+    table = Table(
+        "checkpoint",
+        "set",
+        "accuracy",
+        "95 % interval",
+        "detectable",
+        "prompts",
+        "ties",
+        "longer",
+        title="Accuracy, a tie half",
+    )
+    for name, checkpoint in results.checkpoints.items():
+        for benchmark, result in checkpoint.benchmarks.items():
+            table.add_row(escape(name), escape(benchmark), *_cells(result))
+    screen.print(table)
+    screen.print(NOTE)
+
+    for name, checkpoint in results.checkpoints.items():
+        text = _text(checkpoint.conditions)
+        screen.print(f"{name}: {text}", soft_wrap=True, markup=False)
+
+
+def _cells(result: BenchmarkResult) -> list[str]:
+    return [
+        number(result.accuracy),
+        interval(result.interval),
+        number(result.detectable),
+        f"{result.prompts:,}",
+        f"{result.ties:,}",
+        number(result.nulls["longer"]),
+    ]
+
+
+def _text(conditions: Conditions) -> str:
+    """The conditions that are known, but for the record of training, which is long."""
+    parts = []
+    for field in fields(conditions):
+        value = getattr(conditions, field.name)
+        if value is not None and field.name != "training":
+            parts.append(f"{field.name.replace('_', ' ')}: {plain(value)}")
+    return "; ".join(parts)
+
+
+def plain(value: object) -> str:
+    """A condition in words: nested values with their names, numbers with three digits."""
+    if hasattr(value, "__dataclass_fields__"):
+        value = {name: getattr(value, name) for name in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')}: {plain(entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

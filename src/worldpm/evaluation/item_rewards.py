@@ -1,0 +1,103 @@
+"""Items through the scorer: their rewards, and the conditions under which these hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from worldpm.benchmarks.items import Item, Judged
+from worldpm.evaluation.results import BatchInvariance, Conditions
+from worldpm.model import chat
+from worldpm.records import Message
+from worldpm.scoring.scorer import Request, Scored, Scorer
+
+RESPONSES_AT_ONCE = 64
+"""Items of one prompt are scored as one group up to this number of different responses."""
+PROBED_ITEMS = 8
+"""Items whose responses are also scored alone, to show that a reward depends on no neighbour."""
+
+
+@dataclass
+class _Group:
+    """Different responses to one prompt, of one item or several."""
+
+    request: Request
+    indices: dict[str, int] = field(default_factory=dict)
+    """Position of each response among the group's, in the order of arrival."""
+
+
+def judge_items(scorer: Scorer, items: Sequence[Item]) -> Judged:
+    """The items with the rewards of their responses; equal responses to a prompt are scored once.
+
+    Raises:
+        DataError: If an input is over the limit and the scorer does not cut.
+        NotFiniteError: If a reward is not finite.
+    """
+    groups: list[_Group] = []
+    group_numbers: list[int] = []
+    open_groups: dict[tuple[Message, ...], int] = {}
+    for item in items:
+        prompt = tuple(item.prompt)
+        number = open_groups.get(prompt)
+        # a full group takes no further item; its last one may have carried it over the limit
+        if number is None or len(groups[number].indices) >= RESPONSES_AT_ONCE:
+            number = open_groups[prompt] = len(groups)
+            groups.append(_Group(Request(item.item, item.prompt, ())))
+
+        indices = groups[number].indices
+        for response in item.responses:
+            indices.setdefault(response.content, len(indices))
+        group_numbers.append(number)
+
+    requests = [group.request._replace(responses=list(group.indices)) for group in groups]
+    scored = list(scorer.score(requests))
+    answers = [
+        _of_item(item, groups[number], scored[number])
+        for item, number in zip(items, group_numbers, strict=True)
+    ]
+    return Judged(
+        items,
+        [answer.rewards for answer in answers],
+        [answer.length_tokens for answer in answers],
+        [answer.truncated for answer in answers],
+    )
+
+
+def _of_item(item: Item, group: _Group, scored: Scored) -> Scored:
+    """What the group's answer says of one item's responses, in their order."""
+    indices = [group.indices[response.content] for response in item.responses]
+    return Scored(
+        [scored.rewards[index] for index in indices],
+        [scored.length_tokens[index] for index in indices],
+        [scored.truncated[index] for index in indices],
+    )
+
+
+def conditions_of(scorer: Scorer, judged: Judged) -> Conditions:
+    """What a reader must know to repeat the rewards, and a probe of items scored alone."""
+    encoder = scorer.encoder
+    item = judged.items[0]
+    group = encoder.encode(item.prompt, [item.responses[0].content])
+    ids = [*map(int, group.prefix), *map(int, group.suffixes[0])]
+    tokens = list(encoder.tokenizer.convert_ids_to_tokens(ids))
+    return Conditions(
+        template_hash=chat.template_hash(encoder.tokenizer),
+        end_token=encoder.frame.end_token,
+        first_tokens=tokens[:6],
+        last_tokens=tokens[-4:],
+        dtype=str(scorer.dtype).removeprefix("torch."),
+        device=scorer.model.device.type,
+        attention="shared prefix" if scorer.model.shares_prefix else "separate rows",
+        max_length=encoder.limits.max_length,
+        prompt_length=encoder.limits.prompt_length,
+        batch_invariance=_batch_invariance(scorer, judged),
+    )
+
+
+def _batch_invariance(scorer: Scorer, judged: Judged) -> BatchInvariance:
+    """The first items' rewards against those of each response scored alone."""
+    probe = zip(judged.items[:PROBED_ITEMS], judged.rewards[:PROBED_ITEMS], strict=True)
+    differences: list[float] = []
+    for item, rewards in probe:
+        for response, reward in zip(item.responses, rewards, strict=True):
+            alone = scorer.rewards(item.prompt, [response.content])[0]
+            differences.append(abs(alone - reward))
+    return BatchInvariance(responses=len(differences), largest_difference=max(differences))

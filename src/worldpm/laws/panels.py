@@ -1,0 +1,486 @@
+"""The content of the figures of scaling laws: test loss over data and size, emergence, residuals,
+and compute. `laws.figures` draws it."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Literal
+
+import numpy as np
+
+from worldpm.curves.forms import COIN_LOSS_NATS
+from worldpm.laws.law import XY, Approach, Law, Laws, Measurement, Optimum, SliceKey
+
+DARK, LIGHT = 0.0, 0.88
+"""Ends of the colours of sizes and parts, as shares of a colour map; beyond, it fades on white."""
+DOTS_A_DECADE = 50
+"""Amounts of data that round to the same fiftieth of a decade, as those of two seeds do, are one
+dot."""
+COIN_ACCURACY = 0.5
+MARKERS = "osD^vP*X"
+"""One for each part of a test, repeated where there are more."""
+UNITS = {
+    "N": "N, parameters without embeddings",
+    "D": "D, effective pairs",
+    "C": "C, operations (FLOPs)",
+    "loss": "test loss (nats per pair)",
+}
+"""Labels of axes; other columns are labelled by their names."""
+LINE_AXES = ("N", "D", "C", "d", "loss")
+"""Axes that a figure of its own shows, in order."""
+
+Ink = Literal["first", "second", "third", "muted"]
+"""A colour of the palette."""
+Colour = Ink | float
+"""A colour of the palette, or a share of a colour map that goes from dark (0) to light (1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Dots, a line through them, or both."""
+
+    dots: Sequence[XY]
+    """Empty for an entry of the legend alone."""
+    colour: Colour
+    label: str | None = None
+    """None: not in the legend."""
+    marker: str = "o"
+    """Of matplotlib; empty for none."""
+    marker_size: float = 3.5
+    """Points."""
+    face: Literal["full", "white", "none"] = "full"
+    """Inside of the markers."""
+    width: float | None = None
+    """Of the line, in points; None for dots alone."""
+    opacity: float | None = None
+    """0 to 1; None is opaque."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """The area between two curves."""
+
+    x: Sequence[float]
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+    colour: Colour
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A horizontal line over the whole width."""
+
+    y: float
+    label: str | None = None
+    """None: a solid line that is not in the legend; others are dashed."""
+
+
+Mark = Line | Band | Level
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One pair of axes of a figure, x on a logarithmic scale."""
+
+    title: str
+    x_label: str
+    y_label: str
+    marks: Sequence[Mark]
+    """In the order of drawing."""
+    guides: Sequence[Mark] = ()
+    """Lines of reference and entries of the legend, drawn last."""
+    logarithmic_y: bool = False
+    loss_range: float | None = None
+    """Largest over least loss, which decides the ticks of a logarithmic axis of losses; None: the
+    ticks of matplotlib."""
+    legend_size: float | None = None
+    """Points; None: no legend in the panel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One figure."""
+
+    name: str
+    """Of its files, without an ending."""
+    caption: str
+    panels: Sequence[Panel]
+    """One for each test."""
+    legend: str | None = None
+    """Title of a legend for all panels; None: no such legend."""
+
+
+def pictures(laws: Laws) -> Iterator[Picture]:
+    """Every figure that the laws give, in the order to look at them."""
+    yield from _pictures_over_data(laws)
+    for axis in LINE_AXES:
+        yield from _pictures_along(laws, axis)
+    yield from _pictures_of_parts(laws)
+    yield from _pictures_of_residuals(laws)
+    yield from _pictures_of_optima(laws)
+
+
+def _tests(laws: Laws) -> list[str]:
+    """The names of the tests, in the order of their points."""
+    return list(dict.fromkeys(point.series.test for point in laws.points if not point.series.part))
+
+
+def _fitted_tests(laws: Laws, *x: str, at_one_size: bool = False) -> list[str]:
+    """The tests that have a law over these axes, of all sizes or of each."""
+    fitted = {
+        law.series
+        for law in laws.laws
+        if law.x == x and (law.size is not None) == at_one_size and law.parameters
+    }
+    return [name for name in _tests(laws) if name in fitted]
+
+
+def _drawn_law(laws: Laws, key: SliceKey) -> Law | None:
+    """The law that is drawn: the one whose form the verdict names, or without a verdict the one
+    that predicts the largest best; None if no form could be fitted."""
+    fitted = [law for law in laws.laws if law.key == key and law.parameters]
+    named = [law for law in fitted if law.form == law.drawn]
+    return named[0] if named else min(fitted, key=_error_on_largest, default=None)
+
+
+def _error_on_largest(law: Law) -> float:
+    error = law.held_out.relative_error if law.held_out else None
+    return math.inf if error is None else error
+
+
+def _held_out_x(law: Law | None) -> list[float]:
+    """The x of the held-out points of a line."""
+    if law is None or law.held_out is None:
+        return []
+    return [prediction.x[0] for prediction in law.held_out.predictions]
+
+
+def _fitted_to(laws: Laws) -> str:
+    """Which dots the lines are fitted to, for captions."""
+    return "the full ones" if any(point.held_out for point in laws.points) else "all"
+
+
+def _means(points: Iterable[XY]) -> list[XY]:
+    """The mean y at each x, in ascending order of x."""
+    by_x: dict[float, list[float]] = {}
+    for x, y in points:
+        by_x.setdefault(x, []).append(y)
+    return [XY(x, sum(by_x[x]) / len(by_x[x])) for x in sorted(by_x)]
+
+
+def _rounded(amount: float) -> float:
+    """Where a dot is drawn."""
+    return float(10 ** (round(math.log10(amount) * DOTS_A_DECADE) / DOTS_A_DECADE))
+
+
+def _shares(count: int) -> list[float]:
+    """Colours from dark to light that differ without hue too."""
+    shares = np.linspace(DARK, LIGHT, max(2, count))[:count]
+    return [float(share) for share in shares]
+
+
+def _colours_of_sizes(laws: Laws) -> dict[float, float]:
+    """A colour for each size of any test, from dark to light."""
+    sizes = sorted({point.x["N"] for point in laws.points if "N" in point.x})
+    return dict(zip(sizes, _shares(len(sizes)), strict=True))
+
+
+def _size_label(size: float) -> str:
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if size >= unit:
+            return f"{size / unit:.3g} {letter}"
+    return f"{size:.0f}"
+
+
+def _loss_range(y: str, values: Sequence[float]) -> float | None:
+    """Largest over least loss; None for other columns, and where a loss has no logarithm."""
+    if y != "loss" or not values or min(values) <= 0:
+        return None
+    return max(values) / min(values)
+
+
+def _curve(law: Law | None, colour: Colour) -> list[Mark]:
+    """The curve of a law in its band; nothing without a law."""
+    if law is None or law.curve is None:
+        return []
+    curve = law.curve
+    dots = [XY(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y is not None]
+    return [
+        Band(x=curve.x, low=curve.low, high=curve.high, colour=colour),
+        Line(dots=dots, colour=colour, marker="", width=1.3),
+    ]
+
+
+def _coin(y: str) -> list[Mark]:
+    """The level of a coin flip; nothing for columns that have none."""
+    levels = {"loss": COIN_LOSS_NATS, "accuracy": COIN_ACCURACY}
+    return [Level(y=levels[y], label="a coin flip")] if y in levels else []
+
+
+def _coin_below(y: str, values: Sequence[float]) -> list[Mark]:
+    """The level of a coin flip, but for losses that are never below it, such as those of a language
+    model."""
+    return _coin(y) if y != "loss" or min(values) < COIN_LOSS_NATS else []
+
+
+def _pictures_over_data(laws: Laws) -> Iterator[Picture]:
+    names = _fitted_tests(laws, "D", at_one_size=True)
+    if names:
+        caption = (
+            "Test loss over data, one colour a size; dots are means over seeds, lines the fits"
+            " that suit each size best, with 95 % bands; a fit to the full dots had to foretell"
+            f" the open ones, the lines are fits to {_fitted_to(laws)}. The dashed line is a coin"
+            " flip. Above stands the verdict over N and D together."
+        )
+        panels = [_panel_over_data(laws, name) for name in names]
+        yield Picture(name=f"{laws.y}_over_data", caption=caption, panels=panels, legend="N")
+
+
+def _panel_over_data(laws: Laws, name: str) -> Panel:
+    points = _points_of(laws, name)
+    values = [point.y for point in points]
+    marks: list[Mark] = []
+    for size, colour in _colours_of_sizes(laws).items():
+        of_size = [point for point in points if point.x["N"] == size]
+        if of_size:
+            law = _drawn_law(laws, SliceKey(name, ("D",), size))
+            marks += _dots_over_data(of_size, law, colour, _size_label(size))
+            marks += _curve(law, colour)
+
+    key = SliceKey(name, ("N", "D"), None)
+    verdict = next((law.verdict for law in laws.laws if law.key == key and law.verdict), None)
+    foretold = Line(dots=[], colour="muted", face="white", label="foretold")
+    band = Line(dots=[], colour="muted", marker="", width=6, opacity=0.3, label="95 % of the fit")
+    return Panel(
+        title=f"{name}: {verdict}" if verdict else name,
+        x_label=UNITS["D"],
+        y_label=UNITS.get(laws.y, laws.y),
+        marks=marks,
+        guides=[foretold, band, *_coin_below(laws.y, values)],
+        loss_range=_loss_range(laws.y, values),
+    )
+
+
+def _points_of(laws: Laws, name: str) -> list[Measurement]:
+    """The points of a test as a whole."""
+    return [point for point in laws.points if point.series.name == name]
+
+
+def _dots_over_data(
+    points: Sequence[Measurement], law: Law | None, colour: Colour, label: str
+) -> list[Mark]:
+    """The means of one size, with the held-out ones open."""
+    means = _means(XY(_rounded(point.x["D"]), point.y) for point in points)
+    held_out = {_rounded(amount) for amount in _held_out_x(law)}
+    open_dots = [dot for dot in means if dot.x in held_out]
+    return [
+        Line(dots=means, colour=colour, label=label),
+        Line(dots=open_dots, colour=colour, face="white"),
+    ]
+
+
+def _pictures_along(laws: Laws, axis: str) -> Iterator[Picture]:
+    names = _fitted_tests(laws, axis)
+    if names:
+        last_only = axis == "N" and _fitted_tests(laws, "N", "D")
+        caption = (
+            f"{'The last points of all runs' if last_only else 'All points'}, and the best fit to"
+            f" {_fitted_to(laws)} with its 95 % band; a fit to the full dots had to foretell the"
+            " open ones. Above stands the verdict."
+        )
+        panels = [_panel_along(laws, name, axis) for name in names]
+        yield Picture(name=f"{laws.y}_over_{axis}", caption=caption, panels=panels)
+
+
+def _panel_along(laws: Laws, name: str, axis: str) -> Panel:
+    law = _drawn_law(laws, SliceKey(name, (axis,), None))
+    used = law.used if law and law.used else []
+    values = [y for _, y in used]
+    held_out = set(_held_out_x(law))
+    fitted = [dot for dot in used if dot.x not in held_out]
+    foretold = [dot for dot in used if dot.x in held_out]
+    return Panel(
+        title=f"{name}: {law.verdict}" if law and law.verdict else name,
+        x_label=UNITS.get(axis, axis),
+        y_label=UNITS.get(laws.y, laws.y),
+        marks=[
+            Line(dots=fitted, colour="first", marker_size=4, label="seen"),
+            Line(dots=foretold, colour="first", marker_size=4, face="white", label="foretold"),
+            *_curve(law, "first"),
+        ],
+        guides=_coin_below(laws.y, values),
+        loss_range=_loss_range(laws.y, values),
+        legend_size=7,
+    )
+
+
+def _pictures_of_parts(laws: Laws) -> Iterator[Picture]:
+    split = {law.subject.test for law in laws.laws if law.subject.part and law.x == ("N",)}
+    names = [name for name in _tests(laws) if name in split]
+    if names:
+        caption = (
+            "The parts of each test at the end of training, over size: means over seeds, with"
+            " verdicts. The dashed line is a coin flip."
+        )
+        panels = [_panel_of_parts(laws, name) for name in names]
+        yield Picture(name="parts_over_size", caption=caption, panels=panels)
+
+
+def _panel_of_parts(laws: Laws, name: str) -> Panel:
+    series = dict.fromkeys(point.series for point in laws.points if point.series.test == name)
+    parts = [each for each in series if each.part is not None]
+    marks: list[Line] = []
+    for part, colour, marker in zip(parts, _shares(len(parts)), cycle(MARKERS), strict=False):
+        laws_of_part = (law for law in laws.laws if law.subject == part and law.x == ("N",))
+        law = next(laws_of_part, None)
+        if law is not None and law.used is not None:
+            marks.append(
+                Line(
+                    dots=_means(law.used),
+                    colour=colour,
+                    marker=marker,
+                    marker_size=4,
+                    width=1.3,
+                    label=f"{part.part}, {law.verdict}" if law.verdict else part.part,
+                )
+            )
+
+    values = [y for line in marks for _, y in line.dots]
+    return Panel(
+        title=name,
+        x_label=UNITS["N"],
+        y_label=UNITS.get(laws.y, laws.y),
+        marks=marks,
+        guides=_coin(laws.y),
+        loss_range=_loss_range(laws.y, values or [1.0]),
+        legend_size=6.5,
+    )
+
+
+def _pictures_of_residuals(laws: Laws) -> Iterator[Picture]:
+    names = _fitted_tests(laws, "N", "D")
+    if names:
+        caption = (
+            "What the law over N and D leaves unexplained at each point: a pattern here is a law"
+            " that does not hold."
+        )
+        panels = [_panel_of_residuals(laws, name) for name in names]
+        yield Picture(name="residuals", caption=caption, panels=panels, legend="N")
+
+
+def _panel_of_residuals(laws: Laws, name: str) -> Panel:
+    law = _drawn_law(laws, SliceKey(name, ("N", "D"), None))
+    places = law.residual_places if law and law.residual_places else []
+    residuals = law.residuals if law and law.residuals else []
+    marks: list[Mark] = []
+    for size, colour in _colours_of_sizes(laws).items():
+        dots = [
+            XY(place.d, residual)
+            for place, residual in zip(places, residuals, strict=True)
+            if place.n == size and residual is not None
+        ]
+        if dots:
+            marks.append(Line(dots=dots, colour=colour, label=_size_label(size)))
+
+    return Panel(
+        title=f"{name}: {law.form if law else ''}",
+        x_label=UNITS["D"],
+        y_label=f"ln {laws.y} - ln fit",
+        marks=marks,
+        guides=[Level(y=0)],
+    )
+
+
+def _pictures_of_optima(laws: Laws) -> Iterator[Picture]:
+    """The curves of equal compute, and the best size over compute."""
+    optima = {
+        name: laws.optima[name]
+        for name in _tests(laws)
+        if name in laws.optima and laws.optima[name].budgets_flops
+    }
+    if optima:
+        caption = (
+            "Loss over size at one budget of operations a curve, small ones light; squares are the"
+            " lowest points of parabolas."
+        )
+        panels = [_panel_isoflop(name, optimum, laws.y) for name, optimum in optima.items()]
+        yield Picture(name="isoflop", caption=caption, panels=panels)
+
+        caption = (
+            "The best size for a budget by three approaches; the band is the 95 % interval of the"
+            " joint law's."
+        )
+        panels = [_panel_of_frontier(name, optimum) for name, optimum in optima.items()]
+        yield Picture(name="frontier", caption=caption, panels=panels)
+
+
+def _panel_isoflop(name: str, optimum: Optimum, y: str) -> Panel:
+    budgets = optimum.budgets_flops
+    colours = np.linspace(LIGHT, DARK, max(2, len(budgets))).tolist()
+    columns = zip(budgets, optimum.curves, optimum.isoflop.optimal_n, colours, strict=False)
+    marks: list[Mark] = []
+    values: list[float] = []
+    for budget, curve, best, colour in columns:
+        values += curve.loss
+        marks.append(
+            Line(
+                dots=[XY(n, loss) for n, loss in zip(curve.n, curve.loss, strict=True)],
+                colour=colour,
+                marker_size=3,
+                width=1.2,
+                label=f"{budget:.1e} FLOPs",
+            )
+        )
+        if best is not None and curve.n:
+            loss = float(np.interp(math.log(best), np.log(curve.n), curve.loss))
+            dots = [XY(best, loss)]
+            marks.append(Line(dots=dots, colour=colour, marker="s", marker_size=6, face="none"))
+
+    return Panel(
+        title=name,
+        x_label=UNITS["N"],
+        y_label=UNITS.get(y, y),
+        marks=marks,
+        loss_range=_loss_range(y, values or [1.0]),
+        legend_size=6,
+    )
+
+
+def _panel_of_frontier(name: str, optimum: Optimum) -> Panel:
+    budgets = optimum.budgets_flops
+    return Panel(
+        title=name,
+        x_label=UNITS["C"],
+        y_label="best N, parameters without embeddings",
+        marks=[
+            *_marks_of_approach(optimum.envelope, "1: envelope", budgets, "second", "^"),
+            *_marks_of_approach(optimum.isoflop, "2: parabolas", budgets, "third", "s"),
+            *_marks_of_approach(optimum.joint, "3: joint law", budgets, "first", "o"),
+        ],
+        logarithmic_y=True,
+        legend_size=7,
+    )
+
+
+def _marks_of_approach(
+    approach: Approach | None, label: str, budgets: Sequence[float], colour: Ink, marker: str
+) -> list[Mark]:
+    """The best size over the budget, with its band where it has one."""
+    if approach is None or not any(approach.optimal_n):
+        return []
+    dots = [XY(c, n) for c, n in zip(budgets, approach.optimal_n, strict=True) if n]
+    exponent = "" if approach.exponent is None else f", a = {approach.exponent:.2f}"
+    line = Line(
+        dots=dots,
+        colour=colour,
+        marker=marker,
+        marker_size=4,
+        width=1.2,
+        label=label + exponent,
+    )
+    intervals = approach.optimal_n_intervals
+    if not intervals:
+        return [line]
+    low, high = [low for low, _ in intervals], [high for _, high in intervals]
+    return [line, Band(x=budgets, low=low, high=high, colour=colour)]

@@ -1,0 +1,183 @@
+"""The fold of one benchmark: its aggregates, subsets, style, calibration, margins, worst items."""
+
+from collections.abc import Sequence
+
+from worldpm import plots
+from worldpm.benchmarks.measures import BenchmarkResult, Measures, StyleResult
+from worldpm.benchmarks.metrics import NULLS
+from worldpm.console import interval, number
+from worldpm.evaluation.results import JudgedPairs
+from worldpm.report.layout import Fold, Grid, Shown
+from worldpm.report.pair_figures import pair_figures, worst_pairs
+from worldpm.storage.json_files import Json
+
+LEAST_PAIRS_OF_PHI = 10
+"""A feature that differs in fewer pairs is left out of the figure."""
+STYLES = ["concise", "detailed", "markdown"]
+"""Of RM-Bench's answers, from plain to rich."""
+
+
+def benchmark_fold(
+    name: str, head: Sequence[str], result: BenchmarkResult, pairs: JudgedPairs
+) -> Fold:
+    """Everything about one checkpoint on one benchmark; `head` names the columns of accuracies."""
+    missing = [f" {n} of {subset} are missing." for subset, n in result.missing_items.items()]
+    native = [[key, text] for key, text in _flat(result.native) if text]
+    subsets = [
+        accuracy_row(subset, measures.domain, measures)
+        for subset, measures in result.subsets.items()
+    ]
+    return Fold(
+        title=f"{name}: {result.accuracy:.3f} ({interval(result.interval)})",
+        text=(
+            f"{result.items:,} items.{''.join(missing)} Its own aggregates follow its own rule for"
+            " ties."
+        ),
+        figures=[
+            *pair_figures(name, pairs),
+            *_style_figures(name, result.style),
+            *_native_figures(name, result.native),
+            _reliability(name, result),
+        ],
+        tables=[
+            Grid("Its own aggregates", ("aggregate", "value"), native),
+            *([Grid("Subsets", head, subsets)] if len(subsets) > 1 else []),
+            *_style_tables(result.style),
+        ],
+        examples=worst_pairs(pairs),
+        heading="Judged wrong by the widest margin",
+    )
+
+
+def accuracy_row(label: str, domain: str, measures: Measures) -> list[str]:
+    """A row of accuracies, counts and null baselines."""
+    return [
+        label,
+        domain,
+        f"{measures.accuracy:.3f}",
+        interval(measures.interval),
+        f"{measures.accuracy_unweighted:.3f}",
+        f"{measures.loss_nats:.3f}",
+        f"{measures.n:,}",
+        f"{measures.ties:,}",
+        *(number(measures.nulls.get(null)) for null in NULLS),
+    ]
+
+
+def _flat(values: Json, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested numbers as names with their values; long lists are left to the figures."""
+    cells: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            cells += _flat(value, f"{prefix}{key}: ")
+        elif not isinstance(value, list):
+            cells.append((f"{prefix}{key}", _value(value)))
+    return cells
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _reliability(name: str, result: BenchmarkResult) -> Shown:
+    calibration = result.calibration
+    bins = [(entry.probability, entry.right, entry.pairs) for entry in calibration.bins]
+    return Shown(
+        plots.reliability(f"Calibration on {name}", bins),
+        f"Margins divided by {calibration.temperature:.3g} ({calibration.source}). Loss"
+        f" {calibration.loss_nats:.3f} nats, {result.loss_nats:.3f} before; expected calibration"
+        f" error {calibration.expected_error:.3f}. Compare model families by the calibrated loss"
+        " only.",
+    )
+
+
+def _style_figures(name: str, style: StyleResult | None) -> list[Shown]:
+    if style is None:
+        return []
+
+    phi = {}
+    for feature, value in style.phi.items():
+        enough = value.pairs >= LEAST_PAIRS_OF_PHI
+        if enough and value.label is not None and value.prediction is not None:
+            phi[feature] = (value.label, value.prediction)
+    levels = style.by_level
+    return [
+        Shown(
+            plots.dumbbells(f"Phi with style on {name}", phi),
+            "How far labels and predictions go with the response that has more of a feature, -1 to"
+            " 1. A judge that only repeats the labels' taste has its mark on theirs.",
+        ),
+        Shown(
+            plots.heat_map(
+                f"Accuracy by style on {name}",
+                levels.levels,
+                levels.accuracy,
+                rows="chosen",
+                columns="rejected",
+            ),
+            "Above the diagonal the chosen response is the plainer one: the hard cases for a judge"
+            " of style.",
+        ),
+    ]
+
+
+def _native_figures(name: str, native: Json) -> list[Shown]:
+    """The 3 x 3 of RM-Bench and the curves of best of n, where the benchmark has them."""
+    shown = []
+    for domain, cells in native.get("matrix", {}).items():
+        svg = plots.heat_map(f"{name}: {domain}", STYLES, cells, rows="chosen", columns="rejected")
+        shown.append(Shown(svg, "Right answers of each style against wrong ones of each."))
+
+    if native.get("kl_nats"):
+        curves = {key: native[key] for key in ("quality", "oracle")}
+        title = f"Best of n on {name}"
+        svg = plots.lines(title, native["n"], curves, y="expected quality", x="n")
+        shown.append(Shown(svg, "By exact counting."))
+    return shown
+
+
+def _style_tables(style: StyleResult | None) -> list[Grid]:
+    if style is None:
+        return []
+
+    fits, notes, weights = [], [], []
+    for normalisation, control in style.controlled.items():
+        for label, fit in (
+            ("margin only", control.margin_only),
+            ("cross fitted", control.cross_fitted),
+            ("in sample", control.in_sample),
+        ):
+            fits.append([normalisation, label, number(fit.accuracy), number(fit.loss_nats)])
+        notes += [[normalisation, warning] for warning in control.warnings]
+        for feature, coefficient in control.coefficients.items():
+            cells = [f"{coefficient.per_deviation:+.3f}", interval(coefficient.interval)]
+            weights.append([normalisation, feature, *cells])
+
+    warnings = Grid("What forbids reading them", ("normalised as", "warning"), notes)
+    return [
+        Grid(
+            "Style control: this fits style beside the margin, it does not remove it",
+            ("normalised as", "fit", "accuracy", "loss, nats"),
+            fits,
+        ),
+        Grid(
+            "Its coefficients, per standard deviation",
+            ("normalised as", "feature", "coefficient", "95 % interval"),
+            weights,
+        ),
+        *([warnings] if notes else []),
+        _accuracy_by_style(style),
+    ]
+
+
+def _accuracy_by_style(style: StyleResult) -> Grid:
+    rows = [[name, number(value)] for name, value in style.by_length.items()]
+    for name, value in (
+        ("within", style.by_level.within),
+        ("hard", style.by_level.hard),
+        ("easy", style.by_level.easy),
+    ):
+        rows.append([f"{name} by level", number(value)])
+    return Grid("Accuracy by style", ("pairs", "accuracy"), rows)

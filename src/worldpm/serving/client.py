@@ -1,0 +1,142 @@
+"""A client program whose API the server follows, and parts that the routes of all clients share."""
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+from starlette.responses import JSONResponse
+from starlette.types import Scope
+
+from worldpm.serving.backends import Text
+from worldpm.serving.service import RefusedError, Service
+
+Texts = str | list[str] | list[int] | list[list[int]]
+"""One text, several, or their token ids."""
+ERROR_CLIENT = "error_client"
+"""Key of the connection's state under which a route leaves the client that sent the body."""
+
+
+@dataclass(frozen=True)
+class OpenAIError:
+    """An error as OpenAI's, vLLM's and our own clients read it."""
+
+    message: str
+    type: str
+    """Class of the error, for instance `BadRequestError`."""
+    param: str | None
+    """Key of the body that is wrong, for instance `body.input`; None if the error has no key."""
+    code: int
+    """HTTP status."""
+
+
+@dataclass(frozen=True)
+class OpenAIErrorBody:
+    """Body of a reply with an `OpenAIError`."""
+
+    error: OpenAIError
+
+
+def openai_error(error: RefusedError) -> OpenAIErrorBody:
+    """The body of an error in OpenAI's format."""
+    return OpenAIErrorBody(OpenAIError(error.message, error.kind, error.param, error.status))
+
+
+def shows_all(_: ErrorDetails) -> bool:
+    """Hide no validation error."""
+    return False
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client program whose API the server follows; each module of `routes` has one."""
+
+    heading: str
+    """Title of its routes in `/docs`."""
+    routes: Callable[[Service], APIRouter]
+    """Builds its routes over a service."""
+    paths: tuple[str, ...] = ()
+    """Paths whose errors have this client's format. Every other path has vLLM's."""
+    error_body: Callable[[RefusedError], object] = openai_error
+    """The body of an error: a dataclass with the keys that this client reads."""
+    invalid_status: int = 400
+    """HTTP status of a body that fails validation."""
+    union_bodies: tuple[type[BaseModel], ...] = ()
+    """Formats that are tried one after another on a route, left out of the location of an error."""
+    hides: Callable[[ErrorDetails], bool] = shows_all
+    """Whether a validation error only says that a body does not have this client's format.
+
+    Asked where several fields or formats failed, because most such bodies come from another client
+    of the same route.
+    """
+
+
+def use_errors_of(client: Client, http: HttpRequest) -> None:
+    """Give the errors of one request a client's format, on a path that clients share."""
+    http.scope.setdefault("state", {})[ERROR_CLIENT] = client
+
+
+def chosen_error_client(scope: Scope) -> Client | None:
+    """The client that `use_errors_of` chose for this request; None if none was chosen."""
+    client: Client | None = scope.get("state", {}).get(ERROR_CLIENT)
+    return client
+
+
+class Reply(JSONResponse):
+    """A JSON reply whose content may hold dataclasses; keys are in the order of their fields."""
+
+    def render(self, content: Any) -> bytes:
+        """The bytes that starlette's own class makes of plain values."""
+        # `vars` instead of `asdict`, which copies every number of a large matrix
+        # Same separators as starlette's, so that replies have the same bytes
+        text = json.dumps(
+            content, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=vars
+        )
+        return text.encode()
+
+
+@dataclass(frozen=True)
+class ReplyHead:
+    """The first keys of vLLM's replies and of ours."""
+
+    id: str
+    """Unique, `KIND-` and 16 hexadecimal digits."""
+    object: str
+    """Kind of the reply, or `list`."""
+    created: int
+    """Unix seconds."""
+    model: str
+
+
+def reply_head(service: Service, kind: str, *, holds: str) -> ReplyHead:
+    """A new head. `holds` is the `object` of the reply."""
+    return ReplyHead(
+        f"{kind}-{secrets.token_hex(8)}", holds, int(time.time()), service.identity.name
+    )
+
+
+def headed_reply(head: ReplyHead, content: object) -> Reply:
+    """A reply with the keys of the head first, then those of a dataclass."""
+    return Reply({**vars(head), **vars(content)})
+
+
+def is_single(texts: Texts) -> bool:
+    """Whether it is one text, or the ids of one."""
+    return isinstance(texts, str) or (bool(texts) and isinstance(texts[0], int))
+
+
+def as_list(texts: Texts) -> list[Text]:
+    """The texts; a single one is a list of one."""
+    if isinstance(texts, str):
+        return [texts]
+
+    ids = [item for item in texts if isinstance(item, int)]
+    if ids:
+        return [ids]
+    return [item for item in texts if not isinstance(item, int)]

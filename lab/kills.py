@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from worldpm.storage import folders
+from worldpm.storage.manifest import PROGRESS, TIMINGS
 
 TRAINED = ("model.safetensors", "metrics.jsonl", "worldpm.json", "config.json", "tokenizer.json")
 TRAIN = (
@@ -73,7 +73,7 @@ def hunt(
     compared = files or sorted(
         str(path.relative_to(whole))
         for path in whole.rglob("*")
-        if path.is_file() and path.name != folders.TIMINGS
+        if path.is_file() and path.name != TIMINGS
     )
     done = runs = 0
     while done < kills:
@@ -102,7 +102,7 @@ def with_kills(words: Words, out: Path, rng: random.Random, seconds: float, *, a
             kills += 1
             kept = sorted(
                 path.name
-                for path in (out / folders.PROGRESS).glob("**/*")
+                for path in (out / PROGRESS).glob("**/*")
                 if path.suffix == ".json" or path.parent.name == "resume"
             )
             print(

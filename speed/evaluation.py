@@ -22,7 +22,7 @@ from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
 from worldpm.benchmarks.catalogue import BENCHMARKS
 from worldpm.benchmarks.items import Item, better_first
-from worldpm.evaluation.run import _score_items
+from worldpm.evaluation.item_rewards import judge_items
 from worldpm.model import chat, reward_model
 from worldpm.model.encoder import Encoder, Limits
 from worldpm.model.tokenizer import train_tokenizer
@@ -142,7 +142,7 @@ def measure(name: str, items: list[Item], options: argparse.Namespace) -> None:
     )
     allowed = sum(len(batch) * max(map(len, batch)) for batch in batches) / unique
     sides: dict[str, Callable[[], object]] = {
-        "ours": lambda: _score_items(scorer, items),
+        "ours": lambda: judge_items(scorer, items),
         "padded": lambda: [padded(plain, batch) for batch in batches],
     }
     scorer.rewards("warm", ["up"])

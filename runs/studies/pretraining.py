@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from worldpm.benchmarks import catalogue
 from worldpm.benchmarks.items import Item, Judged
-from worldpm.benchmarks.metrics import pair_margins, tensors
+from worldpm.benchmarks.metrics import scored_pairs
 from worldpm.cli import main as worldpm
 from worldpm.datasets.training_data import TrainingData
 from worldpm.model import checkpoint, reward_model, sources
@@ -177,11 +177,9 @@ def fine_tuned(
             results = place / f"{start}-results"
             run("evaluate", best, "--on", place / "test.parquet", "--out", results)
             judged = Judged(tested, rewards(results, tested))
-            _, _, weights, prompts = tensors(*judged[:2])
-            margins = pair_margins(*judged[:2])
-            for prompt, margin, weight in zip(
-                prompts, margins.tolist(), weights.tolist(), strict=True
-            ):
+            pairs = scored_pairs(judged)
+            columns = (pairs.prompts, pairs.margins.tolist(), pairs.weights.tolist())
+            for prompt, margin, weight in zip(*columns, strict=True):
                 yield prompt, 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0, weight
 
 

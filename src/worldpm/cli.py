@@ -87,7 +87,7 @@ VERBS = {
     ),
     "fairness": Verb(
         FairnessOptions,
-        "worldpm.evaluation.fairness",
+        "worldpm.evaluation.comparing_groups",
         "compare a model's rewards and errors between languages or regions",
     ),
     "report": Verb(ReportOptions, "worldpm.report.run", "show folders of the road on one page"),

@@ -20,8 +20,8 @@ from worldpm.evaluation.item_rewards import judge_items
 from worldpm.records import Message, Preference, Response
 from worldpm.scoring.scorer import Scorer
 from worldpm.stats.style import style_of
-from worldpm.storage import folders, parquet
-from worldpm.storage.json_files import to_json
+from worldpm.storage import parquet
+from worldpm.storage.json_files import read_json, to_json
 
 
 def item(
@@ -102,7 +102,7 @@ def test_results_keep_the_raw_rewards_and_the_metrics_follow_from_them(road: Pat
             False,
         )
         by_item.setdefault(row["item"], []).append(row["reward"])
-    found = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]
+    found = read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]
     measures = metrics(Judged(items, [by_item[one.item] for one in items]))
     again = json.loads(to_json(measures))
     kept = found["benchmarks"]["groups"]
@@ -372,9 +372,9 @@ def test_raw_rewards_are_judged_by_the_same_code(tmp_path: Path) -> None:
         {**row, "item": "1", "reward": 0.0, "subset": "all"} for row in PAIR
     ]  # of one subset, so its name says nothing
     assert judge_raw([*PAIR, *others], tmp_path) == 0
-    found = folders.read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"][
-        "benchmarks"
-    ]["pandalm"]
+    found = read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"]["benchmarks"][
+        "pandalm"
+    ]
     assert (found["accuracy"], found["ties"], found["native"]) == (
         0.75,
         1,
@@ -459,9 +459,9 @@ def test_raw_rewards_must_be_of_the_benchmarks_own_items(
         == 2
     )
     assert "prefers other responses than the benchmark" in capsys.readouterr().err
-    found = folders.read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"][
-        "benchmarks"
-    ]["pandalm"]
+    found = read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"]["benchmarks"][
+        "pandalm"
+    ]
     assert found["nulls"]["first"] == 1.0
     assert found["style"]["unit_of_length"] == "characters"
 
@@ -488,7 +488,7 @@ def test_raw_rewards_of_two_models_are_compared_item_by_item(
         )
         == 0
     )
-    (row,) = folders.read_json(tmp_path / "two" / "metrics.json")["comparisons"]
+    (row,) = read_json(tmp_path / "two" / "metrics.json")["comparisons"]
     assert (row["difference"], row["interval"], row["detectable"], row["p_value"]) == (
         0.0,
         None,
@@ -528,7 +528,7 @@ def test_a_checkpoint_and_its_own_raw_rewards_get_the_same_metrics(
         == 0
     )
     one, again = (
-        folders.read_json(place / "metrics.json")["checkpoints"]["checkpoint"]
+        read_json(place / "metrics.json")["checkpoints"]["checkpoint"]
         for place in (road / "results", tmp_path / "again")
     )
     assert one["benchmarks"]["groups"].keys() == again["benchmarks"]["groups"].keys()
@@ -544,9 +544,7 @@ def test_a_checkpoint_and_its_own_raw_rewards_get_the_same_metrics(
 
 
 def test_conditions_are_told_with_the_score(road: Path) -> None:
-    told = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"][
-        "conditions"
-    ]
+    told = read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]["conditions"]
     assert told["last_tokens"][-1] == told["end_token"] == "<|endoftext|>"
     assert told["first_tokens"][:2] == ["<|im_start|>", "system"]
     assert told["batch_invariance"]["largest_difference"] < 1e-5
@@ -571,7 +569,7 @@ def test_checkpoints_are_compared_and_shown_side_by_side(road: Path, tmp_path: P
         )
         == 0
     )
-    found = folders.read_json(tmp_path / "results" / "metrics.json")
+    found = read_json(tmp_path / "results" / "metrics.json")
     assert [
         (row["first"], row["second"], row["difference"], row["p_value_holm"])
         for row in found["comparisons"]
@@ -579,9 +577,9 @@ def test_checkpoints_are_compared_and_shown_side_by_side(road: Path, tmp_path: P
     assert (
         found["checkpoints"]["copy"]["conditions"]["overlap_with_training"]["groups"] > 0.5
     )  # the forum repeats its sentences
-    whole = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"][
-        "benchmarks"
-    ]["groups"]["items"]
+    whole = read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]["benchmarks"][
+        "groups"
+    ]["items"]
     drawn = found["checkpoints"]["copy"]["benchmarks"]["groups"]["items"]
     assert 0 < drawn <= whole
     assert found["checkpoints"]["copy"]["conditions"]["strata"] == {"groups": {"open": drawn}}
@@ -651,7 +649,7 @@ def test_items_of_one_prompt_are_scored_as_one_group(road: Path) -> None:
     ("words", "message"),
     [
         (("evaluate", "--on", "llmbar"), "name checkpoints, or --rewards, or --verdicts"),
-        (("evaluate", "x", "--rewards", "y.jsonl", "--on", "llmbar"), "one of the three"),
+        (("evaluate", "x", "--rewards", "y.jsonl", "--on", "llmbar"), "one of three"),
         (
             ("evaluate", "--rewards", "y.jsonl", "--on", "llmbar", "--strata", "forum"),
             "goes with checkpoints",

@@ -9,7 +9,9 @@ from tests.conftest import run
 from worldpm import Message, Scorer
 from worldpm.datasets import preference_sets
 from worldpm.errors import WorldPMError
-from worldpm.storage import folders, parquet
+from worldpm.storage import parquet
+from worldpm.storage.json_files import read_json
+from worldpm.storage.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_huggingface_datasets_loads_the_folder(exported: Path) -> None:
     found = datasets.load_dataset(str(exported), cache_dir=str(exported.parent / "cache"))
     assert set(found) == {"train", "validation", "test"}
     assert found["train"][0]["chosen"][0]["role"] == "assistant"
-    assert found["train"].num_rows == folders.manifest(exported).counts["train"]["pairs"]
+    assert found["train"].num_rows == read_manifest(exported).counts["train"]["pairs"]
 
 
 def test_our_own_training_reads_it_back(exported: Path) -> None:
@@ -64,7 +66,7 @@ def test_our_own_training_reads_it_back(exported: Path) -> None:
     )
     assert (
         sum(len(group.preferences) for group in groups)
-        == folders.manifest(exported).counts["train"]["pairs"]
+        == read_manifest(exported).counts["train"]["pairs"]
     )
     assert sum(drops.values()) == 0
 
@@ -104,7 +106,7 @@ def test_an_onnx_graph_gives_the_same_rewards(road: Path, tmp_path: Path) -> Non
         )
         == 0
     )
-    counts = folders.manifest(tmp_path / "onnx").counts
+    counts = read_manifest(tmp_path / "onnx").counts
     assert counts["largest_difference"] <= 1e-4
     assert abs(counts["accuracy_int8"] - counts["accuracy"]) < 0.1
     scorer = Scorer.load(road / "checkpoint")
@@ -159,7 +161,7 @@ def test_a_model_folder_scores_the_same_and_has_its_card(road: Path, tmp_path: P
         "a", ["b"]
     )
     card = (out / "README.md").read_text()
-    accuracy = folders.read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"][
+    accuracy = read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"][
         "benchmarks"
     ]["groups"]["accuracy"]
     for expected in (

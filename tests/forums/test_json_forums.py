@@ -15,8 +15,9 @@ from tests.conftest import run
 from worldpm.errors import DataError
 from worldpm.forums import generic, json_lines, reddit
 from worldpm.records import Thread
-from worldpm.storage import folders, parquet, schema
+from worldpm.storage import parquet, schema
 from worldpm.storage.json_files import Json
+from worldpm.storage.manifest import read_manifest
 
 SUBMISSION: Json = {
     "id": "s1",
@@ -106,7 +107,7 @@ def test_submissions_and_comments_become_threads_of_top_level_comments(
         ("t1_c2", 8),
         ("t1_c1", 4),
     ]  # by date, not as the site has them
-    assert folders.manifest(tmp_path / "threads").drops["ask"] == {
+    assert read_manifest(tmp_path / "threads").drops["ask"] == {
         "deleted or removed": 2,
         "reply to a comment": 1,
     }
@@ -184,7 +185,7 @@ def test_rows_of_our_own_tables_are_threads_too(tmp_path: Path) -> None:
     assert [answer.response_id for answer in found[0].responses] == [
         answer["response_id"] for answer in row["responses"]
     ]
-    assert folders.manifest(tmp_path / "twice").drops == {
+    assert read_manifest(tmp_path / "twice").drops == {
         "desk": {"thread without id, text or date, or with an odd value": 1}
     }
 
@@ -205,7 +206,7 @@ def test_the_accepted_answer_is_one_that_was_read(tmp_path: Path) -> None:
         for thread in read_threads(tmp_path / "threads")
     }
     assert found == {"desk/7": [True], "desk/8": [True]}
-    assert folders.manifest(tmp_path / "threads").drops["desk"] == {
+    assert read_manifest(tmp_path / "threads").drops["desk"] == {
         "response without id, body, votes or date, or with an odd value": 2,
         "thread without id, text or date, or with an odd value": 2,
     }
@@ -271,7 +272,7 @@ def test_threads_of_any_forum_come_as_documented(tmp_path: Path) -> None:
         ("second", -1, False),
     ]
     assert second.responses == ()
-    assert folders.manifest(tmp_path / "threads").drops["tickets"] == {
+    assert read_manifest(tmp_path / "threads").drops["tickets"] == {
         "response without id, body, votes or date, or with an odd value": 1,
         "thread without id, text or date, or with an odd value": 1,
     }

@@ -12,7 +12,8 @@ import pytest
 from tests.conftest import ANSWER, QUESTION, TWO_ANSWERS, posts_xml, run
 from worldpm.errors import DataError
 from worldpm.forums import stackexchange
-from worldpm.storage import folders, parquet
+from worldpm.storage import parquet
+from worldpm.storage.manifest import read_manifest
 
 Dump = Callable[..., Path]
 
@@ -124,7 +125,7 @@ def test_a_row_that_fits_no_thread_is_left_out_for_one_counted_reason(
     dump: Dump, tmp_path: Path, row: str, reason: str
 ) -> None:
     assert run("ingest", dump([*TWO_ANSWERS, row]), "--out", tmp_path / "threads") == 0
-    found = folders.manifest(tmp_path / "threads")
+    found = read_manifest(tmp_path / "threads")
     assert found.drops["site"] == {reason: 1}
     assert found.counts["site"] == {
         "threads": 1,
@@ -158,7 +159,7 @@ def test_a_closed_question_says_when_and_is_dropped_on_request(dump: Dump, tmp_p
     }
     assert run("group", tmp_path / "threads", "--out", tmp_path / "all") == 0
     assert run("group", tmp_path / "threads", "--drop-closed", "--out", tmp_path / "open") == 0
-    manifests = [folders.manifest(tmp_path / name) for name in ("all", "open")]
+    manifests = [read_manifest(tmp_path / name) for name in ("all", "open")]
     assert [found.drops["site"].get("thread closed by moderators") for found in manifests] == [
         None,
         1,

@@ -14,7 +14,8 @@ from worldpm import Message, Scorer
 from worldpm.errors import CheckpointError, ConfigError, DataError, NotFiniteError
 from worldpm.model import chat
 from worldpm.scoring import scorer
-from worldpm.storage import folders
+from worldpm.storage.json_files import to_json
+from worldpm.storage.manifest import read_manifest, sha256
 
 PROMPT, RESPONSES = (
     "How many grams does rye bread take?",
@@ -188,13 +189,11 @@ def test_a_checkpoint_that_is_not_whole_is_refused(copy: Path, harm: object, mes
 
 def sign(folder: Path) -> None:
     """Make the manifest agree with what the folder holds, as if it had been written so."""
-    manifest = folders.manifest(folder)
+    manifest = read_manifest(folder)
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
-    hashes: dict[str, str | None] = {
-        str(path.relative_to(folder)): folders.sha256(path) for path in files
-    }
+    hashes: dict[str, str | None] = {str(path.relative_to(folder)): sha256(path) for path in files}
     manifest = replace(manifest, files=hashes)
-    (folder / "manifest.json").write_bytes(folders.to_json(manifest))
+    (folder / "manifest.json").write_bytes(to_json(manifest))
 
 
 def test_an_unfinished_checkpoint_is_not_loaded(copy: Path) -> None:

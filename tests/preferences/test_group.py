@@ -17,6 +17,8 @@ from worldpm.preferences.grouping import Learned, Tally, group_thread
 from worldpm.preferences.near_duplicates import Text
 from worldpm.records import PreferenceGroup, Thread
 from worldpm.storage import folders, parquet, schema
+from worldpm.storage.json_files import read_json
+from worldpm.storage.manifest import read_manifest
 
 
 def made(
@@ -157,7 +159,7 @@ def test_the_table_is_readable_without_our_code(road: Path) -> None:
         f" '{road}/groups/*.parquet' GROUP BY split"
     )
     found = {split: (n, weight) for split, n, weight in duckdb.execute(query).fetchall()}
-    counts = folders.manifest(road / "groups").counts["simulated"]
+    counts = read_manifest(road / "groups").counts["simulated"]
     assert {split: n for split, (n, _) in found.items()} == {
         split: counts["splits"][split]["groups"] for split in found
     }
@@ -215,7 +217,7 @@ def test_a_bare_parquet_file_of_groups_trains_with_a_warning_and_is_judged(
         )
         == 0
     )
-    found = folders.read_json(tmp_path / "results" / "metrics.json")["checkpoints"]["checkpoint"][
+    found = read_json(tmp_path / "results" / "metrics.json")["checkpoints"]["checkpoint"][
         "benchmarks"
     ]
     assert found["test"]["prompts"] == 12
@@ -627,7 +629,7 @@ def test_groups_that_overlap_with_a_benchmark_are_told_and_dropped(tmp_path: Pat
     assert run("report", threads, tmp_path / "dropped", "--out", tmp_path / "r.html") == 0
     page = (tmp_path / "r.html").read_text()
     assert "Overlap with benchmarks: 1 places in 1 groups" in page
-    assert "worldpm group threads --min-characters 1" in page
+    assert "worldpm group threads --decontaminate bench.jsonl --out dropped" in page
     assert run(*words, "--contaminated", "report", "--out", tmp_path / "kept") == 0
     assert len(read_groups(tmp_path / "kept")) == 2
 
@@ -648,7 +650,7 @@ def test_pairs_that_a_reward_model_contradicts_are_dropped_from_training(
     }
     left = sum(len(g.preferences) for g in strict.values() if g.split == "train")
     assert 0 < left < sum(len(g.preferences) for g in plain.values() if g.split == "train")
-    drops = folders.manifest(tmp_path / "strict").drops["simulated"]
+    drops = read_manifest(tmp_path / "strict").drops["simulated"]
     assert drops["pair that --filter-with contradicts"] > 0
     assert run(*words, "--filter-keep", "contradicted", "--out", tmp_path / "rest") == 0
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from worldpm.errors import ConfigError
-from worldpm.scoring import confidence
+from worldpm.evaluation import calibrating
 from worldpm.scoring.confidence import Confidence, Settings, StyleModel, choose, read_settings
 from worldpm.stats import calibration
 
@@ -88,15 +88,15 @@ def test_settings_of_words() -> None:
 
 def test_a_prompts_pair_is_drawn_not_taken_from_the_front() -> None:
     prompts = [f"q{number}" for number in range(300) for _ in range(3)]
-    drawn = confidence._one_each(prompts, [0.0, 1.0, 2.0] * 300)
+    drawn = calibrating._one_a_prompt(prompts, [0.0, 1.0, 2.0] * 300)
     counts = [drawn.count(margin) for margin in (0.0, 1.0, 2.0)]
     assert sum(counts) == 300
     assert min(counts) > 70
-    assert drawn == confidence._one_each(prompts, [0.0, 1.0, 2.0] * 300)
+    assert drawn == calibrating._one_a_prompt(prompts, [0.0, 1.0, 2.0] * 300)
 
 
 def test_results_of_an_evaluation_tell_temperature_thresholds_and_style(road: Path) -> None:
-    found = confidence.of_results(road / "results", "checkpoint")
+    found = calibrating.confidence_of(road / "results", "checkpoint")
     assert found.temperature is not None
     assert found.temperature > 0
     assert found.style is not None
@@ -107,4 +107,4 @@ def test_results_of_an_evaluation_tell_temperature_thresholds_and_style(road: Pa
     assert told[0][1]
     assert not told[0][0]
     with pytest.raises(ConfigError, match="judged checkpoint, not other"):
-        confidence.of_results(road / "results", "other")
+        calibrating.confidence_of(road / "results", "other")

@@ -102,7 +102,7 @@ def test_intervals_hold_the_planted_weight_in_about_95_of_100_cases() -> None:
 
 def test_the_dict_of_a_result_has_the_keys_of_metrics_json() -> None:
     styled, _ = planted(1.0, n=200)
-    result = style_control.controlled(styled, "paper")
+    result = asdict(style_control.control(styled, "paper"))
     performance = ["accuracy", "loss_nats"]
 
     assert list(result) == ["cross_fitted", "in_sample", "margin_only", "coefficients", "warnings"]

@@ -8,7 +8,8 @@ import pytest
 
 from worldpm.errors import ConfigError, DataError
 from worldpm.storage import folders
-from worldpm.storage.manifest import Input
+from worldpm.storage.json_files import Json, to_json
+from worldpm.storage.manifest import Input, describe, read_manifest, sha256
 
 
 def begin(path: Path, **config: int) -> folders.Output | None:
@@ -25,18 +26,18 @@ def finish(path: Path, **config: int) -> None:
         output.finish(counts={"rows": 1})
 
 
-def build(aside: Path) -> folders.Json:
+def build(aside: Path) -> Json:
     aside.write_bytes(b"content")
     return {"rows": 1}
 
 
 def test_a_folder_is_finished_when_its_manifest_exists(tmp_path: Path) -> None:
     finish(tmp_path / "out", n=1)
-    found = folders.manifest(tmp_path / "out", made_by="group")
+    found = read_manifest(tmp_path / "out", made_by="group")
     assert found.config == {"n": 1}
     assert found.counts == {"rows": 1}
     assert found.files == {
-        "a.parquet": folders.sha256(tmp_path / "out" / "a.parquet"),
+        "a.parquet": sha256(tmp_path / "out" / "a.parquet"),
         "timings.jsonl": None,
     }
     assert set(found.versions) >= {"python", "worldpm", "torch", "duckdb"}
@@ -56,7 +57,7 @@ def test_a_finished_folder_that_lost_or_changed_a_file_is_no_input(
     finish(tmp_path / "out")
     harm(tmp_path / "out" / "a.parquet")
     with pytest.raises(DataError, match=r"a.parquet: missing, or not as its manifest has it"):
-        folders.describe(tmp_path / "out")
+        describe(tmp_path / "out")
 
 
 def test_the_same_words_again_do_nothing(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_a_stopped_step_keeps_its_finished_parts(tmp_path: Path) -> None:
     with output:
         output.part("a.parquet", build)
     with pytest.raises(ConfigError, match="not finished"):
-        folders.manifest(tmp_path / "out")
+        read_manifest(tmp_path / "out")
     again = begin(tmp_path / "out")
     assert again is not None
     with again:
@@ -147,7 +148,7 @@ def test_a_kill_between_the_manifest_and_the_cleaning_leaves_a_finished_folder(
 def test_a_manifest_that_is_none_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(DataError, match=r"manifest.json: not"):
-        folders.manifest(tmp_path)
+        read_manifest(tmp_path)
 
 
 def test_the_output_of_another_step_is_refused(tmp_path: Path) -> None:
@@ -155,10 +156,10 @@ def test_the_output_of_another_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"made by `worldpm group`, but what `worldpm train` makes is needed"
     ):
-        folders.manifest(tmp_path / "out", made_by="train")
+        read_manifest(tmp_path / "out", made_by="train")
 
 
 def test_nan_never_reaches_a_json_file() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        folders.to_json({"loss": float("nan")})
-    assert json.loads(folders.to_json({"a": "é"})) == {"a": "é"}
+        to_json({"loss": float("nan")})
+    assert json.loads(to_json({"a": "é"})) == {"a": "é"}

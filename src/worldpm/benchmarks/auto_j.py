@@ -116,7 +116,7 @@ def _items(number: int, row: Json) -> Iterator[Item]:
     yield two(subset, str(number), row["prompt"], row["response 1"], row["response 2"], label)
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """Agreement by group and over all pairs without tied labels; a tie is wrong. Its three-way
     agreement needs a threshold for ties."""
     # in the order of its own table, not of the file

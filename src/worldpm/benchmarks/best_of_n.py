@@ -8,6 +8,7 @@ A row of JSON lines or Parquet; the prompt is a text or messages:
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,7 @@ def native(judged: Judged) -> Json:
         "reward": np.mean(reward, axis=0).tolist(),
         "one_response": len(judged.items) - len(several.items),
         # Gao's form is in the square root of the KL, and starts at a gain of 0 for n = 1
-        "over-optimisation": overoptimization.best_of_n(np.sqrt(kl), curve - curve[0]),
+        "over-optimisation": asdict(overoptimization.fit_best_of_n(np.sqrt(kl), curve - curve[0])),
     }
 
 

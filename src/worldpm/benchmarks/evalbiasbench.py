@@ -48,7 +48,7 @@ def _items(number: int, row: Json) -> Iterator[Item]:
     yield better_first(row["bias"], str(number), row["instruction"], [better], texts)
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """Accuracy by bias and their plain mean; both orders must be right, so a tie is wrong."""
     by_bias = strict_by_subset(judged)
     return {**by_bias, "average": fmean(by_bias.values())}

@@ -84,7 +84,7 @@ def _losses_less_wins(answer: int, wins: list[tuple[int, int]]) -> int:
     return lost - won
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """The share of pairs in which the preferred answer has the higher reward; a tie is wrong."""
     return {"accuracy": strict_accuracy(judged)}
 

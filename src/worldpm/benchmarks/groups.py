@@ -10,7 +10,6 @@ from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.metrics import accuracy
 from worldpm.errors import ConfigError
 from worldpm.storage import parquet, schema
-from worldpm.storage.json_files import Json
 
 
 def read(folder: Path, *, split: str = "test") -> list[Item]:
@@ -47,7 +46,7 @@ def _items(folder: Path, split: str) -> Iterator[Item]:
             )
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """The plain mean of the sites' accuracies."""
     return {"mean over sites": fmean(accuracy(judged.of(site)) for site in judged.subsets)}
 

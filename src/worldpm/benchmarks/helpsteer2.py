@@ -109,7 +109,7 @@ def _item(
     return replace(item, preferences=(Preference(0, 1, abs(gap)),))
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """Accuracy by attribute; a tie is wrong."""
     return strict_by_subset(judged)
 

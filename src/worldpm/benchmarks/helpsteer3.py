@@ -51,7 +51,7 @@ def _items(number: int, row: Json) -> Iterator[Item]:
     yield replace(item, preferences=(Preference(0, 1, float(abs(gap))),))
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """Accuracy by domain of the prompts, and over all pairs; a tie is wrong."""
     present = judged.subsets
     by_domain = {name: strict_accuracy(judged.of(name)) for name in SUBSETS if name in present}

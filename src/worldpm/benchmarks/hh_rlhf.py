@@ -58,7 +58,7 @@ def _items(subset: str, number: int, row: Json) -> Iterator[Item]:
         yield better_first(subset, f"{subset}:{number}", pair.prompt, better, worse)
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """Accuracy by subset; a tie is wrong."""
     return strict_by_subset(judged)
 

@@ -52,7 +52,7 @@ def _items(number: int, row: Json) -> Iterator[Item]:
     yield better_first(row["source"], str(number), chosen[1], [chosen[2]], [rejected[2]])
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """Accuracy by kind, over all pairs, and the plain mean of the kinds; a tie is wrong."""
     by_kind = strict_by_subset(judged)
     return {**by_kind, "overall": strict_accuracy(judged), "average": fmean(by_kind.values())}

@@ -66,11 +66,11 @@ def _items(number: int, row: Json) -> Iterator[Item]:
     )
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, dict[str, float]]:
     """Accuracy by source and over all pairs of each writer. It judges both orders, in which a tie
     is never right."""
     present = judged.subsets
-    by_writer: Json = {}
+    by_writer: dict[str, dict[str, float]] = {}
     for writer in WRITERS.values():
         names = [name for name in SIZES if name.startswith(writer) and name in present]
         if names:

@@ -54,7 +54,7 @@ def _items(subset: str, number: int, row: Json) -> Iterator[Item]:
     yield two(subset, name, row["input"], row["output_1"], row["output_2"], better)
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """Each subset's accuracy, and the plain mean of the adversarial four; it judges both orders, so
     a tie counts half."""
     present = judged.subsets

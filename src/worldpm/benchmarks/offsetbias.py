@@ -42,7 +42,7 @@ def _items(number: int, row: Json) -> Iterator[Item]:
     )
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """The share of pairs in which the right answer has the higher reward; a tie is wrong."""
     return {"accuracy": strict_accuracy(judged)}
 

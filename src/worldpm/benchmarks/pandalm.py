@@ -56,7 +56,7 @@ def _text(response: object) -> str:
     return response
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """The share of pairs in which the majority's choice has the higher reward; a tie is wrong. Tied
     labels are not judged."""
     return {"accuracy without ties": strict_accuracy(judged)}

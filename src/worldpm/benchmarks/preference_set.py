@@ -15,7 +15,6 @@ from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, prompt_id, unique
 from worldpm.benchmarks.metrics import strict_by_subset
 from worldpm.datasets import preference_sets
-from worldpm.storage.json_files import Json
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def _items(paths: list[Path], drops: Counter[str]) -> Iterator[Item]:
             )
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """Accuracy by file; a tie is wrong."""
     return strict_by_subset(judged)
 

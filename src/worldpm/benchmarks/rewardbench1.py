@@ -100,7 +100,7 @@ def native(judged: Judged) -> Json:
     return {"subsets": accuracies, **sections(accuracies)}
 
 
-def sections(accuracies: Mapping[str, float]) -> Json:
+def sections(accuracies: Mapping[str, float]) -> dict[str, float]:
     """The sections of the subsets' accuracies, by WEIGHTS, and `average`, their plain mean.
 
     With accuracies of prior sets, `average with prior sets` counts their mean half: weights 2, 2,

@@ -106,7 +106,7 @@ class _Gaps:
     """Largest minus least reward of the right answers."""
 
 
-def ties(judged: Judged) -> Json:
+def ties(judged: Judged) -> dict[str, float]:
     """The Ties score, at most 1.01, and its five parts.
 
     `0.30 tied + 0.30 ref + 0.20 mean(gap tied > spread) + 0.20 mean(least gap > spread) + 0.01

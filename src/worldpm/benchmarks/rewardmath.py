@@ -62,7 +62,7 @@ def _item(name: str, solutions: list[Json]) -> Item:
     return better_first("math", name, solutions[0]["problem"], texts["chosen"], texts["rejected"])
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """Accuracy (the right solution beats all, a tie being wrong), the same with ties right, mean
     reciprocal rank, and over pairs."""
     with_ties: list[bool] = []

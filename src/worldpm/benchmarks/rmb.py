@@ -62,7 +62,7 @@ def _items(number: int, row: Json) -> Iterator[Item]:
     yield better_first(subset, name, prompt, [best], worse)
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """The four sections, a tie being wrong and a list right only if its best beats every other, and
     their plain mean."""
     present = judged.subsets

@@ -47,7 +47,7 @@ def _items(number: int, row: Json) -> Iterator[Item]:
     yield replace(item, preferences=(Preference(0, 1, strength),))
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> dict[str, float]:
     """Accuracy by subreddit and over all pairs; a tie is wrong."""
     by_subreddit = strict_by_subset(judged)
     return {**by_subreddit, "overall": strict_accuracy(judged)}

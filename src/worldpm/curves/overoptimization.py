@@ -1,12 +1,11 @@
 """Over-optimisation curves of best-of-n selection."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from worldpm.curves.forms import GAO_BEST_OF_N, Array
 from worldpm.curves.solver import SQUARES, fit
-from worldpm.storage.json_files import Json
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,6 @@ class BestOfNCurve:
     peak: float | None
     """Distance of the largest gain, `alpha / (2 beta)`, in square roots of nats; None where the
     curve does not bend down (beta <= 0)."""
-
-
-def best_of_n(distance: Array, gain: Array) -> Json:
-    """The result of `fit_best_of_n` as a dict, as `metrics.json` holds it."""
-    return asdict(fit_best_of_n(distance, gain))
 
 
 def fit_best_of_n(distance: Array, gain: Array) -> BestOfNCurve:

@@ -13,7 +13,7 @@ import torch
 
 from worldpm.datasets.training_data import TrainingData
 from worldpm.errors import ConfigError
-from worldpm.exports import model_folder, pairs
+from worldpm.exports import model_folder, pair_tables
 from worldpm.model import sources
 from worldpm.model.encoder import EncodedGroup
 from worldpm.options.export import ExportOptions
@@ -90,7 +90,7 @@ def _export_pairs(options: ExportOptions) -> None:
         return
 
     with output:
-        counts = pairs.write(options.source, output)
+        counts = pair_tables.write(options.source, output)
         for split, count in counts.items():
             logger.info("%s: %d pairs of %d groups", split, count.pairs, count.groups)
         output.finish(counts={split: asdict(count) for split, count in counts.items()})

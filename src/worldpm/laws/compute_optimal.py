@@ -83,6 +83,7 @@ def compare(runs: Runs, *, seed: int, resamples: int) -> Optimum:
     budgets = _budgets(runs)
     generator = np.random.default_rng(seed)
     names = np.unique(runs.runs)
+    # Whole runs: the points of one training curve are not independent.
     drawn = names[generator.integers(0, len(names), size=(resamples, len(names)))]
     draws = [runs.take(draw) for draw in drawn]
 
@@ -163,7 +164,7 @@ def _at_budgets(runs: Runs, budgets: Array) -> LossesAtBudgets:
         rows = rows[np.argsort(runs.c[rows])]
         sizes[index] = runs.n[rows[0]]
 
-        # A billionth of tolerance: the budgets come from logarithms of the same operations.
+        # A billionth of tolerance: the budgets went through logarithms and back.
         first, last = runs.c[rows[0]] * (1 - 1e-9), runs.c[rows[-1]] * (1 + 1e-9)
         reached = (budgets >= first) & (budgets <= last)
         losses[index, reached] = np.interp(
@@ -176,7 +177,9 @@ def _budgets(runs: Runs) -> Array:
     """Budgets that at least four sizes reach, spread evenly over the logarithm; empty where there
     are none."""
     of_size = [runs.c[runs.n == n] for n in np.unique(runs.n)]
-    least, most = (np.array([extreme(c) for c in of_size]) for extreme in (np.min, np.max))
+    least = np.array([c.min() for c in of_size])
+    most = np.array([c.max() for c in of_size])
+
     tries = np.geomspace(runs.c.min(), runs.c.max(), BUDGETS_TRIED)[:, None]
     reached_by = ((least <= tries) & (tries <= most)).sum(axis=1)
     enough = tries[reached_by >= LEAST_SIZES, 0]
@@ -205,6 +208,7 @@ def _joint(runs: Runs, drawn: NDArray[np.int64], budgets: Array) -> Approach | N
     except ValueError:
         return None
 
+    # The exponent is a function of two parameters, so its interval comes from their joint draws.
     theta = _joint_resamples(runs, drawn, fitted)
     price = _price(runs)
     best = _frontier(fitted.theta, price, budgets)

@@ -16,9 +16,9 @@ COLLINEAR_CORRELATION = 0.999
 """A correlation of ln N with ln D beyond which their effects cannot be separated."""
 HELD_OUT_SHARE = 1 / 3
 """Share of the distinct sizes that are held out, the largest ones."""
-PLACES_A_DECADE = 100
-"""Places of an axis that are distinguished: amounts that round to one of them, as those of two
-seeds do, are the same place."""
+VALUES_A_DECADE = 100
+"""Values of an axis that count as different: two seeds reach slightly different amounts of data, and
+round to the same value."""
 ROUNDING_SQUARE = 1e-30
 """Squared residual of a point that a perfect fit may have by rounding."""
 LEAST_PREDICTION = 1e-300
@@ -64,6 +64,7 @@ def resample(points: Points, *, seed: int, resamples: int) -> Resamples:
     counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     y = np.broadcast_to(points.y, (resamples, len(points.y)))
 
+    # The same prompts in every run: what a hard prompt adds to the loss is common to all points.
     if points.item_sums is not None and points.item_weights is not None:
         clusters = len(points.item_weights)
         shares = np.full(clusters, 1 / clusters)
@@ -99,6 +100,7 @@ def bootstrap(fitted: Fit, points: Points, objective: Objective, draws: Resample
         return Spread(np.empty((0, len(form.parameters))), _intervals(form, np.empty((0, 0))), 0)
 
     usable = _can_be_fitted(form, points, objective, draws)
+    # A resample may have its optimum in another valley, which the shaken start may lead to.
     weights, y = draws.weights[usable], draws.y[usable]
     noise = np.random.default_rng(0).normal(0, 0.2, size=fitted.theta.shape)
     starts = (fitted.theta, fitted.theta * np.exp(noise))
@@ -107,6 +109,7 @@ def bootstrap(fitted: Fit, points: Points, objective: Objective, draws: Resample
         for start in starts
     )
 
+    # A search whose objective is infinite found no curve; its resample counts as failed.
     better = shaken.objective < plain.objective
     theta = np.where(better[:, None], shaken.theta, plain.theta)
     theta = theta[np.isfinite(np.minimum(plain.objective, shaken.objective))]
@@ -117,8 +120,8 @@ def _can_be_fitted(
     form: Form, points: Points, objective: Objective, draws: Resamples
 ) -> NDArray[np.bool_]:
     """Which resamples have as many different x as parameters, and a y that has a logarithm."""
-    place = np.unique(points.x, axis=1, return_inverse=True)[1]
-    counts = np.array([len(set(place[weights > 0])) for weights in draws.weights])
+    column = np.unique(points.x, axis=1, return_inverse=True)[1]
+    counts = np.array([len(set(column[weights > 0])) for weights in draws.weights])
     enough = counts >= len(form.parameters)
     return enough & (draws.y > 0).all(axis=1) if objective.logarithmic else enough
 
@@ -152,6 +155,7 @@ def profile(points: Points, name: str, fitted: Fit, *, steps: int = 41) -> Inter
     if free < 1:
         return Interval(0.0, float("inf"))
 
+    # The F distribution of one parameter: Student's t squared, turned into a deviance.
     limit = count * np.log1p(student.ppf(0.975, free) ** 2 / free)
     best = float(fitted.theta[fitted.form.parameters.index(name)])
     coarse = best * np.geomspace(1e-2, 1e2, steps)
@@ -196,20 +200,20 @@ def _deviances(points: Points, name: str, fitted: Fit, values: Array) -> Array:
 
 
 def independent_points(points: Points) -> int:
-    """The number of independent points of a likelihood: one of each run, or of each place where
-    there are more places."""
-    return max(len(np.unique(points.runs)), len(distinct_places(points.x).T))
+    """The number of independent points of a likelihood: one of each run, or of each different x
+    where there are more of them."""
+    return max(len(np.unique(points.runs)), len(distinct_values(points.x).T))
 
 
-def distinct_places(x: Array) -> Array:
-    """The different places along axes, shape (axes, k), in the order of x: amounts that round to
-    one hundredth of a decade are one place, as those of two seeds."""
-    _, first = np.unique(np.round(np.log10(x) * PLACES_A_DECADE), axis=1, return_index=True)
+def distinct_values(x: Array) -> Array:
+    """The different values of x, shape (axes, k), in the order of x; values that round to the same
+    hundredth of a decade are equal."""
+    _, first = np.unique(np.round(np.log10(x) * VALUES_A_DECADE), axis=1, return_index=True)
     return np.asarray(x[:, np.sort(first)])
 
 
 def are_collinear(x: Array) -> bool:
-    """Whether two axes, shape (2, n), act as one: all places are on a line of their logarithms, as
+    """Whether two axes, shape (2, n), act as one: all points are on a line of their logarithms, as
     where D is 20 N or C / N."""
     centred = np.log(x) - np.log(x).mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(centred, axis=1)
@@ -227,6 +231,7 @@ def aicc(fitted: Fit, points: Points) -> float:
     n, k = independent_points(points), len(fitted.form.parameters) + 1
     if n - k - 1 <= 0:
         return float("inf")
+
     variance = max(2 * fitted.objective / len(points.y), ROUNDING_SQUARE)
     return float(n * np.log(variance) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
 
@@ -254,7 +259,7 @@ class SlopeError(NamedTuple):
 def slope(points: Points, draws: Resamples) -> Slope:
     """The straight line through ln y over ln x, for one axis.
 
-    Where every run has at least three places, each gives a slope, and the error is that of their
+    Where every run has at least three different x, each gives a slope, and the error is that of their
     mean, with that of the prompts that all runs have in common. Elsewhere runs and prompts are
     resampled. The interval is Student's, for the number of runs, because the spread of a few runs
     is too small. NaN ends with fewer than two slopes, or three runs without.
@@ -268,6 +273,7 @@ def slope(points: Points, draws: Resamples) -> Slope:
     else:
         error, degrees = _error_of_resampled_slopes(points, draws, len(runs))
 
+    # An interval of a few runs by percentiles is too short: Student's t has the right width.
     reach = float(student.ppf(0.975, degrees)) * error if degrees > 0 else float("nan")
     return Slope(estimate, Interval(estimate - reach, estimate + reach), reach + NORMAL_80 * error)
 
@@ -303,6 +309,7 @@ def _error_of_resampled_slopes(points: Points, draws: Resamples, runs: int) -> S
         ]
     )
 
+    # The line has two parameters, and resampling few runs understates the spread accordingly.
     degrees = runs - 2
     if degrees < 1 or len(slopes) < 2:
         return SlopeError(float("nan"), degrees)
@@ -317,14 +324,14 @@ def _line_slope(x: Array, y: Array, weights: Array) -> float:
 
 
 def largest(points: Points, *, axis: int = 0, share: float = HELD_OUT_SHARE) -> NDArray[np.bool_]:
-    """Mark the points of the largest third of the places along an axis; none where there is one
-    place only."""
-    amounts = np.sort(distinct_places(points.x[axis : axis + 1])[0])
+    """Mark the points of the largest third of the values along an axis; none where there is one
+    value only."""
+    amounts = np.sort(distinct_values(points.x[axis : axis + 1])[0])
     if len(amounts) < 2:
         return np.zeros(len(points.y), dtype=np.bool_)
 
     held_out = max(1, round(len(amounts) * share))
-    # 1 % of tolerance: the amounts of another seed may be a little below the place they round to.
+    # 1 % of tolerance: another seed may be a little below the value that it rounds to.
     return np.asarray(points.x[axis] >= amounts[-held_out] * 0.99)
 
 
@@ -335,10 +342,12 @@ def predictions(
     suffice."""
     if not held_out.any() or held_out.all():
         return None
+
     try:
         fitted = fit(form, points.x[:, ~held_out], points.y[~held_out], objective)
     except ValueError:
         return None
+
     return fitted.predict(points.x[:, held_out])
 
 
@@ -367,6 +376,7 @@ def left_out_errors(fitted: Fit, points: Points, parts: NDArray[Any]) -> Array:
     best = np.full(len(names), np.inf)
     theta = _repeated(fitted.theta, len(names)).copy()
 
+    # The best fit to all points, and shaken starts: without a part, another valley may be deeper.
     for spread in (0.0, 0.1, 0.3):
         starts = fitted.theta * np.exp(generator.normal(0, spread, size=theta.shape))
         solutions = solve(

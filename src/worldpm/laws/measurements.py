@@ -371,15 +371,15 @@ def _margins_of(folder: Path) -> Iterator[tuple[str, str, Margins]]:
             rejected = [
                 reward_of[*item, pair["rejected"]] for item, pair in zip(items, pairs, strict=True)
             ]
-            both = torch.tensor([chosen, rejected], dtype=torch.float64)
-            indices = torch.arange(both.numel()).reshape(2, -1)
+            pair_rewards = torch.tensor([chosen, rejected], dtype=torch.float64)
+            indices = torch.arange(pair_rewards.numel()).reshape(2, -1)
             yield (
                 checkpoint,
                 benchmark,
                 Margins(
                     subsets=[pair["subset"] for pair in pairs],
                     prompt_ids=[prompts[item] for item in items],
-                    margins=bradley_terry.margins(both.flatten(), indices[0], indices[1]),
+                    margins=bradley_terry.margins(pair_rewards.flatten(), indices[0], indices[1]),
                     probability=np.array([pair["probability"] for pair in pairs], dtype=np.float64),
                     weight=np.array([pair["weight"] for pair in pairs], dtype=np.float64),
                 ),

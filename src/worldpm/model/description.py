@@ -1,5 +1,5 @@
-"""The description of a checkpoint, `worldpm.json`: how it reads text, what rewards to expect, and
-what it was trained on.
+"""The description of a checkpoint, `worldpm.json`: its limits and frame for texts, its rewards, its
+training and its lineage.
 
     {"end_token": "<|endoftext|>", "empty_system": true, "template_hash": "5d...",
      "max_length": 2048, "prompt_length": 1024,
@@ -147,7 +147,7 @@ def read_description(folder: Path) -> Description:
     if missing := [name for name in REQUIRED if name not in content]:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
 
-    # an empty record, as of a model that was never trained, is one that was not recorded
+    # an empty record counts as not recorded
     recorded = {name: value for name, value in content.items() if value != {}}
     try:
         return msgspec.convert(recorded, Description)
@@ -155,7 +155,7 @@ def read_description(folder: Path) -> Description:
         raise CheckpointError(f"{path}: not readable ({error})") from error
 
 
-def input_to_json(entry: Input) -> Json:
+def input_to_json(entry: Input) -> dict[str, str | int]:
     """The fields of a folder or file that were set; those that are None have no key."""
     plain: Json = msgspec.to_builtins(entry)
     return {name: value for name, value in plain.items() if value is not None}

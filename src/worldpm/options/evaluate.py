@@ -40,7 +40,7 @@ class EvaluateOptions(ModelOptions):
         super().__post_init__()
         if not self.on or sum(map(bool, (self.checkpoints, self.rewards, self.verdicts))) != 1:
             raise ConfigError(
-                "name checkpoints, or --rewards, or --verdicts (one of the three), and after --on at"
+                "name checkpoints, or --rewards, or --verdicts (one of three), and after --on at"
                 " least one benchmark"
             )
         of_checkpoints = ["strata", "trained_on", *ModelOptions.__dataclass_fields__]

@@ -79,7 +79,9 @@ class RemoteJudge:
         rollouts: list[RolloutRewards] = []
         for request in requests:
             prompt = [asdict(message) for message in request.prompt]
+            # Cut, because a rollout over the limit needs a reward too
             body = {"prompt": prompt, "responses": list(request.responses), "cut": True}
+
             reply = self._post(body)
             rollouts.append(RolloutRewards(reply["rewards"], reply["usage"]["response_tokens"]))
         return rollouts
@@ -104,6 +106,7 @@ class RemoteJudge:
                         f"{self.url}: answered {error.code}:"
                         f" {error.read(300).decode(errors='replace')}"
                     ) from error
+                # Our server gives seconds, never a date
                 time.sleep(float(error.headers.get("Retry-After") or SECONDS_BETWEEN_ATTEMPTS))
             except OSError as error:
                 raise WorldPMError(
@@ -122,12 +125,14 @@ def judge_of(source: str, key: str | None = None) -> Judge:
 
     It is loaded once in a process, also if many threads ask at once.
     """
+    # Held while a model loads, so that other threads wait for it instead of loading it again
     with _loading:
         if (source, key) not in _judges:
             is_url = source.startswith(("http://", "https://"))
             _judges[source, key] = (
                 RemoteJudge(source, key) if is_url else LocalJudge(Scorer.load(source, cut=True))
             )
+
         return _judges[source, key]
 
 
@@ -188,6 +193,7 @@ class Guards:
         # Log odds are less the mean reward; with it, values are in the units of rewards
         mean = sum(rewards) / max(1, len(rewards))
         values = [mean + odds for odds in choice.log_odds]
+        # Below all values inside, by a margin that a policy notices
         lowest = min(values, default=0.0) - 1
         return [
             lowest if reasons else value
@@ -220,6 +226,7 @@ def rewards_of(
 
 def _requests(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> Iterator[Request]:
     """A request for each run of equal prompts."""
+    # Joins neighbours only, so that values come back in the order of the responses
     for prompt, run in groupby(range(len(prompts)), key=lambda index: tuple(prompts[index])):
         indices = list(run)
         rollouts = [responses[index] for index in indices]

@@ -44,6 +44,7 @@ def reward_func(
     responses = [_response(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
     judge = judge_of(source, os.environ.get(KEY_VARIABLE))
     messages = [(Message("user", prompt),) for prompt in prompts]
+    # Guards would need settings, which OpenRLHF does not pass
     rewards = torch.tensor(rewards_of(judge, messages, responses, Guards()))
     return {"rewards": rewards, "scores": rewards, "extra_logs": {"reward": rewards}}
 
@@ -60,6 +61,8 @@ def _response(query: str, prompt: str) -> str:
             f"a prompt is rendered already (it holds {template_token[0]}); give OpenRLHF plain"
             " questions, without a template"
         )
+
+    # The policy's end token, and tokens that its tokenizer put after it
     return re.sub(rf"(?:\s*(?:{TEMPLATE_TOKEN}))+\s*$", "", _after(prompt, query))
 
 

@@ -38,6 +38,7 @@ class RewardFunction:
     ) -> list[float]:
         """Rewards in order. A text is one user message or its response; a list is a
         conversation."""
+        # Further keywords are columns of the data set and TRL's own state
         judge = judge_of(self._source, self._key)
         messages = [messages_of(prompt) for prompt in prompts]
         responses = [_response(completion) for completion in completions]

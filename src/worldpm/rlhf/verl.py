@@ -39,6 +39,7 @@ def compute_score(
             " the data"
         )
 
+    # verl asks for one rollout at a time, so a prompt cannot be shared here
     judge = judge_of(place, key)
     (reward,) = rewards_of(judge, [messages_of(prompts[0])], [solution_str], Guards())
     return {"score": reward}

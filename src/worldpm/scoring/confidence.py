@@ -4,19 +4,15 @@ settings that users can read."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 
 from worldpm.errors import ConfigError
 from worldpm.stats import bradley_terry, calibration, style_control
 from worldpm.stats.style import style_of
-from worldpm.storage import folders, parquet
-from worldpm.storage.json_files import Json
 
 FEATURES = ("length", "headers", "lists", "bold", "code", "links")
 LEVEL = 0.9
@@ -199,103 +195,3 @@ def _outside(count: Mapping[str, float], ranges: Mapping[str, tuple[float, float
         for name, (low, high) in ranges.items()
         if not low <= count[name] <= high
     ]
-
-
-def of_results(results: Path, name: str, *, sha256: str | None = None) -> Confidence:
-    """What a results folder of `worldpm evaluate` tells of the checkpoint called `name`, over all
-    its sets.
-
-    A style model whose margin goes against the labels is left out. `sha256` is the checkpoint's
-    own, where it is known.
-
-    Raises:
-        ConfigError: If the folder is not one, or does not hold that checkpoint, or no texts.
-    """
-    folders.verified_files(results)
-    inputs = folders.manifest(results, made_by="evaluate").inputs
-    if sha256 is not None and sha256 not in {given.sha256 for given in inputs}:
-        raise ConfigError(
-            f"{results}: judged another model than this one, whatever its name; evaluate the one"
-            " that is served"
-        )
-    rows = list(parquet.read_rows(results / "rewards.parquet"))
-    if name not in (known := sorted({row["checkpoint"] for row in rows})):
-        raise ConfigError(
-            f"--calibration {results}: judged {', '.join(known)}, not {name}; evaluate the model"
-            " that is served"
-        )
-    pairs = _pairs(results, [row for row in rows if row["checkpoint"] == name])
-    one_each = _one_each(pairs.cluster, pairs.margin.tolist())
-    margin, probability, weight = (
-        torch.from_numpy(column) for column in (pairs.margin, pairs.probability, pairs.weight)
-    )
-    found = style_control.controlled(pairs, "paper")["coefficients"]
-    margin_weight = found["margin"]["per_unit"]
-    style = (
-        None
-        if margin_weight <= 0
-        else StyleModel(
-            margin_weight,
-            {feature: one["per_unit"] for feature, one in found.items() if feature != "margin"},
-        )
-    )
-    return Confidence(
-        calibration.temperature(margin, probability, weight),
-        one_each,
-        style,
-        f"{len(one_each):,} prompts of {results.name}",
-    )
-
-
-def _one_each(cluster: Sequence[str], margins: Sequence[float]) -> list[float]:
-    """The margin of one pair of each prompt, drawn by a hash: the first pair is of the earliest
-    answer, and easier than others."""
-    drawn: dict[str, tuple[int, float]] = {}
-    for place, (name, margin) in enumerate(zip(cluster, margins, strict=True)):
-        key = xxhash.xxh64_intdigest(f"{name}#{place}".encode())
-        drawn[name] = min(drawn.get(name, (key, margin)), (key, margin))
-    return [margin for _, margin in drawn.values()]
-
-
-def _pairs(results: Path, rewards: Sequence[Json]) -> style_control.StyledPairs:
-    """The judged pairs of a results folder with the style of both sides."""
-    key = ("benchmark", "subset", "item", "response")
-    items = {
-        tuple(row[name] for name in key): row
-        for row in parquet.read_rows(results / "items.parquet")
-    }
-    scored = {tuple(row[name] for name in key): row for row in rewards}
-    columns: dict[str, list[Any]] = {"margin": [], "probability": [], "weight": [], "cluster": []}
-    sides: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
-    for pair in parquet.read_rows(results / "preferences.parquet"):
-        item = tuple(pair[name] for name in key[:3])
-        ends = [(*item, pair[side]) for side in ("chosen", "rejected")]
-        if any(items[end]["text"] is None for end in ends):
-            raise ConfigError(
-                f"--calibration {results}: holds rewards without texts; evaluate a checkpoint"
-                " itself"
-            )
-        columns["margin"].append(scored[ends[0]]["reward"] - scored[ends[1]]["reward"])
-        columns["cluster"].append(items[ends[0]]["prompt_id"])
-        for name in ("probability", "weight"):
-            columns[name].append(pair[name])
-        for side, end in zip(sides, ends, strict=True):
-            side.append(
-                {
-                    "length": scored[end]["length_tokens"],
-                    **{name: items[end][name] for name in FEATURES[1:]},
-                }
-            )
-    if not columns["margin"]:
-        raise ConfigError(f"--calibration {results}: holds no preference")
-    numbers = {
-        name: np.array(columns[name], dtype=np.float64)
-        for name in ("margin", "probability", "weight")
-    }
-    chosen, rejected = (
-        {name: np.array([count[name] for count in side], dtype=np.float64) for name in FEATURES}
-        for side in sides
-    )
-    return style_control.StyledPairs(
-        **numbers, cluster=columns["cluster"], chosen=chosen, rejected=rejected
-    )

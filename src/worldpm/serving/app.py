@@ -195,6 +195,7 @@ def _wrong_fields(errors: Sequence[ErrorDetails]) -> list[WrongField]:
     Errors about other clients' formats on the same route are left out.
     """
     shown = errors
+
     # loc is ("body", FORMAT, field, ...) where several formats are tried, else ("body", field, ...)
     if len({error["loc"][1:2] for error in errors}) > 1:
         shown = [

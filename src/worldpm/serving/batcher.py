@@ -140,7 +140,7 @@ class Batcher:
                     self._dequeued(item)
 
     def _check_room(self, tokens: int) -> None:
-        """Raise TooLargeError or BusyError if so many tokens do not fit into the queue."""
+        """Raise TooLargeError or BusyError if the tokens do not fit into the queue."""
         if tokens > self._queue_tokens:
             raise TooLargeError(
                 f"{tokens:,} tokens in one request; at most {self._queue_tokens:,} are taken: send"

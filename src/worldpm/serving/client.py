@@ -93,8 +93,7 @@ class Reply(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         """The bytes that starlette's own class makes of plain values."""
-        # `vars` instead of `asdict`, which copies every number of a large matrix
-        # Same separators as starlette's, so that replies have the same bytes
+        # `vars` for dataclasses, because `asdict` would copy every number of a large matrix
         text = json.dumps(
             content, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=vars
         )

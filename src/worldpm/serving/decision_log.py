@@ -379,6 +379,7 @@ def rows(path: Path) -> Iterator[DecisionRow]:
         columns = dict(zip(COLUMNS, values, strict=True))
         for name in ("settings", "inputs", "rewards", "probabilities"):
             columns[name] = json.loads(columns[name])
+
         columns["inputs"] = read_inputs(columns["inputs"])
         yield DecisionRow(**columns)
 

@@ -13,9 +13,9 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from worldpm.errors import ConfigError, DataError
+from worldpm.evaluation.calibrating import confidence_of
 from worldpm.model import chat, sources
 from worldpm.options.serve import ServeOptions
-from worldpm.scoring import confidence
 from worldpm.scoring.confidence import Confidence
 from worldpm.scoring.scorer import Scorer
 from worldpm.serving import app, drift
@@ -86,7 +86,7 @@ def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
 
     decisions = DecisionLog(options.log) if options.log else None
     if decisions is not None and decisions.repaired:
-        logger.warning("%s; %d decisions stand", decisions.repaired, len(decisions))
+        logger.warning("%s; it has %d decisions", decisions.repaired, len(decisions))
 
     # MiB to bytes
     limits = RequestLimits(
@@ -120,7 +120,7 @@ def _local(options: ServeOptions, metrics: Metrics) -> ServedModel:
     scorer = Scorer.of(source, options)
     calibrated = Confidence(sources.temperature_of(source))
     if options.calibration is not None:
-        calibrated = confidence.of_results(options.calibration, folder.name, sha256=sha256)
+        calibrated = confidence_of(options.calibration, folder.name, sha256=sha256)
 
     # Decides whether prompts are shared, before the first client waits for it
     scorer.rewards("Is anybody there?", ["Yes."])
@@ -151,7 +151,7 @@ def _upstream(options: ServeOptions) -> ServedModel:
     identity = identify(url)
     calibrated = Confidence()
     if options.calibration is not None:
-        calibrated = confidence.of_results(options.calibration, Path(identity.name).name)
+        calibrated = confidence_of(options.calibration, Path(identity.name).name)
 
     # The backend calls the model by its own name there, whatever clients call it here
     backend = UpstreamBackend(url, identity.name)

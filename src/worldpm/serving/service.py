@@ -243,6 +243,7 @@ class Call:
         """
         task = asyncio.ensure_future(work)
         disconnect = asyncio.ensure_future(_hung_up(self.http))
+
         # `wait` raises no error of either task, unlike `gather`
         try:
             await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)

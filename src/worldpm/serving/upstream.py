@@ -53,6 +53,7 @@ def identify(url: str) -> Identity:
     """
     try:
         reply = httpx.get(f"{url}/v1/models", timeout=IDENTIFY_SECONDS).raise_for_status()
+        # The first of several: a pooling server has one model, and perhaps adapters after it
         model = reply.json()["data"][0]
         name = model["id"]
         return Identity(str(name), f"upstream {url} {name}", None, model.get("max_model_len"))

@@ -6,7 +6,7 @@ everything that style predicts of the labels, whatever the cause.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import compress
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from worldpm.stats import bradley_terry
 from worldpm.stats.uncertainty import NORMAL_975
-from worldpm.storage.json_files import Json
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -161,11 +160,6 @@ def differences(chosen: Array, rejected: Array, normalisation: Normalisation) ->
     if normalisation == "arena":
         return (chosen - rejected) / (total + 1)
     return np.divide(chosen - rejected, total, out=np.zeros_like(total), where=total > 0)
-
-
-def controlled(pairs: StyledPairs, normalisation: Normalisation) -> Json:
-    """The result of `control` as nested dicts, as `metrics.json` holds it."""
-    return asdict(control(pairs, normalisation))
 
 
 def control(pairs: StyledPairs, normalisation: Normalisation) -> StyleControl:

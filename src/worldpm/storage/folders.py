@@ -23,40 +23,23 @@ import msgspec
 
 from worldpm.errors import ConfigError, DataError
 from worldpm.storage.json_files import (
-    Json as Json,
     Plain,
-)
-from worldpm.storage.json_files import (
-    read_json as read_json,
-)
-from worldpm.storage.json_files import (
+    read_json,
     read_record,
     sync_folder,
-)
-from worldpm.storage.json_files import (
-    to_json as to_json,
-)
-from worldpm.storage.json_files import (
-    write_atomically as write_atomically,
+    to_json,
+    write_atomically,
 )
 from worldpm.storage.manifest import (
-    MANIFEST as MANIFEST,
-)
-from worldpm.storage.manifest import (
-    PROGRESS as PROGRESS,
-)
-from worldpm.storage.manifest import (
-    TIMINGS as TIMINGS,
-)
-from worldpm.storage.manifest import (
+    MANIFEST,
+    PROGRESS,
+    TIMINGS,
     Input,
     Manifest,
     Run,
     read_manifest,
+    sha256,
     versions,
-)
-from worldpm.storage.manifest import (
-    sha256 as sha256,
 )
 
 MARKER = "run"
@@ -364,11 +347,3 @@ def peak_memory_mib() -> int:
     """Largest resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)  # kilobytes on Linux
-
-
-from worldpm.storage.manifest import FORMAT as FORMAT  # noqa: E402  TEMPORARY
-from worldpm.storage.manifest import describe as describe  # noqa: E402  TEMPORARY
-from worldpm.storage.manifest import is_ours as is_ours  # noqa: E402  TEMPORARY
-from worldpm.storage.manifest import verified_files as verified_files  # noqa: E402  TEMPORARY
-
-manifest = read_manifest

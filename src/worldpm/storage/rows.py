@@ -9,12 +9,15 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from worldpm.errors import DataError
 from worldpm.storage import parquet
+
+Row = Mapping[str, object]
+"""An object in a file of others: its values must be checked before they are used."""
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 

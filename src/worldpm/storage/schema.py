@@ -1,16 +1,18 @@
 """The tables on disk as Arrow schemas, and their rows as records."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 
 from worldpm.errors import DataError
 from worldpm.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
-from worldpm.storage.json_files import Json, Plain
+from worldpm.storage.json_files import Plain
 
 INSTANT = pa.timestamp("us", tz="UTC")
 
@@ -197,89 +199,121 @@ def thread_to_row(thread: Thread) -> Plain:
     return row
 
 
-def group_from_row(row: Json, path: Path) -> PreferenceGroup:
+@dataclass(frozen=True)
+class _TextRow:
+    """A response in a row of groups."""
+
+    content: str | None
+    votes: int | None = None
+    created: datetime | None = None
+    meta: list[tuple[str, str]] | None = None
+
+
+@dataclass(frozen=True)
+class _PairRow:
+    """A preference in a row of groups."""
+
+    chosen: int | None
+    rejected: int | None
+    strength: float | None
+    weight: float | None
+    probability: float | None = None
+    """None if the table gives none: the pair is certain."""
+
+
+@dataclass(frozen=True)
+class _TurnRow:
+    """A message in a row of groups."""
+
+    role: str
+    content: str | None
+
+
+@dataclass(frozen=True)
+class _GroupRow:
+    """A row of groups. Any value may be null in a table that others wrote."""
+
+    group_id: str
+    source: str
+    site: str
+    split: str
+    prompt: list[_TurnRow] | None
+    responses: list[_TextRow] | None
+    preferences: list[_PairRow] | None
+
+
+def group_from_row(row: Mapping[str, object], path: Path) -> PreferenceGroup:
     """A row of `groups/*.parquet` as a record.
 
     Raises:
         DataError: If the row has no prompt or no preference, or a preference has an index, a
             strength, a probability or a weight out of its range.
     """
-    _check_group(row, path)
+    checked = msgspec.convert(row, _GroupRow)
+    prompt, responses = checked.prompt or [], checked.responses or []
+    messages = [Message(turn.role, turn.content) for turn in prompt if turn.content is not None]
+    texts = [_response(entry, entry.content) for entry in responses if entry.content is not None]
 
-    return PreferenceGroup(
-        group_id=row["group_id"],
-        source=row["source"],
-        site=row["site"],
-        split=row["split"],
-        prompt=tuple(Message(**message) for message in row["prompt"]),
-        responses=tuple(map(_response_from_row, row["responses"])),
-        preferences=tuple(map(_preference_from_row, row["preferences"])),
-    )
-
-
-def _check_group(row: Json, path: Path) -> None:
-    """Raise an error for a row that is not a group."""
-    messages, responses = row["prompt"] or (), row["responses"] or ()
-    texts = [entry["content"] for entry in (*messages, *responses)]
-
-    if not (messages and row["preferences"] and all(isinstance(text, str) for text in texts)):
+    lacks_text = len(messages) < len(prompt) or len(texts) < len(responses)
+    if lacks_text or not messages or not checked.preferences:
         raise DataError(
             path,
-            f"group {row['group_id']!r} lacks a prompt, a text or a preference. Leave it out, or"
+            f"group {checked.group_id!r} lacks a prompt, a text or a preference. Leave it out, or"
             " make the table again.",
         )
 
-    for preference in row["preferences"]:
-        fault = _fault(preference, len(responses))
-        if fault is not None:
-            raise DataError(path, f"group {row['group_id']!r}: {fault}")
+    try:
+        preferences = [_preference(pair, len(texts)) for pair in checked.preferences]
+    except ValueError as error:
+        raise DataError(path, f"group {checked.group_id!r}: {error}") from error
 
-
-def _fault(preference: Json, responses: int) -> str | None:
-    """The first fault of a preference in a group of that many responses, or None."""
-    for side in ("chosen", "rejected"):
-        if preference[side] not in range(responses):
-            return (
-                f"{side} is {preference[side]}; an index of its {responses} responses is needed,"
-                " from 0"
-            )
-
-    if preference["chosen"] == preference["rejected"]:
-        return f"response {preference['chosen']} is preferred to itself"
-
-    # NaN fails every comparison, so each check is written as the range that passes.
-    weight, strength = preference["weight"], preference["strength"]
-    if weight is None or not 0 < weight < math.inf:
-        return f"a preference weighs {weight}; a finite number above 0 is needed"
-    if strength is None or not 0 <= strength < math.inf:
-        return (
-            f"a preference has the strength {strength}; a finite number that is not negative is"
-            " needed"
-        )
-
-    probability = _probability(preference)
-    if not 0 <= probability <= 1:
-        return f"a preference has the probability {probability}; 0 to 1 is possible"
-    return None
-
-
-def _probability(preference: Json) -> float:
-    """The probability that chosen is truly better; 1 if the row gives none."""
-    probability = preference.get("probability")
-    return 1.0 if probability is None else float(probability)
-
-
-def _response_from_row(row: Json) -> Response:
-    return Response(
-        row["content"],
-        votes=row.get("votes"),
-        created=row.get("created"),
-        meta=dict(row.get("meta") or ()),
+    return PreferenceGroup(
+        group_id=checked.group_id,
+        source=checked.source,
+        site=checked.site,
+        split=checked.split,
+        prompt=tuple(messages),
+        responses=tuple(texts),
+        preferences=tuple(preferences),
     )
 
 
-def _preference_from_row(row: Json) -> Preference:
-    return Preference(**{**row, "probability": _probability(row)})
+def _response(row: _TextRow, content: str) -> Response:
+    return Response(content, votes=row.votes, created=row.created, meta=dict(row.meta or ()))
+
+
+def _preference(row: _PairRow, responses: int) -> Preference:
+    """A preference in a group of that many responses.
+
+    Raises:
+        ValueError: If a value is null or out of its range.
+    """
+    chosen = _index(row.chosen, "chosen", responses)
+    rejected = _index(row.rejected, "rejected", responses)
+    if chosen == rejected:
+        raise ValueError(f"response {chosen} is preferred to itself")
+
+    # NaN fails every comparison, so each check is written as the range that passes.
+    if row.weight is None or not 0 < row.weight < math.inf:
+        raise ValueError(f"a preference weighs {row.weight}; a finite number above 0 is needed")
+    if row.strength is None or not 0 <= row.strength < math.inf:
+        raise ValueError(
+            f"a preference has the strength {row.strength}; a finite number that is not negative is"
+            " needed"
+        )
+
+    probability = 1.0 if row.probability is None else row.probability
+    if not 0 <= probability <= 1:
+        raise ValueError(f"a preference has the probability {probability}; 0 to 1 is possible")
+    return Preference(chosen, rejected, row.strength, probability, row.weight)
+
+
+def _index(index: int | None, side: str, responses: int) -> int:
+    if index is None or index not in range(responses):
+        raise ValueError(
+            f"{side} is {index}; an index of its {responses} responses is needed, from 0"
+        )
+    return index
 
 
 def group_to_row(group: PreferenceGroup) -> Plain:

@@ -221,8 +221,11 @@ class Trainer:
         return result
 
     def step(self, indices: Indices, *, save_due: bool = False) -> StepResult:
-        """One optimizer step over groups; `save_due` is the wish of this process, of which that of
-        the first one counts."""
+        """One optimizer step over groups; all processes take `save_due` from the first one.
+
+        Raises:
+            TrainingError: If the loss or the gradient is not finite.
+        """
         self.model.train()
         lr = self.settings.lr * self._lr_share()
         for group in self.optimizer.param_groups:

@@ -133,7 +133,7 @@ class TrainCounts:
     """The step whose weights make the checkpoint."""
 
 
-def row_to_json(row: StepMetrics | ValidationMetrics | StepTiming) -> Json:
+def row_to_json(row: StepMetrics | ValidationMetrics | StepTiming) -> dict[str, float]:
     """A row with its keys as in the file."""
     if not isinstance(row, ValidationMetrics):
         return asdict(row)

@@ -124,12 +124,9 @@ def _link(engine: Any) -> None:
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _states(engine: Any) -> list[dict[str, Any]]:
-    """The states of the optimizer that the engine wraps, one for each partition."""
-    wrapped = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    return list(wrapped.state.values())
-
-
 def _steps(engine: Any) -> float:
     """Steps that AdamW has taken."""
-    return max((float(state["step"]) for state in _states(engine) if "step" in state), default=0.0)
+    wrapped = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    # one state for each partition
+    steps = [float(state["step"]) for state in wrapped.state.values() if "step" in state]
+    return max(steps, default=0.0)

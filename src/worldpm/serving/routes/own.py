@@ -337,6 +337,7 @@ def _explanations(
     for number, response in enumerate(request.responses):
         single = request._replace(name=f"response {number}", responses=[response])
         attributions, parts = None, None
+
         if tokens:
             attributions = explanations.of_tokens(scorer, single, run=run)._asdict()
         if sentences:

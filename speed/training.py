@@ -195,7 +195,7 @@ def train_worldpm(options: argparse.Namespace, groups: list[Json]) -> tuple[int,
     from worldpm.model import chat, checkpoint, reward_model, sources
     from worldpm.model.encoder import Encoder, Limits
     from worldpm.records import Message, Preference
-    from worldpm.training import loop, token_store
+    from worldpm.training import loop, processes, token_store
 
     source = sources.Source(options.work / "model")
     tokenizer = checkpoint.load_tokenizer(source)
@@ -238,7 +238,7 @@ def train_worldpm(options: argparse.Namespace, groups: list[Json]) -> tuple[int,
         settings,
         folder=options.work,
         state=options.work / "state",
-        accelerator=loop.accelerator(getattr(torch, options.dtype)),
+        accelerator=processes.accelerator(getattr(torch, options.dtype)),
     )
     started = time.perf_counter()
     trainer.step(np.arange(len(store)))

@@ -16,7 +16,7 @@ from worldpm.errors import TrainingError
 from worldpm.model import costs
 from worldpm.model.reward_model import RewardModel, build, from_config
 from worldpm.records import Preference
-from worldpm.training import devices
+from worldpm.training import processes
 from worldpm.training.loop import Settings, Trainer
 from worldpm.training.state import NOTE, Totals, weights_of
 from worldpm.training.step_metrics import read_metrics
@@ -51,7 +51,7 @@ def trainer(folder: Path, model: RewardModel | None = None, **changes: Any) -> T
     for name, examples in (("train", EXAMPLES), ("validation", EXAMPLES[:3])):
         write(folder / name, examples)
     train, validation = (TokenStore([folder / name]) for name in ("train", "validation"))
-    accelerator = devices.accelerator(torch.float32)
+    accelerator = processes.accelerator(torch.float32)
     return Trainer(
         model,
         train,

@@ -34,7 +34,7 @@ from worldpm.stats.bradley_terry import Objective
 from worldpm.stats.pairs import pairs_of
 from worldpm.storage.manifest import TIMINGS
 from worldpm.training import step_metrics, zero
-from worldpm.training.devices import Speed
+from worldpm.training.processes import Speed
 from worldpm.training.state import SavedState, Totals, load_last, put_weights, weights_of
 from worldpm.training.state import save as save_state
 from worldpm.training.step_metrics import METRICS, Position, StepMetrics, ValidationMetrics

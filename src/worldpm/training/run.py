@@ -49,8 +49,8 @@ from worldpm.storage.json_files import Json, to_json
 from worldpm.storage.manifest import PROGRESS, Run, read_manifest
 from worldpm.storage.manifest import describe as describe_input
 from worldpm.training import token_store
-from worldpm.training.devices import accelerator as accelerator_of
 from worldpm.training.loop import Settings, Trainer
+from worldpm.training.processes import accelerator as accelerator_of
 from worldpm.training.state import weights_of
 from worldpm.training.step_metrics import TrainCounts, ValidationMetrics, counts_of, read_metrics
 from worldpm.training.token_store import StoreCounts, TokenStore

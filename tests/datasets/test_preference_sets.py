@@ -37,6 +37,7 @@ def test_a_set_is_what_lies_in_the_folder_itself(tmp_path: Path) -> None:
     )
     assert TrainingData.find([str(tmp_path)]).plain == (tmp_path / "mine.jsonl",)
     assert len(preference_set.read(tmp_path)) == 40
+
     (tmp_path / "mine.jsonl").rename(tmp_path / "other" / "mine.jsonl")
     with pytest.raises(ConfigError, match=r"Name one of its folders \(other\)"):
         preference_set.read(tmp_path)
@@ -127,6 +128,7 @@ def test_a_system_column_stands_before_the_question(tmp_path: Path) -> None:
             "rejected": "A cat is not.",
         },
     )
+
     assert group.prompt == (Message("system", "Be brief."), *USER)
     assert [response.content for response in group.responses] == ["A cat is so.", "A cat is not."]
 
@@ -141,8 +143,9 @@ def test_what_stands_beside_whole_dialogues_is_not_lost(tmp_path: Path) -> None:
     ]
     assert [response.content for response in group.responses] == ["So.", "No."]
     assert not drops
-    asked = [{"role": "system", "content": "Be brief."}, *turns("How?")]
-    for row in ({"prompt": asked}, {"system": "Be brief."}):
+
+    prompt = [{"role": "system", "content": "Be brief."}, *turns("How?")]
+    for row in ({"prompt": prompt}, {"system": "Be brief."}):
         (group,), _ = read(
             tmp_path, {**row, "chosen": turns("How?", "So."), "rejected": turns("How?", "No.")}
         )
@@ -214,6 +217,7 @@ def test_ultrafeedback_ratings_give_all_pairs_that_weigh_one_together(tmp_path: 
         {"response": str(rating), "overall_score": rating} for rating in (4.0, 2.0, 2.0, 1.0)
     ]
     (group,), _ = read(tmp_path, {"instruction": "How?", "completions": answers})
+
     assert [(p.chosen, p.rejected) for p in group.preferences] == [
         (0, 1),
         (0, 2),
@@ -296,10 +300,11 @@ def test_a_set_without_a_validation_file_lends_a_share_of_its_prompts(tmp_path: 
     )
     assert len(train) + len(validation) == 2000
     assert 70 <= len(validation) <= 130
-    own = tmp_path / "val.jsonl"
-    own.write_text(json.dumps(rows[0]) + "\n")
-    assert len(list(preference_sets.read([path, own], "train", Counter()))) == 2000
-    assert len(list(preference_sets.read([path, own], "validation", Counter()))) == 1
+
+    validation_file = tmp_path / "val.jsonl"
+    validation_file.write_text(json.dumps(rows[0]) + "\n")
+    assert len(list(preference_sets.read([path, validation_file], "train", Counter()))) == 2000
+    assert len(list(preference_sets.read([path, validation_file], "validation", Counter()))) == 1
 
 
 def test_a_folder_of_parquet_is_data_and_an_empty_one_is_refused(tmp_path: Path) -> None:
@@ -312,6 +317,7 @@ def test_a_folder_of_parquet_is_data_and_an_empty_one_is_refused(tmp_path: Path)
     assert (
         len(list(data.groups("train", Counter())) + list(data.groups("validation", Counter()))) == 1
     )
+
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"neither groups .* nor a preference set"):
         TrainingData.find([str(tmp_path / "empty")])

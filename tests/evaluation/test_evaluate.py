@@ -398,7 +398,7 @@ def test_raw_rewards_are_judged_by_the_same_code(tmp_path: Path) -> None:
         ([PAIR[0], {**PAIR[1], "reward": "high"}], "row 2: reward is 'high'"),
         ([PAIR[0], {**PAIR[1], "reward": None}], "row 2: reward is None"),
         ([PAIR[0], {**PAIR[1], "preferred": 1}], "row 2: preferred is 1"),
-        ([PAIR[0], {**PAIR[1], "reward": float("nan")}], "NaN is no number"),
+        ([PAIR[0], {**PAIR[1], "reward": float("nan")}], "NaN is not a number"),
         ([PAIR[0], PAIR[0], PAIR[1]], "two rewards for response 0"),
         ([PAIR[0], {**PAIR[1], "response": 2}], "without gaps"),
         ([PAIR[0]], "1 preferred of 1 responses"),
@@ -663,7 +663,7 @@ def test_items_of_one_prompt_are_scored_as_one_group(road: Path) -> None:
             ("evaluate", "{road}/checkpoint", "--on", "worldpm", "--benchmarks", "none"),
             "none/rm-bench: `chat_filtered.json` is not there",
         ),
-        (("evaluate", "{road}/checkpoint", "--on", "pandalm=none"), "no hub id"),
+        (("evaluate", "{road}/checkpoint", "--on", "pandalm=none"), "not a hub id"),
         (
             ("evaluate", "{road}/checkpoint", "--on", "{road}/groups", "--strata", "half"),
             "NAME=share",

@@ -27,9 +27,11 @@ def test_threads_and_groups_are_the_same_row_by_row(
         (tmp_path / "site" / "Posts.xml").write_bytes(posts_xml(TWO_ANSWERS))
         sites = [tmp_path / "site" / "Posts.xml"]
     for engine in ("duckdb", "spark"):
-        found = spawn("ingest", *sites, "--out", tmp_path / f"threads-{engine}", "--engine", engine)
-        assert found.returncode == 0, found.stderr.decode()[-3000:]
-        found = spawn(
+        process = spawn(
+            "ingest", *sites, "--out", tmp_path / f"threads-{engine}", "--engine", engine
+        )
+        assert process.returncode == 0, process.stderr.decode()[-3000:]
+        process = spawn(
             "group",
             tmp_path / "threads-duckdb",
             "--out",
@@ -37,11 +39,14 @@ def test_threads_and_groups_are_the_same_row_by_row(
             "--engine",
             engine,
         )
-        assert found.returncode == 0, found.stderr.decode()[-3000:]
+        assert process.returncode == 0, process.stderr.decode()[-3000:]
+
     for kind in ("threads", "groups"):
-        one, other = (rows(tmp_path / f"{kind}-{engine}") for engine in ("duckdb", "spark"))
-        assert one == other
-        assert sum(map(len, one.values())) > 0
+        duckdb_rows, spark_rows = (
+            rows(tmp_path / f"{kind}-{engine}") for engine in ("duckdb", "spark")
+        )
+        assert duckdb_rows == spark_rows
+        assert sum(map(len, duckdb_rows.values())) > 0
 
 
 @pytest.mark.skipif(find_spec("pyspark") is not None, reason="pyspark is here")

@@ -94,6 +94,7 @@ def test_submissions_and_comments_become_threads_of_top_level_comments(
         PACK[suffix](lines(COMMENT, second, reply, gone))
     )
     assert run("ingest", *tmp_path.glob("ask_*"), "--out", tmp_path / "threads") == 0
+
     (thread,) = read_threads(tmp_path / "threads")
     assert (thread.thread_id, thread.source, thread.site, thread.tags) == (
         "ask/t3_s1",
@@ -166,23 +167,25 @@ def test_submissions_and_comments_share_a_name(name: str, site: str) -> None:
 def test_rows_of_our_own_tables_are_threads_too(tmp_path: Path) -> None:
     (tmp_path / "desk.jsonl").write_bytes(lines(THREAD))
     assert run("ingest", tmp_path / "desk.jsonl", "--out", tmp_path / "threads") == 0
+
     (row,) = (
         row for path in parquet.paths_of(tmp_path / "threads") for row in parquet.read_rows(path)
     )
     odd = {**row, "thread_id": "desk/9", "responses": 5}
-    again = [
-        json.loads(json.dumps(one, default=str))
-        for one in (row, {**row, "thread_id": "other/7"}, odd)
+    rows = [
+        json.loads(json.dumps(source, default=str))
+        for source in (row, {**row, "thread_id": "other/7"}, odd)
     ]
     (tmp_path / "again").mkdir()
-    (tmp_path / "again" / "desk.jsonl").write_bytes(lines(*again))
+    (tmp_path / "again" / "desk.jsonl").write_bytes(lines(*rows))
     assert run("ingest", tmp_path / "again" / "desk.jsonl", "--out", tmp_path / "twice") == 0
-    found = read_threads(tmp_path / "twice")
-    assert [thread.thread_id for thread in found] == [
+
+    threads = read_threads(tmp_path / "twice")
+    assert [thread.thread_id for thread in threads] == [
         "desk/7",
         "desk/other/7",
     ]  # of two sites none is lost
-    assert [answer.response_id for answer in found[0].responses] == [
+    assert [answer.response_id for answer in threads[0].responses] == [
         answer["response_id"] for answer in row["responses"]
     ]
     assert read_manifest(tmp_path / "twice").drops == {
@@ -201,11 +204,12 @@ def test_the_accepted_answer_is_one_that_was_read(tmp_path: Path) -> None:
     ]
     (tmp_path / "desk.jsonl").write_bytes(lines(*rows))
     assert run("ingest", tmp_path / "desk.jsonl", "--out", tmp_path / "threads") == 0
-    found = {
+
+    accepted = {
         thread.thread_id: [answer.accepted for answer in thread.responses]
         for thread in read_threads(tmp_path / "threads")
     }
-    assert found == {"desk/7": [True], "desk/8": [True]}
+    assert accepted == {"desk/7": [True], "desk/8": [True]}
     assert read_manifest(tmp_path / "threads").drops["desk"] == {
         "response without id, body, votes or date, or with an odd value": 2,
         "thread without id, text or date, or with an odd value": 2,
@@ -225,6 +229,7 @@ def test_a_months_submissions_and_comments_become_threads(tmp_path: Path) -> Non
         )
         == 0
     )
+
     (thread,) = read_threads(tmp_path / "threads")
     assert (thread.site, [answer.body for answer in thread.responses]) == (
         "reddit-2015-01",
@@ -259,6 +264,7 @@ def test_threads_of_any_forum_come_as_documented(tmp_path: Path) -> None:
         )
     )
     assert run("ingest", tmp_path / "tickets.jsonl", "--out", tmp_path / "threads") == 0
+
     first, second = read_threads(tmp_path / "threads")
     assert (first.thread_id, first.source, first.votes, first.tags) == (
         "tickets/7",
@@ -306,6 +312,7 @@ def test_broken_lines_are_counted_up_to_a_share(tmp_path: Path) -> None:
     path.write_bytes(b'{"a": 1}\n' * 900 + b"{broken\n" * 9 + b"[1]\n" + b'{"a": 1}\n' * 100)
     assert len(list(json_lines.read(path, drops))) == 1000
     assert drops == {"line that is no JSON object": 10}
+
     for content in (
         b'{"a": 1}\n' * 500 + b"{broken\n" * 11,
         b"{broken\n" * 11 + b'{"a": 1}\n' * 500,
@@ -341,13 +348,13 @@ def test_a_cut_archive_gives_what_comes_before_and_then_an_error(
     tmp_path: Path, suffix: str
 ) -> None:
     rows = [{"a": i, "text": f"{i * 7919 % 1000003} {i}" * 20} for i in range(20_000)]
-    whole = PACK[suffix](lines(*rows))
-    (tmp_path / f"x{suffix}").write_bytes(whole[: len(whole) // 2])
-    found: list[int] = []
+    content = PACK[suffix](lines(*rows))
+    (tmp_path / f"x{suffix}").write_bytes(content[: len(content) // 2])
+    numbers: list[object] = []
     with pytest.raises(DataError, match="damaged or cut after"):
-        found.extend(row["a"] for row in json_lines.read(tmp_path / f"x{suffix}", Counter()))
-    assert 1000 < len(found) < 20_000
-    assert found == list(range(len(found)))
+        numbers.extend(row["a"] for row in json_lines.read(tmp_path / f"x{suffix}", Counter()))
+    assert 1000 < len(numbers) < 20_000
+    assert numbers == list(range(len(numbers)))
 
 
 def test_a_cut_dump_leaves_the_folder_unfinished_and_other_sites_done(
@@ -357,6 +364,7 @@ def test_a_cut_dump_leaves_the_folder_unfinished_and_other_sites_done(
     (tmp_path / "b.jsonl.gz").write_bytes(
         gzip.compress(lines(*[{**THREAD, "id": i} for i in range(9999)]), mtime=0)[:-20]
     )
+
     assert (
         run("ingest", tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz", "--out", tmp_path / "threads")
         == 2
@@ -404,6 +412,7 @@ def test_a_folder_of_the_network_gives_a_site_for_each_archive_of_posts(
         "beer.stackexchange.com",
         "stackoverflow.com",
     ]
+
     (tmp_path / "empty").mkdir()
     assert run("ingest", tmp_path / "empty", "--out", tmp_path / "none") == 2
 
@@ -427,6 +436,7 @@ def test_threads_of_one_id_do_not_share_answers(tmp_path: Path) -> None:
         for batch in generic.read_posts(path, site="x", drops=drops)
         for row in batch.to_pylist()
     ]
+
     assert [post["title"] for post in posts if post["parent_id"] is None] == ["bread"]
     assert len(posts) == 3
     assert drops == {
@@ -456,5 +466,6 @@ def test_a_dump_without_a_thread_says_why(
         "no thread is in it (thread without id, text or date, or with an odd value: 1)"
         in capsys.readouterr().err
     )
+
     path.write_bytes(lines(THREAD))
     assert run("ingest", path, "--format", "threads", "--out", tmp_path / "out") == 0

@@ -69,12 +69,12 @@ def test_an_off_topic_answer_speaks_of_another_hobby_and_a_right_one_gives_the_f
     for thread, truths in hobbies.simulate(200, seed=5):
         topic = hobbies.TOPICS[int(thread.tags[0].removeprefix("topic"))]
         for answer, truth in zip(thread.responses, truths, strict=True):
-            words = set(answer.body.casefold().replace(".", " ").split())
+            tokens = set(answer.body.casefold().replace(".", " ").split())
             if truth.adversarial == 0:
-                assert words & {topic.thing, topic.tool, topic.action, topic.unit}
+                assert tokens & {topic.thing, topic.tool, topic.action, topic.unit}
                 assert answer.body.rstrip("*").endswith((".", "!"))
             if truth.adversarial <= -hobbies.OFF_TOPIC_COST:
-                assert not words & {topic.thing, topic.tool, topic.unit}
+                assert not tokens & {topic.thing, topic.tool, topic.unit}
 
 
 def test_it_is_as_biased_as_real_forums(forum: Forum) -> None:
@@ -111,15 +111,15 @@ def truth_of(
 
 
 def test_a_pair_belongs_to_the_part_in_which_it_differs_most() -> None:
-    whole, cut, wrong = (
+    complete, cut, wrong = (
         truth_of("a", 0, 1.3, 0.1),
         truth_of("b", -1.9, 1.3, 0.4),
         truth_of("c", 0, 0, 0.1),
     )
-    assert planted.domain_of(whole, cut) == "adversarial"
-    assert planted.domain_of(whole, wrong) == "objective"
-    assert planted.domain_of(whole, truth_of("d", 0, 1.3, 0.4)) == "subjective"
-    assert planted.domain_of(whole, whole) is None
+    assert planted.domain_of(complete, cut) == "adversarial"
+    assert planted.domain_of(complete, wrong) == "objective"
+    assert planted.domain_of(complete, truth_of("d", 0, 1.3, 0.4)) == "subjective"
+    assert planted.domain_of(complete, complete) is None
 
 
 def test_truth_is_judged_against_votes_and_against_quality(forum: Forum) -> None:
@@ -133,9 +133,11 @@ def test_truth_is_judged_against_votes_and_against_quality(forum: Forum) -> None
     assert {
         domain: result.way_to_ceiling for domain, result in results["votes"].items()
     } == pytest.approx({"overall": 1, "adversarial": 1, "objective": 1, "subjective": 1})
+
     by_quality = results["quality"]["overall"]
     assert by_quality.others["quality"] == by_quality.ceiling == 1.0
     assert by_quality.way_to_ceiling < 1.0  # the crowd's taste is not quality
+
     pairs = [results["votes"][domain].model.n for domain in ("overall", *planted.DOMAINS)]
     assert pairs[0] >= sum(pairs[1:]) > 0.9 * pairs[0]
 

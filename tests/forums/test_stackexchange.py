@@ -36,6 +36,7 @@ def test_a_thread_comes_out_as_it_was_written(dump: Dump, tmp_path: Path) -> Non
         ' Tags="&lt;a-b&gt;&lt;c&gt;" />'
     )
     assert run("ingest", dump([question, *TWO_ANSWERS[1:]]), "--out", tmp_path / "threads") == 0
+
     (thread,) = parquet.read_rows(tmp_path / "threads" / "site.parquet")
     assert (thread["thread_id"], thread["source"], thread["site"]) == (
         "site/1",
@@ -125,13 +126,15 @@ def test_a_row_that_fits_no_thread_is_left_out_for_one_counted_reason(
     dump: Dump, tmp_path: Path, row: str, reason: str
 ) -> None:
     assert run("ingest", dump([*TWO_ANSWERS, row]), "--out", tmp_path / "threads") == 0
-    found = read_manifest(tmp_path / "threads")
-    assert found.drops["site"] == {reason: 1}
-    assert found.counts["site"] == {
+
+    manifest = read_manifest(tmp_path / "threads")
+    assert manifest.drops["site"] == {reason: 1}
+    assert manifest.counts["site"] == {
         "threads": 1,
         "responses": 2,
         "threads_with_two_responses": 1,
     }
+
     (thread,) = parquet.read_rows(tmp_path / "threads" / "site.parquet")
     assert [r["votes"] for r in thread["responses"]] == [5, -2]
 
@@ -149,6 +152,7 @@ def test_a_closed_question_says_when_and_is_dropped_on_request(dump: Dump, tmp_p
         run("ingest", dump([closed, *TWO_ANSWERS[1:], *open_too]), "--out", tmp_path / "threads")
         == 0
     )
+
     rows = {
         row["thread_id"]: row["closed"]
         for row in parquet.read_rows(tmp_path / "threads" / "site.parquet")
@@ -159,8 +163,11 @@ def test_a_closed_question_says_when_and_is_dropped_on_request(dump: Dump, tmp_p
     }
     assert run("group", tmp_path / "threads", "--out", tmp_path / "all") == 0
     assert run("group", tmp_path / "threads", "--drop-closed", "--out", tmp_path / "open") == 0
+
     manifests = [read_manifest(tmp_path / name) for name in ("all", "open")]
-    assert [found.drops["site"].get("thread closed by moderators") for found in manifests] == [
+    assert [
+        manifest.drops["site"].get("thread closed by moderators") for manifest in manifests
+    ] == [
         None,
         1,
     ]
@@ -221,6 +228,7 @@ def test_a_wide_character_on_a_block_border_is_read(tmp_path: Path) -> None:
         )
     )
     rows, _ = read(plain)
+
     assert [len(row["title"]) for row in rows] == [900_000, 900_001]
 
 
@@ -384,6 +392,7 @@ def test_wrong_sources_are_named(
     message: str,
 ) -> None:
     assert run("ingest", *words(tmp_path, dump), "--out", tmp_path / "threads") == 2
+
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error

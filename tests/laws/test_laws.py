@@ -4,8 +4,8 @@ import csv
 import json
 import math
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import run
+from worldpm.evaluation.results import read_results
 from worldpm.laws import measurements
+from worldpm.laws import run as run_module
+from worldpm.laws.law import read_laws
 from worldpm.laws.measurements import SeriesOfCheckpoint
+from worldpm.laws.run import Settings
+from worldpm.storage.json_files import Json
+from worldpm.storage.manifest import read_manifest
 
 SMALL_RUNS = (
     "d=96_l=8_h=4-1.0",
@@ -23,16 +29,21 @@ SMALL_RUNS = (
     "d=1024_l=24_h=8-1.0",
     "d=96_l=8_h=4-16.0",
 )
-Json = dict[str, Any]
 
 
 def table(path: Path, rows: Iterable[Json]) -> Path:
     """A CSV file of the rows."""
-    kept = list(rows)
+    lines = list(rows)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(kept[0]))
+        writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
-        writer.writerows(kept)
+        writer.writerows(lines)
+    return path
+
+
+def json_lines(path: Path, rows: Iterable[Json]) -> Path:
+    """A file of JSON lines of the rows."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -43,69 +54,69 @@ def chinchilla(
     sizes, amounts = np.geomspace(5e7, 1e10, 6), np.geomspace(1e9, 5e11, 6)
     return [
         {"N": n, "D": d, "loss": e + a * n**-alpha + b * d**-beta}
-        for n in sizes.tolist()
-        for d in amounts.tolist()
+        for n, d in product(sizes.tolist(), amounts.tolist())
     ]
 
 
-def laws(folder: Path) -> list[Json]:
-    found: list[Json] = json.loads((folder / "laws.json").read_text())
-    return found
+def fit_laws(out: Path, *arguments: object, resamples: int = 5) -> list[Json]:
+    """The laws that the command line writes."""
+    assert run("laws", *arguments, "--resamples", resamples, "--out", out) == 0
+    content: list[Json] = json.loads((out / "laws.json").read_text())
+    return content
+
+
+def drops_of(folder: Path) -> dict[str, int]:
+    """Dropped points by reason."""
+    return read_manifest(folder).drops["points"]
 
 
 def test_a_table_gives_back_the_planted_law(tmp_path: Path) -> None:
     path = table(tmp_path / "table.csv", chinchilla())
-    assert run("laws", path, "--form", "joint", "--resamples", 20, "--out", tmp_path / "laws") == 0
-    (law,) = laws(tmp_path / "laws")
-    assert law["parameters"] == pytest.approx(
-        {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.465, "beta": 0.155}, rel=1e-6
-    )
-    assert (law["objective"], law["n_points"], law["converged"], law["verdict"]) == (
-        "Huber(1e-3) of ln y",
-        36,
-        True,
-        "power law",
-    )
+    (law,) = fit_laws(tmp_path / "laws", path, "--form", "joint", resamples=20)
+    planted = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.465, "beta": 0.155}
+    assert law["parameters"] == pytest.approx(planted, rel=1e-6)
+    assert (law["objective"], law["n_points"]) == ("Huber(1e-3) of ln y", 36)
+    assert (law["converged"], law["verdict"]) == (True, "power law")
     assert law["held_out"]["relative_error"] < 1e-6
+
     for name in ("residuals", "isoflop", "frontier"):
         assert (tmp_path / "laws" / "figures" / f"{name}.png").stat().st_size > 5000
         assert "var(--" not in (tmp_path / "laws" / "figures" / f"{name}.svg").read_text()
+
     assert run("report", tmp_path / "laws", "--out", tmp_path / "report.html") == 0
     page = (tmp_path / "report.html").read_text()
     assert "power law" in page
     assert "var(--ink)" in page
 
 
-def test_the_same_words_again_do_nothing_and_others_are_refused(
+def test_values_give_the_laws_that_the_files_hold(tmp_path: Path) -> None:
+    path = table(tmp_path / "table.csv", chinchilla())
+    fit_laws(tmp_path / "laws", path, "--form", "joint")
+    measured = measurements.read([path], y="loss", axes=("N", "D", "C"))
+    laws = run_module.fit_laws(measured, Settings(form="joint", resamples=5))
+    assert read_laws(tmp_path / "laws") == laws
+
+
+def test_the_same_command_again_does_nothing_and_other_options_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (
-        "laws",
-        table(tmp_path / "t.csv", chinchilla()),
-        "--form",
-        "joint",
-        "--resamples",
-        5,
-        "--out",
-        tmp_path / "laws",
-    )
-    assert run(*words) == 0
+    path = table(tmp_path / "t.csv", chinchilla())
+    arguments = ("laws", path, "--form", "joint", "--resamples", 5, "--out", tmp_path / "laws")
+    assert run(*arguments) == 0
     written = (tmp_path / "laws" / "manifest.json").stat().st_mtime_ns
-    assert run(*words) == 0
+    assert run(*arguments) == 0
     assert (tmp_path / "laws" / "manifest.json").stat().st_mtime_ns == written
-    assert run(*words, "--seed", 1) == 2
+    assert run(*arguments, "--seed", 1) == 2
     assert "choose" in capsys.readouterr().err
 
 
 def test_the_published_errors_of_gadre_come_out(real_data: Path, tmp_path: Path) -> None:
     with (real_data / "published" / "gadre" / "gadre_104_models.csv").open() as file:
-        runs = {
-            row["name"].removeprefix("rpj-"): row
-            for row in csv.DictReader(file)
-            if row["dataset"] == "rpj"
-        }
+        rows = [row for row in csv.DictReader(file) if row["dataset"] == "rpj"]
+    runs = {row["name"].removeprefix("rpj-"): row for row in rows}
     tested = ("open_lm_1b-32.0", "open_lm_7b-1.0")
-    rows = [
+
+    losses = [
         {
             "N": runs[name]["N"],
             "D": runs[name]["D"],
@@ -114,50 +125,41 @@ def test_the_published_errors_of_gadre_come_out(real_data: Path, tmp_path: Path)
         }
         for name in (*SMALL_RUNS, *tested)
     ]
-    path = table(tmp_path / "loss.csv", rows)
-    words = ("--form", "joint_tied", "--objective", "squares", "--resamples", 5)
-    assert run("laws", path, *words, "--out", tmp_path / "loss") == 0
-    predictions = laws(tmp_path / "loss")[0]["held_out"]["predictions"]
-    assert [round(100 * one["relative_error"], 4) for one in predictions] == [0.7103, 0.7320]
-    # their error is foretold from the foretold loss, by a curve through the small runs and one of
-    # 1.4 billion parameters
+    path = table(tmp_path / "loss.csv", losses)
+    options = ("--form", "joint_tied", "--objective", "squares")
+    predictions = fit_laws(tmp_path / "loss", path, *options)[0]["held_out"]["predictions"]
+    assert percentages(predictions) == [0.7103, 0.7320]
+
+    # Errors are predicted from the predicted losses, by a curve through the small runs and one of
+    # 1.4 billion parameters.
     small = [
         {"loss": runs[name]["loss_c4_val"], "error": runs[name]["err_avg17"], "held_out": False}
         for name in (*SMALL_RUNS, "open_lm_1b-1.0")
     ]
     large = [
-        {"loss": p["predicted"], "error": runs[n]["err_avg17"], "held_out": True}
-        for n, p in zip(tested, predictions, strict=True)
+        {
+            "loss": prediction["predicted"],
+            "error": runs[name]["err_avg17"],
+            "held_out": True,
+        }
+        for name, prediction in zip(tested, predictions, strict=True)
     ]
     path = table(tmp_path / "error.csv", small + large)
-    assert (
-        run("laws", path, "--form", "error_of_loss", "--resamples", 5, "--out", tmp_path / "error")
-        == 0
-    )
-    errors = [
-        100 * one["relative_error"]
-        for one in laws(tmp_path / "error")[0]["held_out"]["predictions"]
-    ]
-    assert [round(error, 4) for error in errors] == [3.6365, 0.0464]
+    (law,) = fit_laws(tmp_path / "error", path, "--form", "error_of_loss")
+    assert percentages(law["held_out"]["predictions"]) == [3.6365, 0.0464]
+
+
+def percentages(predictions: Iterable[Json]) -> list[float]:
+    """The relative errors in percent, with four digits."""
+    return [round(100 * prediction["relative_error"], 4) for prediction in predictions]
 
 
 def test_over_optimisation_is_fitted_from_its_own_columns(tmp_path: Path) -> None:
     rows = [{"d": d, "gain": d * (1.5 - 0.2 * d)} for d in (0.5, 1.0, 2.0, 3.0, 4.0)]
-    assert (
-        run(
-            "laws",
-            table(tmp_path / "t.csv", rows),
-            "--form",
-            "gao_best_of_n",
-            "--resamples",
-            5,
-            "--out",
-            tmp_path / "laws",
-        )
-        == 0
-    )
-    assert laws(tmp_path / "laws")[0]["parameters"] == pytest.approx({"alpha": 1.5, "beta": 0.2})
-    assert "verdict" not in laws(tmp_path / "laws")[0]
+    path = table(tmp_path / "t.csv", rows)
+    (law,) = fit_laws(tmp_path / "laws", path, "--form", "gao_best_of_n")
+    assert law["parameters"] == pytest.approx({"alpha": 1.5, "beta": 0.2})
+    assert "verdict" not in law
 
 
 def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path) -> None:
@@ -170,130 +172,63 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path) -> None:
         {**rows[4], "D": "many"},
         rows[5],
     ]
-    assert (
-        run(
-            "laws",
-            table(tmp_path / "t.csv", rows + bad),
-            "--form",
-            "joint",
-            "--resamples",
-            5,
-            "--out",
-            tmp_path / "laws",
-        )
-        == 0
-    )
-    drops = json.loads((tmp_path / "laws" / "manifest.json").read_text())["drops"]["points"]
-    assert drops == {
+
+    path = table(tmp_path / "t.csv", rows + bad)
+    (law,) = fit_laws(tmp_path / "laws", path, "--form", "joint")
+    assert law["n_points"] == 36
+    assert drops_of(tmp_path / "laws") == {
         "not a number": 3,
         "loss of 0 or below": 1,
         "axis of 0 or below": 1,
         "repeated point": 1,
     }
-    assert laws(tmp_path / "laws")[0]["n_points"] == 36
 
 
 def test_a_run_has_one_size_and_a_name_may_be_zero(tmp_path: Path) -> None:
     rows = [
         {"N": n, "D": d, "loss": 0.2 + n**-0.3 + d**-0.3, "run": seed}
-        for n in (1e3, 1e4, 1e5, 1e6)
-        for seed in (0, 1)
-        for d in (1e3, 1e5)
+        for n, seed, d in product((1e3, 1e4, 1e5, 1e6), (0, 1), (1e3, 1e5))
     ]
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for words in ((), (tmp_path / "t.jsonl",)):  # the same file again brings nothing new
-        out = tmp_path / f"laws{len(words)}"
-        assert (
-            run(
-                "laws",
-                tmp_path / "t.jsonl",
-                *words,
-                "--form",
-                "joint",
-                "--resamples",
-                5,
-                "--out",
-                out,
-            )
-            == 0
-        )
-        assert (laws(out)[0]["runs"], laws(out)[0]["n_points"]) == (8, 16)
-    drops = json.loads((tmp_path / "laws1" / "manifest.json").read_text())["drops"]["points"]
-    assert drops == {"repeated point": 16}
+    path = json_lines(tmp_path / "t.jsonl", rows)
+
+    # The same file twice brings nothing new.
+    for inputs in ([path], [path, path]):
+        (law,) = fit_laws(tmp_path / f"laws{len(inputs)}", *inputs, "--form", "joint")
+        assert (law["runs"], law["n_points"]) == (8, 16)
+    assert drops_of(tmp_path / "laws2") == {"repeated point": 16}
 
 
 def test_a_column_may_begin_after_the_first_row_and_nan_is_counted(tmp_path: Path) -> None:
-    rows = [
-        {"N": 1000, "loss": 0.5},
-        {"N": 1000, "D": 1000, "loss": math.nan},
-        *(
-            {"N": n, "D": d, "loss": 0.2 + n**-0.3 + d**-0.3}
-            for n in (1e3, 1e4, 1e5)
-            for d in (1e3, 1e5)
-        ),
+    rows = [{"N": 1000, "loss": 0.5}, {"N": 1000, "D": 1000, "loss": math.nan}]
+    rows += [
+        {"N": n, "D": d, "loss": 0.2 + n**-0.3 + d**-0.3}
+        for n, d in product((1e3, 1e4, 1e5), (1e3, 1e5))
     ]
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert (
-        run(
-            "laws",
-            tmp_path / "t.jsonl",
-            "--form",
-            "joint",
-            "--resamples",
-            5,
-            "--out",
-            tmp_path / "laws",
-        )
-        == 0
-    )
-    assert laws(tmp_path / "laws")[0]["n_points"] == 6
-    assert json.loads((tmp_path / "laws" / "manifest.json").read_text())["drops"]["points"] == {
-        "not a number": 2
-    }
+    path = json_lines(tmp_path / "t.jsonl", rows)
+    (law,) = fit_laws(tmp_path / "laws", path, "--form", "joint")
+    assert law["n_points"] == 6
+    assert drops_of(tmp_path / "laws") == {"not a number": 2}
 
 
-def test_missing_names_of_a_parquet_table_are_no_names(tmp_path: Path) -> None:
-    nothing = dict.fromkeys(("series", "run", "family"), [math.nan] * 6)
-    pq.write_table(
-        pa.table({"N": [1e3, 1e4, 1e5] * 2, "loss": [0.6, 0.5, 0.4, 0.61, 0.51, 0.41], **nothing}),
-        tmp_path / "t.parquet",
-    )
-    assert (
-        run(
-            "laws",
-            tmp_path / "t.parquet",
-            "--form",
-            "power",
-            "--resamples",
-            5,
-            "--out",
-            tmp_path / "laws",
-        )
-        == 0
-    )
-    (law,) = laws(tmp_path / "laws")
+def test_missing_names_of_a_parquet_table_are_not_names(tmp_path: Path) -> None:
+    missing = dict.fromkeys(("series", "run", "family"), [math.nan] * 6)
+    columns = {"N": [1e3, 1e4, 1e5] * 2, "loss": [0.6, 0.5, 0.4, 0.61, 0.51, 0.41], **missing}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    (law,) = fit_laws(tmp_path / "laws", tmp_path / "t.parquet", "--form", "power")
     assert (law["series"], law["runs"]) == ("t", 6)
 
 
 def test_data_that_grows_with_size_gives_a_law_of_size_alone(tmp_path: Path) -> None:
     """As in a ladder where every model reads twenty tokens for each parameter."""
-    rows = [
-        {"N": n, "D": 20 * n, "loss": 1.7 + 400 * n**-0.34}
-        for n in np.geomspace(1e6, 1e9, 8).tolist()
-    ]
-    assert (
-        run("laws", table(tmp_path / "t.csv", rows), "--resamples", 20, "--out", tmp_path / "laws")
-        == 0
-    )
-    found = {
-        tuple(law["x"]): (law["verdict"], law["reason"], law["n_points"])
-        for law in laws(tmp_path / "laws")
-    }
-    assert found["N", "D"][:2] == (
-        "not identified",
-        "size and data are one axis, so that their effects cannot be told apart",
-    )
-    assert (found["N",][0], found["N",][2]) == ("power law", 8)
+    sizes = np.geomspace(1e6, 1e9, 8).tolist()
+    rows = [{"N": n, "D": 20 * n, "loss": 1.7 + 400 * n**-0.34} for n in sizes]
+    laws = fit_laws(tmp_path / "laws", table(tmp_path / "t.csv", rows), resamples=20)
+    by_axes = {tuple(law["x"]): law for law in laws}
+
+    plane, line = by_axes["N", "D"], by_axes["N",]
+    assert plane["verdict"] == "not identified"
+    assert plane["reason"] == "size and data are collinear, so their effects cannot be separated"
+    assert (line["verdict"], line["n_points"]) == ("power law", 8)
 
 
 def test_rows_are_held_out_by_a_number_or_a_word(
@@ -306,15 +241,13 @@ def test_rows_are_held_out_by_a_number_or_a_word(
         ]
 
     path = table(tmp_path / "t.csv", held_out("0.0", "", "False", "0.0", "no", "1.0", "true"))
-    assert (
-        run("laws", path, "--form", "power_floor", "--resamples", 5, "--out", tmp_path / "laws")
-        == 0
-    )
-    (law,) = laws(tmp_path / "laws")
+    (law,) = fit_laws(tmp_path / "laws", path, "--form", "power_floor")
     assert (law["n_points"], law["held_out"]["points"]) == (5, 2)
     assert law["held_out"]["relative_error"] < 1e-6
+
     assert run("report", tmp_path / "laws", "--out", tmp_path / "page.html") == 0
-    assert "the best fit to the full ones with" in (tmp_path / "page.html").read_text()
+    assert "the best fit to the full dots with" in (tmp_path / "page.html").read_text()
+
     for marks, message in (
         (["perhaps"] * 5, "row 1: held_out is 'perhaps'"),
         ([1] * 5, "every point is held out"),
@@ -334,13 +267,12 @@ def test_an_accuracy_that_rises_from_zero_is_drawn(tmp_path: Path) -> None:
             "run": seed,
             "accuracy": round(max(0.0, 1 - (n / 50) ** -0.4 - (d / 50) ** -0.4), 6),
         }
-        for n in (100, 1e3, 1e4, 1e5)
-        for seed in (0, 1)
-        for d in (100, 1e3, 1e4, 1e5)
+        for n, seed, d in product((100, 1e3, 1e4, 1e5), (0, 1), (100, 1e3, 1e4, 1e5))
     ]
     assert min(row["accuracy"] for row in rows) == 0
+
     path = table(tmp_path / "t.csv", rows)
-    assert run("laws", path, "--y", "accuracy", "--resamples", 5, "--out", tmp_path / "laws") == 0
+    fit_laws(tmp_path / "laws", path, "--y", "accuracy")
     assert run("report", tmp_path / "laws", "--out", tmp_path / "report.html") == 0
 
 
@@ -356,7 +288,7 @@ def test_a_torn_table_is_named_with_its_line(
 
 
 @pytest.mark.parametrize(
-    ("rows", "words", "message"),
+    ("rows", "options", "message"),
     [
         ([{"N": 1, "loss": "nan"}], (), "no point to fit (1 not a number)"),
         ([{"size": 1, "loss": 0.5}], (), "needed are loss and at least one of N, D, C"),
@@ -374,7 +306,7 @@ def test_a_torn_table_is_named_with_its_line(
         (
             [{"N": 5, "accuracy": 0.5}],
             ("--y", "accuracy", "--form", "emergent"),
-            "begins at a coin's loss, ln 2, which is no accuracy",
+            "models a loss that starts at ln 2. It cannot be fitted to accuracies",
         ),
         ([{"N": 1, "accuracy": 1.5}], ("--y", "accuracy"), "1 accuracy outside 0 to 1"),
         ([{"N": 1, "loss": 0.5}], ("--form", "gao_rl"), "needed are gain and at least one of d"),
@@ -389,10 +321,10 @@ def test_tables_that_say_nothing_are_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     rows: list[Json],
-    words: tuple[str, ...],
+    options: tuple[str, ...],
     message: str,
 ) -> None:
-    assert run("laws", table(tmp_path / "t.csv", rows), *words, "--out", tmp_path / "laws") == 2
+    assert run("laws", table(tmp_path / "t.csv", rows), *options, "--out", tmp_path / "laws") == 2
     assert message in capsys.readouterr().err
 
 
@@ -401,93 +333,64 @@ def test_families_may_be_mixed_where_losses_are_calibrated(tmp_path: Path) -> No
         {"N": 10**n, "loss": 0.2 + 2 * 10 ** (-n / 5), "family": f"f{n % 2}"} for n in range(3, 11)
     ]
     path = table(tmp_path / "t.csv", rows)
-    assert (
-        run(
-            "laws",
-            path,
-            "--form",
-            "power_floor",
-            "--calibrated",
-            "--resamples",
-            5,
-            "--out",
-            tmp_path / "laws",
-        )
-        == 0
-    )
-    assert laws(tmp_path / "laws")[0]["parameters"]["alpha"] == pytest.approx(0.2, rel=1e-6)
+    (law,) = fit_laws(tmp_path / "laws", path, "--form", "power_floor", "--calibrated")
+    assert law["parameters"]["alpha"] == pytest.approx(0.2, rel=1e-6)
 
 
 def test_few_points_are_warned_of(tmp_path: Path) -> None:
     rows = [{"N": n, "loss": 3 * n**-0.1} for n in (100, 150, 200)]
+    laws = fit_laws(tmp_path / "laws", table(tmp_path / "t.csv", rows), resamples=20)
+    by_form = {law["form"]: law for law in laws}
+    power, broken = by_form["power"], by_form["broken"]
+
+    assert power["verdict"] == "not identified"
     assert (
-        run("laws", table(tmp_path / "t.csv", rows), "--resamples", 20, "--out", tmp_path / "laws")
-        == 0
-    )
-    found = {law["form"]: law for law in laws(tmp_path / "laws")}
-    assert found["power"]["verdict"] == "not identified"
-    assert (
-        "the first axis has 3 places over 0.30 decades; 4 and 1.5 are needed"
-        in found["power"]["warnings"]
-    )
-    assert found["broken"]["parameters"] is None
-    assert found["broken"]["warnings"] == [
-        "broken has 5 parameters, and there are 3 different points"
-    ]
+        "the first axis has 3 different values over 0.30 decades; 4 values and 1.5 decades are"
+        " needed"
+    ) in power["warnings"]
+    assert broken["parameters"] is None
+    assert broken["warnings"] == ["broken has 5 parameters, and there are 3 different points"]
 
 
 @pytest.fixture(scope="module")
 def ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sizes of the forum of skills, with snapshots, judged on its tests."""
+    """Two sizes of the forum of skills, with snapshots that were evaluated on its tests."""
     folder = tmp_path_factory.mktemp("ladder")
-    assert run("simulate", "--forum", "skills", "--threads", 200, "--out", folder / "threads") == 0
-    assert (
-        run(
-            "group",
-            folder / "threads",
-            "--test-share",
-            0,
-            "--validation-share",
-            0.05,
-            "--out",
-            folder / "groups",
-        )
-        == 0
-    )
+    threads, groups = folder / "threads", folder / "groups"
+    assert run("simulate", "--forum", "skills", "--threads", 200, "--out", threads) == 0
+    shares = ("--test-share", 0, "--validation-share", 0.05)
+    assert run("group", threads, *shares, "--out", groups) == 0
+
+    tests = [threads / "tests" / f"{name}.parquet" for name in ("adversarial", "moves")]
     for size in ("w16", "w24"):
-        words = ("--model", size, "--snapshots", 3, "--max-length", 128, "--dtype", "float32")
-        assert run("train", folder / "groups", *words, "--out", folder / size) == 0
+        options = ("--model", size, "--snapshots", 3, "--max-length", 128, "--dtype", "float32")
+        assert run("train", groups, *options, "--out", folder / size) == 0
         snapshots = sorted((folder / size / "snapshots").iterdir())
-        tests = [
-            folder / "threads" / "tests" / f"{name}.parquet" for name in ("adversarial", "moves")
-        ]
         assert run("evaluate", *snapshots, "--on", *tests, "--out", folder / f"{size}-results") == 0
     return folder
 
 
-def test_snapshots_are_checkpoints_that_say_what_they_took(ladder: Path) -> None:
-    snapshots = sorted((ladder / "w16" / "snapshots").iterdir())
-    told = [
-        json.loads((snapshot / "worldpm.json").read_text())["training"] for snapshot in snapshots
-    ]
-    steps = [one["step"] for one in told]
-    rows = {
-        row["step"]: row
-        for row in map(json.loads, (ladder / "w16" / "metrics.jsonl").read_text().splitlines())
-        if "loss_nats" in row
-    }
-    other = json.loads((ladder / "w24" / "worldpm.json").read_text())["training"]["run"]
-    assert told[0]["run"] != other
+def training_of(checkpoint: Path) -> Json:
+    """The record of a checkpoint's training."""
+    record: Json = json.loads((checkpoint / "worldpm.json").read_text())["training"]
+    return record
+
+
+def test_snapshots_are_checkpoints_that_record_their_training(ladder: Path) -> None:
+    records = [training_of(path) for path in sorted((ladder / "w16" / "snapshots").iterdir())]
+    lines = (ladder / "w16" / "metrics.jsonl").read_text().splitlines()
+    rows = {row["step"]: row for row in map(json.loads, lines) if "loss_nats" in row}
+    steps = [record["step"] for record in records]
     assert steps == sorted(set(steps))
     assert steps[-1] == max(rows)
-    for one in told:
-        assert (one["run"], one["family"], one["non_embedding"]) == (
-            told[0]["run"],
-            "built-in",
-            3056,
-        )
-        assert one["effective_pairs"] == rows[one["step"]]["effective_pairs_seen"]
-        assert one["flops"] == rows[one["step"]]["flops_seen"]
+
+    run_of_size = records[0]["run"]
+    assert run_of_size != training_of(ladder / "w24")["run"]
+    for record in records:
+        assert (record["run"], record["family"]) == (run_of_size, "built-in")
+        assert record["non_embedding"] == 3056
+        assert record["effective_pairs"] == rows[record["step"]]["effective_pairs_seen"]
+        assert record["flops"] == rows[record["step"]]["flops_seen"]
 
 
 def test_a_ladder_becomes_laws_by_prompt_and_by_run(ladder: Path) -> None:
@@ -497,12 +400,13 @@ def test_a_ladder_becomes_laws_by_prompt_and_by_run(ladder: Path) -> None:
     assert point.scores is not None
     sums, weights = measured.items[SeriesOfCheckpoint(point.series, point.scores.checkpoint)]
     assert sums.sum() / weights.sum() == pytest.approx(point.y, rel=1e-6)
-    assert run("laws", *results, "--resamples", 20, "--out", ladder / "laws") == 0
-    found = laws(ladder / "laws")
-    assert {law["series"] for law in found} >= {"adversarial", "moves", "moves: moves 4"}
-    assert {law["verdict"] for law in found} == {"not identified"}  # two sizes
+
+    laws = fit_laws(ladder / "laws", *results, resamples=20)
+    assert {law["series"] for law in laws} >= {"adversarial", "moves", "moves: moves 4"}
+    assert {law["verdict"] for law in laws} == {"not identified"}  # two sizes
+    assert read_laws(ladder / "laws").points == measured.points
     assert run("report", ladder / "laws", ladder / "w16", "--out", ladder / "report.html") == 0
 
 
 def test_snapshots_of_one_run_are_not_compared(ladder: Path) -> None:
-    assert json.loads((ladder / "w16-results" / "metrics.json").read_text())["comparisons"] == []
+    assert read_results(ladder / "w16-results").comparisons == []

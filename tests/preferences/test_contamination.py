@@ -95,9 +95,9 @@ def test_the_rarest_kind_decides_the_size_of_a_stratified_set() -> None:
 def test_strata_are_named_with_their_shares() -> None:
     assert strata.shares("a=7,b=3") == {"a": 0.7, "b": 0.3}
     assert strata.shares("forum") == strata.FORUM
-    for words in ("a", "a=x", "a=0,b=1", "a=inf,b=1", "a=nan", ""):
+    for text in ("a", "a=x", "a=0,b=1", "a=inf,b=1", "a=nan", ""):
         with pytest.raises(ConfigError, match="NAME=share"):
-            strata.shares(words)
+            strata.shares(text)
     with pytest.raises(ConfigError, match="no item is 'open'"):
         strata.draw([forum("c", (3, 3))], {"open": 1.0})
 

@@ -36,6 +36,7 @@ def split_of(thread: Thread) -> splits.Split:
 def test_the_prompt_is_title_and_body_and_the_origin_travels_along() -> None:
     group, drops = made(thread_of(3, 1))
     assert group is not None
+
     assert drops == {}
     assert [(m.role, m.content) for m in group.prompt] == [("user", "Title: About site/1\n\nBody")]
     assert [r.content for r in group.responses] == ["answer 0", "answer 1"]
@@ -91,13 +92,13 @@ RULES: tuple[Rule, ...] = ("default", "worldpm", "askell", "shp")
 def test_every_rule_has_the_same_test_preferences() -> None:
     threads = [thread_of(5, 3, 1, name=f"site/{i}") for i in range(60)]
     groups = {rule: [made(t, GroupRules(rule=rule))[0] for t in threads] for rule in RULES}
-    for made_so in zip(*groups.values(), strict=True):
-        known = [group for group in made_so if group is not None]
-        if known[0].split == "train":
-            assert len({group.preferences for group in known}) > 1
+    for by_rule in zip(*groups.values(), strict=True):
+        made_groups = [group for group in by_rule if group is not None]
+        if made_groups[0].split == "train":
+            assert len({group.preferences for group in made_groups}) > 1
         else:
-            assert len(known) == len(RULES)
-            assert len({group.preferences for group in known}) == 1
+            assert len(made_groups) == len(RULES)
+            assert len({group.preferences for group in made_groups}) == 1
 
 
 def test_splits_have_their_shares_and_a_larger_one_only_takes_from_training() -> None:
@@ -112,6 +113,7 @@ def test_splits_have_their_shares_and_a_larger_one_only_takes_from_training() ->
         "validation": pytest.approx(1000, abs=120),
         "test": pytest.approx(1000, abs=120),
     }
+
     moved = {(splits.of_key(key, small), splits.of_key(key, large)) for key in keys}
     assert moved == {
         ("train", "train"),
@@ -131,6 +133,7 @@ def test_a_record_survives_the_disk(tmp_path: Path) -> None:
     )
     (row,) = parquet.read_rows(tmp_path / "g.parquet", schema.GROUPS)
     assert schema.group_from_row(row, tmp_path) == group
+
     for preference in row["preferences"]:
         del preference["probability"]  # a label that is taken as certain
     assert {
@@ -158,12 +161,12 @@ def test_the_table_is_readable_without_our_code(road: Path) -> None:
         "SELECT split, count(*), sum(list_sum([p.weight for p in preferences])) FROM"
         f" '{road}/groups/*.parquet' GROUP BY split"
     )
-    found = {split: (n, weight) for split, n, weight in duckdb.execute(query).fetchall()}
+    splits_of_table = {split: (n, weight) for split, n, weight in duckdb.execute(query).fetchall()}
     counts = read_manifest(road / "groups").counts["simulated"]
-    assert {split: n for split, (n, _) in found.items()} == {
-        split: counts["splits"][split]["groups"] for split in found
+    assert {split: n for split, (n, _) in splits_of_table.items()} == {
+        split: counts["splits"][split]["groups"] for split in splits_of_table
     }
-    assert all(weight == pytest.approx(n, rel=1e-5) for n, weight in found.values())
+    assert all(weight == pytest.approx(n, rel=1e-5) for n, weight in splits_of_table.values())
 
 
 def test_a_site_without_a_thread_of_two_answers_is_an_error_that_says_so(
@@ -179,6 +182,7 @@ def test_a_site_without_a_thread_of_two_answers_is_an_error_that_says_so(
             lambda aside: {"rows": parquet.write_parquet(aside, rows, schema.THREADS)},
         )
         output.finish(counts={})
+
     assert run("group", tmp_path / "threads", "--out", tmp_path / "groups") == 2
     assert "no group is left, so there is nothing to learn from (" in capsys.readouterr().err
     assert not (tmp_path / "groups" / "manifest.json").exists()
@@ -217,17 +221,18 @@ def test_a_bare_parquet_file_of_groups_trains_with_a_warning_and_is_judged(
         )
         == 0
     )
-    found = read_json(tmp_path / "results" / "metrics.json")["checkpoints"]["checkpoint"][
+
+    benchmarks = read_json(tmp_path / "results" / "metrics.json")["checkpoints"]["checkpoint"][
         "benchmarks"
     ]
-    assert found["test"]["prompts"] == 12
+    assert benchmarks["test"]["prompts"] == 12
 
 
 SOUND = {"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weight": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"preferences": []}, "lacks a prompt, a text or a preference"),
         ({"prompt": []}, "lacks a prompt, a text or a preference"),
@@ -246,18 +251,18 @@ SOUND = {"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weigh
     ],
 )
 def test_a_group_that_says_nothing_sensible_is_refused(
-    road: Path, change: dict[str, object], told: str
+    road: Path, change: dict[str, object], message: str
 ) -> None:
     path = road / "groups" / "simulated.parquet"
     row = next(parquet.read_rows(path, schema.GROUPS))
-    with pytest.raises(DataError, match=r"simulated.parquet: group 'simulated/\d+'.*" + told):
+    with pytest.raises(DataError, match=r"simulated.parquet: group 'simulated/\d+'.*" + message):
         schema.group_from_row({**row, **change}, path)
 
 
 def test_a_table_of_other_columns_is_refused(
     road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (
+    command = (
         "train",
         road / "threads" / "simulated.parquet",
         "--model",
@@ -265,7 +270,8 @@ def test_a_table_of_other_columns_is_refused(
         "--out",
         tmp_path / "checkpoint",
     )
-    assert run(*words) == 2
+
+    assert run(*command) == 2
     assert "a row with thread_id, source, site" in capsys.readouterr().err
 
 
@@ -306,19 +312,22 @@ def test_the_share_of_code_by_hand() -> None:
 
 
 def test_personal_data_is_masked_and_counted() -> None:
-    kept = (
+    harmless = (
         "not 2020-01-01 15:39, 3.14159265358, 978-3-16-148410-0, 1 2 3 4 5 6 7 8 9, a@b or"
         " `@Override`."
     )
     text, count = cleaning.masked(
-        f"Ask @peter or me@x.org, +49 (30) 1234-5678, 030 1234 5678; {kept}"
+        f"Ask @peter or me@x.org, +49 (30) 1234-5678, 030 1234 5678; {harmless}"
     )
-    assert text == f"Ask [name] or [e-mail], [phone], [phone]; {kept}"
+    assert text == f"Ask [name] or [e-mail], [phone], [phone]; {harmless}"
+
     american = "555-123-4567, (212) 555-1234, 1-800-555-0199, +1.212.555.1234"
     assert cleaning.masked(american)[0] == "[phone], [phone], [phone], [phone]"
+
     for number in ("0 1 0 0 1 0 1 1 0", "0110 1010 11", "10.1145/3292500", "2024-05-01"):
         assert cleaning.masked(f"matrix {number} there")[0] == f"matrix {number} there"
     assert count == 4
+
     group, _ = made(thread_of(3, 1, bodies=["mail a@b.de", "no"]), GroupRules(mask_personal=True))
     assert group is not None
     assert group.responses[0].content == "mail [e-mail]"
@@ -349,6 +358,7 @@ def test_pairs_of_other_gaps_are_dropped_from_training_alone() -> None:
         None,
         {"pair beyond --least-gap and --most-gap": 6, "thread without a pair left": 1},
     )
+
     group, drops = made(test, rules)
     assert group is not None
     assert (len(group.preferences), drops) == (6, {})
@@ -359,21 +369,23 @@ def test_close_votes_are_thinned_to_their_share() -> None:
         thread_of(5, 4, 0, name=f"site/{i}") for i in range(600)
     ]  # one controversial pair of three
     rules = GroupRules(controversial_share=0.1)
-    kept = grouping.controversial_kept([{"clear": 2, "controversial": 1}], 0.1)
-    assert kept == pytest.approx(0.1 / 0.9 * 2)
-    groups = [made(thread, rules, Learned(controversial_kept=kept))[0] for thread in threads]
+    kept_share = grouping.controversial_kept([{"clear": 2, "controversial": 1}], 0.1)
+    assert kept_share == pytest.approx(0.1 / 0.9 * 2)
+
+    groups = [made(thread, rules, Learned(controversial_kept=kept_share))[0] for thread in threads]
     pairs = [p for group in groups if group and group.split == "train" for p in group.preferences]
     close = sum((p.chosen, p.rejected) == (0, 1) for p in pairs)
     assert close / len(pairs) == pytest.approx(0.1, abs=0.03)
+
     dropped, _ = made(thread_of(7, 6, name=threads[0].thread_id), rules)
     assert (dropped is None) == (split_of(threads[0]) == "train")
 
 
 def test_the_most_voted_of_near_duplicates_is_kept(tmp_path: Path) -> None:
-    other = LONG.replace("word7 of", "Word7, OF")
+    repeat = LONG.replace("word7 of", "Word7, OF")
     texts = [
         Text(1, "b", 3, LONG, "t"),
-        Text(1, "a", 5, other, "t"),
+        Text(1, "a", 5, repeat, "t"),
         Text(1, "c", 3, LONG + " and more", "t"),
         Text(1, "d", 9, "no", "t"),
         Text(1, "e", 1, "no", "t"),
@@ -386,6 +398,7 @@ def test_the_most_voted_of_near_duplicates_is_kept(tmp_path: Path) -> None:
         parquet.write_parquet(
             tmp_path / name, [near_duplicates.bands(some)], near_duplicates.SCHEMA
         )
+
     assert near_duplicates.duplicates([tmp_path / "x", tmp_path / "y"], spill=tmp_path) == {
         "b",
         "c",
@@ -407,6 +420,7 @@ def test_one_copy_of_a_thread_stays_with_its_answers(tmp_path: Path) -> None:
         ),
     ]
     parquet.write_parquet(tmp_path / "x", [near_duplicates.bands(texts)], near_duplicates.SCHEMA)
+
     assert near_duplicates.duplicates([tmp_path / "x"], spill=tmp_path) == {
         "beta/1"
     }  # its answers go with it, and oust none
@@ -420,20 +434,22 @@ def bands_of(*texts: Text) -> list[list[int]]:
 
 def test_texts_that_share_less_than_half_are_no_duplicates() -> None:
     words = [f"word{i}" for i in range(200)]
-    half = [*words[:100], *(f"other{i}" for i in range(100))]
-    one, other = bands_of(
-        Text(1, "one", 1, " ".join(words), "t"), Text(1, "other", 1, " ".join(half), "t")
+    half_shared = [*words[:100], *(f"other{i}" for i in range(100))]
+    first, second = bands_of(
+        Text(1, "one", 1, " ".join(words), "t"), Text(1, "other", 1, " ".join(half_shared), "t")
     )
-    assert not set(one) & set(other)
+    assert not set(first) & set(second)
 
 
 @pytest.mark.parametrize(
     ("old", "new"), [(" word7 of", " \u201cword7\u201d of"), (" ", "\u00a0"), (" ", " \u2014 ")]
 )
 def test_punctuation_beyond_ascii_makes_no_other_text(old: str, new: str) -> None:
-    one, other = bands_of(Text(1, "a", 1, LONG, "t"), Text(1, "b", 1, LONG.replace(old, new), "t"))
-    assert len(one) == 8
-    assert one == other
+    first, second = bands_of(
+        Text(1, "a", 1, LONG, "t"), Text(1, "b", 1, LONG.replace(old, new), "t")
+    )
+    assert len(first) == 8
+    assert first == second
 
 
 def test_a_texts_bands_do_not_depend_on_its_neighbours() -> None:
@@ -463,6 +479,7 @@ def finished(folder: Path, **sites: list[Thread]) -> Path:
                 },
             )
         output.finish(counts={})
+
     return folder
 
 
@@ -495,12 +512,12 @@ def test_threads_that_ask_the_same_few_words_are_in_one_split_and_long_ones_go_b
         "word " * (near_duplicates.LEAST_WORDS - len(["title", "which", "then", *less]))
         for less in ([], ["one"])
     )
-    told = [
+    texts = [
         grouping.question_of(replace(thread_of(2, 1), title="Which, then?", body=body))
         for body in (enough, few)
     ]
-    bands = bands_of(*(Text(0, text, 1, text, text) for text in told))
-    assert [bool(found) for found in bands] == [True, False]
+    bands = bands_of(*(Text(0, text, 1, text, text) for text in texts))
+    assert [bool(text_bands) for text_bands in bands] == [True, False]
     assert (
         len(
             {
@@ -510,28 +527,31 @@ def test_threads_that_ask_the_same_few_words_are_in_one_split_and_long_ones_go_b
         )
         == 3
     )
+
     short = [replace(thread, title="WHICH then", body=few) for thread in varied("a", 40)]
-    again = [replace(thread, title="which, then?", body=few) for thread in varied("b", 40)]
-    assert len({split_of(thread) for thread in (*short, *again)}) == 1
-    others = [replace(t, body=f"Body {i}") for i, t in enumerate(short)]
-    assert len({split_of(thread) for thread in others}) == 3
+    repeats = [replace(thread, title="which, then?", body=few) for thread in varied("b", 40)]
+    assert len({split_of(thread) for thread in (*short, *repeats)}) == 1
+
+    other_bodies = [replace(t, body=f"Body {i}") for i, t in enumerate(short)]
+    assert len({split_of(thread) for thread in other_bodies}) == 3
 
 
 def test_a_near_duplicate_of_another_site_never_sits_in_another_split(tmp_path: Path) -> None:
-    ones = [replace(t, body=f"{t.title} {LONG}", votes=1) for t in varied("a", 30)]
-    others = [
-        replace(t, body=one.body, title=one.title, votes=2)
-        for t, one in zip(varied("b", 30), ones, strict=True)
+    first_site = [replace(t, body=f"{t.title} {LONG}", votes=1) for t in varied("a", 30)]
+    second_site = [
+        replace(t, body=first.body, title=first.title, votes=2)
+        for t, first in zip(varied("b", 30), first_site, strict=True)
     ]
-    words = (
+    command = (
         "group",
-        finished(tmp_path / "threads", a=ones[:1], b=others[:1]),
+        finished(tmp_path / "threads", a=first_site[:1], b=second_site[:1]),
         "--rejects",
         "--out",
         tmp_path / "groups",
     )
-    assert run(*words) == 0
+    assert run(*command) == 0
     assert [group.site for group in read_groups(tmp_path / "groups")] == ["b"]
+
     rejects = [
         json.loads(line)
         for line in (tmp_path / "groups" / "rejects.jsonl").read_text().splitlines()
@@ -548,6 +568,7 @@ def test_what_is_dropped_anyway_ousts_no_other(tmp_path: Path) -> None:
     same = f"a question {LONG}"
     lonely = replace(lonely, body=same, title="", votes=10, responses=lonely.responses[:1])
     useful = replace(useful, body=same, title="", votes=5)
+
     assert (
         run(
             "group",
@@ -566,9 +587,11 @@ def test_splits_by_site_and_by_time(tmp_path: Path) -> None:
         run("group", threads, "--split-by", "site", "--test-share", 0.3, "--out", tmp_path / "site")
         == 0
     )
+
     by_site = {(group.site, group.split) for group in read_groups(tmp_path / "site")}
     assert len(by_site) == 8
     assert run("group", threads, "--split-by", "time", "--out", tmp_path / "time") == 0
+
     days = {
         split: {
             int(g.group_id.split("/")[1])
@@ -595,9 +618,9 @@ def test_who_is_to_be_credited_stands_in_a_table(tmp_path: Path) -> None:
     )
     with (tmp_path / "groups" / "ATTRIBUTION.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    asked, answered = rows[:2]
-    assert asked == {**answered, "response_id": "", "author": ""}
-    assert answered == {
+    question, answer = rows[:2]
+    assert question == {**answer, "response_id": "", "author": ""}
+    assert answer == {
         "site": "a",
         "group_id": "a/0",
         "response_id": "r0",
@@ -612,9 +635,10 @@ def test_groups_that_overlap_with_a_benchmark_are_told_and_dropped(tmp_path: Pat
     bad, good = varied("a", 2)
     threads = finished(tmp_path / "threads", a=[replace(bad, body=LONG), good])
     (tmp_path / "bench.jsonl").write_text(json.dumps({"prompt": LONG}) + "\n")
-    words = ("group", threads, "--decontaminate", tmp_path / "bench.jsonl")
-    assert run(*words, "--out", tmp_path / "dropped") == 0
+    command = ("group", threads, "--decontaminate", tmp_path / "bench.jsonl")
+    assert run(*command, "--out", tmp_path / "dropped") == 0
     assert [group.group_id for group in read_groups(tmp_path / "dropped")] == ["a/1"]
+
     (row,) = [
         json.loads(line)
         for line in (tmp_path / "dropped" / "contamination.jsonl").read_text().splitlines()
@@ -627,19 +651,20 @@ def test_groups_that_overlap_with_a_benchmark_are_told_and_dropped(tmp_path: Pat
         True,
     )
     assert run("report", threads, tmp_path / "dropped", "--out", tmp_path / "r.html") == 0
+
     page = (tmp_path / "r.html").read_text()
     assert "Overlap with benchmarks: 1 places in 1 groups" in page
     assert "worldpm group threads --decontaminate bench.jsonl --out dropped" in page
-    assert run(*words, "--contaminated", "report", "--out", tmp_path / "kept") == 0
+    assert run(*command, "--contaminated", "report", "--out", tmp_path / "kept") == 0
     assert len(read_groups(tmp_path / "kept")) == 2
 
 
 def test_pairs_that_a_reward_model_contradicts_are_dropped_from_training(
     road: Path, tmp_path: Path
 ) -> None:
-    words = ("group", road / "threads", "--filter-with", road / "checkpoint")
-    assert run(*words, "--out", tmp_path / "strict") == 0
-    assert run(*words, "--filter-margin", 1000, "--out", tmp_path / "lenient") == 0
+    command = ("group", road / "threads", "--filter-with", road / "checkpoint")
+    assert run(*command, "--out", tmp_path / "strict") == 0
+    assert run(*command, "--filter-margin", 1000, "--out", tmp_path / "lenient") == 0
     plain, strict, lenient = (
         {g.group_id: g for g in read_groups(p)}
         for p in (road / "groups", tmp_path / "strict", tmp_path / "lenient")
@@ -648,11 +673,11 @@ def test_pairs_that_a_reward_model_contradicts_are_dropped_from_training(
     assert {i: g for i, g in strict.items() if g.split != "train"} == {
         i: g for i, g in plain.items() if g.split != "train"
     }
-    left = sum(len(g.preferences) for g in strict.values() if g.split == "train")
-    assert 0 < left < sum(len(g.preferences) for g in plain.values() if g.split == "train")
+    remaining = sum(len(g.preferences) for g in strict.values() if g.split == "train")
+    assert 0 < remaining < sum(len(g.preferences) for g in plain.values() if g.split == "train")
     drops = read_manifest(tmp_path / "strict").drops["simulated"]
     assert drops["pair that --filter-with contradicts"] > 0
-    assert run(*words, "--filter-keep", "contradicted", "--out", tmp_path / "rest") == 0
+    assert run(*command, "--filter-keep", "contradicted", "--out", tmp_path / "rest") == 0
 
     def pairs(groups: Iterable[PreferenceGroup]) -> set[tuple[str, int, int]]:
         return {

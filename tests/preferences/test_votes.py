@@ -14,16 +14,16 @@ from worldpm.records import Answer, Preference
 
 
 def test_every_pair_of_different_votes_counts_and_a_thread_counts_once() -> None:
-    found = votes.preferences(thread_of(5, 2, 2).responses, rule="default", seed=[0])
-    assert [(p.chosen, p.rejected, p.strength, p.weight) for p in found] == [
+    preferences = votes.preferences(thread_of(5, 2, 2).responses, rule="default", seed=[0])
+    assert [(p.chosen, p.rejected, p.strength, p.weight) for p in preferences] == [
         (0, 1, 3.0, 0.5),
         (0, 2, 3.0, 0.5),
     ]
 
 
 def test_a_negative_answer_loses_to_a_neutral_one() -> None:
-    (found,) = votes.preferences(thread_of(-4, 0).responses, rule="default", seed=[0])
-    assert (found.chosen, found.rejected, found.strength) == (1, 0, 4.0)
+    (preference,) = votes.preferences(thread_of(-4, 0).responses, rule="default", seed=[0])
+    assert (preference.chosen, preference.rejected, preference.strength) == (1, 0, 4.0)
 
 
 def test_equal_votes_make_no_preference() -> None:
@@ -35,9 +35,10 @@ def test_the_order_of_the_answers_does_not_matter() -> None:
 
     def named(order: list[int]) -> set[tuple[str, str, float]]:
         moved = [answers[i] for i in order]
-        found = votes.preferences(moved, rule="default", seed=[0])
+        preferences = votes.preferences(moved, rule="default", seed=[0])
         return {
-            (moved[p.chosen].response_id, moved[p.rejected].response_id, p.strength) for p in found
+            (moved[p.chosen].response_id, moved[p.rejected].response_id, p.strength)
+            for p in preferences
         }
 
     assert named([0, 1, 2, 3]) == named([3, 1, 0, 2])
@@ -51,8 +52,13 @@ def test_the_paper_takes_one_pair_and_counts_acceptance_as_a_vote() -> None:
             **{**{n: getattr(answers[1], n) for n in answers[1].__slots__}, "accepted": True}
         ),
     )
-    (found,) = votes.preferences(accepted, rule="worldpm", seed=[7])
-    assert (found.chosen, found.rejected, found.strength, found.weight) == (1, 0, 1.0, 1.0)
+    (preference,) = votes.preferences(accepted, rule="worldpm", seed=[7])
+    assert (preference.chosen, preference.rejected, preference.strength, preference.weight) == (
+        1,
+        0,
+        1.0,
+        1.0,
+    )
 
 
 def test_the_paper_draws_every_pair_of_a_thread_equally_often() -> None:
@@ -67,10 +73,10 @@ def test_the_paper_draws_every_pair_of_a_thread_equally_often() -> None:
 
 def test_a_large_thread_is_sampled_over_the_whole_range_of_votes() -> None:
     answers = thread_of(*range(100)).responses
-    kept = votes.spread_sample(answers, at_most=4, seed=[1])
-    assert len(kept) == 4
-    assert [answer.votes // 25 for answer in kept] == [0, 1, 2, 3]
-    assert kept == votes.spread_sample(answers, at_most=4, seed=[1])
+    sample = votes.spread_sample(answers, at_most=4, seed=[1])
+    assert len(sample) == 4
+    assert [answer.votes // 25 for answer in sample] == [0, 1, 2, 3]
+    assert sample == votes.spread_sample(answers, at_most=4, seed=[1])
 
 
 @pytest.mark.parametrize("count", [2, 16])
@@ -88,8 +94,8 @@ def dated(votes_: Sequence[int], days: Sequence[int]) -> tuple[Answer, ...]:
     )
 
 
-def accepted(answers: Sequence[Answer], place: int) -> tuple[Answer, ...]:
-    return tuple(replace(a, accepted=i == place) for i, a in enumerate(answers))
+def accepted(answers: Sequence[Answer], index: int) -> tuple[Answer, ...]:
+    return tuple(replace(a, accepted=i == index) for i, a in enumerate(answers))
 
 
 def test_askells_scores_by_hand() -> None:
@@ -97,16 +103,16 @@ def test_askells_scores_by_hand() -> None:
         votes.askell_score(answer) for answer in accepted(thread_of(-1, 0, 1, 2, 7, 7).responses, 5)
     ]
     assert scores == [-1, 0, 1, 2, 3, 4]
-    found = votes.preferences(
+    preferences = votes.preferences(
         thread_of(7, 8, 0).responses, rule="askell", seed=[0]
     )  # 7 and 8 both score 3
-    assert [(p.chosen, p.rejected, p.strength) for p in found] == [(0, 2, 3.0), (1, 2, 3.0)]
+    assert [(p.chosen, p.rejected, p.strength) for p in preferences] == [(0, 2, 3.0), (1, 2, 3.0)]
 
 
 def test_shp_takes_only_pairs_whose_better_answer_is_the_later_and_has_twice_the_votes() -> None:
-    found = votes.preferences(dated([4, 9, 2, 5], [0, 1, 2, 3]), rule="shp", seed=[0])
-    assert [(p.chosen, p.rejected) for p in found] == [(1, 0), (3, 2)]
-    assert [p.weight for p in found] == [0.5, 0.5]
+    preferences = votes.preferences(dated([4, 9, 2, 5], [0, 1, 2, 3]), rule="shp", seed=[0])
+    assert [(p.chosen, p.rejected) for p in preferences] == [(1, 0), (3, 2)]
+    assert [p.weight for p in preferences] == [0.5, 0.5]
 
 
 def test_equal_exposure_and_equal_votes_are_a_coin() -> None:
@@ -127,6 +133,7 @@ def test_a_wider_gap_is_surer_and_no_pair_is_turned_round() -> None:
     gaps = [noise.probabilities(dated([n, 1], [0, 0]), [(0, 1)])[0] for n in (2, 4, 10, 50)]
     assert gaps == sorted(gaps)
     assert 0.5 < gaps[0] < 0.75 < gaps[-1] < 1
+
     early, late = (
         noise.probabilities(dated([5, 4], days), [(0, 1)])[0] for days in ([0, 30], [30, 0])
     )
@@ -148,6 +155,7 @@ def test_a_planted_head_start_is_found_and_its_probabilities_hold() -> None:
     noise = vote_noise.fit([*threads, vote_noise.Dated(np.array([1.0, 0.0]), np.array([1e9, 3e9]))])
     assert noise.delay_power == pytest.approx(-0.3, abs=0.05)
     assert noise.spread == pytest.approx(0.5, rel=0.3)
+
     said, right = [], []
     for thread, worth in zip(threads, truth, strict=True):
         answers = tuple(

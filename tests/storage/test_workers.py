@@ -30,12 +30,12 @@ def test_results_stand_in_the_order_of_the_tasks_and_few_tasks_are_taken_ahead()
             yield number
 
     ahead = []
-    found = []
+    results = []
     for result in in_order(slow_when_small, tasks(), workers=2):
-        found.append(result)
-        ahead.append(len(taken) - len(found))
+        results.append(result)
+        ahead.append(len(taken) - len(results))
     assert (
-        found
+        results
         == [number * number for number in range(40)]
         == list(in_order(slow_when_small, range(40), workers=0))
     )
@@ -139,6 +139,7 @@ def test_ctrl_c_is_no_noise_of_the_workers(tmp_path: Path) -> None:
             parent.stdout.readline()
         os.killpg(parent.pid, signal.SIGINT)
         _, said = parent.communicate()
+
     assert said.count("Traceback") == 1  # the parent's own
     assert "_process_worker" not in said
 
@@ -152,6 +153,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         workers = [int(parent.stdout.readline()) for _ in range(2)]
         parent.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 10
+
     while any(map(lives, workers)):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)

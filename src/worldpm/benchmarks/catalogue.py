@@ -132,15 +132,15 @@ def find(words: Sequence[str], root: Path) -> list[PlacedBenchmark]:
 
 
 def _placed(word: str, root: Path) -> PlacedBenchmark:
-    name, _, place = word.partition("=")
+    name, _, location = word.partition("=")
     if name not in BENCHMARKS:
         return _own_set(word)
-    if not place:
+    if not location:
         path = root / name
-    elif Path(place).exists():  # goes before a data set of that name on the hub
-        path = Path(place)
+    elif Path(location).exists():  # goes before a data set of that name on the hub
+        path = Path(location)
     else:
-        path = hub.dataset(place, rows.SUFFIXES)
+        path = hub.dataset(location, rows.SUFFIXES)
     return PlacedBenchmark(BENCHMARKS[name], name, path)
 
 

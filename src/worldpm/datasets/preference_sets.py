@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, permutations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, SupportsFloat
 
 import xxhash
 
@@ -30,7 +30,7 @@ from worldpm.errors import ConfigError, DataError
 from worldpm.model import chat
 from worldpm.records import Message, Preference, PreferenceGroup, Response
 from worldpm.storage import parquet, rows
-from worldpm.storage.json_files import Json
+from worldpm.storage.rows import Row
 
 Split = Literal["train", "validation", "test"]
 
@@ -261,18 +261,18 @@ def _rated_row(row: Any, path: Path, number: int) -> RatedRow | str:
     raise DataError(path, f"a row with {', '.join(map(str, row))[:80]}; {FORMS}", line=number)
 
 
-def _completions(row: Json) -> RatedRow | str:
+def _completions(row: Row) -> RatedRow | str:
     """A row with an instruction and its completions, or the reason why it holds no preference."""
     prompt = asked(row.get("instruction", row.get("prompt")))
-    answers = row["completions"]
-    if not answers:
+    if not row["completions"]:
         return "prompt without responses"
 
+    answers = _objects(row["completions"])
     texts = tuple(_text(answer["response"]) for answer in answers)
     return RatedRow(prompt, texts, tuple(map(_rating, answers)))
 
 
-def pair(row: Json) -> RatedRow | str:
+def pair(row: Row) -> RatedRow | str:
     """A row with `chosen` and `rejected`, or the reason why it holds no preference.
 
     Each side is a response, or a complete dialogue that ends with the response.
@@ -292,7 +292,7 @@ def pair(row: Json) -> RatedRow | str:
     return RatedRow(prompt, (chosen[0].content, rejected[0].content), ())
 
 
-def _sides(row: Json, prompt: Messages) -> _Sides:
+def _sides(row: Row, prompt: Messages) -> _Sides:
     """The messages of a pair; `prompt` is that of a column, empty if there is none."""
     chosen = _messages(row["chosen"], role="assistant")
     rejected = _messages(row["rejected"], role="assistant")
@@ -342,7 +342,7 @@ def _common_beginning(first: str, second: str) -> str:
     return match[0] if match else ""
 
 
-def _prompt_column(row: Json) -> Messages:
+def _prompt_column(row: Row) -> Messages:
     """The prompt in a column of the row, if it has one. An instruction's `input` is a part of
     it."""
     name = next((name for name in PROMPTS if row.get(name)), None)
@@ -353,14 +353,14 @@ def _prompt_column(row: Json) -> Messages:
     return asked(row[name])
 
 
-def _system_turn(row: Json, prompt: Messages) -> Message | None:
+def _system_turn(row: Row, prompt: Messages) -> Message | None:
     """The system turn of a row: that of its column, or else of its prompt."""
     if row.get("system"):
         return Message("system", _text(row["system"]))
     return next((turn for turn in prompt if turn.role == "system"), None)
 
 
-def asked(prompt: Any) -> Messages:
+def asked(prompt: object) -> Messages:
     """The messages of a prompt, without an assistant's turn that it only opens. HelpSteer2's marks
     begin turns.
 
@@ -382,11 +382,11 @@ def _turns(pieces: Sequence[str]) -> Messages:
     return tuple(Message(ROLES[speaker], text) for speaker, text in turns if text)
 
 
-def _messages(value: Any, *, role: str = "user") -> Messages:
+def _messages(value: object, *, role: str = "user") -> Messages:
     """Messages of a list, of a dialogue of `Human:` and `Assistant:` turns, or of another text,
     which becomes one message of the role."""
     if not isinstance(value, str):
-        return tuple(Message(str(message["role"]), _text(message["content"])) for message in value)
+        return tuple(Message(str(turn["role"]), _text(turn["content"])) for turn in _objects(value))
     if not re.match(r"\s*Human:", value):
         return (Message(role, _text(value)),)
 
@@ -402,9 +402,18 @@ def _text(value: object) -> str:
     return value
 
 
-def _rating(row: Json) -> float:
-    """The first rating that a row has."""
+def _objects(value: object) -> Sequence[Row]:
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise TypeError(f"{value!r:.40} is not a list of objects")
+    return value
+
+
+def _rating(row: Row) -> float:
+    """The first rating that a row has; some sets write numbers as text."""
     for name in RATINGS:
-        if row.get(name) is not None:
-            return float(row[name])
+        rating = row.get(name)
+        if isinstance(rating, str | SupportsFloat):
+            return float(rating)
+        if rating is not None:
+            raise TypeError(f"{name} {rating!r:.40} is not a number")
     raise KeyError(f"none of {', '.join(RATINGS)}")

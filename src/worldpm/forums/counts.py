@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass
 class IngestCounts:
-    """What the threads of a site hold. Mutable: batches are added one by one."""
+    """Contents of a site's threads. Mutable: batches are added one by one."""
 
     threads: int = 0
     """Threads written."""

@@ -1,12 +1,51 @@
 """A format of forum dumps: all that ingesting needs to know of it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
+
+from worldpm.storage import parquet
+from worldpm.storage.schema import POSTS
+
+POSTS_A_BATCH = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """A row of `schema.POSTS`, for formats that read one post at a time."""
+
+    post_id: str
+    """Unique in its site."""
+    parent_id: str | None
+    """The opening post of an answer; None for an opening post."""
+    accepted_id: str | None = None
+    """The accepted answer of an opening post; None if there is none."""
+    title: str | None
+    """None for an answer."""
+    body: str
+    """Markdown."""
+    tags: list[str] | None
+    """None for an answer, and if the forum has no tags."""
+    votes: int
+    """Up minus down."""
+    created: datetime
+    """UTC, without zone."""
+    closed: datetime | None = None
+    """UTC, without zone; None if moderators did not close the thread."""
+    author: str | None
+    url: str | None
+    licence: str | None
+
+
+def batches_of(posts: Iterable[Post]) -> Iterator[pa.RecordBatch]:
+    """Posts as batches of `schema.POSTS`."""
+    # `vars` and not `asdict`, which copies every value.
+    return parquet.rows_to_batches(map(vars, posts), POSTS, size=POSTS_A_BATCH)
 
 
 class ReadPosts(Protocol):

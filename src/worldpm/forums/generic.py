@@ -13,18 +13,16 @@ zone. `thread_id` and `response_id`, the names of our own tables, are read as `i
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pyarrow as pa
 import xxhash
 
 from worldpm.forums import json_lines
-from worldpm.forums.forum_format import ForumFormat
-from worldpm.storage import parquet
-from worldpm.storage.json_files import Json
-from worldpm.storage.schema import POSTS
+from worldpm.forums.forum_format import ForumFormat, Post, batches_of
+from worldpm.storage.rows import Row
 
 OPTIONAL = {
     "title": str | None,
@@ -55,13 +53,12 @@ def read_posts(
     Raises:
         DataError: If the file is cut or damaged, or too many of its lines are broken.
     """
-    posts = _read_threads(path, site, drops, advance)
-    return parquet.rows_to_batches(posts, POSTS, size=8192)
+    return batches_of(_read_threads(path, site, drops, advance))
 
 
 def _read_threads(
     path: Path, site: str, drops: Counter[str], advance: Callable[[int], object]
-) -> Iterator[Json]:
+) -> Iterator[Post]:
     """The posts of all threads. Of threads with one id only the first is read: the answers of
     another must not be joined to it."""
     # Hashes instead of ids, because a large file has millions of them.
@@ -76,13 +73,13 @@ def _read_threads(
             drops["thread whose id stood before"] += 1
             continue
 
-        posts = list(_posts(row, drops))
+        posts = _posts(row, drops)
         if posts:
             ids.add(digest)
         yield from posts
 
 
-def _with_ids(row: Json, site: str) -> Json:
+def _with_ids(row: Row, site: str) -> Row:
     """A row of our own tables with the names of this format; other rows are returned unchanged."""
     thread_id = row.get("thread_id")
     if not isinstance(thread_id, str) or "id" in row:
@@ -95,119 +92,104 @@ def _with_ids(row: Json, site: str) -> Json:
     return {**row, "id": post_id, "responses": answers}
 
 
-def _answer_with_id(answer: Any, thread: str) -> Any:
+def _answer_with_id(answer: object, thread: str) -> object:
     if not isinstance(answer, dict) or not isinstance(answer.get("response_id"), str):
         return answer
     return {"id": answer["response_id"].removeprefix(f"{thread}/"), **answer}
 
 
-def _posts(row: Json, drops: Counter[str]) -> Iterator[Json]:
+def _posts(row: Row, drops: Counter[str]) -> list[Post]:
     """The opening post of a thread and its answers; none if the thread lacks a needed value."""
     opening = _post(row, parent=None)
     answers = row.get("responses") or []
-    has_text = opening is not None and (opening["title"] or opening["body"])
+    has_text = opening is not None and (opening.title or opening.body)
     if opening is None or not has_text or not isinstance(answers, list):
         drops["thread without id, text or date, or with an odd value"] += 1
-        return
+        return []
 
     posts = []
     for answer in answers:
-        post = _post(answer, parent=opening["post_id"]) if isinstance(answer, dict) else None
+        post = _post(answer, parent=opening.post_id) if isinstance(answer, dict) else None
         if post is None:
             drops["response without id, body, votes or date, or with an odd value"] += 1
             continue
 
         posts.append(post)
         # Only an answer that was read can be the accepted one, and the first of several is.
-        if answer.get("accepted") and opening["accepted_id"] is None:
-            opening["accepted_id"] = post["post_id"]
-    yield from (opening, *posts)
+        if answer.get("accepted") and opening.accepted_id is None:
+            opening = replace(opening, accepted_id=post.post_id)
+    return [opening, *posts]
 
 
-class _Dates(NamedTuple):
-    """Dates of a post, in UTC without zone."""
-
-    created: datetime
-    closed: datetime | None
-    """None if the thread was not closed."""
-
-
-def _post(row: Json, *, parent: str | None) -> Json | None:
-    """A thread or response as a row of `schema.POSTS`; None if a value is absent or odd.
+def _post(row: Row, *, parent: str | None) -> Post | None:
+    """A thread or response as a post; None if a value is absent or odd.
 
     `parent` is the opening post of a response, and None for a thread.
     """
     # Only answers are ranked by their votes, so only they need them.
     votes = row.get("votes", 0 if parent is None else None)
-    dates = _dates(row)
-    if dates is None or not _is_sound(row, parent) or not json_lines.is_count(votes):
+    if not json_lines.is_count(votes):
+        return None
+    created, closed = _date(row.get("created")), _date(row.get("closed"))
+    if created is None or isinstance(row["created"], bool):
+        return None
+    if closed is None and row.get("closed") is not None:
         return None
 
-    # Ids of responses are unique within their thread only.
-    post_id = str(row["id"])
-    tags = _tags(row)
-    return {
-        "post_id": post_id if parent is None else f"{parent}/{post_id}",
-        "parent_id": parent,
-        "accepted_id": None,
-        "title": str(row.get("title") or "") if parent is None else None,
-        "body": row.get("body") or "",
-        "tags": None if tags is None else [str(tag) for tag in tags],
-        "votes": votes,
-        "created": dates.created,
-        "closed": dates.closed,
-        "author": _text_or_none(row.get("author")),
-        "url": _text_or_none(row.get("url")),
-        "licence": _text_or_none(row.get("licence")),
-    }
-
-
-def _is_sound(row: Json, parent: str | None) -> bool:
-    """Whether id, body, optional values and texts of a thread or response can be used."""
-    name, body = row.get("id"), row.get("body") or ""
     # A bool is an int to `isinstance`, but not an id.
+    name, body = row.get("id"), row.get("body") or ""
     if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
-        return False
+        return None
     if not isinstance(body, str) or (parent is not None and not body):
-        return False
+        return None
+    if not _has_sound_values(row):
+        return None
+
+    tags = row.get("tags")
+    return Post(
+        # Ids of responses are unique within their thread only.
+        post_id=str(name) if parent is None else f"{parent}/{name}",
+        parent_id=parent,
+        title=str(row.get("title") or "") if parent is None else None,
+        body=body,
+        tags=[str(tag) for tag in tags] if isinstance(tags, list) else None,
+        votes=votes,
+        created=created,
+        closed=closed,
+        author=_text_or_none(row.get("author")),
+        url=_text_or_none(row.get("url")),
+        licence=_text_or_none(row.get("licence")),
+    )
+
+
+def _has_sound_values(row: Row) -> bool:
+    """Whether the optional values of a row have their types, and all its texts can be written."""
     if not all(isinstance(row.get(key), kinds) for key, kinds in OPTIONAL.items()):
         return False
 
     texts = [value for value in row.values() if isinstance(value, str)]
-    texts += map(str, _tags(row) or ())
-    return all(map(json_lines.is_text, texts))
-
-
-def _tags(row: Json) -> list[Any] | None:
     tags = row.get("tags")
-    return tags if isinstance(tags, list) else None
+    if isinstance(tags, list):
+        texts += map(str, tags)
+    return all(map(json_lines.is_text, texts))
 
 
 def _text_or_none(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _dates(row: Json) -> _Dates | None:
-    """The dates of a thread or response; None if one of them is not a date."""
-    if isinstance(row.get("created"), bool):
-        return None
-
+def _date(value: object) -> datetime | None:
+    """A date without zone, in UTC; None if the value is not a date."""
     try:
-        created = _date(row["created"])
-        closed = None if row.get("closed") is None else _date(row["closed"])
-    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        if isinstance(value, str):
+            date = datetime.fromisoformat(value)
+            return date if date.tzinfo is None else date.astimezone(UTC).replace(tzinfo=None)
+        if isinstance(value, int | float):
+            return datetime.fromtimestamp(value, UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError, OSError):
         # The last two come from numbers beyond the years that the platform knows.
         return None
-    return _Dates(created, closed)
-
-
-def _date(value: Any) -> datetime:
-    """A date without zone, in UTC."""
-    if isinstance(value, int | float):
-        return datetime.fromtimestamp(value, UTC).replace(tzinfo=None)
-
-    date = datetime.fromisoformat(value)
-    return date if date.tzinfo is None else date.astimezone(UTC).replace(tzinfo=None)
+    return None
 
 
 THREADS = ForumFormat(

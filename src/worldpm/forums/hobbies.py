@@ -128,12 +128,12 @@ class Truth:
     quality: float
     """Sum of the three parts."""
     appeal: float
-    """What the crowd sees: quality, and what it likes besides. The best reward for a reader of the
+    """Quality, and the length that the crowd likes besides. The best reward for a reader of the
     text alone."""
 
 
 class Question(NamedTuple):
-    """What a thread asks: a topic and a fact or sum that can be checked."""
+    """The question of a thread: a topic and a fact or sum that can be checked."""
 
     topic: int
     """Index into TOPICS."""

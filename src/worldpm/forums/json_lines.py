@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeGuard
 
 import zstandard
 
 from worldpm.errors import DataError
-from worldpm.storage.json_files import Json
+from worldpm.storage.rows import Row
 
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".zst")
 WINDOW_BYTES = 2**31
@@ -32,8 +32,8 @@ BROKEN_SHARE, BROKEN_COUNT = 0.01, 10
 """More broken lines than this share of all, and than this number, are an error at the end of the
 file."""
 FORMAT_CHECK_LINES = 1000
-"""From this line on, a file of which more than half of the lines are broken is refused at once: it
-has another format."""
+"""From this line on, a file is refused at once if more than half of its lines are broken: it has
+another format."""
 LINES_A_REPORT = 1000
 """Lines between two calls of `advance`."""
 
@@ -52,13 +52,13 @@ def is_text(value: str) -> bool:
     return True
 
 
-def is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int]:
     """Whether a value is an integer that fits a table."""
     # JSON's true and false are integers to Python, and a column holds 64 bits.
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
-def read(path: Path, drops: Counter[str], advance: Callable[[int], object] = int) -> Iterator[Json]:
+def read(path: Path, drops: Counter[str], advance: Callable[[int], object] = int) -> Iterator[Row]:
     """The objects of the lines, in order; broken and over-long lines are counted in `drops`.
 
     `advance` is called with numbers of bytes of the file that were read.
@@ -114,7 +114,7 @@ def _check_share(path: Path, broken: int, lines: int) -> None:
         )
 
 
-def _object(line: bytes) -> Json | None:
+def _object(line: bytes) -> Row | None:
     """The object of a line, or None if the line is broken or holds another value."""
     try:
         row = json.loads(line)
@@ -194,7 +194,7 @@ def _lines(path: Path, stream: _Stream, drops: Counter[str]) -> Iterator[bytes]:
         too_long = len(pending) + len(first) > LINE_LIMIT_BYTES
 
         if not rest:
-            # The line goes on in the next chunk. What is held of a line that is too long is let go.
+            # The line goes on in the next chunk. A line that is too long is not kept.
             skipping = skipping or too_long
             pending = b"" if too_long else pending + first
             continue

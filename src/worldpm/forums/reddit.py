@@ -19,15 +19,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Literal
 
 import pyarrow as pa
 
 from worldpm.forums import json_lines
-from worldpm.forums.forum_format import ForumFormat
-from worldpm.storage import parquet
-from worldpm.storage.json_files import Json, Plain
-from worldpm.storage.schema import POSTS
+from worldpm.forums.forum_format import ForumFormat, Post, batches_of
+from worldpm.storage.rows import Row
 
 NAMED = re.compile(r"^(?:R[SC]_)(.+)$|^(.+?)_(?:submissions|comments)$")
 """Names of files without their endings: a month, or a subreddit."""
@@ -69,25 +68,59 @@ def read_posts(
         DataError: If the file is cut or damaged, or too many of its lines are broken.
     """
 
-    def posts() -> Iterator[Plain]:
+    def posts() -> Iterator[Post]:
         for row in json_lines.read(path, drops, advance):
-            reason = _why_left_out(row)
-            if reason is None:
-                yield _post(row)
+            post = _post(row)
+            if isinstance(post, str):
+                drops[post] += 1
             else:
-                drops[reason] += 1
+                yield post
 
-    return parquet.rows_to_batches(posts(), POSTS, size=8192)
+    return batches_of(posts())
 
 
-def _why_left_out(row: Json) -> str | None:
-    """The first reason to leave a row out, or None."""
+def _post(row: Row) -> Post | str:
+    """The row as a post, or the first reason why it is left out."""
     is_comment = "link_id" in row
+    reason = _why_unwanted(row, is_comment)
+    if reason is not None:
+        return reason
+
+    # Values have every type in the dumps of many years, so each is checked. Only a comment has a
+    # parent.
+    votes, created = row.get("score"), _created(row)
+    if not json_lines.is_count(votes) or created is None:
+        return "row without score or date"
+    name, parent = row.get("id"), row.get("link_id")
+    if not isinstance(name, str) or not isinstance(parent, str if is_comment else NoneType):
+        return "row without id"
+    link = _link(row, is_comment)
+    if not isinstance(link, str | None):
+        return "link that is no text"
+
+    author, permalink = row.get("author"), row.get("permalink")
+    return Post(
+        post_id=f"{'t1' if is_comment else 't3'}_{name}",
+        parent_id=parent,
+        title=None if is_comment else html.unescape(str(row.get("title") or "")),
+        # The dumps hold text as the site's HTML has it, with `&amp;` for an ampersand.
+        body=html.unescape(link or str(_body(row, is_comment))),
+        tags=None if is_comment else [str(row.get("subreddit") or "")],
+        votes=votes,
+        created=created,
+        author=None if author in (None, *GONE) else str(author),
+        url=f"https://www.reddit.com{permalink}" if permalink else None,
+        licence=None,
+    )
+
+
+def _why_unwanted(row: Row, is_comment: bool) -> str | None:
+    """The first reason to leave out a row that can be read, or None."""
     # "t3_" marks submissions: deeper replies answer a comment, whose votes they share.
     if is_comment and not str(row.get("parent_id", "")).startswith("t3_"):
         return "reply to a comment"
 
-    body = _body(row)
+    body = _body(row, is_comment)
     if not isinstance(body, str) or body.strip() in GONE:
         return "deleted or removed"
     # A deleted submission may still have its text, with the mark as its title.
@@ -99,54 +132,30 @@ def _why_left_out(row: Json) -> str | None:
 
     if not all(json_lines.is_text(value) for value in row.values() if isinstance(value, str)):
         return "text that cannot be written"
-    if not json_lines.is_count(row.get("score")) or _created(row) is None:
-        return "row without score or date"
-    if not isinstance(row.get("id"), str) or (is_comment and not isinstance(row["link_id"], str)):
-        return "row without id"
-    if not isinstance(_link(row), str | None):
-        return "link that is no text"
     return None
 
 
-def _post(row: Json) -> Plain:
-    """A row that is not left out, as a row of `schema.POSTS`."""
-    is_comment = "link_id" in row
-    author, permalink = row.get("author"), row.get("permalink")
-
-    return {
-        "post_id": f"{'t1' if is_comment else 't3'}_{row['id']}",
-        "parent_id": row["link_id"] if is_comment else None,
-        "accepted_id": None,
-        "title": None if is_comment else html.unescape(str(row.get("title") or "")),
-        # The dumps hold text as the site's HTML has it, with `&amp;` for an ampersand.
-        "body": html.unescape(_link(row) or _body(row)),
-        "tags": None if is_comment else [str(row.get("subreddit") or "")],
-        "votes": row["score"],
-        "created": _created(row),
-        "closed": None,
-        "author": None if author in (None, *GONE) else str(author),
-        "url": f"https://www.reddit.com{permalink}" if permalink else None,
-        "licence": None,
-    }
-
-
-def _body(row: Json) -> Any:
+def _body(row: Row, is_comment: bool) -> object:
     """The text of a comment or submission; a submission may have none."""
-    return row.get("body") if "link_id" in row else row.get("selftext") or ""
+    return row.get("body") if is_comment else row.get("selftext") or ""
 
 
-def _link(row: Json) -> Any:
+def _link(row: Row, is_comment: bool) -> object:
     """The link of a submission that consists of one, or None."""
-    if "link_id" in row or str(_body(row)).strip() or row.get("is_self", True):
+    if is_comment or row.get("is_self", True) or str(_body(row, is_comment)).strip():
         return None
     return row.get("url")
 
 
-def _created(row: Json) -> datetime | None:
+def _created(row: Row) -> datetime | None:
     """The date in UTC, without zone; None if the row has none. Some dumps write it as text."""
+    seconds = row.get("created_utc")
+    if not isinstance(seconds, str | int | float):
+        return None
+
     try:
-        return datetime.fromtimestamp(float(row["created_utc"]), UTC).replace(tzinfo=None)
-    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(float(seconds), UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError, OSError):
         return None
 
 

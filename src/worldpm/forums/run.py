@@ -44,7 +44,7 @@ OTHER_PARTS = (
 
 @dataclass(frozen=True)
 class Site:
-    """What becomes one table."""
+    """The source of one table."""
 
     format: ForumFormat
     paths: tuple[Path, ...]
@@ -53,7 +53,7 @@ class Site:
 
 @dataclass(frozen=True)
 class SiteRecord:
-    """What the manifest says of a site."""
+    """Entry of the manifest for a site."""
 
     counts: IngestCounts
     drops: dict[str, int]
@@ -179,7 +179,7 @@ def _format_of(path: Path, name: str | None) -> ForumFormat:
             " (.jsonl, .zst) are needed",
         )
 
-    # Names do not tell the two formats of lines apart, but every row has its format's keys.
+    # The names of the two formats of lines are alike, but every row has its format's keys.
     first = next(json_lines.read(path, Counter()), {})
     if "responses" in first:
         return THREADS

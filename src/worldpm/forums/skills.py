@@ -74,7 +74,7 @@ class Wording(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What a thread asks."""
+    """The question of a thread."""
 
     topic: int
     """Rank of the topic, from 0."""

@@ -33,7 +33,8 @@ from worldpm.forums.markdown import from_html
 from worldpm.storage.schema import POSTS
 
 PROLOG = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>\s*)?<!DOCTYPE\s+posts\s+SYSTEM\s+(?:'[^'<>]*'|\"[^\"<>]*\")\s*>"
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>\s*)?"
+    rb"<!DOCTYPE\s+posts\s+SYSTEM\s+(?:'[^'<>]*'|\"[^\"<>]*\")\s*>"
 )
 """The beginning of some dumps of 2011 to 2012. It is harmless: the file that it names is never
 read."""

@@ -118,6 +118,7 @@ def envelope(runs: Runs, budgets: Array) -> Array:
     best = np.full(len(budgets), np.nan)
     for index in range(len(budgets)):
         losses, sizes = curves.at(index)
+        # The envelope can only take sizes that were trained, so it moves in steps.
         if len(losses):
             best[index] = sizes[np.argmin(losses)]
     return best
@@ -161,6 +162,7 @@ def _at_budgets(runs: Runs, budgets: Array) -> LossesAtBudgets:
 
     for index, name in enumerate(names):
         rows = np.flatnonzero(runs.runs == name)
+        # np.interp needs ascending operations.
         rows = rows[np.argsort(runs.c[rows])]
         sizes[index] = runs.n[rows[0]]
 
@@ -189,6 +191,7 @@ def _budgets(runs: Runs) -> Array:
 def _price(runs: Runs) -> float:
     """Operations for each parameter and pair: C = price N D; 6 times the tokens of a pair, and
     attention."""
+    # The geometric mean: the ratio varies by a factor, not by an amount.
     return float(np.exp(np.mean(np.log(runs.c / (runs.n * runs.d)))))
 
 
@@ -229,6 +232,7 @@ def _joint(runs: Runs, drawn: NDArray[np.int64], budgets: Array) -> Approach | N
 
 def _joint_resamples(runs: Runs, drawn: NDArray[np.int64], fitted: Fit) -> Array:
     """The parameters of the joint law in every resample, shape (resamples, 5)."""
+    # How often each point's run was drawn; rows of equal runs are counted, not repeated.
     weights = (drawn[:, :, None] == runs.runs).sum(axis=1).astype(np.float64)
     starts = np.broadcast_to(fitted.theta, (len(drawn), len(fitted.theta)))
     x = np.stack([runs.n, runs.d])

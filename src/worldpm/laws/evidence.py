@@ -17,8 +17,8 @@ COLLINEAR_CORRELATION = 0.999
 HELD_OUT_SHARE = 1 / 3
 """Share of the distinct sizes that are held out, the largest ones."""
 VALUES_A_DECADE = 100
-"""Values of an axis that count as different: two seeds reach slightly different amounts of data, and
-round to the same value."""
+"""Values of an axis that count as different: the slightly different amounts of data of two seeds
+round to the same one."""
 ROUNDING_SQUARE = 1e-30
 """Squared residual of a point that a perfect fit may have by rounding."""
 LEAST_PREDICTION = 1e-300
@@ -159,6 +159,7 @@ def profile(points: Points, name: str, fitted: Fit, *, steps: int = 41) -> Inter
     limit = count * np.log1p(student.ppf(0.975, free) ** 2 / free)
     best = float(fitted.theta[fitted.form.parameters.index(name)])
     coarse = best * np.geomspace(1e-2, 1e2, steps)
+    # A steep deviance may have no value within the limit but the best one, in the middle.
     inside = np.flatnonzero(_deviances(points, name, fitted, coarse) <= limit)
     first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (steps // 2, steps // 2)
 
@@ -208,6 +209,7 @@ def independent_points(points: Points) -> int:
 def distinct_values(x: Array) -> Array:
     """The different values of x, shape (axes, k), in the order of x; values that round to the same
     hundredth of a decade are equal."""
+    # The first of equal values represents them; np.sort brings back the order of x.
     _, first = np.unique(np.round(np.log10(x) * VALUES_A_DECADE), axis=1, return_index=True)
     return np.asarray(x[:, np.sort(first)])
 
@@ -259,10 +261,10 @@ class SlopeError(NamedTuple):
 def slope(points: Points, draws: Resamples) -> Slope:
     """The straight line through ln y over ln x, for one axis.
 
-    Where every run has at least three different x, each gives a slope, and the error is that of their
-    mean, with that of the prompts that all runs have in common. Elsewhere runs and prompts are
-    resampled. The interval is Student's, for the number of runs, because the spread of a few runs
-    is too small. NaN ends with fewer than two slopes, or three runs without.
+    Where every run has at least three different x, each gives a slope, and the error is that of
+    their mean, with that of the prompts that all runs have in common. Elsewhere runs and prompts
+    are resampled. The interval is Student's, for the number of runs, because the spread of a few
+    runs is too small. NaN ends with fewer than two slopes, or three runs without.
     """
     log_x, log_y = np.log(points.x[0]), np.log(points.y)
     estimate = _line_slope(log_x, log_y, np.ones_like(log_y))
@@ -330,6 +332,7 @@ def largest(points: Points, *, axis: int = 0, share: float = HELD_OUT_SHARE) -> 
     if len(amounts) < 2:
         return np.zeros(len(points.y), dtype=np.bool_)
 
+    # By values, not by points: a size with many points is one size.
     held_out = max(1, round(len(amounts) * share))
     # 1 % of tolerance: another seed may be a little below the value that it rounds to.
     return np.asarray(points.x[axis] >= amounts[-held_out] * 0.99)
@@ -386,5 +389,6 @@ def left_out_errors(fitted: Fit, points: Points, parts: NDArray[Any]) -> Array:
         best[better], theta[better] = solutions.objective[better], solutions.theta[better]
 
     predicted = np.maximum(curve(fitted.form, theta, points.x)[0], LEAST_PREDICTION)
+    # Weights are 0 on the part that was left out, and only there its errors count.
     squared = (np.log(predicted) - np.log(points.y)) ** 2
     return np.asarray(((1 - weights) * squared).sum(axis=1) / (1 - weights).sum(axis=1))

@@ -37,9 +37,11 @@ def files(picture: Picture) -> dict[str, bytes]:
         "svg": {"metadata": {"Date": None, "Creator": None}},
         "png": {"dpi": DPI, "metadata": {"Software": None}},
     }
+
     contents = {}
     for kind, of_kind in options.items():
         buffer = io.BytesIO()
+        # The style again: texts of an SVG are written when it is saved.
         with mpl.rc_context(plots.style(PAPER)):
             figure.savefig(buffer, format=kind, facecolor="white", **of_kind)
         contents[f"{picture.name}.{kind}"] = buffer.getvalue()
@@ -49,11 +51,13 @@ def files(picture: Picture) -> dict[str, bytes]:
 def draw(picture: Picture, palette: Palette) -> Figure:
     """The panels of a figure in a grid, with one legend for all where it has a title."""
     count = len(picture.panels)
+    # Four panels are a square, not a row of three and a single one.
     columns = 2 if count == 4 else min(MOST_COLUMNS, count)
     rows = -(-count // columns)
     width = PANEL_INCHES[0] * columns + (LEGEND_INCHES if picture.legend else 0)
 
     with mpl.rc_context(plots.style(palette)):
+        # Not pyplot, which keeps every figure in memory and needs a display.
         figure = Figure(figsize=(width, PANEL_INCHES[1] * rows), layout="constrained")
         grid = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, panel in zip(grid, picture.panels, strict=False):
@@ -94,7 +98,7 @@ def _draw_panel(axes: Axes, panel: Panel, palette: Palette) -> None:
 
 
 def _draw_frame(axes: Axes, panel: Panel) -> None:
-    """Title, labels, scales and ticks."""
+    """Draw title, labels, scales and ticks."""
     axes.set_xscale("log")
     # A dollar would begin a formula.
     title = panel.title.replace("$", r"\$")
@@ -105,6 +109,7 @@ def _draw_frame(axes: Axes, panel: Panel) -> None:
 
     if panel.logarithmic_y or panel.loss_range is not None:
         axes.set_yscale("log")
+    # Losses span less than a decade, where matplotlib would label no tick, or few.
     if panel.loss_range is not None:
         digits = range(1, 10) if panel.loss_range < NARROW_RANGE else (1, 2, 5)
         axes.yaxis.set_major_locator(LogLocator(subs=digits))
@@ -118,10 +123,12 @@ def _draw_mark(axes: Axes, mark: Mark, palette: Palette) -> None:
         case Line():
             x, y = [x for x, _ in mark.dots], [y for _, y in mark.dots]
             axes.plot(x, y, **_line_options(mark, palette))
+
         case Band():
             low, high = _numbers(mark.low), _numbers(mark.high)
             colour = _colour(mark.colour, palette)
             axes.fill_between(mark.x, low, high, color=colour, alpha=0.15, linewidth=0)
+
         case Level(y=y, label=None):
             axes.axhline(y, color=palette.muted, linewidth=1)
         case Level(y=y, label=label):
@@ -137,6 +144,8 @@ def _line_options(line: Line, palette: Palette) -> dict[str, Any]:
         "linestyle": "none" if line.width is None else "-",
         "alpha": line.opacity,
     }
+
+    # Only where they are set: matplotlib has defaults of its own for these.
     if line.face != "full":
         options["markerfacecolor"] = line.face
     if line.width is not None:
@@ -148,7 +157,7 @@ def _line_options(line: Line, palette: Palette) -> dict[str, Any]:
 
 def _colour(colour: Colour, palette: Palette) -> str | tuple[float, float, float, float]:
     if isinstance(colour, str):
-        return str(getattr(palette, colour))
+        return str(palette._asdict()[colour])
     return mpl.colormaps[COLOUR_MAP](colour)
 
 

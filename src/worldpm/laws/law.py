@@ -379,8 +379,10 @@ class PointRow:
     @classmethod
     def of(cls, point: Measurement, y: str) -> "PointRow":
         """The row of a point whose y is this column."""
+        # No form has the same column as x and as y.
         columns = {**point.x, y: point.y}
         scores = point.scores
+
         return cls(
             series=point.series.name,
             run=point.run,
@@ -404,6 +406,8 @@ class PointRow:
         columns = {"N": self.N, "D": self.D, "C": self.C, "d": self.d, "loss": self.loss}
         columns |= {"error": self.error, "gain": self.gain, "accuracy": self.accuracy}
         numbers = {name: value for name, value in columns.items() if value is not None}
+
+        # An accuracy stands beside a loss, and is not one of its axes.
         return Measurement(
             series=Series.parse(self.series),
             run=self.run,
@@ -415,6 +419,7 @@ class PointRow:
         )
 
     def _scores(self) -> CheckpointScores | None:
+        # A table of accuracies has an accuracy, but no checkpoint.
         if self.checkpoint is None or self.accuracy is None:
             return None
         return CheckpointScores(
@@ -456,6 +461,7 @@ def ends(interval: Interval) -> Ends:
 
 def to_files(laws: Laws) -> dict[str, bytes]:
     """The three files of a folder, by name."""
+    # msgspec leaves out UNSET, but not None, so defaults are removed before.
     rows = [PointRow.of(point, laws.y) for point in laws.points]
     contents = {LAWS: laws.laws, POINTS: rows, COMPUTE_OPTIMAL: laws.optima}
     return {name: to_json(_without_defaults(content)) for name, content in contents.items()}
@@ -468,8 +474,10 @@ def read_laws(folder: Path) -> Laws:
         DataError: If a file is damaged.
     """
     laws = read_record(folder / LAWS, list[Law])
-    y = laws[0].y
     rows = read_record(folder / POINTS, list[PointRow])
+    # A folder has at least one law, and all its laws are about the same column.
+    y = laws[0].y
+
     return Laws(
         y=y,
         laws=laws,

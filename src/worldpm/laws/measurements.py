@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,14 +47,14 @@ class ItemLosses(NamedTuple):
 
 
 class SeriesOfCheckpoint(NamedTuple):
-    """Which points belong to an entry of `Measured.items`."""
+    """The points that an entry of `Measured.items` belongs to."""
 
     series: Series
     checkpoint: str
 
 
 class PointKey(NamedTuple):
-    """What makes two points the same point."""
+    """The identity of a point: a second point with the same key is a repeated point."""
 
     series: Series
     run: str | None
@@ -64,7 +65,7 @@ class PointKey(NamedTuple):
 
 @dataclass
 class Measured:
-    """All points that were read, and what was left out."""
+    """All points of the inputs, and the counts of those that were dropped."""
 
     points: list[Measurement] = field(default_factory=list[Measurement])
     drops: Counter[str] = field(default_factory=Counter[str])
@@ -88,6 +89,7 @@ class Measured:
 
         `by_run`: whether points of different runs with the same numbers are different points.
         """
+        # The same file twice, or a snapshot in two folders, must not count twice.
         for point in points:
             axes = frozenset(point.x.items())
             key = PointKey(point.series, point.run if by_run else None, axes, point.y)
@@ -121,10 +123,11 @@ def read(
             _read_table(measured, path, y=y, axes=axes)
         else:
             raise ConfigError(
-                f"{path}: no such file or folder; name a table with columns N, D and {y}, or what"
-                " `worldpm evaluate` wrote"
+                f"{path}: no such file or folder. Name a table with columns N, D and {y}, or a"
+                " folder of `worldpm evaluate`."
             )
 
+    # A temperature removes the scale of a family's rewards, which raw losses depend on.
     if not calibrated:
         _check_families(measured)
     _check_not_empty(measured, inputs[0])
@@ -137,9 +140,9 @@ def _check_families(measured: Measured) -> None:
         if len(families) > 1:
             raise ConfigError(
                 f"{series.name}: models of {len(families)} families"
-                f" ({', '.join(families[:FAMILIES_NAMED])}), whose raw"
-                " losses cannot be compared; fit each alone, or say --calibrated: results then"
-                " give the loss at their temperature, and of a table it is taken on trust"
+                f" ({', '.join(families[:FAMILIES_NAMED])}), whose raw losses cannot be compared."
+                " Fit each family alone, or pass --calibrated: results then give the loss at each"
+                " checkpoint's temperature, and the losses of a table are used as given."
             )
 
 
@@ -159,7 +162,7 @@ def points_of(measured: Measured, chosen: Sequence[Measurement], axes: Sequence[
 
     items = _items_of(measured, chosen)
     return Points(
-        x=np.array([[point.x[axis] for point in chosen] for axis in axes]),
+        x=np.stack([np.array([point.x[axis] for point in chosen]) for axis in axes]),
         y=np.array([point.y for point in chosen]),
         runs=np.array([numbers[point.run] for point in chosen]),
         item_sums=np.stack([losses.sums for losses in items]) if items else None,
@@ -173,10 +176,13 @@ def _items_of(measured: Measured, chosen: Sequence[Measurement]) -> list[ItemLos
     for point in chosen:
         if point.scores is None:
             return []
+
         key = SeriesOfCheckpoint(point.series, point.scores.checkpoint)
         if key not in measured.items:
             return []
         items.append(measured.items[key])
+
+    # Results of other test sets have other prompts, and cannot be resampled together.
     return items if len({len(losses.weights) for losses in items}) == 1 else []
 
 
@@ -194,13 +200,15 @@ def _unusable(point: Measurement, y: str) -> str | None:
 
 
 def _read_table(measured: Measured, path: Path, *, y: str, axes: Sequence[str]) -> None:
+    # Rows with NaN are read, so that they are counted among the dropped points.
     table = list(rows.read(path, nan=True))
     if not table:
         return
     if not all(isinstance(row, dict) for row in table):
         raise DataError(path, "holds rows that are not objects with named columns")
 
-    columns = list(dict.fromkeys(name for row in table for name in row))
+    # A column may begin after the first row.
+    columns = list(dict.fromkeys(chain.from_iterable(table)))
     present = [axis for axis in axes if axis in columns]
     if y not in columns or not present:
         raise ConfigError(
@@ -214,7 +222,9 @@ def _read_table(measured: Measured, path: Path, *, y: str, axes: Sequence[str]) 
 
 def _of_row(row: Json, path: Path, number: int, y: str, axes: Sequence[str]) -> Measurement:
     """The point of a row; `number` counts rows from 1."""
+    # All suffixes, as of `table.jsonl.gz`.
     series = path.name.split(".")[0] if y == "loss" else y
+
     return Measurement(
         series=Series.parse(series if _is_empty(row.get("series")) else str(row["series"])),
         run=_run(row, path, number),
@@ -233,11 +243,13 @@ def _run(row: Json, path: Path, number: int) -> str:
 
 
 def _is_empty(cell: object) -> bool:
+    # pandas writes NaN for a missing text.
     return cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell))
 
 
 def _held_out(cell: object, path: Path, number: int) -> bool:
     """Whether a row is held out: a number that is not 0, or true."""
+    # CSV has texts only, Parquet booleans or, after pandas, floats.
     word = "" if cell is None else str(cell).strip().casefold()
     if word in TRUE or word in FALSE:
         return word in TRUE
@@ -263,8 +275,8 @@ def _read_results(measured: Measured, folder: Path, *, y: str, calibrated: bool)
     for checkpoint, result in read_results(folder).checkpoints.items():
         if result.conditions.training is None:
             raise ConfigError(
-                f"{folder}: {checkpoint} does not say what training it had; only checkpoints of"
-                " `worldpm train` do"
+                f"{folder}: {checkpoint} has no record of its training. Only checkpoints of"
+                " `worldpm train` have one."
             )
         training = result.conditions.training
         points = _of_checkpoint(checkpoint, training, result, y=y, calibrated=calibrated)
@@ -323,6 +335,7 @@ def _item_losses(folder: Path) -> dict[SeriesOfCheckpoint, ItemLosses]:
         losses = bradley_terry.losses_nats(pairs.margins, probability).numpy()
         subsets, prompt_ids = np.array(pairs.subsets), np.array(pairs.prompt_ids)
 
+        # The benchmark as a whole is a series too.
         parts = {Series(benchmark): np.ones(len(losses), dtype=np.bool_)}
         parts |= {Series(benchmark, str(name)): subsets == name for name in np.unique(subsets)}
         for series, marked in parts.items():

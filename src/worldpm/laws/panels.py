@@ -128,6 +128,7 @@ def _tests(laws: Laws) -> list[str]:
 
 def _fitted_tests(laws: Laws, *x: str, at_one_size: bool = False) -> list[str]:
     """The tests that have a law over these axes, of all sizes or of each."""
+    # A series whose name is that of a test is the test as a whole.
     fitted = {
         law.series
         for law in laws.laws
@@ -140,6 +141,7 @@ def _drawn_law(laws: Laws, key: SliceKey) -> Law | None:
     """The law that is drawn: the one whose form the verdict names, or without a verdict the one
     that predicts the largest best; None if no form could be fitted."""
     fitted = [law for law in laws.laws if law.key == key and law.parameters]
+    # The form of the verdict may not be among the fitted ones, as with --form.
     named = [law for law in fitted if law.form == law.drawn]
     return named[0] if named else min(fitted, key=_error_on_largest, default=None)
 
@@ -156,9 +158,9 @@ def _held_out_x(law: Law | None) -> list[float]:
     return [prediction.x[0] for prediction in law.held_out.predictions]
 
 
-def _fitted_to(laws: Laws) -> str:
-    """Which dots the lines are fitted to, for captions."""
-    return "the full ones" if any(point.held_out for point in laws.points) else "all"
+def _fitted_dots(laws: Laws) -> str:
+    """The dots that lines are fitted to, for captions."""
+    return "the full dots" if any(point.held_out for point in laws.points) else "all dots"
 
 
 def _means(points: Iterable[XY]) -> list[XY]:
@@ -182,6 +184,7 @@ def _shares(count: int) -> list[float]:
 
 def _colours_of_sizes(laws: Laws) -> dict[float, float]:
     """A colour for each size of any test, from dark to light."""
+    # Of all tests, so that a size has the same colour in every panel.
     sizes = sorted({point.x["N"] for point in laws.points if "N" in point.x})
     return dict(zip(sizes, _shares(len(sizes)), strict=True))
 
@@ -228,10 +231,10 @@ def _pictures_over_data(laws: Laws) -> Iterator[Picture]:
     names = _fitted_tests(laws, "D", at_one_size=True)
     if names:
         caption = (
-            "Test loss over data, one colour a size; dots are means over seeds, lines the fits"
-            " that suit each size best, with 95 % bands; a fit to the full dots had to foretell"
-            f" the open ones, the lines are fits to {_fitted_to(laws)}. The dashed line is a coin"
-            " flip. Above stands the verdict over N and D together."
+            "Test loss over data, one colour for each size. Dots are means over seeds, and lines"
+            f" the best fit for each size to {_fitted_dots(laws)}, with 95 % bands. Open dots test"
+            " predictions by another fit, to the full dots only. The dashed line is a coin flip."
+            " The title gives the verdict over N and D together."
         )
         panels = [_panel_over_data(laws, name) for name in names]
         yield Picture(name=f"{laws.y}_over_data", caption=caption, panels=panels, legend="N")
@@ -250,14 +253,15 @@ def _panel_over_data(laws: Laws, name: str) -> Panel:
 
     key = SliceKey(name, ("N", "D"), None)
     verdict = next((law.verdict for law in laws.laws if law.key == key and law.verdict), None)
-    foretold = Line(dots=[], colour="muted", face="white", label="foretold")
+    # Open dots and bands have the colours of sizes, and need entries of the legend without one.
+    held_out = Line(dots=[], colour="muted", face="white", label="held out")
     band = Line(dots=[], colour="muted", marker="", width=6, opacity=0.3, label="95 % of the fit")
     return Panel(
         title=f"{name}: {verdict}" if verdict else name,
         x_label=UNITS["D"],
         y_label=UNITS.get(laws.y, laws.y),
         marks=marks,
-        guides=[foretold, band, *_coin_below(laws.y, values)],
+        guides=[held_out, band, *_coin_below(laws.y, values)],
         loss_range=_loss_range(laws.y, values),
     )
 
@@ -286,8 +290,8 @@ def _pictures_along(laws: Laws, axis: str) -> Iterator[Picture]:
         last_only = axis == "N" and _fitted_tests(laws, "N", "D")
         caption = (
             f"{'The last points of all runs' if last_only else 'All points'}, and the best fit to"
-            f" {_fitted_to(laws)} with its 95 % band; a fit to the full dots had to foretell the"
-            " open ones. Above stands the verdict."
+            f" {_fitted_dots(laws)} with its 95 % band. Open dots test predictions by another fit,"
+            " to the full dots only. The title gives the verdict."
         )
         panels = [_panel_along(laws, name, axis) for name in names]
         yield Picture(name=f"{laws.y}_over_{axis}", caption=caption, panels=panels)
@@ -297,16 +301,17 @@ def _panel_along(laws: Laws, name: str, axis: str) -> Panel:
     law = _drawn_law(laws, SliceKey(name, (axis,), None))
     used = law.used if law and law.used else []
     values = [y for _, y in used]
-    held_out = set(_held_out_x(law))
-    fitted = [dot for dot in used if dot.x not in held_out]
-    foretold = [dot for dot in used if dot.x in held_out]
+    held_out_x = set(_held_out_x(law))
+    fitted = [dot for dot in used if dot.x not in held_out_x]
+    held_out = [dot for dot in used if dot.x in held_out_x]
+
     return Panel(
         title=f"{name}: {law.verdict}" if law and law.verdict else name,
         x_label=UNITS.get(axis, axis),
         y_label=UNITS.get(laws.y, laws.y),
         marks=[
-            Line(dots=fitted, colour="first", marker_size=4, label="seen"),
-            Line(dots=foretold, colour="first", marker_size=4, face="white", label="foretold"),
+            Line(dots=fitted, colour="first", marker_size=4, label="fitted"),
+            Line(dots=held_out, colour="first", marker_size=4, face="white", label="held out"),
             *_curve(law, "first"),
         ],
         guides=_coin_below(laws.y, values),
@@ -320,8 +325,8 @@ def _pictures_of_parts(laws: Laws) -> Iterator[Picture]:
     names = [name for name in _tests(laws) if name in split]
     if names:
         caption = (
-            "The parts of each test at the end of training, over size: means over seeds, with"
-            " verdicts. The dashed line is a coin flip."
+            "The parts of each test at the end of training, over size. Dots are means over seeds."
+            " The legend gives the verdicts. The dashed line is a coin flip."
         )
         panels = [_panel_of_parts(laws, name) for name in names]
         yield Picture(name="parts_over_size", caption=caption, panels=panels)
@@ -329,8 +334,9 @@ def _pictures_of_parts(laws: Laws) -> Iterator[Picture]:
 
 def _panel_of_parts(laws: Laws, name: str) -> Panel:
     series = dict.fromkeys(point.series for point in laws.points if point.series.test == name)
-    parts = [each for each in series if each.part is not None]
+    parts = [part for part in series if part.part is not None]
     marks: list[Line] = []
+    # Markers too: neighbouring shades of many parts are hard to distinguish.
     for part, colour, marker in zip(parts, _shares(len(parts)), cycle(MARKERS), strict=False):
         laws_of_part = (law for law in laws.laws if law.subject == part and law.x == ("N",))
         law = next(laws_of_part, None)
@@ -362,8 +368,8 @@ def _pictures_of_residuals(laws: Laws) -> Iterator[Picture]:
     names = _fitted_tests(laws, "N", "D")
     if names:
         caption = (
-            "What the law over N and D leaves unexplained at each point: a pattern here is a law"
-            " that does not hold."
+            "Residuals of the law over N and D at each point. A pattern shows that the law does not"
+            " hold."
         )
         panels = [_panel_of_residuals(laws, name) for name in names]
         yield Picture(name="residuals", caption=caption, panels=panels, legend="N")
@@ -371,14 +377,14 @@ def _pictures_of_residuals(laws: Laws) -> Iterator[Picture]:
 
 def _panel_of_residuals(laws: Laws, name: str) -> Panel:
     law = _drawn_law(laws, SliceKey(name, ("N", "D"), None))
-    places = law.residual_places if law and law.residual_places else []
+    x = law.residual_places if law and law.residual_places else []
     residuals = law.residuals if law and law.residuals else []
     marks: list[Mark] = []
     for size, colour in _colours_of_sizes(laws).items():
         dots = [
-            XY(place.d, residual)
-            for place, residual in zip(places, residuals, strict=True)
-            if place.n == size and residual is not None
+            XY(d, residual)
+            for (n, d), residual in zip(x, residuals, strict=True)
+            if n == size and residual is not None  # None: a y of 0 has no logarithm
         ]
         if dots:
             marks.append(Line(dots=dots, colour=colour, label=_size_label(size)))
@@ -401,15 +407,15 @@ def _pictures_of_optima(laws: Laws) -> Iterator[Picture]:
     }
     if optima:
         caption = (
-            "Loss over size at one budget of operations a curve, small ones light; squares are the"
-            " lowest points of parabolas."
+            "Loss over size, one curve for each budget of operations, lighter for smaller budgets."
+            " Squares are the lowest points of parabolas."
         )
         panels = [_panel_isoflop(name, optimum, laws.y) for name, optimum in optima.items()]
         yield Picture(name="isoflop", caption=caption, panels=panels)
 
         caption = (
-            "The best size for a budget by three approaches; the band is the 95 % interval of the"
-            " joint law's."
+            "The best size for a budget by three approaches. The band is the 95 % interval of the"
+            " joint law."
         )
         panels = [_panel_of_frontier(name, optimum) for name, optimum in optima.items()]
         yield Picture(name="frontier", caption=caption, panels=panels)
@@ -417,6 +423,7 @@ def _pictures_of_optima(laws: Laws) -> Iterator[Picture]:
 
 def _panel_isoflop(name: str, optimum: Optimum, y: str) -> Panel:
     budgets = optimum.budgets_flops
+    # From light to dark, so that larger budgets stand out.
     colours = np.linspace(LIGHT, DARK, max(2, len(budgets))).tolist()
     columns = zip(budgets, optimum.curves, optimum.isoflop.optimal_n, colours, strict=False)
     marks: list[Mark] = []
@@ -433,6 +440,7 @@ def _panel_isoflop(name: str, optimum: Optimum, y: str) -> Panel:
             )
         )
         if best is not None and curve.n:
+            # The best size is between trained ones: its loss is read off the curve.
             loss = float(np.interp(math.log(best), np.log(curve.n), curve.loss))
             dots = [XY(best, loss)]
             marks.append(Line(dots=dots, colour=colour, marker="s", marker_size=6, face="none"))
@@ -449,6 +457,7 @@ def _panel_isoflop(name: str, optimum: Optimum, y: str) -> Panel:
 
 def _panel_of_frontier(name: str, optimum: Optimum) -> Panel:
     budgets = optimum.budgets_flops
+
     return Panel(
         title=name,
         x_label=UNITS["C"],
@@ -469,6 +478,7 @@ def _marks_of_approach(
     """The best size over the budget, with its band where it has one."""
     if approach is None or not any(approach.optimal_n):
         return []
+
     dots = [XY(c, n) for c, n in zip(budgets, approach.optimal_n, strict=True) if n]
     exponent = "" if approach.exponent is None else f", a = {approach.exponent:.2f}"
     line = Line(
@@ -479,6 +489,7 @@ def _marks_of_approach(
         width=1.2,
         label=label + exponent,
     )
+
     intervals = approach.optimal_n_intervals
     if not intervals:
         return [line]

@@ -1,5 +1,5 @@
-"""Measured points become scaling laws: fits with their intervals, and verdicts with the evidence
-for them."""
+"""The work of `worldpm laws`: from measured points to fits with intervals, verdicts with their
+evidence, and figures."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +37,7 @@ from worldpm.laws.law import (
 from worldpm.laws.measurements import Measured
 from worldpm.laws.verdicts import (
     LEAST_DECADES,
-    LEAST_PLACES,
+    LEAST_VALUES,
     LINE_FORMS,
     PLANE_FORMS,
     Verdict,
@@ -72,13 +72,13 @@ FLOOR_SHARE = 1e-3
 """A floor below this share of the least y touches 0."""
 FAILED_SHARE = 0.1
 """Share of resamples that may fail without a warning."""
-LEAST_X, LEAST_PREDICTION = 1e-300, 1e-300
-"""Numbers below have no logarithm."""
+LEAST_POSITIVE = 1e-300
+"""Stands in for 0 and below where a logarithm is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is fitted and how."""
+    """The column, the axes and the method of the fits."""
 
     y: str = "loss"
     """The column that is fitted."""
@@ -101,7 +101,7 @@ class Settings:
 
     @property
     def gives_verdicts(self) -> bool:
-        """Whether a verdict is given: about losses only, and not for forms of columns of their
+        """Whether slices get a verdict: only for losses, and not for forms with columns of their
         own."""
         return self.y == "loss" and self.form not in COLUMNS
 
@@ -139,19 +139,13 @@ class Sample:
 
 
 def run(options: LawsOptions) -> None:
-    """Write `laws.json`, the points, how compute is best spent, and the figures as SVG and PNG."""
-    settings = Settings(
-        y=options.y_column,
-        axes=options.axes,
-        form=options.form,
-        objective=options.objective,
-        resamples=options.resamples,
-        seed=options.seed,
-    )
+    """Write the laws, the points, the best sizes for a budget, and the figures as SVG and PNG."""
     _check_form(options)
+    settings = _settings(options)
     measured = measurements.read(
         options.inputs, y=settings.y, axes=settings.axes, calibrated=options.calibrated
     )
+    # Before the folder is begun, so that wrong inputs leave nothing behind.
     slices = slices_of(measured, settings)
     if not slices:
         raise ConfigError(f"{options.inputs[0]}: {_why_no_slice(measured, settings)}")
@@ -169,19 +163,14 @@ def run(options: LawsOptions) -> None:
     with output:
         for reason, count in measured.drops.items():
             logger.warning("%d points left out: %s", count, reason)
-        with console.progress("fit", total=len(slices)) as advance:
-            laws = fit_laws(
-                measured,
-                settings,
-                workers=cores() if len(slices) > FEW_SLICES else 0,
-                after_each=advance,
-            )
 
-        _warn_of_warnings(laws)
-        for name, content in to_files(laws).items():
-            output.write(name, content)
-        _write_figures(laws, output)
-        _log_laws(laws)
+        # A process takes seconds to start, and a slice about as long to fit.
+        workers = cores() if len(slices) > FEW_SLICES else 0
+        with console.progress("fit", total=len(slices)) as advance:
+            laws = fit_laws(measured, settings, workers=workers, after_each=advance)
+
+        _write(laws, output)
+        _log(laws)
         output.finish(
             counts={"points": len(laws.points), "fits": len(laws.laws)},
             drops={"points": dict(measured.drops)},
@@ -191,8 +180,8 @@ def run(options: LawsOptions) -> None:
 def _check_form(options: LawsOptions) -> None:
     if options.form and options.y == "accuracy" and FORMS[options.form].starts_at_coin_loss:
         raise ConfigError(
-            f"--form {options.form} begins at a coin's loss, ln 2, which is no accuracy; leave --y"
-            " out, or take another form"
+            f"--form {options.form} models a loss that starts at ln 2. It cannot be fitted to"
+            " accuracies: leave --y out, or take another form."
         )
 
 
@@ -208,8 +197,22 @@ def _config(options: LawsOptions) -> dict[str, Any]:
     }
 
 
-def _write_figures(laws: Laws, output: folders.Output) -> None:
-    """Every figure as SVG and PNG."""
+def _settings(options: LawsOptions) -> Settings:
+    return Settings(
+        y=options.y_column,
+        axes=options.axes,
+        form=options.form,
+        objective=options.objective,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+
+
+def _write(laws: Laws, output: folders.Output) -> None:
+    """Write the laws, and every figure as SVG and PNG."""
+    for name, content in to_files(laws).items():
+        output.write(name, content)
+
     (output.path / "figures").mkdir(exist_ok=True)
     for picture in panels.pictures(laws):
         for name, content in figures.files(picture).items():
@@ -232,13 +235,14 @@ def fit_laws(
     laws: list[Law] = []
     slices = slices_of(measured, settings)
     work = partial(_fit_slice, measured=measured, settings=settings)
+    # In the order of the slices, so that any number of processes gives the same files.
     for laws_of_slice in in_order(work, slices, workers=workers):
         laws += laws_of_slice
         if after_each is not None:
             after_each()
 
     # A budget has a best size only where both size and data lower the loss.
-    falling = {each.series for each in laws if each.x == ("N", "D") and each.verdict == "power law"}
+    falling = {law.series for law in laws if law.x == ("N", "D") and law.verdict == "power law"}
     optima: dict[str, Optimum] = {}
     for series, points in measured.series().items():
         if series.name in falling and series.part is None:
@@ -250,13 +254,13 @@ def fit_laws(
 
 def slices_of(measured: Measured, settings: Settings) -> list[Slice]:
     """The slices that suit the form and have a point that is not held out."""
-    return [
-        part
-        for series, points in measured.series().items()
-        for part in _slices_of_series(series, points, settings)
-        if (settings.form is None or FORMS[settings.form].axes == len(part.x))
-        and not all(point.held_out for point in part.points)
-    ]
+    slices: list[Slice] = []
+    for series, points in measured.series().items():
+        for part in _slices_of_series(series, points, settings):
+            suits = settings.form is None or FORMS[settings.form].axes == len(part.x)
+            if suits and not all(point.held_out for point in part.points):
+                slices.append(part)
+    return slices
 
 
 def _slices_of_series(
@@ -264,6 +268,7 @@ def _slices_of_series(
 ) -> Iterator[Slice]:
     """A series over N and D together, over D at each size, and over N; or over the one axis along
     which it varies."""
+    # A form with columns of its own has one axis, whatever its values.
     if settings.axes != AXES:
         yield Slice(series=series, x=settings.axes, points=points)
         return
@@ -281,6 +286,8 @@ def _slices_of_series(
             of_size = [point for point in points if point.x["N"] == size]
             if len({point.x["D"] for point in of_size}) >= LEAST_AMOUNTS:
                 yield Slice(series=series, x=("D",), points=of_size, size=size)
+
+    # Over N, runs are compared after equal amounts of data, or where D grows with N, as they are.
     along_size = points if _grow_together(points) else _last_points(points)
     yield Slice(series=series, x=("N",), points=along_size)
 
@@ -295,24 +302,26 @@ def _have(points: Sequence[Measurement], axis: str) -> bool:
 
 
 def _last_points(points: Sequence[Measurement]) -> list[Measurement]:
-    """The last point of each run: what a size reaches with all of the data."""
+    """The last point of each run that saw nearly all of the data."""
+    # By data, not by order: snapshots are read in the order of their names.
     last: dict[str, Measurement] = {}
     for point in points:
         if point.run not in last or point.x["D"] > last[point.run].x["D"]:
             last[point.run] = point
 
+    # A run that was stopped early would lie above the curve of the others.
     most = max(point.x["D"] for point in last.values())
     return [point for point in last.values() if point.x["D"] >= LAST_SHARE * most]
 
 
 def _grow_together(points: Sequence[Measurement]) -> bool:
     """Whether size and data are one axis, along which both grow."""
-    x = np.array([[point.x[axis] for point in points] for axis in ("N", "D")])
+    x = np.array([[point.x["N"] for point in points], [point.x["D"] for point in points]])
     return evidence.are_collinear(x) and bool(np.corrcoef(np.log(x))[0, 1] > 0)
 
 
 def _why_no_slice(measured: Measured, settings: Settings) -> str:
-    """Why there is nothing to fit."""
+    """The reason why there is nothing to fit."""
     counts = []
     for axis in settings.axes:
         values = {point.x[axis] for point in measured.points if axis in point.x}
@@ -337,6 +346,7 @@ def _fit_slice(part: Slice, measured: Measured, settings: Settings) -> list[Law]
 
 def _sample(part: Slice, measured: Measured, settings: Settings) -> Sample:
     points = measurements.points_of(measured, part.points, part.x)
+    # Points that a table marks take no part in fits; the largest third is left out only to predict.
     marked = np.array([point.held_out for point in part.points])
     fitted = points.take(~marked) if marked.any() else points
     return Sample(
@@ -354,10 +364,11 @@ def _verdict(part: Slice, sample: Sample) -> Verdict:
 
 
 def _forms(part: Slice, settings: Settings) -> list[Form]:
-    """The form that was asked for, or else all that suit the axes and the column."""
+    """The form of the settings, or else all that suit the axes and the column."""
     if settings.form is not None:
         return [FORMS[settings.form]]
 
+    # At one size a turn of the curve over data is of no interest, and the points are few.
     shapes = PLANE_FORMS if part.is_plane else LINE_FORMS
     forms = [
         FORMS[name] for name, shape in shapes.items() if part.size is None or shape != "abrupt"
@@ -368,8 +379,8 @@ def _forms(part: Slice, settings: Settings) -> list[Form]:
 def _law(
     form: Form, part: Slice, sample: Sample, verdict: Verdict | None, settings: Settings
 ) -> Law:
-    """One fit with all that speaks for and against it; a form that cannot be fitted has the reason
-    among its warnings."""
+    """One fit with its evidence and warnings; the warning of a form that cannot be fitted is the
+    reason."""
     unfitted = _unfitted(form, part, sample, verdict, settings)
     objective = settings.minimised
     try:
@@ -401,7 +412,7 @@ def _law(
 def _unfitted(
     form: Form, part: Slice, sample: Sample, verdict: Verdict | None, settings: Settings
 ) -> Law:
-    """A law of which all but the fit is known."""
+    """A law without a fit."""
     law = Law(
         series=part.series.name,
         form=form.name,
@@ -419,6 +430,7 @@ def _unfitted(
     )
     if verdict is None:
         return law
+
     return replace(
         law,
         verdict=verdict.word,
@@ -432,6 +444,7 @@ def _profiles(form: Form, points: Points, objective: Objective) -> dict[str, End
     """Profile-likelihood intervals, for errors of ln y; none where y itself is fitted."""
     if not objective.logarithmic:
         return {}
+    # The likelihood is that of normal errors, so the fit is by squares even if the law's is not.
     fitted = fit(form, points.x, points.y, LOG_SQUARES)
     names = [name for name in PROFILED if name in form.parameters]
     return {name: ends(evidence.profile(points, name, fitted)) for name in names}
@@ -454,15 +467,17 @@ def _held_out(form: Form, sample: Sample, objective: Objective) -> HeldOut:
         )
         for axes, actual, prediction in zip(x, y, predicted.tolist(), strict=True)
     ]
-    errors = [each.relative_error for each in predictions if each.relative_error is not None]
+    relative_errors = [prediction.relative_error for prediction in predictions]
+    errors = [error for error in relative_errors if error is not None]
     mean = sum(errors) / len(errors) if errors else None
     return HeldOut(relative_error=mean, points=len(predictions), predictions=predictions)
 
 
 def _with_curve(law: Law, fitted: Fit, spread: Spread, points: Points) -> Law:
     """The law of a line with the points and the curve through them, for figures."""
-    x = np.geomspace(max(points.x.min(), LEAST_X), points.x.max(), CURVE_POINTS)
+    x = np.geomspace(max(points.x.min(), LEAST_POSITIVE), points.x.max(), CURVE_POINTS)
     y = fitted.predict(x[None])
+    # One run has no resamples, and its curve no band.
     has_band = len(spread.theta) > 1
     low, high = spread.band(fitted.form, x[None]) if has_band else (y, y)
     curve = Curve(x=x.tolist(), y=all_finite(y), low=all_finite(low), high=all_finite(high))
@@ -471,17 +486,18 @@ def _with_curve(law: Law, fitted: Fit, spread: Spread, points: Points) -> Law:
 
 
 def _with_residuals(law: Law, fitted: Fit, points: Points) -> Law:
-    """The law of a plane with what it leaves unexplained at each point, for figures."""
-    predicted = np.maximum(fitted.predict(points.x), LEAST_PREDICTION)
+    """The law of a plane with its residuals at each point, for figures."""
+    predicted = np.maximum(fitted.predict(points.x), LEAST_POSITIVE)
     residuals = np.log(np.where(points.y > 0, points.y, np.nan)) - np.log(predicted)
-    places = [SizeAndData(*place) for place in points.x.T.tolist()]
-    return replace(law, residual_places=places, residuals=all_finite(residuals))
+    x = [SizeAndData(*column) for column in points.x.T.tolist()]
+    return replace(law, residual_places=x, residuals=all_finite(residuals))
 
 
 def _warnings(fitted: Fit, spread: Spread, points: Points, *, resamples: int) -> list[str]:
-    """All that speaks against reading the parameters."""
+    """Reasons not to read the parameters."""
     warnings = [*_warnings_of_search(fitted), *_warnings_of_points(fitted.form, points)]
 
+    # NaN ends of an unknown interval compare as False, and give no warning.
     for name, value in zip(fitted.form.parameters, fitted.theta, strict=True):
         low, high = spread.intervals[name]
         if high - low > abs(value):
@@ -495,11 +511,11 @@ def _warnings(fitted: Fit, spread: Spread, points: Points, *, resamples: int) ->
 
 
 def _warnings_of_search(fitted: Fit) -> Iterator[str]:
-    """What the search for the parameters shows."""
+    """Warnings about the search for the parameters."""
     if not fitted.converged:
         yield "did not converge: no better point than a start was found, or it was still moving"
     for name in fitted.at_bound:
-        yield f"{name} is at its bound: it has no effect, and cannot be told from nothing"
+        yield f"{name} is at its bound: it has no measurable effect"
     if len(fitted.optima) > 1:
         yield f"{len(fitted.optima)} different optima reach the same objective"
     if fitted.condition > LARGEST_CONDITION:
@@ -508,26 +524,30 @@ def _warnings_of_search(fitted: Fit) -> Iterator[str]:
 
 
 def _warnings_of_points(form: Form, points: Points) -> Iterator[str]:
-    """What the points cannot show."""
+    """Warnings about the points."""
     for axis, values in zip(("first", "second"), points.x, strict=False):
-        places = evidence.distinct_places(values[None])[0]
-        decades = float(np.log10(places.max() / places.min()))
-        is_short = len(places) < LEAST_PLACES or decades < LEAST_DECADES
+        distinct = evidence.distinct_values(values[None])[0]
+        decades = float(np.log10(distinct.max() / distinct.min()))
+        is_short = len(distinct) < LEAST_VALUES or decades < LEAST_DECADES
+
         # Columns of their own, such as a distance from the policy, do not span decades.
         if is_short and form.name not in COLUMNS:
             yield (
-                f"the {axis} axis has {len(places)} places over {decades:.2f} decades;"
-                f" {LEAST_PLACES} and {LEAST_DECADES} are needed"
+                f"the {axis} axis has {len(distinct)} different values over {decades:.2f}"
+                f" decades; {LEAST_VALUES} values and {LEAST_DECADES} decades are needed"
             )
+
     if len(np.unique(points.runs)) < 2:
-        yield "one run: nothing tells what another would give, so there are no intervals"
+        yield "only one run, so no intervals: the variance between runs is unknown"
 
 
 def _optimum(points: Sequence[Measurement], settings: Settings) -> Optimum | None:
-    """How compute is best spent; None with too few sizes."""
+    """The best sizes for a budget; None with too few sizes."""
     if len({point.x["N"] for point in points}) < LEAST_SIZES_OF_OPTIMUM:
         return None
-    n, d = (np.array([point.x[axis] for point in points]) for axis in ("N", "D"))
+
+    n = np.array([point.x["N"] for point in points])
+    d = np.array([point.x["D"] for point in points])
     counted = _have(points, "C")
     runs = compute_optimal.Runs(
         n=n,
@@ -554,14 +574,14 @@ def _training_curves(points: Sequence[Measurement]) -> NDArray[np.int64]:
     return np.unique([point.x["N"] for point in points], return_inverse=True)[1]
 
 
-def _warn_of_warnings(laws: Laws) -> None:
-    count = sum(1 for each in laws.laws if each.warnings)
+def _log(laws: Laws) -> None:
+    """Log one line for each verdict, or for each fit where no verdict is given or there are few."""
+    count = sum(1 for law in laws.laws if law.warnings)
     if count:
-        logger.warning("%d of %d fits have warnings; `laws.json` names them", count, len(laws.laws))
+        total = len(laws.laws)
+        logger.warning("%d of %d fits have warnings; `laws.json` names them", count, total)
 
-
-def _log_laws(laws: Laws) -> None:
-    """One line for each verdict, or for each fit where no verdict is given or there are few."""
+    # The laws of one slice share its verdict.
     logged: set[SliceKey] = set()
     for law in laws.laws:
         name = f"{law.series} over {law.over}"

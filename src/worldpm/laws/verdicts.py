@@ -1,9 +1,10 @@
-"""What the points of a series say: a power law, emergence, no trend, or that they do not say it.
+"""Verdicts on the points of a series: a power law, emergence, no trend, or not identified.
 
-The words are given by rules that stand here, not by the reader of a figure. A verdict is about a
-loss, never about accuracy alone, whose jumps are made by its threshold.
+Fixed rules decide the word, not the reader of a figure. A verdict is about a loss, never about
+accuracy alone: the threshold of accuracy makes jumps where the loss has none.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -17,7 +18,7 @@ from worldpm.laws.evidence import Points, Resamples, Slope
 from worldpm.laws.law import ByAxis, Evidence, Score, Trend, Word, ends, finite
 from worldpm.stats.uncertainty import Interval
 
-LEAST_PLACES = 4
+LEAST_VALUES = 4
 """Different values of an axis that a law needs."""
 LEAST_DECADES = 1.5
 """Decades of an axis that a law needs."""
@@ -39,7 +40,7 @@ RESAMPLES_OF_SIZES, RESAMPLES_OF_SLOPES, RESAMPLES_OF_FORMS = 4000, 1000, 200
 """Draws behind the intervals of a plane; those of forms take a search each."""
 
 Shape = Literal["constant", "smooth", "abrupt", "gated"]
-"""How a form falls: not at all, evenly, with a turn, or beyond a threshold of size only."""
+"""The fall of a form: none, even, with a turn, or beyond a threshold of size only."""
 
 LINE_FORMS: Mapping[str, Shape] = {
     "constant": "constant",
@@ -76,29 +77,29 @@ class Verdict:
 
 
 class Finding(NamedTuple):
-    """The word that one check decides, and its reason."""
+    """The word that one check gives, and its reason."""
 
     word: Word
     reason: str
 
 
 def of_line(points: Points, draws: Resamples) -> Verdict:
-    """A series over one axis.
+    """The verdict on a series over one axis.
 
     Too short an axis: not identified. A slope whose interval lies within NEGLIGIBLE_SLOPE: no
-    trend. An interval that has 0 in it beyond that, or a rise: not identified. A fall: a power law
-    if the best smooth form beats a constant on points held out and no abrupt form, which turns
-    somewhere, is clearly better than it. One axis never shows emergence, which is that some sizes
-    do not learn whatever the data.
+    trend. Another interval that contains 0, or a rise: not identified. A fall is a power law if the
+    best smooth form predicts held-out points better than a constant, and no abrupt form, which
+    turns somewhere, is clearly better than it. One axis never shows emergence, where some sizes do
+    not learn from any amount of data.
     """
-    places = np.sort(evidence.distinct_places(points.x)[0])
+    amounts = np.sort(evidence.distinct_values(points.x)[0])
     numbers = Evidence(
-        places=len(places),
-        decades=_decades(places),
+        places=len(amounts),
+        decades=_decades(amounts),
         runs=len(np.unique(points.runs)),
         points=len(points.y),
     )
-    shortage = _shortage(places)
+    shortage = _shortage(amounts)
     if shortage is not None:
         return Verdict("not identified", shortage, numbers)
 
@@ -106,6 +107,7 @@ def of_line(points: Points, draws: Resamples) -> Verdict:
     contest = _line_contest(points)
     numbers = replace(numbers, slope=_trend(trend), forms=contest.scores())
 
+    # The turn of an abrupt form takes a bootstrap: only a fall is worth it.
     finding = _by_slope(trend.interval)
     if finding is None:
         turn = _turn(contest, points, draws)
@@ -124,7 +126,7 @@ def _trend(slope: Slope) -> Trend:
 
 @dataclass(frozen=True)
 class LineContest:
-    """How well each form describes the points of a line; all dicts are by the form's name."""
+    """The forms of a line compared; all dicts are by the form's name."""
 
     fits: dict[str, Fit]
     aicc: dict[str, float]
@@ -157,7 +159,7 @@ class LineContest:
     @property
     def best(self) -> str:
         """The form that describes the points best."""
-        # Too few points for the criterion of the smooth form: its predictions speak for it.
+        # With too few points for the criterion of the smooth form, its predictions decide.
         if self.smooth and self.smooth_predicts and not np.isfinite(self.aicc[self.smooth]):
             return self.smooth
         return self._best_of(tuple(self.fits)) or "constant"
@@ -170,8 +172,8 @@ class LineContest:
         }
 
     def _best_of(self, names: Sequence[str]) -> str | None:
-        """The form that the criterion prefers; where the points are too few for it, the one that
-        predicts those held out best."""
+        """The form that the criterion prefers; with too few points for the criterion, the one that
+        predicts held-out points best."""
         fitted = [name for name in names if name in self.fits]
         usable = any(np.isfinite(self.aicc[name]) for name in fitted)
         by_name = self.aicc if usable else self.errors
@@ -196,55 +198,64 @@ def _turn(contest: LineContest, points: Points, draws: Resamples) -> Interval | 
     """Where the best abrupt form turns; None unless it is clearly better than the smooth ones."""
     if contest.abrupt is None or not contest.abrupt_is_clearly_better:
         return None
+    # Both abrupt forms call the x at which they turn x0.
     spread = evidence.bootstrap(contest.fits[contest.abrupt], points, LOG_SQUARES, draws)
     return spread.intervals["x0"]
 
 
 def _by_slope(interval: Interval) -> Finding | None:
-    """What the slope alone decides; None for a fall."""
+    """The finding of the slope alone; None for a fall."""
     low, high = interval
+    # NaN ends, of too few runs, compare as False.
     if not low <= high:
-        return Finding("not identified", "too few runs: nothing tells chance from trend")
+        return Finding("not identified", "too few runs to distinguish a trend from chance")
+
     if max(-low, high) < NEGLIGIBLE_SLOPE:
         reason = f"the slope lies within {low:.3f} and {high:.3f}, which is negligible"
         return Finding("no trend", reason)
+
     if low > 0:
         rise = f"slope {low:.3f} to {high:.3f}"
         reason = f"the loss rises ({rise}); these are laws of falling losses"
         return Finding("not identified", reason)
+
     if high >= 0:
-        reason = f"the slope may be 0 or as much as {low:.3f}: too few runs to say"
+        reason = f"the slope may be 0 or as much as {low:.3f}: too few runs to decide"
         return Finding("not identified", reason)
     return None
 
 
 def _by_forms(contest: LineContest, turn: Interval | None) -> Finding:
-    """What the forms decide about a loss that falls."""
+    """The finding of the forms on a loss that falls."""
     if turn is not None:
         reason = (
             f"the loss falls, but no smooth form describes it: {contest.abrupt} does, with its turn"
             f" at {turn.low:.3g} to {turn.high:.3g}"
         )
         return Finding("not identified", reason)
+
     if contest.smooth_predicts:
-        reason = f"{contest.smooth} fits best, and foretells the largest better than a constant"
+        reason = f"{contest.smooth} fits best, and predicts the largest better than a constant"
         return Finding("power law", reason)
+
     return Finding(
         "not identified",
-        "the loss falls, but no smooth form foretells the largest better than a constant",
+        "the loss falls, but no smooth form predicts the largest better than a constant",
     )
 
 
 def of_plane(points: Points) -> Verdict:
-    """A series over N and D together; whole sizes are left out and foretold from the others.
+    """The verdict on a series over N and D together; each size is left out in turn, and predicted
+    from the other sizes.
 
-    Emergent: sizes below a threshold learn nothing from data, and this beats every smooth null, on
-    sizes left out; the threshold lies between at least three sizes on either side, and it is a
-    threshold: its steepness is surely above LEAST_STEEPNESS. A power law: the best smooth null
-    beats a constant there, and both it and the plane of least squares surely fall along each axis.
-    No trend: the intervals of the slopes along both axes lie within NEGLIGIBLE_SLOPE.
+    Emergent: sizes below a threshold learn nothing from data, and a form with a threshold predicts
+    left-out sizes better than every smooth form. At least three sizes are on either side of the
+    threshold, and the interval of its steepness is above LEAST_STEEPNESS. A power law: the best
+    smooth form predicts better than a constant, and the intervals show a fall along each axis, of
+    the form and of the plane of least squares. No trend: the intervals of the slopes along both
+    axes lie within NEGLIGIBLE_SLOPE.
     """
-    sizes, amounts = (np.sort(evidence.distinct_places(axis[None])[0]) for axis in points.x)
+    sizes, amounts = (np.sort(evidence.distinct_values(axis[None])[0]) for axis in points.x)
     numbers = Evidence(
         sizes=len(sizes),
         decades=_decades(sizes),
@@ -258,9 +269,10 @@ def of_plane(points: Points) -> Verdict:
     contest = _plane_contest(points)
     numbers = replace(numbers, forms=contest.scores())
     if contest.smooth is None:
-        reason = "too few different points for the forms to be told apart"
+        reason = "too few different points to compare the forms"
         return Verdict("not identified", reason, numbers)
 
+    # Emergence first: a gated surface also falls along both axes.
     emergence = _emergence(points, contest)
     finding = _by_emergence(emergence, sizes)
     numbers = _with_emergence(numbers, emergence)
@@ -273,7 +285,7 @@ def of_plane(points: Points) -> Verdict:
 
 @dataclass(frozen=True)
 class PlaneContest:
-    """How well each form describes the points of a plane; all dicts are by the form's name."""
+    """The forms of a plane compared; all dicts are by the form's name."""
 
     fits: dict[str, Fit]
     aicc: dict[str, float]
@@ -309,6 +321,7 @@ class PlaneContest:
 
 
 def _plane_contest(points: Points) -> PlaneContest:
+    # A constant has the same terms on any number of axes.
     fits = _fits(points, ("constant", *PLANE_FORMS))
     sizes = points.x[0]
     return PlaneContest(
@@ -321,19 +334,19 @@ def _plane_contest(points: Points) -> PlaneContest:
 
 
 def _obstacle(points: Points, sizes: Array, amounts: Array) -> str | None:
-    """Why a plane shows nothing, whatever its losses; None if it may show something."""
-    for axis, places in (("size", sizes), ("data", amounts)):
-        shortage = _shortage(places)
+    """The reason why no losses on these points could identify a law; None if there is none."""
+    for axis, values in (("size", sizes), ("data", amounts)):
+        shortage = _shortage(values)
         if shortage is not None:
             return f"{axis}: {shortage}"
     if evidence.are_collinear(points.x):
-        return "size and data are one axis, so that their effects cannot be told apart"
+        return "size and data are collinear, so their effects cannot be separated"
     return None
 
 
 @dataclass(frozen=True)
 class Emergence:
-    """How far a threshold of size describes a plane."""
+    """The case for a threshold of size."""
 
     gain: Interval
     """Squared errors of the best smooth form minus those of the emergent one."""
@@ -347,6 +360,7 @@ def _emergence(points: Points, contest: PlaneContest) -> Emergence | None:
     """The case for emergence; None where the form could not be fitted."""
     if "emergent" not in contest.fits or contest.smooth is None:
         return None
+    # The bootstrap takes a search for each draw: only a gain is worth it.
     gain = contest.gain("emergent", contest.smooth)
     if gain.low <= 0:
         return Emergence(gain)
@@ -357,9 +371,10 @@ def _emergence(points: Points, contest: PlaneContest) -> Emergence | None:
 
 
 def _by_emergence(emergence: Emergence | None, sizes: Array) -> Finding | None:
-    """Whether a series is emergent; None where it is not."""
+    """The finding `emergent`; None for other series."""
     if emergence is None or emergence.threshold is None or emergence.steepness is None:
         return None
+
     threshold = emergence.threshold
     if not _is_between(sizes, threshold) or not emergence.steepness.low > LEAST_STEEPNESS:
         return None
@@ -400,7 +415,7 @@ class OfAxes(NamedTuple):
 
 @dataclass(frozen=True)
 class Effects:
-    """How far the loss of a plane falls."""
+    """The effects of size and data on the loss."""
 
     gain: Interval
     """Squared errors of a constant minus those of the best smooth form."""
@@ -411,7 +426,7 @@ class Effects:
 
     @property
     def falling(self) -> list[str]:
-        """The axes along which the loss surely falls, by both."""
+        """The axes along which the intervals of fall and slope both show a fall."""
         axes = zip(OfAxes._fields, self.falls, self.slopes, strict=True)
         return [name for name, fall, slope in axes if fall.low > LEAST_FALL and slope.high < 0]
 
@@ -430,22 +445,24 @@ def _effects(points: Points, contest: PlaneContest, smooth: str) -> Effects:
 
 
 def _by_effects(effects: Effects, smooth: str) -> Finding:
-    """What the effects of size and data decide about a plane that is not emergent."""
+    """The finding of the effects of size and data on a plane that is not emergent."""
     predicts = effects.gain.low > 0
     if predicts and len(effects.falling) == 2:
         reason = (
-            f"{smooth} foretells sizes left out better than a constant, and falls along both axes"
+            f"{smooth} predicts left-out sizes better than a constant, and falls along both axes"
         )
         return Finding("power law", reason)
+
     if effects.is_flat:
         reason = "neither size nor data changes the loss by more than a negligible amount"
         return Finding("no trend", reason)
+
     if predicts and len(effects.falling) == 1:
         reason = f"the loss falls with {effects.falling[0]} only: no law of both"
         return Finding("not identified", reason)
     return Finding(
         "not identified",
-        "no law of falling loss foretells sizes left out better than a constant, and a change is"
+        "no law of falling loss predicts left-out sizes better than a constant, and a change is"
         " not ruled out",
     )
 
@@ -481,6 +498,7 @@ def _plane_slopes(points: Points) -> OfAxes:
     """The 95 % intervals of d ln y / d ln N and d ln y / d ln D, by least squares on whole runs
     drawn with replacement."""
     draws = evidence.resample(points, seed=0, resamples=RESAMPLES_OF_SLOPES)
+    # Centred, so that rounding does not grow with the distance of ln N from 0.
     centred = np.log(points.x) - np.log(points.x).mean(axis=1, keepdims=True)
     design = np.stack([np.ones(len(points.y)), *centred], axis=1)
     weighted = np.swapaxes(draws.weights[:, :, None] * design, 1, 2)
@@ -497,29 +515,31 @@ def _fits(points: Points, names: Iterable[str]) -> dict[str, Fit]:
     """The forms that can be fitted, by name."""
     fits = {}
     preference_loss = points.y.min() < COIN_LOSS_NATS
+
     for name in names:
         form = FORMS[name]
-        # A curve that begins at ln 2 says nothing about a loss that is never below it.
+        # A preference loss is below ln 2 at some point; other losses have no reason to start there.
         if form.starts_at_coin_loss and not preference_loss:
             continue
-        try:
+
+        # More parameters than different points: the form cannot be compared.
+        with contextlib.suppress(ValueError):
             fits[name] = fit(form, points.x, points.y, LOG_SQUARES)
-        except ValueError:  # more parameters than different points: the form cannot be judged
-            continue
     return fits
 
 
-def _decades(places: Array) -> float:
-    """Decades between the ends of ascending places; 0 for one place."""
-    return float(np.log10(places[-1] / places[0])) if len(places) > 1 else 0.0
+def _decades(values: Array) -> float:
+    """Decades between the ends of ascending values; 0 for one value."""
+    return float(np.log10(values[-1] / values[0])) if len(values) > 1 else 0.0
 
 
-def _shortage(places: Array) -> str | None:
-    """Why an axis with these ascending places is too short for a law; None if it suffices."""
-    if len(places) < LEAST_PLACES:
-        return f"{len(places)} different places on the axis; a law needs {LEAST_PLACES} or more"
-    if _decades(places) < LEAST_DECADES:
-        return f"{_decades(places):.2f} decades; a law needs {LEAST_DECADES} or more"
+def _shortage(values: Array) -> str | None:
+    """The reason why these ascending values of an axis are too few for a law; None if they are
+    not."""
+    if len(values) < LEAST_VALUES:
+        return f"{len(values)} different values on the axis; a law needs {LEAST_VALUES} or more"
+    if _decades(values) < LEAST_DECADES:
+        return f"{_decades(values):.2f} decades; a law needs {LEAST_DECADES} or more"
     return None
 
 

@@ -55,30 +55,33 @@ class LawsOptions:
     out: Path
     """Folder to write."""
     form: FormName | None = None
-    """Fit only this form; all that suit the columns, with verdicts, unless set."""
+    """The only form to fit; all that suit the columns unless set."""
     y: Literal["loss", "accuracy"] = "loss"
-    """What is fitted; verdicts are given about losses only."""
+    """Column to fit; verdicts are about losses only."""
     objective: Literal["huber", "squares"] | None = None
     """Sum of Huber(1e-3) of ln y, or of squares of y; huber unless set, squares for accuracies,
     errors and gains."""
     calibrated: bool = False
-    """Take results' loss at each checkpoint's temperature, so that families of models may be mixed;
-    a table's is taken to be so."""
+    """Use the loss at each checkpoint's temperature, so that families of models may be mixed; the
+    losses of a table are used as given."""
     resamples: int = 1000
     """Bootstrap draws of runs and prompts behind each interval."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
 
     def __post_init__(self) -> None:
         if not self.inputs:
             raise ConfigError(
                 "no input given: name folders of results, or a table with columns N, D and loss"
             )
+
         if self.resamples < 2 or self.seed < 0:
             raise ConfigError(
                 f"--resamples {self.resamples} and --seed {self.seed}: at least 2 resamples, and no"
                 " negative seed"
             )
+
+        # Their y is a column that --y cannot name.
         if self.form in COLUMNS and self.y != "loss":
             raise ConfigError(
                 f"--form {self.form} has columns of its own, {' and '.join(COLUMNS[self.form])};"

@@ -20,7 +20,7 @@ NEAR_DUPLICATE = "that is nearly another of more votes"
 
 @dataclass(frozen=True)
 class Learned:
-    """What only all threads together show."""
+    """Facts that only all threads together show."""
 
     noise: VoteNoise | None = None
     """Of the thread's site; None under rules that give no probabilities."""
@@ -34,7 +34,7 @@ class Learned:
 
 @dataclass
 class Tally:
-    """What was counted and dropped."""
+    """Counts and drops on the way from threads to groups."""
 
     counts: GroupCounts = field(default_factory=GroupCounts)
     drops: Counter[str] = field(default_factory=Counter)

@@ -9,7 +9,7 @@ from worldpm.records import PreferenceGroup
 
 @dataclass
 class SplitCounts:
-    """What a split of a site holds."""
+    """Contents of a split of a site."""
 
     groups: int = 0
     """Preference groups."""
@@ -21,7 +21,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class FittedNoise:
-    """What was learned of a site's votes; see `vote_noise.VoteNoise`."""
+    """Chance and head start in a site's votes; see `vote_noise.VoteNoise`."""
 
     age_power: float
     """Exposure grows with this power of an answer's age."""
@@ -37,8 +37,8 @@ def _no_groups() -> dict[str, SplitCounts]:
 
 @dataclass
 class GroupCounts:
-    """What became of a site's threads. Mutable: a batch is counted group by group, and a site batch
-    by batch."""
+    """Outcome of a site's threads. Mutable: a batch is counted group by group, and a site batch by
+    batch."""
 
     threads: int = 0
     """Threads read."""

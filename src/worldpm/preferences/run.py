@@ -41,7 +41,7 @@ THREADS_TO_LEARN_FROM = 20_000
 
 @dataclass(frozen=True)
 class FirstPass:
-    """What the first pass learned from a table of threads."""
+    """Findings of the first pass in a table of threads."""
 
     texts: int
     """Rows of its table of bands."""
@@ -53,7 +53,7 @@ class FirstPass:
 
 @dataclass(frozen=True)
 class TableRecord:
-    """What the manifest says of a table of groups."""
+    """Entry of the manifest for a table of groups."""
 
     counts: GroupCounts
     drops: dict[str, int]
@@ -186,7 +186,7 @@ def _index(options: GroupOptions) -> tuple[Index, list[Input]]:
 def _learn(
     output: folders.Output, paths: Sequence[Path], options: GroupOptions
 ) -> dict[str, Learned]:
-    """What only all threads together show, for each table: the noise of its votes, its
+    """Facts that only all threads together show, for each table: the noise of its votes, its
     near-duplicates, the dates of splits, the share of close votes."""
     bands = {path.stem: f"{PROGRESS}/first/{path.stem}.bands" for path in paths}
     first: dict[str, FirstPass] = {}

@@ -37,7 +37,7 @@ ORIGIN = CREDIT[2:]
 
 
 class BatchEvidence(NamedTuple):
-    """What a batch adds to what is learned from all threads together."""
+    """Contribution of a batch to what all threads together show."""
 
     threads: int
     """Threads of the batch."""

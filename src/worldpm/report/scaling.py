@@ -12,14 +12,16 @@ from worldpm.storage.manifest import Manifest
 
 
 def laws(path: Path, manifest: Manifest) -> list[Section]:
-    """Verdicts, figures, and every fit with what speaks against reading it."""
+    """Verdicts, figures, and every fit with its warnings."""
     content = read_laws(path)
+    # The figures are drawn here again, in colours that follow the page into dark mode.
     pictures = [
         Shown(plots.svg(figures.draw(picture, plots.PAGE)), picture.caption)
         for picture in panels.pictures(content)
     ]
     of_tests = [law for law in content.laws if law.subject.part is None]
     has_verdicts = any(law.verdict for law in of_tests)
+
     return [
         Section(
             title=f"Scaling laws: {path.name}",
@@ -34,8 +36,8 @@ def laws(path: Path, manifest: Manifest) -> list[Section]:
 def _text(content: Laws, drops: Mapping[str, int]) -> str:
     runs = len({point.run for point in content.points})
     text = (
-        f"{len(content.points):,} points of {runs:,} runs. Verdicts are given by stated rules from"
-        " the fits, about losses only; intervals draw whole runs and prompts anew."
+        f"{len(content.points):,} points of {runs:,} runs. Verdicts follow fixed rules and are"
+        " about losses only. Intervals resample whole runs and prompts."
     )
     if not drops:
         return text
@@ -44,6 +46,7 @@ def _text(content: Laws, drops: Mapping[str, int]) -> str:
 
 
 def _folds(content: Laws) -> list[Fold]:
+    # Parts are many, and of interest only where a test as a whole is unclear.
     of_parts = [law for law in content.laws if law.subject.part is not None]
     folds = [
         Fold(title="Parts of the tests", tables=[_verdicts(of_parts)]),
@@ -56,6 +59,7 @@ def _folds(content: Laws) -> list[Fold]:
 
 def _verdicts(laws: Sequence[Law]) -> Grid:
     """One row for each slice of the points that has a verdict."""
+    # The laws of one slice share its verdict.
     by_slice: dict[SliceKey, Law] = {}
     for law in laws:
         if law.verdict is not None:
@@ -69,7 +73,14 @@ def _verdicts(laws: Sequence[Law]) -> Grid:
         rows.append([law.series, law.over, *verdict, _slope(trend), least])
     return Grid(
         "Verdicts",
-        ("test", "over", "verdict", "because", "slope, d ln y / d ln x", "least slope to be seen"),
+        (
+            "test",
+            "over",
+            "verdict",
+            "reason",
+            "slope, d ln y / d ln x",
+            "smallest detectable slope",
+        ),
         rows,
     )
 
@@ -79,8 +90,8 @@ def _slope(trend: Trend | None) -> str:
     if trend is None or trend.estimate is None:
         return "-"
     low, high = trend.interval
-    known = None if low is None or high is None else (low, high)
-    return f"{trend.estimate:.3f} ({interval(known)})"
+    ends = None if low is None or high is None else (low, high)
+    return f"{trend.estimate:.3f} ({interval(ends)})"
 
 
 def _fits(laws: Sequence[Law]) -> Grid:
@@ -95,6 +106,7 @@ def _fits(laws: Sequence[Law]) -> Grid:
         ]
         for law in laws
     ]
+
     return Grid(
         "",
         (
@@ -113,6 +125,7 @@ def _parameters(law: Law) -> str:
     """Every parameter with its interval; empty for a form that could not be fitted."""
     if law.parameters is None or law.intervals is None:
         return ""
+    # Bound here, because mypy forgets that a field of `law` is not None inside the generator.
     intervals = law.intervals
     return ", ".join(
         f"{name} {value:.4g} ({_range(intervals[name])})" for name, value in law.parameters.items()
@@ -133,6 +146,7 @@ def _range(ends: Ends) -> str:
 
 def _optima(optima: Mapping[str, Optimum]) -> Grid:
     """One row for each test and approach."""
+    # Numbered as in the paper of Chinchilla.
     rows = []
     for test, optimum in optima.items():
         rows += [

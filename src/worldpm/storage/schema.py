@@ -246,10 +246,16 @@ def group_from_row(row: Mapping[str, object], path: Path) -> PreferenceGroup:
     """A row of `groups/*.parquet` as a record.
 
     Raises:
-        DataError: If the row has no prompt or no preference, or a preference has an index, a
-            strength, a probability or a weight out of its range.
+        DataError: If the row has no prompt or no preference, a value of another type, or a
+            preference with an index, a strength, a probability or a weight out of its range.
     """
-    checked = msgspec.convert(row, _GroupRow)
+    try:
+        checked = msgspec.convert(row, _GroupRow)
+    except msgspec.ValidationError as error:
+        raise DataError(
+            path, f"a row that is not a group ({error}). Make the table again."
+        ) from error
+
     prompt, responses = checked.prompt or [], checked.responses or []
     messages = [Message(turn.role, turn.content) for turn in prompt if turn.content is not None]
     texts = [_response(entry, entry.content) for entry in responses if entry.content is not None]

@@ -74,13 +74,17 @@ def changed(options: object, names: Iterable[str]) -> list[str]:
     ]
 
 
+UNNAMED = ("out", "workers", "engine")
+"""Options that do not change a folder's content: its manifest must not depend on them."""
+
+
 def command_of(verb: str, options: object) -> str:
-    """The command that gives these options, without --out; paths by their last names."""
+    """The command that gives these options, but for UNNAMED; paths by their last names."""
     positional: list[str] = []
     flags: list[str] = []
     for field in fields(options):  # type: ignore[arg-type]
         value = getattr(options, field.name)
-        if field.name == "out" or value == field.default or value == ():
+        if field.name in UNNAMED or value == field.default or value == ():
             continue
 
         flag = f"--{field.name.replace('_', '-')}"

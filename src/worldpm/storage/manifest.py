@@ -54,7 +54,8 @@ class Run:
     step: str
     """The verb that writes the folder."""
     command: str = ""
-    """The command without --out, folders and files by their last names; empty if none was typed."""
+    """The command but for --out, --workers and --engine, paths by their last names; empty if none
+    was typed."""
     config: Json
     """Settings that decide the result, as they took effect."""
     inputs: list[Input]

@@ -382,7 +382,7 @@ def test_raw_rewards_are_judged_by_the_same_code(tmp_path: Path) -> None:
     )
     assert found["missing_items"] == {"pandalm": 892}
     assert found["style"] is None
-    assert found.nulls == {
+    assert found["nulls"] == {
         "longer": None,
         "shorter": None,
         "earlier": None,

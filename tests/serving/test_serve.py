@@ -832,7 +832,7 @@ def check_upstream_limits(front: TestClient) -> None:
 
 
 def test_serve_takes_a_model_or_an_upstream_server() -> None:
-    with pytest.raises(ConfigError, match="one of the two"):
+    with pytest.raises(ConfigError, match="name either a model to serve"):
         ServeOptions()
     with pytest.raises(ConfigError, match="--row-tokens cannot be used with --upstream"):
         ServeOptions(upstream="http://127.0.0.1:1", row_tokens=7)

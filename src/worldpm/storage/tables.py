@@ -6,7 +6,9 @@ functions, no function of one engine alone. `NULLS LAST` is always written, beca
 differ.
 """
 
+import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -152,6 +154,8 @@ def spark_session() -> Any:
         settings = SparkConf()
         for name, value in SPARK.items():
             settings.setIfMissing(name, value)
+        # workers must run this Python, and Spark starts the first `python3` unless told otherwise
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         return SparkSession.builder.config(conf=settings).getOrCreate()
     except (PySparkException, OSError, RuntimeError) as error:
         raise ConfigError(

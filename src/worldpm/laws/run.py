@@ -481,7 +481,7 @@ def _with_curve(law: Law, fitted: Fit, spread: Spread, points: Points) -> Law:
     has_band = len(spread.theta) > 1
     low, high = spread.band(fitted.form, x[None]) if has_band else (y, y)
     curve = Curve(x=x.tolist(), y=all_finite(y), low=all_finite(low), high=all_finite(high))
-    used = zip(points.x[0].tolist(), points.y.tolist(), strict=True)
+    used = np.stack([points.x[0], points.y], axis=1).tolist()
     return replace(law, used=[XY(*point) for point in used], curve=curve)
 
 

@@ -16,7 +16,7 @@ from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.metrics import metrics
 from worldpm.errors import ConfigError, DataError
 from worldpm.evaluation import run as evaluation_run
-from worldpm.evaluation.item_rewards import judge_items
+from worldpm.evaluation.item_rewards import conditions_of, judge_items
 from worldpm.records import Message, Preference, Response
 from worldpm.scoring.scorer import Scorer
 from worldpm.stats.style import style_of
@@ -550,6 +550,13 @@ def test_conditions_are_told_with_the_score(road: Path) -> None:
     assert told["batch_invariance"]["largest_difference"] < 1e-5
     assert told["batch_invariance"]["responses"] > 8
     assert told["truncated_share"] == {"groups": 0.0}
+
+
+def test_conditions_of_rewards_that_an_earlier_run_made_are_the_same(road: Path) -> None:
+    scorer = Scorer.load(road / "checkpoint")
+    judged = judge_items(scorer, groups.read(road / "groups")[:4])
+    again = Scorer.load(road / "checkpoint")
+    assert conditions_of(again, judged) == conditions_of(scorer, judged)
 
 
 def test_checkpoints_are_compared_and_shown_side_by_side(road: Path, tmp_path: Path) -> None:

@@ -141,6 +141,16 @@ def test_rewards_and_gradients_of_a_shared_row_are_those_of_separate_rows(family
     assert (gradients(model, again) - plain_gradients).norm() < 1e-5 * plain_gradients.norm()
 
 
+def test_separate_rows_leave_a_model_that_still_decides_for_itself() -> None:
+    family = next(iter(FAMILIES))
+    model = model_of(family, FAMILIES[family]).eval()
+    with model.separate_rows():
+        plain = model(GROUPS)
+    assert model.shares_prefix is None
+    assert (model(GROUPS) - plain).abs().max() < 1e-5
+    assert model.shares_prefix is True
+
+
 @pytest.mark.parametrize("family", RECURRENT)
 def test_a_recurrent_model_falls_back_to_separate_rows_with_one_message(
     family: str, caplog: pytest.LogCaptureFixture

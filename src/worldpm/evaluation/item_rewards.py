@@ -78,6 +78,9 @@ def conditions_of(scorer: Scorer, judged: Judged) -> Conditions:
     group = encoder.encode(item.prompt, [item.responses[0].content])
     ids = [*map(int, group.prefix), *map(int, group.suffixes[0])]
     tokens = list(encoder.tokenizer.convert_ids_to_tokens(ids))
+    # scores first: where all rewards come from an earlier run's parts, the model has not yet
+    # found out whether its rows share a prefix
+    batch_invariance = _batch_invariance(scorer, judged)
     return Conditions(
         template_hash=chat.template_hash(encoder.tokenizer),
         end_token=encoder.frame.end_token,
@@ -88,7 +91,7 @@ def conditions_of(scorer: Scorer, judged: Judged) -> Conditions:
         attention="shared prefix" if scorer.model.shares_prefix else "separate rows",
         max_length=encoder.limits.max_length,
         prompt_length=encoder.limits.prompt_length,
-        batch_invariance=_batch_invariance(scorer, judged),
+        batch_invariance=batch_invariance,
     )
 
 

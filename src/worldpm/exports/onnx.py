@@ -77,13 +77,11 @@ def write(
             " model for larger ones"
         )
 
-    # the exporter cannot trace our attention, whose plan is built anew for each row
-    shares = model.shares_prefix
-    model.share_prefix(False)
     rows = torch.export.Dim("rows", min=1, max=4096)
     length = torch.export.Dim("length", min=2, max=32_768)
     example = (torch.ones(3, 7, dtype=torch.int64), torch.tensor([6, 2, 4]))
-    with _quiet(), torch.no_grad():
+    # the exporter cannot trace our attention, whose plan is built anew for each row
+    with model.separate_rows(), _quiet(), torch.no_grad():
         torch.onnx.export(
             _Graph(model).eval(),
             example,
@@ -95,7 +93,6 @@ def write(
             dynamic_shapes={"input_ids": {0: rows, 1: length}, "ends": {0: rows}},
             external_data=False,
         )
-    model.share_prefix(bool(shares))
 
     return check(expected, Runtime(path).rewards(groups))
 

@@ -6,7 +6,8 @@ response.
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import cast
 
@@ -67,6 +68,18 @@ class RewardModel(nn.Module):
         attention = ATTENTION if share else _plain_attention(self.backbone)
         self.backbone.set_attn_implementation(attention)
 
+    @contextmanager
+    def separate_rows(self) -> Iterator[None]:
+        """Within it the model's own attention reads plain rows; after it all is as before."""
+        before = self.shares_prefix
+        self.share_prefix(False)
+        try:
+            yield
+        finally:
+            self.share_prefix(before is not False)
+            # not yet known is not the same as shared: the first use still has to check it
+            self.shares_prefix = before
+
     def _read(self, hidden: Tensor) -> Tensor:
         """Rewards of hidden states, shape (R, width), computed in float32: bfloat16 rewards would
         tie."""
@@ -115,14 +128,9 @@ class RewardModel(nn.Module):
     def of_embeddings(self, embeddings: Tensor) -> Tensor:
         """Rewards, shape (B,), of rows of one length given as embeddings, shape (B, T, width), read
         at their last position."""
-        shares = self.shares_prefix
-        self.share_prefix(False)
-        try:
+        with self.separate_rows():
             hidden = self.backbone(inputs_embeds=embeddings, use_cache=False).last_hidden_state
             return self._read(hidden[:, -1])
-        finally:
-            if shares:
-                self.share_prefix(True)
 
     @property
     def device(self) -> torch.device:
@@ -161,9 +169,8 @@ def _difference(model: RewardModel, vocabulary: int) -> str | None:
         shared = model._read(model._shared(groups))
     except UnplannedLayerError:
         return "not every layer is attention"
-    model.share_prefix(False)
-    plain = model._read(model._apart(groups))
-    model.share_prefix(True)
+    with model.separate_rows():
+        plain = model._read(model._apart(groups))
 
     worst = float((shared - plain).abs().max() / plain.abs().max().clamp(min=1))
     # NaN passes here, because the code that uses a reward checks that it is finite

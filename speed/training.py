@@ -140,9 +140,7 @@ def read(path: Path, work: Path):  # type: ignore[no-untyped-def]
         == 0
     )
     for table in parquet.paths_of(work / "groups"):
-        yield from (
-            schema.group_from_row(row, table) for row in parquet.read_rows(table, schema.GROUPS)
-        )
+        yield from schema.read_groups(table)
 
 
 def measure(options: argparse.Namespace, work: str, side: str) -> Json:

@@ -43,10 +43,10 @@ from worldpm.benchmarks.metrics import (
 )
 from worldpm.errors import ConfigError, DataError
 from worldpm.records import Response
-from worldpm.storage.json_files import Json, to_json
+from worldpm.storage.json_files import Json, Plain, to_json
 
 
-def write(path: Path, rows: Sequence[Json] | Json) -> None:
+def write(path: Path, rows: Sequence[Plain] | Plain) -> None:
     """A list as the suffix of the file wants it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
@@ -299,6 +299,12 @@ def laid(tmp_path: Path) -> Callable[[str], Path]:
     return lay
 
 
+def written(native: Plain) -> Json:
+    """Aggregates as `metrics.json` holds them."""
+    content: Json = json.loads(to_json(native))
+    return content
+
+
 def judged_by_order(items: Sequence[Item]) -> Judged:
     """Rewards that fall from each response to the next."""
     return Judged(items, [[float(-i) for i in range(len(item.responses))] for item in items])
@@ -375,6 +381,39 @@ def test_a_file_whose_rows_belong_together_is_named(name: str, laid: Callable[[s
         write(folder / path, [{"other": 1}])
     with pytest.raises(DataError, match=r"not of the format of .*; download it again"):
         BENCHMARKS[name].read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("offsetbias", {"output_1": None}, r"row 1 .*, got `null` - at `\$.output_1`"),
+        ("offsetbias", {"label": 3}, r"row 1 .*label 3, not 1 or 2"),
+        ("auto-j", {"response 2": 7}, r"row 1 .*, got `int` - at `\$.response 2`"),
+        ("shp", {"score_A": "9"}, r"row 1 .*, got `str` - at `\$.score_A`"),
+        ("best-of-n", {"qualities": [0, 1]}, r"row 1 .*3 responses and 2 qualities"),
+        ("best-of-n", {"qualities": [0, 1, "high"]}, r"row 1 .*could not convert .*'high'"),
+        ("helpsteer2", {"verbosity": 5}, r"Expected `float` <= 4.0 - at `\$.verbosity`"),
+        ("rewardmath", {"eval_solution": "yes"}, r"got `str` - at `\$.eval_solution`"),
+    ],
+)
+def test_a_value_of_another_type_or_range_is_named(
+    name: str, change: Plain, message: str, laid: Callable[[str], Path]
+) -> None:
+    folder = laid(name)
+    for path, rows in FILES[name].items():
+        write(folder / path, [{**rows[0], **change}, *rows[1:]])
+    with pytest.raises(DataError, match=message):
+        BENCHMARKS[name].read(folder)
+
+
+def test_a_prompt_may_be_messages(laid: Callable[[str], Path]) -> None:
+    turns = [*TURNS, {"role": "assistant", "content": "A."}, {"role": "user", "content": "Why?"}]
+    for name in ("best-of-n", "ppe"):
+        folder = laid(name)
+        path, rows = next(iter(FILES[name].items()))
+        write(folder / path, [{**rows[0], "prompt": turns}])
+        item = BENCHMARKS[name].read(folder)[0]
+        assert [message.content for message in item.prompt] == ["Q?", "A.", "Why?"]
 
 
 def test_a_cut_file_and_a_doubled_id_are_refused(laid: Callable[[str], Path]) -> None:
@@ -476,10 +515,26 @@ def test_rewardbench2_ties_by_hand() -> None:
 def test_rm_bench_difficulties_by_hand() -> None:
     # the plain right answer loses to every styled wrong one, the styled right ones win everything
     judged = table(row_of([1.0, 5.0, 6.0], [0.0, 2.0, 3.0], subset="chat"))
-    native = rm_bench.native(judged)
+    native = written(rm_bench.native(judged))
     assert native["matrix"]["chat"] == [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     assert native["difficulties"] == {"easy": 1.0, "normal": 1.0, "hard": pytest.approx(1 / 3)}
     assert native["average"] == pytest.approx((1 + 1 + 1 / 3) / 3)
+
+
+def test_rm_bench_is_also_read_from_its_file_of_all_domains(tmp_path: Path) -> None:
+    rows = [
+        {"id": f"{domain}/1", "prompt": "Q?", "domain": domain, **STYLES}
+        for domain in ("chat", "math")
+    ]
+    write(tmp_path / "total_dataset.json", rows)
+    assert [(item.subset, item.item) for item in rm_bench.read(tmp_path)] == [
+        ("chat", "chat:chat/1"),
+        ("math", "math:math/1"),
+    ]
+
+    write(tmp_path / "total_dataset.json", [{**rows[0], "domain": "art"}])
+    with pytest.raises(DataError, match=r"row 1 .*unknown domain 'art'"):
+        rm_bench.read(tmp_path)
 
 
 def test_rm_bench_pools_safety_by_item() -> None:
@@ -515,7 +570,7 @@ def test_ppe_curves_end_at_the_pick_among_all(laid: Callable[[str], Path]) -> No
     items = [item for item in ppe.read(laid("ppe")) if item.subset == "mbpp_plus"]
     assert items[0].item == "mbpp_plus/claude-3-haiku/q"
     assert items[0].qualities == [1.0] * 2 + [0.0] * 30
-    native = ppe.native(Judged(items, [[1.0, 0.0] + [0.5] * 30]))["mbpp_plus"]
+    native = written(ppe.native(Judged(items, [[1.0, 0.0] + [0.5] * 30])))["mbpp_plus"]
     assert native["end"] == 1.0
     assert native["area under ROC"] == 0.5
     assert native["best of k"][0] == pytest.approx(2 / 32)

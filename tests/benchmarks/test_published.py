@@ -2,13 +2,14 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import run
 from worldpm.benchmarks import rewardbench1
-from worldpm.storage.json_files import Json, read_json
+from worldpm.storage.json_files import Json, Plain, read_json
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def published_scores(real_data: Path) -> Path:
     return real_data / "published"
 
 
-def evaluated(rows: list[Json], name: str, folder: Path) -> Json:
+def evaluated(rows: Sequence[Plain], name: str, folder: Path) -> Json:
     """The results of `worldpm evaluate` on raw rewards, by model."""
     file = folder / f"{name}.jsonl"
     file.write_text("\n".join(json.dumps({"benchmark": name, **row}) for row in rows))

@@ -131,7 +131,7 @@ def test_a_record_survives_the_disk(tmp_path: Path) -> None:
         parquet.rows_to_batches([schema.group_to_row(group)], schema.GROUPS),
         schema.GROUPS,
     )
-    (row,) = parquet.read_rows(tmp_path / "g.parquet", schema.GROUPS)
+    (row,) = parquet.read_rows(tmp_path / "g.parquet")
     assert schema.group_from_row(row, tmp_path) == group
 
     for preference in row["preferences"]:
@@ -199,7 +199,7 @@ def test_rules_that_leave_nothing_leave_the_folder_free(road: Path, tmp_path: Pa
 def test_a_bare_parquet_file_of_groups_trains_with_a_warning_and_is_judged(
     road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = list(parquet.read_rows(road / "groups" / "simulated.parquet", schema.GROUPS))
+    rows = list(parquet.read_rows(road / "groups" / "simulated.parquet"))
     for split in ("train", "test"):
         mine = [row for row in rows if row["split"] == split][:12]
         parquet.write_parquet(
@@ -254,7 +254,7 @@ def test_a_group_that_says_nothing_sensible_is_refused(
     road: Path, change: dict[str, object], message: str
 ) -> None:
     path = road / "groups" / "simulated.parquet"
-    row = next(parquet.read_rows(path, schema.GROUPS))
+    row = next(parquet.read_rows(path))
     with pytest.raises(DataError, match=r"simulated.parquet: group 'simulated/\d+'.*" + message):
         schema.group_from_row({**row, **change}, path)
 
@@ -484,11 +484,7 @@ def finished(folder: Path, **sites: list[Thread]) -> Path:
 
 
 def read_groups(folder: Path) -> list[PreferenceGroup]:
-    return [
-        schema.group_from_row(row, path)
-        for path in parquet.paths_of(folder)
-        for row in parquet.read_rows(path, schema.GROUPS)
-    ]
+    return [group for path in parquet.paths_of(folder) for group in schema.read_groups(path)]
 
 
 def varied(site: str, count: int) -> list[Thread]:

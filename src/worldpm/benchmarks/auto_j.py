@@ -12,10 +12,11 @@ Source: Li et al. 2023, arXiv 2310.05470; https://github.com/GAIR-NLP/auto-j, co
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy
-from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/GAIR-NLP/auto-j (`data/test/testdata_pairwise.jsonl`)"
 GROUPS = {
@@ -95,6 +96,16 @@ GROUP_OF = {scenario: group for group, scenarios in GROUPS.items() for scenario 
 TIE = 2
 
 
+class _Row(msgspec.Struct, frozen=True):
+    """Two responses to a prompt."""
+
+    scenario: str
+    label: int
+    prompt: str
+    response_1: str = msgspec.field(name="response 1")
+    response_2: str = msgspec.field(name="response 2")
+
+
 def read(folder: Path) -> list[Item]:
     """The 1,019 pairs without ties, named by their row, by group of scenarios.
 
@@ -102,18 +113,17 @@ def read(folder: Path) -> list[Item]:
         ConfigError: If the file is absent.
         DataError: If it is not of the repository's format.
     """
-    return parse(files(folder, "testdata_pairwise.jsonl", home=HOME), _items, home=HOME)
+    return parse(files(folder, "testdata_pairwise.jsonl", home=HOME), _Row, _items, home=HOME)
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
-    label = row["label"]
-    if label not in (0, 1, TIE):
-        raise ValueError(f"label {label!r}, not of 0 to 2")
-    if label == TIE:
+def _items(number: int, row: _Row) -> Iterator[Item]:
+    if row.label not in (0, 1, TIE):
+        raise ValueError(f"label {row.label}, not of 0 to 2")
+    if row.label == TIE:
         return  # neither response is better
 
-    subset = GROUP_OF[row["scenario"]]
-    yield two(subset, str(number), row["prompt"], row["response 1"], row["response 2"], label)
+    subset = GROUP_OF[row.scenario]
+    yield two(subset, str(number), row.prompt, row.response_1, row.response_2, row.label)
 
 
 def native(judged: Judged) -> dict[str, float]:

@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from worldpm.benchmarks.items import Item, Judged
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Plain
 
 MIXED = "mixed"
 """The domain of a benchmark of several, and of a subset that no domain names."""
@@ -28,7 +28,7 @@ class Benchmark:
     read: Callable[[Path], list[Item]]
     """The items of a folder with its files; raises ConfigError if a file is absent, DataError if
     one is damaged."""
-    native: Callable[[Judged], Json]
+    native: Callable[[Judged], Plain]
     """Its authors' own aggregates under their own names, with their own rule for ties."""
     domains: Mapping[str, Sequence[str]]
     """Subsets by domain; a domain without subsets has all of them."""

@@ -11,18 +11,28 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from worldpm.benchmarks.benchmark import Benchmark
-from worldpm.benchmarks.items import Item, Judged, parse, prompt_id
+from worldpm.benchmarks.items import Item, Judged, Turn, messages_of, parse, prompt_id
 from worldpm.curves import overoptimization
 from worldpm.errors import ConfigError
-from worldpm.records import Message, Preference, Response
+from worldpm.records import Preference, Response
 from worldpm.stats.selection import expected_picks, kl_nats
 from worldpm.storage import rows
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Plain
 
 HOME = "a best-of-n table (prompt, responses, qualities)"
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """A prompt with responses and the quality of each."""
+
+    prompt: str | list[Turn]
+    responses: list[str]
+    qualities: list[float | bool | str]
+    """Some tables have numbers as text."""
 
 
 def read(folder: Path) -> list[Item]:
@@ -33,7 +43,8 @@ def read(folder: Path) -> list[Item]:
         ConfigError: If no file is there.
         DataError: If a row lacks a column, or a quality is not a finite number.
     """
-    return parse([folder] if folder.is_file() else _tables(folder), _items, home=HOME)
+    paths = [folder] if folder.is_file() else _tables(folder)
+    return parse(paths, _Row, _items, home=HOME)
 
 
 def _tables(folder: Path) -> list[Path]:
@@ -46,36 +57,28 @@ def _tables(folder: Path) -> list[Path]:
     return paths
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
-    texts = row["responses"]
-    qualities = [float(quality) for quality in row["qualities"]]
-    are_texts = all(isinstance(text, str) for text in texts)
-    if len(qualities) != len(texts) or not all(map(math.isfinite, qualities)) or not are_texts:
+def _items(number: int, row: _Row) -> Iterator[Item]:
+    qualities = [float(quality) for quality in row.qualities]
+    if len(qualities) != len(row.responses) or not all(map(math.isfinite, qualities)):
         raise ValueError(
-            f"{len(texts)} responses and {len(qualities)} qualities; expected a text and a finite"
-            " number for each"
+            f"{len(row.responses)} responses and {len(qualities)} qualities; expected a text and a"
+            " finite number for each"
         )
 
     # items have their better responses first; `sorted` keeps the file's order among equals
     order = sorted(range(len(qualities)), key=lambda index: -qualities[index])
     sorted_qualities = [qualities[index] for index in order]
-    messages = _messages(row["prompt"])
+    messages = messages_of(row.prompt)
     yield Item(
         "all",
         str(number),
         prompt_id(messages),
         messages,
-        tuple(Response(texts[index]) for index in order),
+        tuple(Response(row.responses[index]) for index in order),
         _preferences(sorted_qualities),
         order,
         sorted_qualities,
     )
-
-
-def _messages(prompt: str | list[Json]) -> tuple[Message, ...]:
-    if isinstance(prompt, str):
-        return (Message("user", prompt),)
-    return tuple(Message(message["role"], message["content"]) for message in prompt)
 
 
 def _preferences(qualities: list[float]) -> tuple[Preference, ...]:
@@ -93,7 +96,7 @@ def _preferences(qualities: list[float]) -> tuple[Preference, ...]:
     )
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> Plain:
     """The expected quality and reward of the pick for n = 1 .. the least number of responses, with
     the KL of each n, in nats.
 

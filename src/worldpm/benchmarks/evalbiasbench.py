@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
 from worldpm.benchmarks.metrics import strict_by_subset
-from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/ncsoft/offsetbias (`data/evalbiasbench/biasbench.json`)"
 SIZES = {
@@ -29,6 +30,16 @@ SIZES = {
 }
 
 
+class _Row(msgspec.Struct, frozen=True):
+    """A right and a wrong response to an instruction."""
+
+    bias: str
+    instruction: str
+    response1: str
+    response2: str
+    label: int | str
+
+
 def read(folder: Path) -> list[Item]:
     """The 80 pairs, named by their row; the first response of each is the right one.
 
@@ -36,16 +47,16 @@ def read(folder: Path) -> list[Item]:
         ConfigError: If the file is absent.
         DataError: If it is not of the repository's format.
     """
-    return parse(files(folder, "biasbench.json", home=HOME), _items, home=HOME)
+    return parse(files(folder, "biasbench.json", home=HOME), _Row, _items, home=HOME)
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
-    if str(row["label"]) not in ("1", "2") or row["bias"] not in SIZES:
-        raise ValueError(f"bias {row['bias']!r}, label {row['label']!r}")
+def _items(number: int, row: _Row) -> Iterator[Item]:
+    if str(row.label) not in ("1", "2") or row.bias not in SIZES:
+        raise ValueError(f"bias {row.bias!r}, label {row.label!r}")
     # the right response is taken out, and the wrong one is left
-    texts = [row["response1"], row["response2"]]
-    better = texts.pop(int(row["label"]) - 1)
-    yield better_first(row["bias"], str(number), row["instruction"], [better], texts)
+    texts = [row.response1, row.response2]
+    better = texts.pop(int(row.label) - 1)
+    yield better_first(row.bias, str(number), row.instruction, [better], texts)
 
 
 def native(judged: Judged) -> dict[str, float]:

@@ -15,15 +15,28 @@ from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, prompt_id
 from worldpm.benchmarks.metrics import strict_accuracy
 from worldpm.records import Message, Preference, Response
-from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/allenai/FineGrainedRLHF (`tasks/qa_feedback/data/dev_feedback.json`)"
 ANSWERS = 4
 PAIRS = tuple(combinations(range(ANSWERS), 2))
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """A question with four answers and the preferences among these."""
+
+    question: str
+    passages: list[list[str]]
+    preference: list[int]
+    prediction_1: str = msgspec.field(name="prediction 1")
+    prediction_2: str = msgspec.field(name="prediction 2")
+    prediction_3: str = msgspec.field(name="prediction 3")
+    prediction_4: str = msgspec.field(name="prediction 4")
 
 
 def read(folder: Path) -> list[Item]:
@@ -34,19 +47,14 @@ def read(folder: Path) -> list[Item]:
         ConfigError: If the file is absent.
         DataError: If it is not of the repository's format.
     """
-    return parse(files(folder, "dev_feedback.json", home=HOME), _items, home=HOME)
+    return parse(files(folder, "dev_feedback.json", home=HOME), _Row, _items, home=HOME)
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
-    texts = [row[f"prediction {i + 1}"] for i in range(ANSWERS)]
-    labels = row["preference"]
-    valid_labels = len(labels) == len(PAIRS) and set(labels) <= {0, 1, 2}
-    if not valid_labels or not all(isinstance(text, str) for text in texts):
-        raise ValueError(
-            f"preferences {labels}, not six of 0 to 2, or an answer that is not a string"
-        )
+def _items(number: int, row: _Row) -> Iterator[Item]:
+    if len(row.preference) != len(PAIRS) or not set(row.preference) <= {0, 1, 2}:
+        raise ValueError(f"preferences {row.preference}, not six of 0 to 2")
 
-    wins = _wins(labels)
+    wins = _wins(row.preference)
     if not wins:
         return
 
@@ -56,8 +64,9 @@ def _items(number: int, row: Json) -> Iterator[Item]:
         Preference(order.index(winner), order.index(loser), 1.0, weight=1 / len(wins))
         for winner, loser in wins
     )
-    passages = "\n\n".join("\n".join(passage) for passage in row["passages"])
-    prompt = (Message("user", f"{passages}\n\n{row['question']}"),)
+    passages = "\n\n".join("\n".join(passage) for passage in row.passages)
+    prompt = (Message("user", f"{passages}\n\n{row.question}"),)
+    texts = (row.prediction_1, row.prediction_2, row.prediction_3, row.prediction_4)
     yield Item(
         "qa-feedback",
         str(number),

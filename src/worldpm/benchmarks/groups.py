@@ -30,12 +30,8 @@ def read(folder: Path, *, split: str = "test") -> list[Item]:
 
 def _items(folder: Path, split: str) -> Iterator[Item]:
     for path in parquet.paths_of(folder):
-        for row in parquet.read_rows(path, schema.GROUPS):
-            if row["split"] != split:
-                continue
-
+        for group in schema.read_groups(path, split=split):
             # the group's id is its prompt's too: threads do not share prompts
-            group = schema.group_from_row(row, path)
             yield Item(
                 group.site,
                 group.group_id,

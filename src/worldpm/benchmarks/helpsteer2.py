@@ -11,6 +11,9 @@ Source: Wang et al. 2024, arXiv 2406.08673; https://huggingface.co/datasets/nvid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, two, unique
@@ -19,11 +22,24 @@ from worldpm.datasets import preference_sets
 from worldpm.errors import DataError
 from worldpm.records import Message, Preference
 from worldpm.storage import rows
-from worldpm.storage.json_files import Json
 
 HOME = "https://huggingface.co/datasets/nvidia/HelpSteer2 (`validation.jsonl.gz`)"
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 LARGEST_RATING = 4
+Rating = Annotated[float, msgspec.Meta(ge=0, le=LARGEST_RATING)]
+"""From 0."""
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """One response to a prompt with its ratings."""
+
+    prompt: str
+    response: str
+    helpfulness: Rating
+    correctness: Rating
+    coherence: Rating
+    complexity: Rating
+    verbosity: Rating
 
 
 @dataclass(frozen=True)
@@ -60,27 +76,28 @@ def _items_of_file(path: Path) -> Iterator[Item]:
     """
     try:
         by_prompt: dict[str, list[_Rated]] = {}
-        for number, row in enumerate(rows.read(path)):
-            by_prompt.setdefault(row["prompt"], []).append(_rated(number, row))
+        for number, content in enumerate(rows.read(path)):
+            row = msgspec.convert(content, _Row)
+            by_prompt.setdefault(row.prompt, []).append(_rated(number, row))
 
         for prompt, rated in by_prompt.items():
             yield from _items_of_prompt(prompt, rated)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ValueError, msgspec.ValidationError) as error:
         raise DataError(
             path,
             f"not of the format of {HOME} ({type(error).__name__}: {error}); download it again",
         ) from error
 
 
-def _rated(number: int, row: Json) -> _Rated:
-    ratings = {attribute: _rating(row[attribute]) for attribute in ATTRIBUTES}
-    return _Rated(number, row["response"], ratings)
-
-
-def _rating(value: object) -> float:
-    if not isinstance(value, int | float) or not 0 <= value <= LARGEST_RATING:
-        raise ValueError(f"a rating of {value!r}, not of 0 to 4")
-    return float(value)
+def _rated(number: int, row: _Row) -> _Rated:
+    ratings = {
+        "helpfulness": row.helpfulness,
+        "correctness": row.correctness,
+        "coherence": row.coherence,
+        "complexity": row.complexity,
+        "verbosity": row.verbosity,
+    }
+    return _Rated(number, row.response, ratings)
 
 
 def _items_of_prompt(prompt: str, rated: list[_Rated]) -> Iterator[Item]:

@@ -14,14 +14,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
-from worldpm.benchmarks.items import Item, Judged, files, parse, two
+from worldpm.benchmarks.items import Item, Judged, Turn, files, messages_of, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy
-from worldpm.records import Message, Preference
-from worldpm.storage.json_files import Json
+from worldpm.records import Preference
 
 HOME = "https://huggingface.co/datasets/nvidia/HelpSteer3 (`preference/validation.jsonl.gz`)"
 SUBSETS = ("general", "stem", "code", "multilingual")
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """Two responses to a conversation."""
+
+    domain: str
+    context: list[Turn]
+    response1: str
+    response2: str
+    overall_preference: int
 
 
 def read(folder: Path) -> list[Item]:
@@ -34,20 +45,20 @@ def read(folder: Path) -> list[Item]:
     paths = files(folder, "validation*.jsonl", home=HOME)
     # the data set's other folders hold feedback and edits
     preference_paths = [path for path in paths if path.parent.name == "preference"]
-    return parse(preference_paths or paths, _items, home=HOME)
+    return parse(preference_paths or paths, _Row, _items, home=HOME)
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
-    gap = row["overall_preference"]
-    if gap not in range(-3, 4) or row["domain"] not in SUBSETS:
-        raise ValueError(f"domain {row['domain']!r}, preference {gap!r}")
+def _items(number: int, row: _Row) -> Iterator[Item]:
+    gap = row.overall_preference
+    if gap not in range(-3, 4) or row.domain not in SUBSETS:
+        raise ValueError(f"domain {row.domain!r}, preference {gap}")
     if not gap:
         return
 
-    prompt = [Message(str(message["role"]), message["content"]) for message in row["context"]]
     # the sign says which is better, and the size how clearly
     better = 0 if gap < 0 else 1
-    item = two(row["domain"], str(number), prompt, row["response1"], row["response2"], better)
+    prompt = messages_of(row.context)
+    item = two(row.domain, str(number), prompt, row.response1, row.response2, better)
     yield replace(item, preferences=(Preference(0, 1, float(abs(gap))),))
 
 

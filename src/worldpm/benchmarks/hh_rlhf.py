@@ -17,7 +17,6 @@ from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse, unique
 from worldpm.benchmarks.metrics import strict_by_subset
 from worldpm.datasets import preference_sets
-from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/anthropics/hh-rlhf (`SUBSET/test.jsonl.gz`)"
 SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
@@ -39,7 +38,7 @@ def read(folder: Path) -> list[Item]:
     items: list[Item] = []
     for path, subsets in subsets_of.items():
         for subset in subsets:
-            items += parse([path], partial(_items, subset), home=HOME)
+            items += parse([path], dict[str, object], partial(_items, subset), home=HOME)
     return unique(items, folder)
 
 
@@ -50,7 +49,7 @@ def _subsets_of(path: Path) -> list[str]:
     return [name for name in SUBSETS if folder == name or path.name.startswith(name)]
 
 
-def _items(subset: str, number: int, row: Json) -> Iterator[Item]:
+def _items(subset: str, number: int, row: dict[str, object]) -> Iterator[Item]:
     pair = preference_sets.pair(row)
     # a string is the reason why the row holds no preference
     if not isinstance(pair, str):

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
 from worldpm.benchmarks.metrics import strict_accuracy, strict_by_subset
-from worldpm.storage.json_files import Json
 
 HOME = (
     "https://github.com/prometheus-eval/prometheus-eval"
@@ -33,6 +34,14 @@ WRAPPED = re.compile(
 """Prompt and response in a text; the rest of it instructs a judge."""
 
 
+class _Row(msgspec.Struct, frozen=True):
+    """A dialogue with a better and a worse ending, each in instructions to a judge."""
+
+    source: str
+    chosen_instruction: str
+    rejected_instruction: str
+
+
 def read(folder: Path) -> list[Item]:
     """The 221 pairs, named by their row.
 
@@ -40,16 +49,16 @@ def read(folder: Path) -> list[Item]:
         ConfigError: If the file is absent.
         DataError: If it is not of the repository's format.
     """
-    return parse(files(folder, "hhh_alignment_eval.json", home=HOME), _items, home=HOME)
+    return parse(files(folder, "hhh_alignment_eval.json", home=HOME), _Row, _items, home=HOME)
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
-    chosen = WRAPPED.search(row["chosen_instruction"])
-    rejected = WRAPPED.search(row["rejected_instruction"])
+def _items(number: int, row: _Row) -> Iterator[Item]:
+    chosen = WRAPPED.search(row.chosen_instruction)
+    rejected = WRAPPED.search(row.rejected_instruction)
     # rewards can only be compared at one prompt
-    if row["source"] not in SIZES or not chosen or not rejected or chosen[1] != rejected[1]:
-        raise ValueError(f"source {row['source']!r}, or two prompts that differ")
-    yield better_first(row["source"], str(number), chosen[1], [chosen[2]], [rejected[2]])
+    if row.source not in SIZES or not chosen or not rejected or chosen[1] != rejected[1]:
+        raise ValueError(f"source {row.source!r}, or two prompts that differ")
+    yield better_first(row.source, str(number), chosen[1], [chosen[2]], [rejected[2]])
 
 
 def native(judged: Judged) -> dict[str, float]:

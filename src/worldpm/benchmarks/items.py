@@ -4,11 +4,15 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from worldpm.errors import ConfigError, DataError
 from worldpm.records import Message, Preference, Response
 from worldpm.storage import rows
-from worldpm.storage.json_files import Json
+
+Row = TypeVar("Row")
 
 
 # Manifests hash the `repr` of items: renaming a field, or a tuple for a list, changes every hash.
@@ -101,6 +105,20 @@ class Judged:
             yield better, worse
 
 
+class Turn(msgspec.Struct, frozen=True):
+    """A message of a conversation in a row of a file."""
+
+    role: str
+    content: str
+
+
+def messages_of(prompt: str | Sequence[Turn]) -> tuple[Message, ...]:
+    """The messages of a prompt that is a text of the user or a conversation."""
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    return tuple(Message(turn.role, turn.content) for turn in prompt)
+
+
 def prompt_id(prompt: Sequence[Message]) -> str:
     """An identifier of 16 hex digits, equal for equal prompts."""
     # control characters as separators: "ab", "c" and "a", "bc" must not be equal
@@ -121,14 +139,9 @@ def better_first(
     together.
 
     Raises:
-        TypeError: If a text is not a string.
         ValueError: If there is no pair.
     """
-    # rows of files are not checked before: JSON may hold null or a number where a text should be
     messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
-    texts = [message.content for message in messages] + [*better, *worse]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("a text is not a string")
     if not (messages and better and worse):
         raise ValueError(
             f"{len(messages)} messages, {len(better)} better and {len(worse)} worse responses; one"
@@ -205,10 +218,14 @@ def unique(items: Iterable[Item], folder: Path) -> list[Item]:
 
 
 def parse(
-    paths: Iterable[Path], items_of: Callable[[int, Json], Iterable[Item]], *, home: str
+    paths: Iterable[Path],
+    row_type: type[Row],
+    items_of: Callable[[int, Row], Iterable[Item]],
+    *,
+    home: str,
 ) -> list[Item]:
     """The items of all rows of the files; `items_of` gets a row's number, from 0 through all files,
-    and the row.
+    and the row as the type that has its columns.
 
     Raises:
         DataError: If a row is not of the benchmark's format, or two items have one name.
@@ -219,8 +236,8 @@ def parse(
         for row in rows.read(path):
             # readers of sets take rows as documented: any of these errors means another format
             try:
-                items = list(items_of(number, row))
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+                items = list(items_of(number, msgspec.convert(row, row_type)))
+            except (LookupError, TypeError, ValueError, msgspec.ValidationError) as error:
                 raise DataError(
                     path,
                     f"row {number + 1} is not of the format of {home} ({type(error).__name__}:"

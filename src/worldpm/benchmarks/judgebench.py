@@ -13,10 +13,11 @@ Source: Tan et al. 2025, arXiv 2410.12784; https://github.com/ScalerLab/JudgeBen
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy
-from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/ScalerLab/JudgeBench (`data/*.jsonl`)"
 SOURCES = {
@@ -40,6 +41,18 @@ SIZES = {
 }
 
 
+class _Row(msgspec.Struct, frozen=True):
+    """Two answers of one model to a question."""
+
+    pair_id: str
+    source: str
+    question: str
+    response_model: str
+    response_a: str = msgspec.field(name="response_A")
+    response_b: str = msgspec.field(name="response_B")
+    label: str
+
+
 def read(folder: Path) -> list[Item]:
     """The 350 pairs of GPT-4o and the 270 of Claude 3.5, named by their `pair_id`.
 
@@ -47,22 +60,22 @@ def read(folder: Path) -> list[Item]:
         ConfigError: If the files are absent.
         DataError: If a file is not of the repository's format.
     """
-    return parse(files(folder, "dataset=judgebench*.jsonl", home=HOME), _items, home=HOME)
+    return parse(files(folder, "dataset=judgebench*.jsonl", home=HOME), _Row, _items, home=HOME)
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
+def _items(number: int, row: _Row) -> Iterator[Item]:
     # a source goes on after its kind, as in `mmlu-pro-law`
-    kinds = [kind for prefix, kind in SOURCES.items() if row["source"].startswith(prefix)]
-    if not kinds or row["label"] not in BETTER_INDEX:
-        raise ValueError(f"source {row['source']!r}, label {row['label']!r}")
+    kinds = [kind for prefix, kind in SOURCES.items() if row.source.startswith(prefix)]
+    if not kinds or row.label not in BETTER_INDEX:
+        raise ValueError(f"source {row.source!r}, label {row.label!r}")
 
     yield two(
-        f"{WRITERS[row['response_model']]} {kinds[0]}",
-        row["pair_id"],
-        row["question"],
-        row["response_A"],
-        row["response_B"],
-        BETTER_INDEX[row["label"]],
+        f"{WRITERS[row.response_model]} {kinds[0]}",
+        row.pair_id,
+        row.question,
+        row.response_a,
+        row.response_b,
+        BETTER_INDEX[row.label],
     )
 
 

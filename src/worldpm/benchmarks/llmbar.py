@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import accuracy
-from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/princeton-nlp/LLMBar (`Dataset/LLMBar`)"
 PLACES = {
@@ -31,6 +32,15 @@ ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
 SIZES = {"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46}
 
 
+class _Row(msgspec.Struct, frozen=True):
+    """Two outputs for an instruction."""
+
+    input: str
+    output_1: str
+    output_2: str
+    label: int
+
+
 def read(folder: Path) -> list[Item]:
     """The 419 main items, named `SUBSET:ROW`.
 
@@ -42,16 +52,16 @@ def read(folder: Path) -> list[Item]:
     # the repository's other folders hold items of other benchmarks that it only converts
     for subset, subfolder in PLACES.items():
         paths = files(folder, f"LLMBar/{subfolder}/dataset.json", home=HOME)
-        items += parse(paths, partial(_items, subset), home=HOME)
+        items += parse(paths, _Row, partial(_items, subset), home=HOME)
 
     return items
 
 
-def _items(subset: str, number: int, row: Json) -> Iterator[Item]:
-    if row["label"] not in (1, 2):
-        raise ValueError(f"label {row['label']!r}, not 1 or 2")
-    name, better = f"{subset}:{number}", row["label"] - 1
-    yield two(subset, name, row["input"], row["output_1"], row["output_2"], better)
+def _items(subset: str, number: int, row: _Row) -> Iterator[Item]:
+    if row.label not in (1, 2):
+        raise ValueError(f"label {row.label}, not 1 or 2")
+    name, better = f"{subset}:{number}", row.label - 1
+    yield two(subset, name, row.input, row.output_1, row.output_2, better)
 
 
 def native(judged: Judged) -> dict[str, float]:

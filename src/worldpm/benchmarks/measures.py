@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from worldpm.stats.style_control import LevelAccuracy, Phi, StyleControl
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,9 @@ class SubsetResult(Measures):
 
     domain: str
     """The domain that names the subset, or `mixed`."""
-    native: Json = field(default_factory=dict)
+    native: Plain = field(default_factory=dict)
     """Always empty: a benchmark's own aggregates are about all its subsets."""
-    subsets: Json = field(default_factory=dict)
+    subsets: Plain = field(default_factory=dict)
     """Always empty."""
 
 
@@ -107,7 +107,7 @@ class BenchmarkResult(Measures):
     missing_items: dict[str, int]
     """Items by subset that the release has more (below 0: less) than were judged; subsets that are
     complete, or of unknown size, are left out."""
-    native: Json
+    native: Plain
     """Its authors' own aggregates."""
     subsets: dict[str, SubsetResult]
     """By name, in the order of the items."""

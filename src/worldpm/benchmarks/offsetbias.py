@@ -11,12 +11,22 @@ paper on WorldPM judges on it.
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy
-from worldpm.storage.json_files import Json
 
 HOME = "https://huggingface.co/datasets/NCSOFT/offsetbias (`train.jsonl`)"
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """Two outputs for an instruction."""
+
+    instruction: str
+    output_1: str
+    output_2: str
+    label: int
 
 
 def read(folder: Path) -> list[Item]:
@@ -26,20 +36,14 @@ def read(folder: Path) -> list[Item]:
         ConfigError: If the file is absent.
         DataError: If it is not of the data set's format.
     """
-    return parse(files(folder, "train*.jsonl", home=HOME), _items, home=HOME)
+    return parse(files(folder, "train*.jsonl", home=HOME), _Row, _items, home=HOME)
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
-    if row["label"] not in (1, 2):
-        raise ValueError(f"label {row['label']!r}, not 1 or 2")
-    yield two(
-        "offsetbias",
-        str(number),
-        row["instruction"],
-        row["output_1"],
-        row["output_2"],
-        row["label"] - 1,
-    )
+def _items(number: int, row: _Row) -> Iterator[Item]:
+    if row.label not in (1, 2):
+        raise ValueError(f"label {row.label}, not 1 or 2")
+    better = row.label - 1
+    yield two("offsetbias", str(number), row.instruction, row.output_1, row.output_2, better)
 
 
 def native(judged: Judged) -> dict[str, float]:

@@ -14,12 +14,26 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy
-from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/WeOpenML/PandaLM (`data/testset-v1.json`)"
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """Two answers to a task with the labels of three people."""
+
+    idx: int
+    instruction: str
+    input: str
+    response1: bool | str
+    response2: bool | str
+    annotator1: int
+    annotator2: int
+    annotator3: int
 
 
 def read(folder: Path) -> list[Item]:
@@ -32,28 +46,21 @@ def read(folder: Path) -> list[Item]:
         ConfigError: If the file is absent.
         DataError: If it is not of the repository's format.
     """
-    return parse(files(folder, "testset-v1.json", home=HOME), _items, home=HOME)
+    return parse(files(folder, "testset-v1.json", home=HOME), _Row, _items, home=HOME)
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
-    labels = [int(row[f"annotator{i}"]) for i in (1, 2, 3)]
+def _items(number: int, row: _Row) -> Iterator[Item]:
+    labels = [row.annotator1, row.annotator2, row.annotator3]
     if not set(labels) <= {0, 1, 2}:
         raise ValueError(f"labels {labels}, not of 0 to 2")
 
-    first, second = _text(row["response1"]), _text(row["response2"])
+    # the truth value `True` becomes the word
+    first, second = str(row.response1), str(row.response2)
     # three different labels have no majority, and a majority for a tie has no better response
     label, votes = Counter(labels).most_common(1)[0]
     if label and votes > 1:
-        prompt = "\n\n".join(text for text in (row["instruction"], row["input"]) if text)
-        yield two("pandalm", str(row["idx"]), prompt, first, second, label - 1)
-
-
-def _text(response: object) -> str:
-    if isinstance(response, bool):
-        return str(response)
-    if not isinstance(response, str):
-        raise TypeError("a response is not a string")
-    return response
+        prompt = "\n\n".join(text for text in (row.instruction, row.input) if text)
+        yield two("pandalm", str(row.idx), prompt, first, second, label - 1)
 
 
 def native(judged: Judged) -> dict[str, float]:

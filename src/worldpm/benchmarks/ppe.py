@@ -1,6 +1,7 @@
 """PPE: human votes of Chatbot Arena, and right and wrong answers of four models, 32 to a prompt.
 
-A row of human votes, and one of right and wrong answers; the winner may also be a tie:
+A row of human votes, and one of right and wrong answers; the winner may also be a tie, and the
+prompt of a vote a list of messages:
 
     {"question_id": "q", "prompt": "Hi!", "response_1": "No.", "response_2": "Hello!",
      "winner": "model_b"}
@@ -17,15 +18,16 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
 import numpy as np
 
 from worldpm.benchmarks.benchmark import Benchmark
-from worldpm.benchmarks.items import Item, Judged, files, parse, prompt_id, two
-from worldpm.benchmarks.metrics import strict_accuracy
+from worldpm.benchmarks.items import Item, Judged, Turn, files, messages_of, parse, prompt_id, two
+from worldpm.benchmarks.metrics import strict_by_subset
 from worldpm.errors import ConfigError
 from worldpm.records import Message, Preference, Response
 from worldpm.stats.selection import expected_picks
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Plain
 
 HOME = "the data sets lmarena-ai/PPE-* of https://huggingface.co/lmarena-ai, a folder each"
 CORRECTNESS = ("mmlu_pro", "math", "gpqa", "ifeval", "mbpp_plus")
@@ -40,6 +42,26 @@ FOLDER_WORDS = {
 """Part of the name of each subset's folder, in lower case."""
 RESPONSES = 32
 """Responses to each prompt of the correctness sets."""
+
+
+class _Vote(msgspec.Struct, frozen=True):
+    """A vote of a person on two responses."""
+
+    question_id: int | str
+    prompt: str | list[Turn]
+    response_1: str
+    response_2: str
+    winner: str
+
+
+class _Question(msgspec.Struct, frozen=True):
+    """A row of right and wrong answers, but for the answers themselves."""
+
+    question_id: int | str
+    prompt: str
+    model_name: str
+    scores: list[float | bool]
+    sampled_conflict_pairs: list[tuple[int, int]]
 
 
 def read(folder: Path) -> list[Item]:
@@ -58,9 +80,10 @@ def read(folder: Path) -> list[Item]:
             f"{folder}: {', '.join(absent)} is not there; download {HOME}, to that folder"
         )
 
-    items = parse(paths["human"], _vote, home=HOME)
+    items = parse(paths["human"], _Vote, _vote, home=HOME)
     for subset in CORRECTNESS:
-        items += parse(paths[subset], partial(_correctness, subset), home=HOME)
+        of_subset = partial(_correctness, subset)
+        items += parse(paths[subset], dict[str, object], of_subset, home=HOME)
     return items
 
 
@@ -73,47 +96,42 @@ def _paths(folder: Path, word: str) -> list[Path]:
     return paths
 
 
-def _vote(number: int, row: Json) -> Iterator[Item]:
-    if row["winner"] not in ("model_a", "model_b"):
+def _vote(number: int, row: _Vote) -> Iterator[Item]:
+    if row.winner not in ("model_a", "model_b"):
         return
 
     # a question may have several votes, so the row is part of the name
-    name = f"human/{row['question_id']}/{number}"
-    better = 0 if row["winner"] == "model_a" else 1
-    yield two("human", name, _prompt(row), row["response_1"], row["response_2"], better)
+    name = f"human/{row.question_id}/{number}"
+    better = 0 if row.winner == "model_a" else 1
+    prompt = messages_of(row.prompt)
+    yield two("human", name, prompt, row.response_1, row.response_2, better)
 
 
-def _prompt(row: Json) -> str | list[Message]:
-    prompt: str | list[Json] = row["prompt"]
-    if isinstance(prompt, str):
-        return prompt
-    return [Message(str(message["role"]), message["content"]) for message in prompt]
-
-
-def _correctness(subset: str, number: int, row: Json) -> Iterator[Item]:
+def _correctness(subset: str, number: int, row: dict[str, object]) -> Iterator[Item]:
     """Right responses first; pairs of one right and one wrong response, each once."""
-    qualities = [float(score) for score in row["scores"]]
+    question = msgspec.convert(row, _Question)
+    # 32 columns alike, so they are named by number
+    answers = msgspec.convert([row[f"response_{i + 1}"] for i in range(RESPONSES)], list[str])
+
+    qualities = [float(score) for score in question.scores]
     # `sorted` keeps the file's order among right and among wrong responses
     order = sorted(range(RESPONSES), key=lambda index: -qualities[index])
-    texts = [row[f"response_{index + 1}"] for index in order]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("a response is not a string")
 
-    prompt = (Message("user", row["prompt"]),)
+    prompt = (Message("user", question.prompt),)
     yield Item(
         subset,
-        f"{subset}/{row['model_name']}/{row['question_id']}",
+        f"{subset}/{question.model_name}/{question.question_id}",
         prompt_id(prompt),
         prompt,
-        tuple(map(Response, texts)),
-        _sampled_preferences(row["sampled_conflict_pairs"], qualities, order),
+        tuple(Response(answers[index]) for index in order),
+        _sampled_preferences(question.sampled_conflict_pairs, qualities, order),
         order,
         [qualities[index] for index in order],
     )
 
 
 def _sampled_preferences(
-    pairs: Sequence[Sequence[int]], qualities: Sequence[float], order: Sequence[int]
+    pairs: Sequence[tuple[int, int]], qualities: Sequence[float], order: Sequence[int]
 ) -> tuple[Preference, ...]:
     """The set's sampled pairs, given by indices of the file, by indices of the sorted responses."""
     # a set, since the sample may hold a pair twice
@@ -131,27 +149,26 @@ def _sampled_preferences(
     )
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> Plain:
     """Accuracy by subset, a tie being wrong. The correctness sets also have the area under the ROC
     curve and the best-of-k curve.
 
     The curve is the mean share of right picks for k = 1 .. 32; `loss` is its mean distance from the
     curve of an oracle.
     """
-    by_subset: Json = {}
-    for name in judged.subsets:
-        of_subset = judged.of(name)
-        by_subset[name] = {"accuracy": strict_accuracy(of_subset)}
-        if name in CORRECTNESS:
-            by_subset[name] |= _curves(of_subset)
+    accuracies = strict_by_subset(judged)
+    by_subset: dict[str, Plain] = {}
+    for name, accuracy in accuracies.items():
+        curves = _curves(judged.of(name)) if name in CORRECTNESS else {}
+        by_subset[name] = {"accuracy": accuracy, **curves}
 
-    accuracies = [by_subset[name]["accuracy"] for name in CORRECTNESS if name in by_subset]
-    if not accuracies:
+    correctness = [accuracies[name] for name in CORRECTNESS if name in accuracies]
+    if not correctness:
         return by_subset
-    return {**by_subset, "correctness average": fmean(accuracies)}
+    return {**by_subset, "correctness average": fmean(correctness)}
 
 
-def _curves(judged: Judged) -> Json:
+def _curves(judged: Judged) -> Plain:
     curves, oracles, areas = [], [], []
     for item, rewards in zip(judged.items, judged.rewards, strict=True):
         qualities = item.qualities or [float(preferred) for preferred in item.preferred]

@@ -12,24 +12,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, every_pair
 from worldpm.errors import DataError
 from worldpm.records import Response
 from worldpm.storage import rows
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Plain
 
-COLUMNS: dict[str, type | tuple[type, ...]] = {
-    "benchmark": str,
-    "subset": str,
-    "item": str,
-    "response": int,
-    "preferred": bool,
-    "reward": (int, float),
-}
-"""Columns that every row must have, with the types of their values."""
 LARGEST_REWARD = 1e9
 """In logits, either sign. Models give no larger ones, so that these, and NaN, are errors."""
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """A row of the file; columns without a default must be there."""
+
+    benchmark: str
+    subset: str
+    item: str
+    response: int
+    preferred: bool
+    reward: float
+    checkpoint: float | int | str | None = None
+    prompt_id: float | int | str | None = None
+    quality: float | bool | str | None = None
+    """Some tables have numbers as text."""
+    length_tokens: object = None
+    """Unknown unless it is an integer: some tables have NaN for unknown ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,60 +78,71 @@ def read(path: Path) -> dict[str, dict[str, list[RewardRow]]]:
             message has the row's number.
     """
     tables: dict[str, dict[str, list[RewardRow]]] = {}
-    for number, row in enumerate(rows.read(path), start=1):
-        reward_row = _checked(row, number, path)
+    for number, content in enumerate(rows.read(path), start=1):
+        row = _checked(content, number, path)
         # tables of several checkpoints name them, as `rewards.parquet` does
-        checkpoint = str(row.get("checkpoint") or path.name.split(".")[0])
+        checkpoint = str(row.checkpoint or path.name.split(".")[0])
         by_benchmark = tables.setdefault(checkpoint, {})
-        by_benchmark.setdefault(row["benchmark"], []).append(reward_row)
+        by_benchmark.setdefault(row.benchmark, []).append(_reward_row(row, number, path))
 
     if not tables:
         raise DataError(path, "holds no row")
     return tables
 
 
-def _checked(row: Json, number: int, path: Path) -> RewardRow:
+def _checked(content: object, number: int, path: Path) -> _Row:
     """A row of the file with the right types.
 
     Raises:
-        DataError: If a value is not of the type that it must have.
+        DataError: If a value is not of the type that it must have, or the reward is too large.
     """
-    for name, kind in COLUMNS.items():
-        value = row.get(name) if isinstance(row, dict) else None
-        # to Python, true and false are integers
-        is_wrong_bool = isinstance(value, bool) and kind is not bool
-        if not isinstance(value, kind) or is_wrong_bool:
-            raise DataError(
-                path, f"row {number}: {name} is {value!r:.40}; each row needs {', '.join(COLUMNS)}"
-            )
+    try:
+        row = msgspec.convert(content, _Row)
+    except msgspec.ValidationError as error:
+        raise DataError(path, f"row {number}: {_wrong_column(content)}") from error
 
     # "not at most" instead of "above", so that NaN is refused too
-    if not abs(row["reward"]) <= LARGEST_REWARD:
+    if not abs(row.reward) <= LARGEST_REWARD:
         raise DataError(
             path,
-            f"row {number}: the reward of item {row['item']!r} is {row['reward']!r:.40}; score it"
-            " again",
+            f"row {number}: the reward of item {row.item!r} is {row.reward!r:.40}; score it again",
         )
+    return row
 
-    tokens = row.get("length_tokens")
+
+def _wrong_column(content: object) -> str:
+    """The first column of another type, with its value, and the columns that a row needs."""
+    values = content if isinstance(content, dict) else {}
+    columns = msgspec.structs.fields(_Row)
+    needed = ", ".join(column.name for column in columns if column.required)
+    for column in columns:
+        value = values.get(column.name)
+        try:
+            msgspec.convert(value, column.type)
+        except msgspec.ValidationError as error:
+            return f"{column.name} is {value!r:.40} ({error}); each row needs {needed}"
+    raise AssertionError("every column is of its type")
+
+
+def _reward_row(row: _Row, number: int, path: Path) -> RewardRow:
     return RewardRow(
-        subset=row["subset"],
-        item=row["item"],
-        response=row["response"],
-        preferred=row["preferred"],
-        reward=float(row["reward"]),
-        prompt_id=str(row["prompt_id"]) if row.get("prompt_id") else None,
+        subset=row.subset,
+        item=row.item,
+        response=row.response,
+        preferred=row.preferred,
+        reward=row.reward,
+        prompt_id=str(row.prompt_id) if row.prompt_id else None,
         quality=_quality(row, number, path),
-        length_tokens=tokens if isinstance(tokens, int) else None,
+        length_tokens=row.length_tokens if isinstance(row.length_tokens, int) else None,
     )
 
 
-def _quality(row: Json, number: int, path: Path) -> float | None:
+def _quality(row: _Row, number: int, path: Path) -> float | None:
     try:
-        return None if row.get("quality") is None else float(row["quality"])
-    except (TypeError, ValueError) as error:
+        return None if row.quality is None else float(row.quality)
+    except ValueError as error:
         raise DataError(
-            path, f"row {number}: quality is {row['quality']!r:.40}. Give a number or null."
+            path, f"row {number}: quality is {row.quality!r:.40}. Give a number or null."
         ) from error
 
 
@@ -290,7 +311,7 @@ def in_order_of(first: Judged, second: Judged, path: Path) -> Judged:
     return second.at(indices)
 
 
-def table_of(checkpoint: str, benchmark: str, judged: Judged) -> Iterator[Json]:
+def table_of(checkpoint: str, benchmark: str, judged: Judged) -> Iterator[Plain]:
     """The rows of `rewards.parquet`."""
     lengths, truncated = judged.length_tokens, judged.truncated
 

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
 from worldpm.benchmarks.metrics import strict_by_subset
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Plain
 
 HOME = "the `filtered` split of https://huggingface.co/datasets/allenai/reward-bench"
 SECTIONS = {
@@ -76,6 +78,16 @@ WEIGHTS = {**SIZES, "math-prm": 984}
 subsets together."""
 
 
+class _Row(msgspec.Struct, frozen=True):
+    """A prompt with a better and a worse response."""
+
+    id: int | str
+    subset: str
+    prompt: str
+    chosen: str
+    rejected: str
+
+
 def read(folder: Path) -> list[Item]:
     """The 2,985 pairs.
 
@@ -83,17 +95,17 @@ def read(folder: Path) -> list[Item]:
         ConfigError: If a file is absent.
         DataError: If a file is not of the data set's format.
     """
-    return parse(files(folder, "filtered*.parquet", home=HOME), _items, home=HOME)
+    return parse(files(folder, "filtered*.parquet", home=HOME), _Row, _items, home=HOME)
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
-    if row["subset"] not in SIZES:
-        raise ValueError(f"unknown subset {row['subset']!r}")
-    name = f"{row['subset']}:{row['id']}"
-    yield better_first(row["subset"], name, row["prompt"], [row["chosen"]], [row["rejected"]])
+def _items(number: int, row: _Row) -> Iterator[Item]:
+    if row.subset not in SIZES:
+        raise ValueError(f"unknown subset {row.subset!r}")
+    name = f"{row.subset}:{row.id}"
+    yield better_first(row.subset, name, row.prompt, [row.chosen], [row.rejected])
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> Plain:
     """Accuracy of each subset (a tie is wrong), the four sections, and their plain mean; with prior
     sets, also the first leaderboard's."""
     accuracies = strict_by_subset(judged)

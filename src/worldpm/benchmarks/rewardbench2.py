@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark, item_itself
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
 from worldpm.errors import DataError
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Plain
 
 HOME = "the `test` split of https://huggingface.co/datasets/allenai/reward-bench-2"
 SIZES = {
@@ -33,6 +35,16 @@ SIZES = {
 }
 
 
+class _Row(msgspec.Struct, frozen=True):
+    """A prompt with its right and wrong answers."""
+
+    id: int | str
+    subset: str
+    prompt: str
+    chosen: list[str]
+    rejected: list[str]
+
+
 def read(folder: Path) -> list[Item]:
     """The 1,865 items. Those of Ties are named `ref:N` (one right answer) and `tied:N` (several), N
     being their prompt.
@@ -41,15 +53,15 @@ def read(folder: Path) -> list[Item]:
         ConfigError: If a file is absent.
         DataError: If a file is not of the data set's format.
     """
-    return parse(files(folder, "test*.parquet", home=HOME), _items, home=HOME)
+    return parse(files(folder, "test*.parquet", home=HOME), _Row, _items, home=HOME)
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
-    subset, name = row["subset"], str(row["id"])
+def _items(number: int, row: _Row) -> Iterator[Item]:
+    subset, name = row.subset, str(row.id)
     if subset not in SIZES:
         raise ValueError(f"unknown subset {subset!r}")
 
-    item = better_first(subset, name, row["prompt"], row["chosen"], row["rejected"])
+    item = better_first(subset, name, row.prompt, row.chosen, row.rejected)
     yield replace(item, prompt_id=cluster(subset, name)) if subset == "Ties" else item
 
 
@@ -59,7 +71,7 @@ def cluster(subset: str, item: str) -> str:
     return f"ties:{_tie(item).number}" if subset == "Ties" else item_itself(subset, item)
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> Plain:
     """The six subsets' scores and their plain mean, under its own rules.
 
     An item of four gives one over the number of responses that tie at the top if the right answer

@@ -14,14 +14,24 @@ from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, unique
 from worldpm.benchmarks.metrics import best_wins
 from worldpm.errors import DataError
 from worldpm.storage import rows
-from worldpm.storage.json_files import Json
 
 HOME = "https://huggingface.co/datasets/RewardMATH/RewardMATH"
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """One solution of a problem by its steps."""
+
+    problem_id: int | str
+    problem: str
+    eval_solution: list[str]
+    solution_type: str
 
 
 def read(folder: Path) -> list[Item]:
@@ -44,22 +54,23 @@ def read(folder: Path) -> list[Item]:
 
 def _problems(path: Path) -> Iterator[Item]:
     try:
-        for problem_id, members in groupby(rows.read(path), key=lambda row: row["problem_id"]):
+        solutions = (msgspec.convert(row, _Row) for row in rows.read(path))
+        for problem_id, members in groupby(solutions, key=lambda row: row.problem_id):
             yield _item(str(problem_id), list(members))
-    except (KeyError, TypeError, ValueError) as error:
+    except (ValueError, msgspec.ValidationError) as error:
         raise DataError(
             path,
             f"not of the format of {HOME} ({type(error).__name__}: {error}); download it again",
         ) from error
 
 
-def _item(name: str, solutions: list[Json]) -> Item:
+def _item(name: str, solutions: list[_Row]) -> Item:
     texts: dict[str, list[str]] = {"chosen": [], "rejected": []}
     for solution in solutions:
         # other types, if there are any, are left out
-        if solution["solution_type"] in texts:
-            texts[solution["solution_type"]].append("\n".join(solution["eval_solution"]))
-    return better_first("math", name, solutions[0]["problem"], texts["chosen"], texts["rejected"])
+        if solution.solution_type in texts:
+            texts[solution.solution_type].append("\n".join(solution.eval_solution))
+    return better_first("math", name, solutions[0].problem, texts["chosen"], texts["rejected"])
 
 
 def native(judged: Judged) -> dict[str, float]:

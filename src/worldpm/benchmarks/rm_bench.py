@@ -1,7 +1,8 @@
 """RM-Bench: right and subtly wrong answers, each in three styles, so that a judge of style is found
 out.
 
-A row of `chat_filtered.json`; the styles are concise, detailed, and detailed with Markdown:
+A row of `chat_filtered.json`; the styles are concise, detailed, and detailed with Markdown. A row
+of `total_dataset.json` has a `domain` too:
 
     {"id": 7, "prompt": "2 + 2?", "chosen": ["4", "It is 4.", "**4**"],
      "rejected": ["5", "It is 5.", "**5**"]}
@@ -15,10 +16,12 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
 from worldpm.errors import DataError
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Plain
 
 HOME = "https://github.com/THU-KEG/RM-Bench (`data/*.json`)"
 SIZES = {"chat": 129, "code": 228, "math": 529, "safety-refuse": 284, "safety-response": 157}
@@ -32,6 +35,21 @@ POOLS = {
 """Its four domains; the two kinds of safety are pooled by item, not averaged."""
 
 
+class _Row(msgspec.Struct, frozen=True):
+    """A prompt with its right and wrong answers, in the order of STYLES."""
+
+    id: int | str
+    prompt: str
+    chosen: list[str]
+    rejected: list[str]
+
+
+class _RowOfAll(_Row, frozen=True):
+    """A row of the file with all domains."""
+
+    domain: str
+
+
 def read(folder: Path) -> list[Item]:
     """The 1,327 items of three right and three wrong answers, from `total_dataset.json` or the five
     files by domain.
@@ -43,28 +61,29 @@ def read(folder: Path) -> list[Item]:
     if folder.is_dir() and any(folder.rglob("total_dataset.json*")):
         # one file with all domains, each row with its own
         paths = files(folder, "total_dataset.json", home=HOME)
-        return parse(paths, lambda number, row: _items(row["domain"], number, row), home=HOME)
+        return parse(
+            paths, _RowOfAll, lambda number, row: _items(row.domain, number, row), home=HOME
+        )
 
     items: list[Item] = []
     for domain in SIZES:
         paths = files(folder, f"{domain}_filtered.json", home=HOME)
-        items += parse(paths, partial(_items, domain), home=HOME)
+        items += parse(paths, _Row, partial(_items, domain), home=HOME)
     return items
 
 
-def _items(domain: str, number: int, row: Json) -> Iterator[Item]:
+def _items(domain: str, number: int, row: _Row) -> Iterator[Item]:
     if domain not in SIZES:
         raise ValueError(f"unknown domain {domain!r}")
-    if len(row["chosen"]) != len(STYLES) or len(row["rejected"]) != len(STYLES):
+    if len(row.chosen) != len(STYLES) or len(row.rejected) != len(STYLES):
         raise ValueError(
-            f"{len(row['chosen'])} chosen and {len(row['rejected'])} rejected answers;"
+            f"{len(row.chosen)} chosen and {len(row.rejected)} rejected answers;"
             f" {len(STYLES)} of each are needed"
         )
-    name = f"{domain}:{row['id']}"
-    yield better_first(domain, name, row["prompt"], row["chosen"], row["rejected"])
+    yield better_first(domain, f"{domain}:{row.id}", row.prompt, row.chosen, row.rejected)
 
 
-def native(judged: Judged) -> Json:
+def native(judged: Judged) -> Plain:
     """Its domains' and difficulties' accuracies, a tie being wrong, and the 3 x 3 of styles (chosen
     in rows).
 

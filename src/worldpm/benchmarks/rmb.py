@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
-from worldpm.benchmarks.items import Item, Judged, better_first, files, parse
+from worldpm.benchmarks.items import Item, Judged, Turn, better_first, files, messages_of, parse
 from worldpm.benchmarks.metrics import best_wins
-from worldpm.records import Message
-from worldpm.storage.json_files import Json
 
 HOME = "https://github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark (`RMB_dataset/`)"
 SETS = {"Pairwise_set": "pairwise", "BoN_set": "best of n"}
@@ -33,6 +33,35 @@ SUBSETS = (
 )
 
 
+class _Answer(msgspec.Struct, frozen=True):
+    """A response to a conversation."""
+
+    answer: str
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """What the rows of both sets have."""
+
+    category_path: str
+    conversation_input: list[Turn]
+
+
+class _Pair(_Row, frozen=True):
+    """A row of `Pairwise_set`."""
+
+    pair_uid: int | str
+    chosen: _Answer
+    reject: _Answer
+
+
+class _List(_Row, frozen=True):
+    """A row of `BoN_set`."""
+
+    bon_uid: int | str
+    bon_best: _Answer
+    loser_list: list[_Answer]
+
+
 def read(folder: Path) -> list[Item]:
     """The pairs and the lists, named `pair:UID` and `bon:UID`.
 
@@ -40,26 +69,28 @@ def read(folder: Path) -> list[Item]:
         ConfigError: If the files are absent.
         DataError: If a file is not of the repository's format.
     """
-    paths = files(folder, "Pairwise_set/*/**/*.json", "BoN_set/*/**/*.json", home=HOME)
-    return parse(paths, _items, home=HOME)
+    pairs = files(folder, "Pairwise_set/*/**/*.json", home=HOME)
+    lists = files(folder, "BoN_set/*/**/*.json", home=HOME)
+    return parse(pairs, _Pair, _of_pair, home=HOME) + parse(lists, _List, _of_list, home=HOME)
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
+def _of_pair(number: int, row: _Pair) -> Iterator[Item]:
+    yield _item(row, f"pair:{row.pair_uid}", row.chosen, [row.reject])
+
+
+def _of_list(number: int, row: _List) -> Iterator[Item]:
+    yield _item(row, f"bon:{row.bon_uid}", row.bon_best, row.loser_list)
+
+
+def _item(row: _Row, name: str, best: _Answer, worse: list[_Answer]) -> Item:
     # a path such as `Pairwise_set/Harmlessness/S1`
-    kind, side = row["category_path"].split("/")[:2]
+    kind, side = row.category_path.split("/")[:2]
     subset = f"{SETS[kind]} {side}"
     if subset not in SUBSETS:
-        raise ValueError(f"unknown category {row['category_path']!r}")
+        raise ValueError(f"unknown category {row.category_path!r}")
 
-    conversation = row["conversation_input"]
-    prompt = [Message(str(message["role"]), message["content"]) for message in conversation]
-    if "pair_uid" in row:
-        name = f"pair:{row['pair_uid']}"
-        best, worse = row["chosen"]["answer"], [row["reject"]["answer"]]
-    else:
-        name = f"bon:{row['bon_uid']}"
-        best, worse = row["bon_best"]["answer"], [loser["answer"] for loser in row["loser_list"]]
-    yield better_first(subset, name, prompt, [best], worse)
+    prompt, texts = messages_of(row.conversation_input), [response.answer for response in worse]
+    return better_first(subset, name, prompt, [best.answer], texts)
 
 
 def native(judged: Judged) -> dict[str, float]:

@@ -13,13 +13,29 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, parse, two
 from worldpm.benchmarks.metrics import strict_accuracy, strict_by_subset
 from worldpm.records import Preference
-from worldpm.storage.json_files import Json
 
 HOME = "https://huggingface.co/datasets/stanfordnlp/SHP (`SUBREDDIT/test.json`)"
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """Two comments on a post."""
+
+    post_id: str
+    domain: str
+    history: str
+    id_a: str = msgspec.field(name="c_root_id_A")
+    id_b: str = msgspec.field(name="c_root_id_B")
+    comment_a: str = msgspec.field(name="human_ref_A")
+    comment_b: str = msgspec.field(name="human_ref_B")
+    labels: int
+    score_a: int = msgspec.field(name="score_A")
+    score_b: int = msgspec.field(name="score_B")
 
 
 def read(folder: Path) -> list[Item]:
@@ -30,20 +46,20 @@ def read(folder: Path) -> list[Item]:
         ConfigError: If no file is there.
         DataError: If a file is not of the data set's format.
     """
-    return parse(files(folder, "test.json", home=HOME), _items, home=HOME)
+    return parse(files(folder, "test.json", home=HOME), _Row, _items, home=HOME)
 
 
-def _items(number: int, row: Json) -> Iterator[Item]:
-    if row["labels"] not in (0, 1):
-        raise ValueError(f"label {row['labels']!r}, not 0 or 1")
+def _items(number: int, row: _Row) -> Iterator[Item]:
+    if row.labels not in (0, 1):
+        raise ValueError(f"label {row.labels}, not 0 or 1")
 
-    subset = row["domain"].removesuffix("_test")
-    name = f"{row['post_id']}:{row['c_root_id_A']}:{row['c_root_id_B']}"
-    better = 1 - row["labels"]  # the index of the better comment, A or B
-    item = two(subset, name, row["history"], row["human_ref_A"], row["human_ref_B"], better)
+    subset = row.domain.removesuffix("_test")
+    name = f"{row.post_id}:{row.id_a}:{row.id_b}"
+    better = 1 - row.labels  # the index of the better comment, A or B
+    item = two(subset, name, row.history, row.comment_a, row.comment_b, better)
 
     # a strength must be above 0, even if both comments have the same votes
-    strength = float(abs(row["score_A"] - row["score_B"])) or 1.0
+    strength = float(abs(row.score_a - row.score_b)) or 1.0
     yield replace(item, preferences=(Preference(0, 1, strength),))
 
 

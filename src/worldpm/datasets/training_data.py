@@ -63,9 +63,7 @@ class TrainingData:
     ) -> Iterator[PreferenceGroup]:
         """The groups of a split, in order; dropped rows of plain sets are counted by reason."""
         for path in self.tables:
-            for row in parquet.read_rows(path, schema.GROUPS):
-                if row["split"] == split:
-                    yield schema.group_from_row(row, path)
+            yield from schema.read_groups(path, split=split)
 
         yield from preference_sets.read(self.plain, split, drops)
 

@@ -16,7 +16,8 @@ from worldpm.options.fairness import FairnessOptions
 from worldpm.scoring.requests import parse_request
 from worldpm.scoring.scorer import Request, Scorer
 from worldpm.storage import rows
-from worldpm.storage.json_files import Json, to_json, write_atomically
+from worldpm.storage.json_files import to_json, write_atomically
+from worldpm.storage.rows import Row
 
 HEADINGS = (
     "column",
@@ -79,7 +80,7 @@ def _pairs(options: FairnessOptions) -> Iterator[Pair]:
                 yield Pair(prompt, line.columns, scores.rewards[line.best], reward)
 
 
-def _labelled(row: Json, number: int, options: FairnessOptions) -> _LabelledRequest:
+def _labelled(row: Row, number: int, options: FairnessOptions) -> _LabelledRequest:
     """A line of the file.
 
     Raises:

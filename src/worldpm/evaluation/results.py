@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ from worldpm.benchmarks.measures import BenchmarkResult, Comparison, PresetResul
 from worldpm.evaluation.win_rates import WinRate
 from worldpm.model.description import TrainingRecord
 from worldpm.stats import bradley_terry
-from worldpm.storage import parquet, schema
-from worldpm.storage.json_files import Json, read_record
+from worldpm.storage import parquet
+from worldpm.storage.json_files import read_record
 
 METRICS = "metrics.json"
 COUNTS = ("characters", "headers", "lists", "bold", "code", "links")
@@ -172,15 +173,65 @@ class JudgedPairs:
         return bradley_terry.margins(rewards, indices[0], indices[1])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ItemRow:
+    """A row of `items.parquet`: one response, without what evaluation alone needs."""
+
+    benchmark: str
+    subset: str
+    item: str
+    response: int
+    prompt_id: str
+    prompt: str | None = None
+    text: str | None = None
+    characters: int | None = None
+    headers: int | None = None
+    lists: int | None = None
+    bold: int | None = None
+    code: int | None = None
+    links: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PreferenceRow:
+    """A row of `preferences.parquet`."""
+
+    benchmark: str
+    subset: str
+    item: str
+    chosen: int
+    rejected: int
+    strength: float
+    probability: float
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _RewardRow:
+    """A row of `rewards.parquet`."""
+
+    checkpoint: str
+    benchmark: str
+    subset: str
+    item: str
+    response: int
+    reward: float
+    length_tokens: int | None
+
+
+ItemRows = dict[ResponseKey, _ItemRow]
+RewardRows = dict[ResponseKey, _RewardRow]
+
+
 @dataclass(frozen=True)
 class ResultTables:
     """The three tables of a results folder, joined by `pairs`."""
 
-    items: dict[str, dict[ResponseKey, Json]]
+    items: dict[str, ItemRows]
     """Rows of `items.parquet` by benchmark."""
-    preferences: dict[str, list[Json]]
+    preferences: dict[str, list[_PreferenceRow]]
     """Rows of `preferences.parquet` by benchmark."""
-    rewards: dict[str, dict[str, dict[ResponseKey, Json]]]
+    rewards: dict[str, dict[str, RewardRows]]
     """Rows of `rewards.parquet` by checkpoint and benchmark."""
 
     @classmethod
@@ -190,19 +241,19 @@ class ResultTables:
         Raises:
             DataError: If a table is damaged.
         """
-        columns = [name for name in schema.ITEMS.names if texts or name not in TEXTS]
-        items: dict[str, dict[ResponseKey, Json]] = {}
-        for row in parquet.read_rows(folder / "items.parquet", schema.only(schema.ITEMS, columns)):
-            items.setdefault(row["benchmark"], {})[_key(row)] = row
+        without = () if texts else TEXTS
+        items: dict[str, ItemRows] = {}
+        for item in parquet.read_records(folder / "items.parquet", _ItemRow, without=without):
+            items.setdefault(item.benchmark, {})[_key(item)] = item
 
-        preferences: dict[str, list[Json]] = {}
-        for row in parquet.read_rows(folder / "preferences.parquet"):
-            preferences.setdefault(row["benchmark"], []).append(row)
+        preferences: dict[str, list[_PreferenceRow]] = {}
+        for pair in parquet.read_records(folder / "preferences.parquet", _PreferenceRow):
+            preferences.setdefault(pair.benchmark, []).append(pair)
 
-        rewards: dict[str, dict[str, dict[ResponseKey, Json]]] = {}
-        for row in parquet.read_rows(folder / "rewards.parquet"):
-            by_benchmark = rewards.setdefault(row["checkpoint"], {})
-            by_benchmark.setdefault(row["benchmark"], {})[_key(row)] = row
+        rewards: dict[str, dict[str, RewardRows]] = {}
+        for reward in parquet.read_records(folder / "rewards.parquet", _RewardRow):
+            by_benchmark = rewards.setdefault(reward.checkpoint, {})
+            by_benchmark.setdefault(reward.benchmark, {})[_key(reward)] = reward
         return cls(items, preferences, rewards)
 
     @property
@@ -216,40 +267,42 @@ class ResultTables:
 
     def pairs(self, checkpoint: str, benchmark: str) -> JudgedPairs:
         """Every preference of a benchmark with what is known of its two responses."""
-        rows = self.preferences[benchmark]
-        first = [self.items[benchmark][ResponseKey(row["subset"], row["item"], 0)] for row in rows]
+        pairs = self.preferences[benchmark]
+        items = self.items[benchmark]
+        first = [items[ResponseKey(pair.subset, pair.item, 0)] for pair in pairs]
+        chosen = [ResponseKey(pair.subset, pair.item, pair.chosen) for pair in pairs]
+        rejected = [ResponseKey(pair.subset, pair.item, pair.rejected) for pair in pairs]
         return JudgedPairs(
-            subsets=[row["subset"] for row in rows],
-            items=[row["item"] for row in rows],
-            prompt_ids=[item["prompt_id"] for item in first],
-            prompts=[item.get("prompt") for item in first],
-            chosen=self._side(checkpoint, benchmark, "chosen"),
-            rejected=self._side(checkpoint, benchmark, "rejected"),
-            strength=_column(rows, "strength"),
-            probability=_column(rows, "probability"),
-            weight=_column(rows, "weight"),
+            subsets=[pair.subset for pair in pairs],
+            items=[pair.item for pair in pairs],
+            prompt_ids=[item.prompt_id for item in first],
+            prompts=[item.prompt for item in first],
+            chosen=self._side(checkpoint, benchmark, chosen),
+            rejected=self._side(checkpoint, benchmark, rejected),
+            strength=np.array([pair.strength for pair in pairs], dtype=np.float64),
+            probability=np.array([pair.probability for pair in pairs], dtype=np.float64),
+            weight=np.array([pair.weight for pair in pairs], dtype=np.float64),
         )
 
-    def _side(self, checkpoint: str, benchmark: str, side: str) -> Sides:
-        rows = self.preferences[benchmark]
-        keys = [ResponseKey(row["subset"], row["item"], row[side]) for row in rows]
+    def _side(self, checkpoint: str, benchmark: str, keys: Sequence[ResponseKey]) -> Sides:
         items = [self.items[benchmark][key] for key in keys]
         rewards = [self.rewards[checkpoint][benchmark][key] for key in keys]
-        counted = all(item["characters"] is not None for item in items)
+        counts = None
+        if all(item.characters is not None for item in items):
+            counts = {
+                name: np.array(list(map(attrgetter(name), items)), dtype=np.float64)
+                for name in COUNTS
+            }
         return Sides(
-            rewards=_column(rewards, "reward"),
-            length_tokens=[row["length_tokens"] for row in rewards],
-            texts=[item.get("text") for item in items],
-            counts={name: _column(items, name) for name in COUNTS} if counted else None,
+            rewards=np.array([row.reward for row in rewards], dtype=np.float64),
+            length_tokens=[row.length_tokens for row in rewards],
+            texts=[item.text for item in items],
+            counts=counts,
         )
 
 
-def _key(row: Json) -> ResponseKey:
-    return ResponseKey(row["subset"], row["item"], row["response"])
-
-
-def _column(rows: Sequence[Json], name: str) -> Array:
-    return np.array([row[name] for row in rows], dtype=np.float64)
+def _key(row: _ItemRow | _RewardRow) -> ResponseKey:
+    return ResponseKey(row.subset, row.item, row.response)
 
 
 def judged_pairs(folder: Path, *, texts: bool = True) -> Iterator[tuple[str, str, JudgedPairs]]:

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,13 +33,66 @@ from worldpm.stats import bradley_terry, style_control
 from worldpm.stats.style import style_of
 from worldpm.stats.uncertainty import clustered_interval
 from worldpm.storage import rows
-from worldpm.storage.json_files import Json
 
 Array = NDArray[np.float64]
 Parsed = TypeVar("Parsed")
+RowType = TypeVar("RowType")
 
 SMALLEST_DEVIATION = 1e-9
 """A style difference that varies by no more is the same in all battles, but for rounding."""
+
+
+class _Content(msgspec.Struct, frozen=True):
+    """A message that has more than its text."""
+
+    answer: str
+
+
+class _Turn(msgspec.Struct, frozen=True):
+    """A message of a conversation."""
+
+    content: str | _Content
+
+
+class _AnswerMetadata(msgspec.Struct, frozen=True):
+    """What is known of an answer."""
+
+    token_len: int | None = None
+
+
+class _AnswerRow(msgspec.Struct, frozen=True):
+    """A row of Arena-Hard's `model_answer`."""
+
+    uid: str
+    messages: list[_Turn]
+    metadata: _AnswerMetadata = _AnswerMetadata()
+
+
+class _Game(msgspec.Struct, frozen=True):
+    """A judge's comparison of two sides."""
+
+    score: str | None = None
+
+
+class _GamesRow(msgspec.Struct, frozen=True):
+    """A row of Arena-Hard's `model_judgment`."""
+
+    uid: str
+    model: str
+    games: list[_Game | None]
+    baseline: str
+    category: str | None = None
+
+
+class _AnnotationRow(msgspec.Struct, frozen=True):
+    """A row of AlpacaEval's `annotations.json`."""
+
+    instruction: str
+    output_1: str
+    output_2: str
+    generator_2: str
+    preference: float | None
+    instruction_difficulty: float | None = None
 
 
 class Verdict(NamedTuple):
@@ -154,20 +208,22 @@ def read_arena_hard(folder: Path) -> list[Battle]:
         )
 
     styles = {
-        path.stem: dict(_read(path, _answer_styles))
+        path.stem: dict(_read(path, _AnswerRow, _answer_styles))
         for path in sorted(folder.rglob("model_answer/*.jsonl"))
     }
     battles: list[Battle] = []
     for path in paths:
-        battles += _read(path, partial(_arena_battles, styles=styles, judge=path.parent.name))
+        battles += _read(
+            path, _GamesRow, partial(_arena_battles, styles=styles, judge=path.parent.name)
+        )
     return battles
 
 
-def _answer_styles(row: Json) -> Iterator[tuple[str, StyleCounts]]:
+def _answer_styles(row: _AnswerRow) -> Iterator[tuple[str, StyleCounts]]:
     """The question of an answer, and the answer's style counts."""
-    content = row["messages"][-1]["content"]
-    text = content["answer"] if isinstance(content, dict) else content
-    yield row["uid"], _style_counts(text, row.get("metadata", {}).get("token_len"))
+    content = row.messages[-1].content
+    text = content.answer if isinstance(content, _Content) else content
+    yield row.uid, _style_counts(text, row.metadata.token_len)
 
 
 def _style_counts(text: str, tokens: int | None = None) -> StyleCounts:
@@ -177,24 +233,24 @@ def _style_counts(text: str, tokens: int | None = None) -> StyleCounts:
 
 
 def _arena_battles(
-    row: Json, styles: Mapping[str, Mapping[str, StyleCounts]], judge: str
+    row: _GamesRow, styles: Mapping[str, Mapping[str, StyleCounts]], judge: str
 ) -> Iterator[Battle]:
     # a failed game leaves a row with one order of the sides only, which would favour a side
-    games = row["games"]
-    if len(games) != 2 or not all(game and game.get("score") for game in games):
+    scores = [game.score for game in row.games if game is not None and game.score]
+    if len(row.games) != 2 or len(scores) != 2:
         return
 
     # answers may be missing, of a model or of single questions
-    generator = styles.get(row["model"], {}).get(row["uid"])
-    baseline = styles.get(row["baseline"], {}).get(row["uid"])
+    generator = styles.get(row.model, {}).get(row.uid)
+    baseline = styles.get(row.baseline, {}).get(row.uid)
     pair = StylePair(generator, baseline) if generator and baseline else None
-    part = [row.get("category"), f"against {row['baseline']}", f"by {judge}"]
-    for index, game in enumerate(games):
+    part = [row.category, f"against {row.baseline}", f"by {judge}"]
+    for score, generator_side in zip(scores, "BA", strict=True):
         # the baseline is A in the first game, and B in the second
-        verdict = _generator_verdict(str(game["score"]), generator_side="BA"[index])
+        verdict = _generator_verdict(score, generator_side=generator_side)
         yield Battle(
-            generator=row["model"],
-            prompt_id=row["uid"],
+            generator=row.model,
+            prompt_id=row.uid,
             credit=verdict.credit,
             weight=verdict.weight,
             styles=pair,
@@ -225,33 +281,35 @@ def read_alpaca_eval(path: Path) -> list[Battle]:
     Raises:
         DataError: If a row is not of its format.
     """
-    return list(_read(path, _alpaca_battles))
+    return list(_read(path, _AnnotationRow, _alpaca_battles))
 
 
-def _alpaca_battles(row: Json) -> Iterator[Battle]:
-    preference = row["preference"]
-    if preference is None or (isinstance(preference, float) and math.isnan(preference)):
+def _alpaca_battles(row: _AnnotationRow) -> Iterator[Battle]:
+    preference = row.preference
+    if preference is None or math.isnan(preference):
         return
 
     # 1 means that the baseline won, 2 the generator, and numbers between how sure the judge is
-    credit = 0.5 if preference == 0 else float(preference) - 1
+    credit = 0.5 if preference == 0 else preference - 1
     if not 0 <= credit <= 1:
         raise ValueError(f"preference {preference!r}, not of 1 to 2")
     yield Battle(
-        generator=row["generator_2"],
-        prompt_id=row["instruction"],
+        generator=row.generator_2,
+        prompt_id=row.instruction,
         credit=credit,
         weight=1.0,
-        styles=StylePair(_style_counts(row["output_2"]), _style_counts(row["output_1"])),
-        difficulty=row.get("instruction_difficulty"),
+        styles=StylePair(_style_counts(row.output_2), _style_counts(row.output_1)),
+        difficulty=row.instruction_difficulty,
     )
 
 
-def _read(path: Path, parse: Callable[[Json], Iterator[Parsed]]) -> Iterator[Parsed]:
+def _read(
+    path: Path, row_type: type[RowType], parse: Callable[[RowType], Iterator[Parsed]]
+) -> Iterator[Parsed]:
     for number, row in enumerate(rows.read(path), start=1):
         try:
-            yield from parse(row)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            yield from parse(msgspec.convert(row, row_type))
+        except (msgspec.ValidationError, ValueError, IndexError) as error:
             raise DataError(
                 path, f"row {number} is not of the judge's format ({type(error).__name__}: {error})"
             ) from error

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from worldpm.records import PreferenceGroup
 from worldpm.storage import parquet, schema
 from worldpm.storage.folders import Output
-from worldpm.storage.json_files import Json, Plain
+from worldpm.storage.json_files import Plain
 
 SPLITS = ("train", "validation", "test")
 CREDITS = "ATTRIBUTION.csv"
@@ -69,25 +70,25 @@ def _write_split(folders: Sequence[Path], split: str, aside: Path) -> dict[str, 
 def _split_pairs(folders: Sequence[Path], split: str, counts: SplitCounts) -> Iterator[Plain]:
     """The pairs of a split, its groups counted on the way."""
     for path in parquet.paths_of(*folders):
-        for row in parquet.read_rows(path, schema.GROUPS):
-            if row["split"] == split:
-                counts.groups += 1
-                yield from _pairs(row)
+        for group in schema.read_groups(path, split=split):
+            counts.groups += 1
+            yield from _pairs(group)
 
 
-def _pairs(row: Json) -> Iterator[Plain]:
+def _pairs(group: PreferenceGroup) -> Iterator[Plain]:
     """The pairs of a group, each with the prompt again."""
-    for preference in row["preferences"]:
-        sides = {
-            side: [{"role": "assistant", "content": row["responses"][preference[side]]["content"]}]
-            for side in ("chosen", "rejected")
+    prompt = [asdict(message) for message in group.prompt]
+    turns = [[{"role": "assistant", "content": response.content}] for response in group.responses]
+    for preference in group.preferences:
+        yield {
+            "prompt": prompt,
+            "chosen": turns[preference.chosen],
+            "rejected": turns[preference.rejected],
+            "strength": preference.strength,
+            "probability": preference.probability,
+            "weight": preference.weight,
+            "group_id": group.group_id,
         }
-        numbers = {
-            "strength": preference["strength"],
-            "probability": preference["probability"],
-            "weight": preference["weight"],
-        }
-        yield {"prompt": row["prompt"], **sides, **numbers, "group_id": row["group_id"]}
 
 
 def _write_credits(folders: Sequence[Path], aside: Path) -> int:

@@ -121,8 +121,7 @@ def _draw_frame(axes: Axes, panel: Panel) -> None:
 def _draw_mark(axes: Axes, mark: Mark, palette: Palette) -> None:
     match mark:
         case Line():
-            x, y = [x for x, _ in mark.dots], [y for _, y in mark.dots]
-            axes.plot(x, y, **_line_options(mark, palette))
+            _draw_line(axes, mark, palette)
 
         case Band():
             low, high = _numbers(mark.low), _numbers(mark.high)
@@ -135,24 +134,25 @@ def _draw_mark(axes: Axes, mark: Mark, palette: Palette) -> None:
             axes.axhline(y, color=palette.muted, linewidth=1, linestyle=DASHES, label=label)
 
 
-def _line_options(line: Line, palette: Palette) -> dict[str, Any]:
-    """What matplotlib draws dots and lines with."""
-    options: dict[str, Any] = {
-        "color": _colour(line.colour, palette),
-        "marker": line.marker,
-        "markersize": line.marker_size,
-        "linestyle": "none" if line.width is None else "-",
-        "alpha": line.opacity,
-    }
+def _draw_line(axes: Axes, line: Line, palette: Palette) -> None:
+    """Draw dots and the line between them."""
+    (drawn,) = axes.plot(
+        [x for x, _ in line.dots],
+        [y for _, y in line.dots],
+        color=_colour(line.colour, palette),
+        marker=line.marker,
+        markersize=line.marker_size,
+        linestyle="none" if line.width is None else "-",
+        alpha=line.opacity,
+    )
 
     # Only where they are set: matplotlib has defaults of its own for these.
     if line.face != "full":
-        options["markerfacecolor"] = line.face
+        drawn.set_markerfacecolor(line.face)
     if line.width is not None:
-        options["linewidth"] = line.width
+        drawn.set_linewidth(line.width)
     if line.label is not None:
-        options["label"] = line.label
-    return options
+        drawn.set_label(line.label)
 
 
 def _colour(colour: Colour, palette: Palette) -> str | tuple[float, float, float, float]:

@@ -20,14 +20,14 @@ import torch
 from worldpm.benchmarks.measures import BenchmarkResult, SubsetResult
 from worldpm.curves.forms import Array
 from worldpm.errors import ConfigError, DataError
-from worldpm.evaluation.results import CheckpointResult, read_results
+from worldpm.evaluation.results import CheckpointResult, judged_pairs, read_results
 from worldpm.laws.evidence import Points
 from worldpm.laws.law import CheckpointScores, Ends, Measurement, Series
 from worldpm.model.description import TrainingRecord
 from worldpm.stats import bradley_terry
-from worldpm.storage import parquet, rows
-from worldpm.storage.json_files import Json
+from worldpm.storage import rows
 from worldpm.storage.manifest import read_manifest
+from worldpm.storage.rows import Row
 
 SHARES = frozenset(("accuracy", "error"))
 """Columns whose values are from 0 to 1."""
@@ -220,7 +220,7 @@ def _read_table(measured: Measured, path: Path, *, y: str, axes: Sequence[str]) 
     measured.add(points, y, by_run="run" in columns)
 
 
-def _of_row(row: Json, path: Path, number: int, y: str, axes: Sequence[str]) -> Measurement:
+def _of_row(row: Row, path: Path, number: int, y: str, axes: Sequence[str]) -> Measurement:
     """The point of a row; `number` counts rows from 1."""
     # All suffixes, as of `table.jsonl.gz`.
     series = path.name.split(".")[0] if y == "loss" else y
@@ -235,7 +235,7 @@ def _of_row(row: Json, path: Path, number: int, y: str, axes: Sequence[str]) -> 
     )
 
 
-def _run(row: Json, path: Path, number: int) -> str:
+def _run(row: Row, path: Path, number: int) -> str:
     """The run of a row. A run has one size: a name that occurs at several sizes, as that of a seed
     does, is a run at each."""
     name = f"{path} row {number}" if _is_empty(row.get("run")) else str(row["run"])
@@ -330,7 +330,7 @@ def _item_losses(folder: Path) -> dict[SeriesOfCheckpoint, ItemLosses]:
     rewards."""
     by_series: dict[SeriesOfCheckpoint, ItemLosses] = {}
 
-    for checkpoint, benchmark, pairs in _margins_of(folder):
+    for checkpoint, benchmark, pairs in judged_pairs(folder, texts=False):
         probability = torch.from_numpy(pairs.probability)
         losses = bradley_terry.losses_nats(pairs.margins, probability).numpy()
         subsets, prompt_ids = np.array(pairs.subsets), np.array(pairs.prompt_ids)
@@ -346,54 +346,3 @@ def _item_losses(folder: Path) -> dict[SeriesOfCheckpoint, ItemLosses]:
                 weights=np.asarray(np.bincount(clusters, weight), np.float64),
             )
     return by_series
-
-
-class Margins(NamedTuple):
-    """The preferences of one benchmark with the margins of one checkpoint; one entry a pair."""
-
-    subsets: Sequence[str]
-    prompt_ids: Sequence[str]
-    margins: torch.Tensor
-    """Shape (pairs,), float64, in logits."""
-    probability: Array
-    """That chosen is truly the better one."""
-    weight: Array
-
-
-def _margins_of(folder: Path) -> Iterator[tuple[str, str, Margins]]:
-    """Checkpoint, benchmark and pairs, for every checkpoint on every benchmark of a folder."""
-    prompts: dict[tuple[str, str, str], str] = {}
-    for row in parquet.read_rows(folder / "items.parquet"):
-        prompts[row["benchmark"], row["subset"], row["item"]] = row["prompt_id"]
-
-    rewards: dict[str, dict[tuple[str, str, str, int], float]] = {}
-    for row in parquet.read_rows(folder / "rewards.parquet"):
-        response = (row["benchmark"], row["subset"], row["item"], row["response"])
-        rewards.setdefault(row["checkpoint"], {})[response] = row["reward"]
-
-    preferences: dict[str, list[Json]] = {}
-    for row in parquet.read_rows(folder / "preferences.parquet"):
-        preferences.setdefault(row["benchmark"], []).append(row)
-
-    for checkpoint, reward_of in rewards.items():
-        for benchmark, pairs in preferences.items():
-            items = [(benchmark, pair["subset"], pair["item"]) for pair in pairs]
-            chosen = [
-                reward_of[*item, pair["chosen"]] for item, pair in zip(items, pairs, strict=True)
-            ]
-            rejected = [
-                reward_of[*item, pair["rejected"]] for item, pair in zip(items, pairs, strict=True)
-            ]
-            pair_rewards = torch.tensor([chosen, rejected], dtype=torch.float64)
-            indices = torch.arange(pair_rewards.numel()).reshape(2, -1)
-            yield (
-                checkpoint,
-                benchmark,
-                Margins(
-                    subsets=[pair["subset"] for pair in pairs],
-                    prompt_ids=[prompts[item] for item in items],
-                    margins=bradley_terry.margins(pair_rewards.flatten(), indices[0], indices[1]),
-                    probability=np.array([pair["probability"] for pair in pairs], dtype=np.float64),
-                    weight=np.array([pair["weight"] for pair in pairs], dtype=np.float64),
-                ),
-            )

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ from worldpm.laws.verdicts import (
 from worldpm.options.laws import AXES, COLUMNS, LawsOptions
 from worldpm.options.shared import command_of
 from worldpm.storage import folders
+from worldpm.storage.json_files import Plain
 from worldpm.storage.manifest import describe
 from worldpm.storage.workers import cores, in_order
 
@@ -185,7 +186,7 @@ def _check_form(options: LawsOptions) -> None:
         )
 
 
-def _config(options: LawsOptions) -> dict[str, Any]:
+def _config(options: LawsOptions) -> Plain:
     """The settings as the manifest has them."""
     return {
         "y": options.y_column,

@@ -195,7 +195,7 @@ def among(names: set[str], path: Path) -> set[str]:
         return set()
 
     in_table: set[str] = set()
-    for batch in parquet.read_batches(path, pa.schema([SCHEMA.field("name")])):
+    for batch in parquet.read_batches(path, ["name"]):
         in_table.update(batch["name"].to_pylist())
     return in_table & names
 

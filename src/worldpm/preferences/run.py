@@ -258,7 +258,7 @@ def _workers(path: Path, options: GroupOptions) -> int:
 def _dates(paths: Sequence[Path]) -> Iterator[float]:
     """The dates of all threads, in seconds since the epoch."""
     for path in paths:
-        for row in parquet.read_rows(path, schema.only(schema.THREADS, ["created"])):
+        for row in parquet.read_rows(path, ["created"]):
             yield row["created"].timestamp()
 
 

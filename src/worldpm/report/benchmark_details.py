@@ -1,6 +1,9 @@
 """The fold of one benchmark: its aggregates, subsets, style, calibration, margins, worst items."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
 
 from worldpm import plots
 from worldpm.benchmarks.measures import BenchmarkResult, Measures, StyleResult
@@ -9,7 +12,7 @@ from worldpm.console import interval, number
 from worldpm.evaluation.results import JudgedPairs
 from worldpm.report.layout import Fold, Grid, Shown
 from worldpm.report.pair_figures import pair_figures, worst_pairs
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Plain
 
 LEAST_PAIRS_OF_PHI = 10
 """A feature that differs in fewer pairs is left out of the figure."""
@@ -64,7 +67,7 @@ def accuracy_row(label: str, domain: str, measures: Measures) -> list[str]:
     ]
 
 
-def _flat(values: Json, prefix: str = "") -> list[tuple[str, str]]:
+def _flat(values: Plain, prefix: str = "") -> list[tuple[str, str]]:
     """Nested numbers as names with their values; long lists are left to the figures."""
     cells: list[tuple[str, str]] = []
     for key, value in values.items():
@@ -123,17 +126,32 @@ def _style_figures(name: str, style: StyleResult | None) -> list[Shown]:
     ]
 
 
-def _native_figures(name: str, native: Json) -> list[Shown]:
+@dataclass(frozen=True)
+class _Drawn:
+    """What is drawn of a benchmark's own aggregates, where it has them."""
+
+    matrix: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    """RM-Bench's 3 x 3 accuracies by domain."""
+    n: list[int] = field(default_factory=list)
+    """Numbers of responses that best of n picks from."""
+    quality: list[float] = field(default_factory=list)
+    """Expected quality of the pick for each n."""
+    oracle: list[float] = field(default_factory=list)
+    """The same of a perfect judge."""
+
+
+def _native_figures(name: str, native: Plain) -> list[Shown]:
     """The 3 x 3 of RM-Bench and the curves of best of n, where the benchmark has them."""
+    drawn = msgspec.convert(native, _Drawn)
     shown = []
-    for domain, cells in native.get("matrix", {}).items():
+    for domain, cells in drawn.matrix.items():
         svg = plots.heat_map(f"{name}: {domain}", STYLES, cells, rows="chosen", columns="rejected")
         shown.append(Shown(svg, "Right answers of each style against wrong ones of each."))
 
-    if native.get("kl_nats"):
-        curves = {key: native[key] for key in ("quality", "oracle")}
+    if drawn.n:
+        curves = {"quality": drawn.quality, "oracle": drawn.oracle}
         title = f"Best of n on {name}"
-        svg = plots.lines(title, native["n"], curves, y="expected quality", x="n")
+        svg = plots.lines(title, drawn.n, curves, y="expected quality", x="n")
         shown.append(Shown(svg, "By exact counting."))
     return shown
 

@@ -322,7 +322,7 @@ def _reject_folds(path: Path) -> list[Fold]:
 def _first_threads(path: Path) -> Iterator[_Thread]:
     """The first threads of each table."""
     # Only the columns that figures need.
-    columns = schema.only(schema.THREADS, ["created", "responses"])
+    columns = ["created", "responses"]
     for table in parquet.paths_of(path):
         for row in islice(parquet.read_rows(table, columns), ROWS_SHOWN):
             yield _Thread(row["created"].year, [answer["votes"] for answer in row["responses"]])
@@ -331,8 +331,7 @@ def _first_threads(path: Path) -> Iterator[_Thread]:
 def _first_groups(path: Path) -> Iterator[PreferenceGroup]:
     """The first groups of each table."""
     for table in parquet.paths_of(path):
-        for row in islice(parquet.read_rows(table, schema.GROUPS), ROWS_SHOWN):
-            yield schema.group_from_row(row, table)
+        yield from islice(schema.read_groups(table), ROWS_SHOWN)
 
 
 def _sampling_note(path: Path) -> str:

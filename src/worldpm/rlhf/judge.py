@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
 
+import msgspec
+
 from worldpm.errors import ConfigError, WorldPMError
 from worldpm.records import Message
 from worldpm.scoring.confidence import Confidence, Settings, choose, counts_of
 from worldpm.scoring.scorer import Request, Scorer
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Plain
 
 MOST_ATTEMPTS = 5
 SECONDS_BETWEEN_ATTEMPTS = 1.0
@@ -60,6 +62,19 @@ class LocalJudge:
             ]
 
 
+class _Usage(msgspec.Struct, frozen=True):
+    """Tokens of the responses, before any cut."""
+
+    response_tokens: list[int]
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    """What is read of a reply of `/v1/rewards`."""
+
+    rewards: list[float]
+    usage: _Usage
+
+
 @dataclass(frozen=True)
 class RemoteJudge:
     """A server that `worldpm serve` started."""
@@ -83,10 +98,10 @@ class RemoteJudge:
             body = {"prompt": prompt, "responses": list(request.responses), "cut": True}
 
             reply = self._post(body)
-            rollouts.append(RolloutRewards(reply["rewards"], reply["usage"]["response_tokens"]))
+            rollouts.append(RolloutRewards(reply.rewards, reply.usage.response_tokens))
         return rollouts
 
-    def _post(self, body: Json) -> Json:
+    def _post(self, body: Plain) -> _Reply:
         """The reply of `/v1/rewards`."""
         headers = {"Content-Type": "application/json"}
         if self.key:
@@ -97,8 +112,7 @@ class RemoteJudge:
         for attempt in range(MOST_ATTEMPTS):
             try:
                 with urllib.request.urlopen(http_request, timeout=self.timeout_seconds) as reply:
-                    content: Json = json.load(reply)
-                    return content
+                    return msgspec.json.decode(reply.read(), type=_Reply)
             # HTTPError is an OSError too, so it comes first
             except urllib.error.HTTPError as error:
                 if error.code not in RETRIED_STATUSES or attempt == MOST_ATTEMPTS - 1:
@@ -108,6 +122,10 @@ class RemoteJudge:
                     ) from error
                 # Our server gives seconds, never a date
                 time.sleep(float(error.headers.get("Retry-After") or SECONDS_BETWEEN_ATTEMPTS))
+            except msgspec.DecodeError as error:
+                raise WorldPMError(
+                    f"{self.url}: answered in another form ({error}); is it `worldpm serve`?"
+                ) from error
             except OSError as error:
                 raise WorldPMError(
                     f"{self.url}: no answer ({error}); is `worldpm serve` running there?"

@@ -22,7 +22,7 @@ from worldpm.scoring.requests import Line, numbered_lines, read_lines
 from worldpm.scoring.scorer import Request, Scored, Scorer
 from worldpm.stats.selection import kl_nats
 from worldpm.storage import folders
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Plain
 from worldpm.storage.manifest import PROGRESS
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def _chunks(lines: Iterator[tuple[int, bytes]]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _config(options: ScoreOptions, source: Source) -> Json:
+def _config(options: ScoreOptions, source: Source) -> Plain:
     """Settings that decide the bytes of the output; lines of an earlier run stay only under the
     same ones."""
     names = [*ModelOptions.__dataclass_fields__, "best", "allow", "weigh"]

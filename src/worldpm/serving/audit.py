@@ -21,7 +21,7 @@ from worldpm.serving.decision_log import (
     json_text,
 )
 from worldpm.storage import parquet
-from worldpm.storage.json_files import Json, to_json, write_atomically
+from worldpm.storage.json_files import Plain, to_json, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _export(options: LogOptions) -> None:
     logger.info("%s: %d decisions", out, count)
 
 
-def _exported(row: DecisionRow) -> Json:
+def _exported(row: DecisionRow) -> Plain:
     """A row of the Parquet file: settings and inputs are JSON text."""
     texts = {"settings": json_text(row.settings), "inputs": json_text(asdict(row.inputs))}
     return {**vars(row), **texts}

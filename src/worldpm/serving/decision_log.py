@@ -21,9 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple
 
+import msgspec
+
 from worldpm.errors import ConfigError, DataError
 from worldpm.records import Message
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Json, Plain
 
 SqlValues = tuple[str | int | float | None, ...]
 """Values of a row, in the order of columns."""
@@ -112,17 +114,16 @@ def hashed(inputs: Inputs) -> HashedInputs:
     return HashedInputs(hashlib.sha256(text.encode()).hexdigest())
 
 
-def read_inputs(content: Json) -> Inputs:
-    """The inputs of a column, without JSON."""
-    if "responses" in content:
-        return ConversationInputs(
-            [Message(**turn) for turn in content["prompt"]], content["responses"]
-        )
-    if "sha256" in content:
-        return HashedInputs(content["sha256"])
-    if "text" in content:
-        return TextInputs(content["text"])
-    return IdInputs(content["ids"])
+def read_inputs(content: Plain) -> Inputs:
+    """The inputs of a column; the one key that each kind has alone tells the kind."""
+    kinds: dict[str, type[Inputs]] = {
+        "responses": ConversationInputs,
+        "sha256": HashedInputs,
+        "text": TextInputs,
+        "ids": IdInputs,
+    }
+    (kind,) = [kind for key, kind in kinds.items() if key in content]
+    return msgspec.convert(content, kind)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,19 +12,59 @@ from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
 
 import httpx
+import msgspec
 
 from worldpm.errors import ConfigError, DataError, NotFiniteError
 from worldpm.scoring.scorer import Request
 from worldpm.serving.backends import BackendReply, Text, UnavailableError
 from worldpm.serving.batcher import BusyError, ExpiredError
 from worldpm.serving.service import Identity
-from worldpm.storage.json_files import Json
+from worldpm.storage.json_files import Plain
 
 Result = TypeVar("Result")
+Reply = TypeVar("Reply")
 CALLS_AT_ONCE = 64
 """Calls in flight together; vLLM batches them."""
 IDENTIFY_SECONDS = 10
 """Time that the upstream server may take to name its model."""
+
+
+class _Model(msgspec.Struct, frozen=True):
+    """An entry of `/v1/models`."""
+
+    id: str
+    max_model_len: int | None = None
+
+
+class _ModelsReply(msgspec.Struct, frozen=True):
+    """Reply of `/v1/models`."""
+
+    data: list[_Model]
+
+
+class _Classes(msgspec.Struct, frozen=True):
+    """What `/classify` gives of one input."""
+
+    probs: list[float | None]
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    """Tokens that were read."""
+
+    prompt_tokens: int
+
+
+class _ClassifyReply(msgspec.Struct, frozen=True):
+    """Reply of `/classify`."""
+
+    data: list[_Classes]
+    usage: _Usage
+
+
+class _TokenizeReply(msgspec.Struct, frozen=True):
+    """Reply of `/tokenize`."""
+
+    count: int
 
 
 class Classified(NamedTuple):
@@ -54,10 +94,9 @@ def identify(url: str) -> Identity:
     try:
         reply = httpx.get(f"{url}/v1/models", timeout=IDENTIFY_SECONDS).raise_for_status()
         # The first of several: a pooling server has one model, and perhaps adapters after it
-        model = reply.json()["data"][0]
-        name = model["id"]
-        return Identity(str(name), f"upstream {url} {name}", None, model.get("max_model_len"))
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+        model = msgspec.json.decode(reply.content, type=_ModelsReply).data[0]
+        return Identity(model.id, f"upstream {url} {model.id}", None, model.max_model_len)
+    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, IndexError) as error:
         raise ConfigError(
             f"--upstream {url}: no vLLM answers at /v1/models ({error or type(error).__name__})"
         ) from error
@@ -122,7 +161,7 @@ class UpstreamBackend:
         )
 
     async def _response(
-        self, prompt: Sequence[Json], response: str, *, cut_to: int | None
+        self, prompt: Sequence[Plain], response: str, *, cut_to: int | None
     ) -> ResponseReply:
         """One response to a prompt; all calls run together."""
         messages = [*prompt, {"role": "assistant", "content": response}]
@@ -141,28 +180,27 @@ class UpstreamBackend:
         truncated = uncut is not None and tokens < uncut.result()
         return ResponseReply(reward, length.result(), truncated, tokens)
 
-    async def _classify(self, body: Json, *, cut_to: int | None) -> Classified:
+    async def _classify(self, body: Plain, *, cut_to: int | None) -> Classified:
         """The raw reward of one input."""
-        options: Json = {"use_activation": False}
-        if cut_to is not None:
-            options["truncate_prompt_tokens"] = cut_to
+        cut = {} if cut_to is None else {"truncate_prompt_tokens": cut_to}
+        body = {**body, "use_activation": False, **cut}
+        reply = await self._post("/classify", body, _ClassifyReply)
 
-        content = await self._post("/classify", {**body, **options})
-        reward = content["data"][0]["probs"][0]
+        reward = reply.data[0].probs[0]
         # JSON has no NaN: vLLM writes null in its place
-        if not isinstance(reward, float) or not math.isfinite(reward):
+        if reward is None or not math.isfinite(reward):
             raise NotFiniteError(f"upstream gave {reward!r} for a reward")
-        return Classified(reward, int(content["usage"]["prompt_tokens"]))
+        return Classified(reward, reply.usage.prompt_tokens)
 
-    async def _count(self, body: Json) -> int:
+    async def _count(self, body: Plain) -> int:
         """The tokens of a text, or of a conversation, uncut."""
-        return int((await self._post("/tokenize", body))["count"])
+        return (await self._post("/tokenize", body, _TokenizeReply)).count
 
-    async def _post(self, route: str, body: Json) -> Json:
+    async def _post(self, route: str, body: Plain, reply_type: type[Reply]) -> Reply:
         """The JSON of a reply.
 
         Raises:
-            UnavailableError: If no server answers, or it fails.
+            UnavailableError: If no server answers, or it fails, or its reply has another form.
             BusyError: If it is overloaded.
             DataError: If it rejects the body.
         """
@@ -183,8 +221,10 @@ class UpstreamBackend:
             raise UnavailableError(f"upstream answered {reply.status_code}: {reply.text[:300]}")
         if reply.status_code != 200:
             raise DataError("upstream", f"answered {reply.status_code}: {reply.text[:300]}")
-        content: Json = reply.json()
-        return content
+        try:
+            return msgspec.json.decode(reply.content, type=reply_type)
+        except msgspec.DecodeError as error:
+            raise UnavailableError(f"upstream answered in another form ({error})") from error
 
 
 async def _together(

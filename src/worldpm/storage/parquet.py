@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar, get_type_hints
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from worldpm.errors import DataError
 from worldpm.storage.json_files import Json, Plain
+
+Record = TypeVar("Record")
 
 ROWS_PER_GROUP = 8192
 """Rows of a row group in the files that we write."""
@@ -94,8 +98,8 @@ def columns_of(path: Path) -> list[str]:
     return list(open_parquet(path).schema_arrow.names)
 
 
-def open_parquet(path: Path, schema: pa.Schema | None = None) -> pq.ParquetFile:
-    """The file, checked to have the columns of the schema.
+def open_parquet(path: Path, columns: Sequence[str] = ()) -> pq.ParquetFile:
+    """The file, checked to have the columns.
 
     Raises:
         DataError: If the file is not Parquet or lacks a column.
@@ -106,9 +110,7 @@ def open_parquet(path: Path, schema: pa.Schema | None = None) -> pq.ParquetFile:
         raise DataError(path, f"not a readable Parquet file ({_one_line(error)})") from error
 
     names = file.schema_arrow.names
-    needed = [] if schema is None else schema.names
-    missing = [name for name in needed if name not in names]
-    if missing:
+    if missing := [name for name in columns if name not in names]:
         raise DataError(
             path, f"lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}"
         )
@@ -119,18 +121,36 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def read_rows(path: Path, schema: pa.Schema | None = None) -> Iterator[Json]:
-    """The rows of a Parquet file, in order, with the columns of the schema or with all.
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Json]:
+    """The rows of a Parquet file, in order, with some columns or with all.
 
     Raises:
-        DataError: If the file is not Parquet, is damaged or lacks a column of the schema.
+        DataError: If the file is not Parquet, is damaged or lacks a column.
     """
-    for batch in read_batches(path, schema):
+    for batch in read_batches(path, columns):
         yield from batch.to_pylist()
 
 
+def read_records(
+    path: Path, record: type[Record], *, without: Sequence[str] = ()
+) -> Iterator[Record]:
+    """The rows of a Parquet file as dataclasses, in order, read from the columns of its fields;
+    columns `without` are not read, and those fields keep their defaults.
+
+    Raises:
+        DataError: If the file is not Parquet, is damaged, lacks a column, or has a value of another
+            type.
+    """
+    columns = [name for name in get_type_hints(record) if name not in without]
+    for number, row in enumerate(read_rows(path, columns), start=1):
+        try:
+            yield msgspec.convert(row, record)
+        except msgspec.ValidationError as error:
+            raise DataError(path, f"row {number}: {error}. Make the table again.") from error
+
+
 def read_batches(
-    path: Path, schema: pa.Schema | None = None, *, row_groups: Sequence[int] | None = None
+    path: Path, columns: Sequence[str] | None = None, *, row_groups: Sequence[int] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a Parquet file as batches of ROWS_AT_ONCE rows, from some of its row groups or
     from all.
@@ -138,12 +158,12 @@ def read_batches(
     Raises:
         DataError: As `read_rows`.
     """
-    file = open_parquet(path, schema)
+    file = open_parquet(path, columns or ())
 
     try:
         yield from file.iter_batches(
             batch_size=ROWS_AT_ONCE,
-            columns=None if schema is None else schema.names,
+            columns=columns,
             row_groups=row_groups,
         )
     except MemoryError:

@@ -1,7 +1,7 @@
 """The tables on disk as Arrow schemas, and their rows as records."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import islice
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from worldpm.errors import DataError
 from worldpm.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
+from worldpm.storage import parquet
 from worldpm.storage.json_files import Plain
 
 INSTANT = pa.timestamp("us", tz="UTC")
@@ -167,11 +168,6 @@ ITEM_PREFERENCES = pa.schema(
 )
 
 
-def only(table: pa.Schema, columns: Sequence[str]) -> pa.Schema:
-    """The schema of some columns of a table."""
-    return pa.schema([table.field(name) for name in columns])
-
-
 def threads_of(batch: pa.RecordBatch) -> Iterator[Thread]:
     """Rows of `threads/*.parquet` as records."""
     lists = batch["responses"]
@@ -240,6 +236,17 @@ class _GroupRow:
     prompt: list[_TurnRow] | None
     responses: list[_TextRow] | None
     preferences: list[_PairRow] | None
+
+
+def read_groups(path: Path, *, split: str | None = None) -> Iterator[PreferenceGroup]:
+    """The groups of `groups/*.parquet` in order, of one split or of all.
+
+    Raises:
+        DataError: As `group_from_row`, or if the file is damaged or lacks a column.
+    """
+    for row in parquet.read_rows(path, GROUPS.names):
+        if split is None or row["split"] == split:
+            yield group_from_row(row, path)
 
 
 def group_from_row(row: Mapping[str, object], path: Path) -> PreferenceGroup:

@@ -186,7 +186,7 @@ def map_batches(
         DataError: If the file is not Parquet or lacks a column of the schema.
     """
     # Opened first: Spark's own error about a missing column would name no file.
-    row_groups = range(open_parquet(path, schema).metadata.num_row_groups)
+    row_groups = range(open_parquet(path, schema.names).metadata.num_row_groups)
 
     if engine == "spark":
         yield from _map_in_spark(path, work)

@@ -45,7 +45,7 @@ from worldpm.scoring import scorer
 from worldpm.stats.bradley_terry import Objective
 from worldpm.storage import folders
 from worldpm.storage.folders import Output
-from worldpm.storage.json_files import Json, to_json
+from worldpm.storage.json_files import Plain, to_json
 from worldpm.storage.manifest import PROGRESS, Run, read_manifest
 from worldpm.storage.manifest import describe as describe_input
 from worldpm.training import token_store
@@ -208,7 +208,7 @@ class TrainingRun:
     def _tokenize(self, output: Output, split: Split, encoder: Encoder) -> StoreContents:
         """Write the tokens of one split."""
 
-        def build(aside: Path) -> Json:
+        def build(aside: Path) -> Plain:
             # filled while the groups are read
             drops: Counter[str] = Counter()
             groups = self.data.groups(split, drops)
@@ -432,7 +432,7 @@ def _default_row_tokens() -> int:
     return costs.GPU_ROW_TOKENS if torch.cuda.is_available() else scorer.ROW_TOKENS
 
 
-def _config(options: TrainOptions, settings: Settings) -> Json:
+def _config(options: TrainOptions, settings: Settings) -> Plain:
     """Every setting of the run as it took effect, for the manifest and for trackers."""
     is_folder = Path(options.model).is_dir()
     limits = _limits(options)

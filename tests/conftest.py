@@ -1,5 +1,7 @@
 """What many tests need: small dumps, and one small road walked once."""
 
+import fcntl
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -132,11 +134,30 @@ def thread_of(*votes: int, bodies: Sequence[str] | None = None, name: str = "sit
     )
 
 
+def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """A folder that one of the processes of a run of tests builds for all of them."""
+    base = factory.getbasetemp()
+    # each process has a folder of its own below that of the run
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, built = shared / name, shared / f"{name}.built"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists():
+            folder.mkdir()
+            build(folder)
+            built.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `threads`, `groups`, `checkpoint` and `results` of a forum of 150 threads,
     trained for four steps."""
-    folder = tmp_path_factory.mktemp("road")
+    return once(tmp_path_factory, "road", walk)
+
+
+def walk(folder: Path) -> None:
+    """The road in a folder."""
     assert run("simulate", "--threads", 150, "--out", folder / "threads") == 0
     assert run("group", folder / "threads", "--out", folder / "groups") == 0
     options = ("--model", "tiny", "--max-steps", 4, "--dtype", "float32", "--max-length", 256)
@@ -152,4 +173,3 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         == 0
     )
-    return folder

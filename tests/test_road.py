@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run, spawn
+from tests.conftest import once, run, spawn
 from worldpm import cli
 from worldpm.cli import VERBS
 
@@ -16,11 +16,14 @@ README = Path(__file__).parents[1] / "README.md"
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
+    return once(tmp_path_factory, "demo", make_demo)
+
+
+def make_demo(folder: Path) -> None:
+    """The demo as a user starts it, with its output."""
     found = spawn("demo", "--out", folder, "--threads", 200)
     assert found.returncode == 0, found.stderr.decode()
     (folder / "stdout").write_bytes(found.stdout)
-    return folder
 
 
 def test_the_demo_ends_with_a_table_and_a_page(demo: Path) -> None:

@@ -78,6 +78,7 @@ def test_a_fine_tuning_run_takes_the_papers_settings(name: str, road: Path, tmp_
     assert (counts["pairs_seen"], counts["validation_groups"] > 0) == (pairs, True)
 
 
+@pytest.mark.proof
 def test_a_ladder_trains_judges_and_fits_and_goes_on(road: Path, tmp_path: Path) -> None:
     words = (
         "ladder.sh",

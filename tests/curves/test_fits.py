@@ -152,6 +152,7 @@ def test_whole_runs_and_whole_prompts_are_drawn() -> None:
     assert set(share) == {0.0, 0.5, 1.0}
 
 
+@pytest.mark.proof
 def test_intervals_hold_what_was_planted_about_as_often_as_they_say() -> None:
     held = {"bootstrap": 0, "profile": 0}
     for seed in range(30):
@@ -272,6 +273,7 @@ def gated(n: Array, d: Array) -> Array:
     )
 
 
+@pytest.mark.proof
 def test_sizes_that_never_learn_are_told_from_sizes_that_learn_late() -> None:
     found = verdicts.of_plane(grid(gated(N, D), N, D, noise=0.01))
     assert found.word == "emergent", found
@@ -296,6 +298,7 @@ def test_sizes_that_learn_ever_better_are_not_emergent(steepness: float) -> None
     assert verdicts.of_plane(grid(product, N, D, noise=0.01)).word == "power law"
 
 
+@pytest.mark.proof
 def test_a_loss_that_only_data_lowers_is_no_law_of_both() -> None:
     found = verdicts.of_plane(
         grid(0.2 + 4 * D[None, :] ** -0.4 * np.ones((8, 1)), N, D, noise=0.01)
@@ -318,6 +321,7 @@ def test_one_run_has_no_intervals() -> None:
     assert len(spread.theta) == 0
 
 
+@pytest.mark.proof
 def test_a_plane_without_trend_has_none() -> None:
     assert verdicts.of_plane(grid(np.full((8, 9), 0.69), N, D, noise=0.003)).word == "no trend"
     rising = 0.69 + 0.05 * np.log(D / D[0])[None, :] * np.ones((8, 1))

@@ -57,6 +57,7 @@ def test_a_tie_is_half_an_error() -> None:
     assert Pair("a", {}, 1.0, 1.0).error == 0.5
 
 
+@pytest.mark.proof
 def test_chance_is_no_gap() -> None:
     generator = np.random.default_rng(0)
     alarms = 0
@@ -76,6 +77,7 @@ def test_a_group_without_errors_may_be_like_the_others() -> None:
     assert high == pytest.approx(-0.05 + np.hypot(1 - 0.025 ** (1 / 12), 0.05), abs=0.03)
 
 
+@pytest.mark.proof
 def test_groups_that_differ_in_spread_alone_have_no_gap() -> None:
     generator = np.random.default_rng(0)
     alarms = missed = 0

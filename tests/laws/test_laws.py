@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import run
+from tests.conftest import once, run
 from worldpm.evaluation.results import read_results
 from worldpm.laws import measurements
 from worldpm.laws import run as run_module
@@ -355,7 +355,11 @@ def test_few_points_are_warned_of(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two sizes of the forum of skills, with snapshots that were evaluated on its tests."""
-    folder = tmp_path_factory.mktemp("ladder")
+    return once(tmp_path_factory, "ladder", climb)
+
+
+def climb(folder: Path) -> None:
+    """Train and evaluate the ladder in a folder."""
     threads, groups = folder / "threads", folder / "groups"
     assert run("simulate", "--forum", "skills", "--threads", 200, "--out", threads) == 0
     shares = ("--test-share", 0, "--validation-share", 0.05)
@@ -367,7 +371,6 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert run("train", groups, *options, "--out", folder / size) == 0
         snapshots = sorted((folder / size / "snapshots").iterdir())
         assert run("evaluate", *snapshots, "--on", *tests, "--out", folder / f"{size}-results") == 0
-    return folder
 
 
 def training_of(checkpoint: Path) -> Json:

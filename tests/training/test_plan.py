@@ -141,6 +141,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("family", "width", "layers", "checkpointing"),
     [("qwen2", 512, 6, False), ("llama", 768, 4, True)],

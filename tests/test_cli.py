@@ -3,46 +3,19 @@ disks."""
 
 import hashlib
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ANSWER, QUESTION, run, spawn
+from tests.warm_start import start
 from worldpm.cli import VERBS
-
-
-def start(*words: object, limit_bytes: int | None = None) -> subprocess.Popen[bytes]:
-    def limit() -> None:
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # a suite in the background ignores Ctrl-C, and so would what it starts
-        if limit_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-
-    command = [sys.executable, "-m", "worldpm.cli", *map(str, words)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limit
-    )
-
-
-def stop_when(
-    process: subprocess.Popen[bytes], sign: Callable[[], bool], how: signal.Signals
-) -> tuple[int, str]:
-    """Wait for the sign, send the signal; the exit code and what was said."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not sign() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    if process.poll() is None:
-        process.send_signal(how)
-    _, error = process.communicate(timeout=60)
-    return process.returncode, error.decode()
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -127,20 +100,16 @@ def test_a_killed_step_run_again_ends_in_the_same_bytes(
     house: Path, tmp_path: Path, verb: str, sign: str
 ) -> None:
     out = tmp_path / "out"
-    stop_when(
-        start(*words_of(house, verb), "--out", out), lambda: reached(out, sign), signal.SIGKILL
-    )
+    started = start(tmp_path, *words_of(house, verb), "--out", out)
+    started.stop_when(lambda: reached(out, sign), signal.SIGKILL)
     assert run(*words_of(house, verb), "--out", out) == 0
     assert contents(out) == contents(house / "whole" / verb)
 
 
 def test_ctrl_c_is_one_message_and_nothing_is_lost(house: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, error = stop_when(
-        start(*words_of(house, "train"), "--out", out),
-        lambda: reached(out, "tokenizer/tokenizer.json"),
-        signal.SIGINT,
-    )
+    started = start(tmp_path, *words_of(house, "train"), "--out", out)
+    code, error = started.stop_when(lambda: reached(out, "tokenizer/tokenizer.json"), signal.SIGINT)
     assert code == 1
     assert (
         error.strip().splitlines()[-1]
@@ -154,14 +123,14 @@ def test_ctrl_c_is_one_message_and_nothing_is_lost(house: Path, tmp_path: Path) 
 def test_two_runs_into_one_folder_at_once_are_refused(house: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("train", house / "forum", "--model", "tiny", "--max-steps", 5000, "--out", out)
-    first = start(*words)
+    first = start(tmp_path, *words)
     while not (out / ".progress" / "run").exists():
         time.sleep(0.01)
-    second = spawn(*words)
-    first.kill()
-    first.communicate(timeout=60)
-    assert second.returncode == 2
-    assert b"another process is writing this folder" in second.stderr
+    code, error = start(tmp_path, *words).finish()
+    first.process.kill()
+    first.finish()
+    assert code == 2
+    assert "another process is writing this folder" in error
 
 
 @pytest.mark.parametrize("verb", list(STEPS))
@@ -169,11 +138,11 @@ def test_a_full_disk_is_one_message_and_leaves_no_manifest(
     house: Path, tmp_path: Path, verb: str
 ) -> None:
     out = tmp_path / "out"
-    process = start(*words_of(house, verb), "--out", out, limit_bytes=2500)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 1, error.decode()
-    assert "Traceback" not in error.decode()
-    assert "what was finished is kept" in error.decode().strip().splitlines()[-1]
+    started = start(tmp_path, *words_of(house, verb), "--out", out, limit_bytes=2500)
+    code, error = started.finish()
+    assert code == 1, error
+    assert "Traceback" not in error
+    assert "what was finished is kept" in error.strip().splitlines()[-1]
     assert not (out / "manifest.json").exists()
     assert run(*words_of(house, verb), "--out", out) == 0
     assert contents(out) == contents(house / "whole" / verb)

@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from worldpm.records import Message
     from worldpm.scoring.scorer import Scorer
 
-__all__ = ["Message", "Scorer", "simulate"]
+    __version__: str
+
+__all__ = ["Message", "Scorer", "__version__", "simulate"]
 
 HOMES = {
     "Message": "worldpm.records",
@@ -19,7 +21,10 @@ HOMES = {
 def __getattr__(name: str) -> object:
     """The public names, loaded when first asked for, so that `import worldpm` costs nothing."""
     import importlib
+    import importlib.metadata
 
+    if name == "__version__":
+        return importlib.metadata.version("worldpm")
     if name not in HOMES:
         raise AttributeError(f"worldpm has no {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(HOMES[name]), name)

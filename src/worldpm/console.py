@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol, TypeVar
 
 from rich.console import Console
@@ -72,7 +73,7 @@ class _ProgressLines:
     def __init__(self, description: str, total: int | None) -> None:
         self.description, self.total = description, total
         self.done = 0
-        self.seconds_at_last_line = time.monotonic()
+        self.seconds_at_start = self.seconds_at_last_line = time.monotonic()
 
     def __call__(self, amount: int = 1, *, note: str = "") -> None:
         self.done += amount
@@ -80,9 +81,16 @@ class _ProgressLines:
             return
 
         self.seconds_at_last_line = time.monotonic()
-        amount_done = f"{self.done:,} of {self.total:,}" if self.total else f"{self.done:,}"
         suffix = f", {note}" if note else ""
-        logger.info("%s: %s%s", self.description, amount_done, suffix)
+        logger.info("%s: %s%s", self.description, self._amount_done(), suffix)
+
+    def _amount_done(self) -> str:
+        """The units that are done, and of a total the time that the others will take."""
+        if not self.total or not self.done:
+            return f"{self.done:,}"
+        seconds = (self.seconds_at_last_line - self.seconds_at_start) / self.done
+        left = timedelta(seconds=round(seconds * max(0, self.total - self.done)))
+        return f"{self.done:,} of {self.total:,}, {left} left"
 
 
 def track(items: Iterable[Item], description: str, *, total: int | None) -> Iterator[Item]:

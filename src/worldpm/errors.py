@@ -26,6 +26,10 @@ class DataError(WorldPMError):
         return type(self).__new__, (type(self), *self.args)
 
 
+class TemplateRefusalError(DataError):
+    """A model's chat template refuses a conversation. A set leaves it out and counts it."""
+
+
 class CheckpointError(WorldPMError):
     """A model folder is damaged or incomplete, or was changed since it was written (exit code
     2)."""

@@ -1,8 +1,14 @@
 """The records that rooms pass to each other: a thread as dumped, and the preference group made from
 it."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
+
+MORE_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
+"""Keys of a message, besides role and content, that chat templates read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +19,43 @@ class Message:
     """`system`, `user` or `assistant`."""
     content: str
     """Text of the turn, without any chat template."""
+    more: str = field(default="", repr=False)
+    """Other keys that chat templates read, as a JSON object: tool calls, a tool's name, ...; empty
+    if there are none. Items of benchmarks have none, and their hashes are of the `repr`."""
+
+    @classmethod
+    def of(cls, turn: Mapping[str, object]) -> "Message":
+        """A turn as trainers and APIs write it: the texts of its parts become lines, and keys that
+        no template reads are left out.
+
+        Raises:
+            TypeError: If it has no role, or neither text nor tool calls.
+        """
+        role, content = turn.get("role"), turn.get("content")
+        # Clients send null for keys that they do not use.
+        more = {key: turn[key] for key in MORE_KEYS if turn.get(key)}
+        if isinstance(content, list | tuple) and all(map(_is_text_part, content)):
+            content = "\n".join(str(part["text"]) for part in content)
+        # A turn of tool calls alone has no words.
+        if content is None and "tool_calls" in more:
+            content = ""
+
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise TypeError(f"a message has the role {role!r:.20} and the content {content!r:.60}")
+        return cls(role, content, json.dumps(more, ensure_ascii=False) if more else "")
+
+    def turn(self) -> dict[str, Any]:
+        """The message as chat templates and APIs read it."""
+        more = json.loads(self.more) if self.more else {}
+        return {"role": self.role, "content": self.content, **more}
+
+
+ASSISTANT = Message("assistant", "")
+"""The turn that a response is the content of."""
+
+
+def _is_text_part(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests import foreign_model
 from tests.conftest import run
 from worldpm.benchmarks import catalogue, groups, llmbar
 from worldpm.benchmarks.items import Item, Judged
@@ -17,11 +18,13 @@ from worldpm.benchmarks.metrics import metrics
 from worldpm.errors import ConfigError, DataError
 from worldpm.evaluation import run as evaluation_run
 from worldpm.evaluation.item_rewards import conditions_of, judge_items
+from worldpm.evaluation.results import Conditions, read_results
 from worldpm.records import Message, Preference, Response
 from worldpm.scoring.scorer import Scorer
 from worldpm.stats.style import style_of
 from worldpm.storage import parquet
 from worldpm.storage.json_files import read_json, to_json
+from worldpm.storage.manifest import read_manifest
 
 
 def item(
@@ -703,3 +706,74 @@ def test_folders_made_under_other_conditions_are_compared_with_a_warning(
     assert "the items of groups differ: results against short" in page
     assert run("report", road / "results", "--out", tmp_path / "r.html") == 0
     assert "Results folders side by side" not in (tmp_path / "r.html").read_text()
+
+
+def rows_of_strict_turns(folder: Path, count: int) -> Path:
+    """A preference set of which one row has two user turns in a row."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"How many grams, {number}?"}],
+            "chosen": "About 14.",
+            "rejected": "The lazy dog.",
+        }
+        for number in range(count)
+    ]
+    rows[3]["prompt"] = [{"role": "user", "content": text} for text in ("a", "b")]
+    path = folder / "set.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_items_that_a_template_refuses_are_left_out_of_all_checkpoints_and_counted(
+    road: Path, tmp_path: Path
+) -> None:
+    strict = foreign_model.make(tmp_path / "strict", foreign_model.STRICT)
+    rows = rows_of_strict_turns(tmp_path, 8)
+    words = ("evaluate", strict, road / "checkpoint", "--on", rows, "--max-length", 128)
+    assert run(*words, "--out", tmp_path / "out") == 0
+
+    results = read_results(tmp_path / "out")
+    items = [result.benchmarks["set"].items for result in results.checkpoints.values()]
+    assert items == [7, 7]
+    refused = [result.conditions.refused_items for result in results.checkpoints.values()]
+    assert refused == [{"set": 1}, None]
+    assert read_manifest(tmp_path / "out").drops == {
+        "items": {"set: refused by the chat template of strict": 1}
+    }
+
+
+def test_a_set_whose_items_are_all_refused_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = "{{ raise_exception('never') }}"
+    folder = foreign_model.make(tmp_path / "strict", template)
+    rows = rows_of_strict_turns(tmp_path, 4)
+    assert run("evaluate", folder, "--on", rows, "--out", tmp_path / "out") == 2
+    assert "set: the model's chat template refuses all items" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("share", "warning"),
+    [
+        (0.05, None),
+        (0.06, "6% of the responses to a, or their prompts, were cut"),
+        (
+            0.51,
+            "51% of the responses to a, or their prompts, were cut; its accuracy is not comparable",
+        ),
+    ],
+)
+def test_many_cut_responses_are_told(share: float, warning: str | None) -> None:
+    conditions = Conditions(truncated_share={"a": share})
+    assert conditions.cut_warnings.get("a") == warning
+
+
+def test_a_set_that_is_mostly_cut_is_told_on_the_terminal_and_on_the_page(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("evaluate", road / "checkpoint", "--on", road / "groups", "--cut", "--max-length", 24)
+    assert run(*words, "--out", tmp_path / "out") == 0
+    warning = "100% of the responses to groups, or their prompts, were cut; its accuracy is not"
+    assert warning in capsys.readouterr().out
+    assert run("report", tmp_path / "out", "--out", tmp_path / "page.html") == 0
+    assert warning in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -135,6 +135,7 @@ def reddit_posts(*rows: Json, drops: Counter[str] | None = None) -> list[Any]:
         ({"body": None}, "deleted or removed"),
         ({"parent_id": "t1_x"}, "reply to a comment"),
         ({"stickied": True}, "removed or put up by moderators"),
+        ({"score_hidden": True}, "post whose votes are hidden"),
         ({"score": None}, "row without score or date"),
         ({"created_utc": "soon"}, "row without score or date"),
         ({"id": 3}, "row without id"),
@@ -149,6 +150,15 @@ def test_every_reason_to_leave_out_a_row_of_reddit(change: Json, reason: str) ->
     drops: Counter[str] = Counter()
     assert reddit_posts({**COMMENT, **change}, drops=drops) == []
     assert drops == {reason: 1}
+
+
+def test_a_submission_of_hidden_votes_is_left_out_and_others_stay() -> None:
+    drops: Counter[str] = Counter()
+    hidden = {**SUBMISSION, "score_hidden": True}
+    assert reddit_posts(hidden, drops=drops) == []
+    assert drops == {"post whose votes are hidden": 1}
+    (batch,) = reddit_posts({**COMMENT, "score_hidden": False})
+    assert batch.num_rows == 1
 
 
 @pytest.mark.parametrize(

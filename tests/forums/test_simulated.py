@@ -29,6 +29,8 @@ def items_of(threads: int) -> Iterator[tuple[Item, tuple[Truth, ...]]]:
     for thread, truths in hobbies.simulate(threads, seed=11):
         group = group_thread(thread, GroupRules(), Tally())
         if group is not None:
+            # repeated answers are left out
+            truth = {of_response.response_id: of_response for of_response in truths}
             yield (
                 Item(
                     group.site,
@@ -38,7 +40,7 @@ def items_of(threads: int) -> Iterator[tuple[Item, tuple[Truth, ...]]]:
                     group.responses,
                     group.preferences,
                 ),
-                truths,
+                tuple(truth[response.meta["response_id"]] for response in group.responses),
             )
 
 

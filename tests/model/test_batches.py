@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from worldpm.errors import CheckpointError, DataError
+from worldpm.errors import CheckpointError, DataError, TemplateRefusalError
 from worldpm.model import chat
 from worldpm.model.encoder import EncodedGroup, Encoder, Limits
 from worldpm.model.packing import pack
@@ -55,18 +55,10 @@ def test_a_conversation_has_an_empty_system_turn_and_ends_with_the_end_token(
 
 
 def test_the_end_token_is_not_appended_twice(tokenizer: PreTrainedTokenizerFast) -> None:
-    class Ending:
-        chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}<|endoftext|>"
-        name_or_path = "ending"
-
-        def get_added_vocab(self) -> dict[str, int]:
-            return {"<|endoftext|>": 0}
-
-        def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
-            return "".join(m["content"] for m in messages) + "<|endoftext|>"
-
+    ending = copy.deepcopy(tokenizer)
+    ending.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}<|endoftext|>"
     (found,) = chat.render(
-        Ending(),  # type: ignore[arg-type]
+        ending,
         [Message("user", "a")],
         ["b"],
         frame=chat.Frame(empty_system=False),
@@ -207,29 +199,30 @@ def test_what_is_too_long_is_refused_unless_a_cut_was_asked_for(
         )
 
 
-def test_a_reward_that_a_cut_would_change_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    limits = Limits(max_length=200, prompt_length=40, cut=False, trained=True)
-    fits = encode(tokenizer, "the cat " * 5, ["sat"], limits)
-    assert fits == encode(tokenizer, "the cat " * 5, ["sat"], limits._replace(cut=True))
-    with pytest.raises(DataError, match=r"group: \d+ tokens of prompt; at most 40 fit"):
-        encode(tokenizer, "the cat " * 30, ["sat"], limits)
-    unknown = encode(
-        tokenizer, "the cat " * 30, ["sat"], limits._replace(trained=False)
-    )  # a model of others was trained otherwise
-    assert unknown.truncated == [False]
+def test_nothing_is_cut_that_fits(tokenizer: PreTrainedTokenizerFast) -> None:
+    limits = Limits(max_length=200, prompt_length=40)
+    long_prompt = encode(tokenizer, "the cat " * 40, ["sat"], limits)
+    assert long_prompt.truncated == [False]
+    assert long_prompt == encode(tokenizer, "the cat " * 40, ["sat"], limits._replace(cut=False))
+
+
+def test_each_response_alone_decides_on_the_cut_but_in_training_the_group(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    encoder = Encoder(tokenizer, chat.frame_of(tokenizer), Limits(200, 40))
+    prompt, responses = [Message("user", "the cat " * 40)], ["sat", "dog " * 150]
+    assert encoder.encode(prompt, responses).truncated == [False, True]
+    assert encoder.encode(prompt, responses, one_prompt=True).truncated == [True, True]
+    assert encoder.encode(prompt, responses[:1], one_prompt=True).truncated == [False]
 
 
 def test_limits_for_shorter_sequences_allow_no_longer_prompts() -> None:
-    own = Limits(max_length=200, prompt_length=40, cut=False, trained=True)
+    own = Limits(max_length=200, prompt_length=40, cut=False)
     assert own.within(None, cut=False) == own.within(200, cut=False) == own
-    assert own.within(199, cut=True) == Limits(199, 40, trained=True)
-    assert own.within(50, cut=True) == Limits(50, 25, trained=True)
-    assert own.within(50, cut=False) == Limits(
-        50, 40, cut=False, trained=True
-    )  # a prompt of 40 is as the model was trained
-    assert own.within(400, cut=True) == Limits(
-        400, 200
-    )  # asked for beyond what the model was trained on
+    assert own.within(199, cut=True) == Limits(199, 40)
+    assert own.within(50, cut=True) == Limits(50, 25)
+    # asked for beyond what the model was trained on
+    assert own.within(400, cut=True) == Limits(400, 200)
 
 
 def test_megabytes_are_refused_without_reading_them(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -242,7 +235,7 @@ def test_megabytes_are_refused_without_reading_them(tokenizer: PreTrainedTokeniz
         )
 
 
-def test_a_template_that_changes_words_names_the_request(
+def test_a_response_is_read_as_the_template_changes_it(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     changing = copy.deepcopy(tokenizer)
@@ -250,11 +243,8 @@ def test_a_template_that_changes_words_names_the_request(
         "message.content", "message.content.split('#')[-1]"
     )
     encoder = Encoder(changing, chat.frame_of(changing), ROOMY)
-    assert encoder.encode([Message("user", "a")], ["b"]).suffixes
-    with pytest.raises(
-        DataError, match="line 7: the model's chat template changes the words of a response"
-    ):
-        encoder.encode([Message("user", "a")], ["b # c"], name="line 7")
+    changed, plain = encoder.encode([Message("user", "a")], ["b # c", " c"]).suffixes
+    assert list(changed) == list(plain)
 
 
 def test_what_the_template_refuses_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -263,7 +253,7 @@ def test_what_the_template_refuses_is_named(tokenizer: PreTrainedTokenizerFast) 
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     )
     with pytest.raises(
-        DataError, match=r"in.jsonl:7: the model's chat template refuses it \(no system turn\)"
+        TemplateRefusalError, match=r"in.jsonl:7: the chat template refuses it \(no system turn\)"
     ):
         Encoder(strict, chat.Frame(), ROOMY).encode(
             [Message("user", "a")], ["b"], name="in.jsonl:7"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import foreign_model
 from tests.conftest import run, thread_of
 from worldpm.errors import DataError
 from worldpm.options.group import GroupRules, Rule
@@ -58,10 +59,35 @@ def test_the_prompt_is_title_and_body_and_the_origin_travels_along() -> None:
             {"response without text": 1, "thread with fewer than two responses": 1},
         ),
         (thread_of(2, 2, 2), {"thread whose responses have equal votes": 1}),
+        (
+            thread_of(4, 2, bodies=["So  it\nis.", " So it is."]),
+            {
+                "response that repeats another of the thread": 1,
+                "thread with fewer than two responses": 1,
+            },
+        ),
     ],
 )
 def test_a_thread_is_dropped_for_a_counted_reason(thread: Thread, drops: dict[str, int]) -> None:
     assert made(thread) == (None, drops)
+
+
+def test_of_answers_with_one_text_the_most_voted_is_kept_and_the_earliest_of_as_many() -> None:
+    bodies = ["\u306f\u3044\u3002", "no", "\u306f\u3044\u3002\u3000", "\u306f\u3044\u3002\n"]
+    group, drops = made(thread_of(1, 2, 5, 5, bodies=bodies))
+    assert group is not None
+    assert [response.votes for response in group.responses] == [2, 5]
+    assert [(p.chosen, p.rejected) for p in group.preferences] == [(1, 0)]
+    assert group.responses[1].content == bodies[2]
+    assert drops == {"response that repeats another of the thread": 2}
+
+
+def test_answers_that_masking_makes_equal_form_no_pair() -> None:
+    bodies = ["mail a@b.de", "mail c@d.de", "no"]
+    group, drops = made(thread_of(3, 2, 1, bodies=bodies), GroupRules(mask_personal=True))
+    assert group is not None
+    assert [response.content for response in group.responses] == ["mail [e-mail]", "no"]
+    assert drops == {"response that repeats another of the thread": 1}
 
 
 def test_a_thread_without_a_question_is_dropped() -> None:
@@ -452,6 +478,37 @@ def test_punctuation_beyond_ascii_makes_no_other_text(old: str, new: str) -> Non
     assert first == second
 
 
+JAPANESE = (
+    "\u671d\u306b\u7a93\u3092\u958b\u3051\u308b\u3068\u3001\u98a8\u304c\u5165\u3063\u3066\u304d\u3066\u30d1\u30f3\u306e\u9999\u308a\u304c\u3057\u305f\u3002"
+    "\u7aaf\u306f\u3082\u3046\u6e29\u304b\u304f\u3001\u751f\u5730\u306f\u5e03\u306e\u4e0b\u3067\u9759\u304b\u306b\u81a8\u3089\u3093\u3067\u3044\u305f\u3002"
+)
+CHINESE = (
+    "\u65e9\u4e0a\u6253\u5f00\u7a97\u6237\uff0c\u98ce\u5439\u8fdb\u6765\uff0c\u80fd\u95fb\u5230\u9762\u5305\u7684\u9999\u5473\u3002\u70e4\u7089\u5df2\u7ecf\u70ed\u4e86\uff0c"
+    "\u9762\u56e2\u5728\u5e03\u4e0b\u6162\u6162\u53d1\u8d77\u6765\uff0c\u4eca\u5929\u53ef\u4ee5\u505a\u4e24\u6761\u9762\u5305\u3002"
+)
+
+
+@pytest.mark.parametrize("text", [LONG, JAPANESE, CHINESE])
+def test_copies_are_found_in_scripts_without_spaces_too(text: str, tmp_path: Path) -> None:
+    copy = text.replace("\u3002", "\n").replace("\u3001", " ").replace("\uff0c", " ")
+    texts = [Text(1, "a", 3, text, "t"), Text(1, "b", 5, copy, "t")]
+    first, second = bands_of(*texts)
+    assert len(first) == 8
+    assert first == second
+    assert near_duplicates.words_of_short(text) is None
+
+    parquet.write_parquet(tmp_path / "x", [near_duplicates.bands(texts)], near_duplicates.SCHEMA)
+    assert near_duplicates.duplicates([tmp_path / "x"], spill=tmp_path) == {"a"}
+
+
+def test_letters_of_scripts_without_spaces_are_words() -> None:
+    short = "\u30d1\u30f3\u306f3\u56de, \u0e01\u0e02 abc"
+    assert near_duplicates.words_of_short(short) == (
+        "\u30d1 \u30f3 \u306f 3 \u56de \u0e01 \u0e02 abc"
+    )
+    assert near_duplicates.words_of_short(JAPANESE[:39]) is not None
+
+
 def test_a_texts_bands_do_not_depend_on_its_neighbours() -> None:
     texts = [
         Text(1, "a", 1, LONG, "t"),
@@ -685,3 +742,21 @@ def test_pairs_that_a_reward_model_contradicts_are_dropped_from_training(
 
     rest = pairs(read_groups(tmp_path / "rest"))
     assert rest == pairs(plain.values()) - pairs(strict.values())
+
+
+def test_threads_that_the_filters_template_refuses_are_dropped_and_counted(
+    road: Path, tmp_path: Path
+) -> None:
+    odd = "{% if messages[0].content | length % 2 %}{{ raise_exception('odd') }}{% endif %}"
+    model = foreign_model.make(tmp_path / "model", odd + foreign_model.CHATML)
+    command = ("group", road / "threads", "--filter-with", model, "--filter-margin", 1000)
+    assert run(*command, "--out", tmp_path / "groups") == 0
+
+    even, plain = read_groups(tmp_path / "groups"), read_groups(road / "groups")
+    kept = [
+        group for group in plain if group.split != "train" or len(group.prompt[0].content) % 2 == 0
+    ]
+    assert {group.group_id for group in even} == {group.group_id for group in kept}
+    drops = read_manifest(tmp_path / "groups").drops["simulated"]
+    reason = "thread that the chat template of --filter-with refuses"
+    assert drops[reason] == len(plain) - len(kept)

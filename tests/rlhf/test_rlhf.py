@@ -6,8 +6,12 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from tests.serving.test_serve import process
 from worldpm import Scorer
 from worldpm.errors import ConfigError, WorldPMError
 from worldpm.records import Message
+from worldpm.rlhf import judge
 from worldpm.rlhf.judge import Guards, RemoteJudge, RolloutRewards, judge_of, rewards_of
 from worldpm.rlhf.openrlhf import _after, reward_func
 from worldpm.rlhf.trl import RewardFunction
@@ -53,8 +58,8 @@ def test_trl_gets_the_rewards_of_texts_and_of_conversations(
     turns = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     answers = [[{"role": "assistant", "content": answer}] for answer in ANSWERS]
     assert function(turns, answers) == pytest.approx(offline, abs=1e-5)
-    with pytest.raises(ConfigError, match="2 turns"):
-        function(turns[:1], [answers[0] * 2])
+    with pytest.raises(ConfigError, match="a completion has no turn"):
+        function(turns[:1], [[]])
 
 
 def test_openrlhf_gets_the_rewards_of_texts_that_begin_with_their_prompts(
@@ -278,3 +283,75 @@ def test_a_policy_learns_from_the_reward(road: Path, tmp_path: Path) -> None:
 
     rewards = [float(line) for line in (tmp_path / "out" / "rewards.txt").read_text().split()]
     assert sum(rewards[-12:]) > sum(rewards[:12])
+
+
+def test_trl_gets_the_reward_of_a_conversation_with_tool_calls(road: Path) -> None:
+    completion: list[dict[str, Any]] = [
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look"}}]},
+        {"role": "tool", "content": "40 minutes"},
+        {"role": "assistant", "content": "About 40 minutes."},
+    ]
+    prompt: list[dict[str, Any]] = [{"role": "user", "content": "How long?"}]
+    (reward,) = RewardFunction(str(road / "checkpoint"))([prompt], [completion])
+    scorer = Scorer.load(road / "checkpoint")
+    expected = scorer.rewards([*prompt, *completion[:-1]], ["About 40 minutes."])
+    assert [reward] == pytest.approx(expected, abs=1e-5)
+
+
+@contextmanager
+def replying(*statuses: int, header: str | None = None) -> Iterator[str]:
+    """A server that gives these statuses in turn, 0 being a closed connection, and then rewards."""
+    waiting = list(statuses)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status = waiting.pop(0) if waiting else 200
+            if status == 0:
+                self.connection.close()
+                return
+            body = json.dumps({"rewards": [1.5], "usage": {"response_tokens": [3]}}).encode()
+            self.send_response(status)
+            if header is not None:
+                self.send_header("Retry-After", header)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+            """Nothing is logged."""
+
+    started = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=started.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{started.server_port}"
+    started.shutdown()
+    started.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "header"),
+    [
+        (502, None),
+        (504, None),
+        (0, None),
+        (429, "0"),
+        (503, "Wed, 21 Oct 2015 07:28:00 GMT"),
+        (503, "soon"),
+    ],
+)
+def test_a_server_that_fails_for_a_moment_is_asked_again(
+    status: int, header: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "SECONDS_BETWEEN_ATTEMPTS", 0.01)
+    with replying(status, header=header) as url:
+        request = Request("x", [Message("user", "a")], ["b"])
+        (rewards,) = judge.RemoteJudge(url).judge([request])
+    assert rewards.rewards == [1.5]
+
+
+def test_a_date_to_wait_for_is_a_number_of_seconds() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert 25 < judge._seconds_to_wait(soon) <= 30
+    assert judge._seconds_to_wait("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert judge._seconds_to_wait("7") == 7

@@ -24,6 +24,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from tests import foreign_model
 from tests.conftest import run
 from worldpm import Scorer
 from worldpm.errors import ConfigError, DataError
@@ -593,7 +594,7 @@ def test_many_clients_at_once_get_their_own_rewards(client: TestClient, scorer: 
             [f"answer {i} {j}" for j in range(1 + i % 3)],
         )
         requests.append(Request("x", (Message("user", prompt),), responses))
-    expected = [scored.rewards for scored in scorer.score(requests)]
+    expected = [scorer.answer(request).rewards for request in requests]
 
     def post(request: Request) -> list[float]:
         body = {"prompt": request.prompt[0].content, "responses": request.responses}
@@ -696,12 +697,16 @@ def test_every_acknowledged_decision_survives_kill_9(road: Path, tmp_path: Path)
 
 def until_killed(road: Path, log: Path, number: int) -> list[float]:
     """The rewards that a server gave before it was killed under load."""
-    with process(road, "--log", log) as (started, url), ThreadPoolExecutor(4) as pool:
+    with (
+        process(road, "--log", log) as (started, url),
+        ThreadPoolExecutor(4) as pool,
+        httpx.Client(timeout=60) as client,
+    ):
 
         def first_reward(i: int) -> float | None:
             body = {"prompt": f"prompt {number} {i}", "responses": ["a", "b"]}
             try:
-                reply = httpx.post(f"{url}/v1/rewards", json=body, timeout=60)
+                reply = client.post(f"{url}/v1/rewards", json=body)
                 return float(reply.json()["rewards"][0])
             except (httpx.TransportError, ValueError):
                 return None
@@ -811,7 +816,7 @@ def check_upstream_rewards(front: TestClient, scorer: Scorer, url: str) -> None:
     """Rewards and lengths are those of the scorer, and of the server behind."""
     responses = [*ANSWERS, ANSWERS[0]]
     reply = front.post("/v1/rewards", json={"prompt": PROMPT, "responses": responses}).json()
-    local = next(scorer.score([Request("x", (Message("user", PROMPT),), responses)]))
+    local = scorer.answer(Request("x", (Message("user", PROMPT),), responses))
     assert reply["rewards"] == pytest.approx(local.rewards, abs=1e-5)
     assert reply["usage"]["response_tokens"] == local.length_tokens
 
@@ -848,3 +853,91 @@ def test_tokens_are_those_of_the_model(client: TestClient, scorer: Scorer) -> No
     conversation = client.post("/tokenize", json=body).json()
     group = scorer.encoder.encode([Message("user", PROMPT)], ANSWERS[:1])
     assert conversation["tokens"] == [*group.prefix, *group.suffixes[0]]
+
+
+@contextmanager
+def foreign_server(folder: Path, **options: Any) -> Iterator[TestClient]:
+    """The application with a model of others."""
+    application, _ = assemble(ServeOptions(model=str(folder), name="other", **options))
+    with TestClient(application, raise_server_exceptions=False) as client:
+        yield client
+
+
+def numbers_in(content: object) -> list[float]:
+    """All fractions in a reply."""
+    if isinstance(content, dict | list):
+        values = content.values() if isinstance(content, dict) else content
+        return [number for value in values for number in numbers_in(value)]
+    return [content] if isinstance(content, float) else []
+
+
+@pytest.mark.parametrize("template", [foreign_model.CHATML, foreign_model.STRICT])
+def test_every_route_gives_one_reward_for_messages_and_for_rendered_text(
+    tmp_path: Path, template: str
+) -> None:
+    folder = foreign_model.make(tmp_path, template)
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "How many grams?"},
+        {"role": "assistant", "content": "About 14."},
+    ]
+    expected = foreign_model.plain_reward(folder, turns)
+    scorer = Scorer.load(folder)
+    text = str(scorer.encoder.tokenizer.apply_chat_template(turns, tokenize=False))
+
+    raw = {"use_activation": False}
+    with foreign_server(folder) as client:
+        bodies = {
+            "/v1/rewards": {"messages": turns},
+            "/classify": {"messages": turns, **raw},
+            "/pooling": {"input": text, **raw},
+            "/get_reward": {"query": [text]},
+            "/predict": {"inputs": text, "raw_scores": True},
+        }
+        rewards = {}
+        for route, body in bodies.items():
+            numbers = numbers_in(client.post(route, json=body).json())
+            rewards[route] = min(numbers, key=lambda number: abs(number - expected))
+        text_reply = client.post("/classify", json={"input": text, **raw}).json()
+    assert rewards == pytest.approx(dict.fromkeys(bodies, expected), abs=1e-5)
+    assert text_reply["data"][0]["probs"] == pytest.approx([expected], abs=1e-5)
+
+
+def test_a_conversation_that_the_template_refuses_is_a_422_and_the_next_is_answered(
+    tmp_path: Path,
+) -> None:
+    folder = foreign_model.make(tmp_path, foreign_model.STRICT)
+    two = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    with foreign_server(folder) as client:
+        refused = client.post("/v1/rewards", json={"prompt": two, "responses": ["c"]})
+        assert refused.status_code == 422
+        assert "the chat template refuses it (roles must alternate)" in refused.text
+        answered = client.post("/v1/rewards", json={"prompt": two[:1], "responses": ["c"]})
+        assert answered.status_code == 200
+
+
+def test_a_conversation_with_tool_calls_has_the_reward_of_its_template(
+    road: Path, scorer: Scorer, client: TestClient
+) -> None:
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": PROMPT},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look"}}]},
+        {"role": "tool", "content": "40 minutes", "tool_call_id": "1"},
+        {"role": "assistant", "content": ANSWERS[0]},
+    ]
+    reply = client.post("/v1/rewards", json={"messages": turns})
+    assert reply.json()["rewards"] == pytest.approx(
+        scorer.rewards(turns[:-1], [ANSWERS[0]]), abs=1e-5
+    )
+
+
+def test_the_name_of_the_key_scheme_may_be_in_any_case(road: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"one": {"key": "k" * 20}}))
+    with server(road, keys=keys) as client:
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            reply = client.post(
+                "/v1/rewards",
+                json={"prompt": PROMPT, "responses": ANSWERS},
+                headers={"Authorization": f"{scheme} {'k' * 20}"},
+            )
+            assert reply.status_code == 200, scheme

@@ -1,10 +1,13 @@
 """Tokens on disk: what was written is what is read, by any number of workers."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests import foreign_model
+from tests.foreign_model import STRICT
 from worldpm.model import chat, checkpoint, sources
 from worldpm.model.costs import attended_pairs
 from worldpm.model.encoder import Encoder, Limits
@@ -43,7 +46,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_store_gives_back_what_was_encoded(tokenizer: Path, tmp_path: Path) -> None:
     made = groups(1100)  # more than two batches of the file
     counts = token_store.write(
-        tmp_path / "store", token_store.encode(made, tokenizer, chat.Frame(), LIMITS)
+        tmp_path / "store", token_store.encode(made, tokenizer, chat.Frame(), LIMITS, Counter())
     )
     store = TokenStore([tmp_path / "store"])
     encoder = Encoder(checkpoint.load_tokenizer(sources.Source(tokenizer)), chat.Frame(), LIMITS)
@@ -72,7 +75,7 @@ def test_the_workers_make_the_same_bytes(tokenizer: Path, tmp_path: Path) -> Non
     for name, workers in (("alone", 0), ("workers", 2)):
         token_store.write(
             tmp_path / name,
-            token_store.encode(made, tokenizer, chat.Frame(), LIMITS, workers=workers),
+            token_store.encode(made, tokenizer, chat.Frame(), LIMITS, Counter(), workers=workers),
         )
     assert (tmp_path / "alone").read_bytes() == (tmp_path / "workers").read_bytes()
 
@@ -83,3 +86,33 @@ def test_an_empty_store_has_no_groups(tmp_path: Path) -> None:
     assert (len(store), len(store.tokens), float(np.sum(store.weights))) == (0, 0, 0.0)
     with pytest.raises(IndexError):
         store[0]
+
+
+def test_pairs_of_equal_tokens_and_refused_groups_are_left_out_and_counted(
+    tmp_path: Path,
+) -> None:
+    made = checkpoint.load_tokenizer(sources.Source(foreign_model.make(tmp_path / "model", STRICT)))
+    made.save_pretrained(tmp_path / "strict")
+    same, other = Response("again " * 80 + "a"), Response("again " * 80 + "b")
+    turns = (Message("user", "a"), Message("user", "b"))
+    pairs = (Preference(0, 1, 1.0, 1.0, 0.5), Preference(0, 2, 1.0, 1.0, 0.5))
+    kinds = [
+        ((Message("user", "a"),), (same, other, Response("c")), pairs),
+        ((Message("user", "a"),), (same, other), pairs[:1]),
+        (turns, (same, other, Response("c")), pairs),
+    ]
+    drops: Counter[str] = Counter()
+    (example,) = token_store.encode(
+        [PreferenceGroup(f"s/{i}", "test", "s", "train", *kind) for i, kind in enumerate(kinds)],
+        tmp_path / "strict",
+        chat.UNFRAMED,
+        LIMITS,
+        drops,
+    )
+    assert [(pair.chosen, pair.rejected, pair.weight) for pair in example.preferences] == [
+        (0, 2, 1.0)
+    ]
+    assert drops == {
+        "pair whose responses are the same tokens": 2,
+        "group that the chat template refuses": 1,
+    }

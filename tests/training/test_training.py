@@ -12,6 +12,7 @@ import torch
 from tests.conftest import run, spawn
 from tests.model.test_shared_prefix import SMALL, Vocabulary, group
 from tests.training.test_plan import HYBRID
+from worldpm import Scorer
 from worldpm.errors import TrainingError
 from worldpm.model import costs
 from worldpm.model.reward_model import RewardModel, build, from_config
@@ -316,3 +317,75 @@ def test_an_absent_tracker_is_named(
         "--tracker trackio: its library is not installed; `pip install trackio`"
         in capsys.readouterr().err
     )
+
+
+def trained(road: Path, folder: Path, pairs: list[dict[str, Any]], *words: object) -> Path:
+    """The folder of one step on the pairs, all of them for training."""
+    folder.mkdir()
+    for name in ("train", "val"):
+        lines = [json.dumps(pair) + "\n" for pair in pairs]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    options = ("--max-steps", 1, "--batch-pairs", len(pairs), "--dtype", "float32", *words)
+    model = road / "checkpoint"
+    assert run("train", folder, "--model", model, *options, "--out", folder / "out") == 0
+    return folder / "out"
+
+
+MARGINS = (3.0, 0.2)
+PAIRS = [
+    {"prompt": f"How {margin}?", "chosen": "So.", "rejected": "No.", "margin": margin}
+    for margin in MARGINS
+]
+
+
+def test_a_margin_is_required_on_request_and_else_named_as_not_used(
+    road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scorer = Scorer.load(road / "checkpoint")
+    rewards = [scorer.rewards(f"How {margin}?", ["So.", "No."]) for margin in MARGINS]
+    gaps = [chosen - rejected for chosen, rejected in rewards]
+
+    for scale, words in ((1, ("--target-margin", 1)), (0, ())):
+        caplog.clear()
+        (step,) = read_metrics(trained(road, tmp_path / str(scale), PAIRS, *words)).steps
+        losses = [
+            math.log1p(math.exp(scale * margin - gap))
+            for margin, gap in zip(MARGINS, gaps, strict=True)
+        ]
+        assert step.loss_nats == pytest.approx(sum(losses) / 2, abs=1e-4)
+        assert caplog.text.count("the column margin is not used") == 1 - scale
+
+
+def test_an_explicit_validation_set_is_measured_on_and_named(road: Path, tmp_path: Path) -> None:
+    renamed = [{"q": "How?", "good": "So.", "bad": text, "id": 1} for text in ("No.", "So.")]
+    for name in ("val", "train"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    (tmp_path / "mine.csv").write_text("q,good,bad\nWhy?,So.,No.\nWhy?,So., So.\n")
+
+    words = (
+        "--columns",
+        "prompt=q,chosen=good,rejected=bad",
+        "--validation",
+        tmp_path / "mine.csv",
+    )
+    options = ("--max-steps", 1, "--batch-pairs", 1, "--dtype", "float32", *words)
+    command = ("train", tmp_path / "train.jsonl", "--model", road / "checkpoint", *options)
+    assert run(*command, "--out", tmp_path / "out") == 0
+
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    counts, drops = manifest["counts"], {"pair of equal responses": 1}
+    assert (counts["train_groups"], counts["validation_groups"]) == (1, 1)
+    assert manifest["drops"] == {"preference sets": drops, "validation sets": drops}
+    assert [entry["name"] for entry in manifest["inputs"]][:2] == ["train.jsonl", "mine.csv"]
+    assert manifest["config"]["validation"] == "mine.csv"
+    assert manifest["config"]["columns"] == "prompt=q,chosen=good,rejected=bad"
+
+
+def test_a_validation_set_without_a_preference_is_refused(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "mine.csv"
+    empty.write_text("prompt,chosen,rejected\nWhy?,So.,So.\n")
+    words = ("--model", "tiny", "--validation", empty, "--out", tmp_path / "out")
+    assert run("train", road / "groups", *words) == 2
+    assert "mine.csv: has no preference. Name others." in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """Items, which every benchmark consists of, and the reading of them from its authors' files."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -90,6 +90,10 @@ class Judged:
             None if lengths is None else [lengths[index] for index in indices],
             None if truncated is None else [truncated[index] for index in indices],
         )
+
+    def named(self, names: Container[str]) -> "Judged":
+        """The items of some names."""
+        return self.only(lambda item: item.item in names)
 
     def of(self, *subsets: str) -> "Judged":
         """The items of some subsets."""

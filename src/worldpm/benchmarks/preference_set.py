@@ -1,7 +1,7 @@
 """A plain preference set as a benchmark: its test files, or all files if none is named a test file;
 subsets by file.
 
-`datasets/preference_sets` has the forms of rows, for example:
+`storage/dialogues` has the forms of rows, for example:
 
     {"prompt": "Hi!", "chosen": "Hello!", "rejected": "No."}
 """
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 def read(path: Path) -> list[Item]:
-    """The items of a file or of a folder of files; rows without a preference are left out, and
-    logged with their reasons.
+    """The items of a file or of a folder of files; rows without a preference, or that an earlier
+    file has too, are left out, and logged with their reasons.
 
     Raises:
         ConfigError: If no file is there.
@@ -40,16 +40,15 @@ def read(path: Path) -> list[Item]:
 
 
 def _items(paths: list[Path], drops: Counter[str]) -> Iterator[Item]:
-    for path in paths:
-        for group in preference_sets.groups_of(path, drops):
-            yield Item(
-                path.name.split(".")[0],
-                group.group_id,
-                prompt_id(group.prompt),
-                group.prompt,
-                group.responses,
-                group.preferences,
-            )
+    for group in preference_sets.groups_of_files(paths, drops):
+        yield Item(
+            group.site,
+            group.group_id,
+            prompt_id(group.prompt),
+            group.prompt,
+            group.responses,
+            group.preferences,
+        )
 
 
 def native(judged: Judged) -> dict[str, float]:

@@ -2,8 +2,8 @@
 on the hub."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -24,14 +24,70 @@ class TrainingData:
     """Tables of preference groups."""
     plain: tuple[Path, ...]
     """Files of plain preference sets."""
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Names of columns in the plain sets, by our names for them."""
+    validation: Self | None = None
+    """The files of an explicit validation set; None if the other files have the validation split,
+    or lend it."""
 
     @classmethod
-    def find(cls, names: Sequence[str]) -> Self:
+    def find(
+        cls,
+        names: Sequence[str],
+        *,
+        validation: Sequence[str] = (),
+        columns: Mapping[str, str] = preference_sets.NO_COLUMNS,
+    ) -> Self:
         """The files of folders of groups, of files, of folders of files, and of hub ids.
 
+        Files of the validation set are not trained on, even if a folder of `names` has them.
+
         Raises:
-            ConfigError: If a name is absent, unfinished, or has no files that could be read.
+            ConfigError: If a name is absent, unfinished, or has no files that could be read, or if
+                there are columns but no plain sets.
         """
+        data = cls._sorted(names)
+        if validation:
+            validating = cls._to_validate_on(validation)
+            plain = _without(data.plain, validating.plain)
+            if not plain and not data.tables:
+                raise ConfigError(
+                    f"--validation {validation[0]}: has all files that are to be trained on. Name"
+                    " others."
+                )
+            data = replace(
+                data,
+                inputs=(*data.inputs, *validating.inputs),
+                plain=plain,
+                validation=replace(validating, columns=columns),
+            )
+
+        if columns and not (data.plain or (data.validation and data.validation.plain)):
+            raise ConfigError(
+                f"--columns: {names[0]} is not a plain preference set, which it applies to. Leave"
+                " it out."
+            )
+        return replace(data, columns=columns)
+
+    @classmethod
+    def _to_validate_on(cls, names: Sequence[str]) -> Self:
+        """The files that the user named, and of each plain set those for validation, or else for
+        testing, or else all."""
+        sets = [cls._sorted([name]) for name in names]
+        plain = [
+            path
+            for name, data in zip(names, sets, strict=True)
+            for path in (data.plain if Path(name).is_file() else _held_out(data.plain))
+        ]
+        return cls(
+            inputs=tuple(path for data in sets for path in data.inputs),
+            tables=tuple(path for data in sets for path in data.tables),
+            plain=tuple(plain),
+        )
+
+    @classmethod
+    def _sorted(cls, names: Sequence[str]) -> Self:
+        """The files of the names, sorted by kind."""
         inputs: list[Path] = []
         tables: list[Path] = []
         plain: list[Path] = []
@@ -62,10 +118,42 @@ class TrainingData:
         self, split: Literal["train", "validation"], drops: Counter[str]
     ) -> Iterator[PreferenceGroup]:
         """The groups of a split, in order; dropped rows of plain sets are counted by reason."""
+        if split == "validation" and self.validation is not None:
+            yield from self.validation._validating(drops)
+            return
+
         for path in self.tables:
             yield from schema.read_groups(path, split=split)
 
-        yield from preference_sets.read(self.plain, split, drops)
+        lends = self.validation is None
+        yield from preference_sets.read(self.plain, split, drops, columns=self.columns, lends=lends)
+
+    def _validating(self, drops: Counter[str]) -> Iterator[PreferenceGroup]:
+        """The validation split of the tables, and all groups of the plain sets."""
+        for path in self.tables:
+            yield from schema.read_groups(path, split="validation")
+
+        for group in preference_sets.groups_of_files(self.plain, drops, self.columns):
+            yield replace(group, split="validation")
+
+    def with_column(self, name: str) -> list[Path]:
+        """The plain sets whose first row has the column, under our name for it."""
+        return [
+            path for path in self.plain if name in preference_sets.column_names(path, self.columns)
+        ]
+
+
+def _held_out(files: Sequence[Path]) -> list[Path]:
+    """The files for validation by their names, or else those for testing, or else all."""
+    splits = [preference_sets.split_of(path) for path in files]
+    split = next((name for name in ("validation", "test") if name in splits), "train")
+    return [path for path, of_file in zip(files, splits, strict=True) if of_file == split]
+
+
+def _without(files: Sequence[Path], others: Sequence[Path]) -> tuple[Path, ...]:
+    """The files that are not among the others, under whatever names."""
+    resolved = {path.resolve() for path in others}
+    return tuple(path for path in files if path.resolve() not in resolved)
 
 
 def _local(name: str) -> Path:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from worldpm import console
 from worldpm.benchmarks.items import prompt_id
-from worldpm.errors import ConfigError, DataError
+from worldpm.errors import ConfigError, DataError, TemplateRefusalError
 from worldpm.evaluation.group_gaps import Gap, Pair, ValueResult, gaps
 from worldpm.options.fairness import FairnessOptions
 from worldpm.scoring.requests import parse_request
-from worldpm.scoring.scorer import Request, Scorer
+from worldpm.scoring.scorer import Refused, Request, Scorer
 from worldpm.storage import rows
 from worldpm.storage.json_files import to_json, write_atomically
 from worldpm.storage.rows import Row
@@ -74,6 +74,8 @@ def _pairs(options: FairnessOptions) -> Iterator[Pair]:
     scorer = Scorer.of(options.model, options)
     scored = scorer.score(line.request for line in labelled)
     for line, scores in zip(labelled, scored, strict=True):
+        if isinstance(scores, Refused):
+            raise TemplateRefusalError(scores.name, scores.reason)
         prompt = prompt_id(line.request.prompt)
         for index, reward in enumerate(scores.rewards):
             if index != line.best:

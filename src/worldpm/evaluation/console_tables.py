@@ -37,6 +37,10 @@ def show(results: Results) -> None:
     screen.print(NOTE)
 
     for name, checkpoint in results.checkpoints.items():
+        for warning in checkpoint.conditions.cut_warnings.values():
+            screen.print(f"Warning: {name}: {warning}.", soft_wrap=True, markup=False)
+
+    for name, checkpoint in results.checkpoints.items():
         text = _text(checkpoint.conditions)
         screen.print(f"{name}: {text}", soft_wrap=True, markup=False)
 

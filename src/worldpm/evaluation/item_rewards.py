@@ -7,7 +7,7 @@ from worldpm.benchmarks.items import Item, Judged
 from worldpm.evaluation.results import BatchInvariance, Conditions
 from worldpm.model import chat
 from worldpm.records import Message
-from worldpm.scoring.scorer import Request, Scored, Scorer
+from worldpm.scoring.scorer import Refused, Request, Scored, Scorer
 
 RESPONSES_AT_ONCE = 64
 """Items of one prompt are scored as one group up to this number of different responses."""
@@ -26,6 +26,7 @@ class _Group:
 
 def judge_items(scorer: Scorer, items: Sequence[Item]) -> Judged:
     """The items with the rewards of their responses; equal responses to a prompt are scored once.
+    Items that the chat template refuses are left out.
 
     Raises:
         DataError: If an input is over the limit and the scorer does not cut.
@@ -49,12 +50,16 @@ def judge_items(scorer: Scorer, items: Sequence[Item]) -> Judged:
 
     requests = [group.request._replace(responses=list(group.indices)) for group in groups]
     scored = list(scorer.score(requests))
-    answers = [
-        _of_item(item, groups[number], scored[number])
-        for item, number in zip(items, group_numbers, strict=True)
-    ]
+    read: list[Item] = []
+    answers: list[Scored] = []
+    for item, number in zip(items, group_numbers, strict=True):
+        answer = scored[number]
+        if not isinstance(answer, Refused):
+            read.append(item)
+            answers.append(_of_item(item, groups[number], answer))
+
     return Judged(
-        items,
+        read,
         [answer.rewards for answer in answers],
         [answer.length_tokens for answer in answers],
         [answer.truncated for answer in answers],

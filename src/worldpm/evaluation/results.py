@@ -14,6 +14,7 @@ from torch import Tensor
 from worldpm.benchmarks.measures import BenchmarkResult, Comparison, PresetResult
 from worldpm.evaluation.win_rates import WinRate
 from worldpm.model.description import TrainingRecord
+from worldpm.model.encoder import LARGEST_CUT, TOLD_CUT
 from worldpm.stats import bradley_terry
 from worldpm.storage import parquet
 from worldpm.storage.json_files import read_record
@@ -60,6 +61,9 @@ class Conditions:
     """Tokens that a prompt is cut to."""
     batch_invariance: BatchInvariance | None = None
     """Of a probe of a few items."""
+    refused_items: dict[str, int] | None = None
+    """Items of each benchmark that the chat template refuses, if any; they are left out of the
+    results of all checkpoints."""
     truncated_share: dict[str, float] | None = None
     """Share of responses that were cut, or their prompt, by benchmark."""
     training: TrainingRecord | None = None
@@ -73,6 +77,19 @@ class Conditions:
     without_files: list[str] | None = None
     """Benchmarks of which only rewards were read, so that every better response is paired with
     every worse one."""
+
+    @property
+    def cut_warnings(self) -> dict[str, str]:
+        """What to tell of benchmarks of which many responses were cut, or their prompts."""
+        warnings = {}
+        for name, share in (self.truncated_share or {}).items():
+            if share > TOLD_CUT:
+                warnings[name] = (
+                    f"{share:.0%} of the responses to {name}, or their prompts, were cut"
+                )
+            if share > LARGEST_CUT:
+                warnings[name] += "; its accuracy is not comparable"
+        return warnings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +185,7 @@ class JudgedPairs:
     @property
     def margins(self) -> Tensor:
         """Shape (pairs,), float64."""
+        # The formula takes rewards and indices, as in training.
         rewards = torch.from_numpy(np.concatenate([self.chosen.rewards, self.rejected.rewards]))
         indices = torch.arange(len(rewards)).reshape(2, -1)
         return bradley_terry.margins(rewards, indices[0], indices[1])
@@ -241,6 +259,7 @@ class ResultTables:
         Raises:
             DataError: If a table is damaged.
         """
+        # Texts are most of the bytes, and laws need none.
         without = () if texts else TEXTS
         items: dict[str, ItemRows] = {}
         for item in parquet.read_records(folder / "items.parquet", _ItemRow, without=without):
@@ -269,6 +288,7 @@ class ResultTables:
         """Every preference of a benchmark with what is known of its two responses."""
         pairs = self.preferences[benchmark]
         items = self.items[benchmark]
+        # The prompt stands on the row of the first response.
         first = [items[ResponseKey(pair.subset, pair.item, 0)] for pair in pairs]
         chosen = [ResponseKey(pair.subset, pair.item, pair.chosen) for pair in pairs]
         rejected = [ResponseKey(pair.subset, pair.item, pair.rejected) for pair in pairs]
@@ -288,6 +308,7 @@ class ResultTables:
         items = [self.items[benchmark][key] for key in keys]
         rewards = [self.rewards[checkpoint][benchmark][key] for key in keys]
         counts = None
+        # Counts are null where only rewards were given.
         if all(item.characters is not None for item in items):
             counts = {
                 name: np.array(list(map(attrgetter(name), items)), dtype=np.float64)

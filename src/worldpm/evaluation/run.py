@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ from worldpm.benchmarks.catalogue import BENCHMARKS, PRESETS, PlacedBenchmark
 from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.metrics import RunStep
 from worldpm.datasets.training_data import TrainingData
-from worldpm.errors import ConfigError
+from worldpm.errors import ConfigError, DataError
 from worldpm.evaluation import console_tables, strata, win_rates
 from worldpm.evaluation.item_rewards import conditions_of, judge_items
 from worldpm.evaluation.results import (
@@ -34,7 +33,7 @@ from worldpm.preferences.contamination import Index
 from worldpm.scoring.scorer import Scorer
 from worldpm.stats.style import style_of
 from worldpm.storage import folders, parquet, schema
-from worldpm.storage.json_files import Json, Plain, read_record, to_json
+from worldpm.storage.json_files import Plain, read_record, to_json
 from worldpm.storage.manifest import PROGRESS, Input, describe
 
 logger = logging.getLogger(__name__)
@@ -61,11 +60,18 @@ def evaluate(scorer: Scorer, sets: ItemSets) -> Evaluated:
     """Rewards of one model on the items of some benchmarks, with the conditions.
 
     Raises:
-        DataError: If an input is over the limit and the scorer does not cut.
+        DataError: If an input is over the limit and the scorer does not cut, or the chat template
+            refuses all items of a benchmark.
         NotFiniteError: If a reward is not finite.
     """
     judged = {name: judge_items(scorer, items) for name, items in sets.items()}
-    return Evaluated(judged, replace(_probed(scorer, judged), truncated_share=_cut_shares(judged)))
+    _check_not_empty(judged)
+    conditions = replace(
+        _probed(scorer, judged),
+        refused_items=_refused(sets, judged),
+        truncated_share=_cut_shares(judged),
+    )
+    return Evaluated(judged, conditions)
 
 
 def measure(
@@ -91,12 +97,14 @@ def _measured(
         )
         for benchmark, rewards in console.track(judged.items(), f"judge {name}", total=len(judged))
     }
+    # A preset needs all its benchmarks; a part of them has another mean.
     presets = {
         preset.name: preset.judge(judged)
         for preset in PRESETS.values()
         if set(preset.needs) <= judged.keys()
     }
 
+    # Plain means over benchmarks: a large one must not outweigh the others.
     by_domain: dict[str, dict[str, float]] = {}
     for benchmark, result in results.items():
         for domain, measures in result.domains.items():
@@ -125,6 +133,7 @@ def run(options: EvaluateOptions) -> None:
         return
 
     placed = catalogue.find(options.on, options.benchmarks)
+    # In the order of --on, which is that of tables and pages.
     benchmarks = {benchmark.name: benchmark for benchmark in placed}
     if options.rewards:
         _run_on_rewards(options, benchmarks)
@@ -136,8 +145,7 @@ def _run_on_checkpoints(
     options: EvaluateOptions, benchmarks: Mapping[str, PlacedBenchmark]
 ) -> None:
     models = {
-        name: sources.find(place, revision=options.revision, remote_code=options.remote_code)
-        for name, place in _by_name(options.checkpoints).items()
+        name: sources.of(place, options) for name, place in _by_name(options.checkpoints).items()
     }
     sets = {name: _drawn(benchmark.items(), options) for name, benchmark in benchmarks.items()}
     inputs = [sources.fingerprint(source) for source in models.values()]
@@ -155,7 +163,27 @@ def _run_on_checkpoints(
             checkpoint = _evaluate_in_parts(output, name, source, sets, options)
             conditions = replace(checkpoint.conditions, overlap_with_training=overlap, strata=drawn)
             evaluated[name] = replace(checkpoint, conditions=conditions)
-        _write(output, benchmarks, evaluated)
+        _write(output, benchmarks, _on_common_items(evaluated))
+
+
+def _on_common_items(evaluated: Mapping[str, Evaluated]) -> dict[str, Evaluated]:
+    """The checkpoints on the items that all of them have rewards of: a template may refuse some."""
+    common: dict[str, set[str]] = {}
+    for checkpoint in evaluated.values():
+        for benchmark, judged in checkpoint.judged.items():
+            names = {item.item for item in judged.items}
+            common[benchmark] = common.get(benchmark, names) & names
+
+    return {
+        name: replace(
+            checkpoint,
+            judged={
+                benchmark: judged.named(common[benchmark])
+                for benchmark, judged in checkpoint.judged.items()
+            },
+        )
+        for name, checkpoint in evaluated.items()
+    }
 
 
 def _run_on_rewards(options: EvaluateOptions, benchmarks: Mapping[str, PlacedBenchmark]) -> None:
@@ -174,6 +202,7 @@ def _run_on_rewards(options: EvaluateOptions, benchmarks: Mapping[str, PlacedBen
 
     with output:
         judged = _read_rewards(options.rewards, benchmarks, sets)
+        # Without the items nobody can check that the rewards are of this benchmark.
         without_files = [name for name in benchmarks if name not in sets]
         for name in without_files:
             logger.warning(
@@ -194,6 +223,7 @@ def _read_rewards(
     judged: dict[str, dict[str, Judged]] = {}
     for path in paths:
         for checkpoint, tables in raw_rewards.read(path).items():
+            # Results call checkpoints by name, so that names must differ.
             if checkpoint in judged:
                 raise ConfigError(
                     f"--rewards: two files have rewards of {checkpoint!r}; rename one"
@@ -208,6 +238,7 @@ def _read_rewards(
                 rewards = raw_rewards.judged_of(
                     tables[name], path, placed.benchmark, sets.get(name)
                 )
+                # Comparisons take checkpoints pair by pair.
                 first = next(iter(judged.values())).get(name, rewards)
                 judged[checkpoint][name] = raw_rewards.in_order_of(first, rewards, path)
     return judged
@@ -267,6 +298,7 @@ def _settings(
 
 def _by_name(places: Sequence[str]) -> dict[str, str]:
     """The checkpoints by their last names, which are their names in the results."""
+    # `.` and links have the names of their folders.
     names = {Path(place).resolve().name: place for place in places}
     if len(names) < len(places):
         raise ConfigError(
@@ -319,6 +351,8 @@ def _evaluate_in_parts(
         for benchmark, items in sets.items()
     }
 
+    _check_not_empty(judged)
+
     def write_conditions(aside: Path) -> int:
         return aside.write_bytes(to_json(_probed(scorer(), judged)))
 
@@ -326,6 +360,7 @@ def _evaluate_in_parts(
     output.part(path, write_conditions)
     conditions = replace(
         read_record(output.path / path, Conditions),
+        refused_items=_refused(sets, judged),
         truncated_share=_cut_shares(judged),
         training=sources.training_of(source),
     )
@@ -344,20 +379,47 @@ def _judge_in_parts(
         return parquet.write_rows(aside, rows, schema.REWARDS)
 
     starts = range(0, len(items), ITEMS_AT_ONCE)
-    rows: list[Json] = []
+    by_item: dict[str, list[_RewardRow]] = {}
     for start in console.track(starts, f"score {benchmark}", total=len(starts)):
         path = f"{PROGRESS}/rewards/{name}/{benchmark}-{start:08}.parquet"
         output.part(path, partial(write, items[start : start + ITEMS_AT_ONCE]))
-        rows += parquet.read_rows(output.path / path)
+        for row in parquet.read_records(output.path / path, _RewardRow):
+            by_item.setdefault(row.item, []).append(row)
 
-    stream = iter(rows)
-    by_item = [list(islice(stream, len(item.responses))) for item in items]
+    # items that the chat template refused have no rows
+    read = [item for item in items if item.item in by_item]
+    groups = [by_item[item.item] for item in read]
     return Judged(
-        items,
-        [[row["reward"] for row in group] for group in by_item],
-        [[row["length_tokens"] for row in group] for group in by_item],
-        [[row["truncated"] for row in group] for group in by_item],
+        read,
+        [[row.reward for row in group] for group in groups],
+        [[row.length_tokens for row in group] for group in groups],
+        [[row.truncated for row in group] for group in groups],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _RewardRow:
+    """A row of a part of the rewards."""
+
+    item: str
+    reward: float
+    length_tokens: int
+    truncated: bool
+
+
+def _check_not_empty(judged: Mapping[str, Judged]) -> None:
+    """Raises DataError if a benchmark has no item with rewards."""
+    for name, rewards in judged.items():
+        if not rewards.items:
+            raise DataError(
+                name, "the model's chat template refuses all items. Take another model."
+            )
+
+
+def _refused(sets: ItemSets, judged: Mapping[str, Judged]) -> dict[str, int] | None:
+    """The items of each benchmark that have no rewards; None if all have them."""
+    refused = {name: len(items) - len(judged[name].items) for name, items in sets.items()}
+    return {name: count for name, count in refused.items() if count} or None
 
 
 def _probed(scorer: Scorer, judged: Mapping[str, Judged]) -> Conditions:
@@ -387,8 +449,20 @@ def _write(
     output.part("rewards.parquet", partial(_write_table, _reward_rows(evaluated), schema.REWARDS))
 
     results = measure(benchmarks, evaluated)
+    for name, checkpoint in results.checkpoints.items():
+        for warning in checkpoint.conditions.cut_warnings.values():
+            logger.warning("%s: %s", name, warning)
+
     output.write(METRICS, to_json(results))
-    output.finish(counts={name: len(items) for name, items in sets.items()})
+    refused = {
+        f"{benchmark}: refused by the chat template of {name}": count
+        for name, checkpoint in evaluated.items()
+        for benchmark, count in (checkpoint.conditions.refused_items or {}).items()
+    }
+    output.finish(
+        counts={name: len(items) for name, items in sets.items()},
+        drops={"items": refused} if refused else {},
+    )
     console_tables.show(results)
 
 

@@ -77,6 +77,7 @@ def write(source: Source, output: Output, *, licence: str, results: Path | None,
     Raises:
         DataError: If a file was altered since the training.
     """
+    # Folders of other programs have no manifest to check.
     if (source.folder / MANIFEST).is_file():
         names = verified_files(source.folder)
     else:
@@ -104,6 +105,7 @@ def card(source: Source, *, licence: str, results: Path | None, name: str) -> st
         ConfigError: If the results are of other checkpoints.
     """
     description = read_description(source.folder)
+    # The card names the class that transformers loads.
     config = read_json(source.folder / checkpoint.CONFIG)
     template = str(checkpoint.load_tokenizer(source).chat_template)
     end = f"`{description.end_token}`" if description.end_token else "its chat template's last text"

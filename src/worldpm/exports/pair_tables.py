@@ -77,7 +77,7 @@ def _split_pairs(folders: Sequence[Path], split: str, counts: SplitCounts) -> It
 
 def _pairs(group: PreferenceGroup) -> Iterator[Plain]:
     """The pairs of a group, each with the prompt again."""
-    prompt = [asdict(message) for message in group.prompt]
+    prompt = [message.turn() for message in group.prompt]
     turns = [[{"role": "assistant", "content": response.content}] for response in group.responses]
     for preference in group.preferences:
         yield {

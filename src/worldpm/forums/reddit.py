@@ -129,6 +129,9 @@ def _why_unwanted(row: Row, is_comment: bool) -> str | None:
     # A stickied post is shown above others, whatever its votes.
     if row.get("removed_by_category") or row.get("stickied"):
         return "removed or put up by moderators"
+    # Reddit hides the votes of the first hours: the score in the dump is then not theirs.
+    if row.get("score_hidden"):
+        return "post whose votes are hidden"
 
     if not all(json_lines.is_text(value) for value in row.values() if isinstance(value, str)):
         return "text that cannot be written"

@@ -4,48 +4,114 @@ checkpoint.
 Source: Hu et al., arXiv 2106.09685, equation 3.
 """
 
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from worldpm.errors import ConfigError
+from worldpm.errors import ConfigError, first_line
 from worldpm.model.reward_model import RewardModel
 
+logger = logging.getLogger(__name__)
+
 ALPHA_PER_RANK = 2
+BACKBONE = "backbone."
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
 """PEFT's names for a frozen layer and for the two factors of its adapter."""
+INSTALL = "pip install 'worldpm[lora]'"
+
+
+def package(purpose: str) -> Any:
+    """PEFT, which is an extra; `purpose` begins the error where it is absent.
+
+    Raises:
+        ConfigError: If PEFT is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(f"{purpose} needs PEFT: {INSTALL}") from error
+    return peft
 
 
 def add(model: RewardModel, *, rank: int, seed: int) -> None:
     """Give every linear layer of the backbone an adapter, and freeze all other weights but the
     head's.
 
+    Experts of a mixture that are one parameter for all of them stay frozen, and so do the layers
+    of state-space mixers, whose kernels read the weights past an adapter.
+
     Raises:
-        ConfigError: If PEFT is not installed, or the model stores its linear layers transposed.
+        ConfigError: If PEFT is not installed, or the adapters could not be merged at the end.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ConfigError("--lora-rank needs PEFT: pip install 'worldpm[lora]'") from error
-
-    if any(isinstance(module, Conv1D) for module in model.modules()):
-        raise ConfigError(
-            "--lora-rank: adapters of transposed linear layers (Conv1D) cannot be merged. Train"
-            " without --lora-rank."
-        )
-
-    config = LoraConfig(
-        r=rank, lora_alpha=ALPHA_PER_RANK * rank, lora_dropout=0.0, target_modules="all-linear"
+    peft = package("--lora-rank")
+    before = dict(model.state_dict())
+    names = _adapted_layers(model)
+    # No shorthand such as `all-linear`: for mixtures of experts PEFT would extend it to parameters.
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=ALPHA_PER_RANK * rank, lora_dropout=0.0, target_modules=names
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, model.backbone)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            peft.inject_adapter_in_model(config, model)
+    except ValueError as error:
+        raise _refusal(first_line(error)) from error
 
+    _check_mergeable(before, model.state_dict())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith("score."))
         # AdamW's small steps vanish in bfloat16
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _adapted_layers(model: RewardModel) -> list[str]:
+    """The names of the layers that get an adapter.
+
+    Raises:
+        ConfigError: If the model stores its linear layers transposed, or there is no layer.
+    """
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        raise _refusal("adapters of transposed linear layers (Conv1D) cannot be merged")
+
+    modules = dict(model.named_modules())
+    mixers = tuple(f"{name}." for name, module in modules.items() if _is_state_space(module))
+    names = [
+        name
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear) and name.startswith(BACKBONE)
+    ]
+    adapted = [name for name in names if not name.startswith(mixers)]
+    if not adapted:
+        raise _refusal("no layer of the model can have an adapter")
+
+    if any(".experts." in name and tensor.ndim == 3 for name, tensor in model.named_parameters()):
+        logger.info("--lora-rank: the experts have no adapters and stay as they are")
+    return adapted
+
+
+def _is_state_space(module: nn.Module) -> bool:
+    """Whether a module is a mixer of the Mamba family: it has a state's decay and a skip."""
+    parameters = {name for name, _ in module.named_parameters(recurse=False)}
+    return {"A_log", "D"} <= parameters
+
+
+def _check_mergeable(before: Collection[str], after: Mapping[str, Tensor]) -> None:
+    """Refuse adapters that `merged` could not merge, before the first step is taken."""
+    frozen = [name for name in after if BASE in name and name.endswith(".weight")]
+    factors = {f"{name[: name.index(BASE)]}{side}weight" for name in frozen for side in (UP, DOWN)}
+    merged_names = [name.replace(BASE, ".") for name in after if name not in factors]
+    if set(merged_names) != set(before) or not factors <= set(after):
+        odd = sorted(set(merged_names) ^ set(before))
+        raise _refusal(f"adapters of its layers cannot be merged ({', '.join(odd[:3])})")
+
+
+def _refusal(reason: str) -> ConfigError:
+    return ConfigError(f"--lora-rank: {reason}. Train without --lora-rank.")
 
 
 def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:

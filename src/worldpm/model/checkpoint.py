@@ -1,18 +1,19 @@
 """Folders of reward models: load them without running their code, and save them.
 
 Two layouts are read and written: `*ForSequenceClassification` with one label, and the released
-WorldPM's `Qwen2ForRewardModel` with a head of two layers. Weights are safetensors, one file or
-shards with their index. A line of an index: `"score.weight": "model-00002-of-00002.safetensors"`.
+WorldPM's `Qwen2ForRewardModel` with a head of two layers. Read only: adapters of PEFT, which are
+merged into their base model, and GGUF files of language models.
 """
 
 import json
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -23,22 +24,23 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from worldpm.errors import CheckpointError, first_line
-from worldpm.model import chat
+from worldpm.model import chat, gguf_files, heads, vocabulary
+from worldpm.model.adapter_folders import Adapter
 from worldpm.model.description import DESCRIPTION, read_description
 from worldpm.model.encoder import Encoder, Limits
-from worldpm.model.reward_model import RewardModel, linear_head, released_head, without_dropout
+from worldpm.model.heads import RELEASED
+from worldpm.model.reward_model import RewardModel, linear_head, without_dropout
 from worldpm.model.shared_prefix import ATTENTION, attend
 from worldpm.model.sources import Source
+from worldpm.model.weight_files import CONFIG as CONFIG
+from worldpm.model.weight_files import WeightFiles
 from worldpm.storage.json_files import read_json, write_atomically
+from worldpm.storage.manifest import MANIFEST, verified_files
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-HEAD = "score."
-LM_HEADS = ("lm_head.", "embed_out.")
-"""Heads of language models, which are not loaded."""
-RELEASED = "Qwen2ForRewardModel"
 SHARD_SIZE = "5GB"
 
 
@@ -48,14 +50,19 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: If there is none, or it does not map its tokens to characters.
     """
+    source = source.with_tokenizer
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.folder, local_files_only=True, trust_remote_code=source.remote_code
-        )
+        with _place(source) as place:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                **place, local_files_only=True, trust_remote_code=source.remote_code
+            )
     # a torn file raises whatever its parser does
     except Exception as error:
         raise CheckpointError(f"{source.folder}: no readable tokenizer ({error})") from error
 
+    tokenizer.chat_template = chat.template_of(
+        tokenizer, source.chat_template, source.template_name
+    )
     if not tokenizer.is_fast:
         raise CheckpointError(
             f"{source.folder}: the tokenizer has no tokenizer.json, which maps tokens to"
@@ -71,23 +78,66 @@ def load(
     fresh_head: bool = False,
     across_devices: bool = False,
 ) -> RewardModel:
-    """The model of a folder, in evaluation mode; `dtype` None keeps that of its weights.
+    """The model of a folder, in evaluation mode; `dtype` None keeps that of its weights, but for
+    float64, which becomes float32.
 
     `fresh_head` gives a language model a random head, to be trained; a reward model without its
     head is always refused. `across_devices` spreads the layers over all devices, and over memory
-    where they are full.
+    where they are full. An adapter is merged into its base model.
 
     Raises:
         CheckpointError: If a file is missing or damaged, or a weight is missing or left over: never
             a random head.
+        ConfigError: If the package that reads an adapter is not installed.
     """
-    config = load_config(source)
-    weight_files = _weight_files(source.folder)
+    if source.base is not None:
+        return _load_adapter(
+            source, source.base, dtype=dtype, fresh_head=fresh_head, across_devices=across_devices
+        )
 
+    config = load_config(source)
     # the head first: it is small, and a folder without one is refused before gigabytes are read
-    head = _head(source.folder, config, weight_files, fresh=fresh_head)
+    head = _head(source, config, fresh=fresh_head)
     backbone = _backbone(source, config, dtype=dtype, across_devices=across_devices)
     return RewardModel(backbone, head).eval()
+
+
+def _load_adapter(
+    source: Source,
+    base: Source,
+    *,
+    dtype: torch.dtype | None,
+    fresh_head: bool,
+    across_devices: bool,
+) -> RewardModel:
+    """The base model with the adapter in its weights."""
+    if (base.folder / MANIFEST).is_file():
+        verified_files(base.folder)
+    adapter = Adapter.read(source.folder)
+    if not fresh_head:
+        adapter.refuse_without_head(load_config(base))
+
+    model = load(base, dtype=dtype, fresh_head=True, across_devices=across_devices)
+    return adapter.merged(model, widen=dtype is None).eval()
+
+
+def _head(source: Source, config: PreTrainedConfig, *, fresh: bool) -> nn.Module:
+    """The head with its weights, in float32; a random one for a language model if `fresh`."""
+    if not source.is_gguf:
+        return heads.find(WeightFiles.find(source.folder, config), config, fresh=fresh)
+    if not fresh:
+        raise gguf_files.without_head(source.folder)
+    return linear_head(config)
+
+
+@contextmanager
+def _place(source: Source) -> Iterator[dict[str, str]]:
+    """Where transformers finds a model, as keywords of its `from_pretrained`."""
+    if not source.is_gguf:
+        yield {"pretrained_model_name_or_path": str(source.folder)}
+        return
+    with gguf_files.alone(source.folder) as place:
+        yield place
 
 
 def _backbone(
@@ -96,27 +146,60 @@ def _backbone(
     """The decoder with its weights; all of them must fit the config."""
     AttentionInterface.register(ATTENTION, attend)
     _quiet()
+    weights = None if source.is_gguf else WeightFiles.find(source.folder, config)
+    renamings = weights.renamings if weights else {}
     try:
-        backbone, report = AutoModel.from_pretrained(
-            source.folder,
-            config=without_dropout(config),
-            attn_implementation=ATTENTION,
-            dtype=dtype or "auto",
-            use_safetensors=True,
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=source.remote_code,
-            device_map="auto" if across_devices else None,
-        )
+        with _place(source) as place:
+            backbone, report = AutoModel.from_pretrained(
+                **place,
+                config=without_dropout(config),
+                attn_implementation=ATTENTION,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                output_loading_info=True,
+                # the report names them
+                ignore_mismatched_sizes=True,
+                key_mapping=renamings,
+                local_files_only=True,
+                trust_remote_code=source.remote_code,
+                device_map="auto" if across_devices else None,
+            )
     except Exception as error:
         raise CheckpointError(
             f"{source.folder}: its weights cannot be read ({first_line(error)}); get the folder"
             " again"
         ) from error
 
+    if weights and (tied := _fill_embedding(backbone, weights)) in report["missing_keys"]:
+        report["missing_keys"].remove(tied)
     _check_weights(source.folder, report)
-    model: PreTrainedModel = backbone
+    model: PreTrainedModel = gguf_files.plain(backbone) if source.is_gguf else backbone
+    if renamings:
+        # transformers would put the wrappers' names back where it saves
+        vars(model).pop("_weight_conversions", None)
+    if model.dtype == torch.float64:
+        # rewards are float32 in any case
+        nn.Module.float(model)
     return model
+
+
+def _fill_embedding(model: PreTrainedModel, weights: WeightFiles) -> str | None:
+    """Take the embedding from the head of a language model if files name their common weight after
+    the head alone; the name of the embedding, or None if they do not."""
+    embedding = model.get_input_embeddings()
+    path = next(path for path, module in model.named_modules() if module is embedding)
+    name = f"{path}.weight"
+    head = next((head for head in heads.LM_WEIGHTS if head in weights.names), None)
+    is_stored = any(stored.endswith(name) for stored in weights.names)
+    if is_stored or head is None or not model.config.get_text_config().tie_word_embeddings:
+        return None
+
+    tensor, parameter = weights.tensor(head), model.get_parameter(name)
+    if tensor.shape != parameter.shape:
+        return None
+    with torch.no_grad():
+        parameter.copy_(tensor)
+    return name
 
 
 def _check_weights(folder: Path, report: Mapping[str, Collection[object]]) -> None:
@@ -124,14 +207,17 @@ def _check_weights(folder: Path, report: Mapping[str, Collection[object]]) -> No
     random."""
     unexpected = sorted(map(str, report["unexpected_keys"]))
     # heads are not part of the backbone
-    left_over = [name for name in unexpected if not name.startswith((HEAD, *LM_HEADS))]
+    left_over = [name for name in unexpected if not name.startswith((heads.HEAD, *heads.LM_HEADS))]
     missing = sorted(map(str, report["missing_keys"]))
-    shapes = sorted(map(str, report["mismatched_keys"]))
+    mismatched = cast(Collection[tuple[str, torch.Size, torch.Size]], report["mismatched_keys"])
+    shapes = [f"{name} {tuple(stored)}, not {tuple(own)}" for name, stored, own in mismatched]
+    damaged = sorted(map(str, report.get("error_msgs", ())))
 
-    if missing or left_over or shapes:
+    if missing or left_over or shapes or damaged:
         raise CheckpointError(
             f"{folder}: weights do not fit the config: missing {missing[:3]}, left over"
-            f" {left_over[:3]}, other shape {shapes[:3]}"
+            f" {left_over[:3]}, other shape {sorted(shapes)[:3] or damaged[:3]}. Get the folder"
+            f" again, or correct its {CONFIG}."
         )
 
 
@@ -142,19 +228,24 @@ def load_config(source: Source) -> PreTrainedConfig:
         CheckpointError: If it is not that of a known model, or needs the folder's own code, which
             was not allowed.
     """
-    path = source.folder / CONFIG
+    if source.base is not None:
+        return Adapter.read(source.folder).config_of(load_config(source.base))
+
+    path = source.folder if source.is_gguf else source.folder / CONFIG
     if not path.is_file():
         raise CheckpointError(
             f"{source.folder}: not a checkpoint (it has no {CONFIG}); `worldpm train` makes one"
         )
 
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            source.folder, local_files_only=True, trust_remote_code=source.remote_code
-        )
+        with _place(source) as place:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                **place, local_files_only=True, trust_remote_code=source.remote_code
+            )
     except Exception as error:
         # transformers raises OSError where the file is not JSON
-        content = read_json(path) if not isinstance(error, OSError) else {}
+        is_json = not (source.is_gguf or isinstance(error, OSError))
+        content = read_json(path) if is_json else {}
         if content.get("auto_map") and not source.remote_code:
             raise CheckpointError(
                 f"{source.folder}: its architecture is Python of its own, which is not run; "
@@ -163,108 +254,25 @@ def load_config(source: Source) -> PreTrainedConfig:
         raise CheckpointError(
             f"{path}: not a config of a known model ({first_line(error)})"
         ) from error
+
+    _check_decoder(source.folder, config)
     return config
 
 
-def _weight_files(folder: Path) -> dict[str, Path]:
-    """The file that holds each weight, by the weight's name.
-
-    Raises:
-        CheckpointError: If there is no safetensors file, or a shard is missing or damaged.
-    """
-    if (folder / INDEX).is_file():
-        return _shard_files(folder)
-
-    path = folder / WEIGHTS
-    if not path.is_file():
-        _refuse_pickle(folder)
-        raise CheckpointError(f"{folder}: it has no {WEIGHTS}; get the folder again")
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict.fromkeys(file.keys(), path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); get the folder again") from error
-
-
-def _shard_files(folder: Path) -> dict[str, Path]:
-    """The shard that holds each weight, as the index lists them."""
-    shards: dict[str, str] | None = read_json(folder / INDEX).get("weight_map")
-    if not shards:
-        raise CheckpointError(f"{folder / INDEX}: it has no weight_map; get the folder again")
-
-    paths = {name: folder / file for name, file in shards.items()}
-    if absent := sorted({path.name for path in paths.values() if not path.is_file()}):
+def _check_decoder(folder: Path, config: PreTrainedConfig) -> None:
+    """Refuse models whose last token does not read all others, or whose others read it."""
+    text = config.get_text_config()
+    is_encoder = text.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        text, "is_decoder", False
+    )
+    # `vision` is for the tokens of images alone
+    reads_ahead = getattr(text, "use_bidirectional_attention", False) in (True, "all")
+    if is_encoder or reads_ahead or getattr(config, "is_encoder_decoder", False):
+        name = heads.architecture_of(config)
         raise CheckpointError(
-            f"{folder}: {len(absent)} shards are missing ({', '.join(absent[:3])}); get the"
-            " folder again"
+            f"{folder}: an encoder ({name}), and rewards are read at the last token of a decoder."
+            " Choose a decoder, such as Llama or Qwen."
         )
-    return paths
-
-
-def _refuse_pickle(folder: Path) -> None:
-    """Name the pickled weights of a folder that has no others."""
-    pickled = [*sorted(folder.glob("*.bin")), *sorted(folder.glob("*.pt*"))]
-    if pickled:
-        raise CheckpointError(
-            f"{folder}: its weights are pickle ({pickled[0].name}), which can run code; have them"
-            " converted to safetensors, for instance by"
-            " https://huggingface.co/spaces/safetensors/convert"
-        )
-
-
-def _head(
-    folder: Path, config: PreTrainedConfig, weight_files: dict[str, Path], *, fresh: bool
-) -> nn.Module:
-    """The head with its weights, in float32; a random one for a language model if `fresh`."""
-    tensors = _head_tensors(weight_files)
-    architecture = (config.architectures or ["?"])[0]
-    is_reward_model = architecture.endswith(("ForSequenceClassification", "ForRewardModel"))
-    if not tensors and not is_reward_model and fresh:
-        return linear_head(config)
-
-    if not tensors:
-        hint = (
-            "its weights are not whole"
-            if is_reward_model
-            else "it is not a reward model. Make one of it with `worldpm train --model`."
-        )
-        raise CheckpointError(f"{folder}: {architecture} without head weights ({HEAD}*): {hint}")
-
-    # a folder may have the released head under another architecture's name
-    has_two_layers = "0.weight" in tensors or architecture == RELEASED
-    head = released_head(config) if has_two_layers else linear_head(config)
-    _check_head(folder, head, tensors)
-    head.load_state_dict(tensors)
-    return head
-
-
-def _head_tensors(weight_files: dict[str, Path]) -> dict[str, Tensor]:
-    """The weights of the head by their names in it, in float32."""
-    tensors = {}
-    for name, path in weight_files.items():
-        if not name.startswith(HEAD):
-            continue
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors[name.removeprefix(HEAD)] = file.get_tensor(name).float()
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: damaged ({error}); get the folder again") from error
-    return tensors
-
-
-def _check_head(folder: Path, head: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Refuse weights of another shape than the head's."""
-    expected = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if shapes == expected:
-        return
-
-    # the last layer has a row for each label
-    rows = [shape[0] for name, shape in shapes.items() if name in ("weight", "2.weight")]
-    if rows and rows[0] != 1:
-        raise CheckpointError(f"{folder}: {rows[0]} labels, and a reward model has one")
-    raise CheckpointError(f"{folder}: head weights {shapes}, expected {expected}")
 
 
 def _quiet() -> None:
@@ -316,7 +324,7 @@ def _write_config(
 ) -> None:
     """Write the backbone's config as that of a reward model."""
     config = model.backbone.config.to_diff_dict()
-    for name in ("auto_map", "id2label", "label2id", "pad_token_id"):
+    for name in ("auto_map", "id2label", "label2id", "pad_token_id", "transformers_weights"):
         config.pop(name, None)
 
     config |= {
@@ -355,14 +363,21 @@ def encoder_of(source: Source, config: PreTrainedConfig) -> Encoder:
 
     Raises:
         CheckpointError: If tokenizer or description cannot be read, or the chat template is not the
-            one of the training.
+            one of the training, or the tokenizer has ids without a row in the embedding.
     """
-    folder, tokenizer = source.folder, load_tokenizer(source)
+    encoder = _encoder_as_trained(source, config)
+    vocabulary.check(source.folder, encoder, config)
+    return encoder
+
+
+def _encoder_as_trained(source: Source, config: PreTrainedConfig) -> Encoder:
+    """The encoder of a folder, whose tokenizer may have more ids than the embedding."""
+    folder, tokenizer = source.with_tokenizer.folder, load_tokenizer(source)
     if (folder / DESCRIPTION).is_file():
         return _described_encoder(folder, tokenizer)
 
-    if isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = chat.on_a_fixed_day(tokenizer.chat_template)
+    if tokenizer.chat_template is not None:
+        tokenizer.chat_template = chat.on_a_fixed_day(str(tokenizer.chat_template))
     limits = Limits.of(int(min(positions_of(config), tokenizer.model_max_length)))
 
     architecture = (config.architectures or [""])[0]
@@ -383,7 +398,7 @@ def _described_encoder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Enco
         )
 
     frame = chat.Frame(description.end_token, description.empty_system)
-    limits = Limits(description.max_length, description.prompt_length, trained=True)
+    limits = Limits(description.max_length, description.prompt_length)
     return Encoder(tokenizer, frame, limits)
 
 

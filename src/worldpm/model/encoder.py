@@ -1,24 +1,30 @@
 """From preference groups to the token ids that a model reads: cuts and shared prefixes."""
 
+import json
+import re
+import secrets
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from worldpm.errors import DataError
+from worldpm.errors import DataError, TemplateRefusalError
 from worldpm.model import chat
-from worldpm.records import Message
+from worldpm.records import ASSISTANT, Message
 
 ALWAYS_TOKENIZED_CHARACTERS = 200_000
 """Characters up to which a text is tokenized even if it is surely too long, so that the error can
 name its tokens."""
+
+TOLD_CUT, LARGEST_CUT = 0.05, 0.5
+"""Share of a set's responses that were cut, above which it is told, and above which an accuracy on
+the set cannot be compared with others."""
 
 Tokens = Sequence[int] | NDArray[np.integer]
 
@@ -43,14 +49,19 @@ class EncodedGroup:
         """Tokens that the group costs in a packed row."""
         return len(self.prefix) + sum(map(len, self.suffixes))
 
+    def at(self, indices: Sequence[int]) -> "EncodedGroup":
+        """The group of some of its responses."""
+        return EncodedGroup(
+            self.prefix,
+            [self.suffixes[index] for index in indices],
+            [self.response_tokens[index] for index in indices],
+            [self.truncated[index] for index in indices],
+        )
+
     @property
     def apart(self) -> "list[EncodedGroup]":
         """A group for each response, as a model runs it that shares no prompts."""
-        responses = zip(self.suffixes, self.response_tokens, self.truncated, strict=True)
-        return [
-            EncodedGroup(self.prefix, [suffix], [tokens], [cut])
-            for suffix, tokens, cut in responses
-        ]
+        return [self.at([index]) for index in range(len(self.suffixes))]
 
 
 class Limits(NamedTuple):
@@ -59,13 +70,10 @@ class Limits(NamedTuple):
     max_length: int
     """Prompt plus one response, frame and end token included."""
     prompt_length: int
-    """Length that a prompt is cut to; it does not depend on the responses, so a reward does not
-    depend on its neighbours."""
+    """Length that a prompt is cut to where it does not fit with its response; it does not depend on
+    the response."""
     cut: bool = True
-    """Cut sequences over the limits; otherwise reject them."""
-    trained: bool = False
-    """Whether the model was trained on prompts cut to `prompt_length`: then longer ones are
-    rejected where nothing is cut."""
+    """Cut sequences over `max_length`; otherwise reject them."""
 
     @classmethod
     def of(cls, max_length: int) -> "Limits":
@@ -73,21 +81,15 @@ class Limits(NamedTuple):
         return cls(max_length, max_length // 2)
 
     def within(self, max_length: int | None, *, cut: bool) -> "Limits":
-        """These limits for sequences of at most `max_length`; a length above the model's own limit
-        is used as given.
-
-        Shorter sequences are cut so that half is left for the response. Where nothing is cut, the
-        prompt may be as long as in training.
-        """
+        """These limits for sequences of at most `max_length`, of which a prompt that must be cut
+        gets half at most; a length above the model's own limit is used as given."""
         if max_length is None or max_length == self.max_length:
             return self._replace(cut=cut)
 
-        halved = Limits.of(max_length)
-        if max_length > self.max_length:
-            return halved._replace(cut=cut)
-
-        prompt_length = min(self.prompt_length, halved.prompt_length) if cut else self.prompt_length
-        return self._replace(max_length=max_length, prompt_length=prompt_length, cut=cut)
+        prompt_length = max_length // 2
+        if max_length < self.max_length:
+            prompt_length = min(self.prompt_length, prompt_length)
+        return Limits(max_length, prompt_length, cut)
 
 
 class TokenSequence(NamedTuple):
@@ -134,24 +136,36 @@ class Encoder:
     limits: Limits
 
     def encode(
-        self, prompt: Sequence[Message], responses: Sequence[str], *, name: str = "group"
+        self,
+        prompt: Sequence[Message],
+        responses: Sequence[str],
+        *,
+        name: str = "group",
+        last: Message = ASSISTANT,
+        one_prompt: bool = False,
     ) -> EncodedGroup:
         """Tokens of one group; without responses it is empty.
 
-        A prompt is cut from its left (the template's opening stays), a response before its closing.
+        Nothing is cut that fits. Where prompt and response do not, the prompt is cut from its left
+        (the template's opening stays) to its fixed length, and then the response before its
+        closing. That is decided for each response alone, so that a reward depends on no neighbour;
+        with `one_prompt`, as in training, the prompt is cut for all responses if it is for one.
 
         Raises:
-            DataError: If the prompt has no message, the chat template refuses it, or a sequence is
-                too long and cutting was not asked for.
+            DataError: If the prompt has no message, or a sequence is too long and cutting was not
+                asked for.
+            TemplateRefusalError: If the chat template refuses the conversation.
         """
         if not prompt:
             raise DataError(name, "the prompt has no message; at least one is needed")
         if not responses:
             return EncodedGroup([], [], [], [])
 
+        whole = self.read(prompt, responses, name=name, last=last)
+        too_long = one_prompt and any(len(one.ids) > self.limits.max_length for one in whole)
         sequences, response_tokens, truncated = [], [], []
-        for sequence in self.read(prompt, responses, name=name):
-            fitted = self.fitted(sequence, name)
+        for sequence in whole:
+            fitted = self.fitted(sequence, name, cut_prompt=too_long)
             sequences.append(fitted.ids)
             response_tokens.append(sequence.response_tokens)
             truncated.append(len(fitted.ids) < len(sequence.ids))
@@ -162,45 +176,70 @@ class Encoder:
         return EncodedGroup(sequences[0][:shared], suffixes, response_tokens, truncated)
 
     def read(
-        self, prompt: Sequence[Message], responses: Sequence[str], *, name: str = "group"
+        self,
+        prompt: Sequence[Message],
+        responses: Sequence[str],
+        *,
+        name: str = "group",
+        last: Message = ASSISTANT,
     ) -> list[TokenSequence]:
         """The prompt with each response, uncut, with the positions of their words.
 
         Raises:
-            DataError: If the chat template refuses the prompt or changes a response, or there are
-                more characters than tokens could hold and cutting was not asked for.
+            DataError: If there are more characters than tokens could hold and cutting was not asked
+                for.
+            TemplateRefusalError: If the chat template refuses the conversation.
         """
         prompt_characters = sum(len(message.content) for message in prompt)
         self._check_size(prompt_characters + max(map(len, responses), default=0), name)
 
         try:
-            conversations = chat.render(self.tokenizer, prompt, responses, frame=self.frame)
-        except TemplateError as error:
-            raise DataError(
-                name,
-                f"the model's chat template refuses it ({error}); roles or their order are not the"
-                " model's",
-            ) from error
-        except chat.ChangedError as error:
-            raise DataError(name, str(error)) from error
+            conversations = chat.render(
+                self.tokenizer, prompt, responses, frame=self.frame, last=last
+            )
+        except chat.RefusalError as error:
+            raise TemplateRefusalError(name, str(error)) from error
 
-        texts = _tokenized(self.tokenizer, conversations)
+        texts = self._tokenized(conversations)
         return list(map(_token_sequence, conversations, texts))
 
-    def fitted(self, sequence: TokenSequence, name: str = "group") -> TokenSequence:
-        """The sequence within the limits.
+    def fitted(
+        self, sequence: TokenSequence, name: str = "group", *, cut_prompt: bool = False
+    ) -> TokenSequence:
+        """The sequence within the limits; `cut_prompt` cuts a long prompt of one that fits, too.
 
         Raises:
             DataError: If it is too long and cutting was not asked for.
         """
-        limits = self.limits
-        if limits.cut:
-            return _cut(sequence, limits)
+        tokens, most = len(sequence.ids), self.limits.max_length
+        if tokens <= most and not cut_prompt:
+            return sequence
+        if not self.limits.cut:
+            raise DataError(
+                name,
+                f"{tokens} tokens of prompt and response; at most {most} fit: shorten it or ask for"
+                " a cut",
+            )
+        return _cut(sequence, self.limits)
 
-        _check_length("prompt and response", len(sequence.ids), limits.max_length, name)
-        if limits.trained:
-            _check_length("prompt", sequence.prompt_end, limits.prompt_length, name)
-        return sequence
+    def _tokenized(self, conversations: Sequence[chat.Conversation]) -> list[_Tokenized]:
+        """The tokens of each conversation's text."""
+        options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+        # one call for all texts, which the tokenizer spreads over the cores
+        encoded = self.tokenizer([conversation.text for conversation in conversations], **options)
+
+        texts = []
+        for index, conversation in enumerate(conversations):
+            if conversation.literal:
+                texts.append(self._literal_tokenizer.tokenize(conversation))
+            else:
+                ends = [end for _, end in encoded["offset_mapping"][index]]
+                texts.append(_Tokenized(encoded["input_ids"][index], ends))
+        return texts
+
+    @cached_property
+    def _literal_tokenizer(self) -> "_LiteralTokenizer":
+        return _LiteralTokenizer.of(self.tokenizer)
 
     @cached_property
     def _longest_token(self) -> int:
@@ -221,15 +260,23 @@ class Encoder:
             )
 
     def _ids(self, text: str) -> list[int]:
-        """The tokens of a rendered text, with those that the tokenizer puts before texts unless
-        they are in the text."""
-        # rendered texts of some templates begin with the bos_token already
-        opening = self.tokenizer.bos_token
-        adds_opening = not (opening and text.startswith(opening))
-        ids: list[int] = self.tokenizer(
-            chat.close(text, self.frame), add_special_tokens=adds_opening, verbose=False
-        )["input_ids"]
+        """The tokens of a rendered text, with the template's bos_token, which some clients take
+        off."""
+        text = chat.close(text, self.frame)
+        if not text.startswith(self._opening):
+            text = self._opening + text
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
+
+    @cached_property
+    def _opening(self) -> str:
+        """The bos_token if the template writes it before conversations; empty if it does not, also
+        where the tokenizer itself would."""
+        (conversation,) = chat.render(
+            self.tokenizer, [Message("user", "a")], ["b"], frame=self.frame
+        )
+        opening = self.tokenizer.bos_token or ""
+        return str(opening) if conversation.text.startswith(opening) else ""
 
     def read_texts(
         self, texts: Sequence[str | Sequence[int]], *, name: str = "text"
@@ -275,13 +322,6 @@ class Encoder:
         return ids
 
 
-def _check_length(part: str, tokens: int, most: int, name: str) -> None:
-    if tokens > most:
-        raise DataError(
-            name, f"{tokens} tokens of {part}; at most {most} fit: shorten it or ask for a cut"
-        )
-
-
 def _sharing(sequences: Sequence[list[int]], truncated: Sequence[bool]) -> list[EncodedGroup]:
     """Groups of neighbours that have at least half of the shortest in common; each keeps a token of
     its own."""
@@ -313,41 +353,62 @@ def _with_next(run: _Neighbours, index: int, sequences: Sequence[list[int]]) -> 
     return _Neighbours(common, indices)
 
 
-def _tokenized(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[chat.Conversation]
-) -> list[_Tokenized]:
-    """The tokens of each conversation's text."""
-    options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
-    # one call for all texts, which the tokenizer spreads over the cores
-    encoded = tokenizer([conversation.text for conversation in conversations], **options)
+@dataclass(frozen=True)
+class _LiteralTokenizer:
+    """Reads texts in which people wrote special tokens: to it the template's own have names that no
+    text can hold, and so all others are plain text."""
 
-    texts = []
-    for index, conversation in enumerate(conversations):
-        if conversation.literal:
-            texts.append(_tokenized_around(tokenizer, conversation, options))
-        else:
-            ends = [end for _, end in encoded["offset_mapping"][index]]
-            texts.append(_Tokenized(encoded["input_ids"][index], ends))
-    return texts
+    backend: Tokenizer
+    names: dict[str, str]
+    """The name of each special token."""
+    ids: dict[int | None, int]
+    """The model's id of each of its ids that differs."""
+    special: re.Pattern[str]
 
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "_LiteralTokenizer":
+        """The same tokenizer with other names for its special tokens."""
+        # not to be guessed, or a text could hold such a name
+        secret = secrets.token_hex(8)
+        names = {
+            token: f"\ufdd0{secret}:{number}\ufdd0"
+            for number, token in enumerate(chat.special_tokens(tokenizer))
+        }
 
-def _tokenized_around(
-    tokenizer: PreTrainedTokenizerBase, conversation: chat.Conversation, options: dict[str, bool]
-) -> _Tokenized:
-    """The tokens of a text in which people wrote special tokens: those spans are read as plain
-    text."""
-    ids: list[int] = []
-    ends: list[int] = []
-    borders = [0, *chain.from_iterable(conversation.literal), len(conversation.text)]
-    for number, (start, end) in enumerate(pairwise(borders)):
-        # odd pieces are the literal spans
-        piece = tokenizer(
-            conversation.text[start:end], split_special_tokens=bool(number % 2), **options
-        )
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        backend = Tokenizer.from_str(json.dumps(state))
+        ids: dict[int | None, int] = {}
+        for own_id, token in sorted(tokenizer.added_tokens_decoder.items()):
+            name = names.get(token.content, token.content)
+            renamed = AddedToken(
+                name,
+                single_word=token.single_word,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=token.normalized,
+            )
+            backend.add_tokens([renamed])
+            ids[backend.token_to_id(name)] = own_id
+        return cls(backend, names, ids, chat.any_of(tuple(names)))
 
-        ids += piece["input_ids"]
-        ends += [start + stop for _, stop in piece["offset_mapping"]]
-    return _Tokenized(ids, ends)
+    def tokenize(self, conversation: chat.Conversation) -> _Tokenized:
+        """The tokens of the text; those of `literal` are plain text."""
+        text, literal = conversation.text, set(conversation.literal)
+        pieces, start, renamed_ends, shifts = [], 0, [0], [0]
+        for match in self.special.finditer(text):
+            if match.span() in literal:
+                continue
+
+            name = self.names[match[0]]
+            pieces += [text[start : match.start()], name]
+            start = match.end()
+            renamed_ends.append(sum(map(len, pieces[-2:])) + renamed_ends[-1])
+            shifts.append(renamed_ends[-1] - start)
+
+        encoding = self.backend.encode("".join([*pieces, text[start:]]), add_special_tokens=False)
+        ends = [end - shifts[bisect_right(renamed_ends, end) - 1] for _, end in encoding.offsets]
+        return _Tokenized([self.ids.get(i, i) for i in encoding.ids], ends)
 
 
 def _token_sequence(conversation: chat.Conversation, text: _Tokenized) -> TokenSequence:

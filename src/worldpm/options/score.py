@@ -6,19 +6,24 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import ModelOptions
+from worldpm.options.shared import ModelOptions, column_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(ModelOptions):
-    """Score JSON lines with a checkpoint."""
+    """Score the rows of a file with a checkpoint."""
 
     model: Positional[str]
     """Folder or hub id of a reward model."""
     file: Positional[Path | None] = None
-    """JSON lines to read; standard input unless given."""
+    """Rows to read: JSON lines, JSON, CSV or Parquet, also .gz or .zst; JSON lines of standard
+    input unless given."""
     out: Path | None = None
-    """File to write or replace; standard output unless given. A killed run resumes."""
+    """File of JSON lines to write or replace; standard output unless given. A killed run resumes,
+    but not if OUT is a link, a pipe or a device."""
+    columns: tuple[str, ...] = ()
+    """OURS=THEIRS, more after commas: columns that have other names, for instance
+    prompt=question,responses=answers."""
     best: bool = False
     """Add the index of the best response, its reward's lead over the mean, and the cost of best of
     n in nats of KL."""
@@ -30,5 +35,6 @@ class ScoreOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        column_names(self.columns)
         if (self.allow or self.weigh) and not self.best:
             raise ConfigError("--allow and --weigh go with --best")

@@ -18,10 +18,29 @@ BENCHMARKS = Path("data", "benchmarks")
 """Default folder of downloaded benchmarks."""
 LEAST_LENGTH = 16
 """Tokens of the shortest sequences that a model reads: the frame and a few tokens of text."""
+COLUMNS = (
+    *("prompt", "instruction", "input", "system", "chosen", "rejected", "response", "responses"),
+    *("messages", "completions", "rating", "margin", "score_chosen", "score_rejected"),
+)
+"""Our names of the columns of rows, which --columns replaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class SourceOptions:
+    """Where a model comes from, and the chat template that it reads text with."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    remote_code: bool = False
+    """Run the Python that a model's repository brings; needs --revision with a commit."""
+    chat_template: str | None = None
+    """File of a chat template, or `plain` or `chatml`, in place of the tokenizer's own."""
+    template_name: str | None = None
+    """Which of the tokenizer's chat templates, if it has several; `default` unless set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(SourceOptions):
     """How a reward model is loaded and reads text; the same for every verb that loads one."""
 
     dtype: Dtype | None = None
@@ -33,10 +52,6 @@ class ModelOptions:
     """Tokens of prompt plus one response; the checkpoint's own unless set."""
     cut: bool = False
     """Cut inputs over the limit instead of refusing them."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
-    remote_code: bool = False
-    """Run the Python that a model's repository brings; needs --revision with a commit."""
     across_devices: bool = False
     """Spread a model that is too large for one device over all devices, and over memory."""
 
@@ -49,6 +64,25 @@ class ModelOptions:
             raise ConfigError(
                 "--device names one device, --across-devices takes all; give one of the two"
             )
+
+
+def column_names(words: Iterable[str]) -> dict[str, str]:
+    """The names of columns in files, by our names for them, of the words of --columns.
+
+    Raises:
+        ConfigError: If a word is not OURS=THEIRS, or names a column twice or one that is not ours.
+    """
+    columns: dict[str, str] = {}
+    for entry in filter(None, map(str.strip, ",".join(words).split(","))):
+        ours, _, theirs = entry.partition("=")
+        if not theirs or ours not in COLUMNS:
+            raise ConfigError(
+                f"--columns {entry}: expected OURS=THEIRS, and as OURS one of {', '.join(COLUMNS)}"
+            )
+        if ours in columns:
+            raise ConfigError(f"--columns {entry}: {ours} is named twice. Leave one out.")
+        columns[ours] = theirs
+    return columns
 
 
 def check_above_zero(options: Mapping[str, float | None]) -> None:

@@ -7,14 +7,21 @@ from typing import Literal
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import LEAST_LENGTH, Dtype, check_above_zero, check_not_negative
+from worldpm.options.shared import (
+    LEAST_LENGTH,
+    Dtype,
+    SourceOptions,
+    check_above_zero,
+    check_not_negative,
+    column_names,
+)
 
 LEAST_RESPONSE = 8
 """Tokens that a prompt must leave to its response."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class TrainOptions(SourceOptions):
     """Train a preference model on groups."""
 
     groups: Positional[tuple[str, ...]]
@@ -26,6 +33,12 @@ class TrainOptions:
     out: Path
     """Folder to write: the weights of least validation loss, or the last ones if there are no
     validation groups."""
+    validation: tuple[str, ...] = ()
+    """Files, folders or hub ids to validate on, groups or plain preference sets. Then no other data
+    is validated on, and no prompts of plain sets are lent from training."""
+    columns: tuple[str, ...] = ()
+    """OURS=THEIRS, more after commas: columns of plain preference sets that have other names, for
+    instance prompt=question,chosen=good,rejected=bad."""
     max_length: int = 2048
     """Tokens of prompt plus one response; longer texts are cut."""
     prompt_length: int | None = None
@@ -50,7 +63,8 @@ class TrainOptions:
     loss: Literal["bradley-terry", "plackett-luce"] = "bradley-terry"
     """Over pairs, or over rankings of a group's responses."""
     target_margin: float = 0.0
-    """Logits of margin to reach, times ln(1 + strength); Bradley-Terry only."""
+    """Logits of margin to reach, times ln(1 + strength); 1 requires the column `margin` of plain
+    preference sets, as TRL does. Bradley-Terry only."""
     label_smoothing: float = 0.0
     """Share of labels taken to be a coin's; Bradley-Terry only."""
     centring: float = 0.0
@@ -76,10 +90,6 @@ class TrainOptions:
     tracker: Literal["mlflow", "tensorboard", "trackio", "wandb"] | None = None
     """Also send the metrics to this tracker, whose library must be installed; its files go to
     OUT.tracking."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
-    remote_code: bool = False
-    """Run the Python that a model's repository brings; needs --revision with a commit."""
     seed: int = 0
     """Of the weights and of the order of the groups."""
 
@@ -87,6 +97,7 @@ class TrainOptions:
         if not self.groups:
             raise ConfigError("no groups given: name a folder that `worldpm group` wrote")
 
+        column_names(self.columns)
         self._check_ranges()
         self._check_schedule()
         self._check_loss()

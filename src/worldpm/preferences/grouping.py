@@ -14,8 +14,10 @@ from worldpm.preferences import cleaning, near_duplicates, splits, votes
 from worldpm.preferences.outcomes import GroupCounts
 from worldpm.preferences.vote_noise import VoteNoise
 from worldpm.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
+from worldpm.storage.dialogues import single_spaced
 
 NEAR_DUPLICATE = "that is nearly another of more votes"
+REPEATED = "response that repeats another of the thread"
 
 
 @dataclass(frozen=True)
@@ -171,12 +173,32 @@ def _fit(thread: Thread, rules: GroupRules, tally: Tally, learned: Learned) -> F
     answers = [
         answer for answer in thread.responses if _is_fit(answer, name, rules, tally, learned)
     ]
-    if len(answers) < 2:
+    fit = FitThread(question_of(thread), answers)
+    if rules.mask_personal and len(answers) > 1:
+        fit = _masked(fit, tally)
+
+    # After the masking, which may make texts equal.
+    fit = fit._replace(answers=_without_repeats(fit.answers, name, tally))
+    if len(fit.answers) < 2:
         tally.drop("thread with fewer than two responses", name, text)
         return None
+    return fit
 
-    fit = FitThread(question_of(thread), answers)
-    return _masked(fit, tally) if rules.mask_personal else fit
+
+def _without_repeats(answers: Sequence[Answer], thread: str, tally: Tally) -> list[Answer]:
+    """The answers, of each text only the most voted one, the earliest of as many votes; white space
+    does not count."""
+    firsts: dict[str, Answer] = {}
+    for answer in sorted(answers, key=lambda answer: -answer.votes):
+        firsts.setdefault(single_spaced(answer.body), answer)
+
+    different: list[Answer] = []
+    for answer in answers:
+        if firsts[single_spaced(answer.body)] is answer:
+            different.append(answer)
+        else:
+            tally.drop(REPEATED, f"{thread}#{answer.response_id}", answer.body)
+    return different
 
 
 def _is_fit(answer: Answer, thread: str, rules: GroupRules, tally: Tally, learned: Learned) -> bool:

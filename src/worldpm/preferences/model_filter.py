@@ -7,7 +7,7 @@ from itertools import islice
 
 from worldpm.preferences.grouping import Tally
 from worldpm.records import PreferenceGroup
-from worldpm.scoring.scorer import Request, Scorer
+from worldpm.scoring.scorer import Refused, Request, Scorer
 
 GROUPS_AT_ONCE = 64
 """Groups that are scored together: enough for full rows of the model."""
@@ -40,14 +40,25 @@ class ModelFilter:
                     yield group
                     continue
 
-                filtered = self._filtered(group, rewards[group.group_id], tally)
+                group_rewards = rewards[group.group_id]
+                if group_rewards is None:
+                    tally.drop(
+                        "thread that the chat template of --filter-with refuses", group.group_id
+                    )
+                    continue
+
+                filtered = self._filtered(group, group_rewards, tally)
                 if filtered is not None:
                     yield filtered
 
-    def _rewards(self, groups: list[PreferenceGroup]) -> dict[str, list[float]]:
-        """The rewards of the responses of each group, by its id."""
-        scored = self.scorer.score(map(_request, groups))
-        return {group.group_id: row.rewards for group, row in zip(groups, scored, strict=True)}
+    def _rewards(self, groups: list[PreferenceGroup]) -> dict[str, list[float] | None]:
+        """The rewards of the responses of each group, by its id; None for one that the model's
+        chat template refuses."""
+        answers = self.scorer.score(map(_request, groups))
+        return {
+            group.group_id: None if isinstance(answer, Refused) else answer.rewards
+            for group, answer in zip(groups, answers, strict=True)
+        }
 
     def _filtered(
         self, group: PreferenceGroup, rewards: list[float], tally: Tally

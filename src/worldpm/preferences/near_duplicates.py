@@ -46,6 +46,12 @@ IN_A_WORD = np.array(
 """Whether a byte is part of a word: letters, digits, underscores, and every byte beyond ASCII. Of
 the characters there only letters and digits are left."""
 WORD, NO_WORD = re.compile(r"\w+"), re.compile(r"\W")
+UNSPACED = re.compile(
+    "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff]"
+)
+"""Letters of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, and those of
+Japanese and Chinese. Each counts as a word."""
 BASE = 0x01000193
 """Of the polynomial hash of a word, odd and so invertible modulo 2^32: the prime of FNV-1."""
 FACTORS = np.cumprod(np.full(ROWS_A_BAND, 0x9E3779B97F4A7C15, dtype=np.uint64))
@@ -115,15 +121,20 @@ def bands(texts: Sequence[Text]) -> pa.RecordBatch:
 def words_of_short(text: str) -> str | None:
     """The words of a text that has no bands, as a key by which repeats of it are known; None for a
     text of LEAST_WORDS or more."""
-    tokens = [match[0] for match in islice(WORD.finditer(text.lower()), LEAST_WORDS)]
+    tokens = [match[0] for match in islice(WORD.finditer(_spaced(text.lower())), LEAST_WORDS)]
     return " ".join(tokens) if len(tokens) < LEAST_WORDS else None
+
+
+def _spaced(text: str) -> str:
+    """The text with spaces around letters that are words of their own."""
+    return text if text.isascii() else UNSPACED.sub(r" \g<0> ", text)
 
 
 def _words(texts: Sequence[str]) -> _Words:
     """Hashes of all words. The texts are one array of bytes: a Python object for every word would
     be slow."""
     # Beyond ASCII, punctuation has bytes like those of letters, so it is removed first.
-    plain = [text if text.isascii() else NO_WORD.sub(" ", text) for text in texts]
+    plain = [text if text.isascii() else NO_WORD.sub(" ", _spaced(text)) for text in texts]
     lowered = pc.utf8_lower(pa.array(plain, pa.large_string()))
     _, offset_buffer, byte_buffer = lowered.buffers()
     offsets = np.frombuffer(offset_buffer, dtype=np.int64, count=len(texts) + 1)

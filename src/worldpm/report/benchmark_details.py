@@ -24,6 +24,7 @@ def benchmark_fold(
     name: str, head: Sequence[str], result: BenchmarkResult, pairs: JudgedPairs
 ) -> Fold:
     """Everything about one checkpoint on one benchmark; `head` names the columns of accuracies."""
+    # Below 0 if the set has more items than the release that was read for this code.
     missing = [f" {n} of {subset} are missing." for subset, n in result.missing_items.items()]
     native = [[key, text] for key, text in _flat(result.native) if text]
     subsets = [
@@ -44,6 +45,7 @@ def benchmark_fold(
         ],
         tables=[
             Grid("Its own aggregates", ("aggregate", "value"), native),
+            # The only subset would repeat the benchmark's own row.
             *([Grid("Subsets", head, subsets)] if len(subsets) > 1 else []),
             *_style_tables(result.style),
         ],
@@ -103,6 +105,7 @@ def _style_figures(name: str, style: StyleResult | None) -> list[Shown]:
     phi = {}
     for feature, value in style.phi.items():
         enough = value.pairs >= LEAST_PAIRS_OF_PHI
+        # Phi is not defined where all labels, or all predictions, are the same.
         if enough and value.label is not None and value.prediction is not None:
             phi[feature] = (value.label, value.prediction)
     levels = style.by_level
@@ -142,6 +145,7 @@ class _Drawn:
 
 def _native_figures(name: str, native: Plain) -> list[Shown]:
     """The 3 x 3 of RM-Bench and the curves of best of n, where the benchmark has them."""
+    # Each benchmark has its own aggregates; only these two kinds have figures.
     drawn = msgspec.convert(native, _Drawn)
     shown = []
     for domain, cells in drawn.matrix.items():
@@ -162,6 +166,7 @@ def _style_tables(style: StyleResult | None) -> list[Grid]:
 
     fits, notes, weights = [], [], []
     for normalisation, control in style.controlled.items():
+        # From no knowledge of style to the most optimistic fit.
         for label, fit in (
             ("margin only", control.margin_only),
             ("cross fitted", control.cross_fitted),

@@ -27,6 +27,7 @@ CONDITIONS = (
     "attention",
     "max_length",
     "prompt_length",
+    "refused_items",
     "truncated_share",
     "raw_rewards",
     "without_files",
@@ -51,11 +52,13 @@ def results(path: Path, manifest: Manifest) -> list[Section]:
     content = read_results(path)
     sections = []
     if len(content.scored) < len(content.checkpoints):
+        # Win rates come from judges' files, which hold no rewards.
         sections.append(_win_rates(path, content.checkpoints))
     if len(content.scored) > 1:
         sections.append(_overview(path, content.scored, content.comparisons))
 
     if content.scored:
+        # Read once: the tables of a large benchmark take seconds.
         tables = ResultTables.read(path)
         for name, checkpoint in content.scored.items():
             sections.append(_checkpoint(name, checkpoint, tables))
@@ -69,6 +72,7 @@ def across(manifests: Mapping[Path, Manifest]) -> list[Section]:
         for path in manifests
         for name, checkpoint in read_results(path).scored.items()
     }
+    # Checkpoints of one folder are compared there, pair by pair.
     if len(manifests) < 2 or len(checkpoints) < 2:
         return []
 
@@ -100,6 +104,7 @@ def _benchmarks(checkpoints: Checkpoints) -> list[str]:
 def _other_conditions(checkpoints: Checkpoints) -> list[str]:
     """Conditions that affect rewards and differ between checkpoints."""
     differences = []
+    # As text, so that floats that differ in rounding alone are equal.
     for key in CONDITIONS:
         values = {
             name: plain(getattr(checkpoint.conditions, key))
@@ -120,6 +125,7 @@ def _other_sizes(checkpoints: Checkpoints) -> list[str]:
             for name, checkpoint in checkpoints.items()
             if benchmark in checkpoint.benchmarks
         }
+        # A subset of the items gives another accuracy, even for one model.
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{size:,} in {name}" for name, size in sizes.items())
             differences.append(f"items of {benchmark}: {listed}")
@@ -131,6 +137,7 @@ def _other_items(manifests: Mapping[Path, Manifest]) -> list[str]:
     folders_by_hash: dict[str, dict[str, list[str]]] = {}
     for path, manifest in manifests.items():
         for source in manifest.inputs:
+            # Only benchmarks have items; the other inputs are models.
             if source.items is not None:
                 hashes = folders_by_hash.setdefault(source.name, {})
                 hashes.setdefault(source.sha256, []).append(path.name)
@@ -185,6 +192,7 @@ def _by_domain(checkpoints: Checkpoints) -> Grid:
     rows = []
     for domain in dict.fromkeys(domains):
         results = [checkpoint.domains.get(domain) for checkpoint in checkpoints.values()]
+        # A checkpoint may lack a domain that another one was evaluated on.
         cells = [number(result.accuracy if result else None) for result in results]
         rows.append([domain, *cells])
     title = "Accuracy by domain: plain means over benchmarks"
@@ -229,11 +237,13 @@ def _style_over_checkpoints(checkpoints: Checkpoints, benchmarks: Sequence[str])
     for benchmark in benchmarks:
         results = [checkpoint.benchmarks.get(benchmark) for checkpoint in checkpoints.values()]
         styles = [result.style for result in results if result and result.style]
+        # Two points are a difference, not a trend; a gap would break the line.
         if len(checkpoints) < 3 or len(styles) < len(checkpoints):
             continue
 
         predictions = [style.phi["length"].prediction for style in styles]
         measured = [prediction for prediction in predictions if prediction is not None]
+        # One unknown value leaves the line out: it would end early.
         if len(measured) == len(predictions):
             phi[benchmark] = measured
         for side in ("chosen longer", "chosen shorter"):
@@ -259,6 +269,7 @@ def _checkpoint(name: str, checkpoint: CheckpointResult, tables: ResultTables) -
     rows: list[tuple[str, str, Measures]] = []
     for benchmark, result in checkpoint.benchmarks.items():
         rows.append((benchmark, result.domain, result))
+        # The only domain would repeat the row of the benchmark.
         if len(result.domains) > 1:
             for domain, measures in result.domains.items():
                 rows.append((f"{benchmark}: {domain}", domain, measures))
@@ -276,6 +287,7 @@ def _checkpoint(name: str, checkpoint: CheckpointResult, tables: ResultTables) -
             "Accuracy counts each thread about once and a tie half; the interval is a bootstrap"
             " over prompts. Null baselines judge the same pairs: the longer, the shorter, the"
             " earlier response wins, what its set shows first, a coin."
+            + "".join(f" Warning: {told}." for told in checkpoint.conditions.cut_warnings.values())
         ),
         wide=[
             Shown(

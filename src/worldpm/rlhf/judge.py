@@ -9,23 +9,27 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from itertools import groupby
 from typing import Any, Protocol
 
 import msgspec
 
-from worldpm.errors import ConfigError, WorldPMError
-from worldpm.records import Message
+from worldpm.errors import ConfigError, TemplateRefusalError, WorldPMError
+from worldpm.records import ASSISTANT, Message
 from worldpm.scoring.confidence import Confidence, Settings, choose, counts_of
-from worldpm.scoring.scorer import Request, Scorer
+from worldpm.scoring.scorer import Refused, Request, Scored, Scorer
 from worldpm.storage.json_files import Plain
 
 MOST_ATTEMPTS = 5
 SECONDS_BETWEEN_ATTEMPTS = 1.0
 """Unless the server asks for another time."""
-RETRIED_STATUSES = (429, 503)
-"""HTTP statuses of a server that is full or late."""
+LONGEST_WAIT_SECONDS = 120.0
+"""Whatever time the server asks for."""
+RETRIED_STATUSES = (429, 502, 503, 504)
+"""HTTP statuses of a server, or of a gateway before it, that is full or late."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,13 @@ class LocalJudge:
     def judge(self, requests: Sequence[Request]) -> list[RolloutRewards]:
         """See `Judge.judge`."""
         with self._turn:
-            return [
-                RolloutRewards(scored.rewards, scored.length_tokens)
-                for scored in self.scorer.score(requests)
-            ]
+            return [_rollouts(answer) for answer in self.scorer.score(requests)]
+
+
+def _rollouts(answer: Scored | Refused) -> RolloutRewards:
+    if isinstance(answer, Refused):
+        raise TemplateRefusalError(answer.name, answer.reason)
+    return RolloutRewards(answer.rewards, answer.length_tokens)
 
 
 class _Usage(msgspec.Struct, frozen=True):
@@ -75,6 +82,17 @@ class _Reply(msgspec.Struct, frozen=True):
     usage: _Usage
 
 
+def _bodies(request: Request) -> list[Plain]:
+    """Requests to a server. One whose last turn has tool calls is a conversation of its own."""
+    prompt = [message.turn() for message in request.prompt]
+    if request.last == ASSISTANT:
+        return [{"prompt": prompt, "responses": list(request.responses)}]
+    return [
+        {"messages": [*prompt, {**request.last.turn(), "content": response}]}
+        for response in request.responses
+    ]
+
+
 @dataclass(frozen=True)
 class RemoteJudge:
     """A server that `worldpm serve` started."""
@@ -86,19 +104,19 @@ class RemoteJudge:
     """For each attempt."""
 
     def judge(self, requests: Sequence[Request]) -> list[RolloutRewards]:
-        """See `Judge.judge`. A request to a full server is sent five times at most.
+        """See `Judge.judge`. A request is sent five times at most: to a full server, or one that
+        does not answer.
 
         Raises:
             WorldPMError: If the server does not answer, or rejects a request.
         """
         rollouts: list[RolloutRewards] = []
         for request in requests:
-            prompt = [asdict(message) for message in request.prompt]
             # Cut, because a rollout over the limit needs a reward too
-            body = {"prompt": prompt, "responses": list(request.responses), "cut": True}
-
-            reply = self._post(body)
-            rollouts.append(RolloutRewards(reply.rewards, reply.usage.response_tokens))
+            replies = [self._post({**body, "cut": True}) for body in _bodies(request)]
+            rewards = [reward for reply in replies for reward in reply.rewards]
+            lengths = [tokens for reply in replies for tokens in reply.usage.response_tokens]
+            rollouts.append(RolloutRewards(rewards, lengths))
         return rollouts
 
     def _post(self, body: Plain) -> _Reply:
@@ -109,28 +127,42 @@ class RemoteJudge:
         url = f"{self.url.rstrip('/')}/v1/rewards"
         http_request = urllib.request.Request(url, json.dumps(body).encode(), headers)
 
-        for attempt in range(MOST_ATTEMPTS):
+        for attempt in range(1, MOST_ATTEMPTS + 1):
             try:
                 with urllib.request.urlopen(http_request, timeout=self.timeout_seconds) as reply:
                     return msgspec.json.decode(reply.read(), type=_Reply)
             # HTTPError is an OSError too, so it comes first
             except urllib.error.HTTPError as error:
-                if error.code not in RETRIED_STATUSES or attempt == MOST_ATTEMPTS - 1:
-                    raise WorldPMError(
-                        f"{self.url}: answered {error.code}:"
-                        f" {error.read(300).decode(errors='replace')}"
-                    ) from error
-                # Our server gives seconds, never a date
-                time.sleep(float(error.headers.get("Retry-After") or SECONDS_BETWEEN_ATTEMPTS))
+                if error.code not in RETRIED_STATUSES or attempt == MOST_ATTEMPTS:
+                    text = error.read(300).decode(errors="replace")
+                    raise WorldPMError(f"{self.url}: answered {error.code}: {text}") from error
+                time.sleep(_seconds_to_wait(error.headers.get("Retry-After")))
             except msgspec.DecodeError as error:
                 raise WorldPMError(
                     f"{self.url}: answered in another form ({error}); is it `worldpm serve`?"
                 ) from error
-            except OSError as error:
-                raise WorldPMError(
-                    f"{self.url}: no answer ({error}); is `worldpm serve` running there?"
-                ) from error
+            # a server that starts again refuses or resets connections for a moment
+            except (OSError, HTTPException) as error:
+                if attempt == MOST_ATTEMPTS:
+                    raise WorldPMError(
+                        f"{self.url}: no answer ({error}); is `worldpm serve` running there?"
+                    ) from error
+                time.sleep(SECONDS_BETWEEN_ATTEMPTS)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _seconds_to_wait(retry_after: str | None) -> float:
+    """The time that a server asks for, in seconds or as a date (RFC 9110, 10.2.3)."""
+    if not retry_after:
+        return SECONDS_BETWEEN_ATTEMPTS
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except ValueError:
+            return SECONDS_BETWEEN_ATTEMPTS
+    return min(max(seconds, 0.0), LONGEST_WAIT_SECONDS)
 
 
 _judges: dict[tuple[str, str | None], Judge] = {}
@@ -155,32 +187,20 @@ def judge_of(source: str, key: str | None = None) -> Judge:
 
 
 def messages_of(turns: str | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """A prompt or completion as messages. A text is a user's message, and parts become lines.
+    """A prompt or completion as messages, with their tool calls. A text is a user's message, and
+    parts become lines.
 
     Raises:
         ConfigError: If a message has no text, or parts of another kind.
     """
     if isinstance(turns, str):
         return (Message("user", turns),)
-    return tuple(Message(str(turn["role"]), _text(turn["content"])) for turn in turns)
-
-
-def _text(content: object) -> str:
-    """The content of a message, which some trainers write as `[{"type": "text", "text": ...}]`."""
-    if isinstance(content, str):
-        return content
-
-    if isinstance(content, list | tuple) and all(map(_is_text_part, content)):
-        return "\n".join(str(part["text"]) for part in content)
-
-    raise ConfigError(
-        f"a message's content is {content!r:.60}; rewards are of text: give a text, or pieces"
-        " of type `text`"
-    )
-
-
-def _is_text_part(part: object) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "text"
+    try:
+        return tuple(map(Message.of, turns))
+    except TypeError as error:
+        raise ConfigError(
+            f"{error}; rewards are of text: give a text, or pieces of type `text`"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -220,9 +240,12 @@ class Guards:
 
 
 def rewards_of(
-    judge: Judge, prompts: Sequence[Sequence[Message]], responses: Sequence[str], guards: Guards
+    judge: Judge,
+    prompts: Sequence[Sequence[Message]],
+    responses: Sequence[str | Message],
+    guards: Guards,
 ) -> list[float]:
-    """A value for each response, in order.
+    """A value for each response, in order; a message may have tool calls.
 
     Neighbours with the same prompt are its rollouts, which is the order of all trainers.
 
@@ -242,10 +265,18 @@ def rewards_of(
     return values
 
 
-def _requests(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> Iterator[Request]:
-    """A request for each run of equal prompts."""
+def _requests(
+    prompts: Sequence[Sequence[Message]], responses: Sequence[str | Message]
+) -> Iterator[Request]:
+    """A request for each run of equal prompts, and of last turns that differ in words only."""
+    last = [
+        ASSISTANT if isinstance(response, str) else replace(response, content="")
+        for response in responses
+    ]
+    texts = [response if isinstance(response, str) else response.content for response in responses]
+
     # Joins neighbours only, so that values come back in the order of the responses
-    for prompt, run in groupby(range(len(prompts)), key=lambda index: tuple(prompts[index])):
+    keys = [(tuple(prompt), turn) for prompt, turn in zip(prompts, last, strict=True)]
+    for (prompt, turn), run in groupby(range(len(prompts)), key=lambda index: keys[index]):
         indices = list(run)
-        rollouts = [responses[index] for index in indices]
-        yield Request(f"rollout {indices[0]}", prompt, rollouts)
+        yield Request(f"rollout {indices[0]}", prompt, [texts[index] for index in indices], turn)

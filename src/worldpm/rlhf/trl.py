@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worldpm.errors import ConfigError
+from worldpm.records import Message
 from worldpm.rlhf.judge import Guards, judge_of, messages_of, rewards_of
 
 Turns = str | Sequence[Mapping[str, Any]]
@@ -40,13 +41,19 @@ class RewardFunction:
         conversation."""
         # Further keywords are columns of the data set and TRL's own state
         judge = judge_of(self._source, self._key)
-        messages = [messages_of(prompt) for prompt in prompts]
-        responses = [_response(completion) for completion in completions]
-        return rewards_of(judge, messages, responses, self._guards)
+        dialogues = []
+        responses = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            # With tools a completion is a dialogue of its own; the reward is that of the whole
+            *before, last = _turns(completion)
+            dialogues.append([*messages_of(prompt), *before])
+            responses.append(last)
+        return rewards_of(judge, dialogues, responses, self._guards)
 
 
-def _response(completion: Turns) -> str:
-    turns = messages_of(completion)
-    if len(turns) != 1:
-        raise ConfigError(f"a completion has {len(turns)} turns; one answer can be judged")
-    return turns[0].content
+def _turns(completion: Turns) -> tuple[Message, ...]:
+    if isinstance(completion, str):
+        return (Message("assistant", completion),)
+    if not completion:
+        raise ConfigError("a completion has no turn. Give one, if only with an empty text.")
+    return messages_of(completion)

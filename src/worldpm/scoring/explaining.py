@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from worldpm import console
-from worldpm.errors import ConfigError
+from worldpm.errors import ConfigError, DataError
 from worldpm.options.explain import ExplainOptions
-from worldpm.scoring import explanations
+from worldpm.scoring import explanations, requests
 from worldpm.scoring.explanations import Sentence, TokenAttributions
-from worldpm.scoring.requests import Line, numbered_lines, read_lines
-from worldpm.scoring.scorer import Request, Scorer
+from worldpm.scoring.requests import Line
+from worldpm.scoring.scorer import Refused, Request, Scorer
 
 
 class Explanation(NamedTuple):
@@ -28,15 +28,16 @@ def run(options: ExplainOptions) -> None:
         raise ConfigError(f"{options.file}: no such file")
     scorer = Scorer.of(options.model, options)
 
-    with options.file.open("rb") as source, console.progress("explain", total=None) as advance:
-        for numbered in numbered_lines(source):
-            # one line at a time, because a line takes seconds
-            lines, failure = read_lines([numbered], str(options.file))
-            for line in lines:
-                _write(line, _explained(scorer, line.request, options.by))
-                advance()
-            if failure:
-                raise failure
+    with console.progress("explain", total=None) as advance:
+        # one line at a time, because a line takes seconds
+        for line in requests.read(options.file, {}):
+            explained: list[Explanation] = []
+            for request in line.requests:
+                if isinstance(request, Refused):
+                    raise DataError(request.name, request.reason)
+                explained += _explained(scorer, request, options.by)
+            _write(line, explained)
+            advance()
 
 
 def _write(line: Line, explained: Sequence[Explanation]) -> None:

@@ -120,7 +120,9 @@ def of_tokens(scorer: Scorer, request: Request, *, run: Run = at_once) -> TokenA
 
 def _sequence(scorer: Scorer, request: Request) -> TokenSequence:
     """The tokens of a request with one response, within the scorer's limits."""
-    (sequence,) = scorer.encoder.read(request.prompt, request.responses, name=request.name)
+    (sequence,) = scorer.encoder.read(
+        request.prompt, request.responses, name=request.name, last=request.last
+    )
     return scorer.encoder.fitted(sequence, request.name)
 
 
@@ -231,7 +233,7 @@ def of_sentences(scorer: Scorer, request: Request, *, run: Run = at_once) -> lis
 
 
 def _scored(scorer: Scorer, request: Request) -> list[float]:
-    return next(scorer.score([request])).rewards
+    return scorer.answer(request).rewards
 
 
 def _spans(text: str) -> list[tuple[int, int]]:

@@ -1,38 +1,60 @@
-"""`worldpm score`: JSON lines in, JSON lines out; every line keeps its position and gets its
-rewards."""
+"""`worldpm score`: rows in, JSON lines out; every row keeps its position and its columns, and gets
+its rewards, or the reason why it has none."""
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import msgspec
+
 from worldpm import console
-from worldpm.errors import ConfigError
+from worldpm.errors import ConfigError, DataError
 from worldpm.model import sources
 from worldpm.model.sources import Source
 from worldpm.options.score import ScoreOptions
-from worldpm.options.shared import ModelOptions
+from worldpm.options.shared import ModelOptions, column_names
+from worldpm.scoring import requests
 from worldpm.scoring.confidence import Confidence, Settings, choose, counts_of, read_settings
-from worldpm.scoring.requests import Line, numbered_lines, read_lines
-from worldpm.scoring.scorer import Request, Scored, Scorer
+from worldpm.scoring.requests import Line
+from worldpm.scoring.scorer import Refused, Request, Scored, Scorer
 from worldpm.stats.selection import kl_nats
-from worldpm.storage import folders
+from worldpm.storage import folders, rows
 from worldpm.storage.json_files import Plain
 from worldpm.storage.manifest import PROGRESS
 
 logger = logging.getLogger(__name__)
-Chunk = list[tuple[int, bytes]]
-"""Lines with their numbers."""
-Write = Callable[[Chunk, IO[bytes]], None]
-"""Scores a chunk and writes its lines to a file."""
 
+STDOUT = 1
+"""The process's standard output."""
 LINES_AT_ONCE = 256
 """Lines that are scored, and with --out kept, together: a killed run loses at most these."""
+
+
+class Chunk(NamedTuple):
+    """Lines that are scored together."""
+
+    lines: list[Line]
+    failure: DataError | None = None
+    """The error of the row after them, which stops the run."""
+
+
+@dataclass
+class PartCounts:
+    """Contents of a part of the output."""
+
+    lines: int = 0
+    errors: int = 0
+    """Lines without rewards."""
+
+
+Write = Callable[[Chunk, IO[bytes]], PartCounts]
+"""Scores a chunk and writes its lines to a file."""
 
 
 class Best(NamedTuple):
@@ -47,53 +69,89 @@ class Best(NamedTuple):
 
 
 def run(options: ScoreOptions) -> None:
-    """Stream the lines through the scorer; a bad line stops the run with its number, after the
-    lines before it were written."""
+    """Stream the rows through the scorer; a bad row stops the run with its number, after the rows
+    before it were written."""
     _check_paths(options)
-    source = sources.find(options.model, revision=options.revision, remote_code=options.remote_code)
+    source = sources.of(options.model, options)
     scorer = Scorer.of(source, options)
-    write = partial(
-        _write,
-        scorer,
-        name=str(options.file or "stdin"),
-        settings=read_settings(options.allow, options.weigh) if options.best else None,
-    )
+    settings = read_settings(options.allow, options.weigh) if options.best else None
+    write = partial(_write, scorer, settings=settings)
 
-    with (
-        options.file.open("rb") if options.file else nullcontext(sys.stdin.buffer) as file,
-        console.progress("score", total=None) as advance,
-    ):
-        chunks = _chunks(numbered_lines(file))
-        if options.out is not None:
+    with console.progress("score", total=_total(options.file)) as advance:
+        chunks = _chunks(requests.read(options.file, column_names(options.columns)))
+        if options.out is None:
+            counts = _write_stream(sys.stdout.buffer, chunks, write, advance)
+        elif _is_written_through(options.out):
+            with _opened_through(options.out) as target:
+                counts = _write_stream(target, chunks, write, advance)
+        else:
             parts = _begin(options.out, options, source)
-            _write_file(options.out, parts, chunks, write, advance)
-            return
+            counts = _write_file(options.out, parts, chunks, write, advance)
 
-        for chunk in chunks:
-            write(chunk, sys.stdout.buffer)
-            advance(len(chunk))
+    if counts.errors:
+        logger.warning(
+            "%d of %d rows have no reward; `error` in their lines has the reason",
+            counts.errors,
+            counts.lines,
+        )
 
 
 def _check_paths(options: ScoreOptions) -> None:
-    if options.file is not None and not options.file.is_file():
-        raise ConfigError(f"{options.file}: no such file")
-
-    out = options.out
+    file, out = options.file, options.out
+    if file is not None and (not file.exists() or file.is_dir()):
+        raise ConfigError(f"{file}: no such file")
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out}: a folder; name a file to write")
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: the folder {out.parent} is not there; make it first")
 
+    # a file behind a link is emptied before the first row is read
+    if file and out and out.is_symlink() and out.is_file() and file.samefile(out):
+        raise ConfigError(f"--out {out}: is the file that is read. Name another.")
 
-def _chunks(lines: Iterator[tuple[int, bytes]]) -> Iterator[Chunk]:
-    while chunk := list(islice(lines, LINES_AT_ONCE)):
-        yield chunk
+
+def _total(file: Path | None) -> int | None:
+    """Number of rows; None for streams, and for a file that cannot be read, which is reported at
+    the row."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        return rows.count(file)
+    except DataError:
+        return None
+
+
+def _is_written_through(out: Path) -> bool:
+    """Whether a file is a link, a pipe or a device, which a new file must not replace."""
+    return out.is_symlink() or (out.exists() and not out.is_file())
+
+
+def _opened_through(out: Path) -> IO[bytes]:
+    # `>> log` would be emptied if its name, /dev/stdout, were opened anew
+    if out.exists() and os.path.samestat(out.stat(), os.fstat(STDOUT)):
+        return os.fdopen(os.dup(STDOUT), "wb")
+    return out.open("wb")
+
+
+def _chunks(lines: Iterator[Line]) -> Iterator[Chunk]:
+    pending: list[Line] = []
+    try:
+        for line in lines:
+            pending.append(line)
+            if len(pending) == LINES_AT_ONCE:
+                yield Chunk(pending)
+                pending = []
+    except DataError as error:
+        yield Chunk(pending, error)
+        return
+    if pending:
+        yield Chunk(pending)
 
 
 def _config(options: ScoreOptions, source: Source) -> Plain:
     """Settings that decide the bytes of the output; lines of an earlier run stay only under the
     same ones."""
-    names = [*ModelOptions.__dataclass_fields__, "best", "allow", "weigh"]
+    names = [*ModelOptions.__dataclass_fields__, "columns", "best", "allow", "weigh"]
     settings = {name: getattr(options, name) for name in names}
     status = options.file.stat() if options.file else None
     # size and time show a change of the file without reading it
@@ -107,9 +165,18 @@ def _begin(out: Path, options: ScoreOptions, source: Source) -> folders.Output:
         out.with_name(f"{out.name}.partial"),
         step="score",
         config=_config(options, source),
-        # standard input cannot be read again
-        resume=options.file is not None,
+        # standard input and pipes cannot be read again
+        resume=options.file is not None and options.file.is_file(),
     )
+
+
+def _write_stream(
+    target: IO[bytes], chunks: Iterable[Chunk], write: Write, advance: console.Advance
+) -> PartCounts:
+    total = PartCounts()
+    for chunk in chunks:
+        _add(total, write(chunk, target), advance)
+    return total
 
 
 def _write_file(
@@ -118,12 +185,13 @@ def _write_file(
     chunks: Iterable[Chunk],
     write: Write,
     advance: console.Advance,
-) -> None:
+) -> PartCounts:
     """Keep each chunk as a part, and join the parts at the end.
 
     A part holds the same lines in every run. So they are scored in the same rows, and the bytes are
     those of a run that was not killed.
     """
+    total = PartCounts()
     with parts:
         if finished := len(list(parts.progress.glob("*.lines"))):
             logger.info("%s: going on after %d lines", out, finished * LINES_AT_ONCE)
@@ -132,44 +200,71 @@ def _write_file(
         names = []
         for number, chunk in enumerate(chunks):
             names.append(f"{PROGRESS}/{number:08}.lines")
-            parts.part(names[-1], partial(_write_part, write, chunk))
-            advance(len(chunk))
+            counts = parts.part(names[-1], partial(_write_part, write, chunk))
+            _add(total, msgspec.convert(counts, PartCounts), advance)
         parts.join(names, out)
+    return total
 
 
-def _write_part(write: Write, chunk: Chunk, aside: Path) -> dict[str, int]:
+def _add(total: PartCounts, counts: PartCounts, advance: console.Advance) -> None:
+    total.lines += counts.lines
+    total.errors += counts.errors
+    advance(counts.lines)
+
+
+def _write_part(write: Write, chunk: Chunk, aside: Path) -> Plain:
     with aside.open("wb") as file:
-        write(chunk, file)
-    return {"lines": len(chunk)}
+        return asdict(write(chunk, file))
 
 
 def _write(
-    scorer: Scorer, chunk: Chunk, target: IO[bytes], *, name: str, settings: Settings | None
-) -> None:
+    scorer: Scorer, chunk: Chunk, target: IO[bytes], *, settings: Settings | None
+) -> PartCounts:
     """Score the lines and write them with their rewards; under `settings` with their best too.
 
     Raises:
         DataError: If a line is bad; those before it were written.
     """
-    lines, failure = read_lines(chunk, name)
-    answers = scorer.score(line.request for line in lines)
-    for line, answer in zip(lines, answers, strict=True):
-        row = {**line.row, **_added(line, answer, settings)}
+    counts = PartCounts()
+    asked = [
+        request for line in chunk.lines for request in line.requests if isinstance(request, Request)
+    ]
+    scored = scorer.score(asked)
+    for line in chunk.lines:
+        answers = [
+            request if isinstance(request, Refused) else next(scored) for request in line.requests
+        ]
+        added = _added(line, answers, settings)
+        counts.lines += 1
+        counts.errors += "error" in added
+        row = {**line.row, **added}
         target.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
     # the lines before a bad one must be out before the error is
     target.flush()
-    if failure:
-        raise failure
+    if chunk.failure:
+        raise chunk.failure
+    return counts
 
 
-def _added(line: Line, answer: Scored, settings: Settings | None) -> Mapping[str, object]:
-    """The keys that are added to a line: one reward to a conversation, a list to responses."""
-    if "responses" not in line.row:
-        return {"reward": answer.rewards[0]}
-    if settings is None or not line.request.responses:
-        return {"rewards": answer.rewards}
-    return {"rewards": answer.rewards, **_best(line.request, answer, settings)._asdict()}
+def _added(
+    line: Line, answers: Sequence[Scored | Refused], settings: Settings | None
+) -> Mapping[str, object]:
+    """The keys that are added to a line: one reward to one response, a list to several."""
+    rewards: list[float] = []
+    for answer in answers:
+        if isinstance(answer, Refused):
+            return {"error": answer.reason}
+        rewards += answer.rewards
+
+    if line.is_single:
+        return {"reward": rewards[0]}
+    # responses to different prompts are not compared
+    request, answer = line.requests[0], answers[0]
+    is_comparable = len(answers) == 1 and bool(rewards)
+    if settings and is_comparable and isinstance(request, Request) and isinstance(answer, Scored):
+        return {"rewards": rewards, **_best(request, answer, settings)._asdict()}
+    return {"rewards": rewards}
 
 
 def _best(request: Request, answer: Scored, settings: Settings) -> Best:

@@ -2,15 +2,17 @@
 serving."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 
-from worldpm.errors import ConfigError, DataError, NotFiniteError
+from worldpm import console
+from worldpm.errors import ConfigError, DataError, NotFiniteError, TemplateRefusalError
 from worldpm.model import checkpoint, sources
 from worldpm.model.devices import device_of, torch_dtype
 from worldpm.model.encoder import EncodedGroup, Encoder
@@ -18,7 +20,7 @@ from worldpm.model.packing import pack
 from worldpm.model.reward_model import RewardModel
 from worldpm.model.sources import Source
 from worldpm.options.shared import ModelOptions
-from worldpm.records import Message
+from worldpm.records import ASSISTANT, Message
 from worldpm.storage.manifest import MANIFEST, verified_files
 
 ROW_TOKENS = 2048
@@ -35,6 +37,62 @@ class Request(NamedTuple):
     """Start of error messages about it, for instance `in.jsonl:7`."""
     prompt: Sequence[Message]
     responses: Sequence[str]
+    last: Message = ASSISTANT
+    """The turn that a response is the content of; it may have tool calls."""
+
+
+Prompt = str | Sequence[Message | Mapping[str, object]]
+"""A text, which is one user message, or messages, oldest first."""
+
+
+def request_of(name: str, prompt: Prompt, responses: Iterable[str]) -> Request:
+    """A request of values as Python users have them.
+
+    Raises:
+        TypeError: If `responses` is one text, or holds anything but texts, or a message is none.
+    """
+    if isinstance(responses, str | bytes | Mapping):
+        raise TypeError(
+            f"responses: one {type(responses).__name__} was given. Give a list of texts."
+        )
+    texts = list(responses)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"responses[{index}]: {text!r:.40} is not a text. Leave it out.")
+
+    turns = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+    messages = [turn if isinstance(turn, Message) else Message.of(turn) for turn in turns]
+    # NumPy's texts are of a type of their own
+    return Request(name, messages, list(map(str, texts)))
+
+
+class Refused(NamedTuple):
+    """The answer to a request that the chat template refuses."""
+
+    name: str
+    """Of the request."""
+    reason: str
+    """Without the name."""
+
+
+class EncodedRequest(NamedTuple):
+    """A request as tokens. Each list has an entry for each response."""
+
+    request: Request
+    group: EncodedGroup
+    """The different sequences, each once, so that equal ones tie to the last bit."""
+    indices: list[int]
+    """The sequence of each response in the group."""
+    length_tokens: list[int]
+    """Tokens of each response's own words, before any cut."""
+    truncated: list[bool]
+    """Whether the prompt or the response was cut."""
+
+    @property
+    def sequence_tokens(self) -> list[int]:
+        """Tokens of the prompt with each response, as the model reads them."""
+        group = self.group
+        return [len(group.prefix) + len(group.suffixes[index]) for index in self.indices]
 
 
 class Scored(NamedTuple):
@@ -89,6 +147,8 @@ class Scorer:
         device: str | torch.device | None = None,
         revision: str | None = None,
         remote_code: bool = False,
+        chat_template: str | None = None,
+        template_name: str | None = None,
         across_devices: bool = False,
     ) -> Self:
         """The reward model in a folder or a hub repository.
@@ -107,7 +167,13 @@ class Scorer:
         target = device_of(device)
         source = model
         if not isinstance(source, Source):
-            source = sources.find(source, revision=revision, remote_code=remote_code)
+            source = sources.find(
+                source,
+                revision=revision,
+                remote_code=remote_code,
+                chat_template=chat_template,
+                template_name=template_name,
+            )
         # folders of other programs have no manifest to check
         if (source.folder / MANIFEST).is_file():
             verified_files(source.folder)
@@ -126,9 +192,7 @@ class Scorer:
         """The reward model in a folder or a hub repository, by the options of a verb."""
         source = model
         if not isinstance(source, Source):
-            source = sources.find(
-                source, revision=options.revision, remote_code=options.remote_code
-            )
+            source = sources.of(source, options)
 
         return cls.load(
             source,
@@ -150,20 +214,54 @@ class Scorer:
         dtype: torch.dtype = self.model.backbone.dtype
         return dtype
 
-    def rewards(self, prompt: str | Sequence[Message], responses: Sequence[str]) -> list[float]:
-        """The reward of each response to one prompt, in logits, in order; a text prompt is one user
-        message.
+    def __repr__(self) -> str:
+        parameters = sum(weight.numel() for weight in self.model.parameters())
+        return (
+            f"Scorer({self.encoder.tokenizer.name_or_path!r}, {parameters:,} parameters,"
+            f" {str(self.dtype).removeprefix('torch.')} on {self.model.device},"
+            f" at most {self.encoder.limits.max_length:,} tokens)"
+        )
+
+    def rewards(self, prompt: Prompt, responses: Iterable[str]) -> list[float]:
+        """The reward of each response to one prompt, in logits, in order.
+
+        A text prompt is one user message. Responses are a list, a tuple, or a column of NumPy,
+        pandas or Polars.
 
         Raises:
+            TypeError: If `responses` is one text, or holds anything but texts.
+            TemplateRefusalError: If the chat template refuses the conversation.
             DataError: If the input is longer than the checkpoint allows and cutting was not asked
                 for.
             NotFiniteError: If a reward is not finite.
         """
-        messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-        return next(self.score([Request("input", messages, responses)])).rewards
+        return self.answer(request_of("input", prompt, responses)).rewards
 
-    def score(self, requests: Iterable[Request]) -> Iterator[Scored]:
-        """The rewards of each request, in order, streamed: memory does not grow with their number.
+    def rewards_many(
+        self, pairs: Iterable[tuple[Prompt, Iterable[str]]], *, progress: bool = False
+    ) -> Iterator[list[float]]:
+        """The rewards of the responses to each prompt, in order, computed in batches and streamed;
+        `progress` shows a bar. Raises as `rewards` does, at the prompt in question."""
+        total = len(pairs) if isinstance(pairs, Sized) else None
+        requests = (request_of(f"input {i}", *pair) for i, pair in enumerate(pairs))
+        answers = self.score(requests)
+        for answer in console.track(answers, "score", total=total) if progress else answers:
+            if isinstance(answer, Refused):
+                raise TemplateRefusalError(answer.name, answer.reason)
+            yield answer.rewards
+
+    def answer(self, request: Request) -> Scored:
+        """The rewards of one request.
+
+        Raises:
+            TemplateRefusalError: If the chat template refuses it.
+            DataError, NotFiniteError: See `score`.
+        """
+        encoded = encode(self.encoder, request)
+        return scored(encoded, rewards_of(self.model, [encoded.group])[0])
+
+    def score(self, requests: Iterable[Request]) -> Iterator[Scored | Refused]:
+        """The answer to each request, in order, streamed: memory does not grow with their number.
 
         Raises:
             DataError: If a request is too long and cutting was not asked for; those before it were
@@ -172,25 +270,30 @@ class Scorer:
         """
         stream = iter(requests)
         while chunk := list(islice(stream, GROUPS_AT_ONCE)):
-            groups, failure = self._encode(chunk)
-            # not strict: after a bad request there are fewer groups
-            answers = zip(chunk, groups, rewards_of(self.model, groups), strict=False)
-            for request, group, rewards in answers:
-                yield scored(request, group, rewards)
+            encoded, failure = self._encode(chunk)
+            groups = [one.group for one in encoded if isinstance(one, EncodedRequest)]
+            rewards = iter(rewards_of(self.model, groups))
+            for one in encoded:
+                yield one if isinstance(one, Refused) else scored(one, next(rewards))
 
             # the requests before the failure are answered first
             if failure:
                 raise failure
 
-    def _encode(self, requests: Sequence[Request]) -> tuple[list[EncodedGroup], DataError | None]:
-        """The groups of the requests up to the first bad one, and the error of that."""
-        groups: list[EncodedGroup] = []
+    def _encode(
+        self, requests: Sequence[Request]
+    ) -> tuple[list[EncodedRequest | Refused], DataError | None]:
+        """The requests up to the first bad one, and the error of that."""
+        encoded: list[EncodedRequest | Refused] = []
         for request in requests:
             try:
-                groups.append(encode(self.encoder, request))
+                encoded.append(encode(self.encoder, request))
+            except TemplateRefusalError as error:
+                reason = str(error).removeprefix(f"{request.name}: ")
+                encoded.append(Refused(request.name, reason))
             except DataError as error:
-                return groups, error
-        return groups, None
+                return encoded, error
+        return encoded, None
 
 
 def _check_positions(max_length: int, positions: int) -> None:
@@ -201,35 +304,48 @@ def _check_positions(max_length: int, positions: int) -> None:
         )
 
 
-def encode(encoder: Encoder, request: Request) -> EncodedGroup:
-    """The group that a request's rewards are computed from, equal responses once.
+def encode(encoder: Encoder, request: Request) -> EncodedRequest:
+    """The tokens that a request's rewards are computed from.
 
     Raises:
-        DataError: If the prompt is empty, its template refuses it, or it is too long and cutting
-            was not asked for.
+        TemplateRefusalError: If the chat template refuses it.
+        DataError: If the prompt is empty, or it is too long and cutting was not asked for.
     """
-    return encoder.encode(request.prompt, list(dict.fromkeys(request.responses)), name=request.name)
+    texts = {text: index for index, text in enumerate(dict.fromkeys(request.responses))}
+    group = encoder.encode(request.prompt, list(texts), name=request.name, last=request.last)
+
+    # different texts may be equal tokens, for instance after a cut
+    indices: dict[bytes, int] = {}
+    kept: list[int] = []
+    of_text: list[int] = []
+    for number, suffix in enumerate(group.suffixes):
+        index = indices.setdefault(np.asarray(suffix, dtype=np.int64).tobytes(), len(indices))
+        if index == len(kept):
+            kept.append(number)
+        of_text.append(index)
+
+    numbers = [texts[response] for response in request.responses]
+    return EncodedRequest(
+        request,
+        group.at(kept),
+        [of_text[number] for number in numbers],
+        [group.response_tokens[number] for number in numbers],
+        [group.truncated[number] for number in numbers],
+    )
 
 
-def scored(request: Request, group: EncodedGroup, rewards: Sequence[float]) -> Scored:
-    """The answer for every response; equal responses have equal rewards to the last bit, so a tie
-    is a tie.
+def scored(encoded: EncodedRequest, rewards: Sequence[float]) -> Scored:
+    """The answer for every response, by the rewards of the different sequences.
 
     Raises:
         NotFiniteError: If a reward is not finite.
     """
-    # the same order as in `encode`
-    unique = {response: index for index, response in enumerate(dict.fromkeys(request.responses))}
-    indices = [unique[response] for response in request.responses]
-    for number, index in enumerate(indices):
+    for number, index in enumerate(encoded.indices):
         if not math.isfinite(rewards[index]):
             raise NotFiniteError(
-                f"{request.name}: the reward of response {number} is {rewards[index]}; the"
+                f"{encoded.request.name}: the reward of response {number} is {rewards[index]}; the"
                 " checkpoint or its dtype is unfit"
             )
 
-    return Scored(
-        [rewards[i] for i in indices],
-        [group.response_tokens[i] for i in indices],
-        [group.truncated[i] for i in indices],
-    )
+    chosen = [rewards[index] for index in encoded.indices]
+    return Scored(chosen, encoded.length_tokens, encoded.truncated)

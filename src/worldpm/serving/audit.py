@@ -3,7 +3,6 @@ reference for drift."""
 
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,6 +49,7 @@ def _verify(options: LogOptions) -> None:
             " written",
         )
 
+    # A cut log is a valid chain too, so an auditor keeps its last hash elsewhere.
     if options.head:
         hashes = {decision_log.HASH_BEFORE_FIRST}
         hashes.update(row.hash for row in decision_log.rows(options.file))
@@ -86,6 +86,7 @@ def _export(options: LogOptions) -> None:
     schema = pa.schema([(name, types.get(name, pa.string())) for name in decision_log.COLUMNS])
     rows = map(_exported, decision_log.rows(options.file))
 
+    # Written aside, so that a failed export leaves no half file.
     aside = out.with_name(f"{out.name}.partial")
     try:
         count = parquet.write_parquet(aside, parquet.rows_to_batches(rows, schema), schema)
@@ -97,13 +98,14 @@ def _export(options: LogOptions) -> None:
 
 def _exported(row: DecisionRow) -> Plain:
     """A row of the Parquet file: settings and inputs are JSON text."""
-    texts = {"settings": json_text(row.settings), "inputs": json_text(asdict(row.inputs))}
+    texts = {"settings": json_text(row.settings), "inputs": json_text(row.inputs.content())}
     return {**vars(row), **texts}
 
 
 def _reference(options: LogOptions) -> None:
     """Save the series of the log as a reference for drift."""
     series = drift.reference_of(decision_log.rows(options.file))
+    # All series have an entry for each request.
     count = len(series[drift.SERIES[0]])
     if count < drift.LEAST_REQUESTS:
         raise DataError(
@@ -120,6 +122,7 @@ def _replay(options: LogOptions) -> None:
     scorer = Scorer.of(str(options.model), options)
     tolerance = DEFAULT_TOLERANCE if options.tolerance is None else options.tolerance
 
+    # Streamed: a log may be larger than memory.
     worst, count = 0.0, 0
     differing: list[int] = []
     for row, rewards in _scored_again(scorer, options.file):
@@ -157,8 +160,8 @@ def _scored_again(scorer: Scorer, file: Path) -> Iterator[tuple[DecisionRow, lis
 
         if isinstance(inputs, ConversationInputs):
             name = f"decision {row.number}"
-            request = scoring.Request(name, inputs.prompt, inputs.responses)
-            yield row, next(cutting.score([request])).rewards
+            request = scoring.Request(name, inputs.prompt, inputs.responses, inputs.last)
+            yield row, cutting.answer(request).rewards
         else:
             text = inputs.text if isinstance(inputs, TextInputs) else inputs.ids
             groups = cutting.encoder.read_texts([text])

@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 from worldpm.model.encoder import EncodedGroup, Encoder
 from worldpm.scoring import scorer as scoring
 from worldpm.scoring.explanations import Run
-from worldpm.scoring.scorer import Request, Scorer
+from worldpm.scoring.scorer import EncodedRequest, Request, Scorer
 from worldpm.serving.batcher import Batcher, BusyError, ExpiredError, RowStatistics
 
 Result = TypeVar("Result")
@@ -105,16 +104,13 @@ class LocalBackend:
     ) -> list[BackendReply]:
         """See `Backend.conversations`."""
 
-        def encode(encoder: Encoder) -> list[EncodedGroup]:
+        def encode(encoder: Encoder) -> list[EncodedRequest]:
             return [scoring.encode(encoder, request) for request in requests]
 
         # All are encoded before the first is computed: a wrong request costs little
-        groups = await self._read(encode, cut_to, deadline)
-        group_rewards = await self._rewards(groups, deadline)
-        return [
-            _reply(request, group, rewards)
-            for request, group, rewards in zip(requests, groups, group_rewards, strict=True)
-        ]
+        encoded = await self._read(encode, cut_to, deadline)
+        group_rewards = await self._rewards([one.group for one in encoded], deadline)
+        return list(map(_reply, encoded, group_rewards))
 
     async def texts(
         self, texts: Sequence[Text], *, cut_to: int | None, deadline: float
@@ -128,7 +124,9 @@ class LocalBackend:
         for group, rewards in zip(groups, group_rewards, strict=True):
             for text_group, reward in zip(group.apart, rewards, strict=True):
                 request = Request(f"input {len(replies)}", (), ("",))
-                replies.append(_reply(request, text_group, [reward]))
+                lengths, truncated = [text_group.response_tokens[0]], [text_group.truncated[0]]
+                encoded = EncodedRequest(request, text_group, [0], lengths, truncated)
+                replies.append(_reply(encoded, [reward]))
         return replies
 
     async def explained(self, work: Callable[[Run], Result], *, deadline: float) -> Result:
@@ -198,8 +196,8 @@ class LocalBackend:
         return group_rewards
 
     async def _read(
-        self, encode: Callable[[Encoder], list[EncodedGroup]], cut_to: int | None, deadline: float
-    ) -> list[EncodedGroup]:
+        self, encode: Callable[[Encoder], list[Result]], cut_to: int | None, deadline: float
+    ) -> list[Result]:
         """Encode requests in the tokenizer's thread."""
         scorer = self.scorer
         if cut_to is not None:
@@ -249,34 +247,16 @@ def _parts(group: EncodedGroup, row_tokens: int) -> list[EncodedGroup]:
         part_indices[-1].append(index)
         tokens += len(suffix)
 
-    return [_part(group, indices) for indices in part_indices]
+    return [group.at(indices) for indices in part_indices]
 
 
-def _part(group: EncodedGroup, indices: Sequence[int]) -> EncodedGroup:
-    return replace(
-        group,
-        suffixes=[group.suffixes[index] for index in indices],
-        response_tokens=[group.response_tokens[index] for index in indices],
-        truncated=[group.truncated[index] for index in indices],
-    )
-
-
-def _reply(request: Request, group: EncodedGroup, rewards: Sequence[float]) -> BackendReply:
-    """The reply to a request; its group holds equal responses once."""
-    if not request.responses:
-        return BackendReply([], [], [], [], 0)
-
-    scored = scoring.scored(request, group, rewards)
-    # A dictionary keeps the order of first occurrences, as `scoring.encode` does
-    distinct = dict.fromkeys(request.responses)
-    suffixes = dict(zip(distinct, group.suffixes, strict=True))
-    sequence_tokens = [
-        len(group.prefix) + len(suffixes[response]) for response in request.responses
-    ]
+def _reply(encoded: EncodedRequest, rewards: Sequence[float]) -> BackendReply:
+    """The reply to a request; its group holds equal sequences once."""
+    scored = scoring.scored(encoded, rewards)
     return BackendReply(
         rewards=scored.rewards,
         length_tokens=scored.length_tokens,
         truncated=scored.truncated,
-        sequence_tokens=sequence_tokens,
-        computed_tokens=group.tokens,
+        sequence_tokens=encoded.sequence_tokens,
+        computed_tokens=encoded.group.tokens,
     )

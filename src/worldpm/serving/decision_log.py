@@ -17,14 +17,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple
 
 import msgspec
 
 from worldpm.errors import ConfigError, DataError
-from worldpm.records import Message
+from worldpm.records import ASSISTANT, Message
 from worldpm.storage.json_files import Json, Plain
 
 SqlValues = tuple[str | int | float | None, ...]
@@ -68,6 +68,14 @@ class ConversationInputs:
 
     prompt: list[Message]
     responses: list[str]
+    last: Message = ASSISTANT
+    """The turn that a response is the content of; it may have tool calls."""
+
+    def content(self) -> Plain:
+        """As the log has them."""
+        last = {} if self.last == ASSISTANT else {"last": self.last.turn()}
+        prompt = [turn.turn() for turn in self.prompt]
+        return {"prompt": prompt, "responses": self.responses, **last}
 
     @property
     def reward_count(self) -> int:
@@ -87,6 +95,10 @@ class TextInputs:
     text: str
     reward_count: ClassVar[int] = 1
 
+    def content(self) -> Plain:
+        """As the log has them."""
+        return {"text": self.text}
+
 
 @dataclass(frozen=True)
 class IdInputs:
@@ -94,6 +106,10 @@ class IdInputs:
 
     ids: list[int]
     reward_count: ClassVar[int] = 1
+
+    def content(self) -> Plain:
+        """As the log has them."""
+        return {"ids": self.ids}
 
 
 @dataclass(frozen=True)
@@ -104,20 +120,37 @@ class HashedInputs:
     """Of the JSON text that the log would have kept."""
     reward_count: ClassVar[int] = 1
 
+    def content(self) -> Plain:
+        """As the log has them."""
+        return {"sha256": self.sha256}
+
+
+class _Conversation(msgspec.Struct, frozen=True):
+    """The column of a conversation."""
+
+    prompt: list[dict[str, object]]
+    responses: list[str]
+    last: dict[str, object] | None = None
+
 
 Inputs = ConversationInputs | TextInputs | IdInputs | HashedInputs
 
 
 def hashed(inputs: Inputs) -> HashedInputs:
     """The inputs as their hash."""
-    text = json.dumps(asdict(inputs), ensure_ascii=False)
+    text = json.dumps(inputs.content(), ensure_ascii=False)
     return HashedInputs(hashlib.sha256(text.encode()).hexdigest())
 
 
 def read_inputs(content: Plain) -> Inputs:
     """The inputs of a column; the one key that each kind has alone tells the kind."""
-    kinds: dict[str, type[Inputs]] = {
-        "responses": ConversationInputs,
+    if "responses" in content:
+        conversation = msgspec.convert(content, _Conversation)
+        last = Message.of(conversation.last) if conversation.last else ASSISTANT
+        prompt = list(map(Message.of, conversation.prompt))
+        return ConversationInputs(prompt, conversation.responses, last)
+
+    kinds: dict[str, type[TextInputs | IdInputs | HashedInputs]] = {
         "sha256": HashedInputs,
         "text": TextInputs,
         "ids": IdInputs,
@@ -313,7 +346,7 @@ def _values(decision: Decision) -> SqlValues:
         decision.model,
         decision.template,
         json_text(decision.settings),
-        json_text(asdict(decision.inputs)),
+        json_text(decision.inputs.content()),
         json_text(decision.rewards),
         json_text(decision.probabilities),
         decision.milliseconds,

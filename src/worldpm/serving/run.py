@@ -114,7 +114,7 @@ def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
 def _local(options: ServeOptions, metrics: Metrics) -> ServedModel:
     """A scorer in this process, behind its queue."""
     model = str(options.model)
-    source = sources.find(model, revision=options.revision, remote_code=options.remote_code)
+    source = sources.of(model, options)
     folder = source.folder.resolve()
     sha256 = sources.fingerprint(source).sha256
     scorer = Scorer.of(source, options)

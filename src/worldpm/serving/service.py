@@ -6,7 +6,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -177,7 +177,7 @@ class Call:
             HungUpError: If the client closed the connection.
         """
         inputs = [
-            ConversationInputs(list(request.prompt), list(request.responses))
+            ConversationInputs(list(request.prompt), list(request.responses), request.last)
             for request in requests
         ]
         backend, deadline = self.service.backend, self.deadline()
@@ -220,7 +220,7 @@ class Call:
                 kind="TooManyInputs",
             )
         # One check for all texts of all inputs
-        contents = [asdict(request_inputs) for request_inputs in inputs]
+        contents = [request_inputs.content() for request_inputs in inputs]
         check_text(json.dumps(contents, ensure_ascii=False))
 
         replies = await self.while_connected(refusing(work()))

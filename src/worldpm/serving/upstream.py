@@ -8,7 +8,6 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
 
 import httpx
@@ -145,7 +144,7 @@ class UpstreamBackend:
         return BackendReply([reward], [tokens], [tokens < uncut], [tokens], tokens)
 
     async def _conversation(self, request: Request, *, cut_to: int | None) -> BackendReply:
-        prompt = [asdict(message) for message in request.prompt]
+        prompt = [message.turn() for message in request.prompt]
         # Equal responses are computed once, so a tie is a tie to the last bit
         distinct = list(dict.fromkeys(request.responses))
         calls = [self._response(prompt, response, cut_to=cut_to) for response in distinct]

@@ -1,4 +1,5 @@
-"""Rows of other people's tables: Parquet, CSV, JSON and JSON lines, the last two also gzipped.
+"""Rows of other people's tables: Parquet, CSV, JSON and JSON lines; all but Parquet also compressed
+(`.gz`, `.zst`).
 
 A file of JSON lines holds one row a line:
 
@@ -7,19 +8,31 @@ A file of JSON lines holds one row a line:
 
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
+
+import pyarrow as pa
 
 from worldpm.errors import DataError
 from worldpm.storage import parquet
 
 Row = Mapping[str, object]
 """An object in a file of others: its values must be checked before they are used."""
+Numbered = tuple[int, Any]
+"""A row with the number of its line, or of the row in a format without lines, from 1."""
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
+LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+TABLES = (".csv", ".csv.gz", ".csv.zst")
+LISTS = (".json", ".json.gz", ".json.zst")
+SUFFIXES = (".parquet", *LINES, *LISTS)
+COMPRESSED = (".gz", ".zst")
+LARGEST_CELL = 1 << 26
+"""Characters of a cell of a CSV file; the library's own limit is less than a long text has."""
 
 
 def read(path: Path, *, nan: bool = False) -> Iterator[Any]:
@@ -35,19 +48,119 @@ def read(path: Path, *, nan: bool = False) -> Iterator[Any]:
     Raises:
         DataError: If it cannot be read; a bad line is named.
     """
-    if path.suffix == ".parquet":
-        yield from parquet.read_rows(path)
-    elif path.suffix == ".csv":
-        yield from _rows_of_csv(path)
+    return (row for _, row in numbered(path, nan=nan))
+
+
+def numbered(path: Path, *, nan: bool = False, as_written: bool = False) -> Iterator[Numbered]:
+    """The rows as `read` gives them, with their numbers; `as_written` leaves the cells of a CSV
+    file as they are.
+
+    Raises:
+        DataError: If it cannot be read; a bad line is named.
+    """
+    kind = _kind(path)
+    if kind == ".parquet":
+        yield from enumerate(parquet.read_rows(path), start=1)
+    elif kind == ".csv":
+        yield from _rows_of_csv(path, as_written)
     else:
         yield from _rows_of_json(path, nan)
 
 
-def _rows_of_csv(path: Path) -> Iterator[dict[str, str | None]]:
+def count(path: Path) -> int:
+    """Number of rows: from the footer of a Parquet file; other files are read once.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    if _kind(path) == ".parquet":
+        return parquet.count_rows(path)
+    if not _is_lines(path):
+        return sum(1 for _ in numbered(path))
+
+    # the lines alone, because parsing them takes ten times as long
+    with _opened(path) as file:
+        return sum(1 for line in file if line.strip())
+
+
+def numbered_lines(
+    source: Iterable[bytes], name: Path | str, *, nan: bool = False
+) -> Iterator[Numbered]:
+    """The rows of JSON lines; empty lines are left out.
+
+    Raises:
+        DataError: If a line is not JSON; it is named.
+    """
+    for number, line in enumerate(source, start=1):
+        if line.strip():
+            yield number, _parse(line, name, number, nan)
+
+
+def renamed(row: Any, columns: Mapping[str, str], path: Path | str, number: int) -> Any:
+    """A row with the names of columns that others give them replaced by ours; `columns` has their
+    names by ours.
+
+    Raises:
+        DataError: If the row lacks one of them.
+    """
+    if not columns or not isinstance(row, dict):
+        return row
+
+    if missing := [name for name in columns.values() if name not in row]:
+        raise DataError(
+            path,
+            f"lacks the column {missing[0]!r}, which --columns names; it has"
+            f" {', '.join(map(str, row))[:80]}",
+            line=number,
+        )
+    # Their names may be ours for another column, so all are taken out before any is put in.
+    others = {name: value for name, value in row.items() if name not in columns.values()}
+    return {**others, **{ours: row[theirs] for ours, theirs in columns.items()}}
+
+
+def _kind(path: Path) -> str:
+    """The suffix of a file's name, without that of a compression."""
+    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def _is_lines(path: Path) -> bool:
+    return ".jsonl" in path.suffixes
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The content of a file, decompressed.
+
+    Raises:
+        DataError: If it is damaged or cut.
+    """
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as unzipped:
+                yield cast(IO[bytes], unzipped)
+        elif path.suffix == ".zst":
+            # unlike the library of Zstandard itself, Arrow notices a cut file
+            with (
+                pa.CompressedInputStream(pa.OSFile(str(path)), "zstd") as stream,
+                io.BufferedReader(stream) as buffered,
+            ):
+                yield buffered
+        else:
+            with path.open("rb") as file:
+                yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(path, f"not readable ({error})") from error
+
+
+def _rows_of_csv(path: Path, as_written: bool) -> Iterator[Numbered]:
+    csv.field_size_limit(LARGEST_CELL)
     try:
         # utf-8-sig: spreadsheets begin their files with a byte order mark.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.DictReader(file, strict=True)
+        with (
+            _opened(path) as file,
+            io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text,
+        ):
+            lines = csv.DictReader(text, strict=True)
 
             for row in lines:
                 # DictReader puts extra cells under None, and None into missing ones.
@@ -58,23 +171,19 @@ def _rows_of_csv(path: Path) -> Iterator[dict[str, str | None]]:
                         " the first",
                         line=lines.line_num,
                     )
-                yield {name: value.strip() or None for name, value in row.items()}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+                if not as_written:
+                    row = {name: value.strip() or None for name, value in row.items()}
+                yield lines.line_num, row
+    except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(path, f"not readable as CSV ({error})") from error
 
 
-def _rows_of_json(path: Path, nan: bool) -> Iterator[Any]:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            if ".jsonl" not in path.suffixes:
-                yield from _rows_of_text(file.read(), path, nan)
-                return
-
-            for number, line in enumerate(cast(Iterable[bytes], file), start=1):
-                if line.strip():
-                    yield _parse(line, path, number, nan)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(path, f"not readable ({error})") from error
+def _rows_of_json(path: Path, nan: bool) -> Iterator[Numbered]:
+    with _opened(path) as file:
+        if _is_lines(path):
+            yield from numbered_lines(file, path, nan=nan)
+        else:
+            yield from enumerate(_rows_of_text(file.read(), path, nan), start=1)
 
 
 def _rows_of_text(text: bytes, path: Path, nan: bool) -> Iterator[Any]:
@@ -99,7 +208,7 @@ def _is_object(line: bytes) -> bool:
     return line[:1] == b"{" and line.rstrip()[-1:] == b"}"
 
 
-def _parse(text: bytes, path: Path, line: int | None, nan: bool) -> Any:
+def _parse(text: bytes, path: Path | str, line: int | None, nan: bool) -> Any:
     try:
         content = json.loads(text, parse_constant=float if nan else _refuse)
 

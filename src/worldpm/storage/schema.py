@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -336,7 +336,7 @@ def group_to_row(group: PreferenceGroup) -> Plain:
         "source": group.source,
         "site": group.site,
         "split": group.split,
-        "prompt": [asdict(message) for message in group.prompt],
+        "prompt": [message.turn() for message in group.prompt],
         "responses": [_response_to_row(response) for response in group.responses],
         "preferences": [_preference_to_row(preference) for preference in group.preferences],
     }

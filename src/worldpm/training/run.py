@@ -33,12 +33,12 @@ from worldpm.model.description import (
     write_description,
 )
 from worldpm.model.devices import torch_dtype, training_dtype
-from worldpm.model.encoder import Encoder, Limits
+from worldpm.model.encoder import TOLD_CUT, Encoder, Limits
 from worldpm.model.reward_model import RewardModel
 from worldpm.model.sizes import POSITIONS, SIZES
 from worldpm.model.sources import Source
 from worldpm.model.tokenizer import save_tokenizer, train_tokenizer
-from worldpm.options.shared import command_of
+from worldpm.options.shared import SourceOptions, changed, column_names, command_of
 from worldpm.options.train import TrainOptions
 from worldpm.records import PreferenceGroup
 from worldpm.scoring import scorer
@@ -84,7 +84,7 @@ class StoreContents:
 
     counts: StoreCounts
     drops: dict[str, int]
-    """Dropped rows of plain preference sets, by reason."""
+    """Rows of plain preference sets, groups and pairs that were left out, by reason."""
 
 
 class Contents(NamedTuple):
@@ -119,7 +119,11 @@ def train(options: TrainOptions) -> TrainResult:
         TrainingError: If a loss or a reward is not finite.
     """
     source = _find_source(options)
-    data = TrainingData.find(options.groups)
+    data = TrainingData.find(
+        options.groups,
+        validation=options.validation,
+        columns=column_names(options.columns),
+    )
     settings = _settings(options)
     # beside OUT: a tracker may write after the folder is finished and hashed
     tracking = options.out.with_name(f"{options.out.name}.tracking")
@@ -200,8 +204,10 @@ class TrainingRun:
             aside.rename(tokenizer)
 
         encoder = _encoder(self.options, self.source, tokenizer)
+        train = self._tokenize(self.output, "train", encoder)
+        _warn_of_cuts(train.counts)
         return Contents(
-            train=self._tokenize(self.output, "train", encoder),
+            train=train,
             validation=self._tokenize(self.output, "validation", encoder),
         )
 
@@ -217,6 +223,7 @@ class TrainingRun:
                 self.progress / TOKENIZER,
                 encoder.frame,
                 encoder.limits,
+                drops,
                 workers=self.options.workers,
             )
             counts = token_store.write(aside, examples)
@@ -275,10 +282,18 @@ class TrainingRun:
             self._write_checkpoint(self.output, self.options.out, loaded, weights, metrics)
             self.output.finish(
                 counts=asdict(_counts(trainer, contents)),
-                drops={"preference sets": contents.train.drops},
+                drops=self._drops(contents),
             )
 
         return metrics
+
+    def _drops(self, contents: Contents) -> dict[str, dict[str, int]]:
+        """Dropped rows, groups and pairs by their data and reason."""
+        drops = {"preference sets": contents.train.drops}
+        # without --validation the same rows were read for training
+        if self.options.validation:
+            drops["validation sets"] = contents.validation.drops
+        return drops
 
     def _write_snapshot(self, loaded: Loaded, weights: Tensors, metrics: ValidationMetrics) -> None:
         """Write a checkpoint named after its run and step, unless an earlier start of the run
@@ -353,20 +368,20 @@ def _find_source(options: TrainOptions) -> Source | None:
         ConfigError: If --model names nothing that could be trained.
     """
     built_in = options.model in SIZES
-    if not built_in and "/" not in options.model and not Path(options.model).is_dir():
+    if not built_in and "/" not in options.model and not Path(options.model).exists():
         raise ConfigError(
             f"--model {options.model}: neither a built-in size ({', '.join(SIZES)}) nor a folder"
             " nor a hub id (OWNER/NAME)"
         )
-    if built_in and (options.revision or options.remote_code):
+    if built_in and (given := changed(options, SourceOptions.__dataclass_fields__)):
         raise ConfigError(
-            f"--revision and --remote-code apply to hub models only. {options.model} is a built-in"
-            " size."
+            f"{given[0]}: {options.model} is a built-in size, which has its own tokenizer and"
+            " template. Leave it out, or name a model."
         )
 
     if built_in:
         return None
-    return sources.find(options.model, revision=options.revision, remote_code=options.remote_code)
+    return sources.of(options.model, options)
 
 
 def _begin(
@@ -387,6 +402,9 @@ def _begin(
             f"{options.groups[0]}: the train split is empty. Add sites, or give the other splits a"
             " smaller share."
         )
+    if options.validation and next(data.groups("validation", Counter()), None) is None:
+        raise ConfigError(f"--validation {options.validation[0]}: has no preference. Name others.")
+    _warn_of_margins(options, data)
 
     return folders.begin(
         options.out,
@@ -395,6 +413,15 @@ def _begin(
         inputs=inputs,
         command=command_of("train", options),
     )
+
+
+def _warn_of_margins(options: TrainOptions, data: TrainingData) -> None:
+    paths = [] if options.target_margin else data.with_column("margin")
+    if paths:
+        logger.warning(
+            "%s: the column margin is not used. Pass --target-margin 1 to require its margins.",
+            ", ".join(map(str, paths[:3])),
+        )
 
 
 def _settings(options: TrainOptions) -> Settings:
@@ -434,7 +461,7 @@ def _default_row_tokens() -> int:
 
 def _config(options: TrainOptions, settings: Settings) -> Plain:
     """Every setting of the run as it took effect, for the manifest and for trackers."""
-    is_folder = Path(options.model).is_dir()
+    is_path = Path(options.model).exists()
     limits = _limits(options)
     of_loop = asdict(settings)
     for name in FIXED_SETTINGS:
@@ -442,7 +469,7 @@ def _config(options: TrainOptions, settings: Settings) -> Plain:
 
     # the order of the keys is part of the hash that names a run
     return {
-        "model": Path(options.model).resolve().name if is_folder else options.model,
+        "model": Path(options.model).resolve().name if is_path else options.model,
         "max_length": limits.max_length,
         "prompt_length": limits.prompt_length,
         **of_loop,
@@ -452,6 +479,11 @@ def _config(options: TrainOptions, settings: Settings) -> Plain:
         "compile": options.compile,
         "revision": options.revision,
         "remote_code": options.remote_code,
+        "chat_template": options.chat_template,
+        "template_name": options.template_name,
+        # texts, because trackers take no lists
+        "columns": ",".join(map("=".join, column_names(options.columns).items())),
+        "validation": " ".join(Path(name).name for name in options.validation),
         "dtype": _name_of(settings.dtype),
     }
 
@@ -544,6 +576,16 @@ def _model(
     if options.compile:
         reward_model.compile_layers(model)
     return model
+
+
+def _warn_of_cuts(stored: StoreCounts) -> None:
+    share = stored.truncated_responses / max(1, stored.responses)
+    if share > TOLD_CUT:
+        logger.warning(
+            "%.0f %% of the training responses, or their prompts, are cut; a larger --max-length"
+            " reads more of them",
+            100 * share,
+        )
 
 
 def _counts(trainer: Trainer, contents: Contents) -> TrainCounts:

@@ -8,8 +8,9 @@ true permutation, and a resumed run needs only its step. One row, a group of two
      "chosen": [0], "rejected": [1], "strength": [2.0], "probability": [0.75], "weight": [0.5]}
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from worldpm.errors import TemplateRefusalError
 from worldpm.model import chat, checkpoint, sources
 from worldpm.model.encoder import EncodedGroup, Encoder, Limits
 from worldpm.records import Preference, PreferenceGroup
@@ -233,11 +235,12 @@ def encode(
     tokenizer: Path,
     frame: chat.Frame,
     limits: Limits,
+    drops: Counter[str],
     *,
     workers: int = 0,
 ) -> Iterator[Example]:
     """The groups as examples, in order; `workers` processes encode them, 0 means this process.
-    `tokenizer` is its folder.
+    `tokenizer` is its folder. Groups and pairs that are left out are counted in `drops`.
 
     Raises:
         DataError: If a prompt has no message.
@@ -247,21 +250,61 @@ def encode(
     tasks = iter(lambda: list(islice(stream, GROUPS_PER_TASK)), [])
 
     encode_task = partial(_encode, tokenizer=tokenizer, frame=frame, limits=limits)
-    for examples in in_order(encode_task, tasks, workers=workers):
-        yield from examples
+    for encoded in in_order(encode_task, tasks, workers=workers):
+        drops.update(encoded.drops)
+        yield from encoded.examples
+
+
+class _Encoded(NamedTuple):
+    """What one task makes of its groups."""
+
+    examples: list[Example]
+    drops: Counter[str]
 
 
 def _encode(
     groups: Sequence[PreferenceGroup], tokenizer: Path, frame: chat.Frame, limits: Limits
-) -> list[Example]:
+) -> _Encoded:
     written_ns = (tokenizer / "tokenizer.json").stat().st_mtime_ns
     encoder = Encoder(_tokenizer(tokenizer, written_ns), frame, limits)
-    examples = []
+    encoded = _Encoded([], Counter())
     for group in groups:
-        responses = [response.content for response in group.responses]
-        encoded = encoder.encode(group.prompt, responses, name=group.group_id)
-        examples.append(Example(group.group_id, encoded, group.preferences))
-    return examples
+        example = _example(encoder, group, encoded.drops)
+        if example is not None:
+            encoded.examples.append(example)
+    return encoded
+
+
+def _example(encoder: Encoder, group: PreferenceGroup, drops: Counter[str]) -> Example | None:
+    """The group as tokens; None if nothing of it can be trained on."""
+    responses = [response.content for response in group.responses]
+    try:
+        # both sides of a pair are read after the same prompt
+        encoded = encoder.encode(group.prompt, responses, name=group.group_id, one_prompt=True)
+    except TemplateRefusalError:
+        drops["group that the chat template refuses"] += 1
+        return None
+
+    # equal tokens have equal rewards, from which nothing can be learnt
+    suffixes = [np.asarray(suffix, dtype=np.int64).tobytes() for suffix in encoded.suffixes]
+    preferences = [
+        pair for pair in group.preferences if suffixes[pair.chosen] != suffixes[pair.rejected]
+    ]
+    equal = len(group.preferences) - len(preferences)
+    drops["pair whose responses are the same tokens"] += equal
+    if not preferences:
+        return None
+    if equal:
+        preferences = _weighing_as_much(preferences, group.preferences)
+    return Example(group.group_id, encoded, tuple(preferences))
+
+
+def _weighing_as_much(
+    preferences: Sequence[Preference], whole: Sequence[Preference]
+) -> list[Preference]:
+    """Some preferences of a group with the weight of all of them."""
+    factor = sum(pair.weight for pair in whole) / sum(pair.weight for pair in preferences)
+    return [replace(pair, weight=pair.weight * factor) for pair in preferences]
 
 
 @lru_cache(maxsize=1)

@@ -1,9 +1,8 @@
 """Our own routes: a prompt and all its responses are one request."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
@@ -14,7 +13,7 @@ from worldpm.scoring import confidence, explanations
 from worldpm.scoring.confidence import LEVEL, Settings
 from worldpm.scoring.scorer import Request, Scorer
 from worldpm.serving.backends import CUT_TO_MODEL_LIMIT, BackendReply, LocalBackend
-from worldpm.serving.client import Client, Reply, headed_reply, reply_head
+from worldpm.serving.client import Client, Many, Reply, headed_reply, reply_head
 from worldpm.serving.routing import Routed
 from worldpm.serving.service import Call, RefusedError, Service, check_text, refusing
 from worldpm.storage.json_files import Json
@@ -34,8 +33,24 @@ class Strict(BaseModel):
 class Turn(Strict):
     """One message."""
 
-    role: Literal["system", "user", "assistant"]
-    content: str
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | None = None
+    """None only beside tool calls."""
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    thinking: str | None = None
+
+    @model_validator(mode="after")
+    def _has_words(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message has neither content nor tool calls")
+        return self
+
+    def message(self) -> Message:
+        """The message with what chat templates read of it."""
+        return Message.of(self.model_dump())
 
 
 class Preferences(Strict):
@@ -65,34 +80,35 @@ class PromptAndResponses(Strict):
     """A prompt with its responses, or a conversation whose last message is scored."""
 
     model: str | None = None
-    prompt: str | Annotated[list[Turn], Field(min_length=1)] | None = None
-    responses: list[str] | None = None
-    messages: Annotated[list[Turn], Field(min_length=2)] | None = None
+    prompt: str | Annotated[Many[Turn], Field(min_length=1)] | None = None
+    responses: Many[str] | None = None
+    messages: Annotated[Many[Turn], Field(min_length=2)] | None = None
     cut: bool = False
     """Cut long inputs instead of rejecting them."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
+        # An empty list is given too: only None is absent.
         has_messages = self.messages is not None
         has_prompt_or_responses = self.prompt is not None or self.responses is not None
         has_both = self.prompt is not None and self.responses is not None
 
         if has_messages == has_both or (has_messages and has_prompt_or_responses):
             raise ValueError("give either prompt and responses, or messages")
-        if self.messages is not None and self.messages[-1].role != "assistant":
-            raise ValueError("the last of the messages must be the assistant's")
+        if self.messages is not None and self.messages[-1].role not in ("assistant", "tool"):
+            raise ValueError("the last of the messages must be the assistant's, or a tool's")
         return self
 
     def request(self) -> Request:
         """The request to score."""
         if self.messages is not None:
-            *before, last = self.messages
-            return Request("messages", _messages(before), [last.content])
+            *before, last = (turn.message() for turn in self.messages)
+            return Request("messages", before, [last.content], last)
 
         turns = self.prompt or []
         if isinstance(turns, str):
             turns = [Turn(role="user", content=turns)]
-        return Request("responses", _messages(turns), self.responses or [])
+        return Request("responses", [turn.message() for turn in turns], self.responses or [])
 
     @property
     def cut_to(self) -> int | None:
@@ -211,10 +227,6 @@ class RouteContent:
     responses: list[Routed]
 
 
-def _messages(turns: Sequence[Turn]) -> tuple[Message, ...]:
-    return tuple(Message(turn.role, turn.content) for turn in turns)
-
-
 def routes(service: Service) -> APIRouter:
     """`/v1/rewards`, `/v1/explain`, `/v1/route`."""
     router = APIRouter(prefix="/v1")
@@ -244,6 +256,7 @@ def _begin(service: Service, body: PromptAndResponses, http: HttpRequest) -> Cal
 
 async def _rewards(call: Call, body: Rewards) -> Reply:
     service, request = call.service, body.request()
+    # Settings of a request replace those of its key, they are not merged.
     settings = body.settings.settings() if body.settings else _key_settings(call)
     call.settings = _settings_content(settings)
     (reply,) = await call.conversations([request], cut_to=body.cut_to)

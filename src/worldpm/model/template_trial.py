@@ -1,0 +1,125 @@
+"""A trial of a chat template in a process of its own: it must end soon, and write little.
+
+A template is a program that came with a checkpoint. `{{ 'a' * 10**10 }}` would fill the memory of
+the process that fills it, and no error could be caught there. So this file runs as a program: it
+reads a template, limits itself, fills the template with conversations of several shapes, and its
+exit code is the answer.
+"""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+LARGEST_GROWTH = 16
+"""A text may have so many times the characters of its messages and of ALWAYS_FILLED."""
+ALWAYS_FILLED = 20_000
+"""Characters that a template may have of its own, such as a long system message."""
+CPU_SECONDS = 5
+MEMORY_BYTES = 1 << 30
+TOO_MUCH = 3
+"""Exit code of a template that writes more than it may, or needs more memory."""
+
+
+@lru_cache(maxsize=32)
+def fault_of(template: str) -> str | None:
+    """What is wrong with a template, in words; None if it ends soon and writes little."""
+    try:
+        trial = subprocess.run(
+            [sys.executable, "-I", __file__],
+            input=template.encode("utf-8", "surrogatepass"),
+            capture_output=True,
+            timeout=10 * CPU_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it runs for more than {CPU_SECONDS} seconds"
+
+    if trial.returncode == 0:
+        return None
+    if trial.returncode == TOO_MUCH:
+        return "it writes far more text than the messages hold"
+    return f"it runs for more than {CPU_SECONDS} seconds, or ends its process"
+
+
+class _Generation(Extension):
+    """The tag around an assistant's words that trainers of language models use."""
+
+    tags = {"generation"}  # noqa: RUF012  (as the base class has it)
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        """The block without its tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> jinja2.Environment:
+    """Templates as transformers fills them."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, **_: str(value)
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _conversations() -> list[list[dict[str, str]]]:
+    """Conversations with and without a system turn, of one and many turns, short and long."""
+    shapes = []
+    for system, turns, words in product((False, True), (1, 2, 16), (1, 500)):
+        roles = [*(["system"] if system else []), *("user", "assistant") * turns]
+        shapes.append([{"role": role, "content": "word " * words} for role in roles])
+    return shapes
+
+
+def _fill(
+    render: Callable[..., str], turns: list[dict[str, str]], tokens: Mapping[str, Any]
+) -> None:
+    try:
+        text = render(messages=turns, add_generation_prompt=False, **tokens)
+    # what a template refuses is told when it refuses a real conversation
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:
+        return
+
+    given = sum(len(turn["content"]) for turn in turns)
+    if len(text) > LARGEST_GROWTH * (ALWAYS_FILLED + given):
+        raise MemoryError
+
+
+def main() -> int:
+    """The exit code for the template on standard input."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    source = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None}
+    try:
+        render = _environment().from_string(source).render
+        for turns in _conversations():
+            _fill(render, turns, tokens)
+    except MemoryError:
+        return TOO_MUCH
+    # a template that is wrong is told by the program that fills it
+    except Exception:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from worldpm.serving import body_check
 from worldpm.serving.client import Client, Reply, chosen_error_client
 from worldpm.serving.routes.get_reward import GET_REWARD
 from worldpm.serving.routes.own import OWN
@@ -38,6 +39,10 @@ OPEN_PATHS = ("/", "/health", "/ping", "/ready", "/version", "/docs", "/openapi.
 """Answered without an API key; every other path needs a key if the server has keys."""
 ASSETS = "/docs-assets"
 """Assets of `/docs`, served locally and without an API key."""
+MOST_REPORTED = 16
+"""Validation errors of a body that are reported."""
+LONGEST_LOCATION = 200
+"""Characters of the location of an error."""
 STATUS_CLIENT_GONE = 499
 """HTTP status in the log for a client that closed the connection; no client receives it."""
 
@@ -154,8 +159,10 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(http: HttpRequest, error: RequestValidationError) -> Reply:
         fields = _wrong_fields(error.errors())
-        lines = "\n".join(f"  {asdict(field)}" for field in fields)
+        lines = "\n".join(f"  {asdict(field)}" for field in fields[:MOST_REPORTED])
         message = f"{len(fields)} validation error{'s' * (len(fields) != 1)}:\n{lines}"
+        if len(fields) > MOST_REPORTED:
+            message += f"\n  and {len(fields) - MOST_REPORTED} more"
         status = _error_client(http.scope).invalid_status
 
         return _error_reply(
@@ -221,7 +228,8 @@ def _location(loc: Sequence[int | str]) -> str:
         for part in loc[1:]
         if part not in formats and not str(part).startswith("function-")
     ]
-    return ".".join(["body", *parts])
+    # A key may be as long as the body
+    return ".".join(["body", *parts])[:LONGEST_LOCATION]
 
 
 def _summary(value: object) -> str:
@@ -315,6 +323,12 @@ class Admission:
         except RefusedError as error:
             await _error_reply(scope, error)(scope, receive, send)
         else:
+            # In a thread: the event loop must answer others meanwhile
+            fault = await asyncio.to_thread(body_check.fault_of, body)
+            if fault is not None:
+                too_much = RefusedError(413, f"the body has {fault}", kind="PayloadTooLarge")
+                await _error_reply(scope, too_much)(scope, receive, send)
+                return
             await self._app(scope, _replay(body, receive), send)
 
     def _recognise(self, scope: Scope) -> None:
@@ -329,9 +343,9 @@ class Admission:
 
         # ASGI gives names of headers as bytes in lower case
         headers = dict(scope["headers"])
-        sent = headers.get(b"authorization", b"").removeprefix(b"Bearer ") or headers.get(
-            b"x-api-key", b""
-        )
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        # the name of a scheme may be in any case (RFC 9110, 11.1)
+        sent = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
         # Every key is compared, in constant time: the time of a reply must not reveal a key
         names = [
             name for name, entry in keys.items() if hmac.compare_digest(entry.key.encode(), sent)

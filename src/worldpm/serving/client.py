@@ -5,11 +5,11 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic_core import ErrorDetails
 from starlette.responses import JSONResponse
 from starlette.types import Scope
@@ -17,7 +17,10 @@ from starlette.types import Scope
 from worldpm.serving.backends import Text
 from worldpm.serving.service import RefusedError, Service
 
-Texts = str | list[str] | list[int] | list[list[int]]
+Element = TypeVar("Element")
+Many = Annotated[list[Element], Field(fail_fast=True)]
+"""A list whose first wrong element is the only one that is reported."""
+Texts = str | Many[str] | Many[int] | Many[Many[int]]
 """One text, several, or their token ids."""
 ERROR_CLIENT = "error_client"
 """Key of the connection's state under which a route leaves the client that sent the body."""

@@ -11,14 +11,14 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel
 
-from worldpm.serving.client import Client, Reply
+from worldpm.serving.client import Client, Many, Reply
 from worldpm.serving.service import Service
 
 
 class GetReward(BaseModel):
     """Texts of prompt and response together, with their special tokens."""
 
-    query: list[str]
+    query: Many[str]
     prompts: list[Any] | None = None
     labels: list[Any] | None = None
 

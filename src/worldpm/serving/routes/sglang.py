@@ -13,15 +13,15 @@ from pydantic import BaseModel, model_validator
 from pydantic_core import ErrorDetails
 
 from worldpm.serving.backends import BackendReply
-from worldpm.serving.client import Client, Reply, Texts, as_list, is_single
+from worldpm.serving.client import Client, Many, Reply, Texts, as_list, is_single
 from worldpm.serving.service import Service
 
 
 class Classify(BaseModel):
     """`/classify` of texts, or of token ids."""
 
-    text: str | list[str] | None = None
-    input_ids: list[int] | list[list[int]] | None = None
+    text: str | Many[str] | None = None
+    input_ids: Many[int] | Many[Many[int]] | None = None
 
     @model_validator(mode="after")
     def _one_input(self) -> "Classify":

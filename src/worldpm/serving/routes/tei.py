@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
 from worldpm.serving.backends import CUT_TO_MODEL_LIMIT, BackendReply
-from worldpm.serving.client import Client, Reply, use_errors_of
+from worldpm.serving.client import Client, Many, Reply, use_errors_of
 from worldpm.serving.service import RefusedError, Service
 from worldpm.stats import bradley_terry
 
@@ -29,7 +29,7 @@ LABEL = "LABEL_0"
 class Predict(BaseModel):
     """`/predict`: a text, a pair, or a list of either in lists, as in TEI."""
 
-    inputs: str | Pair | list[Annotated[list[str], Field(min_length=1, max_length=2)]]
+    inputs: str | Pair | Many[Annotated[Many[str], Field(min_length=1, max_length=2)]]
     truncate: bool | None = None
     raw_scores: bool = False
 
@@ -47,7 +47,7 @@ class RerankTexts(BaseModel):
     """`/rerank` with `texts`."""
 
     query: str
-    texts: list[str]
+    texts: Many[str]
     truncate: bool | None = None
     raw_scores: bool = False
     return_text: bool = False

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
 from worldpm.serving.backends import BackendReply, LocalBackend
-from worldpm.serving.client import Client, Reply, Texts, as_list, headed_reply, reply_head
+from worldpm.serving.client import Client, Many, Reply, Texts, as_list, headed_reply, reply_head
 from worldpm.serving.routes import sglang, tei
 from worldpm.serving.service import RefusedError, Service, check_text, refusing
 from worldpm.stats import bradley_terry
@@ -39,7 +39,7 @@ class Turn(BaseModel):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Many[Part]
 
     def message(self) -> Message:
         """The message with its content as one text: parts become lines, as in vLLM."""
@@ -66,7 +66,7 @@ class OfText(Options):
 class OfMessages(Options):
     """`/classify` and `/pooling` of a conversation, whose last message is scored."""
 
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    messages: Annotated[Many[Turn], Field(min_length=1)]
 
 
 class PoolText(OfText):
@@ -84,13 +84,13 @@ class PoolMessages(OfMessages):
 class ScorePairs(Options):
     """`/score`: one query, or one for each document, under any of vLLM's names for them."""
 
-    queries: str | list[str] | None = None
-    text_1: str | list[str] | None = None
-    data_1: str | list[str] | None = None
-    documents: str | list[str] | None = None
-    items: str | list[str] | None = None
-    text_2: str | list[str] | None = None
-    data_2: str | list[str] | None = None
+    queries: str | Many[str] | None = None
+    text_1: str | Many[str] | None = None
+    data_1: str | Many[str] | None = None
+    documents: str | Many[str] | None = None
+    items: str | Many[str] | None = None
+    text_2: str | Many[str] | None = None
+    data_2: str | Many[str] | None = None
 
 
 class Tokenize(BaseModel):
@@ -105,7 +105,7 @@ class TokenizeMessages(BaseModel):
     """`/tokenize` of a conversation that ends with the assistant's message."""
 
     model: str | None = None
-    messages: Annotated[list[Turn], Field(min_length=2)]
+    messages: Annotated[Many[Turn], Field(min_length=2)]
     add_generation_prompt: Literal[False]
     """vLLM's default opens another turn, but a scored conversation is complete."""
 
@@ -120,7 +120,7 @@ class Rerank(Options):
     """`/rerank` of vLLM, Cohere and Jina."""
 
     query: str
-    documents: list[str | Document]
+    documents: Many[str | Document]
     top_n: int | None = None
     return_documents: bool = True
 

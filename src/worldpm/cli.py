@@ -91,7 +91,7 @@ VERBS = {
         "compare a model's rewards and errors between languages or regions",
     ),
     "report": Verb(ReportOptions, "worldpm.report.run", "show folders of the road on one page"),
-    "score": Verb(ScoreOptions, "worldpm.scoring.run", "score JSON lines with a checkpoint"),
+    "score": Verb(ScoreOptions, "worldpm.scoring.run", "score rows with a checkpoint"),
     "explain": Verb(
         ExplainOptions,
         "worldpm.scoring.explaining",

@@ -777,3 +777,13 @@ def test_a_set_that_is_mostly_cut_is_told_on_the_terminal_and_on_the_page(
     assert warning in capsys.readouterr().out
     assert run("report", tmp_path / "out", "--out", tmp_path / "page.html") == 0
     assert warning in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_columns_of_a_preference_set_may_have_other_names(road: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"How {i}?", "good": "So.", "bad": "No way."} for i in range(6)]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("evaluate", road / "checkpoint", "--on", path, "--out", tmp_path / "out")
+    assert run(*words, "--columns", "prompt=question,chosen=good,rejected=bad") == 0
+    (result,) = read_results(tmp_path / "out").checkpoints.values()
+    assert result.benchmarks["mine"].n == 6

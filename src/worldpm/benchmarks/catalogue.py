@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from worldpm.benchmarks import paper_views
+from worldpm.benchmarks import paper_views, preference_set
 from worldpm.benchmarks.auto_j import AUTO_J
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.best_of_n import BEST_OF_N
@@ -31,6 +31,7 @@ from worldpm.benchmarks.rm_bench import RM_BENCH
 from worldpm.benchmarks.rmb import RMB
 from worldpm.benchmarks.shp import SHP
 from worldpm.datasets import hub, preference_sets
+from worldpm.datasets.preference_sets import NO_COLUMNS, Columns
 from worldpm.errors import ConfigError
 from worldpm.storage import rows
 from worldpm.storage.manifest import Input, is_ours, read_manifest, verified_files
@@ -106,9 +107,11 @@ WORLDPM = Preset(name="worldpm", needs=paper_views.NEEDS, judge=paper_views.judg
 PRESETS = {WORLDPM.name: WORLDPM}
 
 
-def find(words: Sequence[str], root: Path) -> list[PlacedBenchmark]:
+def find(
+    words: Sequence[str], root: Path, *, columns: Columns = NO_COLUMNS
+) -> list[PlacedBenchmark]:
     """The benchmarks that `--on` names: benchmarks and presets by name, `NAME=PLACE` with a folder
-    or a hub id, groups, or plain preference sets.
+    or a hub id, groups, or plain preference sets, whose columns may have other names.
 
     Raises:
         ConfigError: If a word names none of these, or two have one name.
@@ -121,6 +124,13 @@ def find(words: Sequence[str], root: Path) -> list[PlacedBenchmark]:
     placed_names = {word.partition("=")[0] for word in words if "=" in word}
     # a benchmark that two presets need, or that is named twice, is evaluated once
     placed = [_placed(word, root) for word in dict.fromkeys(expanded) if word not in placed_names]
+
+    if columns:
+        own = preference_set.with_columns(columns)
+        placed = [
+            replace(entry, benchmark=own) if entry.benchmark is PREFERENCE_SET else entry
+            for entry in placed
+        ]
 
     # results and tables have the names as keys
     names = [benchmark.name for benchmark in placed]

@@ -8,18 +8,26 @@ subsets by file.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, prompt_id, unique
 from worldpm.benchmarks.metrics import strict_by_subset
 from worldpm.datasets import preference_sets
+from worldpm.datasets.preference_sets import NO_COLUMNS, Columns
+from worldpm.records import PreferenceGroup
 
 logger = logging.getLogger(__name__)
 
 
-def read(path: Path) -> list[Item]:
+def with_columns(columns: Columns) -> Benchmark:
+    """The benchmark of sets whose columns have other names."""
+    return replace(PREFERENCE_SET, read=partial(read, columns=columns))
+
+
+def read(path: Path, *, columns: Columns = NO_COLUMNS) -> list[Item]:
     """The items of a file or of a folder of files; rows without a preference, or that an earlier
     file has too, are left out, and logged with their reasons.
 
@@ -32,23 +40,23 @@ def read(path: Path) -> list[Item]:
     test_paths = [file for file in paths if preference_sets.split_of(file) == "test"]
 
     drops: Counter[str] = Counter()
-    items = unique(_items(test_paths or paths, drops), path)
+    groups = preference_sets.groups_of_files(test_paths or paths, drops, columns)
+    items = unique(map(_item, groups), path)
     if drops:
         reasons = "; ".join(f"{reason}: {number:,}" for reason, number in drops.most_common())
         logger.info("%s: left out %s", path, reasons)
     return items
 
 
-def _items(paths: list[Path], drops: Counter[str]) -> Iterator[Item]:
-    for group in preference_sets.groups_of_files(paths, drops):
-        yield Item(
-            group.site,
-            group.group_id,
-            prompt_id(group.prompt),
-            group.prompt,
-            group.responses,
-            group.preferences,
-        )
+def _item(group: PreferenceGroup) -> Item:
+    return Item(
+        group.site,
+        group.group_id,
+        prompt_id(group.prompt),
+        group.prompt,
+        group.responses,
+        group.preferences,
+    )
 
 
 def native(judged: Judged) -> dict[str, float]:

@@ -28,7 +28,7 @@ from worldpm.evaluation.results import (
 from worldpm.model import sources
 from worldpm.model.sources import Source
 from worldpm.options.evaluate import EvaluateOptions
-from worldpm.options.shared import command_of
+from worldpm.options.shared import column_names, command_of
 from worldpm.preferences.contamination import Index
 from worldpm.scoring.scorer import Scorer
 from worldpm.stats.style import style_of
@@ -132,7 +132,8 @@ def run(options: EvaluateOptions) -> None:
         _run_on_verdicts(options)
         return
 
-    placed = catalogue.find(options.on, options.benchmarks)
+    columns = column_names(options.columns)
+    placed = catalogue.find(options.on, options.benchmarks, columns=columns)
     # In the order of --on, which is that of tables and pages.
     benchmarks = {benchmark.name: benchmark for benchmark in placed}
     if options.rewards:
@@ -289,6 +290,8 @@ def _settings(
     }
     if not options.cut:
         settings["cut"] = False
+    if options.columns:
+        settings["columns"] = ",".join(map("=".join, column_names(options.columns).items()))
     if options.trained_on:
         settings["trained_on"] = [path.resolve().name for path in options.trained_on]
     if BENCHMARKS.keys() & benchmarks.keys():

@@ -77,6 +77,11 @@ def write(source: Source, output: Output, *, licence: str, results: Path | None,
     Raises:
         DataError: If a file was altered since the training.
     """
+    if source.is_gguf:
+        raise ConfigError(
+            f"{source.folder}: a GGUF file cannot be exported. Train a reward model from it first."
+        )
+
     # Folders of other programs have no manifest to check.
     if (source.folder / MANIFEST).is_file():
         names = verified_files(source.folder)

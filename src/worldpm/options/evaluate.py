@@ -6,7 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import BENCHMARKS, ModelOptions, changed
+from worldpm.options.shared import BENCHMARKS, ModelOptions, changed, column_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,8 @@ class EvaluateOptions(ModelOptions):
     on: tuple[str, ...]
     """Benchmarks by name, NAME=PATH with a folder or hub id, the preset `worldpm`, groups (folders,
     bare Parquet files), or plain preference sets (files, hub ids)."""
+    columns: tuple[str, ...] = ()
+    """OURS=THEIRS, more after commas: columns of plain preference sets that have other names."""
     out: Path
     """Folder to write."""
     rewards: tuple[Path, ...] = ()
@@ -38,6 +40,7 @@ class EvaluateOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        column_names(self.columns)
         if not self.on or sum(map(bool, (self.checkpoints, self.rewards, self.verdicts))) != 1:
             raise ConfigError(
                 "name checkpoints, or --rewards, or --verdicts (one of three), and after --on at"

@@ -227,7 +227,7 @@ def test_a_benchmark_of_another_format_is_refused(
         ),
         (
             ("train", "{road}/groups", "--model", "{road}/checkpoint", "--revision", "abc"),
-            "is a folder, which has none",
+            "is a folder or file, which has none",
         ),
         (
             ("train", "{road}/groups", "--model", "tiny", "--weight-decay", "-1"),

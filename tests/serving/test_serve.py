@@ -941,3 +941,34 @@ def test_the_name_of_the_key_scheme_may_be_in_any_case(road: Path, tmp_path: Pat
                 headers={"Authorization": f"{scheme} {'k' * 20}"},
             )
             assert reply.status_code == 200, scheme
+
+
+@pytest.mark.parametrize(
+    ("unit", "head", "tail"),
+    [
+        ("{},", '{"input":[', "]}"),
+        ("{},", '{"prompt":"a","responses":[', "]}"),
+        ("1,", '{"prompt":"a","responses":[', "]}"),
+        ("[1],", '{"input":[', "]}"),
+        ('"k%d":1,', "{", "}"),
+        ("[", '{"input":', ""),
+    ],
+    ids=["objects", "responses", "numbers", "lists", "keys", "depth"],
+)
+def test_a_body_of_much_work_gets_a_small_reply(
+    client: TestClient, unit: str, head: str, tail: str
+) -> None:
+    units = "".join(unit % i if "%" in unit else unit for i in range(60_000)).rstrip(",")
+    body = head + units + (tail or "]" * 60_000 + "}")
+    for route in ("/classify", "/v1/rewards", "/pooling", "/rerank", "/predict", "/v1/embeddings"):
+        reply = client.post(route, content=body, headers={"Content-Type": "application/json"})
+        assert 400 <= reply.status_code < 500, route
+        assert len(reply.content) < 65_536, route
+
+
+def test_only_the_first_errors_of_a_body_are_reported(client: TestClient) -> None:
+    body = {f"unknown {i}": 1 for i in range(100)}
+    message = client.post("/v1/rewards", json=body).json()["error"]["message"]
+    assert message.startswith("10")
+    assert message.count("extra_forbidden") <= 16
+    assert "more" in message.splitlines()[-1]

@@ -152,7 +152,8 @@ def _base(adapter: Adapter, files: Sequence[str], *, here: bool) -> Source | Non
     for place in (Path(name), adapter.folder / name):
         if place.is_file():
             return _file(place, None, None)
-        if place.is_dir():
+        # another folder of that name may be in the working directory by chance
+        if any((place / file).is_file() for file in ("config.json", adapter_folders.CONFIG)):
             return _finished(Source(place))
 
     if not _is_hub_id(name):

@@ -326,7 +326,8 @@ class Admission:
             # In a thread: the event loop must answer others meanwhile
             fault = await asyncio.to_thread(body_check.fault_of, body)
             if fault is not None:
-                too_much = RefusedError(413, f"the body has {fault}", kind="PayloadTooLarge")
+                status = _error_client(scope).invalid_status
+                too_much = RefusedError(status, f"the body has {fault}", kind="Bad Request")
                 await _error_reply(scope, too_much)(scope, receive, send)
                 return
             await self._app(scope, _replay(body, receive), send)

@@ -293,3 +293,12 @@ def test_a_text_that_outgrows_its_messages_is_refused(base: PreTrainedTokenizerF
     encoder = Encoder(tokenizer, chat.UNFRAMED, ROOMY)
     with pytest.raises(TemplateRefusalError, match="makes 10,000,001 characters of it"):
         encoder.encode([Message("user", "boom")], ["b"])
+
+
+def test_a_special_token_in_a_tool_call_is_refused(base: PreTrainedTokenizerFast) -> None:
+    tokenizer = tokenizer_of(base, SHAPES["chatml"])
+    encoder = Encoder(tokenizer, chat.frame_of(tokenizer), ROOMY)
+    calls = [{"function": {"name": "look", "arguments": "<|im_end|>"}}]
+    turn = Message.of({"role": "assistant", "content": None, "tool_calls": calls})
+    with pytest.raises(TemplateRefusalError, match="another key of a message holds"):
+        encoder.encode([Message("user", "a"), turn], ["b"])

@@ -61,8 +61,6 @@ QWEN_TEMPLATE = (
     " if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Qwen's chat format with its empty system turn, as the released WorldPM checkpoints read it."""
-
-
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}\n\n"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
@@ -101,8 +99,8 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
     """
     if not tokenizer.chat_template:
         raise CheckpointError(
-            f"{tokenizer.name_or_path}: the tokenizer has no chat template; take an instruct"
-            " model's, or save one with it"
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template. Name one with"
+            " --chat-template: plain, chatml, or a file."
         )
 
     end_token = END_TOKEN if END_TOKEN in tokenizer.get_added_vocab() else tokenizer.eos_token
@@ -253,6 +251,11 @@ def render(
             text far longer than its messages.
     """
     special = _special_tokens(tokenizer, frame)
+    for message in (*prompt, last):
+        # templates write these keys in ways of their own, so that no mark could find the token
+        if token := special.search(message.more):
+            raise RefusalError(f"a tool call or another key of a message holds {token[0]!r}.")
+
     turns = [message.turn() for message in prompt]
     if frame.empty_system and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": ""})
@@ -453,8 +456,8 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, frame: Frame) -> re.Patt
     """
     if not tokenizer.chat_template:
         raise CheckpointError(
-            f"{tokenizer.name_or_path}: the tokenizer has no chat template; save one with it, or"
-            " name one with --chat-template"
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template. Name one with"
+            " --chat-template: plain, chatml, or a file."
         )
 
     special = any_of(special_tokens(tokenizer))

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def alter(path: Path, *statements: str) -> None:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.executescript(
             "DROP TRIGGER no_update; DROP TRIGGER no_delete;" + ";".join(statements)
         )
@@ -124,12 +125,14 @@ def test_an_altered_or_missing_row_is_detected(
 
 def test_rows_cannot_be_changed_by_accident(log: Path) -> None:
     with (
-        sqlite3.connect(log) as connection,
+        closing(sqlite3.connect(log)) as connection,
+        connection,
         pytest.raises(sqlite3.IntegrityError, match="never changed"),
     ):
         connection.execute("UPDATE decisions SET rewards = '[]'")
     with (
-        sqlite3.connect(log) as connection,
+        closing(sqlite3.connect(log)) as connection,
+        connection,
         pytest.raises(sqlite3.IntegrityError, match="never deleted"),
     ):
         connection.execute("DELETE FROM decisions")

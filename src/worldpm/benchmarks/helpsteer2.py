@@ -18,10 +18,9 @@ import msgspec
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, files, two, unique
 from worldpm.benchmarks.metrics import strict_by_subset
-from worldpm.datasets import preference_sets
 from worldpm.errors import DataError
 from worldpm.records import Message, Preference
-from worldpm.storage import rows
+from worldpm.storage import dialogues, rows
 
 HOME = "https://huggingface.co/datasets/nvidia/HelpSteer2 (`validation.jsonl.gz`)"
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -107,7 +106,7 @@ def _items_of_prompt(prompt: str, rated: list[_Rated]) -> Iterator[Item]:
         )
 
     # a prompt that occurs several times has two responses each time
-    messages = preference_sets.asked(prompt)
+    messages = dialogues.asked(prompt)
     for first, second in zip(rated[::2], rated[1::2], strict=True):
         for attribute in ATTRIBUTES:
             gap = first.ratings[attribute] - second.ratings[attribute]

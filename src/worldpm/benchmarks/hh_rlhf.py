@@ -16,7 +16,7 @@ from pathlib import Path
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.items import Item, Judged, better_first, files, parse, unique
 from worldpm.benchmarks.metrics import strict_by_subset
-from worldpm.datasets import preference_sets
+from worldpm.storage import dialogues
 
 HOME = "https://github.com/anthropics/hh-rlhf (`SUBSET/test.jsonl.gz`)"
 SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
@@ -50,7 +50,7 @@ def _subsets_of(path: Path) -> list[str]:
 
 
 def _items(subset: str, number: int, row: dict[str, object]) -> Iterator[Item]:
-    pair = preference_sets.pair(row)
+    pair = dialogues.pair(row)
     # a string is the reason why the row holds no preference
     if not isinstance(pair, str):
         better, worse = pair.responses[:1], pair.responses[1:]

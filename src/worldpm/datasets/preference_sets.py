@@ -23,11 +23,7 @@ from numpy.typing import NDArray
 from worldpm.errors import ConfigError
 from worldpm.records import Preference, PreferenceGroup, Response
 from worldpm.storage import dialogues, parquet, rows
-
-# Benchmarks read single rows of sets through this module.
 from worldpm.storage.dialogues import Messages, RatedRow
-from worldpm.storage.dialogues import asked as asked
-from worldpm.storage.dialogues import pair as pair
 
 logger = logging.getLogger(__name__)
 

@@ -80,7 +80,7 @@ class Conditions:
 
     @property
     def cut_warnings(self) -> dict[str, str]:
-        """What to tell of benchmarks of which many responses were cut, or their prompts."""
+        """A warning by benchmark, where many responses or their prompts were cut."""
         warnings = {}
         for name, share in (self.truncated_share or {}).items():
             if share > TOLD_CUT:
@@ -288,7 +288,7 @@ class ResultTables:
         """Every preference of a benchmark with what is known of its two responses."""
         pairs = self.preferences[benchmark]
         items = self.items[benchmark]
-        # The prompt stands on the row of the first response.
+        # The row of the first response holds the prompt.
         first = [items[ResponseKey(pair.subset, pair.item, 0)] for pair in pairs]
         chosen = [ResponseKey(pair.subset, pair.item, pair.chosen) for pair in pairs]
         rejected = [ResponseKey(pair.subset, pair.item, pair.rejected) for pair in pairs]

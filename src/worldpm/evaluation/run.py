@@ -203,7 +203,7 @@ def _run_on_rewards(options: EvaluateOptions, benchmarks: Mapping[str, PlacedBen
 
     with output:
         judged = _read_rewards(options.rewards, benchmarks, sets)
-        # Without the items nobody can check that the rewards are of this benchmark.
+        # Without the items the rewards cannot be checked against this benchmark.
         without_files = [name for name in benchmarks if name not in sets]
         for name in without_files:
             logger.warning(

@@ -55,7 +55,7 @@ class _Turn(msgspec.Struct, frozen=True):
 
 
 class _AnswerMetadata(msgspec.Struct, frozen=True):
-    """What is known of an answer."""
+    """Metadata of an answer."""
 
     token_len: int | None = None
 

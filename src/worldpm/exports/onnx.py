@@ -80,7 +80,7 @@ def write(
     rows = torch.export.Dim("rows", min=1, max=4096)
     length = torch.export.Dim("length", min=2, max=32_768)
     example = (torch.ones(3, 7, dtype=torch.int64), torch.tensor([6, 2, 4]))
-    # the exporter cannot trace our attention, whose plan is built anew for each row
+    # the exporter cannot trace our attention: it builds a plan for each row
     with model.separate_rows(), _quiet(), torch.no_grad():
         torch.onnx.export(
             _Graph(model).eval(),

@@ -34,7 +34,7 @@ TEMPLATE_ERRORS = (
     *(TemplateError, ArithmeticError, AttributeError),
     *(LookupError, TypeError, ValueError, RecursionError, SyntaxError),
 )
-"""A template is a program: what it does not expect raises errors of Python, too."""
+"""Errors of a template: it is a program, and unexpected input can raise any of these."""
 
 Turn = Mapping[str, Any]
 """A message as templates read it."""
@@ -415,8 +415,8 @@ def _literal(
     for number, content in enumerate(_contents(turns)):
         for token in {match[0] for match in special.finditer(content)}:
             places = _places_of(token, number, template, turns)
-            # the template itself looks for the token in texts, as for `</think>`: it has its way,
-            # but never with a token that ends a text
+            # a template that searches texts for the token, as for `</think>`, decides what it is;
+            # a token that ends texts is never left to it
             if places is None and token in _ends(template):
                 raise RefusalError(f"a text has {token!r}, which the chat template looks for.")
             found.update(places or ())
@@ -431,8 +431,8 @@ def _ends(template: _Template) -> tuple[object, ...]:
 def _places_of(
     token: str, turn: int, template: _Template, turns: Sequence[Turn]
 ) -> list[Span] | None:
-    """Places in the text of a token that stands in the words of one turn; None if the template
-    looks for it there."""
+    """Spans of a special token that the words of one turn contain; None if the template searches
+    the words for it."""
     contents = _contents(turns)
     mark = _unused_mark(contents)
     marked = [dict(other) for other in turns]

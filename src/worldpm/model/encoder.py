@@ -23,8 +23,8 @@ ALWAYS_TOKENIZED_CHARACTERS = 200_000
 name its tokens."""
 
 TOLD_CUT, LARGEST_CUT = 0.05, 0.5
-"""Share of a set's responses that were cut, above which it is told, and above which an accuracy on
-the set cannot be compared with others."""
+"""Shares of a set's responses that were cut: above the first the program warns, above the second an
+accuracy on the set cannot be compared with others."""
 
 Tokens = Sequence[int] | NDArray[np.integer]
 
@@ -81,8 +81,8 @@ class Limits(NamedTuple):
         return cls(max_length, max_length // 2)
 
     def within(self, max_length: int | None, *, cut: bool) -> "Limits":
-        """These limits for sequences of at most `max_length`, of which a prompt that must be cut
-        gets half at most; a length above the model's own limit is used as given."""
+        """These limits for sequences of at most `max_length`. A prompt is cut to at most half of
+        it. A length above the model's own limit is used as given."""
         if max_length is None or max_length == self.max_length:
             return self._replace(cut=cut)
 
@@ -260,8 +260,8 @@ class Encoder:
             )
 
     def _ids(self, text: str) -> list[int]:
-        """The tokens of a rendered text, with the template's bos_token, which some clients take
-        off."""
+        """The tokens of a rendered text. Some clients remove the template's bos_token; it is added
+        again."""
         text = chat.close(text, self.frame)
         if not text.startswith(self._opening):
             text = self._opening + text
@@ -355,8 +355,8 @@ def _with_next(run: _Neighbours, index: int, sequences: Sequence[list[int]]) -> 
 
 @dataclass(frozen=True)
 class _LiteralTokenizer:
-    """Reads texts in which people wrote special tokens: to it the template's own have names that no
-    text can hold, and so all others are plain text."""
+    """Tokenizer of texts in which people wrote special tokens. It renames those that the template
+    wrote, so that all others are plain text."""
 
     backend: Tokenizer
     names: dict[str, str]

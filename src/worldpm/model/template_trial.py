@@ -92,7 +92,7 @@ def _fill(
 ) -> None:
     try:
         text = render(messages=turns, add_generation_prompt=False, **tokens)
-    # what a template refuses is told when it refuses a real conversation
+    # a refusal is reported when the template refuses a real conversation
     except (MemoryError, RecursionError):
         raise
     except Exception:
@@ -115,7 +115,7 @@ def main() -> int:
             _fill(render, turns, tokens)
     except MemoryError:
         return TOO_MUCH
-    # a template that is wrong is told by the program that fills it
+    # the program that fills the template reports its errors
     except Exception:
         return 0
     return 0

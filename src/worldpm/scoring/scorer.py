@@ -67,7 +67,7 @@ def request_of(name: str, prompt: Prompt, responses: Iterable[str]) -> Request:
 
 
 class Refused(NamedTuple):
-    """The answer to a request that the chat template refuses."""
+    """Answer to a request that the chat template refuses."""
 
     name: str
     """Of the request."""

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from worldpm.serving import decision_log
+from worldpm.serving import decision_files
 
 SECONDS, TIMES, KILLS = 60, 10, 100
 BODY = {"prompt": "word " * 20, "responses": [f"answer {number} " * 15 for number in range(16)]}
@@ -120,8 +120,8 @@ def kills(model: str) -> None:
                 acknowledged |= asyncio.run(until_killed(process, url, number))
         with server(model, "--log", log):
             pass
-        found = decision_log.verify(log)
-        prompts = {row.inputs.prompt[0].content for row in decision_log.rows(log)}
+        found = decision_files.verify(log)
+        prompts = {row.inputs.prompt[0].content for row in decision_files.rows(log)}
         lost = len(acknowledged - prompts)
         print(
             f"{KILLS} kills, {len(acknowledged):,} acknowledged, {found.decisions:,} in the log,"

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from tests.conftest import run
 from worldpm.errors import DataError
 from worldpm.options.serve import ServeOptions
-from worldpm.serving import decision_log, drift
+from worldpm.serving import decision_files, drift
 from worldpm.serving.run import assemble
 
 
@@ -77,19 +77,19 @@ def test_a_server_reports_drift_from_a_reference_of_its_log(
 
     application, service = assemble(ServeOptions(model=str(road / "checkpoint"), log=log))
     assert service.decisions is not None
-    with TestClient(application) as client:
+    with TestClient(application, base_url="http://127.0.0.1") as client:
         for number in range(60):
             client.post(
                 "/v1/rewards",
                 json={"prompt": f"question {number}", "responses": [f"answer {number} is this"]},
             )
     service.decisions.close()
-    assert decision_log.verify(log).decisions == 60
+    assert decision_files.verify(log).decisions == 60
     assert run("log", "reference", log, "--out", saved) == 0
     assert len(json.loads(saved.read_text())["reward"]) == 60
 
     application, _ = assemble(ServeOptions(model=str(road / "checkpoint"), reference=saved))
-    with TestClient(application) as client:
+    with TestClient(application, base_url="http://127.0.0.1") as client:
         for number in range(40):
             client.post(
                 "/v1/rewards",

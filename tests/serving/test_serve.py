@@ -32,7 +32,7 @@ from worldpm.model import chat
 from worldpm.options.serve import ServeOptions
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
-from worldpm.serving import app, decision_log
+from worldpm.serving import app, decision_files
 from worldpm.serving.backends import EXPLAINED_AT_ONCE, LocalBackend
 from worldpm.serving.routing import RoutingRules
 from worldpm.serving.run import assemble
@@ -42,6 +42,7 @@ PROMPT, ANSWERS = (
     "How long should I bake a loaf?",
     ["About 40 minutes at 220 C.", "This was asked before.", "Who knows?"],
 )
+LOCAL = "http://127.0.0.1"
 RECORDED = Path(__file__).with_name("vllm_replies.txt")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -52,7 +53,7 @@ def server(road: Path, **options: Any) -> Iterator[TestClient]:
     application, service = assemble(
         ServeOptions(model=str(road / "checkpoint"), name="tinyrm", **options)
     )
-    with TestClient(application, raise_server_exceptions=False) as client:
+    with TestClient(application, base_url=LOCAL, raise_server_exceptions=False) as client:
         yield client
 
     if service.decisions is not None:
@@ -421,7 +422,7 @@ def test_a_deadline_holds_while_other_requests_are_read_and_explained(road: Path
     body = {"prompt": "a", "responses": ["b"]}
     soon = {"x-timeout-seconds": "0.2"}
 
-    with TestClient(application, raise_server_exceptions=False) as client:
+    with TestClient(application, base_url=LOCAL, raise_server_exceptions=False) as client:
         read, explained = threading.Event(), threading.Event()
         backend._reader.submit(read.wait)  # another request's text, which takes long
         started = time.monotonic()
@@ -456,7 +457,7 @@ def test_a_reward_that_is_not_finite_is_500_and_not_logged(road: Path, tmp_path:
     assert isinstance(service.backend, LocalBackend)
     service.backend.scorer.model.score.weight.data.fill_(torch.nan)  # type: ignore[operator]
 
-    with TestClient(application, raise_server_exceptions=False) as client:
+    with TestClient(application, base_url=LOCAL, raise_server_exceptions=False) as client:
         reply = client.post("/v1/rewards", json={"prompt": PROMPT, "responses": ANSWERS})
     assert reply.status_code == 500
     assert "the reward of response 0 is nan" in reply.json()["error"]["message"]
@@ -486,8 +487,8 @@ def test_keys_are_needed_and_bring_their_settings(road: Path, tmp_path: Path) ->
         bob = post(**{"X-Api-Key": "other"}).json()
 
     assert (ann["confidence"]["level"], bob["confidence"]["level"]) == (0.7, 0.9)
-    rows = list(decision_log.rows(tmp_path / "log.sqlite"))
-    assert [row.client for row in rows] == ["ann", "bob"]
+    rows = list(decision_files.rows(tmp_path / "log.sqlite"))
+    assert [row.key for row in rows] == ["ann", "bob"]
     assert rows[0].settings == {"strictness": 0.7, "ranges": {}, "weights": {}}
 
     keys.write_text('{"ann": {"settings": {}}}')
@@ -530,7 +531,7 @@ def test_rules_send_responses_to_queues(road: Path, tmp_path: Path, scorer: Scor
     assert sorted(response["queue"] for response in group) == ["low", "low", "publish"]
     assert sorted(response["rule"] for response in group) == [0, 1, 1]
     assert single[0]["preferred_to_others"] is None
-    assert [row.settings for row in decision_log.rows(log)] == [content, content]
+    assert [row.settings for row in decision_files.rows(log)] == [content, content]
 
 
 @pytest.mark.parametrize(
@@ -674,7 +675,7 @@ def test_sigterm_answers_what_was_accepted_and_logs_are_json(road: Path, tmp_pat
 
     assert started.returncode in (0, -signal.SIGTERM)
     assert answered >= 1
-    assert decision_log.verify(log).decisions == answered
+    assert decision_files.verify(log).decisions == answered
     lines = [json.loads(line) for line in output.decode().splitlines()]
     assert all(
         {"@timestamp", "log.level", "message", "ecs.version"} <= line.keys() for line in lines
@@ -688,8 +689,8 @@ def test_every_acknowledged_decision_survives_kill_9(road: Path, tmp_path: Path)
     with process(road, "--log", log):  # a torn tail is repaired
         pass
 
-    assert decision_log.verify(log).broken is None
-    logged = [row.rewards[0] for row in decision_log.rows(log)]
+    assert decision_files.verify(log).broken is None
+    logged = [row.rewards[0] for row in decision_files.rows(log)]
     assert len(acknowledged) >= 40
     assert len(logged) >= len(acknowledged)
     assert not set(acknowledged) - set(logged)
@@ -796,7 +797,7 @@ def test_an_upstream_server_gives_the_same_rewards(
     log = tmp_path / "log.sqlite"
     with process(road) as (behind, url):
         application, service = assemble(ServeOptions(upstream=url, log=log))
-        with TestClient(application, raise_server_exceptions=False) as front:
+        with TestClient(application, base_url=LOCAL, raise_server_exceptions=False) as front:
             check_upstream_rewards(front, scorer, url)
             check_upstream_limits(front)
 
@@ -807,7 +808,7 @@ def test_an_upstream_server_gives_the_same_rewards(
 
     assert service.decisions is not None
     service.decisions.close()
-    assert decision_log.verify(log).decisions == 4
+    assert decision_files.verify(log).decisions == 4
     with pytest.raises(ConfigError, match="no vLLM answers"):
         assemble(ServeOptions(upstream=url))
 
@@ -859,7 +860,7 @@ def test_tokens_are_those_of_the_model(client: TestClient, scorer: Scorer) -> No
 def foreign_server(folder: Path, **options: Any) -> Iterator[TestClient]:
     """The application with a model of others."""
     application, _ = assemble(ServeOptions(model=str(folder), name="other", **options))
-    with TestClient(application, raise_server_exceptions=False) as client:
+    with TestClient(application, base_url=LOCAL, raise_server_exceptions=False) as client:
         yield client
 
 

@@ -1,6 +1,7 @@
 """Options of `worldpm log`."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +13,23 @@ from worldpm.options.shared import ModelOptions, changed, check_not_negative
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions(ModelOptions):
-    """Verify a decision log, export it as a table, score its inputs again, or save a window of it
-    as the reference for drift."""
+    """Verify a decision log, export it as a table, score its inputs again, erase texts, or save a
+    window of it as the reference for drift."""
 
-    action: Positional[Literal["verify", "export", "replay", "reference"]]
+    action: Positional[Literal["verify", "export", "replay", "erase", "reference"]]
     """Action."""
     file: Positional[Path]
-    """The SQLite file of `worldpm serve --log`."""
+    """The SQLite file of `worldpm serve --log`; files that were put aside beside it are read
+    too."""
+    since: datetime | None = None
+    """First moment of the decisions, such as 2026-01-31 or 2026-01-31T08:00:00; in UTC unless it
+    has a zone."""
+    until: datetime | None = None
+    """First moment after the decisions."""
+    key: str | None = None
+    """Decisions of the API key of this name."""
+    id: str | None = None
+    """Decisions of the reply or the request with this id."""
     head: str | None = None
     """verify: a hash that you saved elsewhere. If it is not in the chain, rows at the end are
     missing."""
@@ -42,12 +53,19 @@ class LogOptions(ModelOptions):
         if self.action == "replay" and self.model is None:
             raise ConfigError("`worldpm log replay` needs --model")
 
+        selection = ["since", "until", "key", "id"]
+        if self.action == "erase" and not changed(self, selection):
+            raise ConfigError(
+                "`worldpm log erase` needs --key, --id, --since or --until. Name what to erase."
+            )
+        scoring = ["model", "tolerance", *ModelOptions.__dataclass_fields__]
         used = {
             "verify": {"head"},
-            "export": {"out"},
-            "reference": {"out"},
-            "replay": {"model", "tolerance", *ModelOptions.__dataclass_fields__},
+            "export": {"out", *selection},
+            "reference": {"out", *selection},
+            "replay": {*scoring, *selection},
+            "erase": {*selection},
         }[self.action]
-        optional = ["head", "out", "model", "tolerance", *ModelOptions.__dataclass_fields__]
+        optional = ["head", "out", *selection, *scoring]
         if idle := changed(self, [name for name in optional if name not in used]):
             raise ConfigError(f"{idle[0]} does nothing in `worldpm log {self.action}`")

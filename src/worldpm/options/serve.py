@@ -1,12 +1,18 @@
 """Options of `worldpm serve`."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import ModelOptions, changed, check_above_zero
+from worldpm.options.shared import (
+    ModelOptions,
+    changed,
+    check_above_zero,
+    check_not_negative,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,12 @@ class ServeOptions(ModelOptions):
     log: Path | None = None
     """SQLite file to which every decision is written."""
     log_hashes: bool = False
-    """Write hashes of the inputs to the log instead of the inputs."""
+    """Write salted digests of the inputs to the log, not the inputs."""
+    log_mib: float | None = None
+    """Size at which a file of the log is put aside and a new one goes on; one file unless set."""
+    log_days: float | None = None
+    """Days after which files that were put aside are removed; a file then holds a day at most. All
+    are kept unless set."""
     row_tokens: int = 2048
     """Tokens that the model computes at once."""
     queue_tokens: int = 262_144
@@ -49,6 +60,20 @@ class ServeOptions(ModelOptions):
     """Largest body of a request."""
     deadline_seconds: float = 60.0
     """Time after which a waiting request is dropped; a request may set a shorter one."""
+    queue_wait: float = 0.0
+    """Seconds that a request waits for a place where the server is full, in place of a 429."""
+    max_connections: int = 1024
+    """Connections at once; a new one takes the place of the one that has been idle longest."""
+    header_seconds: float = 10.0
+    """Time in which the headers of a request must arrive."""
+    body_seconds: float = 30.0
+    """Time in which the body of a request must arrive, and a client must go on reading a reply."""
+    allow_hosts: tuple[str, ...] = ()
+    """Further names by which requests may address a server on 127.0.0.1 or localhost, for instance
+    those of a proxy on this machine."""
+    cors: tuple[str, ...] = ()
+    """Origins whose pages may call the server from a browser, such as https://example.org; none
+    unless set."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,8 +88,9 @@ class ServeOptions(ModelOptions):
             )
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port is {self.port}; 0 to 65535 are possible")
-        if self.log_hashes and self.log is None:
-            raise ConfigError("--log-hashes needs --log. Name its file.")
+        logging = changed(self, ["log_hashes", "log_mib", "log_days"])
+        if logging and self.log is None:
+            raise ConfigError(f"{logging[0]} needs --log. Name its file.")
         amounts: dict[str, float | None] = {
             "--row-tokens": self.row_tokens,
             "--queue-tokens": self.queue_tokens,
@@ -72,5 +98,17 @@ class ServeOptions(ModelOptions):
             "--max-inputs": self.max_inputs,
             "--max-body-mib": self.max_body_mib,
             "--deadline-seconds": self.deadline_seconds,
+            "--log-mib": self.log_mib,
+            "--log-days": self.log_days,
+            "--max-connections": self.max_connections,
+            "--header-seconds": self.header_seconds,
+            "--body-seconds": self.body_seconds,
         }
         check_above_zero(amounts)
+        check_not_negative({"--queue-wait": self.queue_wait})
+        wrong = [origin for origin in self.cors if not re.fullmatch(r"https?://[^/\s*]+", origin)]
+        if wrong:
+            raise ConfigError(
+                f"--cors {wrong[0]}: not an origin. Name scheme and host, such as"
+                " https://example.org."
+            )

@@ -1,11 +1,14 @@
 """Confidence in one model's margins: calibrated probabilities, ties within the noise, and style by
 settings that users can read."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -43,6 +46,14 @@ class Confidence:
     """None without judged pairs, or if their margins go against the labels."""
     source: str = "the checkpoint's validation preferences"
     """Name of the pairs that the temperature was fitted on."""
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Of its numbers; None if margins are not calibrated."""
+        if self.temperature is None:
+            return None
+        numbers = (self.temperature, list(self.margins), self.style, self.source)
+        return hashlib.sha256(msgspec.json.encode(numbers)).hexdigest()
 
     def probability(self, margin: float) -> float:
         """Probability that the response ahead by a margin in logits is preferred."""

@@ -1,5 +1,5 @@
-"""Checks and uses of a server's decision log: verify the chain, export it, replay it, and save a
-reference for drift."""
+"""Checks and uses of a server's decision log: verify the chain, export it, replay it, erase texts,
+and save a reference for drift."""
 
 import logging
 from collections.abc import Iterator
@@ -11,11 +11,13 @@ from worldpm.errors import ConfigError, DataError, WorldPMError
 from worldpm.options.log import LogOptions
 from worldpm.scoring import scorer as scoring
 from worldpm.scoring.scorer import Scorer
-from worldpm.serving import decision_log, drift
-from worldpm.serving.decision_log import (
+from worldpm.serving import decision_files, drift
+from worldpm.serving.decision_files import Selection
+from worldpm.serving.decisions import (
+    COLUMNS,
+    HASH_BEFORE_FIRST,
     ConversationInputs,
     DecisionRow,
-    HashedInputs,
     TextInputs,
     json_text,
 )
@@ -24,6 +26,8 @@ from worldpm.storage.json_files import Plain, to_json, write_atomically
 
 logger = logging.getLogger(__name__)
 
+EXPORTED = (*COLUMNS, "digests")
+"""Columns of an export: `inputs` are the texts, null where they were erased or never kept."""
 DEFAULT_TOLERANCE = 1e-4
 """Largest difference of a reward in a replay, in logits."""
 
@@ -35,30 +39,50 @@ def run(options: LogOptions) -> None:
         DataError: If the log is broken.
         WorldPMError: If a replay gives other rewards.
     """
-    actions = {"verify": _verify, "export": _export, "replay": _replay, "reference": _reference}
+    actions = {
+        "verify": _verify,
+        "export": _export,
+        "replay": _replay,
+        "erase": _erase,
+        "reference": _reference,
+    }
     actions[options.action](options)
 
 
 def _verify(options: LogOptions) -> None:
     """Check the chain, and that it contains the hash of `--head`."""
-    check = decision_log.verify(options.file)
+    check = decision_files.verify(options.file)
     if check.broken is not None:
         raise DataError(
             options.file,
-            f"{check.finding}; the {check.broken - 1:,} decisions before it are as they were"
+            f"{check.finding}; the {check.decisions:,} decisions before it are as they were"
             " written",
         )
 
     # A cut log is a valid chain too, so an auditor keeps its last hash elsewhere.
     if options.head:
-        hashes = {decision_log.HASH_BEFORE_FIRST}
-        hashes.update(row.hash for row in decision_log.rows(options.file))
+        hashes = {HASH_BEFORE_FIRST}
+        hashes.update(row.hash for row in decision_files.rows(options.file))
         if options.head not in hashes:
             raise DataError(
                 options.file,
                 f"{options.head} is not in the chain: decisions at the end are missing",
             )
     print(f"{check.decisions:,} decisions, all as they were written; the last hash is {check.head}")
+    if check.first > 1:
+        print(f"the log begins at decision {check.first:,}; older files are not here")
+    if check.without_texts:
+        print(f"{check.without_texts:,} of them without texts, erased or never kept")
+
+
+def _selection(options: LogOptions) -> Selection:
+    return Selection(options.since, options.until, options.key, options.id)
+
+
+def _erase(options: LogOptions) -> None:
+    """Erase the texts of some decisions; their rows and the chain stay."""
+    count = decision_files.erase(options.file, _selection(options))
+    print(f"erased the texts of {count:,} decisions; their digests and the chain stay")
 
 
 def _out(options: LogOptions) -> Path:
@@ -80,11 +104,13 @@ def _export(options: LogOptions) -> None:
     types = {
         "number": pa.int64(),
         "milliseconds": pa.float64(),
+        "temperature": pa.float64(),
+        "queues": pa.list_(pa.string()),
         "rewards": numbers,
         "probabilities": numbers,
     }
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in decision_log.COLUMNS])
-    rows = map(_exported, decision_log.rows(options.file))
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in EXPORTED])
+    rows = map(_exported, decision_files.rows(options.file, _selection(options)))
 
     # Written aside, so that a failed export leaves no half file.
     aside = out.with_name(f"{out.name}.partial")
@@ -97,14 +123,19 @@ def _export(options: LogOptions) -> None:
 
 
 def _exported(row: DecisionRow) -> Plain:
-    """A row of the Parquet file: settings and inputs are JSON text."""
-    texts = {"settings": json_text(row.settings), "inputs": json_text(row.inputs.content())}
+    """A row of the Parquet file: settings, inputs and digests are JSON text."""
+    inputs = None if row.inputs is None else json_text(row.inputs.content())
+    texts = {
+        "settings": json_text(row.settings),
+        "inputs": inputs,
+        "digests": json_text(row.digests),
+    }
     return {**vars(row), **texts}
 
 
 def _reference(options: LogOptions) -> None:
     """Save the series of the log as a reference for drift."""
-    series = drift.reference_of(decision_log.rows(options.file))
+    series = drift.reference_of(decision_files.rows(options.file, _selection(options)))
     # All series have an entry for each request.
     count = len(series[drift.SERIES[0]])
     if count < drift.LEAST_REQUESTS:
@@ -125,7 +156,11 @@ def _replay(options: LogOptions) -> None:
     # Streamed: a log may be larger than memory.
     worst, count = 0.0, 0
     differing: list[int] = []
-    for row, rewards in _scored_again(scorer, options.file):
+    without_texts = 0
+    for row, rewards in _scored_again(scorer, options):
+        if rewards is None:
+            without_texts += 1
+            continue
         count += 1
         pairs = zip(row.rewards, rewards, strict=True)
         difference = max((abs(logged - replayed) for logged, replayed in pairs), default=0.0)
@@ -140,25 +175,20 @@ def _replay(options: LogOptions) -> None:
             f" {differing[0]}"
         )
     print(summary)
+    if without_texts:
+        print(f"{without_texts:,} others cannot be: their texts were erased or never kept")
 
 
-def _scored_again(scorer: Scorer, file: Path) -> Iterator[tuple[DecisionRow, list[float]]]:
-    """Every row with the rewards that the model gives now.
-
-    Raises:
-        DataError: If a row holds only the hash of its inputs.
-    """
-    for row in decision_log.rows(file):
+def _scored_again(
+    scorer: Scorer, options: LogOptions
+) -> Iterator[tuple[DecisionRow, list[float] | None]]:
+    """Every selected row with the rewards that the model gives now; None without its texts."""
+    for row in decision_files.rows(options.file, _selection(options)):
         cutting = scorer.cutting(row.cut_to)
         inputs = row.inputs
-        if isinstance(inputs, HashedInputs):
-            raise DataError(
-                file,
-                f"decision {row.number} holds only the hash of its inputs; it cannot be scored"
-                " again",
-            )
-
-        if isinstance(inputs, ConversationInputs):
+        if inputs is None:
+            yield row, None
+        elif isinstance(inputs, ConversationInputs):
             name = f"decision {row.number}"
             request = scoring.Request(name, inputs.prompt, inputs.responses, inputs.last)
             yield row, cutting.answer(request).rewards

@@ -11,11 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
-from worldpm.model.encoder import EncodedGroup, Encoder
+from worldpm.model.encoder import ALWAYS_TOKENIZED_CHARACTERS, EncodedGroup, Encoder
 from worldpm.scoring import scorer as scoring
 from worldpm.scoring.explanations import Run
 from worldpm.scoring.scorer import EncodedRequest, Request, Scorer
-from worldpm.serving.batcher import Batcher, BusyError, ExpiredError, RowStatistics
+from worldpm.serving.batcher import (
+    Batcher,
+    BusyError,
+    ExpiredError,
+    RowStatistics,
+    TooLargeError,
+)
 
 Result = TypeVar("Result")
 Value = TypeVar("Value")
@@ -23,6 +29,11 @@ Text = str | Sequence[int]
 """A text that the client rendered with the chat template, or its token ids."""
 EXPLAINED_AT_ONCE = 2
 """Requests for explanations that are computed at once; others wait."""
+CHARACTERS_A_TOKEN = 16
+"""Characters of a text for each token of the model's limit, beyond which it is not read: with a cut
+too, it would be read whole. Four are usual."""
+CHARACTERS_A_QUEUED_TOKEN = 8
+"""The same for all texts of a request together and the tokens of the queue."""
 CUT_TO_MODEL_LIMIT = -1
 """In place of a number of tokens: cut to the model's own limit. vLLM uses the same number."""
 
@@ -70,6 +81,9 @@ class Backend(Protocol):
     ) -> list[BackendReply]:
         """A reply with one reward for each text. Raises the errors of `conversations`."""
 
+    def seconds_until_room(self) -> int | None:
+        """Expected seconds until a full queue has room, at least 1; None if it has room."""
+
     async def run(self) -> None:
         """Compute until cancelled."""
 
@@ -83,10 +97,14 @@ class LocalBackend:
         *,
         row_tokens: int,
         queue_tokens: int,
+        queue_wait: float = 0.0,
         on_stage: Callable[[str, float, RowStatistics | None], None],
     ) -> None:
+        """Where the queue has no room, requests wait up to `queue_wait` seconds for it."""
         self.scorer = scorer
         self._row_tokens, self._queue_tokens, self._on_stage = row_tokens, queue_tokens, on_stage
+        self._queue_wait = queue_wait
+        self._being_read = 0
         self._explainers = ThreadPoolExecutor(EXPLAINED_AT_ONCE, thread_name_prefix="explainer")
         # A tokenizer serves one thread at a time
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
@@ -96,6 +114,7 @@ class LocalBackend:
             compute,
             row_tokens=row_tokens,
             queue_tokens=queue_tokens,
+            queue_wait=queue_wait,
             on_row=lambda row: on_stage("row", row.seconds, row),
         )
 
@@ -107,6 +126,7 @@ class LocalBackend:
         def encode(encoder: Encoder) -> list[EncodedRequest]:
             return [scoring.encode(encoder, request) for request in requests]
 
+        self._check_characters([text for request in requests for text in _texts(request)])
         # All are encoded before the first is computed: a wrong request costs little
         encoded = await self._read(encode, cut_to, deadline)
         group_rewards = await self._rewards([one.group for one in encoded], deadline)
@@ -116,6 +136,7 @@ class LocalBackend:
         self, texts: Sequence[Text], *, cut_to: int | None, deadline: float
     ) -> list[BackendReply]:
         """See `Backend.texts`."""
+        self._check_characters([text for text in texts if isinstance(text, str)])
         groups = await self._read(lambda encoder: encoder.read_texts(texts), cut_to, deadline)
         group_rewards = await self._rewards(groups, deadline)
 
@@ -129,14 +150,18 @@ class LocalBackend:
                 replies.append(_reply(encoded, [reward]))
         return replies
 
-    async def explained(self, work: Callable[[Run], Result], *, deadline: float) -> Result:
-        """The result of `work`, which runs in a separate thread.
+    async def explained(
+        self, request: Request, work: Callable[[Run], Result], *, deadline: float
+    ) -> Result:
+        """The result of `work`, which explains a request in a separate thread.
 
         `work` gets a function that runs a piece of work with the model, between two rows.
 
         Raises:
             ExpiredError: If the deadline passed first.
+            TooLargeError: If a text is far too long to be read.
         """
+        self._check_characters(_texts(request))
         abandoned = threading.Event()
 
         def run(piece: Callable[[], Value], /) -> Value:
@@ -159,9 +184,10 @@ class LocalBackend:
         `special` adds the tokens that the tokenizer puts around a text.
 
         Raises:
-            BusyError, ExpiredError: See `Batcher.rewards`.
+            BusyError, ExpiredError, TooLargeError: See `Batcher.rewards`.
             DataError: If the chat template rejects the conversation.
         """
+        self._check_characters([text] if isinstance(text, str) else _texts(text))
         if isinstance(text, str):
             tokenize = self.scorer.encoder.tokenizer.encode
             return await self._in_reader(
@@ -173,6 +199,10 @@ class LocalBackend:
         reading = partial(encoder.read, text.prompt, text.responses)
         sequences = await self._in_reader(reading, deadline)
         return sequences[0].ids
+
+    def seconds_until_room(self) -> int | None:
+        """See `Backend.seconds_until_room`."""
+        return self.batcher.seconds_until_room(coming=self._being_read)
 
     async def run(self) -> None:
         """See `Backend.run`."""
@@ -211,14 +241,43 @@ class LocalBackend:
     async def _in_reader(self, read: Callable[[], Result], deadline: float) -> Result:
         """The result of a call in the tokenizer's thread.
 
-        A full queue rejects it before any tokenizing. Calls that are cancelled, or expire while
-        they wait for the thread, never run.
+        A full queue rejects it before any tokenizing, unless requests wait for room. Calls that are
+        cancelled, or expire while they wait for the thread, never run.
         """
-        if self.batcher.waiting_tokens >= self._queue_tokens:
-            raise BusyError(self.batcher.seconds_to_wait())
-        return await before(
-            deadline, asyncio.get_running_loop().run_in_executor(self._reader, read)
-        )
+        seconds = self.seconds_until_room()
+        if self._queue_wait <= 0 and seconds is not None:
+            raise BusyError(seconds)
+
+        self._being_read += 1
+        try:
+            return await before(
+                deadline, asyncio.get_running_loop().run_in_executor(self._reader, read)
+            )
+        finally:
+            self._being_read -= 1
+
+    def _check_characters(self, texts: Sequence[str]) -> None:
+        """Refuse texts that are far too long to be read.
+
+        Raises:
+            TooLargeError: If one is, or all are together.
+        """
+        most_tokens = self.scorer.encoder.limits.max_length
+        most = max(ALWAYS_TOKENIZED_CHARACTERS, CHARACTERS_A_TOKEN * most_tokens)
+        longest = max(map(len, texts), default=0)
+        if longest > most:
+            raise TooLargeError(
+                f"a text of {longest:,} characters; the model reads {most_tokens:,} tokens, and"
+                f" texts over {most:,} characters are not read, with a cut neither: send less"
+            )
+
+        most_together = max(most, CHARACTERS_A_QUEUED_TOKEN * self._queue_tokens)
+        together = sum(map(len, texts))
+        if together > most_together:
+            raise TooLargeError(
+                f"{together:,} characters in one request; at most {most_together:,} are read:"
+                " send less at once"
+            )
 
 
 async def before(deadline: float, work: Awaitable[Result]) -> Result:
@@ -233,6 +292,12 @@ async def before(deadline: float, work: Awaitable[Result]) -> Result:
             return await work
     except TimeoutError:
         raise ExpiredError from None
+
+
+def _texts(request: Request) -> list[str]:
+    """The prompt's contents and the responses; what else messages have counts with them."""
+    turns = [turn.content + turn.more for turn in request.prompt]
+    return [*turns, *request.responses]
 
 
 def _parts(group: EncodedGroup, row_tokens: int) -> list[EncodedGroup]:

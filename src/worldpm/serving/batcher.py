@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from worldpm.model.encoder import EncodedGroup
 
@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Compute = Callable[[Sequence[EncodedGroup]], list[list[float]]]
-SPEED_MEMORY = 0.9
-"""Weight of the earlier rows in the average speed, after each row."""
+MEMORY = 0.9
+"""Weight of the earlier rows, or requests, in an average, after each."""
 
 
 class BusyError(Exception):
@@ -57,6 +57,14 @@ class Waiting:
     """Its rewards, or the error that its request gets."""
 
 
+class _Entry(NamedTuple):
+    """A request that waits until the queue has room for it."""
+
+    tokens: int
+    turn: asyncio.Future[None]
+    """Done once the room is taken for it."""
+
+
 @dataclass(frozen=True)
 class RowStatistics:
     """Statistics of one computed row."""
@@ -80,15 +88,21 @@ class Batcher:
         *,
         row_tokens: int,
         queue_tokens: int,
+        queue_wait: float = 0.0,
         on_row: Callable[[RowStatistics], None] = lambda _: None,
     ) -> None:
+        """Where the queue has no room, requests wait up to `queue_wait` seconds for it."""
         self._compute, self._on_row = compute, on_row
         self._row_tokens, self._queue_tokens = row_tokens, queue_tokens
+        self._queue_wait = queue_wait
         self._queue: deque[Waiting] = deque()
+        self._entries: deque[_Entry] = deque()
+        self._request_tokens = 0.0
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._tokens_per_second = 0.0
         self.waiting_tokens = 0
+        """Tokens in the queue, and those of requests that are about to enter it."""
 
     @property
     def waiting(self) -> int:
@@ -101,6 +115,14 @@ class Batcher:
             return 1
         return max(1, math.ceil(self.waiting_tokens / self._tokens_per_second))
 
+    def seconds_until_room(self, *, coming: int = 0) -> int | None:
+        """Expected seconds until a request of average size fits, after `coming` others; None if it
+        fits now."""
+        if not self.waiting_tokens and not coming:
+            return None
+        tokens = self.waiting_tokens + (1 + coming) * self._request_tokens
+        return self.seconds_to_wait() if tokens > self._queue_tokens else None
+
     async def rewards(
         self, groups: Sequence[EncodedGroup], *, deadline: float
     ) -> list[list[float]]:
@@ -110,19 +132,18 @@ class Batcher:
 
         Raises:
             TooLargeError: If they do not fit into an empty queue.
-            BusyError: If they do not fit into the queue now.
+            BusyError: If they do not fit into the queue in time.
             ExpiredError: If the deadline passed before they were computed.
         """
         tokens = sum(group.tokens for group in groups)
-        self._check_room(tokens)
+        await self._take_room(tokens, deadline)
+        self._request_tokens = MEMORY * self._request_tokens + (1 - MEMORY) * tokens
 
         items = [Waiting(group, deadline) for group in groups]
         for item in items:
             # asyncio warns of an exception that is never read; gather raises only the first
             item.done.add_done_callback(lambda done: done.cancelled() or done.exception())
-        # No await since the check, so two requests cannot fill the same room
         self._queue.extend(items)
-        self.waiting_tokens += tokens
         # Wakes `run`
         self._arrived.set()
 
@@ -139,15 +160,55 @@ class Batcher:
                     self._queue.remove(item)
                     self._dequeued(item)
 
-    def _check_room(self, tokens: int) -> None:
-        """Raise TooLargeError or BusyError if the tokens do not fit into the queue."""
+    async def _take_room(self, tokens: int, deadline: float) -> None:
+        """Count the tokens as waiting, once the queue has room for them.
+
+        Raises:
+            TooLargeError: If it never will.
+            BusyError: If it has none in time.
+        """
         if tokens > self._queue_tokens:
             raise TooLargeError(
                 f"{tokens:,} tokens in one request; at most {self._queue_tokens:,} are taken: send"
                 " less at once"
             )
-        if self.waiting_tokens + tokens > self._queue_tokens:
+        # Others that wait come first, so that a large request is not overtaken forever
+        if not self._entries and self.waiting_tokens + tokens <= self._queue_tokens:
+            self.waiting_tokens += tokens
+            return
+        if self._queue_wait <= 0:
             raise BusyError(self.seconds_to_wait())
+
+        entry = _Entry(tokens, asyncio.get_running_loop().create_future())
+        self._entries.append(entry)
+        try:
+            async with asyncio.timeout(min(self._queue_wait, deadline - time.monotonic())):
+                await entry.turn
+        except (TimeoutError, asyncio.CancelledError) as error:
+            self._leave(entry)
+            if isinstance(error, TimeoutError):
+                raise BusyError(self.seconds_to_wait()) from None
+            raise
+
+    def _leave(self, entry: _Entry) -> None:
+        """Forget an entry that waits no more, and give its room to the next."""
+        # Its turn may have come in the same moment; a cancelled wait cancels the future too
+        if entry.turn.done() and not entry.turn.cancelled():
+            self.waiting_tokens -= entry.tokens
+        elif entry in self._entries:
+            self._entries.remove(entry)
+        self._admit()
+
+    def _admit(self) -> None:
+        """Take room for those that wait for it, in order."""
+        while self._entries:
+            first = self._entries[0]
+            if self.waiting_tokens + first.tokens > self._queue_tokens:
+                return
+            self._entries.popleft()
+            if not first.turn.done():
+                self.waiting_tokens += first.tokens
+                first.turn.set_result(None)
 
     def between_rows(self, work: Callable[[], Result]) -> Result:
         """The result of other work with the model, which runs after the current row.
@@ -188,6 +249,7 @@ class Batcher:
     def _dequeued(self, item: Waiting) -> None:
         item.queued = False
         self.waiting_tokens -= item.group.tokens
+        self._admit()
 
     def _outcomes(self, row: Sequence[Waiting]) -> list[list[float] | Exception]:
         """Rewards of each group, or its error.
@@ -224,7 +286,7 @@ class Batcher:
         # The clock may not advance during a tiny row
         speed = tokens / max(seconds, 1e-9)
         if self._tokens_per_second:
-            speed = SPEED_MEMORY * self._tokens_per_second + (1 - SPEED_MEMORY) * speed
+            speed = MEMORY * self._tokens_per_second + (1 - MEMORY) * speed
         self._tokens_per_second = speed
 
         self._on_row(

@@ -1,20 +1,33 @@
-"""Bodies of few bytes that would cost much work are rejected before they are validated.
+"""Bodies of few bytes that would cost much work are rejected before they are parsed.
 
 Validation makes an error of every wrong element and every unknown key, once for each format that a
-route takes: 60 KB of `{}` became a reply of 8 MB. So the shape of a body is checked first.
+route takes: 60 KB of `{}` became a reply of 8 MB. So the outline of a body, which is the body
+without its strings, is checked first.
 """
+
+import re
+from itertools import accumulate
 
 import msgspec
 
 MOST_CONTAINERS = 4096
 """Objects and lists in a body; the largest known use is a list of ids for each of a few hundred
 inputs."""
+MOST_STRINGS = 65_536
+"""Texts and keys in a body."""
+MOST_VALUES = 2**20
+"""Elements of all lists and objects; a few hundred inputs of a few thousand ids each."""
 MOST_KEYS = 256
 """Keys of one object."""
 DEEPEST = 32
 """Objects and lists within each other."""
 SMALL_BYTES = 8192
 """Bodies up to this size cost little, whatever they hold."""
+# Possessive: no byte is read twice. The last quote is optional, because a string without one would
+# be tried again from each of its escaped quotes.
+STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+OPENING, CLOSING = b"[{", b"]}"
+NO_BRACKETS = bytes(byte for byte in range(256) if byte not in OPENING + CLOSING)
 
 
 def fault_of(body: bytes) -> str | None:
@@ -24,34 +37,42 @@ def fault_of(body: bytes) -> str | None:
     """
     if len(body) <= SMALL_BYTES:
         return None
-    try:
-        content = msgspec.json.decode(body)
-    except RecursionError:
+
+    # One more than allowed, not all: a million strings would hold the interpreter for seconds
+    outline, strings = STRING.subn(b"", body, count=MOST_STRINGS + 1)
+    if strings > MOST_STRINGS:
+        return f"more than {MOST_STRINGS:,} texts and keys; send fewer at once"
+    brackets = outline.translate(None, delete=NO_BRACKETS)
+    if len(brackets) > 2 * MOST_CONTAINERS:
+        return f"more than {MOST_CONTAINERS:,} lists and objects; send fewer at once"
+    if outline.count(b",") >= MOST_VALUES:
+        return f"more than {MOST_VALUES:,} values; send fewer at once"
+
+    depths = accumulate(1 if bracket in OPENING else -1 for bracket in brackets)
+    if max(depths, default=0) > DEEPEST:
         return f"lists and objects within each other; at most {DEEPEST} are allowed"
+    # Only now is the body small enough to be parsed
+    return _too_many_keys(body) if outline.count(b":") > MOST_KEYS else None
+
+
+def _too_many_keys(body: bytes) -> str | None:
+    """The fault of an object with too many keys."""
+    try:
+        level = [msgspec.json.decode(body)]
     except msgspec.DecodeError:
         return None
-    return _fault_of_content(content)
+
+    while level:
+        most = max((len(value) for value in level if isinstance(value, dict)), default=0)
+        if most > MOST_KEYS:
+            return f"{most:,} keys in an object; at most {MOST_KEYS} are allowed"
+        level = [inner for value in level for inner in _inner(value)]
+    return None
 
 
-def _fault_of_content(content: object) -> str | None:
-    level, containers = [content], 0
-    for depth in range(DEEPEST + 1):
-        inner: list[object] = []
-        for value in level:
-            if not isinstance(value, dict | list):
-                continue
-            if isinstance(value, dict) and len(value) > MOST_KEYS:
-                return f"{len(value):,} keys in an object; at most {MOST_KEYS} are allowed"
-
-            # counted before they are collected: a list may hold a million
-            values = value.values() if isinstance(value, dict) else value
-            inner += [element for element in values if isinstance(element, dict | list)]
-            containers += 1
-            if containers + len(inner) > MOST_CONTAINERS:
-                return f"more than {MOST_CONTAINERS:,} lists and objects; send fewer at once"
-        if not inner:
-            return None
-        level = inner
-        if depth == DEEPEST:
-            break
-    return f"lists and objects within each other; at most {DEEPEST} are allowed"
+def _inner(value: object) -> list[object]:
+    """The objects and lists that an object or list has."""
+    if not isinstance(value, dict | list):
+        return []
+    values = value.values() if isinstance(value, dict) else value
+    return [inner for inner in values if isinstance(inner, dict | list)]

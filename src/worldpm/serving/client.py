@@ -1,7 +1,6 @@
 """A client program whose API the server follows, and parts that the routes of all clients share."""
 
 import json
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from worldpm.serving.backends import Text
-from worldpm.serving.service import RefusedError, Service
+from worldpm.serving.service import Call, RefusedError, Service
+from worldpm.storage.json_files import Json
 
 Element = TypeVar("Element")
 Many = Annotated[list[Element], Field(fail_fast=True)]
@@ -46,9 +46,9 @@ class OpenAIErrorBody:
     error: OpenAIError
 
 
-def openai_error(error: RefusedError) -> OpenAIErrorBody:
+def openai_error(error: RefusedError, status: int) -> OpenAIErrorBody:
     """The body of an error in OpenAI's format."""
-    return OpenAIErrorBody(OpenAIError(error.message, error.kind, error.param, error.status))
+    return OpenAIErrorBody(OpenAIError(error.message, error.kind, error.param, status))
 
 
 def shows_all(_: ErrorDetails) -> bool:
@@ -66,8 +66,9 @@ class Client:
     """Builds its routes over a service."""
     paths: tuple[str, ...] = ()
     """Paths whose errors have this client's format. Every other path has vLLM's."""
-    error_body: Callable[[RefusedError], object] = openai_error
-    """The body of an error: a dataclass with the keys that this client reads."""
+    error_body: Callable[[RefusedError, int], object] = openai_error
+    """The body of an error with its HTTP status: a dataclass with the keys that this client
+    reads."""
     invalid_status: int = 400
     """HTTP status of a body that fails validation."""
     union_bodies: tuple[type[BaseModel], ...] = ()
@@ -116,16 +117,9 @@ class ReplyHead:
     model: str
 
 
-def reply_head(service: Service, kind: str, *, holds: str) -> ReplyHead:
-    """A new head. `holds` is the `object` of the reply."""
-    return ReplyHead(
-        f"{kind}-{secrets.token_hex(8)}", holds, int(time.time()), service.identity.name
-    )
-
-
-def headed_reply(head: ReplyHead, content: object) -> Reply:
-    """A reply with the keys of the head first, then those of a dataclass."""
-    return Reply({**vars(head), **vars(content)})
+def head_of(call: Call, *, holds: str) -> Json:
+    """The fields of a `ReplyHead`. `holds` is the `object` of the reply."""
+    return vars(ReplyHead(call.reply_id, holds, int(time.time()), call.service.identity.name))
 
 
 def is_single(texts: Texts) -> bool:

@@ -20,7 +20,7 @@ from river.drift import ADWIN
 from scipy import stats
 
 from worldpm.errors import DataError
-from worldpm.serving.decision_log import ConversationInputs, DecisionRow
+from worldpm.serving.decisions import ConversationInputs, DecisionRow
 from worldpm.stats.uncertainty import holm
 from worldpm.storage.json_files import read_json
 

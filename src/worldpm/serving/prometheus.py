@@ -28,6 +28,9 @@ class Metrics:
         self.seconds = self._histogram(
             "worldpm_request_seconds", "From arrival to answer.", SECONDS, "route"
         )
+        self.errors = self._counter(
+            "worldpm_errors", "Replies with an error: of the client, busy, or not working.", "kind"
+        )
         self.stages = self._histogram(
             "worldpm_stage_seconds",
             "Of a request: read, wait, log; of a row: row.",
@@ -64,6 +67,11 @@ class Metrics:
         self, name: str, description: str, buckets: Sequence[float], *labels: str
     ) -> Histogram:
         return Histogram(name, description, labels, buckets=buckets, registry=self.registry)
+
+    def watch_service(self, is_ready: Callable[[], bool], requests: Callable[[], int]) -> None:
+        """Read the state of the service whenever the metrics are read."""
+        self._gauge("worldpm_ready", "1 while /ready gives 200.").set_function(is_ready)
+        self._gauge("worldpm_open_requests", "Requests inside.").set_function(requests)
 
     def watch_queue(self, groups: Callable[[], int], tokens: Callable[[], int]) -> None:
         """Read the queue's size whenever the metrics are read."""

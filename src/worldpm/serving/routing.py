@@ -108,7 +108,11 @@ class RoutingRules:
             rules.append(rule)
         return cls(tuple(rules), otherwise)
 
-    def queue(self, confidence: Confidence, rewards: Sequence[float], index: int) -> Routed:
+    def routed(self, confidence: Confidence, rewards: Sequence[float]) -> list[Routed]:
+        """The queue of each response of a prompt."""
+        return [self._queue(confidence, rewards, index) for index in range(len(rewards))]
+
+    def _queue(self, confidence: Confidence, rewards: Sequence[float], index: int) -> Routed:
         """The queue of the response at an index."""
         reward = rewards[index]
         # The best other response gives the least probability

@@ -20,7 +20,9 @@ from worldpm.scoring.confidence import Confidence
 from worldpm.scoring.scorer import Scorer
 from worldpm.serving import app, drift
 from worldpm.serving.backends import Backend, BackendReply, LocalBackend
-from worldpm.serving.decision_log import ConversationInputs, DecisionLog, Inputs
+from worldpm.serving.connections import bounded
+from worldpm.serving.decision_log import DecisionLog, Retention
+from worldpm.serving.decisions import ConversationInputs, Inputs
 from worldpm.serving.prometheus import Metrics
 from worldpm.serving.routes.own import Preferences
 from worldpm.serving.routing import RoutingRules
@@ -34,6 +36,8 @@ SWITCH_SECONDS = 5e-4
 """Longest time that a thread keeps the interpreter's lock while another waits for it."""
 KEEP_ALIVE_SECONDS = 30
 """After which an idle connection is closed."""
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+"""Addresses of this machine alone."""
 SHUTDOWN_SECONDS = 5
 """Time that replies may take after the deadline of the last request."""
 
@@ -59,6 +63,11 @@ def run(options: ServeOptions) -> None:
         # Our own handler writes the log
         log_config=None,
         access_log=False,
+        http=bounded(
+            header_seconds=options.header_seconds,
+            write_seconds=options.body_seconds,
+            most=options.max_connections,
+        ),
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(options.deadline_seconds) + SHUTDOWN_SECONDS,
     )
@@ -84,7 +93,7 @@ def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
     metrics = Metrics()
     model = _local(options, metrics) if options.model else _upstream(options)
 
-    decisions = DecisionLog(options.log) if options.log else None
+    decisions = _decision_log(options)
     if decisions is not None and decisions.repaired:
         logger.warning("%s; it has %d decisions", decisions.repaired, len(decisions))
 
@@ -94,6 +103,8 @@ def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
         inputs=options.max_inputs,
         requests=options.max_requests,
         seconds=options.deadline_seconds,
+        body_seconds=options.body_seconds,
+        queue_wait=options.queue_wait,
     )
     service = Service(
         model.backend,
@@ -102,13 +113,33 @@ def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
         model.confidence,
         metrics,
         decisions,
-        keep_inputs=not options.log_hashes,
         rules=rules,
         keys=keys,
+        hosts=_hosts(options),
     )
+    metrics.watch_service(lambda: service.is_ready, lambda: service.open_requests)
     if options.reference is not None:
         service.listeners.append(_drift_watch(options.reference, metrics))
-    return app.build(service), service
+    return app.build(service, cors=options.cors), service
+
+
+def _decision_log(options: ServeOptions) -> DecisionLog | None:
+    if options.log is None:
+        return None
+    # MiB to bytes
+    file_bytes = None if options.log_mib is None else int(options.log_mib * 2**20)
+    retention = Retention(file_bytes, options.log_days)
+    return DecisionLog(options.log, keep_texts=not options.log_hashes, retention=retention)
+
+
+def _hosts(options: ServeOptions) -> frozenset[str] | None:
+    """The names of a server of this machine alone; None for one that others can reach.
+
+    A page in a browser here could else send it requests, by a name that it points to 127.0.0.1.
+    """
+    if options.host not in LOOPBACK:
+        return None
+    return LOOPBACK | {name.lower() for name in options.allow_hosts}
 
 
 def _local(options: ServeOptions, metrics: Metrics) -> ServedModel:
@@ -139,6 +170,7 @@ def _local(options: ServeOptions, metrics: Metrics) -> ServedModel:
         scorer,
         row_tokens=options.row_tokens,
         queue_tokens=options.queue_tokens,
+        queue_wait=options.queue_wait,
         on_stage=metrics.stage,
     )
     metrics.watch_queue(lambda: backend.batcher.waiting, lambda: backend.batcher.waiting_tokens)

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import json
+import secrets
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
@@ -23,14 +25,13 @@ from worldpm.serving.backends import (
     UnavailableError,
 )
 from worldpm.serving.batcher import BusyError, ExpiredError, TooLargeError
-from worldpm.serving.decision_log import (
+from worldpm.serving.decision_log import DecisionLog
+from worldpm.serving.decisions import (
     ConversationInputs,
     Decision,
-    DecisionLog,
     IdInputs,
     Inputs,
     TextInputs,
-    hashed,
 )
 from worldpm.serving.prometheus import Metrics
 from worldpm.serving.routing import RoutingRules
@@ -38,9 +39,16 @@ from worldpm.storage.json_files import Json
 
 Result = TypeVar("Result")
 Listener = Callable[[Sequence[BackendReply], Sequence[Inputs]], None]
+RELEASE = version("worldpm")
 TIMEOUT_HEADER = "x-timeout-seconds"
 KEY_NAME = "key_name"
 """Key of the connection's state that holds the name of the request's API key."""
+REQUEST_ID = "request_id"
+"""Key of the connection's state that holds the id of the request."""
+REPLY_ID = "reply_id"
+"""Key of the connection's state that holds the id of a reply with rewards."""
+ERROR_KIND = "error_kind"
+"""Key of the connection's state that holds the kind of the error of the reply."""
 
 
 class RefusedError(Exception):
@@ -48,19 +56,23 @@ class RefusedError(Exception):
 
     def __init__(
         self,
-        status: int,
+        status: int | None,
         message: str,
         *,
         kind: str,
         param: str | None = None,
         retry_after: int | None = None,
+        close: bool = False,
     ) -> None:
+        """Without a status it is the one that the client expects for a wrong body; `close` ends
+        the connection, because a body was not read."""
         super().__init__(message)
         self.status = status
         self.message = message
         self.kind = kind
         self.param = param
         self.retry_after = retry_after
+        self.close = close
 
 
 class HungUpError(Exception):
@@ -78,6 +90,10 @@ class RequestLimits:
     """Requests in the server at once."""
     seconds: float = 60.0
     """Deadline, unless the request sets an earlier one."""
+    body_seconds: float = 30.0
+    """Time in which a body must arrive."""
+    queue_wait: float = 0.0
+    """Seconds that a request waits where the server is full; 0 rejects it at once."""
 
 
 @dataclass(frozen=True)
@@ -120,22 +136,29 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     decisions: DecisionLog | None = None
     """None if decisions are not logged."""
-    keep_inputs: bool = True
-    """Whether the decision log holds inputs, or only their hashes."""
     rules: RoutingRules | None = None
     """Rules of `/v1/route`; None if the route is off."""
     keys: Mapping[str, ApiKey] = field(default_factory=dict)
     """API keys by their names; empty if the server needs no key."""
     listeners: list[Listener] = field(default_factory=list)
     """Called with the replies and inputs of every request, for instance to watch for drift."""
-    ready: bool = False
+    hosts: frozenset[str] | None = None
+    """Names in lower case under which requests may address the server; None allows all."""
+    started: bool = False
     """Whether requests are accepted."""
     open_requests: int = 0
     """Requests in the server now."""
 
-    def of(self, http: HttpRequest) -> "Call":
-        """The call of one HTTP request."""
-        return Call(self, http)
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are accepted, and can be answered."""
+        return self.started and (self.decisions is None or self.decisions.can_write)
+
+    def of(self, http: HttpRequest, kind: str) -> "Call":
+        """The call of one HTTP request; `kind` begins the id of its reply."""
+        call = Call(self, http, f"{kind}-{secrets.token_hex(8)}")
+        http.scope.setdefault("state", {})[REPLY_ID] = call.reply_id
+        return call
 
     def check_model(self, name: str | None) -> None:
         """Reject a request that names another model.
@@ -155,6 +178,10 @@ class Call:
 
     service: Service
     http: HttpRequest
+    reply_id: str
+    """Of its reply and its decisions."""
+    queues: Callable[[Sequence[float]], list[str]] | None = None
+    """Gives the queue of each response by the rewards; None without rules."""
     settings: Json = field(default_factory=dict)
     """Settings that the decision log keeps: preferences, rules, or the cut."""
     started: float = field(default_factory=time.monotonic)
@@ -294,7 +321,7 @@ class Call:
         try:
             # The log's thread completes the future
             await asyncio.wrap_future(log.append(decisions))
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise RefusedError(
                 503,
                 f"the decision cannot be logged ({error}), so it is not given",
@@ -316,12 +343,18 @@ class Call:
         return [
             Decision(
                 at=at,
+                reply=self.reply_id,
+                request=self.http.scope["state"].get(REQUEST_ID, ""),
                 route=self.http.url.path,
-                client=self.key_name,
+                key=self.key_name,
+                release=RELEASE,
                 model=service.identity.sha256,
                 template=service.identity.template,
+                temperature=service.confidence.temperature,
+                calibration=service.confidence.sha256,
                 settings=self.settings,
-                inputs=request_inputs if service.keep_inputs else hashed(request_inputs),
+                queues=None if self.queues is None else self.queues(reply.rewards),
+                inputs=request_inputs,
                 rewards=reply.rewards,
                 probabilities=service.confidence.over_others(reply.rewards),
                 milliseconds=milliseconds,

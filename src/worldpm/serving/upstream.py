@@ -126,6 +126,10 @@ class UpstreamBackend:
         """See `Backend.texts`."""
         return await _together([self._text(text, cut_to=cut_to) for text in texts], deadline)
 
+    def seconds_until_room(self) -> int | None:
+        """See `Backend.seconds_until_room`. Only the upstream server knows its queue."""
+        return None
+
     async def run(self) -> None:
         """See `Backend.run`. The upstream server computes, so this only waits."""
         try:

@@ -48,7 +48,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/get_reward", summary="Rewards of whole texts")
     async def get_reward(body: GetReward, http: HttpRequest) -> Reply:
-        replies = await service.of(http).texts(body.query)
+        replies = await service.of(http, "rewards").texts(body.query)
         rewards = [reply.rewards[0] for reply in replies]
         lengths = ExtraLogs([reply.sequence_tokens[0] for reply in replies])
         return Reply(GetRewardReply(rewards, rewards, lengths))

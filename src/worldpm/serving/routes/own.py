@@ -13,7 +13,7 @@ from worldpm.scoring import confidence, explanations
 from worldpm.scoring.confidence import LEVEL, Settings
 from worldpm.scoring.scorer import Request, Scorer
 from worldpm.serving.backends import CUT_TO_MODEL_LIMIT, BackendReply, LocalBackend
-from worldpm.serving.client import Client, Many, Reply, headed_reply, reply_head
+from worldpm.serving.client import Client, Many, Reply, ReplyHead, head_of
 from worldpm.serving.routing import Routed
 from worldpm.serving.service import Call, RefusedError, Service, check_text, refusing
 from worldpm.storage.json_files import Json
@@ -22,6 +22,9 @@ Feature = Literal["length", "headers", "lists", "bold", "code", "links"]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 MOST_EXPLAINED = 16
 """Responses that are explained in one request."""
+MOST_COMPARED = 32
+"""Responses up to which a reply holds their matrices. Those of 256 empty responses, a body of a
+kilobyte, would be ten megabytes."""
 
 
 class Strict(BaseModel):
@@ -143,8 +146,8 @@ class RewardConfidence:
     level: float
     """At which two responses are told apart."""
     can_tell: list[list[bool]] | None
-    """Whether the response of the row and that of the column are told apart; None if there are too
-    few judged pairs."""
+    """Whether the response of the row and that of the column are told apart; None too if there are
+    too few judged pairs."""
     temperature: float | None
     """Divides margins into log odds; None if they are not calibrated."""
     source: str | None
@@ -163,12 +166,12 @@ class StyleReport:
     outside: list[list[str]]
     """Reasons why each response is outside the allowed ranges."""
     at_equal_style: list[list[float]] | None
-    """None without a style model."""
-    with_settings: list[list[float]]
-    terms: dict[str, list[list[float]]]
+    """None too without a style model."""
+    with_settings: list[list[float]] | None
+    terms: dict[str, list[list[float]]] | None
     """Log odds that each weighted feature adds."""
     as_in_calibration: list[list[float]] | None
-    """With the weights of the judges' pairs; None without a style model."""
+    """With the weights of the judges' pairs; None too without a style model."""
     weights_of_calibration: dict[str, float] | None
     """None without a style model."""
 
@@ -186,14 +189,15 @@ class RewardUsage:
 
 
 @dataclass(frozen=True)
-class RewardsContent:
-    """Reply of `/v1/rewards` after its head; lists are in the order of the responses."""
+class RewardsReply(ReplyHead):
+    """Reply of `/v1/rewards`; lists are in the order of the responses, and a matrix is None where
+    there are more than `MOST_COMPARED` of them."""
 
     rewards: list[float]
     """Logits."""
     ranking: list[int]
     """Indices of the responses, best first."""
-    probabilities: list[list[float]]
+    probabilities: list[list[float]] | None
     """That the response of the row is preferred to that of the column, without settings."""
     confidence: RewardConfidence
     style: StyleReport
@@ -214,15 +218,15 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class ExplanationContent:
-    """Reply of `/v1/explain` after its head."""
+class ExplanationReply(ReplyHead):
+    """Reply of `/v1/explain`."""
 
     responses: list[Explanation]
 
 
 @dataclass(frozen=True)
-class RouteContent:
-    """Reply of `/v1/route` after its head."""
+class RouteReply(ReplyHead):
+    """Reply of `/v1/route`."""
 
     responses: list[Routed]
 
@@ -236,33 +240,32 @@ def routes(service: Service) -> APIRouter:
         summary="Rewards of one prompt's responses, with probabilities, ranking and confidence",
     )
     async def rewards(body: Rewards, http: HttpRequest) -> Reply:
-        return await _rewards(_begin(service, body, http), body)
+        return await _rewards(_begin(service, body, http, "rewards"), body)
 
     @router.post("/explain", summary="Which tokens and sentences a reward rests on")
     async def explain(body: Explain, http: HttpRequest) -> Reply:
-        return await _explain(_begin(service, body, http), body)
+        return await _explain(_begin(service, body, http, "explanation"), body)
 
     @router.post("/route", summary="The queue that the rule file sends a response to")
     async def route(body: Route, http: HttpRequest) -> Reply:
-        return await _route(_begin(service, body, http), body)
+        return await _route(_begin(service, body, http, "route"), body)
 
     return router
 
 
-def _begin(service: Service, body: PromptAndResponses, http: HttpRequest) -> Call:
+def _begin(service: Service, body: PromptAndResponses, http: HttpRequest, kind: str) -> Call:
     service.check_model(body.model)
-    return service.of(http)
+    return service.of(http, kind)
 
 
 async def _rewards(call: Call, body: Rewards) -> Reply:
-    service, request = call.service, body.request()
+    request = body.request()
     # Settings of a request replace those of its key, they are not merged.
     settings = body.settings.settings() if body.settings else _key_settings(call)
     call.settings = _settings_content(settings)
     (reply,) = await call.conversations([request], cut_to=body.cut_to)
 
-    content = _rewards_content(request, reply, service.confidence, settings)
-    return headed_reply(reply_head(service, "rewards", holds="rewards"), content)
+    return Reply(_rewards_reply(call, request, reply, settings))
 
 
 def _key_settings(call: Call) -> Settings:
@@ -280,23 +283,27 @@ def _settings_content(settings: Settings) -> Json:
     }
 
 
-def _rewards_content(
-    request: Request, reply: BackendReply, calibrated: confidence.Confidence, settings: Settings
-) -> RewardsContent:
+def _rewards_reply(
+    call: Call, request: Request, reply: BackendReply, settings: Settings
+) -> RewardsReply:
+    calibrated = call.service.confidence
+    are_few = len(reply.rewards) <= MOST_COMPARED
     counts = [
         confidence.counts_of(text, tokens)
         for text, tokens in zip(request.responses, reply.length_tokens, strict=True)
     ]
     choose = partial(confidence.choose, calibrated, reply.rewards, counts)
-    choice, style = choose(settings), calibrated.style
+    choice = choose(settings)
+    style = calibrated.style if are_few else None
 
-    return RewardsContent(
+    return RewardsReply(
+        **head_of(call, holds="rewards"),
         rewards=reply.rewards,
         ranking=choice.ranking,
-        probabilities=calibrated.probabilities(reply.rewards),
+        probabilities=calibrated.probabilities(reply.rewards) if are_few else None,
         confidence=RewardConfidence(
             level=settings.strictness,
-            can_tell=calibrated.can_tell(reply.rewards, settings.strictness),
+            can_tell=calibrated.can_tell(reply.rewards, settings.strictness) if are_few else None,
             temperature=calibrated.temperature,
             source=calibrated.source if calibrated.temperature else None,
         ),
@@ -304,12 +311,12 @@ def _rewards_content(
             counts=counts,
             outside=choice.outside,
             at_equal_style=choose(Settings()).probabilities if style else None,
-            with_settings=choice.probabilities,
-            terms=choice.terms,
+            with_settings=choice.probabilities if are_few else None,
+            terms=choice.terms if are_few else None,
             as_in_calibration=(
                 choose(Settings(weights=style.weights)).probabilities if style else None
             ),
-            weights_of_calibration=dict(style.weights) if style else None,
+            weights_of_calibration=dict(calibrated.style.weights) if calibrated.style else None,
         ),
         settings=_settings_content(settings),
         truncated=reply.truncated,
@@ -336,10 +343,9 @@ async def _explain(call: Call, body: Explain) -> Reply:
     scorer = backend.scorer.cutting() if body.cut else backend.scorer
     work = partial(_explanations, scorer, request, tokens=body.tokens, sentences=body.sentences)
     responses = await call.while_connected(
-        refusing(backend.explained(work, deadline=call.deadline()))
+        refusing(backend.explained(request, work, deadline=call.deadline()))
     )
-    head = reply_head(service, "explanation", holds="explanation")
-    return headed_reply(head, ExplanationContent(responses))
+    return Reply(ExplanationReply(**head_of(call, holds="explanation"), responses=responses))
 
 
 def _explanations(
@@ -370,12 +376,13 @@ async def _route(call: Call, body: Route) -> Reply:
         "rules": [rule.source for rule in rules.rules],
         "otherwise": rules.otherwise,
     }
+    call.queues = lambda rewards: [
+        routed.queue for routed in rules.routed(service.confidence, rewards)
+    ]
     (reply,) = await call.conversations([body.request()], cut_to=body.cut_to)
 
-    responses = [
-        rules.queue(service.confidence, reply.rewards, index) for index in range(len(reply.rewards))
-    ]
-    return headed_reply(reply_head(service, "route", holds="route"), RouteContent(responses))
+    responses = rules.routed(service.confidence, reply.rewards)
+    return Reply(RouteReply(**head_of(call, holds="route"), responses=responses))
 
 
 OWN = Client(

@@ -98,7 +98,7 @@ class EmbeddingsReply:
 
 async def classify(service: Service, body: Classify, http: HttpRequest) -> Reply:
     """One object for one input, a list for a list."""
-    replies = await service.of(http).texts(as_list(body.inputs))
+    replies = await service.of(http, "classify").texts(as_list(body.inputs))
     content = [_classified(reply) for reply in replies]
     return Reply(content[0] if is_single(body.inputs) else content)
 
@@ -120,7 +120,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/embeddings", summary="The raw reward as an embedding of one number")
     async def embeddings(body: Embeddings, http: HttpRequest) -> Reply:
         service.check_model(body.model)
-        replies = await service.of(http).texts(as_list(body.input))
+        replies = await service.of(http, "embeddings").texts(as_list(body.input))
 
         data = [Embedding((reply.rewards[0],), index) for index, reply in enumerate(replies)]
         tokens = sum(reply.sequence_tokens[0] for reply in replies)

@@ -130,7 +130,7 @@ async def rerank(service: Service, body: RerankTexts, http: HttpRequest) -> Repl
     # The path is vLLM's, but only TEI's clients send `texts`
     use_errors_of(TEI, http)
     request = Request("query", (Message("user", body.query),), body.texts)
-    (reply,) = await service.of(http).conversations(
+    (reply,) = await service.of(http, "rerank").conversations(
         [request], cut_to=CUT_TO_MODEL_LIMIT if body.truncate else None
     )
 
@@ -189,7 +189,7 @@ async def _predict(
     Raises:
         RefusedError: If a batch holds both.
     """
-    call = service.of(http)
+    call = service.of(http, "predict")
     if len({len(row) for row in rows}) > 1:
         raise RefusedError(422, "a batch holds texts and pairs; send one kind", kind="Validation")
 
@@ -207,7 +207,7 @@ def _score(reward: float, *, raw: bool) -> float:
     return reward if raw else bradley_terry.probability(reward)
 
 
-def _error(error: RefusedError) -> TeiError:
+def _error(error: RefusedError, _: int) -> TeiError:
     return TeiError(error.message, error.kind)
 
 

@@ -6,7 +6,6 @@ vLLM. A query and a document are read as prompt and response in the model's chat
 gets the end token at which the reward is read, unless it ends with it.
 """
 
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from pydantic import BaseModel, Field
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
 from worldpm.serving.backends import BackendReply, LocalBackend
-from worldpm.serving.client import Client, Many, Reply, Texts, as_list, headed_reply, reply_head
+from worldpm.serving.client import Client, Many, Reply, ReplyHead, Texts, as_list, head_of
 from worldpm.serving.routes import sglang, tei
-from worldpm.serving.service import RefusedError, Service, check_text, refusing
+from worldpm.serving.service import Call, RefusedError, Service, check_text, refusing
 from worldpm.stats import bradley_terry
 
 LABEL = "LABEL_0"
@@ -175,10 +174,26 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class DataContent:
-    """Reply of `/classify`, `/pooling` and `/score` after its head."""
+class ClassifyReply(ReplyHead):
+    """Reply of `/classify`."""
 
-    data: list[Classified] | list[Pooled] | list[Scored]
+    data: list[Classified]
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class PoolingReply(ReplyHead):
+    """Reply of `/pooling`."""
+
+    data: list[Pooled]
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class ScoreReply(ReplyHead):
+    """Reply of `/score`."""
+
+    data: list[Scored]
     usage: Usage
 
 
@@ -288,13 +303,14 @@ def _add_classifying(router: APIRouter, service: Service) -> None:
         if isinstance(body, sglang.Classify):
             return await sglang.classify(service, body, http)
 
-        replies = await _read(service, body, http)
+        call = service.of(http, "classify")
+        replies = await _read(call, body)
         data = [
             Classified(index, LABEL, [_activated(reply.rewards[0], body.use_activation)], 1)
             for index, reply in enumerate(replies)
         ]
-        head = reply_head(service, "classify", holds="list")
-        return headed_reply(head, DataContent(data, _usage(replies)))
+        head = head_of(call, holds="list")
+        return Reply(ClassifyReply(**head, data=data, usage=_usage(replies)))
 
     @router.post("/pooling", summary="vLLM's pooling: one number per input")
     async def pooling(body: PoolText | PoolMessages, http: HttpRequest) -> Reply:
@@ -306,13 +322,14 @@ def _add_classifying(router: APIRouter, service: Service) -> None:
                 param="task",
             )
 
-        replies = await _read(service, body, http)
+        call = service.of(http, "pooling")
+        replies = await _read(call, body)
         data = [
             Pooled(index, "pooling", [_activated(reply.rewards[0], body.use_activation)])
             for index, reply in enumerate(replies)
         ]
-        head = reply_head(service, "pooling", holds="list")
-        return headed_reply(head, DataContent(data, _usage(replies)))
+        head = head_of(call, holds="list")
+        return Reply(PoolingReply(**head, data=data, usage=_usage(replies)))
 
 
 def _add_ranking(router: APIRouter, service: Service) -> None:
@@ -354,20 +371,22 @@ async def _score(service: Service, body: ScorePairs, http: HttpRequest) -> Reply
         requests = [
             _request(query, [document]) for query, document in zip(queries, documents, strict=True)
         ]
-    replies = await service.of(http).conversations(requests, cut_to=_cut_to(service, body))
+    call = service.of(http, "score")
+    replies = await call.conversations(requests, cut_to=_cut_to(service, body))
 
     rewards = [reward for reply in replies for reward in reply.rewards]
     data = [
         Scored(index, "score", _activated(reward, body.use_activation))
         for index, reward in enumerate(rewards)
     ]
-    head = reply_head(service, "score", holds="list")
-    return headed_reply(head, DataContent(data, _usage(replies)))
+    head = head_of(call, holds="list")
+    return Reply(ScoreReply(**head, data=data, usage=_usage(replies)))
 
 
 async def _rerank(service: Service, body: Rerank, http: HttpRequest) -> Reply:
     service.check_model(body.model)
-    (reply,) = await service.of(http).conversations(
+    call = service.of(http, "score")
+    (reply,) = await call.conversations(
         [_request(body.query, body.texts)], cut_to=_cut_to(service, body)
     )
 
@@ -379,7 +398,7 @@ async def _rerank(service: Service, body: Rerank, http: HttpRequest) -> Reply:
     tokens = sum(reply.sequence_tokens)
     return Reply(
         RerankReply(
-            id=f"score-{secrets.token_hex(8)}",
+            id=call.reply_id,
             model=service.identity.name,
             usage=RerankUsage(tokens, tokens),
             results=_results(body, reply, order),
@@ -435,18 +454,16 @@ async def _tokenize(
         text, special = _conversation(body.messages), False
         check_text("".join([*(message.content for message in text.prompt), *text.responses]))
 
-    call = service.of(http)
+    call = service.of(http, "tokens")
     reading = refusing(service.backend.tokens(text, special=special, deadline=call.deadline()))
     tokens = await call.while_connected(reading)
     return Reply(TokenizeReply(len(tokens), service.identity.max_length, tokens))
 
 
-async def _read(
-    service: Service, body: OfText | OfMessages, http: HttpRequest
-) -> list[BackendReply]:
+async def _read(call: Call, body: OfText | OfMessages) -> list[BackendReply]:
     """A reply for each input."""
-    service.check_model(body.model)
-    call, cut_to = service.of(http), _cut_to(service, body)
+    call.service.check_model(body.model)
+    cut_to = _cut_to(call.service, body)
     # Texts are rendered already; messages go through our chat template
     if isinstance(body, OfText):
         return await call.texts(as_list(body.input), cut_to=cut_to)

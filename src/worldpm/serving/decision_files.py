@@ -1,0 +1,307 @@
+"""The files of a decision log: reading, checking, and erasing texts."""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from worldpm.errors import ConfigError, DataError
+from worldpm.serving.decisions import (
+    COLUMNS,
+    HASH_BEFORE_FIRST,
+    DecisionRow,
+    StoredText,
+    digest_of,
+    hash_of,
+    json_text,
+    row_of,
+)
+
+
+class End(NamedTuple):
+    """The last decision of a chain."""
+
+    number: int
+    hash: str
+
+
+NOTHING = End(0, HASH_BEFORE_FIRST)
+"""The end of a chain without decisions."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which decisions are read or erased; all that are set must fit."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    """The first moment that is not selected."""
+    key: str | None = None
+    """Name of an API key."""
+    id: str | None = None
+    """Of a reply or a request."""
+
+    def where(self) -> tuple[str, dict[str, str]]:
+        """As a condition of SQL with its values."""
+        conditions = {
+            "at >= :since": _in_utc(self.since),
+            "at < :until": _in_utc(self.until),
+            "key = :key": self.key,
+            "(reply = :id OR request = :id)": self.id,
+        }
+        asked = [condition for condition, value in conditions.items() if value is not None]
+        values = dict(zip(("since", "until", "key", "id"), conditions.values(), strict=True))
+        given = {name: value for name, value in values.items() if value is not None}
+        return " AND ".join(asked) or "TRUE", given
+
+
+EVERYTHING = Selection()
+
+
+class LogCheck(NamedTuple):
+    """Result of checking a whole log."""
+
+    decisions: int
+    """Rows that were read."""
+    broken: int | None
+    """Number of the first row that does not fit the chain; None if all fit."""
+    finding: str
+    """`whole`, or what is wrong with that row."""
+    head: str
+    """Hash of the last row that fits.
+
+    Kept outside the log, it shows later whether rows at the end are missing.
+    """
+    first: int = 1
+    """Number of the first row: above 1 where old files were removed."""
+    without_texts: int = 0
+    """Rows whose texts were erased or never kept."""
+
+
+def older(path: Path) -> list[Path]:
+    """The files of a log that were put aside, oldest first."""
+    pattern = re.compile(re.escape(path.stem) + r"\.\d{12}" + re.escape(path.suffix))
+    return sorted(file for file in path.parent.iterdir() if pattern.fullmatch(file.name))
+
+
+def older_name(path: Path, number: int) -> Path:
+    """The name of a file that is put aside after the decision of this number."""
+    return path.with_name(f"{path.stem}.{number:012d}{path.suffix}")
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files of a log, oldest first.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; `worldpm serve --log` writes one")
+    return [*older(path), path]
+
+
+def rows(path: Path, selection: Selection = EVERYTHING) -> Iterator[DecisionRow]:
+    """The selected rows of all files in order.
+
+    Raises:
+        ConfigError: If there is no such file.
+        DataError: If it is not a decision log, or a server is writing it, or a row was altered so
+            that it cannot be read.
+    """
+    for file in files_of(path):
+        for values, texts in _stored(file, selection):
+            try:
+                yield row_of(values, texts)
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    file,
+                    f"decision {values[0]} cannot be read ({error}). Check it with `worldpm log"
+                    " verify`.",
+                ) from error
+
+
+def verify(path: Path) -> LogCheck:
+    """Check that every row is as it was written, that none between two is missing, and that the
+    texts which are there are those that were judged.
+
+    Raises:
+        ConfigError, DataError: See `rows`.
+    """
+    end: End | None = None
+    first, count, without_texts = 1, 0, 0
+    for file in files_of(path):
+        beginning = _beginning(file)
+        if end is None:
+            # Without its oldest files, a chain begins later
+            end, first = End(beginning.number - 1, beginning.hash), beginning.number
+
+        for values, texts in _stored(file, EVERYTHING):
+            finding = _fault_of(values, texts, end)
+            if finding is not None:
+                number = end.number + 1
+                return LogCheck(count, number, f"row {number} {finding}", end.hash, first)
+            count += 1
+            end = End(values[0], values[-1])
+            without_texts += any(text.text is None for text in texts) or not texts
+
+    return LogCheck(count, None, "whole", (end or NOTHING).hash, first, without_texts)
+
+
+def _fault_of(values: tuple[Any, ...], texts: list[StoredText], end: End) -> str | None:
+    """What is wrong with a row after the end of the chain so far."""
+    # Numbers are checked too: a gap shows even if someone computed the hashes again
+    if values[0] != end.number + 1:
+        return "is missing"
+    if values[-2] != end.hash:
+        return "does not follow the one before it"
+    if hash_of(values[:-1]) != values[-1]:
+        return "was altered"
+
+    digests = row_of(values, ()).digests
+    kept = [text for text in texts if text.text is not None]
+    if any(digest_of(text) != digests.get(text.place) for text in kept):
+        return "has a text that was altered"
+    return None
+
+
+def erase(path: Path, selection: Selection) -> int:
+    """Erase the texts of the selected decisions in all files, with their salts; the number of
+    decisions that had any.
+
+    The bytes are overwritten, and the erasure is noted in the file. A server may write the log
+    meanwhile.
+
+    Raises:
+        ConfigError, DataError: See `rows`.
+    """
+    where, values = selection.where()
+    chosen = f"SELECT number FROM decisions WHERE {where}"
+    total = 0
+    for file in files_of(path):
+        with closing(_connect(file)) as connection, _readable(file):
+            check_columns(connection, file)
+            connection.execute("PRAGMA secure_delete = ON")
+            with connection:
+                (count,) = connection.execute(
+                    f"SELECT count(DISTINCT decision) FROM texts WHERE decision IN ({chosen})",
+                    values,
+                ).fetchone()
+                if count:
+                    connection.execute(f"DELETE FROM texts WHERE decision IN ({chosen})", values)
+                    note = (datetime.now(UTC).isoformat(), json_text(values), count)
+                    connection.execute("INSERT INTO erasures VALUES (?, ?, ?)", note)
+            # The write-ahead log has copies of the pages
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:
+                raise DataError(
+                    file, "is being read; copies of the texts remain until it is erased again"
+                )
+        total += count
+    return total
+
+
+def end_of_older(path: Path) -> End:
+    """Where the files that were put aside end."""
+    files = older(path)
+    if not files:
+        return NOTHING
+    with closing(_connect(files[-1])) as connection, _readable(files[-1]):
+        return end_of(connection)
+
+
+def end_of(connection: sqlite3.Connection) -> End:
+    """The last decision of an open file, or of the file before."""
+    last = connection.execute(
+        "SELECT number, hash FROM decisions ORDER BY number DESC LIMIT 1"
+    ).fetchone()
+    if last is not None:
+        return End(*last)
+    number, before = connection.execute("SELECT number, before FROM beginning").fetchone()
+    return End(number - 1, before)
+
+
+def last_at(path: Path) -> datetime:
+    """The moment of the last decision of a file; now if it has none."""
+    with closing(_connect(path)) as connection, _readable(path):
+        last = connection.execute("SELECT max(at) FROM decisions").fetchone()[0]
+    return datetime.fromisoformat(last) if last else datetime.now(UTC)
+
+
+def check_columns(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse the table of another release.
+
+    Raises:
+        DataError: If the table is there and has other columns.
+    """
+    columns = connection.execute("SELECT name FROM pragma_table_info('decisions')").fetchall()
+    if columns and tuple(name for (name,) in columns) != COLUMNS:
+        raise DataError(
+            path, "has other columns: another release wrote it. Name another file, or use that one."
+        )
+
+
+def _beginning(path: Path) -> End:
+    """The number of a file's first decision, with the hash of the one before."""
+    with closing(_connect(path)) as connection, _readable(path):
+        check_columns(connection, path)
+        row = connection.execute("SELECT number, before FROM beginning").fetchone()
+    if row is None:
+        raise DataError(path, "does not say where its chain begins: it was altered")
+    return End(*row)
+
+
+def _stored(path: Path, selection: Selection) -> Iterator[tuple[tuple[Any, ...], list[StoredText]]]:
+    """The selected rows of a file in order, as they are in it, each with its texts."""
+    where, values = selection.where()
+    with closing(_connect(path)) as connection, _readable(path):
+        check_columns(connection, path)
+        # Two cursors side by side: texts joined to rows would repeat the rows
+        decisions = connection.execute(
+            f"SELECT {', '.join(COLUMNS)} FROM decisions WHERE {where} ORDER BY number", values
+        )
+        all_texts = connection.execute(
+            "SELECT decision, place, salt, text FROM texts WHERE decision IN"
+            f" (SELECT number FROM decisions WHERE {where}) ORDER BY decision",
+            values,
+        )
+        texts_of = groupby(all_texts, key=itemgetter(0))
+        number, texts = next(texts_of, (None, iter(())))
+        for row in decisions:
+            # Texts of rows that are not there belong to an altered log
+            while number is not None and number < row[0]:
+                number, texts = next(texts_of, (None, iter(())))
+            own = []
+            if number == row[0]:
+                own = [StoredText(*text[1:]) for text in texts]
+                number, texts = next(texts_of, (None, iter(())))
+            yield row, own
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ones that name the file."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise DataError(path, f"not a decision log that can be read ({error})") from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        return sqlite3.connect(path, timeout=1.0)
+    except sqlite3.Error as error:
+        raise ConfigError(f"{path}: cannot be opened ({error})") from error
+
+
+def _in_utc(moment: datetime | None) -> str | None:
+    """The moment as the column `at` has it; one without a zone is taken as UTC."""
+    if moment is None:
+        return None
+    zoned = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return zoned.astimezone(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,314 @@
+"""Decisions as a server logs them, and their two tables.
+
+A row of `decisions`, with its JSON columns as text:
+
+    number 1, at 2026-01-01T00:00:00.000000+00:00, reply rewards-1f0c..., request 9e41...,
+    route /v1/rewards, key ann, release 0.1.0, model 3f1a..., template ad1b..., temperature 1.3,
+    calibration 77aa..., settings {}, queues NULL,
+    inputs {"prompt.0": "5be1...", "responses.0": "c0ff...", "responses.1": "07d2..."},
+    rewards [0.5, 1.5], probabilities [0.73, 0.5], milliseconds 12.5, before 0000..., hash 9c2e...
+
+The column `inputs` holds a digest of each text, and the hash of the row covers it. The texts
+themselves are rows of the table `texts`, which can be erased without a change of the chain:
+
+    decision 1, place responses.0, salt (16 bytes), text "About 40 minutes."
+
+A digest is the SHA-256 of salt and text. Without the salt, which is erased too, nobody can try
+which text a digest belongs to.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
+
+from worldpm.records import ASSISTANT, Message
+from worldpm.storage.json_files import Json, Plain
+
+SqlValues = tuple[str | int | float | bytes | None, ...]
+"""Values of a row, in the order of columns."""
+HASH_BEFORE_FIRST = "0" * 64
+"""In the first row, in place of the hash of the row before."""
+# STRICT, because SQLite otherwise stores any type in any column
+TABLES = """
+CREATE TABLE IF NOT EXISTS decisions (
+  number INTEGER PRIMARY KEY, at TEXT NOT NULL, reply TEXT NOT NULL, request TEXT NOT NULL,
+  route TEXT NOT NULL, key TEXT, release TEXT NOT NULL, model TEXT NOT NULL, template TEXT,
+  temperature REAL, calibration TEXT, settings TEXT NOT NULL, queues TEXT, inputs TEXT NOT NULL,
+  rewards TEXT NOT NULL, probabilities TEXT NOT NULL, milliseconds REAL NOT NULL,
+  before TEXT NOT NULL, hash TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS by_reply ON decisions (reply);
+CREATE INDEX IF NOT EXISTS by_request ON decisions (request);
+CREATE TABLE IF NOT EXISTS texts (
+  decision INTEGER NOT NULL, place TEXT NOT NULL, salt BLOB NOT NULL, text TEXT,
+  PRIMARY KEY (decision, place)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS erasures (
+  at TEXT NOT NULL, asked TEXT NOT NULL, decisions INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS beginning (number INTEGER NOT NULL, before TEXT NOT NULL) STRICT;
+CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON decisions
+  BEGIN SELECT RAISE(ABORT, 'decisions are never changed'); END;
+CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON decisions
+  BEGIN SELECT RAISE(ABORT, 'decisions are never deleted'); END;
+CREATE TRIGGER IF NOT EXISTS no_other_text BEFORE UPDATE ON texts
+  BEGIN SELECT RAISE(ABORT, 'texts are erased, never changed'); END;
+"""
+COLUMNS = (
+    "number",
+    "at",
+    "reply",
+    "request",
+    "route",
+    "key",
+    "release",
+    "model",
+    "template",
+    "temperature",
+    "calibration",
+    "settings",
+    "queues",
+    "inputs",
+    "rewards",
+    "probabilities",
+    "milliseconds",
+    "before",
+    "hash",
+)
+"""Columns of the table `decisions`, in order; the hash is computed from those before it."""
+SALT_BYTES = 16
+PROMPT, RESPONSES, LAST, TEXT, IDS = "prompt", "responses", "last", "text", "ids"
+"""Places of texts; those of `PROMPT` and `RESPONSES` have a number after a point."""
+
+
+@dataclass(frozen=True)
+class ConversationInputs:
+    """A prompt and its responses."""
+
+    prompt: list[Message]
+    responses: list[str]
+    last: Message = ASSISTANT
+    """The turn that a response is the content of; it may have tool calls."""
+
+    def content(self) -> Plain:
+        """As JSON."""
+        last = {} if self.last == ASSISTANT else {LAST: self.last.turn()}
+        prompt = [turn.turn() for turn in self.prompt]
+        return {PROMPT: prompt, RESPONSES: self.responses, **last}
+
+    def texts(self) -> dict[str, str]:
+        """Texts by their places: a message is JSON."""
+        texts = {f"{PROMPT}.{i}": json_text(turn.turn()) for i, turn in enumerate(self.prompt)}
+        texts |= {f"{RESPONSES}.{i}": response for i, response in enumerate(self.responses)}
+        return texts if self.last == ASSISTANT else {**texts, LAST: json_text(self.last.turn())}
+
+    @property
+    def reward_count(self) -> int:
+        """Number of rewards that they get."""
+        return len(self.responses)
+
+    @property
+    def prompt_text(self) -> str:
+        """The contents of the prompt's messages, one a line."""
+        return "\n".join(message.content for message in self.prompt)
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """A text that the client rendered with the chat template."""
+
+    text: str
+    reward_count: ClassVar[int] = 1
+
+    def content(self) -> Plain:
+        """As JSON."""
+        return {TEXT: self.text}
+
+    def texts(self) -> dict[str, str]:
+        """The text by its place."""
+        return {TEXT: self.text}
+
+
+@dataclass(frozen=True)
+class IdInputs:
+    """The token ids of such a text."""
+
+    ids: list[int]
+    reward_count: ClassVar[int] = 1
+
+    def content(self) -> Plain:
+        """As JSON."""
+        return {IDS: self.ids}
+
+    def texts(self) -> dict[str, str]:
+        """The ids as JSON by their place."""
+        return {IDS: json_text(self.ids)}
+
+
+Inputs = ConversationInputs | TextInputs | IdInputs
+
+
+def inputs_of(texts: Mapping[str, str]) -> Inputs:
+    """The inputs of texts by their places; the reverse of `texts`."""
+    if TEXT in texts:
+        return TextInputs(texts[TEXT])
+    if IDS in texts:
+        return IdInputs(json.loads(texts[IDS]))
+
+    def numbered(kind: str) -> list[str]:
+        count = sum(place.startswith(f"{kind}.") for place in texts)
+        return [texts[f"{kind}.{i}"] for i in range(count)]
+
+    prompt = [Message.of(json.loads(turn)) for turn in numbered(PROMPT)]
+    last = Message.of(json.loads(texts[LAST])) if LAST in texts else ASSISTANT
+    return ConversationInputs(prompt, numbered(RESPONSES), last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The rewards of one prompt's responses, or of one text, and what they depend on."""
+
+    at: str
+    """UTC, ISO 8601 with microseconds."""
+    reply: str
+    """Id of the reply; the decisions of one reply share it."""
+    request: str
+    """Id of the HTTP request, from its `X-Request-Id` or made here."""
+    route: str
+    key: str | None
+    """The name of the API key; None if the server needs no key."""
+    release: str
+    """Version of this package."""
+    model: str
+    """SHA-256 of the weights, or the address of an upstream model."""
+    template: str | None
+    """Hash of the chat template; None if the model is upstream."""
+    temperature: float | None
+    """Divides margins into log odds for `probabilities`; None if they are not calibrated."""
+    calibration: str | None
+    """SHA-256 of temperature, judged margins and style model; None if margins are not
+    calibrated."""
+    settings: Json
+    """Preferences, rules, and `cut_to` in tokens if inputs were cut."""
+    queues: Sequence[str] | None
+    """The queue of each response; None on routes without rules."""
+    inputs: Inputs | None
+    """None in a row whose texts were erased or never kept."""
+    rewards: Sequence[float]
+    """Logits, in the order of the responses."""
+    probabilities: Sequence[float]
+    """That the best response is preferred to each; 0.5 for itself."""
+    milliseconds: float
+    """From the request's arrival to its rewards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionRow(Decision):
+    """A decision that was read back from the log."""
+
+    number: int
+    """From 1, without gaps."""
+    digests: Mapping[str, str]
+    """Salted digests of its texts, by their places."""
+    before: str
+    """Hash of the row before."""
+    hash: str
+    """SHA-256 of all other columns."""
+
+    @property
+    def cut_to(self) -> int | None:
+        """Tokens that the inputs were cut to; None if they were not to be cut."""
+        tokens: int | None = self.settings.get("cut_to")
+        return tokens
+
+    def decision(self) -> Decision:
+        """The decision without its place in the chain."""
+        return Decision(**{field.name: getattr(self, field.name) for field in fields(Decision)})
+
+
+class StoredText(NamedTuple):
+    """A row of `texts` without its decision."""
+
+    place: str
+    salt: bytes
+    text: str | None
+    """None if only the digest is kept."""
+
+
+class Record(NamedTuple):
+    """A decision as the columns of its row, but for number, `before` and hash; and its texts."""
+
+    values: SqlValues
+    texts: list[StoredText]
+
+
+def record_of(decision: Decision, *, keep_texts: bool) -> Record:
+    """The decision as it is stored.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
+    inputs = decision.inputs.texts() if decision.inputs is not None else {}
+    texts = [
+        StoredText(place, secrets.token_bytes(SALT_BYTES), text) for place, text in inputs.items()
+    ]
+    digests = {text.place: digest_of(text) for text in texts}
+    values = (
+        decision.at,
+        decision.reply,
+        decision.request,
+        decision.route,
+        decision.key,
+        decision.release,
+        decision.model,
+        decision.template,
+        decision.temperature,
+        decision.calibration,
+        json_text(decision.settings),
+        None if decision.queues is None else json_text(decision.queues),
+        json_text(digests),
+        json_text(decision.rewards),
+        json_text(decision.probabilities),
+        decision.milliseconds,
+    )
+    return Record(values, texts if keep_texts else [text._replace(text=None) for text in texts])
+
+
+def row_of(values: Sequence[object], texts: Sequence[StoredText]) -> DecisionRow:
+    """The row of a stored decision, with those of its texts that are there.
+
+    Raises:
+        ValueError: If a column is not the JSON that was written.
+    """
+    columns: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
+    for name in ("settings", "queues", "inputs", "rewards", "probabilities"):
+        columns[name] = None if columns[name] is None else json.loads(columns[name])
+
+    digests = columns.pop("inputs")
+    kept = {text.place: text.text for text in texts if text.text is not None}
+    # Partly erased is erased
+    inputs = inputs_of(kept) if kept.keys() == digests.keys() else None
+    return DecisionRow(**columns, digests=digests, inputs=inputs)
+
+
+def digest_of(text: StoredText) -> str:
+    """SHA-256 of salt and text."""
+    return hashlib.sha256(text.salt + (text.text or "").encode()).hexdigest()
+
+
+def hash_of(row: SqlValues) -> str:
+    """SHA-256 of all columns of a row but its hash."""
+    # JSON quotes the columns, so that no text can move from one to the next
+    return hashlib.sha256(json.dumps(list(row), ensure_ascii=False).encode()).hexdigest()
+
+
+def json_text(value: object) -> str:
+    """A JSON column's text.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

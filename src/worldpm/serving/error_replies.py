@@ -1,0 +1,142 @@
+"""Errors as replies, each in the format of the client that sent the request."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
+
+from worldpm.serving.client import Client, Reply, chosen_error_client
+from worldpm.serving.routes import CLIENTS
+from worldpm.serving.routes.vllm import VLLM
+from worldpm.serving.service import ERROR_KIND, HungUpError, RefusedError
+
+MOST_REPORTED = 16
+"""Validation errors of a body that are reported."""
+LONGEST_LOCATION = 200
+"""Characters of the location of an error."""
+STATUS_CLIENT_GONE = 499
+"""HTTP status in the log for a client that closed the connection; no client receives it."""
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Add a handler for each kind of error to the application."""
+
+    @app.exception_handler(RefusedError)
+    async def refused(http: HttpRequest, error: RefusedError) -> Reply:
+        return error_reply(http.scope, error)
+
+    @app.exception_handler(HungUpError)
+    async def gone(http: HttpRequest, error: HungUpError) -> Response:
+        return Response(status_code=STATUS_CLIENT_GONE)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(http: HttpRequest, error: RequestValidationError) -> Reply:
+        fields = _wrong_fields(error.errors())
+        lines = "\n".join(f"  {asdict(field)}" for field in fields[:MOST_REPORTED])
+        message = f"{len(fields)} validation error{'s' * (len(fields) != 1)}:\n{lines}"
+        if len(fields) > MOST_REPORTED:
+            message += f"\n  and {len(fields) - MOST_REPORTED} more"
+        return error_reply(
+            http.scope, RefusedError(None, message, kind="Bad Request", param=fields[0].loc)
+        )
+
+    # Raised by the framework for unknown paths and methods
+    @app.exception_handler(HTTPException)
+    async def failed(http: HttpRequest, error: HTTPException) -> Reply:
+        refusal = RefusedError(error.status_code, str(error.detail), kind="Bad Request")
+        reply = error_reply(http.scope, refusal)
+        # A reply to a wrong method names the right ones
+        reply.headers.update(error.headers or {})
+        return reply
+
+    @app.exception_handler(Exception)
+    async def broken(http: HttpRequest, error: Exception) -> Reply:
+        # Without the error's own text, which may contain inputs
+        message = f"{type(error).__name__}; the server's log has the rest"
+        return error_reply(http.scope, RefusedError(500, message, kind="InternalServerError"))
+
+
+@dataclass(frozen=True)
+class WrongField:
+    """A validation error; vLLM prints one a line in this form."""
+
+    type: str
+    """Pydantic's name of the error, for instance `missing`."""
+    loc: str
+    """Keys and indices down to the field, for instance `body.messages.0.role`."""
+    msg: str
+    input: str
+    """The value, shortened."""
+
+
+def _wrong_fields(errors: Sequence[ErrorDetails]) -> list[WrongField]:
+    """Validation errors of a body, at least one.
+
+    Errors about other clients' formats on the same route are left out.
+    """
+    shown = errors
+
+    # loc is ("body", FORMAT, field, ...) where several formats are tried, else ("body", field, ...)
+    if len({error["loc"][1:2] for error in errors}) > 1:
+        shown = [
+            error for error in errors if not any(client.hides(error) for client in CLIENTS)
+        ] or errors
+    return [
+        WrongField(
+            error["type"],
+            _location(error["loc"]),
+            error["msg"],
+            _summary(error.get("input")),
+        )
+        for error in shown
+    ]
+
+
+def _location(loc: Sequence[int | str]) -> str:
+    """Where an error is in the body, without the names of the formats that were tried."""
+    formats = {body.__name__ for client in CLIENTS for body in client.union_bodies}
+    # pydantic calls a format with validators `function-after[VALIDATOR(), FORMAT]`
+    parts = [
+        str(part)
+        for part in loc[1:]
+        if part not in formats and not str(part).startswith("function-")
+    ]
+    # A key may be as long as the body
+    return ".".join(["body", *parts])[:LONGEST_LOCATION]
+
+
+def _summary(value: object) -> str:
+    # A large input must not become a large error
+    if isinstance(value, dict | list):
+        return f"<{type(value).__name__} of {len(value)} items>"
+    return repr(value)[:80]
+
+
+def _error_client(scope: Scope) -> Client:
+    """The client in whose format the errors of a request are written."""
+    chosen = chosen_error_client(scope)
+    if chosen is not None:
+        return chosen
+
+    path: str = scope["path"]
+    return next((client for client in CLIENTS if path in client.paths), VLLM)
+
+
+def error_reply(scope: Scope, error: RefusedError) -> Reply:
+    """An error in the client's format, which the log and the metrics then know."""
+    scope.setdefault("state", {})[ERROR_KIND] = error.kind
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if error.close:
+        headers["connection"] = "close"
+
+    client = _error_client(scope)
+    status = client.invalid_status if error.status is None else error.status
+    return Reply(client.error_body(error, status), status_code=status, headers=headers)

@@ -2,6 +2,7 @@
 and a page to try it."""
 
 import logging
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -216,6 +217,9 @@ def _read_keys(path: Path) -> Mapping[str, ApiKey]:
     """
     if not path.is_file():
         raise ConfigError(f"--keys {path}: no such file")
+    # A group may read it: Kubernetes gives a mounted secret to the group of the pod
+    if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
+        raise ConfigError(f"--keys {path}: other users can read or write it. Run chmod 600 on it.")
 
     content = read_json(path)
     form = 'expected {NAME: {"key": TEXT, "settings": {...}}}'

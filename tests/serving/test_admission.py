@@ -1,0 +1,377 @@
+"""What the server does with clients that are slow, many, or not to be trusted."""
+
+import contextlib
+import gzip
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+
+from worldpm.errors import ConfigError
+from worldpm.options.serve import ServeOptions
+from worldpm.serving import admission, body_check
+from worldpm.serving.backends import LocalBackend
+from worldpm.serving.connections import bounded
+from worldpm.serving.run import assemble
+
+BODY = {"prompt": "How long should I bake a loaf?", "responses": ["40 minutes.", "Who knows?"]}
+
+
+@contextmanager
+def served(road: Path, **options: Any) -> Iterator[tuple[TestClient, LocalBackend]]:
+    """A client of the application within this process, and its backend."""
+    application, service = assemble(ServeOptions(model=str(road / "checkpoint"), **options))
+    assert isinstance(service.backend, LocalBackend)
+    with TestClient(
+        application, base_url="http://127.0.0.1", raise_server_exceptions=False
+    ) as client:
+        yield client, service.backend
+
+
+@contextmanager
+def client_of(road: Path, **options: Any) -> Iterator[TestClient]:
+    """A client of the application within this process."""
+    with served(road, **options) as (client, _):
+        yield client
+
+
+@contextmanager
+def address_of(
+    road: Path, *, connections: int = 100, header_seconds: float = 5.0, **options: Any
+) -> Iterator[tuple[str, int]]:
+    """Where a real server listens, in a thread of this process."""
+    application, _ = assemble(ServeOptions(model=str(road / "checkpoint"), **options))
+    limits = bounded(header_seconds=header_seconds, write_seconds=1.0, most=connections)
+    server = uvicorn.Server(uvicorn.Config(application, port=0, http=limits, log_config=None))
+    sock = server.config.bind_socket()
+    thread = threading.Thread(target=server.run, args=([sock],))
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield "127.0.0.1", sock.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+Connect = Callable[[tuple[str, int]], socket.socket]
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Opens connections, and closes them at the end."""
+    with contextlib.ExitStack() as opened:
+
+        def connect(address: tuple[str, int]) -> socket.socket:
+            connection = opened.enter_context(socket.create_connection(address))
+            connection.settimeout(10)
+            return connection
+
+        yield connect
+
+
+def post(address: tuple[str, int], body: object = BODY, **headers: str) -> httpx.Response:
+    url = f"http://{address[0]}:{address[1]}/v1/rewards"
+    return httpx.post(url, json=body, headers=headers, timeout=30)
+
+
+def is_closed_within(connection: socket.socket, seconds: float) -> bool:
+    """Whether the server closes a connection."""
+    connection.settimeout(seconds)
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+HALF_BODY = (
+    b"POST /v1/rewards HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 1000\r\n\r\n{"
+)
+
+
+def test_half_sent_bodies_take_no_place_of_others_and_end(road: Path, connect: Connect) -> None:
+    with address_of(road, max_requests=2, body_seconds=1.5) as address:
+        slow = [connect(address) for _ in range(20)]
+        for connection in slow:
+            connection.sendall(HALF_BODY)
+        assert post(address).status_code == 200
+
+        assert slow[0].recv(65536).startswith(b"HTTP/1.1 408 ")
+        assert all(is_closed_within(connection, 10) for connection in slow)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HT", HALF_BODY[:40]])
+def test_headers_that_do_not_arrive_end_the_connection(
+    road: Path, connect: Connect, sent: bytes
+) -> None:
+    with address_of(road, header_seconds=0.3) as address:
+        connection = connect(address)
+        connection.sendall(sent)
+        assert is_closed_within(connection, 10)
+        # a second request on a connection has the limit too
+        connection = connect(address)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(sent or b"G")
+        assert is_closed_within(connection, 10)
+
+
+def test_a_new_connection_takes_the_place_of_the_longest_idle(road: Path, connect: Connect) -> None:
+    with address_of(road, connections=10) as address:
+        idle = [connect(address) for _ in range(30)]
+        assert post(address).status_code == 200
+        time.sleep(0.1)
+        assert is_closed_within(idle[0], 10)
+        idle[-1].sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert idle[-1].recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_connection_is_refused_where_all_others_are_at_work(road: Path, connect: Connect) -> None:
+    with address_of(road, connections=5, body_seconds=2) as address:
+        at_work = [connect(address) for _ in range(5)]
+        for connection in at_work:
+            connection.sendall(HALF_BODY)
+        time.sleep(0.3)
+        late = connect(address)
+        assert late.recv(65536).startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_client_that_never_reads_its_reply_is_dropped(road: Path) -> None:
+    with address_of(road) as address:
+        request = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        with contextlib.closing(socket.socket()) as connection:
+            # a small window, so that the replies wait in the server
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(address)
+            connection.settimeout(8)
+            # more than the connection holds: it ends because the server closes it
+            with pytest.raises(ConnectionError):
+                connection.sendall(request * 100_000)
+        assert post(address).status_code == 200
+
+
+def test_large_bodies_at_once_have_a_limit(
+    road: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "LARGE_BYTES", 2**20)
+    head = HALF_BODY.replace(b"1000", b"2000000")[:-1]
+    with address_of(road) as address:
+        large = [connect(address) for _ in range(4)]
+        for connection in large:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(head + b"a" * 600_000)
+        statuses = []
+        for connection in large:
+            connection.settimeout(1)
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                statuses.append(connection.recv(12))
+        assert b"HTTP/1.1 429" in statuses
+        assert post(address).status_code == 200
+        for connection in large:
+            connection.close()
+        time.sleep(0.2)
+        # what the closed ones held is free again
+        whole = {**BODY, "responses": ["a"], "prompt": "a " * 90_000, "cut": True}
+        assert post(address, whole).status_code == 200
+
+
+def test_a_full_server_lets_requests_wait_if_asked_to(road: Path) -> None:
+    body = {"prompt": "word " * 30, "responses": ["a", "b"]}
+    options = {"queue_tokens": 300, "row_tokens": 200, "max_requests": 4}
+    for queue_wait, statuses in ((0.0, {200, 429}), (30.0, {200})):
+        with (
+            client_of(road, queue_wait=queue_wait, **options) as client,
+            ThreadPoolExecutor(16) as pool,
+        ):
+            replies = list(pool.map(lambda _: client.post("/v1/rewards", json=body), range(64)))
+        assert {reply.status_code for reply in replies} == statuses
+
+
+def test_a_wait_for_room_ends_and_gives_its_turn_to_the_next(road: Path) -> None:
+    body = {"prompt": "word " * 30, "responses": ["a", "b"]}
+    with served(road, queue_tokens=300, row_tokens=200, queue_wait=0.05) as (client, backend):
+        held = threading.Event()
+        backend.batcher._thread.submit(held.wait)  # the model is at work for long
+        with ThreadPoolExecutor(16) as pool:
+            waiting = [pool.submit(client.post, "/v1/rewards", json=body) for _ in range(16)]
+            time.sleep(1)
+            refused = sum(reply.done() for reply in waiting)
+            held.set()
+            statuses = [reply.result().status_code for reply in waiting]
+        assert refused == statuses.count(429) > 0
+        assert backend.batcher.waiting_tokens == 0
+        assert client.post("/v1/rewards", json=body).status_code == 200
+
+
+def test_a_full_queue_rejects_before_the_body_is_read(road: Path) -> None:
+    with served(road, queue_tokens=300) as (client, backend):
+        client.post("/v1/rewards", json=BODY)
+        backend.batcher.waiting_tokens = 300
+        # a body that is read and is no JSON is a 422
+        reply = client.post("/v1/rewards", content=b"{")
+        assert reply.status_code == 429
+        assert int(reply.headers["retry-after"]) >= 1
+        backend.batcher.waiting_tokens = 0
+        assert client.post("/v1/rewards", content=b"{").status_code == 422
+
+
+def test_texts_far_beyond_the_limit_are_refused_unread(road: Path) -> None:
+    text = "a " * 150_000
+    with client_of(road) as client:
+        for route, body in (
+            ("/v1/rewards", {"prompt": text, "responses": ["b"], "cut": True}),
+            ("/v1/rewards", {"prompt": "a", "responses": [text], "cut": True}),
+            ("/v1/explain", {"prompt": text, "responses": ["b"], "cut": True}),
+            ("/classify", {"input": text, "truncate_prompt_tokens": -1}),
+            ("/tokenize", {"prompt": text}),
+            ("/predict", {"inputs": text, "truncate": True}),
+        ):
+            reply = client.post(route, json=body)
+            assert (reply.status_code, "300,000 characters" in reply.text) == (422, True), route
+
+        many = {"prompt": "a", "responses": ["b " * 50_000] * 25, "cut": True}
+        assert "2,500,001 characters" in client.post("/v1/rewards", json=many).text
+
+
+def test_many_responses_get_no_matrices(road: Path) -> None:
+    with client_of(road) as client:
+        reply = client.post("/v1/rewards", json={"prompt": "a", "responses": [""] * 256})
+    assert len(reply.content) < 2**16
+    content = reply.json()
+    assert len(content["rewards"]) == len(content["ranking"]) == 256
+    assert content["probabilities"] is content["style"]["with_settings"] is None
+
+
+def test_packed_bodies_are_read_within_the_limit_of_unpacked_ones(road: Path) -> None:
+    packed = {"content-encoding": "gzip", "content-type": "application/json"}
+
+    def send(content: bytes, **headers: str) -> Any:
+        return client.post("/v1/rewards", content=content, headers={**packed, **headers})
+
+    with client_of(road) as client:
+        whole = gzip.compress(json.dumps(BODY).encode())
+        plain = client.post("/v1/rewards", json=BODY).json()
+        assert send(whole).json()["rewards"] == pytest.approx(plain["rewards"], abs=1e-5)
+        assert send(whole[:-9]).status_code == 400
+        assert send(b"not gzip at all").status_code == 400
+        bomb = gzip.compress(b" " * 100_000_000)
+        assert (len(bomb) < 100_000, send(bomb).status_code) == (True, 413)
+        assert send(whole, **{"content-encoding": "br"}).status_code == 415
+
+
+def test_only_names_of_this_machine_reach_a_server_of_this_machine(road: Path) -> None:
+    def status(client: TestClient, host: str) -> int:
+        return client.get("/health", headers={"host": host}).status_code
+
+    with client_of(road, allow_hosts=("Proxy.Example",)) as client:
+        for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST:1", "proxy.example"):
+            assert status(client, host) == 200, host
+        for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil:8000", ""):
+            assert status(client, host) == 421, host
+    with client_of(road, host="0.0.0.0") as client:
+        assert status(client, "models.example") == 200
+
+
+def test_every_reply_forbids_frames_sniffing_and_foreign_scripts(road: Path) -> None:
+    with client_of(road) as client:
+        replies = [
+            client.get("/"),
+            client.get("/health"),
+            client.post("/v1/rewards", json=BODY),
+            client.post("/v1/rewards", json={}),
+            client.get("/nowhere"),
+        ]
+        for reply in replies:
+            assert reply.headers["x-content-type-options"] == "nosniff"
+            assert reply.headers["x-frame-options"] == "DENY"
+            policy = reply.headers["content-security-policy"]
+            assert "default-src 'self'" in policy
+            assert "unsafe" not in policy
+        assert client.head("/health").status_code == 200
+        assert client.request("HEAD", "/health").content == b""
+        wrong = client.get("/v1/rewards")
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
+def test_pages_of_named_origins_may_call_and_no_others(road: Path) -> None:
+    def allowed(client: TestClient, origin: str) -> str | None:
+        headers = {"origin": origin, "access-control-request-method": "POST"}
+        reply = client.options("/v1/rewards", headers=headers)
+        name: str | None = reply.headers.get("access-control-allow-origin")
+        return name
+
+    with client_of(road, cors=("https://app.example",)) as client:
+        assert allowed(client, "https://app.example") == "https://app.example"
+        assert allowed(client, "https://evil.example") is None
+    with client_of(road) as client:
+        assert allowed(client, "https://app.example") is None
+    for origin in ("*", "app.example", "https://app.example/path"):
+        with pytest.raises(ConfigError, match="--cors"):
+            ServeOptions(model="m", cors=(origin,))
+
+
+def test_a_keys_file_that_others_can_read_is_refused(road: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text('{"ann": {"key": "s3cret"}}')
+    for mode, fits in ((0o644, False), (0o620, False), (0o640, True), (0o600, True)):
+        keys.chmod(mode)
+        if fits:
+            with client_of(road, keys=keys):
+                pass
+        else:
+            with pytest.raises(ConfigError, match="chmod 600"):
+                assemble(ServeOptions(model=str(road / "checkpoint"), keys=keys))
+
+
+def test_logged_errors_have_their_kind_and_ids(
+    road: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with client_of(road) as client, caplog.at_level("INFO", "worldpm.access"):
+        sent = client.post("/v1/rewards", json={}, headers={"x-request-id": "abc"})
+    fields = vars(caplog.records[-1])
+    assert sent.headers["x-request-id"] == fields["http.request.id"] == "abc"
+    assert fields["error.type"] == "Bad Request"
+    assert fields["http.request.body.bytes"] == 2
+    assert fields["http.response.body.bytes"] == len(sent.content)
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (b'{"a":[' + b"[]," * 5000 + b"1]}", "lists and objects"),
+        (b'{"a":[' + b'"",' * 70_000 + b"1]}", "texts and keys"),
+        (b'{"a":[' + b"1," * 1_100_000 + b"1]}", "values"),
+        (b'{"a":' + b"[" * 40 + b"]" * 40 + b"}" + b" " * 9000, "within each other"),
+        (b'{"a":1,' * 40 + b" " * 9000, "within each other"),
+        (b"{" + b",".join(b'"%d":1' % i for i in range(3000)) + b"}", "3,000 keys"),
+        # brackets, commas and quotes in a text count for nothing
+        (b'{"a":"' + b'[{,:\\"' * 100_000 + b'"}', None),
+        (b'{"a":"' + b"\\\\" * 50_000 + b'"}', None),
+        # no end of the string
+        (b'{"a":"' + b'\\"' * 1_000_000, None),
+        (b'{"a":[' + b"12345," * 500_000 + b"1]}", None),
+        (b"\xff\xfe" * 10_000, None),
+    ],
+)
+def test_the_outline_of_a_body_tells_its_fault(body: bytes, fault: str | None) -> None:
+    started = time.monotonic()
+    found = body_check.fault_of(body)
+    assert found is None if fault is None else fault in str(found)
+    # a second of the interpreter's lock would be a second of /health
+    assert time.monotonic() - started < 5

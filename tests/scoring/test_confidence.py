@@ -58,6 +58,53 @@ def test_without_weights_choice_follows_rewards_and_with_them_the_documented_ter
     assert known.probabilities([1.0, 0.0])[0][1] == pytest.approx(1 / (1 + np.exp(-0.5)))
 
 
+def test_weights_move_margins_that_can_be_told_apart() -> None:
+    # the worst of the 9 judged margins is -2: no margin up to 2 is told apart at a level of 0.9
+    known = Confidence(
+        temperature=2.0,
+        margins=[5.0] * 8 + [-2.0],
+        style=StyleModel(0.5, {}),
+    )
+    counts = [{**PLAIN, "length": 30.0}, {**PLAIN, "length": 10.0}]
+
+    def told(margin: float, weight: float) -> bool:
+        settings = Settings(weights={"length": weight} if weight else {})
+        can_tell = choose(known, [margin, 0.0], counts, settings).can_tell
+        assert can_tell is not None
+        assert can_tell[0][1] == can_tell[1][0]
+        return can_tell[0][1]
+
+    # the lengths differ by (30 - 10) / (30 + 10) = 0.5, and one logit of margin is 0.5 log odds
+    assert [told(2.1, 0), told(1.9, 0)] == [True, False]
+    assert [told(1.9, 0.2), told(2.1, -0.2)] == [True, False]
+    assert [told(1.0, -3.0), told(1.0, -2.9)] == [False, False]
+    assert told(1.0, -3.1)  # the other one is ahead by more than 2
+
+    no_weights = choose(known, [2.1, 0.3], counts, Settings())
+    assert no_weights.can_tell == known.can_tell([2.1, 0.3], 0.9)
+    assert choose(Confidence(), [9.0, 0.0], counts, Settings()).can_tell is None
+
+
+def test_averages_rank_as_the_ranking_does() -> None:
+    generator = np.random.default_rng(0)
+    rings = 0
+    for _ in range(300):
+        rewards = generator.normal(0, 2, 4).tolist()
+        lengths = generator.integers(1, 200, 4)
+        counts = [{**PLAIN, "length": float(length)} for length in lengths]
+        choice = choose(Confidence(), rewards, counts, Settings(weights={"length": 6.0}))
+        averages = [choice.averages[index] for index in choice.ranking]
+        assert averages == sorted(averages, reverse=True)
+
+        means = [(sum(choice.probabilities[index]) - 0.5) / 3 for index in choice.ranking]
+        rings += means != sorted(means, reverse=True)
+    assert rings  # means of probabilities have another order
+
+    two = Confidence(temperature=2.0)
+    assert two.averages([1.0, 0.0])[0] == pytest.approx(two.probability(1.0))
+    assert (two.averages([]), two.averages([3.0])) == ([], [0.5])
+
+
 def test_outside_stands_after_inside_whatever_the_rewards() -> None:
     counts = [PLAIN, {**PLAIN, "headers": 9.0}]
     found = choose(Confidence(), [0.0, 50.0], counts, Settings(ranges={"headers": (0, 3)}))

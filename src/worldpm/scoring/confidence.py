@@ -73,11 +73,20 @@ class Confidence:
     def can_tell(self, rewards: Sequence[float], level: float) -> list[list[bool]] | None:
         """Whether two responses can be told apart at that level; None if there are too few judged
         pairs for it."""
+        return self._are_apart(_margins(rewards), level)
+
+    def averages(self, rewards: Sequence[float]) -> list[float]:
+        """Probability of each response at its mean log odds against the others; 0.5 for a single
+        response."""
+        return _averages(_margins(rewards) / (self.temperature or 1.0))
+
+    def _are_apart(self, margins: NDArray[np.float64], level: float) -> list[list[bool]] | None:
+        """Whether each margin is beyond the noise of judged margins; None if they are too few."""
         beyond = calibration.sure_beyond(self.margins, level)
         if beyond is None:
             return None
-        is_apart: list[list[bool]] = (np.abs(_margins(rewards)) > beyond).tolist()
-        return is_apart
+        are_apart: list[list[bool]] = (np.abs(margins) > beyond).tolist()
+        return are_apart
 
 
 class Settings(NamedTuple):
@@ -135,6 +144,12 @@ class Choice:
     to a factor."""
     probabilities: list[list[float]]
     """Probability that the response of the row is preferred to that of the column."""
+    averages: list[float]
+    """Probability of each response at its mean log odds against the others. Ranks as `ranking` does
+    within the allowed ranges, which a mean of probabilities would not."""
+    can_tell: list[list[bool]] | None
+    """Whether two responses are told apart at the settings' strictness; None if there are too few
+    judged pairs. The log odds of the weights count as certain: only the margin is noisy."""
     terms: dict[str, list[list[float]]] = field(default_factory=dict)
     """Log odds that each weighted feature adds for the row over the column."""
     outside: list[list[str]] = field(default_factory=list)
@@ -162,9 +177,9 @@ def choose(
     style, temperature = confidence.style, confidence.temperature or 1.0
     margin_weight = style.margin_weight if style else 1 / temperature
     terms = _style_terms(counts, settings.weights)
-    log_odds = margin_weight * _margins(rewards)
-    for term in terms.values():
-        log_odds = log_odds + term
+    margins = _margins(rewards)
+    weighted = sum(terms.values(), start=np.zeros_like(margins))
+    log_odds = margin_weight * margins + weighted
 
     outside = [_outside(count, settings.ranges) for count in counts]
     # a mean over no responses would warn
@@ -175,6 +190,9 @@ def choose(
         order,
         means,
         bradley_terry.probabilities(torch.from_numpy(log_odds)).tolist(),
+        _averages(log_odds),
+        # the noise is known for margins, so the weights' log odds are added as margins
+        confidence._are_apart(margins + weighted / margin_weight, settings.strictness),
         {name: term.tolist() for name, term in terms.items()},
         outside,
     )
@@ -184,6 +202,14 @@ def _margins(rewards: Sequence[float]) -> NDArray[np.float64]:
     """The reward of the row minus that of the column, shape (K, K)."""
     column = np.array(rewards, dtype=np.float64)
     return column[:, None] - column[None, :]
+
+
+def _averages(log_odds: NDArray[np.float64]) -> list[float]:
+    """Probability of each response at its mean log odds against the others."""
+    # a response has log odds of 0 against itself; a single response has no others
+    means = log_odds.sum(axis=1) / max(1, len(log_odds) - 1)
+    averages: list[float] = bradley_terry.probabilities(torch.from_numpy(means)).tolist()
+    return averages
 
 
 def _style_terms(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
@@ -20,6 +20,7 @@ from worldpm.storage.json_files import Json
 
 Feature = Literal["length", "headers", "lists", "bold", "code", "links"]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Value = TypeVar("Value", float, bool)
 MOST_EXPLAINED = 16
 """Responses that are explained in one request."""
 MOST_COMPARED = 32
@@ -155,6 +156,23 @@ class RewardConfidence:
 
 
 @dataclass(frozen=True)
+class Averages:
+    """Probability of each response at its mean log odds against the others.
+
+    Equal to the pair's probability if there are two responses, and 0.5 if there is one.
+    """
+
+    without_settings: list[float]
+    """In the order of the rewards."""
+    at_equal_style: list[float] | None
+    """None without a style model."""
+    with_settings: list[float]
+    """In the order of `ranking`, except for responses outside the allowed ranges."""
+    as_in_calibration: list[float] | None
+    """None without a style model."""
+
+
+@dataclass(frozen=True)
 class StyleReport:
     """Style of the responses, and probabilities under several weights of style.
 
@@ -168,6 +186,8 @@ class StyleReport:
     at_equal_style: list[list[float]] | None
     """None too without a style model."""
     with_settings: list[list[float]] | None
+    can_tell_with_settings: list[list[bool]] | None
+    """As `confidence.can_tell`, with the log odds of the weights added to the margins."""
     terms: dict[str, list[list[float]]] | None
     """Log odds that each weighted feature adds."""
     as_in_calibration: list[list[float]] | None
@@ -199,6 +219,7 @@ class RewardsReply(ReplyHead):
     """Indices of the responses, best first."""
     probabilities: list[list[float]] | None
     """That the response of the row is preferred to that of the column, without settings."""
+    averages: Averages
     confidence: RewardConfidence
     style: StyleReport
     settings: Json
@@ -286,42 +307,73 @@ def _settings_content(settings: Settings) -> Json:
 def _rewards_reply(
     call: Call, request: Request, reply: BackendReply, settings: Settings
 ) -> RewardsReply:
-    calibrated = call.service.confidence
-    are_few = len(reply.rewards) <= MOST_COMPARED
+    calibrated, rewards = call.service.confidence, reply.rewards
     counts = [
         confidence.counts_of(text, tokens)
         for text, tokens in zip(request.responses, reply.length_tokens, strict=True)
     ]
-    choose = partial(confidence.choose, calibrated, reply.rewards, counts)
-    choice = choose(settings)
-    style = calibrated.style if are_few else None
+    choose = partial(confidence.choose, calibrated, rewards, counts)
+    style = calibrated.style
+    chosen = _Choices(
+        with_settings=choose(settings),
+        at_equal_style=choose(Settings()) if style else None,
+        as_in_calibration=choose(Settings(weights=style.weights)) if style else None,
+    )
 
     return RewardsReply(
         **head_of(call, holds="rewards"),
-        rewards=reply.rewards,
-        ranking=choice.ranking,
-        probabilities=calibrated.probabilities(reply.rewards) if are_few else None,
+        rewards=rewards,
+        ranking=chosen.with_settings.ranking,
+        probabilities=_of_few(calibrated.probabilities(rewards)),
+        averages=Averages(
+            without_settings=calibrated.averages(rewards),
+            at_equal_style=chosen.at_equal_style.averages if chosen.at_equal_style else None,
+            with_settings=chosen.with_settings.averages,
+            as_in_calibration=(
+                chosen.as_in_calibration.averages if chosen.as_in_calibration else None
+            ),
+        ),
         confidence=RewardConfidence(
             level=settings.strictness,
-            can_tell=calibrated.can_tell(reply.rewards, settings.strictness) if are_few else None,
+            can_tell=_of_few(calibrated.can_tell(rewards, settings.strictness)),
             temperature=calibrated.temperature,
             source=calibrated.source if calibrated.temperature else None,
         ),
-        style=StyleReport(
-            counts=counts,
-            outside=choice.outside,
-            at_equal_style=choose(Settings()).probabilities if style else None,
-            with_settings=choice.probabilities if are_few else None,
-            terms=choice.terms if are_few else None,
-            as_in_calibration=(
-                choose(Settings(weights=style.weights)).probabilities if style else None
-            ),
-            weights_of_calibration=dict(calibrated.style.weights) if calibrated.style else None,
-        ),
+        style=_style_report(chosen, counts, style),
         settings=_settings_content(settings),
         truncated=reply.truncated,
         usage=RewardUsage(reply.length_tokens, reply.sequence_tokens, reply.computed_tokens),
     )
+
+
+class _Choices(NamedTuple):
+    """The choice between the responses under several weights of style."""
+
+    with_settings: confidence.Choice
+    at_equal_style: confidence.Choice | None
+    as_in_calibration: confidence.Choice | None
+
+
+def _style_report(
+    chosen: _Choices, counts: list[dict[str, float]], style: confidence.StyleModel | None
+) -> StyleReport:
+    choice, equal, calibrated = chosen
+    are_few = len(counts) <= MOST_COMPARED
+    return StyleReport(
+        counts=counts,
+        outside=choice.outside,
+        at_equal_style=_of_few(equal.probabilities) if equal else None,
+        with_settings=_of_few(choice.probabilities),
+        can_tell_with_settings=_of_few(choice.can_tell),
+        terms=choice.terms if are_few else None,
+        as_in_calibration=_of_few(calibrated.probabilities) if calibrated else None,
+        weights_of_calibration=dict(style.weights) if style else None,
+    )
+
+
+def _of_few(matrix: list[list[Value]] | None) -> list[list[Value]] | None:
+    """The matrix; None where the responses are too many for it."""
+    return matrix if matrix is not None and len(matrix) <= MOST_COMPARED else None
 
 
 async def _explain(call: Call, body: Explain) -> Reply:

@@ -32,7 +32,7 @@ from worldpm.model import chat
 from worldpm.options.serve import ServeOptions
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
-from worldpm.serving import app, decision_files
+from worldpm.serving import decision_files
 from worldpm.serving.backends import EXPLAINED_AT_ONCE, LocalBackend
 from worldpm.serving.routing import RoutingRules
 from worldpm.serving.run import assemble
@@ -483,6 +483,11 @@ def test_keys_are_needed_and_bring_their_settings(road: Path, tmp_path: Path) ->
         assert post(Authorization="Bearer wrong").status_code == 401
         assert client.get("/metrics").status_code == 401
         assert client.get("/health").status_code == 200
+        types = {
+            path: client.get(path).headers["content-type"].split(";")[0]
+            for path in ("/", "/page/page.js", "/page/page.css")
+        }
+        assert list(types.values()) == ["text/html", "text/javascript", "text/css"]
         ann = post(Authorization="Bearer s3cret").json()
         bob = post(**{"X-Api-Key": "other"}).json()
 
@@ -777,10 +782,12 @@ def test_the_page_compares_answers_in_a_browser(road: Path, scorer: Scorer, tmp_
             command, capture_output=True, text=True, timeout=120, check=False
         ).stdout
 
-    # the answers of the first example
-    source = Path(app.__file__).with_name("page.html").read_text()
-    example = source.split("answers: [")[1].split("]")[0]
-    answers = re.findall(r'"([^"]+)"', example)
+    # the first example
+    answers = [
+        "Bake it at 220 C for about 35 to 40 minutes. It is done when it sounds hollow if you tap"
+        " its bottom.",
+        "This was asked before. Please use the search.",
+    ]
     rewards = scorer.rewards("How long should I bake a loaf of white bread?", answers)
     best = "AB"[rewards.index(max(rewards))]
     assert 'data-done="true"' in page

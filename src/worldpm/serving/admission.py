@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worldpm.serving import body_check
 from worldpm.serving.error_replies import STATUS_CLIENT_GONE, error_reply
+from worldpm.serving.routes import page
 from worldpm.serving.service import (
     ERROR_KIND,
     KEY_NAME,
@@ -27,10 +28,13 @@ from worldpm.serving.service import (
 
 logger = logging.getLogger("worldpm.access")
 
-OPEN_PATHS = ("/", "/health", "/ping", "/ready", "/version", "/docs", "/openapi.json")
+OPEN_PATHS = (
+    *("/health", "/ping", "/ready", "/version", "/docs", "/openapi.json"),
+    *page.PAGE_FILES,
+)
 """Answered without an API key; every other path needs a key if the server has keys."""
-ASSETS = ("/docs-assets/", "/page/")
-"""Beginnings of the paths of what `/docs` and the page load, open too."""
+ASSETS = "/docs-assets"
+"""Below it, without an API key too, are the scripts of `/docs`."""
 FREE_BYTES = 2**16
 """Bytes of a body that do not count as large."""
 LARGE_BYTES = 2**26
@@ -365,7 +369,7 @@ def _reply_headers(scope: Scope) -> Sequence[tuple[bytes, bytes]]:
 
 
 def _is_open(path: str) -> bool:
-    return path in OPEN_PATHS or path.startswith(ASSETS)
+    return path in OPEN_PATHS or path.startswith(f"{ASSETS}/")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -8,21 +8,17 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.resources import files
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 from worldpm.serving import error_replies
-from worldpm.serving.admission import Admission
+from worldpm.serving.admission import ASSETS, Admission
 from worldpm.serving.client import Reply
-from worldpm.serving.routes import CLIENTS
+from worldpm.serving.routes import CLIENTS, page
 from worldpm.serving.service import TIMEOUT_HEADER, Service
-
-ASSETS = "/docs-assets"
-"""Assets of `/docs`, served locally and without an API key."""
 
 
 def build(service: Service, *, cors: Sequence[str] = ()) -> FastAPI:
@@ -127,8 +123,4 @@ def _operation(app: FastAPI, service: Service) -> None:
             service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> HTMLResponse:
-        return HTMLResponse(
-            files("worldpm.serving").joinpath("page.html").read_text(encoding="utf-8")
-        )
+    app.include_router(page.routes())

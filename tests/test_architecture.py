@@ -21,7 +21,8 @@ ROOT = Path(worldpm.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
 
 ROOMS = (
-    *("errors", "records", "console", "options", "storage", "stats", "curves", "plots"),
+    *("errors", "records", "console", "options", "storage", "webhook"),
+    *("stats", "curves", "plots"),
     *(
         "model",
         "scoring",

@@ -7,6 +7,7 @@ A line of the file; `preferred` is the index of the best response, and `language
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from worldpm import console
 from worldpm.benchmarks.items import prompt_id
@@ -18,7 +19,11 @@ from worldpm.scoring.scorer import Refused, Request, Scorer
 from worldpm.storage import rows
 from worldpm.storage.json_files import to_json, write_atomically
 from worldpm.storage.rows import Row
+from worldpm.webhook import Webhook
 
+FINISHED = "fairness.finished"
+"""Type of the message to the webhook."""
+SIGNIFICANT = 0.05
 HEADINGS = (
     "column",
     "value",
@@ -44,12 +49,39 @@ class _LabelledRequest:
     """The line's values of the columns of --by."""
 
 
+@dataclass(frozen=True)
+class AuditGap:
+    """A significant gap of one value of a column to all others."""
+
+    column: str
+    value: str
+    measure: str
+    """`errors` or `reward`."""
+    gap: Gap
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the message to the webhook tells."""
+
+    model: str
+    file: str
+    out: str | None
+    """File with all numbers; None if none was written."""
+    gaps: list[AuditGap]
+    """Those whose corrected p-value is below 0.05."""
+
+
 def run(options: FairnessOptions) -> None:
     """Score the file, print the table, write the numbers."""
     if options.out is not None and not options.out.parent.is_dir():
         raise ConfigError(
             f"--out {options.out}: the folder {options.out.parent} is not there; make it first"
         )
+
+    webhook = None
+    if options.webhook is not None and options.webhook_secret is not None:
+        webhook = Webhook.read(options.webhook, options.webhook_secret)
 
     pairs = list(_pairs(options))
     if not pairs:
@@ -59,6 +91,8 @@ def run(options: FairnessOptions) -> None:
     print(_table(results))
     if options.out is not None:
         write_atomically(options.out, to_json(results))
+    if webhook is not None:
+        webhook.post(FINISHED, _audit(options, results))
 
 
 def _pairs(options: FairnessOptions) -> Iterator[Pair]:
@@ -101,6 +135,22 @@ def _labelled(row: Row, number: int, options: FairnessOptions) -> _LabelledReque
     if missing := [column for column in options.by if row.get(column) is None]:
         raise DataError(options.file, f"lacks the column {missing[0]!r}", line=number)
     return _LabelledRequest(request, best, {column: str(row[column]) for column in options.by})
+
+
+def _audit(options: FairnessOptions, results: Mapping[str, Sequence[ValueResult]]) -> Audit:
+    """What the message to the webhook tells."""
+    gaps_by_measure = [
+        AuditGap(column, result.value, measure, gap)
+        for column, values in results.items()
+        for result in values
+        for measure, gap in (("errors", result.error_gap), ("reward", result.reward_gap))
+        if gap is not None and gap.p_value_holm < SIGNIFICANT
+    ]
+    return Audit(options.model, str(options.file), _text(options.out), gaps_by_measure)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _table(results: Mapping[str, Sequence[ValueResult]]) -> str:

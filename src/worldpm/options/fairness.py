@@ -6,7 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import ModelOptions
+from worldpm.options.shared import ModelOptions, check_webhook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,13 @@ class FairnessOptions(ModelOptions):
     """JSON file to write; the table is printed in any case."""
     cut: bool = True
     """Cut inputs over the limit; with --no-cut the first of them stops the run."""
+    webhook: str | None = None
+    """URL that gets a signed message with the significant gaps when the run ends."""
+    webhook_secret: Path | None = None
+    """File with the secret of the signature, whsec_ and base64."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.by:
             raise ConfigError("--by names no column")
+        check_webhook(self.webhook, self.webhook_secret)

@@ -12,6 +12,7 @@ from worldpm.options.shared import (
     changed,
     check_above_zero,
     check_not_negative,
+    check_webhook,
 )
 
 
@@ -39,6 +40,10 @@ class ServeOptions(ModelOptions):
     reference: Path | None = None
     """Window of earlier requests, from `worldpm log reference`; /metrics then reports drift from
     it."""
+    webhook: str | None = None
+    """URL that gets a signed message when drift from --reference begins or ends."""
+    webhook_secret: Path | None = None
+    """File with the secret of the signature, whsec_ and base64."""
     log: Path | None = None
     """SQLite file to which every decision is written."""
     log_hashes: bool = False
@@ -88,6 +93,9 @@ class ServeOptions(ModelOptions):
             )
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port is {self.port}; 0 to 65535 are possible")
+        check_webhook(self.webhook, self.webhook_secret)
+        if self.webhook is not None and self.reference is None:
+            raise ConfigError("--webhook needs --reference. Name the window to compare with.")
         logging = changed(self, ["log_hashes", "log_mib", "log_days"])
         if logging and self.log is None:
             raise ConfigError(f"{logging[0]} needs --log. Name its file.")

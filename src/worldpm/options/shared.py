@@ -141,3 +141,17 @@ def _words(value: object) -> list[str]:
 def _last_name(word: str) -> str:
     """The last name of a path that exists; other words, such as hub ids, unchanged."""
     return Path(word).name if "/" in word and Path(word).exists() else word
+
+
+def check_webhook(url: str | None, secret: Path | None) -> None:
+    """Refuse a webhook without its secret, or with a URL that is none.
+
+    Raises:
+        ConfigError: If one is given alone, or the URL has another scheme than HTTP's.
+    """
+    if (url is None) != (secret is None):
+        raise ConfigError(
+            "--webhook and --webhook-secret belong together. Give both, or neither of them."
+        )
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--webhook {url}: not a URL of http or https. Name one.")

@@ -55,6 +55,9 @@ class Metrics:
         self.shifts = self._gauge(
             "worldpm_reward_shifts", "Times that the mean reward shifted, by ADWIN."
         )
+        self.webhooks = self._counter(
+            "worldpm_webhooks", "Messages to the webhook: delivered or failed.", "result"
+        )
         self.decisions = self._counter("worldpm_decisions_logged", "Decisions written to the log.")
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:

@@ -1,8 +1,8 @@
 """`worldpm serve`: a checkpoint behind HTTP, with our own routes, those of other servers' clients,
 and a page to try it."""
 
+import json
 import logging
-import stat
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from worldpm.errors import ConfigError, DataError
+from worldpm.errors import DataError
 from worldpm.evaluation.calibrating import confidence_of
 from worldpm.model import chat, sources
 from worldpm.options.serve import ServeOptions
@@ -24,12 +24,14 @@ from worldpm.serving.backends import Backend, BackendReply, LocalBackend
 from worldpm.serving.connections import bounded
 from worldpm.serving.decision_log import DecisionLog, Retention
 from worldpm.serving.decisions import ConversationInputs, Inputs
+from worldpm.serving.drift_messages import DriftMessages
 from worldpm.serving.prometheus import Metrics
 from worldpm.serving.routes.own import Preferences
 from worldpm.serving.routing import RoutingRules
 from worldpm.serving.service import ApiKey, Identity, Listener, RequestLimits, Service
 from worldpm.serving.upstream import UpstreamBackend, identify
-from worldpm.storage.json_files import read_json
+from worldpm.storage.private_files import read_private
+from worldpm.webhook import Webhook
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +122,7 @@ def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
     )
     metrics.watch_service(lambda: service.is_ready, lambda: service.open_requests)
     if options.reference is not None:
-        service.listeners.append(_drift_watch(options.reference, metrics))
+        service.listeners.append(_drift_watch(options, model.identity, metrics))
     return app.build(service, cors=options.cors), service
 
 
@@ -191,9 +193,15 @@ def _upstream(options: ServeOptions) -> ServedModel:
     return ServedModel(backend, replace(identity, name=options.name or identity.name), calibrated)
 
 
-def _drift_watch(reference: Path, metrics: Metrics) -> Listener:
-    """A listener that tests every request for drift and updates the metrics."""
-    watch = drift.Drift(drift.read(reference))
+def _drift_watch(options: ServeOptions, identity: Identity, metrics: Metrics) -> Listener:
+    """A listener that tests every request for drift, updates the metrics, and sends a message when
+    drift begins or ends."""
+    assert options.reference is not None
+    watch = drift.Drift(drift.read(options.reference))
+    messages = None
+    if options.webhook is not None and options.webhook_secret is not None:
+        webhook = Webhook.read(options.webhook, options.webhook_secret)
+        messages = DriftMessages(webhook, identity, metrics)
 
     def observe(replies: Sequence[BackendReply], inputs: Sequence[Inputs]) -> None:
         for reply, request_inputs in zip(replies, inputs, strict=True):
@@ -205,6 +213,8 @@ def _drift_watch(reference: Path, metrics: Metrics) -> Listener:
             )
             if watch.observe(values):
                 metrics.changed(watch.changes)
+                if messages is not None:
+                    messages.changed(watch.changes)
             metrics.shifts.set(watch.shifts)
 
     return observe
@@ -215,13 +225,10 @@ def _read_keys(path: Path) -> Mapping[str, ApiKey]:
 
     The file: `{"ann": {"key": "s3cret", "settings": {"strictness": 0.7}}, "bob": {"key": "x"}}`.
     """
-    if not path.is_file():
-        raise ConfigError(f"--keys {path}: no such file")
-    # A group may read it: Kubernetes gives a mounted secret to the group of the pod
-    if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
-        raise ConfigError(f"--keys {path}: other users can read or write it. Run chmod 600 on it.")
-
-    content = read_json(path)
+    try:
+        content = json.loads(read_private(path, "--keys"))
+    except ValueError as error:
+        raise DataError(path, f"not JSON ({error}). Mend the file.") from error
     form = 'expected {NAME: {"key": TEXT, "settings": {...}}}'
     if not isinstance(content, dict) or not content:
         raise DataError(path, form)

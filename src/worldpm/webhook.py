@@ -1,0 +1,114 @@
+"""Signed messages to another server, so that it can act on drift or on an audit.
+
+Source: the Standard Webhooks specification, version 1.0.0,
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import secrets
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http.client import HTTPException
+from pathlib import Path
+
+import msgspec
+
+from worldpm.errors import ConfigError, WorldPMError
+from worldpm.storage.private_files import read_private
+
+SECRET_PREFIX = "whsec_"
+LEAST_SECRET_BYTES = 24
+"""As the specification asks for."""
+TIMEOUT_SECONDS = 15
+WAITS = (1.0, 10.0, 60.0)
+"""Seconds before each further try."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Body of a message."""
+
+    type: str
+    """For instance `drift.began`."""
+    timestamp: str
+    """UTC, ISO 8601."""
+    data: object
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """Where messages go, and the secret that they are signed with."""
+
+    url: str
+    secret: bytes
+
+    @classmethod
+    def read(cls, url: str, secret_file: Path) -> "Webhook":
+        """The webhook with the secret of a file, `whsec_` and base64.
+
+        Raises:
+            ConfigError: If the file cannot be read, others can read it, or it has another form.
+        """
+        text = read_private(secret_file, "--webhook-secret").decode(errors="replace").strip()
+        try:
+            secret = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
+        except binascii.Error:
+            secret = b""
+        if not text.startswith(SECRET_PREFIX) or len(secret) < LEAST_SECRET_BYTES:
+            raise ConfigError(
+                f"--webhook-secret {secret_file}: no secret of the form whsec_BASE64 with at least"
+                f" {LEAST_SECRET_BYTES} bytes. Make one: echo whsec_$(openssl rand -base64 32)"
+            )
+        return cls(url, secret)
+
+    def post(self, kind: str, data: object, *, waits: Sequence[float] = WAITS) -> None:
+        """Send a message of a kind; where it is not taken, try again after each of the waits.
+
+        It keeps its id, by which a receiver knows one that came twice.
+
+        Raises:
+            WorldPMError: If no try succeeded.
+        """
+        event = Event(kind, datetime.now(UTC).isoformat(timespec="seconds"), data)
+        body = json.dumps(msgspec.to_builtins(event, str_keys=True), allow_nan=False).encode()
+        message_id = f"msg_{secrets.token_hex(12)}"
+
+        for wait in (*waits, None):
+            fault = self._fault_of_try(message_id, body)
+            if fault is None:
+                return
+            if wait is not None:
+                time.sleep(wait)
+        raise WorldPMError(f"--webhook {self.url}: does not take the message ({fault})")
+
+    def headers(self, message_id: str, seconds: int, body: bytes) -> dict[str, str]:
+        """Headers of a message that is sent at a second of Unix time."""
+        signed = b".".join([message_id.encode(), str(seconds).encode(), body])
+        signature = hmac.new(self.secret, signed, hashlib.sha256).digest()
+        return {
+            "content-type": "application/json",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(seconds),
+            "webhook-signature": f"v1,{base64.b64encode(signature).decode()}",
+        }
+
+    def _fault_of_try(self, message_id: str, body: bytes) -> str | None:
+        """Why a try failed; None if the message was taken."""
+        headers = self.headers(message_id, int(time.time()), body)
+        request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
+                return None
+        except urllib.error.HTTPError as error:
+            error.close()
+            return f"it answers {error.code}"
+        except (OSError, HTTPException) as error:
+            return str(getattr(error, "reason", error))

@@ -43,10 +43,14 @@ format: .venv/installed-dev  ## write the format, mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock:  ## choose the newest versions of all packages but torch and what its builds need (needs uv)
+lock:  ## choose the newest versions of all packages but torch and what its builds need, and hash those of the image (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-annotate --all-extras \
 	  --custom-compile-command "make lock" --no-emit-package torch --output-file requirements.lock pyproject.toml
 	sed -i.old -E '/^(nvidia-|cuda-|triton==)/d' requirements.lock && rm requirements.lock.old
+	printf '%s\n' 'hatchling>=1.27' '$(TORCH)' | uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
+	  --upgrade --no-annotate --extra serve --constraint requirements.lock --generate-hashes --only-binary :all: \
+	  --custom-compile-command "make lock" --no-emit-package torch --output-file deploy/image.lock pyproject.toml -
+	sed -i.old -E '/^(nvidia-|cuda-|triton==)/,/[^\\]$$/d' deploy/image.lock && rm deploy/image.lock.old
 
 clean:  ## remove the environment and what the demo and the ladders wrote
 	rm -rf .venv demo ladder ladder-small

@@ -40,6 +40,7 @@ def read_yaml(name: str) -> Any:
 def metric_names() -> set[str]:
     metrics = Metrics()
     metrics.watch_queue(lambda: 0, lambda: 0)
+    metrics.watch_service(lambda: True, lambda: 0)
     return {
         match.removesuffix("_created")
         for match in re.findall(r"^# TYPE (\w+) ", metrics.page().decode(), re.MULTILINE)
@@ -323,6 +324,7 @@ def test_the_mapping_has_every_field_of_the_log(
 ) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({"ann": {"key": "secret"}}))
+    keys.chmod(0o600)
     with process(road, "--keys", keys) as (started, url):
         authorized = {"Authorization": "Bearer secret"}
         body = {"prompt": "How?", "responses": ["So.", "Thus."]}

@@ -468,6 +468,7 @@ def test_a_reward_that_is_not_finite_is_500_and_not_logged(road: Path, tmp_path:
 
 def test_keys_are_needed_and_bring_their_settings(road: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
+    keys.touch(0o600)
     keys.write_text(
         json.dumps(
             {"ann": {"key": "s3cret", "settings": {"strictness": 0.7}}, "bob": {"key": "other"}}
@@ -503,6 +504,7 @@ def test_keys_are_needed_and_bring_their_settings(road: Path, tmp_path: Path) ->
 
 def test_the_list_of_routes_needs_no_script_from_elsewhere(road: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
+    keys.touch(0o600)
     keys.write_text(json.dumps({"alice": {"key": "secret"}}))
     with server(road, keys=keys) as client:
         page = client.get("/docs").text
@@ -940,6 +942,7 @@ def test_a_conversation_with_tool_calls_has_the_reward_of_its_template(
 
 def test_the_name_of_the_key_scheme_may_be_in_any_case(road: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
+    keys.touch(0o600)
     keys.write_text(json.dumps({"one": {"key": "k" * 20}}))
     with server(road, keys=keys) as client:
         for scheme in ("Bearer", "bearer", "BEARER"):

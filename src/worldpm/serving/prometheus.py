@@ -16,6 +16,13 @@ TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Bounds of the buckets of a share."""
 
+# A series that begins with its first error would show no increase by it
+KINDS = (
+    *("Overloaded", "DeadlineExceeded"),
+    *("LogFailed", "UpstreamUnavailable", "NotFinite", "InternalServerError"),
+)
+"""Kinds of errors that alerts count, with 0 from the start: busy, and not working."""
+
 
 class Metrics:
     """Counters of one server, in a separate registry."""
@@ -31,6 +38,8 @@ class Metrics:
         self.errors = self._counter(
             "worldpm_errors", "Replies with an error: of the client, busy, or not working.", "kind"
         )
+        for kind in KINDS:
+            self.errors.labels(kind)
         self.stages = self._histogram(
             "worldpm_stage_seconds",
             "Of a request: read, wait, log; of a row: row.",
@@ -58,6 +67,8 @@ class Metrics:
         self.webhooks = self._counter(
             "worldpm_webhooks", "Messages to the webhook: delivered or failed.", "result"
         )
+        for result in ("delivered", "failed"):
+            self.webhooks.labels(result)
         self.decisions = self._counter("worldpm_decisions_logged", "Decisions written to the log.")
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:

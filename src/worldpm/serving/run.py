@@ -253,7 +253,9 @@ def _log_as_json() -> None:
     """Log JSON lines to stdout, in Elastic's common schema."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
-        ecs_logging.StdlibFormatter(exclude_fields=["log.original", "process", "log.origin"])
+        ecs_logging.StdlibFormatter(
+            exclude_fields=["log.original", "process", "log.origin", "color_message"]
+        )
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 

@@ -28,6 +28,7 @@ from worldpm.options.laws import LawsOptions
 from worldpm.options.log import LogOptions
 from worldpm.options.plan import PlanOptions
 from worldpm.options.report import ReportOptions
+from worldpm.options.route import RouteOptions
 from worldpm.options.score import ScoreOptions
 from worldpm.options.serve import ServeOptions
 from worldpm.options.simulate import SimulateOptions
@@ -96,6 +97,11 @@ VERBS = {
         ExplainOptions,
         "worldpm.scoring.explaining",
         "show which tokens and sentences a reward depends on",
+    ),
+    "route": Verb(
+        RouteOptions,
+        "worldpm.serving.routing_rows",
+        "send responses to queues by rules, or judge the rules",
     ),
     "serve": Verb(
         ServeOptions,

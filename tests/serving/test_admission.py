@@ -14,14 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
+from tests.serving.listening import address_of
 from worldpm.errors import ConfigError
 from worldpm.options.serve import ServeOptions
 from worldpm.serving import admission, body_check
 from worldpm.serving.backends import LocalBackend
-from worldpm.serving.connections import bounded
 from worldpm.serving.run import assemble
 
 BODY = {"prompt": "How long should I bake a loaf?", "responses": ["40 minutes.", "Who knows?"]}
@@ -43,26 +42,6 @@ def client_of(road: Path, **options: Any) -> Iterator[TestClient]:
     """A client of the application within this process."""
     with served(road, **options) as (client, _):
         yield client
-
-
-@contextmanager
-def address_of(
-    road: Path, *, connections: int = 100, header_seconds: float = 5.0, **options: Any
-) -> Iterator[tuple[str, int]]:
-    """Where a real server listens, in a thread of this process."""
-    application, _ = assemble(ServeOptions(model=str(road / "checkpoint"), **options))
-    limits = bounded(header_seconds=header_seconds, write_seconds=1.0, most=connections)
-    server = uvicorn.Server(uvicorn.Config(application, port=0, http=limits, log_config=None))
-    sock = server.config.bind_socket()
-    thread = threading.Thread(target=server.run, args=([sock],))
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield "127.0.0.1", sock.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(20)
 
 
 Connect = Callable[[tuple[str, int]], socket.socket]

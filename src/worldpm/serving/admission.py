@@ -112,7 +112,7 @@ class Admission:
         self._check_host(scope)
         self._recognise(scope)
         # Operators need these most when the server is overloaded
-        if _is_open(scope["path"]) or scope["path"] == "/metrics":
+        if is_open(scope["path"]) or scope["path"] == "/metrics":
             await self._app(scope, receive, send)
             return
 
@@ -226,7 +226,7 @@ class Admission:
         if names:
             # Two names may have the same key
             scope["state"][KEY_NAME] = names[0]
-        elif not _is_open(scope["path"]):
+        elif not is_open(scope["path"]):
             raise RefusedError(
                 401, "an API key is needed: Authorization: Bearer KEY", kind="Unauthorized"
             )
@@ -368,7 +368,8 @@ def _reply_headers(scope: Scope) -> Sequence[tuple[bytes, bytes]]:
     return [(name.encode(), value.encode()) for name, value in headers.items()]
 
 
-def _is_open(path: str) -> bool:
+def is_open(path: str) -> bool:
+    """Whether a path is answered without an API key."""
     return path in OPEN_PATHS or path.startswith(f"{ASSETS}/")
 
 

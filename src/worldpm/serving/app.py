@@ -9,16 +9,17 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from worldpm.serving import error_replies
-from worldpm.serving.admission import ASSETS, Admission
-from worldpm.serving.client import Reply
+from worldpm.serving.admission import ASSETS, Admission, is_open
+from worldpm.serving.client import OpenAIErrorBody, Reply, errors_of, reply_of
 from worldpm.serving.routes import CLIENTS, page
 from worldpm.serving.service import TIMEOUT_HEADER, Service
+from worldpm.storage.json_files import Json
 
 
 def build(service: Service, *, cors: Sequence[str] = ()) -> FastAPI:
@@ -52,12 +53,17 @@ def build(service: Service, *, cors: Sequence[str] = ()) -> FastAPI:
         ),
     )
     for client in CLIENTS:
-        app.include_router(client.routes(service), tags=[client.heading])
+        app.include_router(
+            client.routes(service),
+            tags=[client.heading],
+            responses=errors_of(client.error_type),
+        )
 
     _operation(app, service)
     error_replies.handle_errors(app)
     # Runs before all routes, and for paths without a route
     app.add_middleware(Admission, service=service)
+    _describe(app, needs_key=bool(service.keys))
     if cors:
         # Outside of it: a browser asks for permission without a key
         app.add_middleware(
@@ -68,6 +74,29 @@ def build(service: Service, *, cors: Sequence[str] = ()) -> FastAPI:
             expose_headers=["retry-after", "x-reply-id", "x-request-id"],
         )
     return app
+
+
+def _describe(app: FastAPI, *, needs_key: bool) -> None:
+    """Add the ways to send an API key to the description of the routes."""
+    schemes = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
+    # An empty way: no key is needed
+    ways: list[dict[str, list[str]]] = [{name: []} for name in schemes]
+    ways += [] if needs_key else [{}]
+    plain = app.openapi
+
+    def described() -> Json:
+        if app.openapi_schema is None:
+            schema = plain()
+            schema["components"]["securitySchemes"] = schemes
+            for path, methods in schema["paths"].items():
+                for operation in methods.values():
+                    operation["security"] = [{}] if is_open(path) else ways
+        return plain()
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def _stop_if_dead(work: asyncio.Task[None]) -> None:
@@ -95,32 +124,40 @@ class Version:
 def _operation(app: FastAPI, service: Service) -> None:
     """Add the routes of operators and browsers."""
 
-    @app.head("/health", include_in_schema=False)
-    @app.get("/health", tags=["operation"], summary="200 while the process lives")
+    errors = errors_of(OpenAIErrorBody)
+    router = APIRouter(
+        tags=["operation"],
+        responses={status: errors[status] for status in (401, 405, 421, 500)},
+    )
+
+    @router.head("/health", include_in_schema=False)
+    @router.get("/health", summary="200 while the process lives", response_class=Response)
     # vLLM has it too, for SageMaker
-    @app.get("/ping", include_in_schema=False)
+    @router.get("/ping", include_in_schema=False)
     async def health() -> Response:
         return Response()
 
-    @app.get(
+    @router.get(
         "/ready",
-        tags=["operation"],
         summary="200 when ready; 503 while starting, or while decisions cannot be logged."
         " Connections are refused during shutdown.",
+        response_class=Response,
+        responses={503: {"description": "Send requests elsewhere."}},
     )
     async def ready() -> Response:
         return Response(status_code=200 if service.is_ready else 503)
 
-    @app.get("/version", tags=["operation"], summary="Release, model and template")
+    @router.get("/version", summary="Release, model and template", responses=reply_of(Version))
     async def identity() -> Reply:
         model = service.identity
         return Reply(Version(version("worldpm"), model.name, model.sha256, model.template))
 
     # The content type tells Prometheus the version of its text format
-    @app.get("/metrics", tags=["operation"], summary="For Prometheus")
+    @router.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(
             service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
 
+    app.include_router(router)
     app.include_router(page.routes())

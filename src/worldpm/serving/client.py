@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import ErrorDetails
 from starlette.responses import JSONResponse
 from starlette.types import Scope
@@ -46,6 +46,27 @@ class OpenAIErrorBody:
     error: OpenAIError
 
 
+class RequestBody(BaseModel):
+    """A body; the docstrings of its fields are in `/docs`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+QUESTION, GOOD, POOR = (
+    "How long should I bake a loaf?",
+    "About 40 minutes at 220 C.",
+    "This was asked before.",
+)
+"""A prompt and two responses, for the examples in `/docs`."""
+CONVERSATION = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": GOOD}]
+RENDERED = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n{GOOD}<|im_end|>\n"
+
+
+def example(content: Json) -> ConfigDict:
+    """The example of a body in `/docs`."""
+    return ConfigDict(json_schema_extra={"examples": [content]})
+
+
 def openai_error(error: RefusedError, status: int) -> OpenAIErrorBody:
     """The body of an error in OpenAI's format."""
     return OpenAIErrorBody(OpenAIError(error.message, error.kind, error.param, status))
@@ -69,6 +90,8 @@ class Client:
     error_body: Callable[[RefusedError, int], object] = openai_error
     """The body of an error with its HTTP status: a dataclass with the keys that this client
     reads."""
+    error_type: type = OpenAIErrorBody
+    """What `error_body` returns."""
     invalid_status: int = 400
     """HTTP status of a body that fails validation."""
     union_bodies: tuple[type[BaseModel], ...] = ()
@@ -120,6 +143,39 @@ class ReplyHead:
 def head_of(call: Call, *, holds: str) -> Json:
     """The fields of a `ReplyHead`. `holds` is the `object` of the reply."""
     return vars(ReplyHead(call.reply_id, holds, int(time.time()), call.service.identity.name))
+
+
+Documented = dict[int | str, dict[str, Any]]
+"""Replies by status, as FastAPI takes them for `/docs`."""
+ERRORS = {
+    400: "The body is not what the route takes.",
+    401: "An API key is needed.",
+    404: "No such model, or no such path.",
+    405: "The path takes another method.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is packed in another way than with gzip.",
+    421: "The server does not answer to this host.",
+    422: "The body cannot be answered, for instance because a text is too long.",
+    429: "The server is full. Try again after `Retry-After` seconds.",
+    500: "The server failed, or a reward is not finite.",
+    501: "The model is on another server, which does not do this.",
+    503: "The deadline passed, the model is not there, or the decision cannot be logged.",
+}
+"""What a status means."""
+
+
+def reply_of(content: Any) -> Documented:
+    """The reply of a route, for `/docs`."""
+    return {200: {"model": content}}
+
+
+def errors_of(content: Any) -> Documented:
+    """The errors of a client's routes, for `/docs`."""
+    return {
+        status: {"model": content, "description": description}
+        for status, description in ERRORS.items()
+    }
 
 
 def is_single(texts: Texts) -> bool:

@@ -3,14 +3,17 @@
     {"rules": [{"queue": "publish", "reward_at_least": 1.5},
                {"queue": "publish", "preferred_to_others": 0.9},
                {"queue": "senior", "preferred_to_others_below": 0.2}],
-     "otherwise": "review"}
+     "otherwise": "review",
+     "costs": {"publish": {"wrong": 20}, "review": {"each": 1}, "senior": {"each": 3}}}
 
 The first rule whose conditions all hold decides. A support desk scores the draft of a ticket's
 answer beside a canned one, publishes drafts that are surely better and shows people the rest.
+Costs are for `worldpm route --check` alone, in any unit: of each response in a queue, and of one
+that does not belong there in addition.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from worldpm.errors import DataError
 from worldpm.scoring.confidence import Confidence
 from worldpm.storage.json_files import Json, read_json
 
+COST_FORM = '"costs" must be {QUEUE: {"each": NUMBER, "wrong": NUMBER}}, numbers from 0'
 QUEUE = "queue"
 """Key of a rule that is not a condition."""
 
@@ -73,11 +77,28 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What responses in a queue cost, in the units of the file."""
+
+    each: float = 0.0
+    """Of each response, for instance the minutes of a person."""
+    wrong: float = 0.0
+    """In addition, of one that does not belong there."""
+
+
+@dataclass(frozen=True)
 class RoutingRules:
     """The rules in order, and the queue of responses which no rule takes."""
 
     rules: tuple[Rule, ...]
     otherwise: str
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    """By queue; a queue without one costs nothing."""
+
+    @property
+    def queues(self) -> set[str]:
+        """The names of all queues."""
+        return {self.otherwise, *(rule.queue for rule in self.rules)}
 
     @classmethod
     def read(cls, path: Path) -> "RoutingRules":
@@ -106,7 +127,13 @@ class RoutingRules:
                     f" it is {entry!r:.100}",
                 )
             rules.append(rule)
-        return cls(tuple(rules), otherwise)
+        costs = _costs(content.get("costs", {}))
+        found = cls(tuple(rules), otherwise, costs or {})
+        if costs is None:
+            raise DataError(path, COST_FORM)
+        if unknown := sorted(costs.keys() - found.queues):
+            raise DataError(path, f"costs of {unknown[0]!r}, which is no queue of a rule")
+        return found
 
     def routed(self, confidence: Confidence, rewards: Sequence[float]) -> list[Routed]:
         """The queue of each response of a prompt."""
@@ -138,6 +165,20 @@ def _rule(entry: object) -> Rule | None:
     if not bounds or set(bounds) - set(CONDITIONS) or not all(map(_is_number, bounds.values())):
         return None
     return Rule(entry[QUEUE], bounds, entry)
+
+
+def _costs(entries: object) -> dict[str, Cost] | None:
+    """The costs of the file; None if they have another form."""
+    if not isinstance(entries, dict):
+        return None
+    costs: dict[str, Cost] = {}
+    for queue, entry in entries.items():
+        if not isinstance(entry, dict) or entry.keys() - {"each", "wrong"}:
+            return None
+        if not all(_is_number(value) and value >= 0 for value in entry.values()):
+            return None
+        costs[queue] = Cost(**entry)
+    return costs
 
 
 def _is_number(value: object) -> bool:

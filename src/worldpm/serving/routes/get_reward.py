@@ -9,14 +9,23 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from pydantic import BaseModel
 
-from worldpm.serving.client import Client, Many, Reply
+from worldpm.serving.client import (
+    RENDERED,
+    Client,
+    Many,
+    Reply,
+    RequestBody,
+    example,
+    reply_of,
+)
 from worldpm.serving.service import Service
 
 
-class GetReward(BaseModel):
+class GetReward(RequestBody):
     """Texts of prompt and response together, with their special tokens."""
+
+    model_config = example({"query": [RENDERED]})
 
     query: Many[str]
     prompts: list[Any] | None = None
@@ -46,7 +55,9 @@ def routes(service: Service) -> APIRouter:
     """`/get_reward`."""
     router = APIRouter()
 
-    @router.post("/get_reward", summary="Rewards of whole texts")
+    @router.post(
+        "/get_reward", summary="Rewards of whole texts", responses=reply_of(GetRewardReply)
+    )
     async def get_reward(body: GetReward, http: HttpRequest) -> Reply:
         replies = await service.of(http, "rewards").texts(body.query)
         rewards = [reply.rewards[0] for reply in replies]

@@ -6,14 +6,26 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from worldpm.records import Message
 from worldpm.scoring import confidence, explanations
 from worldpm.scoring.confidence import LEVEL, Settings
 from worldpm.scoring.scorer import Request, Scorer
 from worldpm.serving.backends import CUT_TO_MODEL_LIMIT, BackendReply, LocalBackend
-from worldpm.serving.client import Client, Many, Reply, ReplyHead, head_of
+from worldpm.serving.client import (
+    GOOD,
+    POOR,
+    QUESTION,
+    Client,
+    Many,
+    Reply,
+    ReplyHead,
+    RequestBody,
+    example,
+    head_of,
+    reply_of,
+)
 from worldpm.serving.routing import Routed
 from worldpm.serving.service import Call, RefusedError, Service, check_text, refusing
 from worldpm.storage.json_files import Json
@@ -28,7 +40,7 @@ MOST_COMPARED = 32
 kilobyte, would be ten megabytes."""
 
 
-class Strict(BaseModel):
+class Strict(RequestBody):
     """A body in which a misspelt name is an error."""
 
     model_config = ConfigDict(extra="forbid")
@@ -62,10 +74,10 @@ class Preferences(Strict):
 
     strictness: Annotated[float, Field(ge=0.5, lt=1)] = LEVEL
     """The level at which two responses are told apart."""
-    ranges: dict[Feature, tuple[Number, Number]] = {}
+    ranges: dict[Feature, tuple[Number, Number]] = Field(default_factory=dict)
     """Allowed counts, `length` in tokens. Responses outside are named and ranked after the
     others."""
-    weights: dict[Feature, Annotated[float, Field(ge=-100, le=100)]] = {}
+    weights: dict[Feature, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
     """Log odds for each unit of a style difference, which runs from -1 to 1."""
 
     @model_validator(mode="after")
@@ -123,12 +135,16 @@ class PromptAndResponses(Strict):
 class Rewards(PromptAndResponses):
     """`/v1/rewards`."""
 
+    model_config = example({"prompt": QUESTION, "responses": [GOOD, POOR]})
+
     settings: Preferences | None = None
     """Those of the API key unless given."""
 
 
 class Explain(PromptAndResponses):
     """`/v1/explain`."""
+
+    model_config = example({"prompt": QUESTION, "responses": [GOOD, POOR]})
 
     tokens: bool = True
     """Attribute each reward to the tokens of prompt and response, by integrated gradients."""
@@ -138,6 +154,8 @@ class Explain(PromptAndResponses):
 
 class Route(PromptAndResponses):
     """`/v1/route`."""
+
+    model_config = example({"prompt": QUESTION, "responses": [GOOD, POOR]})
 
 
 @dataclass(frozen=True)
@@ -259,15 +277,24 @@ def routes(service: Service) -> APIRouter:
     @router.post(
         "/rewards",
         summary="Rewards of one prompt's responses, with probabilities, ranking and confidence",
+        responses=reply_of(RewardsReply),
     )
     async def rewards(body: Rewards, http: HttpRequest) -> Reply:
         return await _rewards(_begin(service, body, http, "rewards"), body)
 
-    @router.post("/explain", summary="Which tokens and sentences a reward rests on")
+    @router.post(
+        "/explain",
+        summary="Which tokens and sentences a reward rests on",
+        responses=reply_of(ExplanationReply),
+    )
     async def explain(body: Explain, http: HttpRequest) -> Reply:
         return await _explain(_begin(service, body, http, "explanation"), body)
 
-    @router.post("/route", summary="The queue that the rule file sends a response to")
+    @router.post(
+        "/route",
+        summary="The queue that the rule file sends a response to",
+        responses=reply_of(RouteReply),
+    )
     async def route(body: Route, http: HttpRequest) -> Reply:
         return await _route(_begin(service, body, http, "route"), body)
 

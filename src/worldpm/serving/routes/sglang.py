@@ -9,16 +9,29 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from pydantic import BaseModel, model_validator
+from pydantic import model_validator
 from pydantic_core import ErrorDetails
 
 from worldpm.serving.backends import BackendReply
-from worldpm.serving.client import Client, Many, Reply, Texts, as_list, is_single
+from worldpm.serving.client import (
+    RENDERED,
+    Client,
+    Many,
+    Reply,
+    RequestBody,
+    Texts,
+    as_list,
+    example,
+    is_single,
+    reply_of,
+)
 from worldpm.serving.service import Service
 
 
-class Classify(BaseModel):
+class Classify(RequestBody):
     """`/classify` of texts, or of token ids."""
+
+    model_config = example({"text": [RENDERED]})
 
     text: str | Many[str] | None = None
     input_ids: Many[int] | Many[Many[int]] | None = None
@@ -38,8 +51,10 @@ class Classify(BaseModel):
         return inputs
 
 
-class Embeddings(BaseModel):
+class Embeddings(RequestBody):
     """`/v1/embeddings`."""
+
+    model_config = example({"input": [RENDERED]})
 
     model: str | None = None
     input: Texts
@@ -117,7 +132,11 @@ def routes(service: Service) -> APIRouter:
     """`/v1/embeddings`; `/classify` is in `routes.vllm`, which has the same path."""
     router = APIRouter()
 
-    @router.post("/v1/embeddings", summary="The raw reward as an embedding of one number")
+    @router.post(
+        "/v1/embeddings",
+        summary="The raw reward as an embedding of one number",
+        responses=reply_of(EmbeddingsReply),
+    )
     async def embeddings(body: Embeddings, http: HttpRequest) -> Reply:
         service.check_model(body.model)
         replies = await service.of(http, "embeddings").texts(as_list(body.input))

@@ -11,13 +11,24 @@ from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from pydantic import BaseModel, Field
+from pydantic import Field
 from pydantic_core import ErrorDetails
 
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
 from worldpm.serving.backends import CUT_TO_MODEL_LIMIT, BackendReply
-from worldpm.serving.client import Client, Many, Reply, use_errors_of
+from worldpm.serving.client import (
+    GOOD,
+    POOR,
+    QUESTION,
+    Client,
+    Many,
+    Reply,
+    RequestBody,
+    example,
+    reply_of,
+    use_errors_of,
+)
 from worldpm.serving.service import RefusedError, Service
 from worldpm.stats import bradley_terry
 
@@ -26,8 +37,10 @@ LABEL = "LABEL_0"
 """Name of the only label, as transformers names it."""
 
 
-class Predict(BaseModel):
+class Predict(RequestBody):
     """`/predict`: a text, a pair, or a list of either in lists, as in TEI."""
+
+    model_config = example({"inputs": [QUESTION, GOOD], "raw_scores": True})
 
     inputs: str | Pair | Many[Annotated[Many[str], Field(min_length=1, max_length=2)]]
     truncate: bool | None = None
@@ -43,8 +56,10 @@ class Predict(BaseModel):
         return self.inputs
 
 
-class RerankTexts(BaseModel):
+class RerankTexts(RequestBody):
     """`/rerank` with `texts`."""
+
+    model_config = example({"query": QUESTION, "texts": [GOOD, POOR]})
 
     query: str
     texts: Many[str]
@@ -146,7 +161,11 @@ def routes(service: Service) -> APIRouter:
     """`/predict` and `/info`; `/rerank` is in `routes.vllm`, which has the same path."""
     router = APIRouter()
 
-    @router.post("/predict", summary="TEI's predict: a text, or a pair of prompt and response")
+    @router.post(
+        "/predict",
+        summary="TEI's predict: a text, or a pair of prompt and response",
+        responses=reply_of(list[Prediction] | list[list[Prediction]]),
+    )
     async def predict(body: Predict, http: HttpRequest) -> Reply:
         cut_to = CUT_TO_MODEL_LIMIT if body.truncate else None
         replies = await _predict(service, body.rows, http, cut_to=cut_to)
@@ -157,7 +176,7 @@ def routes(service: Service) -> APIRouter:
         is_single = isinstance(body.inputs, str | tuple)
         return Reply(predictions[0] if is_single else predictions)
 
-    @router.get("/info", summary="Model and limits")
+    @router.get("/info", summary="Model and limits", responses=reply_of(Info))
     async def info() -> Reply:
         return Reply(_info(service))
 
@@ -221,6 +240,7 @@ TEI = Client(
     routes,
     paths=("/predict", "/info"),
     error_body=_error,
+    error_type=TeiError,
     invalid_status=422,
     union_bodies=(RerankTexts,),
     hides=_lacks_texts,

@@ -13,12 +13,30 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body
 from fastapi import Request as HttpRequest
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
 from worldpm.serving.backends import BackendReply, LocalBackend
-from worldpm.serving.client import Client, Many, Reply, ReplyHead, Texts, as_list, head_of
+from worldpm.serving.client import (
+    CONVERSATION,
+    GOOD,
+    POOR,
+    QUESTION,
+    RENDERED,
+    Client,
+    Many,
+    OpenAIErrorBody,
+    Reply,
+    ReplyHead,
+    RequestBody,
+    Texts,
+    as_list,
+    errors_of,
+    example,
+    head_of,
+    reply_of,
+)
 from worldpm.serving.routes import sglang, tei
 from worldpm.serving.service import Call, RefusedError, Service, check_text, refusing
 from worldpm.stats import bradley_terry
@@ -27,14 +45,14 @@ LABEL = "LABEL_0"
 """Name of the only label, as transformers names it."""
 
 
-class Part(BaseModel):
+class Part(RequestBody):
     """A part of a message; parts other than text are rejected."""
 
     type: Literal["text"]
     text: str
 
 
-class Turn(BaseModel):
+class Turn(RequestBody):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
@@ -47,7 +65,7 @@ class Turn(BaseModel):
         return Message(self.role, "\n".join(part.text for part in self.content))
 
 
-class Options(BaseModel):
+class Options(RequestBody):
     """Options of every request for rewards."""
 
     model: str | None = None
@@ -59,11 +77,15 @@ class Options(BaseModel):
 class OfText(Options):
     """`/classify` and `/pooling` of rendered texts or token ids."""
 
+    model_config = example({"input": [RENDERED]})
+
     input: Texts
 
 
 class OfMessages(Options):
     """`/classify` and `/pooling` of a conversation, whose last message is scored."""
+
+    model_config = example({"messages": CONVERSATION})
 
     messages: Annotated[Many[Turn], Field(min_length=1)]
 
@@ -83,6 +105,8 @@ class PoolMessages(OfMessages):
 class ScorePairs(Options):
     """`/score`: one query, or one for each document, under any of vLLM's names for them."""
 
+    model_config = example({"queries": QUESTION, "documents": [GOOD, POOR]})
+
     queries: str | Many[str] | None = None
     text_1: str | Many[str] | None = None
     data_1: str | Many[str] | None = None
@@ -92,16 +116,20 @@ class ScorePairs(Options):
     data_2: str | Many[str] | None = None
 
 
-class Tokenize(BaseModel):
+class Tokenize(RequestBody):
     """`/tokenize` of a text."""
+
+    model_config = example({"prompt": QUESTION})
 
     model: str | None = None
     prompt: str
     add_special_tokens: bool = True
 
 
-class TokenizeMessages(BaseModel):
+class TokenizeMessages(RequestBody):
     """`/tokenize` of a conversation that ends with the assistant's message."""
+
+    model_config = example({"messages": CONVERSATION, "add_generation_prompt": False})
 
     model: str | None = None
     messages: Annotated[Many[Turn], Field(min_length=2)]
@@ -109,7 +137,7 @@ class TokenizeMessages(BaseModel):
     """vLLM's default opens another turn, but a scored conversation is complete."""
 
 
-class Document(BaseModel):
+class Document(RequestBody):
     """A document in Jina's and older Cohere's form."""
 
     text: str
@@ -117,6 +145,8 @@ class Document(BaseModel):
 
 class Rerank(Options):
     """`/rerank` of vLLM, Cohere and Jina."""
+
+    model_config = example({"query": QUESTION, "documents": [GOOD, POOR]})
 
     query: str
     documents: Many[str | Document]
@@ -295,6 +325,7 @@ def _add_classifying(router: APIRouter, service: Service) -> None:
     @router.post(
         "/classify",
         summary="vLLM's and SGLang's classify: the key `text` or `input_ids` makes it SGLang's",
+        responses=reply_of(ClassifyReply | sglang.ClassifyReply | list[sglang.ClassifyReply]),
     )
     async def classify(
         body: Annotated[OfText | OfMessages | sglang.Classify, Body()], http: HttpRequest
@@ -312,7 +343,11 @@ def _add_classifying(router: APIRouter, service: Service) -> None:
         head = head_of(call, holds="list")
         return Reply(ClassifyReply(**head, data=data, usage=_usage(replies)))
 
-    @router.post("/pooling", summary="vLLM's pooling: one number per input")
+    @router.post(
+        "/pooling",
+        summary="vLLM's pooling: one number per input",
+        responses=reply_of(PoolingReply),
+    )
     async def pooling(body: PoolText | PoolMessages, http: HttpRequest) -> Reply:
         if body.task not in (None, "classify"):
             raise RefusedError(
@@ -335,7 +370,11 @@ def _add_classifying(router: APIRouter, service: Service) -> None:
 def _add_ranking(router: APIRouter, service: Service) -> None:
     """Add the routes that compare documents for a query."""
 
-    @router.post("/score", summary="vLLM's score: queries are prompts, documents are responses")
+    @router.post(
+        "/score",
+        summary="vLLM's score: queries are prompts, documents are responses",
+        responses=reply_of(ScoreReply),
+    )
     @router.post("/v1/score", include_in_schema=False)
     async def score(body: ScorePairs, http: HttpRequest) -> Reply:
         return await _score(service, body, http)
@@ -343,6 +382,10 @@ def _add_ranking(router: APIRouter, service: Service) -> None:
     @router.post(
         "/rerank",
         summary="vLLM's, Cohere's, Jina's and TEI's rerank: the key `texts` makes it TEI's",
+        responses={
+            **errors_of(OpenAIErrorBody | tei.TeiError),
+            **reply_of(RerankReply | list[tei.Rank] | list[tei.TextRank]),
+        },
     )
     @router.post("/v1/rerank", include_in_schema=False)
     @router.post("/v2/rerank", include_in_schema=False)
@@ -420,11 +463,11 @@ def _results(
 def _add_model_routes(router: APIRouter, service: Service) -> None:
     """Add the routes about tokenizer and model."""
 
-    @router.post("/tokenize", summary="vLLM's tokenize")
+    @router.post("/tokenize", summary="vLLM's tokenize", responses=reply_of(TokenizeReply))
     async def tokenize(body: Tokenize | TokenizeMessages, http: HttpRequest) -> Reply:
         return await _tokenize(service, body, http)
 
-    @router.get("/v1/models", summary="The model that answers")
+    @router.get("/v1/models", summary="The model that answers", responses=reply_of(ModelsReply))
     async def models() -> Reply:
         name = service.identity.name
         model = Model(

@@ -1,0 +1,34 @@
+"""A server that listens on a port, in a thread of the tests' process."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from worldpm.options.serve import ServeOptions
+from worldpm.serving.connections import bounded
+from worldpm.serving.run import assemble
+
+
+@contextmanager
+def address_of(
+    road: Path, *, connections: int = 100, header_seconds: float = 5.0, **options: Any
+) -> Iterator[tuple[str, int]]:
+    """Where a real server listens, in a thread of this process."""
+    application, _ = assemble(ServeOptions(model=str(road / "checkpoint"), **options))
+    limits = bounded(header_seconds=header_seconds, write_seconds=1.0, most=connections)
+    server = uvicorn.Server(uvicorn.Config(application, port=0, http=limits, log_config=None))
+    sock = server.config.bind_socket()
+    thread = threading.Thread(target=server.run, args=([sock],))
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield "127.0.0.1", sock.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(20)

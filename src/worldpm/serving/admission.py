@@ -2,6 +2,7 @@
 after it."""
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import re
@@ -19,6 +20,7 @@ from worldpm.serving.routes import page
 from worldpm.serving.service import (
     ERROR_KIND,
     KEY_NAME,
+    PARSED,
     REPLY_ID,
     REQUEST_ID,
     HungUpError,
@@ -37,7 +39,7 @@ ASSETS = "/docs-assets"
 """Below it, without an API key too, are the scripts of `/docs`."""
 FREE_BYTES = 2**16
 """Bytes of a body that do not count as large."""
-LARGE_BYTES = 2**26
+LARGE_BYTES = 2**25
 """Bytes beyond these of all bodies at once. Slow clients could fill the memory with them."""
 SENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """Ids of requests that are taken from the client, for its own log and ours."""
@@ -75,6 +77,8 @@ class Admission:
         self._app, self._service = app, service
         self._slots = asyncio.Semaphore(service.limits.requests)
         self._large_bytes = 0
+        # Large bodies are checked and parsed one at a time: neither lets other code run meanwhile
+        self._parsing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -124,8 +128,7 @@ class Admission:
             # Only now: a client that sends half a body must take no other's place
             await self._take_slot()
             try:
-                await self._check_body(body.content)
-                await self._app(scope, _replay(body.content, receive), send)
+                await self._pass_on(scope, body.content, receive, send)
             finally:
                 self._service.open_requests -= 1
                 self._slots.release()
@@ -178,12 +181,29 @@ class Admission:
         service.open_requests += 1
 
     async def _check_body(self, content: bytes) -> None:
+        if len(content) <= body_check.SMALL_BYTES:
+            return
         # In a thread: the event loop must answer others meanwhile
-        fault = None
-        if len(content) > body_check.SMALL_BYTES:
-            fault = await asyncio.to_thread(body_check.fault_of, content)
+        fault = await asyncio.to_thread(
+            body_check.fault_of, content, most_values=self._service.limits.values
+        )
         if fault is not None:
             raise RefusedError(None, f"the body has {fault}", kind="Bad Request")
+
+    async def _pass_on(self, scope: Scope, content: bytes, receive: Receive, send: Send) -> None:
+        """Check the body and let a route answer."""
+        if len(content) <= FREE_BYTES:
+            await self._check_body(content)
+            await self._app(scope, _replay(content, receive), send)
+            return
+
+        await self._parsing.acquire()
+        with contextlib.ExitStack() as parsed:
+            parsed.callback(self._parsing.release)
+            # The route releases it once it has the body; a second release does nothing
+            scope["state"][PARSED] = parsed.close
+            await self._check_body(content)
+            await self._app(scope, _replay(content, receive), send)
 
     def _check_host(self, scope: Scope) -> None:
         """Reject requests that a page of another site sent to a server of this machine alone.

@@ -15,8 +15,6 @@ MOST_CONTAINERS = 4096
 inputs."""
 MOST_STRINGS = 65_536
 """Texts and keys in a body."""
-MOST_VALUES = 2**20
-"""Elements of all lists and objects; a few hundred inputs of a few thousand ids each."""
 MOST_KEYS = 256
 """Keys of one object."""
 DEEPEST = 32
@@ -30,8 +28,9 @@ OPENING, CLOSING = b"[{", b"]}"
 NO_BRACKETS = bytes(byte for byte in range(256) if byte not in OPENING + CLOSING)
 
 
-def fault_of(body: bytes) -> str | None:
-    """What a body has too much of; None if it is fit to be validated.
+def fault_of(body: bytes, *, most_values: int = 2**20) -> str | None:
+    """What a body has too much of; None if it is fit to be validated. `most_values` are the
+    elements of all its lists and objects.
 
     A body that is not JSON is left to the validation.
     """
@@ -45,8 +44,8 @@ def fault_of(body: bytes) -> str | None:
     brackets = outline.translate(None, delete=NO_BRACKETS)
     if len(brackets) > 2 * MOST_CONTAINERS:
         return f"more than {MOST_CONTAINERS:,} lists and objects; send fewer at once"
-    if outline.count(b",") >= MOST_VALUES:
-        return f"more than {MOST_VALUES:,} values; send fewer at once"
+    if outline.count(b",") >= most_values:
+        return f"more than {most_values:,} values; send fewer at once"
 
     depths = accumulate(1 if bracket in OPENING else -1 for bracket in brackets)
     if max(depths, default=0) > DEEPEST:

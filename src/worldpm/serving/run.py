@@ -41,6 +41,8 @@ KEEP_ALIVE_SECONDS = 30
 """After which an idle connection is closed."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Addresses of this machine alone."""
+LEAST_VALUES = 2**16
+"""Values that a body may have, however small the queue is."""
 SHUTDOWN_SECONDS = 5
 """Time that replies may take after the deadline of the last request."""
 
@@ -104,6 +106,8 @@ def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
     limits = RequestLimits(
         body_bytes=int(options.max_body_mib * 2**20),
         inputs=options.max_inputs,
+        # Token ids that fit into the queue, twice, since a cut may shorten them
+        values=max(LEAST_VALUES, 2 * options.queue_tokens),
         requests=options.max_requests,
         seconds=options.deadline_seconds,
         body_seconds=options.body_seconds,

@@ -47,6 +47,8 @@ REQUEST_ID = "request_id"
 """Key of the connection's state that holds the id of the request."""
 REPLY_ID = "reply_id"
 """Key of the connection's state that holds the id of a reply with rewards."""
+PARSED = "parsed"
+"""Key of the connection's state that holds what to call once a route has the body."""
 ERROR_KIND = "error_kind"
 """Key of the connection's state that holds the kind of the error of the reply."""
 
@@ -86,6 +88,8 @@ class RequestLimits:
     body_bytes: int = 4 * 2**20
     inputs: int = 256
     """Responses, or texts, of one request."""
+    values: int = 2**20
+    """Elements of all lists and objects of a body."""
     requests: int = 512
     """Requests in the server at once."""
     seconds: float = 60.0
@@ -157,7 +161,10 @@ class Service:
     def of(self, http: HttpRequest, kind: str) -> "Call":
         """The call of one HTTP request; `kind` begins the id of its reply."""
         call = Call(self, http, f"{kind}-{secrets.token_hex(8)}")
-        http.scope.setdefault("state", {})[REPLY_ID] = call.reply_id
+        state = http.scope.setdefault("state", {})
+        state[REPLY_ID] = call.reply_id
+        if PARSED in state:
+            state[PARSED]()
         return call
 
     def check_model(self, name: str | None) -> None:

@@ -1,18 +1,20 @@
-"""A server under faults: `python lab/serving.py overload|kills|fuzz MODEL`.
+"""A server under faults: `python lab/serving.py overload|kills|attacks MODEL`.
 
-overload: ten times what it can do for 60 s, then what it answered, its memory, and how soon it is
-itself again. kills: 100 times kill -9 under load; every acknowledged decision must be in the log,
-and the chain whole. fuzz: every route from the server's own OpenAPI document, by schemathesis (`pip
-install schemathesis`).
+overload: what it answers at a half to ten times of what it can do, server and clients on a core
+each. kills: 100 times kill -9 under load; every acknowledged decision must be in the log, and the
+chain whole. attacks: bodies of 4 MB that cost the most, on every route: bytes of the replies,
+seconds of /health, memory.
 """
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,10 +24,19 @@ from pathlib import Path
 import httpx
 
 from worldpm.serving import decision_files
+from worldpm.serving.decisions import ConversationInputs
 
-SECONDS, TIMES, KILLS = 60, 10, 100
+SECONDS, KILLS, WORKERS = 20, 100, 512
+TIMES = (0.5, 0.9, 1, 2, 5, 10)
+CLIENT_CORE, SERVER_CORE = 0, 1
 BODY = {"prompt": "word " * 20, "responses": [f"answer {number} " * 15 for number in range(16)]}
 """Enough work that the load can be made on the same machine."""
+ROUTES = (
+    *("/v1/rewards", "/v1/explain", "/v1/route", "/classify", "/pooling", "/score", "/rerank"),
+    *("/tokenize", "/v1/embeddings", "/get_reward", "/predict"),
+)
+ATTACK_BYTES = 4_100_000
+ONE_CORE = {"OMP_NUM_THREADS": "1"}
 
 
 @contextmanager
@@ -43,7 +54,8 @@ def server(model: str, *words: object) -> Iterator[tuple[subprocess.Popen[bytes]
         str(port),
         *map(str, words),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | ONE_CORE)
+    os.sched_setaffinity(process.pid, {SERVER_CORE})
     url = f"http://127.0.0.1:{port}"
     while process.poll() is None:
         try:
@@ -58,57 +70,163 @@ def server(model: str, *words: object) -> Iterator[tuple[subprocess.Popen[bytes]
         process.wait()
 
 
-def memory_mib(process: subprocess.Popen[bytes]) -> int:
+def memory_mib(process: subprocess.Popen[bytes], *, peak: bool = False) -> int:
     status = Path(f"/proc/{process.pid}/status").read_text()
-    return (
-        int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
-        // 1024
-    )
+    name = "VmHWM" if peak else "VmRSS"
+    return int(next(line.split()[1] for line in status.splitlines() if name in line)) // 1024
 
 
-async def offered(url: str, per_second: float, seconds: float) -> Counter[object]:
-    """Requests at a fixed rate, whatever becomes of them."""
-    found: Counter[object] = Counter()
-    async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=None)) as client:
+class Load:
+    """Requests at a fixed rate, whatever becomes of them, from many connections."""
 
-        async def one() -> None:
+    def __init__(self, url: str, per_second: float, seconds: float) -> None:
+        self._address = url.removeprefix("http://").split(":")
+        self._interval, self._count = 1 / per_second, round(per_second * seconds)
+        body = json.dumps(BODY).encode()
+        self._request = (
+            b"POST /v1/rewards HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        self.answers: Counter[int] = Counter()
+        self.seconds: list[float] = []
+        """Of the answers with rewards."""
+
+    async def run(self) -> float:
+        """Send all requests; the time until the last answer."""
+        started = time.monotonic()
+        due: asyncio.Queue[float | None] = asyncio.Queue()
+        workers = [asyncio.create_task(self._work(due)) for _ in range(WORKERS)]
+        for number in range(self._count):
+            at = started + number * self._interval
+            await asyncio.sleep(max(0, at - time.monotonic()))
+            due.put_nowait(at)
+        for _ in workers:
+            due.put_nowait(None)
+        await asyncio.gather(*workers)
+        return time.monotonic() - started
+
+    async def _work(self, due: "asyncio.Queue[float | None]") -> None:
+        connection = None
+        while (at := await due.get()) is not None:
             try:
-                found[(await client.post(f"{url}/v1/rewards", json=BODY)).status_code] += 1
-            except httpx.TransportError as error:
-                found[type(error).__name__] += 1
+                connection = connection or await asyncio.open_connection(*self._address)
+                status = await self._ask(*connection)
+            except (OSError, EOFError):
+                status, connection = 0, None
+            self.answers[status] += 1
+            if status == 200:
+                self.seconds.append(time.monotonic() - at)
 
-        tasks, started = [], time.monotonic()
-        while (now := time.monotonic() - started) < seconds:
-            if len(tasks) < now * per_second:
-                tasks.append(asyncio.create_task(one()))
-            await asyncio.sleep(0 if len(tasks) < now * per_second else 0.002)
-        await asyncio.gather(*tasks)
-    return found
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+        writer.write(self._request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        (length,) = [
+            int(line.split(b":")[1])
+            for line in head.lower().splitlines()
+            if line.startswith(b"content-length:")
+        ]
+        await reader.readexactly(length)
+        return int(head[9:12])
 
 
 def overload(model: str) -> None:
+    os.sched_setaffinity(0, {CLIENT_CORE})
     with server(model, "--queue-tokens", 8192, "--deadline-seconds", 10) as (process, url):
-        httpx.post(f"{url}/v1/rewards", json=BODY, timeout=60)
-        started = time.monotonic()
-        for _ in range(30):
+        for _ in range(20):
             httpx.post(f"{url}/v1/rewards", json=BODY, timeout=60)
-        capacity = 30 / (time.monotonic() - started)
-        asyncio.run(offered(url, capacity, 5))
+        full = Load(url, 1000, 0.2)
+        # as many as fit into the queue, then as fast as they are answered
+        taken = asyncio.run(full.run())
+        capacity = full.answers[200] / taken
+        print(f"first guess of the capacity: {capacity:.1f} requests/s")
+        capacity = max(rate_at(url, capacity * factor)[0] for factor in (0.9, 1.1, 1.3))
+        print(f"capacity {capacity:.1f} requests/s; memory {memory_mib(process)} MiB")
+        for times in TIMES:
+            rate, load = rate_at(url, times * capacity)
+            late = sorted(load.seconds)[int(0.99 * len(load.seconds))]
+            print(
+                f"{times:>4} times: {rate:6.1f} answered/s, {rate / capacity:.0%} of the capacity;"
+                f" 99 % within {late:.2f} s; {dict(load.answers)}; {memory_mib(process)} MiB"
+            )
+
+
+def rate_at(url: str, per_second: float) -> tuple[float, Load]:
+    """Rewards a second at an offered rate."""
+    load = Load(url, per_second, SECONDS)
+    taken = asyncio.run(load.run())
+    time.sleep(1)
+    return load.answers[200] / taken, load
+
+
+def attack_bodies() -> dict[str, bytes]:
+    """The worst bodies by name."""
+
+    def of(head: str, unit: str, tail: str, size: int = ATTACK_BYTES) -> bytes:
+        count = (size - len(head) - len(tail)) // len(unit)
+        return (head + (unit * count).rstrip(",") + tail).encode()
+
+    keys = ",".join(f'"k{number}":1' for number in range(300_000))
+    return {
+        "60 KB of {}": of('{"input":[', "{},", "]}", 60_000),
+        "{} as inputs": of('{"input":[', "{},", "]}"),
+        "{} as responses": of('{"prompt":"a","responses":[', "{},", "]}"),
+        "{} as messages": of('{"messages":[', "{},", "]}"),
+        "numbers as texts": of('{"prompt":"a","responses":[', "1,", "]}"),
+        "nulls": of('{"query":"a","documents":[', "null,", "]}"),
+        "ids": of('{"input":[', "12345,", "]}"),
+        "lists of one id": of('{"input":[', "[1],", "]}"),
+        "pairs": of('{"inputs":[', '["a"],', "]}"),
+        "empty texts": of('{"query":[', '"",', "]}"),
+        "surrogates": of('{"prompt":"a","responses":[', '"\\ud800",', "]}"),
+        "depth": of('{"input":', "[", ""),
+        "keys": f"{{{keys}}}".encode(),
+        "one long key": of('{"', "k", '":1,"prompt":3}'),
+        "one huge number": of('{"prompt":"a","responses":[', "9", "]}"),
+        "long text": of('{"prompt":"', "a ", '","responses":["b"]}'),
+        "long text, cut": of('{"prompt":"', "a ", '","responses":["b"],"cut":true}'),
+        "many long texts": of('{"query":"a","documents":[', f'"{"word " * 3000}",', "]}"),
+        "256 empty responses": of('{"prompt":"a","responses":[', '"",', "]}", 800),
+    }
+
+
+def attacks(model: str) -> None:
+    print("| body | bytes in | most bytes out | slowest /health | memory | statuses |")
+    print("|---|--:|--:|--:|--:|---|")
+    with server(model) as (process, url), httpx.Client(timeout=60) as client:
+        client.post(f"{url}/v1/rewards", json=BODY)
         before = memory_mib(process)
-        found = asyncio.run(offered(url, TIMES * capacity, SECONDS))
-        after, ended = memory_mib(process), time.monotonic()
-        while (
-            reply := httpx.post(f"{url}/v1/rewards", json=BODY, timeout=60)
-        ).status_code != 200 or reply.elapsed.total_seconds() > 1:
-            time.sleep(0.05)
-        print(
-            f"capacity {capacity:.1f} requests/s; offered {sum(found.values()) / SECONDS:.0f} for"
-            f" {SECONDS} s: {dict(found)}"
-        )
-        print(
-            f"memory {before} MiB before, {after} after; an ordinary answer"
-            f" {time.monotonic() - ended:.2f} s after the load"
-        )
+        for name, body in attack_bodies().items():
+            headers = {"Content-Type": "application/json"}
+            with slowest_health(url) as health:
+                replies = [
+                    client.post(url + route, content=body, headers=headers) for route in ROUTES
+                ]
+            largest = max(len(reply.content) for reply in replies)
+            statuses = sorted({reply.status_code for reply in replies})
+            grown = memory_mib(process, peak=True) - before
+            print(
+                f"| {name} | {len(body):,} | {largest:,} | {max(health):.2f} s | +{grown} MiB |"
+                f" {statuses} |"
+            )
+
+
+@contextmanager
+def slowest_health(url: str) -> Iterator[list[float]]:
+    """Times of /health while something else goes on."""
+    times: list[float] = []
+    ended = threading.Event()
+
+    def probe() -> None:
+        with httpx.Client(timeout=60) as client:
+            while not ended.is_set():
+                times.append(client.get(f"{url}/health").elapsed.total_seconds())
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    yield times
+    ended.set()
+    thread.join()
 
 
 def kills(model: str) -> None:
@@ -121,7 +239,11 @@ def kills(model: str) -> None:
         with server(model, "--log", log):
             pass
         found = decision_files.verify(log)
-        prompts = {row.inputs.prompt[0].content for row in decision_files.rows(log)}
+        prompts = {
+            row.inputs.prompt[0].content
+            for row in decision_files.rows(log)
+            if isinstance(row.inputs, ConversationInputs)
+        }
         lost = len(acknowledged - prompts)
         print(
             f"{KILLS} kills, {len(acknowledged):,} acknowledged, {found.decisions:,} in the log,"
@@ -155,26 +277,7 @@ async def until_killed(process: subprocess.Popen[bytes], url: str, number: int) 
     return acknowledged
 
 
-def fuzz(model: str) -> None:
-    with server(model, "--max-body-mib", 1) as (process, url):
-        command = [
-            "schemathesis",
-            "run",
-            f"{url}/openapi.json",
-            "--checks",
-            "not_a_server_error",
-            "--max-examples",
-            "100",
-        ]
-        done = subprocess.run(command, check=False)
-        alive = httpx.post(f"{url}/v1/rewards", json=BODY, timeout=60).status_code
-        print(
-            f"schemathesis ended with {done.returncode}; the server then answers {alive}, and runs:"
-            f" {process.poll() is None}"
-        )
-
-
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in ("overload", "kills", "fuzz"):
+    if len(sys.argv) != 3 or sys.argv[1] not in ("overload", "kills", "attacks"):
         sys.exit(__doc__)
-    {"overload": overload, "kills": kills, "fuzz": fuzz}[sys.argv[1]](sys.argv[2])
+    {"overload": overload, "kills": kills, "attacks": attacks}[sys.argv[1]](sys.argv[2])

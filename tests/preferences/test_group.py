@@ -684,6 +684,24 @@ def test_who_is_to_be_credited_stands_in_a_table(tmp_path: Path) -> None:
     assert len(rows) == 6
 
 
+@pytest.mark.parametrize(
+    "author", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\uff1d1", '=HYPERLINK("http://x")']
+)
+def test_no_name_in_the_table_of_credits_is_a_formula(tmp_path: Path, author: str) -> None:
+    import csv
+
+    threads = [
+        replace(thread, responses=tuple(replace(one, author=author) for one in thread.responses))
+        for thread in varied("a", 2)
+    ]
+    assert (
+        run("group", finished(tmp_path / "threads", a=threads), "--out", tmp_path / "groups") == 0
+    )
+    with (tmp_path / "groups" / "ATTRIBUTION.csv").open(newline="") as file:
+        names = {row["author"] for row in csv.DictReader(file) if row["response_id"]}
+    assert names == {f"'{author}"}
+
+
 def test_groups_that_overlap_with_a_benchmark_are_told_and_dropped(tmp_path: Path) -> None:
     bad, good = varied("a", 2)
     threads = finished(tmp_path / "threads", a=[replace(bad, body=LONG), good])

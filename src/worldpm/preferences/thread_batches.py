@@ -34,6 +34,8 @@ CREDIT = ("site", "group_id", "response_id", "author", "url", "licence")
 """Columns of `ATTRIBUTION.csv`."""
 ORIGIN = CREDIT[2:]
 """Those of them that differ between the responses of a group."""
+FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")
+"""First characters of what a spreadsheet takes for a formula, the wide ones of Japanese too."""
 
 
 class BatchEvidence(NamedTuple):
@@ -212,9 +214,11 @@ class _Grouping:
             self._tally.counts.count(group)
             names = [group.site, group.group_id]
             thread = self._threads.pop(group.group_id)
-            writer.writerow([*names, "", thread.author, thread.url, thread.licence])
-            for response in group.responses:
-                writer.writerow([*names, *(response.meta.get(column, "") for column in ORIGIN)])
+            origins = [["", thread.author, thread.url, thread.licence]]
+            origins += [
+                [response.meta.get(column, "") for column in ORIGIN] for response in group.responses
+            ]
+            writer.writerows(map(_cell, [*names, *origin]) for origin in origins)
             yield group
 
     def _reject(self, name: str, reason: str, text: str) -> None:
@@ -223,3 +227,8 @@ class _Grouping:
         shown = cleaning.masked(text)[0] if self._rules.mask_personal else text
         line = RejectLine(name, reason, shown)
         self._rejects.write(json.dumps(asdict(line)) + "\n")
+
+
+def _cell(value: object) -> object:
+    """A cell that no spreadsheet runs: names of authors are what people chose."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

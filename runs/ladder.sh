@@ -36,8 +36,11 @@ rung() { # SIZE SEED
   { ${LAUNCH:-worldpm} train "$groups" --model "$1" --seed "$2" --snapshots "${SNAPSHOTS:-12}" --out "$out/runs/$name" "${options[@]}" &&
     worldpm evaluate "$out/runs/$name/snapshots"/* --on "${tests[@]}" --out "$out/results/$name"; } > "$out/logs/$name" 2>&1 ||
     { echo "$name failed:" >&2; tail -n 3 "$out/logs/$name" >&2; return 1; }
-  echo "$name: done"
+  echo "$name: done, $(find "$out/results" -mindepth 2 -maxdepth 2 -name manifest.json | wc -l) of $rungs"
 }
+
+rungs=$(( $(wc -w <<< "$sizes") * $(wc -w <<< "$seeds") ))
+echo "$rungs trainings, $JOBS at a time; their logs are in $out/logs"
 
 # the largest first, so that no core waits for the last one
 pids=() failed=0
@@ -50,7 +53,7 @@ done
 while [ -n "$(jobs -rp)" ]; do wait -n || failed=1; done
 [ "$failed" = 0 ] || { echo "some rungs failed; their logs are in $out/logs, the same command goes on" >&2; exit 1; }
 
-# a ladder that grew has other laws; they are the only part that is made anew
+# a ladder that grew has other laws; they are the only part that is made again
 if [ ! -f "$out/laws/manifest.json" ] || [ -n "$(find "$out/results" -name manifest.json -newer "$out/laws/manifest.json")" ]; then
   rm -rf "$out/laws" "$out/report.html"
 fi

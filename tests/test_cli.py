@@ -158,7 +158,7 @@ def test_help_answers_every_verb(verb: Sequence[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["frobnicate"], "no verb 'frobnicate'; there are demo, ingest"),
+        (["frobnicate"], "'frobnicate' is not a verb. There are demo, ingest"),
         (["ingest"], "Missing from worldpm ingest: --out PATH"),
         (["ingest", "x.7z", "--out", "o", "--fast"], "Unrecognized options: --fast"),
         (["group", "t", "--out", "o", "--rule", "best"], "invalid choice 'best'"),
@@ -171,7 +171,7 @@ def test_help_answers_every_verb(verb: Sequence[str]) -> None:
         (["train", "g", "--model", "tiny", "--out", "o", "--max-length", "8"], "at least 16"),
         (["simulate", "--threads", "0", "--out", "o"], "at least 1 thread"),
         (["report", "--out", "o.html"], "no folder given"),
-        (["report", "nowhere", "--out", "o.html"], "nowhere: no such folder"),
+        (["report", "nowhere", "--out", "o.html"], "nowhere: no such file or folder"),
     ],
 )
 def test_wrong_words_get_one_message_and_exit_code_2(

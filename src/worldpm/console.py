@@ -39,12 +39,20 @@ def progress(description: str, *, total: int | None) -> Iterator[Advance]:
 
     `total` is the number of units; None if it is not available.
     """
+    # --quiet raises the level
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        yield _advance_unseen
+        return
     # A bar redraws its line with control characters, which would fill a log file with noise.
     if sys.stderr.isatty():
         with _bar(description, total) as advance:
             yield advance
     else:
         yield _ProgressLines(description, total)
+
+
+def _advance_unseen(amount: int = 1, *, note: str = "") -> None:
+    """Show nothing."""
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class Audit:
     """Those whose corrected p-value is below 0.05."""
 
 
-def run(options: FairnessOptions) -> None:
+def run(options: FairnessOptions) -> Mapping[str, Sequence[ValueResult]]:
     """Score the file, print the table, write the numbers."""
     if options.out is not None and not options.out.parent.is_dir():
         raise ConfigError(
@@ -93,6 +93,7 @@ def run(options: FairnessOptions) -> None:
         write_atomically(options.out, to_json(results))
     if webhook is not None:
         webhook.post(FINISHED, _audit(options, results))
+    return results
 
 
 def _pairs(options: FairnessOptions) -> Iterator[Pair]:

@@ -24,6 +24,7 @@ from worldpm.evaluation.results import (
     Conditions,
     DomainResult,
     Results,
+    read_results,
 )
 from worldpm.model import sources
 from worldpm.model.sources import Source
@@ -126,8 +127,13 @@ def _run_steps(evaluated: Mapping[str, Evaluated]) -> dict[str, RunStep]:
     return {name: RunStep(record.run, record.step) for name, record in records.items() if record}
 
 
-def run(options: EvaluateOptions) -> None:
+def run(options: EvaluateOptions) -> Results:
     """Write items, rewards, preferences and metrics of every checkpoint on every benchmark."""
+    _evaluate(options)
+    return read_results(options.out)
+
+
+def _evaluate(options: EvaluateOptions) -> None:
     if options.verdicts:
         _run_on_verdicts(options)
         return

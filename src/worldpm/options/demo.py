@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
     """Walk the whole road on a simulated forum, offline, on a CPU: simulate, group, train,
     evaluate, report."""
+
+    EXAMPLE: ClassVar[str] = "worldpm demo --out demo"
 
     out: Path = Path("demo")
     """Folder to write; `report.html` in it is the page to look at."""

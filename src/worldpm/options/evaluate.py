@@ -2,16 +2,28 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import BENCHMARKS, ModelOptions, changed, column_names
+from worldpm.options.shared import BENCHMARKS, Groups, ModelOptions, changed, column_names, names_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(ModelOptions):
     """Evaluate checkpoints, or raw rewards, on benchmarks and on the test split of groups."""
+
+    EXAMPLE: ClassVar[str] = "worldpm evaluate checkpoint --on groups --out results"
+    INPUTS_OR_IDS: ClassVar[tuple[str, ...]] = ("checkpoints",)
+    INPUTS: ClassVar[tuple[str, ...]] = (
+        "rewards",
+        "verdicts",
+        "trained_on",
+    )
+    GROUPS: ClassVar[Groups] = {
+        "data": ("columns", "rewards", "verdicts", "benchmarks", "strata", "trained_on"),
+    }
 
     checkpoints: Positional[tuple[str, ...]] = ()
     """Folders written by `worldpm train`, or folders or hub ids of other reward models."""
@@ -46,7 +58,7 @@ class EvaluateOptions(ModelOptions):
                 "name checkpoints, or --rewards, or --verdicts (one of three), and after --on at"
                 " least one benchmark"
             )
-        of_checkpoints = ["strata", "trained_on", *ModelOptions.__dataclass_fields__]
+        of_checkpoints = ["strata", "trained_on", *names_of(ModelOptions)]
         if not self.checkpoints and (given := changed(self, of_checkpoints)):
             raise ConfigError(
                 f"{given[0]} goes with checkpoints; rewards and verdicts are taken as they are."

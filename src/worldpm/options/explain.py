@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -14,12 +14,19 @@ from worldpm.options.shared import ModelOptions
 class ExplainOptions(ModelOptions):
     """Explain the rewards of JSON lines in the form of `worldpm score`."""
 
+    EXAMPLE: ClassVar[str] = "worldpm explain checkpoint answers.jsonl"
+    INPUTS_OR_IDS: ClassVar[tuple[str, ...]] = ("model",)
+    INPUTS: ClassVar[tuple[str, ...]] = ("file",)
+
     model: Positional[str]
     """Folder or hub id of a reward model."""
     file: Positional[Path]
     """JSON lines to read."""
     by: tuple[Literal["tokens", "sentences"], ...] = ("tokens", "sentences")
     """Integrated gradients of every token, the effect of each sentence, or both."""
+
+    streams: ClassVar[bool] = True
+    """Standard output is in use."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

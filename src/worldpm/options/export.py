@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -14,6 +14,13 @@ from worldpm.options.shared import changed
 class ExportOptions:
     """Write groups as pairs for TRL and Hugging Face datasets, or a checkpoint for other
     engines."""
+
+    EXAMPLE: ClassVar[str] = "worldpm export checkpoint --to model --out for-vllm"
+    INPUTS: ClassVar[tuple[str, ...]] = (
+        "source",
+        "results",
+        "probe",
+    )
 
     source: Positional[tuple[Path, ...]]
     """Folders of `worldpm group`, or one checkpoint."""

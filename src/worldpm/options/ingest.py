@@ -2,17 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import Engine, check_not_negative
+from worldpm.options.shared import Engine, Groups, check_not_negative
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions:
     """Read forum dumps into threads."""
+
+    EXAMPLE: ClassVar[str] = "worldpm ingest dumps/*.7z --out threads"
+    INPUTS: ClassVar[tuple[str, ...]] = ("sources",)
+    GROUPS: ClassVar[Groups] = {
+        "speed": ("engine", "workers"),
+    }
 
     sources: Positional[tuple[Path, ...]]
     """Stack Exchange archives (`SITE.7z`, `SITE-Posts.7z`), plain `Posts.xml` files, Reddit's

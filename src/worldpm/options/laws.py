@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from tyro.conf import Positional
 
@@ -48,6 +48,9 @@ COLUMNS = {
 @dataclass(frozen=True, kw_only=True)
 class LawsOptions:
     """Fit scaling laws over a ladder of runs, or over any table."""
+
+    EXAMPLE: ClassVar[str] = "worldpm laws ladder/results-* --out laws"
+    INPUTS: ClassVar[tuple[str, ...]] = ("inputs",)
 
     inputs: Positional[tuple[Path, ...]]
     """Folders written by `worldpm evaluate`, or tables (CSV, Parquet, JSON lines) with a loss and

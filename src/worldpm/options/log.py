@@ -3,18 +3,24 @@
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import ModelOptions, changed, check_not_negative
+from worldpm.options.shared import Groups, ModelOptions, changed, check_not_negative, names_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions(ModelOptions):
     """Verify a decision log, export it as a table, score its inputs again, erase texts, or save a
     window of it as the reference for drift."""
+
+    EXAMPLE: ClassVar[str] = "worldpm log verify decisions.sqlite"
+    INPUTS: ClassVar[tuple[str, ...]] = ("file",)
+    GROUPS: ClassVar[Groups] = {
+        "selection": ("since", "until", "key", "id"),
+    }
 
     action: Positional[Literal["verify", "export", "replay", "erase", "reference"]]
     """Action."""
@@ -58,7 +64,7 @@ class LogOptions(ModelOptions):
             raise ConfigError(
                 "`worldpm log erase` needs --key, --id, --since or --until. Name what to erase."
             )
-        scoring = ["model", "tolerance", *ModelOptions.__dataclass_fields__]
+        scoring = ["model", "tolerance", *names_of(ModelOptions)]
         used = {
             "verify": {"head"},
             "export": {"out", *selection},

@@ -1,6 +1,7 @@
 """Options of `worldpm plan`."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tyro.conf import Positional
 
@@ -11,6 +12,8 @@ from worldpm.options.shared import Dtype, check_above_zero
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """Say whether a training fits, with which sharding, how long it takes and what it costs."""
+
+    EXAMPLE: ClassVar[str] = "worldpm plan Qwen/Qwen2.5-7B --gpus 8"
 
     model: Positional[str]
     """A built-in size, or a folder or hub id with a `config.json`."""

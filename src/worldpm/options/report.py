@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tyro.conf import Positional
 
@@ -11,6 +12,9 @@ from worldpm.errors import ConfigError
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """Show folders of the road on one page."""
+
+    EXAMPLE: ClassVar[str] = "worldpm report threads groups checkpoint results --out report.html"
+    INPUTS: ClassVar[tuple[str, ...]] = ("folders",)
 
     folders: Positional[tuple[Path, ...]]
     """Finished folders of any step, in the order to show them."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tyro.conf import Positional
 
@@ -12,6 +13,15 @@ from worldpm.options.shared import ModelOptions
 @dataclass(frozen=True, kw_only=True)
 class RouteOptions(ModelOptions):
     """Send responses to queues by a rule file, or judge the rules on labelled responses."""
+
+    EXAMPLE: ClassVar[str] = "worldpm route checkpoint --rules rules.json --check labelled.jsonl"
+    INPUTS_OR_IDS: ClassVar[tuple[str, ...]] = ("model",)
+    INPUTS: ClassVar[tuple[str, ...]] = (
+        "rules",
+        "file",
+        "check",
+        "calibration",
+    )
 
     model: Positional[str]
     """Folder or hub id of a reward model."""
@@ -28,6 +38,11 @@ class RouteOptions(ModelOptions):
     """check: JSON file to write or replace."""
     cut: bool = True
     """Cut inputs over the limit; with --no-cut the first of them stops the run."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows go to standard output."""
+        return self.check is None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,16 +2,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import ModelOptions, column_names
+from worldpm.options.shared import Groups, ModelOptions, column_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(ModelOptions):
     """Score the rows of a file with a checkpoint."""
+
+    EXAMPLE: ClassVar[str] = "worldpm score checkpoint answers.jsonl --out scored.jsonl"
+    INPUTS_OR_IDS: ClassVar[tuple[str, ...]] = ("model",)
+    INPUTS: ClassVar[tuple[str, ...]] = ("file",)
+    GROUPS: ClassVar[Groups] = {
+        "choice": ("best", "allow", "weigh"),
+    }
 
     model: Positional[str]
     """Folder or hub id of a reward model."""
@@ -32,6 +40,11 @@ class ScoreOptions(ModelOptions):
     responses outside rank last."""
     weigh: tuple[str, ...] = ()
     """best: FEATURE=LOG_ODDS for each unit of a style difference, from -1 to 1."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows go to standard output."""
+        return self.out is None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,22 +3,53 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
 from worldpm.options.shared import (
+    Groups,
     ModelOptions,
     changed,
     check_above_zero,
     check_not_negative,
     check_webhook,
+    names_of,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions(ModelOptions):
     """Serve a checkpoint over HTTP, with a page to try it at /."""
+
+    EXAMPLE: ClassVar[str] = "worldpm serve checkpoint --log decisions.sqlite"
+    INPUTS_OR_IDS: ClassVar[tuple[str, ...]] = ("model",)
+    INPUTS: ClassVar[tuple[str, ...]] = (
+        "calibration",
+        "rules",
+        "keys",
+        "reference",
+        "webhook_secret",
+    )
+    GROUPS: ClassVar[Groups] = {
+        "address": ("host", "port", "name", "upstream", "allow_hosts", "cors"),
+        "choice": ("calibration", "rules", "keys"),
+        "limit": (
+            "row_tokens",
+            "queue_tokens",
+            "max_requests",
+            "max_inputs",
+            "max_body_mib",
+            "deadline_seconds",
+            "queue_wait",
+            "max_connections",
+            "header_seconds",
+            "body_seconds",
+        ),
+        "log": ("log", "log_hashes", "log_mib", "log_days", "json_logs"),
+        "drift": ("reference", "webhook", "webhook_secret"),
+    }
 
     model: Positional[str | None] = None
     """Folder or hub id of a reward model."""
@@ -53,6 +84,8 @@ class ServeOptions(ModelOptions):
     log_days: float | None = None
     """Days after which files that were put aside are removed; a file then holds a day at most. All
     are kept unless set."""
+    json_logs: bool = False
+    """Log JSON lines on a terminal too; elsewhere they are JSON lines in any case."""
     row_tokens: int = 2048
     """Tokens that the model computes at once."""
     queue_tokens: int = 262_144
@@ -80,13 +113,16 @@ class ServeOptions(ModelOptions):
     """Origins whose pages may call the server from a browser, such as https://example.org; none
     unless set."""
 
+    streams: ClassVar[bool] = True
+    """Standard output is in use."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.model is None) == (self.upstream is None):
             raise ConfigError(
                 "name either a model to serve, or with --upstream the URL of a vLLM that serves one"
             )
-        local = [*ModelOptions.__dataclass_fields__, "row_tokens", "queue_tokens"]
+        local = [*names_of(ModelOptions), "row_tokens", "queue_tokens"]
         if self.upstream is not None and (given := changed(self, local)):
             raise ConfigError(
                 f"{given[0]} cannot be used with --upstream. Set it on the upstream server."

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -25,9 +25,17 @@ COLUMNS = (
 """Our names of the columns of rows, which --columns replaces."""
 
 
+Groups = Mapping[str, tuple[str, ...]]
+"""Names of options by the heading under which the help lists them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """Where a model comes from, and the chat template that it reads text with."""
+
+    GROUPS: ClassVar[Groups] = {
+        "model": ("revision", "remote_code", "chat_template", "template_name"),
+    }
 
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
@@ -42,6 +50,10 @@ class SourceOptions:
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(SourceOptions):
     """How a reward model is loaded and reads text; the same for every verb that loads one."""
+
+    GROUPS: ClassVar[Groups] = {
+        "model": ("dtype", "device", "max_length", "cut", "across_devices"),
+    }
 
     dtype: Dtype | None = None
     """Compute type; that of the checkpoint's weights unless set."""
@@ -98,6 +110,11 @@ def check_not_negative(options: Mapping[str, float | None]) -> None:
     for name, value in options.items():
         if value is not None and not value >= 0:
             raise ConfigError(f"{name} is {value}; it must not be negative")
+
+
+def names_of(options: type[Any]) -> list[str]:
+    """The names of the options of a class, in order."""
+    return [field.name for field in fields(options)]
 
 
 def changed(options: object, names: Iterable[str]) -> list[str]:

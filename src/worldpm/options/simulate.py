@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from worldpm.errors import ConfigError
 
@@ -11,6 +11,8 @@ from worldpm.errors import ConfigError
 class SimulateOptions:
     """Write a forum whose votes come from planted quality, a length bias, a head start and
     noise."""
+
+    EXAMPLE: ClassVar[str] = "worldpm simulate --threads 3000 --out threads"
 
     out: Path
     """Folder to write: threads in the form of `worldpm ingest`, and `truth/` with the planted

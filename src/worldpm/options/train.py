@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -10,6 +10,7 @@ from worldpm.errors import ConfigError
 from worldpm.options.shared import (
     LEAST_LENGTH,
     Dtype,
+    Groups,
     SourceOptions,
     check_above_zero,
     check_not_negative,
@@ -23,6 +24,36 @@ LEAST_RESPONSE = 8
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(SourceOptions):
     """Train a preference model on groups."""
+
+    EXAMPLE: ClassVar[str] = "worldpm train groups --model tiny --out checkpoint"
+    INPUTS_OR_IDS: ClassVar[tuple[str, ...]] = (
+        "groups",
+        "validation",
+    )
+    GROUPS: ClassVar[Groups] = {
+        "data": ("validation", "columns", "max_length", "prompt_length"),
+        "training": (
+            "batch_pairs",
+            "epochs",
+            "max_steps",
+            "lr",
+            "weight_decay",
+            "warmup",
+            "decay",
+            "schedule",
+            "seed",
+        ),
+        "loss": ("loss", "target_margin", "label_smoothing", "centring"),
+        "speed": (
+            "lora_rank",
+            "gradient_checkpointing",
+            "compile",
+            "row_tokens",
+            "workers",
+            "dtype",
+        ),
+        "output": ("snapshots", "tracker"),
+    }
 
     groups: Positional[tuple[str, ...]]
     """Folders written by `worldpm group`, Parquet files of the same columns, or plain preference

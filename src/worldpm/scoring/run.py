@@ -18,7 +18,7 @@ from worldpm.errors import ConfigError, DataError
 from worldpm.model import sources
 from worldpm.model.sources import Source
 from worldpm.options.score import ScoreOptions
-from worldpm.options.shared import ModelOptions, column_names
+from worldpm.options.shared import ModelOptions, column_names, names_of
 from worldpm.scoring import requests
 from worldpm.scoring.confidence import Confidence, Settings, choose, counts_of, read_settings
 from worldpm.scoring.requests import Line
@@ -151,7 +151,7 @@ def _chunks(lines: Iterator[Line]) -> Iterator[Chunk]:
 def _config(options: ScoreOptions, source: Source) -> Plain:
     """Settings that decide the bytes of the output; lines of an earlier run stay only under the
     same ones."""
-    names = [*ModelOptions.__dataclass_fields__, "columns", "best", "allow", "weigh"]
+    names = [*names_of(ModelOptions), "columns", "best", "allow", "weigh"]
     settings = {name: getattr(options, name) for name in names}
     status = options.file.stat() if options.file else None
     # size and time show a change of the file without reading it

@@ -40,7 +40,7 @@ class _NumberedRow(NamedTuple):
     request: Request
 
 
-def run(options: RouteOptions) -> None:
+def run(options: RouteOptions) -> RulesCheck | None:
     """Print rows with their queues, or the check of the rules."""
     rules = RoutingRules.read(options.rules)
     file = options.file or options.check
@@ -57,7 +57,7 @@ def run(options: RouteOptions) -> None:
             queues = [routed.queue for routed in rules.routed(confidence, rewards)]
             content = {**one.row, "rewards": rewards, QUEUES: queues}
             sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
-        return
+        return None
 
     labelled = [
         LabelledRewards(prompt_id(one.request.prompt), rewards, queues)
@@ -69,6 +69,7 @@ def run(options: RouteOptions) -> None:
     print(_report(result, rules))
     if options.out is not None:
         write_atomically(options.out, to_json(result))
+    return result
 
 
 def _rows(file: Path) -> Iterator[_NumberedRow]:

@@ -59,7 +59,8 @@ class ServedModel:
 
 def run(options: ServeOptions) -> None:
     """Serve until SIGTERM or Ctrl-C. Accepted requests are then answered, and no new ones taken."""
-    _log_as_json()
+    if options.json_logs or not sys.stdout.isatty():
+        _log_as_json()
     application, service = assemble(options)
     listening = uvicorn.Config(
         application,

@@ -104,9 +104,11 @@ class Plan:
     work: Work
 
 
-def run(options: PlanOptions) -> None:
+def run(options: PlanOptions) -> Plan:
     """Print the plan."""
-    _print_plan(plan(options))
+    result = plan(options)
+    _print_plan(result)
+    return result
 
 
 def plan(options: PlanOptions) -> Plan:

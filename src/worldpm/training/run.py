@@ -38,7 +38,7 @@ from worldpm.model.reward_model import RewardModel
 from worldpm.model.sizes import POSITIONS, SIZES
 from worldpm.model.sources import Source
 from worldpm.model.tokenizer import save_tokenizer, train_tokenizer
-from worldpm.options.shared import SourceOptions, changed, column_names, command_of
+from worldpm.options.shared import SourceOptions, changed, column_names, command_of, names_of
 from worldpm.options.train import TrainOptions
 from worldpm.records import PreferenceGroup
 from worldpm.scoring import scorer
@@ -62,6 +62,8 @@ Split = Literal["train", "validation"]
 TOKENIZER, SNAPSHOTS = "tokenizer", "snapshots"
 PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS = 3e-6, 10_240, 1
 """Source: WorldPM, arXiv 2505.10527, appendix A.3. A built-in size has its own."""
+FEW_STEPS = 20
+"""Steps below which a run warns: the default step has 10,240 pairs, more than many sets."""
 FIXED_SETTINGS = ("objective", "validations", "betas", "clip_norm")
 """Settings without an option of their name, which the manifest leaves out."""
 
@@ -103,9 +105,9 @@ class Loaded(NamedTuple):
     trainer: Trainer
 
 
-def run(options: TrainOptions) -> None:
+def run(options: TrainOptions) -> TrainResult:
     """Do `worldpm train`."""
-    train(options)
+    return train(options)
 
 
 def train(options: TrainOptions) -> TrainResult:
@@ -264,6 +266,13 @@ class TrainingRun:
                 f"--epochs {self.settings.epochs}: of {len(train_store)} groups that is less than"
                 " one, so there is nothing to train on. Raise it."
             )
+        if len(trainer.steps) < FEW_STEPS:
+            logger.warning(
+                "--batch-pairs %d: %d steps in all. A model learns little in so few: lower it, or"
+                " raise --epochs.",
+                self.settings.batch_pairs,
+                len(trainer.steps),
+            )
         return Loaded(encoder, model, trainer)
 
     def train(self, loaded: Loaded) -> None:
@@ -373,7 +382,7 @@ def _find_source(options: TrainOptions) -> Source | None:
             f"--model {options.model}: neither a built-in size ({', '.join(SIZES)}) nor a folder"
             " nor a hub id (OWNER/NAME)"
         )
-    if built_in and (given := changed(options, SourceOptions.__dataclass_fields__)):
+    if built_in and (given := changed(options, names_of(SourceOptions))):
         raise ConfigError(
             f"{given[0]}: {options.model} is a built-in size, which has its own tokenizer and"
             " template. Leave it out, or name a model."

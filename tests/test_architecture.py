@@ -132,7 +132,7 @@ def test_a_benchmark_never_sees_a_model_and_a_model_never_sees_a_forum() -> None
     assert not rooms_imported_by("model") & {"forums", "datasets", "preferences"}
 
 
-def test_options_import_only_errors_and_the_command_line_library() -> None:
+def test_options_import_only_errors_and_the_libraries_that_parse_them() -> None:
     assert rooms_imported_by("options") <= {"errors", "options"}
     packages = {
         name.split(".")[0]
@@ -140,7 +140,7 @@ def test_options_import_only_errors_and_the_command_line_library() -> None:
         if room(module) == "options"
         for name in imported(tree(modules()[module]))
     }
-    assert packages - sys.stdlib_module_names == {"tyro", "worldpm"}
+    assert packages - sys.stdlib_module_names == {"msgspec", "tyro", "worldpm", "yaml"}
 
 
 def test_only_the_command_line_and_the_demo_import_the_report() -> None:

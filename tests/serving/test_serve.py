@@ -11,9 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from fastapi.testclient import TestClient
 
 from tests import foreign_model
 from tests.conftest import run
+from tests.warm_start import Command, Streams, start
 from worldpm import Scorer
 from worldpm.errors import ConfigError, DataError
 from worldpm.model import chat
@@ -632,40 +634,65 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(road: Path, *options: object) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The server as a user starts it, and its address."""
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "worldpm.cli",
-        "serve",
-        str(road / "checkpoint"),
-        "--port",
-        str(port),
-        *map(str, options),
-    ]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
+def process(road: Path, *options: object) -> Iterator[tuple[Command, str]]:
+    """The server in a process, and its address."""
+    url, words = serve_command(road, options)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "output"
+        started = start(Path(folder), *words, streams=Streams(output, output))
+        try:
+            wait_until_ready(started, url)
+            yield started, url
+        finally:
+            started.kill()
+            started.wait()
 
+
+@contextmanager
+def process_of_a_user(
+    road: Path, *options: object
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The same, started by a user: it takes seconds longer."""
+    url, words = serve_command(road, options)
+    started = subprocess.Popen(
+        [sys.executable, "-m", "worldpm.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
-        for _ in range(240):
-            try:
-                if httpx.get(f"{url}/ready").status_code == 200:
-                    break
-            except httpx.TransportError:
-                assert started.poll() is None, started.stdout and started.stdout.read()
-            time.sleep(0.25)
+        wait_until_ready(started, url)
         yield started, url
     finally:
         started.kill()
         started.communicate()
 
 
+def serve_command(road: Path, options: Sequence[object]) -> tuple[str, list[str]]:
+    """An address, and the words of a command that serves there."""
+    port = free_port()
+    words = ["serve", road / "checkpoint", "--port", port, *options]
+    return f"http://127.0.0.1:{port}", [str(word) for word in words]
+
+
+def wait_until_ready(started: Command | subprocess.Popen[bytes], url: str) -> None:
+    """Wait until a server answers; fail with what it said if it ends."""
+    deadline = time.monotonic() + 60
+    with httpx.Client() as client:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if client.get(f"{url}/ready").status_code == 200:
+                    return
+            assert started.poll() is None, started.communicate()[0].decode()
+            time.sleep(0.05)
+
+
 def test_sigterm_answers_what_was_accepted_and_logs_are_json(road: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.sqlite"
     body = {"prompt": "word " * 30, "responses": ["a", "b c d"]}
-    with process(road, "--log", log) as (started, url), ThreadPoolExecutor(12) as pool:
+    with (
+        process_of_a_user(road, "--log", log) as (started, url),
+        ThreadPoolExecutor(12) as pool,
+    ):
         waiting = [
             pool.submit(httpx.post, f"{url}/v1/rewards", json=body, timeout=60) for _ in range(12)
         ]

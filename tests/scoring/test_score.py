@@ -4,8 +4,6 @@ import gzip
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tests.conftest import run, spawn
+from tests.conftest import run
+from tests.warm_start import Streams, finished, start
 from worldpm import Scorer, console
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
@@ -25,12 +24,14 @@ from worldpm.storage import folders
 GOOD = '{"prompt": "How?", "responses": ["So.", "Read it."], "id": 7}'
 
 
-def test_lines_come_back_in_order_with_rewards_and_their_other_keys(road: Path) -> None:
+def test_lines_come_back_in_order_with_rewards_and_their_other_keys(
+    road: Path, tmp_path: Path
+) -> None:
     chat = (
         '{"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content":'
         ' "So."}]}'
     )
-    found = spawn("score", road / "checkpoint", stdin=f"{GOOD}\n\n{chat}\n".encode())
+    found = finished(tmp_path, "score", road / "checkpoint", stdin=f"{GOOD}\n\n{chat}\n".encode())
     assert found.returncode == 0, found.stderr
     first, second = (json.loads(line) for line in found.stdout.splitlines())
     expected = Scorer.load(road / "checkpoint").rewards("How?", ["So.", "Read it."])
@@ -115,8 +116,8 @@ def test_what_is_too_long_is_cut_on_request(road: Path, tmp_path: Path) -> None:
     )
 
 
-def test_on_a_stream_the_lines_before_a_bad_one_are_answered(road: Path) -> None:
-    found = spawn("score", road / "checkpoint", stdin=f"{GOOD}\n{{\n".encode())
+def test_on_a_stream_the_lines_before_a_bad_one_are_answered(road: Path, tmp_path: Path) -> None:
+    found = finished(tmp_path, "score", road / "checkpoint", stdin=f"{GOOD}\n{{\n".encode())
     assert found.returncode == 2
     assert len(found.stdout.splitlines()) == 1
     assert b"stdin:2: not JSON" in found.stderr
@@ -152,7 +153,7 @@ def test_a_missing_file_or_model_is_named(
 
 MANY = "".join(
     json.dumps({"prompt": f"How {i}?", "responses": ["So.", "Read it. " * (i % 9)]}) + "\n"
-    for i in range(600)
+    for i in range(280)
 )
 
 
@@ -172,7 +173,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_bytes(
     def stop(self: Scorer, requests: object) -> object:
         calls.append(1)
         for number, answer in enumerate(rewards(self, requests)):  # type: ignore[arg-type]
-            if number == 100 and len(calls) == 2:
+            if number == 10 and len(calls) == 2:
                 raise KeyboardInterrupt
             yield answer
 
@@ -205,7 +206,7 @@ def test_lines_scored_with_other_settings_are_scored_again(
     assert (tmp_path / "out.jsonl.partial").is_dir()
     assert run(*words) == 0
     assert "going on" not in caplog.text
-    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 600
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 280
     assert all("rewards" in line for line in (tmp_path / "out.jsonl").read_text().splitlines())
 
 
@@ -434,9 +435,9 @@ def test_a_device_is_written_through(road: Path, tmp_path: Path) -> None:
 def test_standard_output_by_its_name_adds_to_what_is_there(road: Path, tmp_path: Path) -> None:
     path, log = written(tmp_path / "in.jsonl", ROW), tmp_path / "log"
     log.write_text("before\n")
-    model = road / "checkpoint"
-    command = f"{sys.executable} -m worldpm.cli score {model} {path} --out /dev/stdout >> {log}"
-    subprocess.run(command, shell=True, check=True, capture_output=True)
+    streams = Streams(log, tmp_path / "errors")
+    words = ("score", road / "checkpoint", path, "--out", "/dev/stdout")
+    assert start(tmp_path, *words, streams=streams).wait() == 0
     first, second = log.read_text().splitlines()
     assert first == "before"
     assert "reward" in json.loads(second)
@@ -484,8 +485,9 @@ def test_progress_of_a_file_has_a_total_and_the_time_that_is_left(
     assert progress[-1] == "score: 300 of 300, 0:00:00 left"
 
 
-def test_a_stream_by_its_name_is_read(road: Path) -> None:
-    found = spawn("score", road / "checkpoint", "/dev/stdin", stdin=f"{GOOD}\n".encode())
+def test_a_stream_by_its_name_is_read(road: Path, tmp_path: Path) -> None:
+    words = ("score", road / "checkpoint", "/dev/stdin")
+    found = finished(tmp_path, *words, stdin=f"{GOOD}\n".encode())
     assert found.returncode == 0, found.stderr
     assert len(json.loads(found.stdout)["rewards"]) == 2
 

@@ -1,7 +1,6 @@
 """Run by two processes: FSDP2 shards a model, which must act, be saved and be loaded as a whole
 one."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -44,7 +43,8 @@ def rewards(model: torch.nn.Module) -> torch.Tensor:
     return found
 
 
-def main(folder: Path) -> None:
+def main(words: list[str]) -> None:
+    folder = Path(words[0])
     accelerator = Accelerator(cpu=True)
     whole, parts = model_of("qwen2", FAMILIES["qwen2"]), sharded()
     optimizers = optimizer_of(whole), optimizer_of(parts)
@@ -73,7 +73,3 @@ def main(folder: Path) -> None:
         later = fresh_rewards
     if accelerator.is_main_process:
         print("sharded rewards, gradients and state agree")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

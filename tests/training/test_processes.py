@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Lfm2Config
 
 from tests.conftest import run
+from tests.training import sharded
 from tests.training.test_plan import HYBRID
+from tests.warm_start import Command, Surroundings, start, start_main, streams_in
+from worldpm import cli
 from worldpm.model.reward_model import from_config
 
 WORDS = (
@@ -34,9 +39,9 @@ WORDS = (
 )
 
 
-def start(processes: int, *words: object, zero: int | None = None) -> subprocess.Popen[bytes]:
-    """A command in so many processes that speak over gloo, each with one thread; `zero` is a stage
-    of DeepSpeed's."""
+def launch(processes: int, *words: object, zero: int | None = None) -> subprocess.Popen[bytes]:
+    """A command in so many processes that speak over gloo, each with one thread, as a user launches
+    it; `zero` is a stage of DeepSpeed's."""
     if zero is None:
         launcher = [
             "torch.distributed.run",
@@ -76,7 +81,8 @@ def start(processes: int, *words: object, zero: int | None = None) -> subprocess
 
 
 def train(processes: int, groups: Path, out: Path, *, zero: int | None = None) -> None:
-    process = start(
+    """Train as a user does."""
+    process = launch(
         processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out, zero=zero
     )
     said, _ = process.communicate(timeout=300)
@@ -87,11 +93,11 @@ def train_until(
     step: int, processes: int, groups: Path, out: Path, *, zero: int | None = None
 ) -> None:
     """Train, and kill all processes once the state of a step is there."""
-    process = start(
+    process = launch(
         processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out, zero=zero
     )
     deadline = time.monotonic() + 300
-    while not (out / ".progress" / "resume" / f"{step:08d}" / "state.json").exists():
+    while not state_of(step, out).exists():
         assert process.poll() is None, process.communicate()[0].decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -100,6 +106,45 @@ def train_until(
             if str(out).encode() in (entry / "cmdline").read_bytes():
                 os.kill(int(entry.name), signal.SIGKILL)
     process.communicate()
+
+
+def state_of(step: int, out: Path) -> Path:
+    """The last file of a saved state."""
+    return out / ".progress" / "resume" / f"{step:08d}" / "state.json"
+
+
+def start_group(
+    folder: Path, main: Callable[[list[str]], int | None], words: Sequence[object]
+) -> list[Command]:
+    """Two processes with the variables that `torchrun` sets, without its start and theirs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    commands = []
+    for rank in ("0", "1"):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}
+        variables = {**os.environ, **group, **ranks, "CUDA_VISIBLE_DEVICES": ""}
+        surroundings = Surroundings(environment=variables)
+        texts = [str(word) for word in words]
+        commands.append(start_main(main, texts, streams_in(folder), surroundings))
+    return commands
+
+
+def wait_for(commands: Sequence[Command], sign: Callable[[], bool]) -> None:
+    """Wait for a sign from processes that work; kill all of them if it does not come."""
+    deadline = time.monotonic() + 300
+    while not sign():
+        failed = [command for command in commands if command.poll() not in (None, 0)]
+        if failed or time.monotonic() > deadline:
+            for command in commands:
+                command.kill()
+            pytest.fail("\n".join(command.finish()[1] for command in failed or commands))
+        time.sleep(0.01)
+
+
+def have_ended(commands: Sequence[Command]) -> bool:
+    return all(command.poll() is not None for command in commands)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -134,10 +179,21 @@ def test_two_processes_give_the_loss_curve_of_one(road: Path, alone: Path, tmp_p
 def test_a_run_moves_from_one_process_to_two_and_back_and_skips_no_group(
     road: Path, alone: Path, tmp_path: Path
 ) -> None:
-    train_until(1, 1, road / "groups", tmp_path / "moved")
-    train_until(3, 2, road / "groups", tmp_path / "moved")
-    train(1, road / "groups", tmp_path / "moved")
-    assert_same_run(tmp_path / "moved", alone)
+    out = tmp_path / "moved"
+    words = ["train", road / "groups", *WORDS, "--out", out]
+    one = start(tmp_path, *words)
+    wait_for([one], state_of(1, out).exists)
+    one.kill()
+    one.wait()
+
+    two = start_group(tmp_path, cli.main, words)
+    wait_for(two, state_of(3, out).exists)
+    for command in two:
+        command.kill()
+        command.wait()
+
+    assert run(*words) == 0
+    assert_same_run(out, alone)
 
 
 @pytest.mark.parametrize("zero", [2, 3])
@@ -166,14 +222,14 @@ def test_a_model_that_shares_no_prompts_is_refused_by_engines_that_gather_its_we
     model.backbone.save_pretrained(tmp_path / "hybrid")
     tokenizer.save_pretrained(tmp_path / "hybrid")
     words = ("--model", tmp_path / "hybrid", *WORDS[2:], "--out", tmp_path / "out")
-    process = start(2, "-m", "worldpm.cli", "train", road / "groups", *words, zero=3)
+    process = launch(2, "-m", "worldpm.cli", "train", road / "groups", *words, zero=3)
     said, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert b"Use DDP or ZeRO-2" in said
 
 
 def test_a_sharded_model_has_the_rewards_and_the_state_of_a_whole_one(tmp_path: Path) -> None:
-    process = start(2, "-m", "tests.training.sharded", tmp_path)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said.decode()
-    assert b"sharded rewards, gradients and state agree" in said
+    commands = start_group(tmp_path, sharded.main, [tmp_path / "state"])
+    wait_for(commands, lambda: have_ended(commands))
+    said = [command.streams.output.read_text() for command in commands]
+    assert sum("sharded rewards, gradients and state agree" in text for text in said) == 1

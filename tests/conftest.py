@@ -1,6 +1,7 @@
 """What many tests need: small dumps, and one small road walked once."""
 
 import fcntl
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import py7zr
 import pytest
 
+from tests.warm_start import FORKS
 from worldpm import cli
 from worldpm.forums import hobbies
 from worldpm.records import Answer, Thread
@@ -101,6 +103,12 @@ def spawn(
     return subprocess.run(
         command, input=stdin, capture_output=True, check=False, cwd=cwd, timeout=300
     )
+
+
+@pytest.fixture
+def warm_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of a step are forked from a server that has imported everything, not spawned."""
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
 
 
 def thread_of(*votes: int, bodies: Sequence[str] | None = None, name: str = "site/1") -> Thread:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import once, run
 from worldpm.evaluation.results import read_results
-from worldpm.laws import measurements
+from worldpm.laws import figures, measurements
 from worldpm.laws import run as run_module
 from worldpm.laws.law import read_laws
 from worldpm.laws.measurements import SeriesOfCheckpoint
@@ -70,6 +70,12 @@ def drops_of(folder: Path) -> dict[str, int]:
     return read_manifest(folder).drops["points"]
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laws without figures, which take longer than the fits; other tests look at those."""
+    monkeypatch.setattr(figures, "files", lambda _: {})
+
+
 def test_a_table_gives_back_the_planted_law(tmp_path: Path) -> None:
     path = table(tmp_path / "table.csv", chinchilla())
     (law,) = fit_laws(tmp_path / "laws", path, "--form", "joint", resamples=20)
@@ -89,6 +95,7 @@ def test_a_table_gives_back_the_planted_law(tmp_path: Path) -> None:
     assert "var(--ink)" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_values_give_the_laws_that_the_files_hold(tmp_path: Path) -> None:
     path = table(tmp_path / "table.csv", chinchilla())
     fit_laws(tmp_path / "laws", path, "--form", "joint")
@@ -97,6 +104,7 @@ def test_values_give_the_laws_that_the_files_hold(tmp_path: Path) -> None:
     assert read_laws(tmp_path / "laws") == laws
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_command_again_does_nothing_and_other_options_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +170,7 @@ def test_over_optimisation_is_fitted_from_its_own_columns(tmp_path: Path) -> Non
     assert "verdict" not in law
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path) -> None:
     rows = chinchilla()
     bad = [
@@ -184,6 +193,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_has_one_size_and_a_name_may_be_zero(tmp_path: Path) -> None:
     rows = [
         {"N": n, "D": d, "loss": 0.2 + n**-0.3 + d**-0.3, "run": seed}
@@ -198,6 +208,7 @@ def test_a_run_has_one_size_and_a_name_may_be_zero(tmp_path: Path) -> None:
     assert drops_of(tmp_path / "laws2") == {"repeated point": 16}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_column_may_begin_after_the_first_row_and_nan_is_counted(tmp_path: Path) -> None:
     rows = [{"N": 1000, "loss": 0.5}, {"N": 1000, "D": 1000, "loss": math.nan}]
     rows += [
@@ -210,6 +221,7 @@ def test_a_column_may_begin_after_the_first_row_and_nan_is_counted(tmp_path: Pat
     assert drops_of(tmp_path / "laws") == {"not a number": 2}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_missing_names_of_a_parquet_table_are_not_names(tmp_path: Path) -> None:
     missing = dict.fromkeys(("series", "run", "family"), [math.nan] * 6)
     columns = {"N": [1e3, 1e4, 1e5] * 2, "loss": [0.6, 0.5, 0.4, 0.61, 0.51, 0.41], **missing}
@@ -218,6 +230,7 @@ def test_missing_names_of_a_parquet_table_are_not_names(tmp_path: Path) -> None:
     assert (law["series"], law["runs"]) == ("t", 6)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_data_that_grows_with_size_gives_a_law_of_size_alone(tmp_path: Path) -> None:
     """As in a ladder where every model reads twenty tokens for each parameter."""
     sizes = np.geomspace(1e6, 1e9, 8).tolist()
@@ -328,6 +341,7 @@ def test_tables_that_say_nothing_are_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_families_may_be_mixed_where_losses_are_calibrated(tmp_path: Path) -> None:
     rows = [
         {"N": 10**n, "loss": 0.2 + 2 * 10 ** (-n / 5), "family": f"f{n % 2}"} for n in range(3, 11)
@@ -337,6 +351,7 @@ def test_families_may_be_mixed_where_losses_are_calibrated(tmp_path: Path) -> No
     assert law["parameters"]["alpha"] == pytest.approx(0.2, rel=1e-6)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_few_points_are_warned_of(tmp_path: Path) -> None:
     rows = [{"N": n, "loss": 3 * n**-0.1} for n in (100, 150, 200)]
     laws = fit_laws(tmp_path / "laws", table(tmp_path / "t.csv", rows), resamples=20)
@@ -365,7 +380,10 @@ def climb(folder: Path) -> None:
     shares = ("--test-share", 0, "--validation-share", 0.05)
     assert run("group", threads, *shares, "--out", groups) == 0
 
-    tests = [threads / "tests" / f"{name}.parquet" for name in ("adversarial", "moves")]
+    tests = [folder / "adversarial.parquet", folder / "moves.parquet"]
+    for path in tests:  # a fifth of the items
+        items = pq.read_table(threads / "tests" / path.name)
+        pq.write_table(items.take(list(range(0, items.num_rows, 5))), path)
     for size in ("w16", "w24"):
         options = ("--model", size, "--snapshots", 3, "--max-length", 128, "--dtype", "float32")
         assert run("train", groups, *options, "--out", folder / size) == 0
@@ -396,6 +414,7 @@ def test_snapshots_are_checkpoints_that_record_their_training(ladder: Path) -> N
         assert record["flops"] == rows[record["step"]]["flops_seen"]
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_a_ladder_becomes_laws_by_prompt_and_by_run(ladder: Path) -> None:
     results = [ladder / "w16-results", ladder / "w24-results"]
     measured = measurements.read(results, y="loss", axes=("N", "D", "C"), calibrated=False)

@@ -66,6 +66,7 @@ def test_an_error_of_a_task_comes_where_its_result_would_stand() -> None:
         next(stream)
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_ingest_and_group_write_the_same_with_and_without_workers(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "Posts.xml").write_bytes(posts_xml(TWO_ANSWERS))

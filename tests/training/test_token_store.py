@@ -70,6 +70,7 @@ def test_a_store_gives_back_what_was_encoded(tokenizer: Path, tmp_path: Path) ->
     assert 0 < counts.truncated_responses < 3299
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_the_workers_make_the_same_bytes(tokenizer: Path, tmp_path: Path) -> None:
     made = groups(600)
     for name, workers in (("alone", 0), ("workers", 2)):

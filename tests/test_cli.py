@@ -46,7 +46,8 @@ def house(tmp_path_factory: pytest.TempPathFactory, road: Path) -> Path:
         ]
         with py7zr.SevenZipFile(folder / f"{site}.7z", "w") as archive:
             archive.writestr(posts_xml(rows), "Posts.xml")
-    shutil.copytree(road / "groups", folder / "forum")
+    assert run("simulate", "--threads", 50, "--out", folder / "threads") == 0
+    assert run("group", folder / "threads", "--out", folder / "forum") == 0
     shutil.copytree(road / "checkpoint", folder / "model")
     (folder / "whole").mkdir()
     for verb in STEPS:
@@ -56,12 +57,12 @@ def house(tmp_path_factory: pytest.TempPathFactory, road: Path) -> Path:
 
 STEPS: dict[str, tuple[str, ...]] = {
     "ingest": ("{house}/a.test.7z", "{house}/b.test.7z"),
-    "simulate": ("--threads", "400"),
+    "simulate": ("--threads", "200"),
     "group": ("{house}/whole/ingest",),
     "train": (
         "{house}/forum",
         "--model",
-        "tiny",
+        "w16",
         "--max-steps",
         "5",
         "--batch-pairs",
@@ -149,10 +150,15 @@ def test_a_full_disk_is_one_message_and_leaves_no_manifest(
 
 
 @pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)])
-def test_help_answers_every_verb(verb: Sequence[str]) -> None:
-    found = spawn(*verb, "--help")
+def test_help_answers_every_verb(verb: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*verb, "--help") == 0
+    assert "usage: worldpm" in capsys.readouterr().out
+
+
+def test_help_answers_a_user() -> None:
+    found = spawn("score", "--help")
     assert found.returncode == 0
-    assert b"usage: worldpm" in found.stdout
+    assert b"usage: worldpm score" in found.stdout
 
 
 @pytest.mark.parametrize(

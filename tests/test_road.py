@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import once, run, spawn
+from tests.warm_start import Streams, start
 from worldpm import cli
 from worldpm.cli import VERBS
 
 README = Path(__file__).parents[1] / "README.md"
+SMALL = ("--threads", 80)
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +22,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_demo(folder: Path) -> None:
-    """The demo as a user starts it, with its output."""
-    found = spawn("demo", "--out", folder, "--threads", 200)
-    assert found.returncode == 0, found.stderr.decode()
-    (folder / "stdout").write_bytes(found.stdout)
+    """The demo in a process, with its output."""
+    streams = Streams(folder / "stdout", folder / "stderr")
+    code, error = start(folder, "demo", "--out", folder, *SMALL, streams=streams).finish()
+    assert code == 0, error
 
 
 def test_the_demo_ends_with_a_table_and_a_page(demo: Path) -> None:
@@ -38,7 +40,7 @@ def test_the_demo_ends_with_a_table_and_a_page(demo: Path) -> None:
 
 def test_the_demo_run_again_does_nothing_anew(demo: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*.parquet")}
-    assert run("demo", "--out", demo, "--threads", 200) == 0
+    assert run("demo", "--out", demo, *SMALL) == 0
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*.parquet")} == before
 
 

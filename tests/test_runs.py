@@ -1,18 +1,13 @@
 """The stories under runs/ do what they say, on toys."""
 
 import json
-import os
 import subprocess
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.warm_start import Command, Streams, Surroundings, start_main
-from worldpm import cli
+from tests import warm_program
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"
 PROMPTS = [f"How many grams of flour for {i} loaves?" for i in range(60)]
@@ -42,64 +37,21 @@ SETS: dict[str, list[dict[str, Any]]] = {
 STEPS = {"helpsteer2": (128, 2 * 60), "ultrafeedback": (512, 2 * 60 * 5), "rlhflow": (512, 2 * 60)}
 
 
-WORLDPM = """#!/bin/bash
-# Asks the test for a command, and is what the command was: its output and its exit code.
-asked=$(mktemp -d "$ASKED/XXXXXX")
-printf '%s\\0' "$PWD" "$@" > "$asked/words.partial"
-mv "$asked/words.partial" "$asked/words"
-until [ -e "$asked/code" ]; do sleep 0.05; done
-cat "$asked/output"
-cat "$asked/error" >&2
-exit "$(cat "$asked/code")"
-"""
-"""A `worldpm` for the scripts that does not pay for its imports."""
-
-
 def story(
     name: str, *words: object, cwd: Path, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """A script of `runs/` as a user starts it, whose commands are started warm."""
-    asked, programs = cwd / "asked", cwd / "programs"
-    for folder in (asked, programs):
-        folder.mkdir(exist_ok=True)
-    (programs / "worldpm").write_text(WORLDPM)
-    (programs / "worldpm").chmod(0o755)
-    path = f"{programs}:{os.environ['PATH']}"
-    environment = {**os.environ, **variables, "PATH": path, "ASKED": str(asked)}
-    script = subprocess.Popen(
-        ["bash", str(RUNS / name), *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=cwd,
-    )
-    with ThreadPoolExecutor(1) as pool:
-        output = pool.submit(script.communicate)
-        answer(asked, until=output.done)
-    stdout, stderr = output.result()
-    return subprocess.CompletedProcess(script.args, script.returncode, stdout, stderr)
-
-
-def answer(asked: Path, *, until: Callable[[], bool]) -> None:
-    """Run the commands that scripts ask for."""
-    running: dict[Path, Command] = {}
-    while not until():
-        for path in asked.glob("*/words"):
-            if path.parent not in running:
-                running[path.parent] = start_asked(path)
-        for folder, command in running.items():
-            if command.poll() is not None and not (folder / "code").exists():
-                (folder / "code.partial").write_text(str(command.poll()))
-                (folder / "code.partial").rename(folder / "code")
-        time.sleep(0.02)
-
-
-def start_asked(path: Path) -> Command:
-    """Start the command of a file of words."""
-    directory, *words = path.read_text().split("\0")[:-1]
-    streams = Streams(path.with_name("output"), path.with_name("error"))
-    return start_main(cli.main, words, streams, Surroundings(directory=Path(directory)))
+    """A script of `runs/` as a user starts it."""
+    command = ["bash", str(RUNS / name), *map(str, words)]
+    with warm_program.on_the_path(cwd) as environment:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            check=False,
+            text=True,
+            env={**environment, **variables},
+            timeout=300,
+            cwd=cwd,
+        )
 
 
 @pytest.mark.parametrize("name", SETS)

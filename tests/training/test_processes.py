@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Lfm2Config
 
+from tests import warm_program
 from tests.conftest import run
 from tests.training import sharded
 from tests.training.test_plan import HYBRID
@@ -39,7 +40,12 @@ WORDS = (
 )
 
 
-def launch(processes: int, *words: object, zero: int | None = None) -> subprocess.Popen[bytes]:
+def launch(
+    processes: int,
+    *words: object,
+    zero: int | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> subprocess.Popen[bytes]:
     """A command in so many processes that speak over gloo, each with one thread, as a user launches
     it; `zero` is a stage of DeepSpeed's."""
     if zero is None:
@@ -69,11 +75,10 @@ def launch(processes: int, *words: object, zero: int | None = None) -> subproces
             "--mixed_precision",
             "no",
         ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", *launcher, *map(str, words)]
     return subprocess.Popen(
         command,
-        env=environment,
+        env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -170,7 +175,11 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 
 def test_two_processes_give_the_loss_curve_of_one(road: Path, alone: Path, tmp_path: Path) -> None:
-    train(2, road / "groups", tmp_path / "two")
+    words = ("train", road / "groups", *WORDS, "--out", tmp_path / "two")
+    with warm_program.on_the_path(tmp_path) as environment:
+        process = launch(2, "--no-python", "worldpm", *words, environment=environment)
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said.decode()
     assert_same_run(tmp_path / "two", alone)
     one, two = (load_file(folder / "model.safetensors") for folder in (alone, tmp_path / "two"))
     assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)

@@ -28,7 +28,7 @@ from worldpm.model.reward_model import from_config
 
 WORDS = (
     "--model",
-    "tiny",
+    "w48",
     "--max-steps",
     "5",
     "--dtype",

@@ -92,24 +92,17 @@ def test_a_folder_of_something_else_is_refused(
 
 def test_an_onnx_graph_gives_the_same_rewards(road: Path, tmp_path: Path) -> None:
     onnx = pytest.importorskip("worldpm.exports.onnx", reason="onnxruntime is not installed")
-    assert (
-        run(
-            "export",
-            road / "checkpoint",
-            "--to",
-            "onnx",
-            "--int8",
-            "--probe",
-            road / "groups",
-            "--out",
-            tmp_path / "onnx",
-        )
-        == 0
-    )
+    # a graph of fewer layers is made sooner
+    small = ("--model", "w64", "--max-steps", 2, "--max-length", 128, "--dtype", "float32")
+    checkpoint = tmp_path / "checkpoint"
+    assert run("train", road / "groups", *small, "--out", checkpoint) == 0
+    probe = ("--probe", road / "groups")
+    words = ("export", checkpoint, "--to", "onnx", "--int8", *probe, "--out", tmp_path / "onnx")
+    assert run(*words) == 0
     counts = read_manifest(tmp_path / "onnx").counts
     assert counts["largest_difference"] <= 1e-4
     assert abs(counts["accuracy_int8"] - counts["accuracy"]) < 0.1
-    scorer = Scorer.load(road / "checkpoint")
+    scorer = Scorer.load(checkpoint)
     prompt, responses = (
         "How long should I bake a loaf?",
         ["Two words.", "Many more words than that, in fact.", ""],

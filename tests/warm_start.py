@@ -17,18 +17,7 @@ from pathlib import Path
 from worldpm import cli
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "tests.warm_start",
-        "worldpm.forums.run",
-        "worldpm.preferences.run",
-        "worldpm.training.run",
-        "worldpm.evaluation.run",
-        "worldpm.laws.run",
-        "worldpm.scoring.run",
-        "worldpm.serving.run",
-    ]
-)
+FORKS.set_forkserver_preload(["tests.preloaded"])
 
 
 @dataclass(frozen=True)

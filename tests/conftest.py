@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import py7zr
@@ -82,6 +83,17 @@ def posts_xml(rows: Sequence[str]) -> bytes:
         b"\xef\xbb\xbf"
         + f'<?xml version="1.0" encoding="utf-8"?>\n<posts>\n{body}\n</posts>'.encode()
     )
+
+
+@pytest.fixture(scope="session")
+def one_measure() -> Iterator[None]:
+    """Measure the device's rate of matrix products once for all trainings of this process."""
+    # not above: what workers run is in modules of tests too, and they would all import torch
+    from worldpm.model import costs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "matrix_rate", cache(costs.matrix_rate))
+        yield
 
 
 @pytest.fixture
@@ -170,7 +182,7 @@ def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], Non
 
 
 @pytest.fixture(scope="session")
-def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def road(one_measure: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `threads`, `groups`, `checkpoint` and `results` of a forum of 150 threads,
     trained for four steps."""
     return once(tmp_path_factory, "road", walk)

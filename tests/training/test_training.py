@@ -23,6 +23,8 @@ from worldpm.training.state import NOTE, Totals, weights_of
 from worldpm.training.step_metrics import read_metrics
 from worldpm.training.token_store import Example, TokenStore, write
 
+pytestmark = pytest.mark.usefixtures("one_measure")
+
 EXAMPLES = [
     Example(
         f"g{i}",

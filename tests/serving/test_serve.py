@@ -676,7 +676,7 @@ def serve_command(road: Path, options: Sequence[object]) -> tuple[str, list[str]
 
 def wait_until_ready(started: Command | subprocess.Popen[bytes], url: str) -> None:
     """Wait until a server answers; fail with what it said if it ends."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     with httpx.Client() as client:
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
@@ -684,6 +684,7 @@ def wait_until_ready(started: Command | subprocess.Popen[bytes], url: str) -> No
                     return
             assert started.poll() is None, started.communicate()[0].decode()
             time.sleep(0.05)
+    pytest.fail("the server did not get ready")
 
 
 def test_sigterm_answers_what_was_accepted_and_logs_are_json(road: Path, tmp_path: Path) -> None:

@@ -94,6 +94,25 @@ def test_a_message_that_nobody_takes_is_an_error(secret: Path) -> None:
         gone.post("drift.began", {}, waits=())
 
 
+def test_a_redirect_is_not_a_delivery(secret: Path) -> None:
+    with receiver(302) as there, pytest.raises(WorldPMError, match="it answers 302"):
+        Webhook.read(there.url, secret).post("drift.began", {}, waits=())
+    assert len(there.received) == 1
+
+
+def test_a_message_that_fails_in_any_way_does_not_end_the_messages(secret: Path) -> None:
+    changes = {"reward": drift.Change(float("inf"), 0.5, 1e-9)}
+    metrics = Metrics()
+    with receiver() as there:
+        webhook = Webhook.read(there.url, secret)
+        messages = DriftMessages(webhook, Identity("rm", "abc", None, None), metrics)
+        # JSON has no infinity
+        messages.changed(changes)
+        messages.changed({"reward": drift.Change(0.0, 0.0, 1.0)})
+        assert there.got.acquire(timeout=10)
+    assert 'worldpm_webhooks_total{result="failed"} 1.0' in metrics.page().decode()
+
+
 def test_secrets_are_private_and_long_enough(tmp_path: Path, secret: Path) -> None:
     secret.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
@@ -111,6 +130,9 @@ def test_options_name_a_whole_webhook(secret: Path) -> None:
     for options, message in (
         ({"webhook": "http://x"}, "belong together"),
         ({"webhook": "ftp://x", "webhook_secret": secret}, "not a URL"),
+        ({"webhook": "http://ann:pass@x", "webhook_secret": secret}, "without a user's name"),
+        ({"webhook": "http://[::1", "webhook_secret": secret}, "not a URL"),
+        ({"webhook": "http://x/\u00e4", "webhook_secret": secret}, "not a URL"),
         ({"webhook": "http://x", "webhook_secret": secret}, "needs --reference"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -32,6 +32,16 @@ WAITS = (1.0, 10.0, 60.0)
 """Seconds before each further try."""
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Makes a redirect an error: urllib would follow it without the body."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Follow none."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
+
+
 @dataclass(frozen=True)
 class Event:
     """Body of a message."""
@@ -105,7 +115,7 @@ class Webhook:
         headers = self.headers(message_id, int(time.time()), body)
         request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
+            with _OPENER.open(request, timeout=TIMEOUT_SECONDS):
                 return None
         except urllib.error.HTTPError as error:
             error.close()

@@ -12,14 +12,22 @@ import uvicorn
 from worldpm.options.serve import ServeOptions
 from worldpm.serving.connections import bounded
 from worldpm.serving.run import assemble
+from worldpm.serving.service import Service
 
 
 @contextmanager
-def address_of(
-    road: Path, *, connections: int = 100, header_seconds: float = 5.0, **options: Any
-) -> Iterator[tuple[str, int]]:
+def address_of(road: Path, **options: Any) -> Iterator[tuple[str, int]]:
     """Where a real server listens, in a thread of this process."""
-    application, _ = assemble(ServeOptions(model=str(road / "checkpoint"), **options))
+    with listening(road, **options) as (address, _):
+        yield address
+
+
+@contextmanager
+def listening(
+    road: Path, *, connections: int = 100, header_seconds: float = 5.0, **options: Any
+) -> Iterator[tuple[tuple[str, int], Service]]:
+    """Where a real server listens, and its service."""
+    application, service = assemble(ServeOptions(model=str(road / "checkpoint"), **options))
     limits = bounded(header_seconds=header_seconds, write_seconds=1.0, most=connections)
     server = uvicorn.Server(uvicorn.Config(application, port=0, http=limits, log_config=None))
     sock = server.config.bind_socket()
@@ -28,7 +36,7 @@ def address_of(
     try:
         while not server.started:
             time.sleep(0.01)
-        yield "127.0.0.1", sock.getsockname()[1]
+        yield ("127.0.0.1", sock.getsockname()[1]), service
     finally:
         server.should_exit = True
         thread.join(20)

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import http.client
 import json
 import socket
 import threading
@@ -16,8 +17,8 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.serving.listening import address_of
-from worldpm.errors import ConfigError
+from tests.serving.listening import address_of, listening
+from worldpm.errors import ConfigError, DataError
 from worldpm.options.serve import ServeOptions
 from worldpm.serving import admission, body_check
 from worldpm.serving.backends import LocalBackend
@@ -121,14 +122,29 @@ def test_a_new_connection_takes_the_place_of_the_longest_idle(road: Path, connec
         assert idle[-1].recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_connection_is_refused_where_all_others_are_at_work(road: Path, connect: Connect) -> None:
-    with address_of(road, connections=5, body_seconds=2) as address:
-        at_work = [connect(address) for _ in range(5)]
-        for connection in at_work:
+def test_half_sent_bodies_give_way_and_whole_requests_do_not(road: Path, connect: Connect) -> None:
+    with listening(road, connections=5) as (address, service):
+        half = [connect(address) for _ in range(5)]
+        for connection in half:
             connection.sendall(HALF_BODY)
-        time.sleep(0.3)
+        assert post(address).status_code == 200
+        for connection in half:
+            connection.close()
+
+        backend = service.backend
+        assert isinstance(backend, LocalBackend)
+        computing = threading.Event()
+        backend.batcher._thread.submit(computing.wait)
+        at_work = [connect(address) for _ in range(5)]
+        content = json.dumps(BODY).encode()
+        for connection in at_work:
+            connection.sendall(HALF_BODY[:-1].replace(b"1000", b"%d" % len(content)) + content)
+        while service.open_requests < 5:
+            time.sleep(0.01)
         late = connect(address)
         assert late.recv(65536).startswith(b"HTTP/1.1 503 ")
+        computing.set()
+        assert all(one.recv(65536).startswith(b"HTTP/1.1 200 ") for one in at_work)
 
 
 def test_a_client_that_never_reads_its_reply_is_dropped(road: Path) -> None:
@@ -149,12 +165,12 @@ def test_large_bodies_at_once_have_a_limit(
     road: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "LARGE_BYTES", 2**20)
-    head = HALF_BODY.replace(b"1000", b"2000000")[:-1]
-    with address_of(road) as address:
+    head = HALF_BODY.replace(b"1000", b"500000")[:-1]
+    with address_of(road, max_body_mib=0.5) as address:
         large = [connect(address) for _ in range(4)]
         for connection in large:
             with contextlib.suppress(ConnectionError):
-                connection.sendall(head + b"a" * 600_000)
+                connection.sendall(head + b"a" * 400_000)
         statuses = []
         for connection in large:
             connection.settimeout(1)
@@ -189,11 +205,12 @@ def test_a_wait_for_room_ends_and_gives_its_turn_to_the_next(road: Path) -> None
         backend.batcher._thread.submit(held.wait)  # the model is at work for long
         with ThreadPoolExecutor(16) as pool:
             waiting = [pool.submit(client.post, "/v1/rewards", json=body) for _ in range(16)]
-            time.sleep(1)
-            refused = sum(reply.done() for reply in waiting)
+            # some are in the queue, and the rest are refused once they have waited
+            while sum(reply.done() for reply in waiting) < 8:
+                time.sleep(0.01)
             held.set()
             statuses = [reply.result().status_code for reply in waiting]
-        assert refused == statuses.count(429) > 0
+        assert statuses.count(429) >= 8
         assert backend.batcher.waiting_tokens == 0
         assert client.post("/v1/rewards", json=body).status_code == 200
 
@@ -249,6 +266,8 @@ def test_packed_bodies_are_read_within_the_limit_of_unpacked_ones(road: Path) ->
         assert send(whole).json()["rewards"] == pytest.approx(plain["rewards"], abs=1e-5)
         assert send(whole[:-9]).status_code == 400
         assert send(b"not gzip at all").status_code == 400
+        assert send(whole + b"more").status_code == 400
+        assert send(whole + whole).status_code == 400
         bomb = gzip.compress(b" " * 100_000_000)
         assert (len(bomb) < 100_000, send(bomb).status_code) == (True, 413)
         assert send(whole, **{"content-encoding": "br"}).status_code == 415
@@ -336,9 +355,12 @@ def test_logged_errors_have_their_kind_and_ids(
         (b'{"a":[' + b"[]," * 5000 + b"1]}", "lists and objects"),
         (b'{"a":[' + b'"",' * 70_000 + b"1]}", "texts and keys"),
         (b'{"a":[' + b"1," * 1_100_000 + b"1]}", "values"),
-        (b'{"a":' + b"[" * 40 + b"]" * 40 + b"}" + b" " * 9000, "within each other"),
-        (b'{"a":1,' * 40 + b" " * 9000, "within each other"),
+        (b'{"a":' + b"[" * 40 + b"]" * 40 + b"}" + b" " * 9000, "nests lists"),
+        (b'{"a":1,' * 40 + b" " * 9000, "nests lists"),
         (b"{" + b",".join(b'"%d":1' % i for i in range(3000)) + b"}", "3,000 keys"),
+        # other parsers would take these, and then see all keys
+        (b'{"z":NaN,' + b",".join(b'"%d":1' % i for i in range(3000)) + b"}", "not JSON in UTF-8"),
+        (("{" + ",".join(f'"{i}":1' for i in range(3000)) + "}").encode("utf-16"), "not JSON"),
         # brackets, commas and quotes in a text count for nothing
         (b'{"a":"' + b'[{,:\\"' * 100_000 + b'"}', None),
         (b'{"a":"' + b"\\\\" * 50_000 + b'"}', None),
@@ -354,3 +376,78 @@ def test_the_outline_of_a_body_tells_its_fault(body: bytes, fault: str | None) -
     assert found is None if fault is None else fault in str(found)
     # a second of the interpreter's lock would be a second of /health
     assert time.monotonic() - started < 5
+
+
+def test_a_failure_is_counted_logged_and_answered_with_all_headers(
+    road: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(road) as (client, backend):
+
+        async def broken(*_: object, **__: object) -> None:
+            raise RuntimeError("a secret text")
+
+        monkeypatch.setattr(backend, "conversations", broken)
+        reply = client.post("/v1/rewards", json=BODY)
+        assert reply.status_code == 500
+        assert "a secret text" not in reply.text
+        assert {"x-request-id", "content-security-policy"} <= reply.headers.keys()
+        metrics = client.get("/metrics").text
+    assert 'worldpm_errors_total{kind="InternalServerError"} 1.0' in metrics
+
+
+def test_numbers_that_json_lacks_are_refused(road: Path, tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": float("nan")}}}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    with client_of(road, log=tmp_path / "log.sqlite") as client:
+        reply = client.post(
+            "/v1/rewards",
+            content=json.dumps({"messages": turns}),
+            headers={"content-type": "application/json"},
+        )
+    assert reply.status_code == 422
+    assert "NaN or infinite" in reply.text
+
+
+def test_the_deadline_of_a_request_counts_its_wait_for_a_place(road: Path) -> None:
+    with served(road, max_requests=1, queue_wait=30) as (client, backend):
+        client.post("/v1/rewards", json=BODY)
+        held = threading.Event()
+        with ThreadPoolExecutor(2) as pool:
+            backend.batcher._thread.submit(held.wait)
+            first = pool.submit(client.post, "/v1/rewards", json=BODY)
+            time.sleep(0.3)
+            late = pool.submit(
+                client.post, "/v1/rewards", json=BODY, headers={"x-timeout-seconds": "0.2"}
+            )
+            time.sleep(0.5)
+            held.set()
+            assert (first.result().status_code, late.result().status_code) == (200, 503)
+
+
+def test_a_body_that_is_too_large_is_answered_before_the_connection_ends(road: Path) -> None:
+    with address_of(road) as (host, port):
+        # this client reads nothing before it has sent all
+        connection = http.client.HTTPConnection(host, port, timeout=30)
+        connection.request("POST", "/v1/rewards", body=b" " * 5_000_000)
+        assert connection.getresponse().status == 413
+        connection.close()
+
+
+def test_a_few_large_requests_keep_no_small_ones_out(road: Path) -> None:
+    with served(road, queue_tokens=100_000) as (_, backend):
+        batcher = backend.batcher
+        batcher._request_tokens = 90_000
+        batcher.waiting_tokens = 60_000
+        assert batcher.seconds_until_room() is None
+        batcher.waiting_tokens = 99_000
+        assert batcher.seconds_until_room() is not None
+        batcher.waiting_tokens = 0
+
+
+@pytest.mark.parametrize("key", ["\ud800", "\u00e4", "with blank", ""])
+def test_a_key_that_no_header_can_carry_is_refused(road: Path, tmp_path: Path, key: str) -> None:
+    keys = tmp_path / "keys.json"
+    keys.touch(0o600)
+    keys.write_text(json.dumps({"ann": {"key": key}}))
+    with pytest.raises(DataError, match="ann"):
+        assemble(ServeOptions(model=str(road / "checkpoint"), keys=keys))

@@ -23,7 +23,13 @@ from worldpm.records import Message
 from worldpm.serving import decision_files, decision_log
 from worldpm.serving.decision_files import Selection
 from worldpm.serving.decision_log import DecisionLog, Retention
-from worldpm.serving.decisions import ConversationInputs, Decision, IdInputs, TextInputs
+from worldpm.serving.decisions import (
+    ConversationInputs,
+    Decision,
+    IdInputs,
+    TextInputs,
+    hash_of,
+)
 from worldpm.serving.run import assemble
 
 LOCAL = "http://127.0.0.1"
@@ -430,6 +436,131 @@ def test_a_log_that_cannot_be_written_says_so_and_recovers(
             time.sleep(0.05)
         assert client.post("/v1/rewards", json=body).status_code == 200
     assert decision_files.verify(log).decisions == 1
+
+
+def test_a_damaged_old_file_harms_no_new_decision(tmp_path: Path) -> None:
+    log = tmp_path / "log.sqlite"
+    writer = DecisionLog(log, retention=Retention(file_bytes=1, days=30))
+    (tmp_path / "log.000000000000.sqlite").write_text("no database at all" * 100)
+    for number in range(3):
+        writer.append([decision(number)]).result(timeout=10)
+    assert writer.can_write
+    writer.close()
+
+
+def test_a_rotation_that_fails_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision_log, "RETRY_SECONDS", 0.05)
+    log = tmp_path / "log.sqlite"
+    writer = DecisionLog(log, retention=Retention(file_bytes=1))
+    open_file = writer._open
+    failures = [OSError("too many open files")] * 2
+
+    def fail_at_first(end: decision_files.End) -> None:
+        if failures:
+            raise failures.pop()
+        open_file(end)
+
+    monkeypatch.setattr(writer, "_open", fail_at_first)
+    writer.append([decision(0)]).result(timeout=10)
+    for _ in range(200):
+        if not failures and writer.can_write:
+            break
+        time.sleep(0.02)
+    writer.append([decision(1)]).result(timeout=10)
+    writer.close()
+    assert decision_files.verify(log).decisions == 2
+
+
+def test_a_reader_does_not_slow_a_full_file_down(tmp_path: Path) -> None:
+    log = tmp_path / "log.sqlite"
+    writer = DecisionLog(log, retention=Retention(file_bytes=1))
+    with closing(sqlite3.connect(log)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM decisions").fetchone()
+        started = time.monotonic()
+        for number in range(10):
+            writer.append([decision(number)]).result(timeout=20)
+        assert time.monotonic() - started < 5
+    writer.close()
+
+
+def test_old_files_are_removed_while_nothing_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision_log, "UPKEEP_SECONDS", 0.05)
+    log = tmp_path / "log.sqlite"
+    writer = DecisionLog(log, retention=Retention(file_bytes=1, days=1 / 86_400))
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    writer.append([replace(decision(1), at=now)]).result()
+    for _ in range(200):
+        if not decision_files.older(log) and len(list(tmp_path.glob("log.*sqlite"))) == 1:
+            break
+        time.sleep(0.05)
+    assert decision_files.older(log) == []
+    writer.close()
+
+
+def test_a_text_that_is_missing_from_some_is_told(log: Path) -> None:
+    writer = DecisionLog(log)
+    writer.append([replace(decision(5), inputs=ConversationInputs([], ["a", "b"]))]).result()
+    writer.close()
+    alter(log, "DELETE FROM texts WHERE decision = 6 AND place = 'responses.1'")
+    assert decision_files.verify(log).without_texts == 1
+
+
+@pytest.mark.parametrize("column", ["inputs = '{'", "inputs = '[]'", "rewards = '\"abc\"'"])
+def test_a_row_that_cannot_be_read_is_told_with_its_number(
+    log: Path, column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alter(log, f"UPDATE decisions SET {column} WHERE number = 5")
+    with closing(sqlite3.connect(log)) as connection, connection:
+        row = connection.execute("SELECT * FROM decisions WHERE number = 5").fetchone()
+        digest = hash_of(row[:-1])
+        connection.execute("UPDATE decisions SET hash = ? WHERE number = 5", (digest,))
+    assert run("log", "verify", log) == 2
+    assert "row 5 cannot be read" in capsys.readouterr().err
+    assert run("log", "export", log, "--out", log.with_name("out.parquet")) == 2
+    assert "decision 5 cannot be read" in capsys.readouterr().err
+
+
+def test_a_head_before_the_files_that_are_left_is_in_the_chain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.sqlite"
+    writer = DecisionLog(log, retention=Retention(file_bytes=1))
+    writer.append([decision(0)]).result()
+    head = decision_files.verify(log).head
+    writer.append([decision(1)]).result()
+    writer.close()
+    decision_files.older(log)[0].unlink()
+    assert run("log", "verify", log, "--head", head) == 0
+
+
+def test_a_link_to_a_log_has_the_same_lock(log: Path) -> None:
+    link = log.with_name("link.sqlite")
+    link.symlink_to(log)
+    writer = DecisionLog(log)
+    with pytest.raises(ConfigError, match="another process"):
+        DecisionLog(link)
+    writer.close()
+
+
+def test_selections_that_hold_nothing_are_told(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("log", "erase", log, "--id", "nobody") == 2
+    assert "Check the selection" in capsys.readouterr().err
+    dates = ("--since", "2026-02-01", "--until", "2026-01-01")
+    assert run("log", "export", log, "--out", log.with_name("o.parquet"), *dates) == 2
+    assert "Exchange them" in capsys.readouterr().err
+
+
+def test_an_export_is_as_private_as_the_log(log: Path) -> None:
+    out = log.with_name("out.parquet")
+    assert run("log", "export", log, "--out", out) == 0
+    assert out.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_log_of_another_release_is_refused(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_the_cheapest_threshold_is_found_and_judged_on_others(tmp_path: Path) ->
     assert abs(sweep.cheapest) < 0.3
     best = min(sweep.results, key=lambda one: one.cost)
     assert best.threshold == sweep.cheapest
+    assert sweep.cheapest_cost_elsewhere is not None
     assert best.cost <= sweep.cheapest_cost_elsewhere
     (own,) = [one for one in sweep.results if one.threshold == 1.0]
     assert sweep.cheapest_cost_elsewhere < own.cost
@@ -104,6 +105,14 @@ def test_responses_of_one_prompt_are_no_separate_evidence(tmp_path: Path) -> Non
         assert ends is not None
         widths.append(ends.high - ends.low)
     assert widths[1] > 2 * widths[0]
+
+
+def test_one_prompt_gives_no_cost_on_others_and_ties_keep_the_threshold(tmp_path: Path) -> None:
+    (sweep,) = check(rules_of(tmp_path), labelled((2.0, "publish")), PLAIN).sweeps
+    assert sweep.cheapest_cost_elsewhere is None
+    free = {**RULES, "costs": {}}
+    (sweep,) = check(rules_of(tmp_path, free), labelled((2.0, "publish")), PLAIN).sweeps
+    assert sweep.cheapest == 1.0
 
 
 def test_costs_are_numbers_of_known_queues(tmp_path: Path) -> None:
@@ -151,6 +160,7 @@ def test_rows_go_to_queues_and_labelled_ones_are_judged(
     [
         ({"prompt": "a", "responses": ["b"]}, "expected 1, one a response"),
         ({"prompt": "a", "responses": ["b"], "queues": ["x"]}, "'x' is no queue"),
+        ({"prompt": "a", "responses": ["b"], "queues": [["x"]]}, "is no queue"),
         ({"prompt": "a", "responses": ["b"], "queues": [None]}, "labels no response"),
         ({"prompt": "a", "responses": ["b"], "queues": ["publish", "publish"]}, "expected 1"),
     ],

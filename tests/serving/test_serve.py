@@ -788,7 +788,7 @@ def test_serve_rejects_wrong_arguments(
     assert run("serve", road / "nowhere") == 2
     assert run("serve", road / "checkpoint", "--calibration", road / "groups") == 2
     assert "made by `worldpm group`" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="No such file"):
         assemble(ServeOptions(model=str(road / "checkpoint"), keys=tmp_path / "none.json"))
     assert run("serve", road / "checkpoint", "--rules", tmp_path / "none.json") == 2
 

@@ -59,6 +59,8 @@ class LogOptions(ModelOptions):
         if self.action == "replay" and self.model is None:
             raise ConfigError("`worldpm log replay` needs --model")
 
+        if self.since is not None and self.until is not None and self.since >= self.until:
+            raise ConfigError("--since is not before --until. Exchange them.")
         selection = ["since", "until", "key", "id"]
         if self.action == "erase" and not changed(self, selection):
             raise ConfigError(

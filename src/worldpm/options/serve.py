@@ -107,8 +107,8 @@ class ServeOptions(ModelOptions):
     body_seconds: float = 30.0
     """Time in which the body of a request must arrive, and a client must go on reading a reply."""
     allow_hosts: tuple[str, ...] = ()
-    """Further names by which requests may address a server on 127.0.0.1 or localhost, for instance
-    those of a proxy on this machine."""
+    """Names, without ports, by which requests may address the server. A server on 127.0.0.1 answers
+    to those of this machine too; any other answers to all names unless this is set."""
     cors: tuple[str, ...] = ()
     """Origins whose pages may call the server from a browser, such as https://example.org; none
     unless set."""
@@ -135,6 +135,10 @@ class ServeOptions(ModelOptions):
         logging = changed(self, ["log_hashes", "log_mib", "log_days"])
         if logging and self.log is None:
             raise ConfigError(f"{logging[0]} needs --log. Name its file.")
+        if ports := [
+            name for name in self.allow_hosts if ":" in name.strip("[]") and name[0] != "["
+        ]:
+            raise ConfigError(f"--allow-hosts {ports[0]}: has a port. Name the host alone.")
         amounts: dict[str, float | None] = {
             "--row-tokens": self.row_tokens,
             "--queue-tokens": self.queue_tokens,

@@ -1,5 +1,5 @@
-"""What every request passes before a route: host, key, size, load and time; and the line of the log
-after it."""
+"""Checks of every request before a route: host, key, load, size and time. Logs each one
+afterwards."""
 
 import asyncio
 import contextlib
@@ -18,6 +18,7 @@ from worldpm.serving import body_check
 from worldpm.serving.error_replies import STATUS_CLIENT_GONE, error_reply
 from worldpm.serving.routes import page
 from worldpm.serving.service import (
+    ARRIVED,
     ERROR_KIND,
     KEY_NAME,
     PARSED,
@@ -37,6 +38,10 @@ OPEN_PATHS = (
 """Answered without an API key; every other path needs a key if the server has keys."""
 ASSETS = "/docs-assets"
 """Below it, without an API key too, are the scripts of `/docs`."""
+STATUS_TOO_LARGE = 413
+DISCARD_SECONDS = 1.0
+"""Time in which the rest of a body that is too large is read and discarded: many clients send all
+of it before they read a reply."""
 FREE_BYTES = 2**16
 """Bytes of a body that do not count as large."""
 LARGE_BYTES = 2**25
@@ -66,6 +71,8 @@ class Outcome:
     """Seconds on the monotonic clock."""
     # Stays 500 if the application fails before it sends a status
     status: int = 500
+    is_started: bool = False
+    """Whether a reply has begun."""
     body_bytes: int = 0
     reply_bytes: int = 0
 
@@ -77,6 +84,7 @@ class Admission:
         self._app, self._service = app, service
         self._slots = asyncio.Semaphore(service.limits.requests)
         self._large_bytes = 0
+        self._most_large_bytes = max(LARGE_BYTES, 2 * service.limits.body_bytes)
         # Large bodies are checked and parsed one at a time: neither lets other code run meanwhile
         self._parsing = asyncio.Lock()
 
@@ -92,7 +100,7 @@ class Admission:
 
         async def send_and_note(message: Message) -> None:
             if message["type"] == "http.response.start":
-                outcome.status = message["status"]
+                outcome.status, outcome.is_started = message["status"], True
                 message["headers"] = [*message["headers"], *_reply_headers(scope)]
             outcome.reply_bytes += len(message.get("body", b""))
             await send(message)
@@ -100,9 +108,18 @@ class Admission:
         try:
             await self._admit(scope, receive, send_and_note, outcome)
         except RefusedError as error:
+            if error.status == STATUS_TOO_LARGE:
+                await _discard(receive)
             await error_reply(scope, error)(scope, receive, send_and_note)
         except HungUpError:
             outcome.status = STATUS_CLIENT_GONE
+        # Without the error's own text in the reply, which may contain inputs
+        except Exception as error:
+            logger.exception("a request failed")
+            message = f"{type(error).__name__}; the server's log has the rest"
+            failure = RefusedError(500, message, kind="InternalServerError")
+            if not outcome.is_started:
+                await error_reply(scope, failure)(scope, receive, send_and_note)
         finally:
             self._note(scope, outcome)
 
@@ -125,6 +142,7 @@ class Admission:
         try:
             await self._read(body, receive)
             outcome.body_bytes = body.size
+            scope["state"][ARRIVED] = time.monotonic()
             # Only now: a client that sends half a body must take no other's place
             await self._take_slot()
             try:
@@ -145,8 +163,8 @@ class Admission:
                         body.add(await receive())
                     finally:
                         self._large_bytes += body.large_bytes - large_before
-                    if self._large_bytes > LARGE_BYTES:
-                        raise _overloaded("many large bodies are inside; try again", close=True)
+                    if self._large_bytes > self._most_large_bytes:
+                        raise _overloaded("many large bodies are inside", close=True)
         except TimeoutError:
             raise RefusedError(
                 408, "the body did not arrive in time", kind="RequestTimeout", close=True
@@ -174,7 +192,8 @@ class Admission:
         if service.limits.queue_wait <= 0 and self._slots.locked():
             raise full
         try:
-            async with asyncio.timeout(service.limits.queue_wait or None):
+            seconds = min(service.limits.queue_wait, service.limits.seconds)
+            async with asyncio.timeout(seconds or None):
                 await self._slots.acquire()
         except TimeoutError:
             raise full from None
@@ -188,7 +207,7 @@ class Admission:
             body_check.fault_of, content, most_values=self._service.limits.values
         )
         if fault is not None:
-            raise RefusedError(None, f"the body has {fault}", kind="Bad Request")
+            raise RefusedError(None, fault, kind="Bad Request")
 
     async def _pass_on(self, scope: Scope, content: bytes, receive: Receive, send: Send) -> None:
         """Check the body and let a route answer."""
@@ -216,7 +235,7 @@ class Admission:
             return
         # Without the port; an IPv6 address stands in brackets
         sent = _header(scope, b"host").decode("latin-1").lower()
-        name = re.sub(r":\d*$", "", sent).strip("[]")
+        name = re.sub(r":\d*$", "", sent).strip("[]").rstrip(".")
         if name not in hosts:
             raise RefusedError(
                 421,
@@ -292,6 +311,7 @@ class _Body:
         # 16 more than the largest window: zlib then reads the header of gzip
         self._unpack = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == b"gzip" else None
         self._parts: list[bytes] = []
+        self._arrived = 0
         self.size = 0
         """Bytes that have arrived, unpacked."""
         self.is_complete = False
@@ -322,6 +342,9 @@ class _Body:
 
         part = message.get("body", b"")
         self.is_complete = not message.get("more_body", False)
+        self._arrived += len(part)
+        if self._arrived > self._most:
+            raise self._too_large()
         if self._unpack is not None:
             part = self._unpacked(part)
         self._parts.append(part)
@@ -337,17 +360,31 @@ class _Body:
             unpacked = self._unpack.decompress(part, self._most - self.size + 1)
         except zlib.error:
             raise _not_packed() from None
-        if self.is_complete and not self._unpack.eof and len(unpacked) + self.size <= self._most:
+        fits = len(unpacked) + self.size <= self._most
+        # Nothing may follow: what follows would be kept, and counted nowhere
+        if self._unpack.unused_data or (self.is_complete and fits and not self._unpack.eof):
             raise _not_packed()
         return unpacked
 
     def _too_large(self) -> RefusedError:
         message = f"the body is larger than {self._most:,} bytes; send less at once"
-        return RefusedError(413, message, kind="PayloadTooLarge", close=True)
+        return RefusedError(STATUS_TOO_LARGE, message, kind="PayloadTooLarge", close=True)
+
+
+async def _discard(receive: Receive) -> None:
+    """Read the rest of a body, for a short time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
 
 
 def _not_packed() -> RefusedError:
-    return RefusedError(400, "the body is not whole gzip", kind="Bad Request", close=True)
+    return RefusedError(
+        400, "the body is not one whole gzip stream", kind="Bad Request", close=True
+    )
 
 
 def _overloaded(message: str, *, seconds: int = 1, close: bool = False) -> RefusedError:

@@ -70,7 +70,10 @@ def build(service: Service, *, cors: Sequence[str] = ()) -> FastAPI:
             CORSMiddleware,
             allow_origins=cors,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-api-key", TIMEOUT_HEADER],
+            allow_headers=[
+                *("authorization", "content-type", "content-encoding"),
+                *("x-api-key", "x-request-id", TIMEOUT_HEADER),
+            ],
             expose_headers=["retry-after", "x-reply-id", "x-request-id"],
         )
     return app

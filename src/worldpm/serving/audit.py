@@ -13,6 +13,7 @@ from worldpm.scoring import scorer as scoring
 from worldpm.scoring.scorer import Scorer
 from worldpm.serving import decision_files, drift
 from worldpm.serving.decision_files import Selection
+from worldpm.serving.decision_log import PRIVATE
 from worldpm.serving.decisions import (
     COLUMNS,
     HASH_BEFORE_FIRST,
@@ -61,12 +62,13 @@ def _verify(options: LogOptions) -> None:
 
     # A cut log is a valid chain too, so an auditor keeps its last hash elsewhere.
     if options.head:
-        hashes = {HASH_BEFORE_FIRST}
+        hashes = {HASH_BEFORE_FIRST, check.before_first}
         hashes.update(row.hash for row in decision_files.rows(options.file))
         if options.head not in hashes:
             raise DataError(
                 options.file,
-                f"{options.head} is not in the chain: decisions at the end are missing",
+                f"{options.head} is not in the chain: decisions at the end are missing, or old"
+                " files that held it were removed",
             )
     print(f"{check.decisions:,} decisions, all as they were written; the last hash is {check.head}")
     if check.first > 1:
@@ -82,6 +84,10 @@ def _selection(options: LogOptions) -> Selection:
 def _erase(options: LogOptions) -> None:
     """Erase the texts of some decisions; their rows and the chain stay."""
     count = decision_files.erase(options.file, _selection(options))
+    if not count:
+        raise DataError(
+            options.file, "no decision of the selection has texts. Check the selection."
+        )
     print(f"erased the texts of {count:,} decisions; their digests and the chain stay")
 
 
@@ -116,6 +122,8 @@ def _export(options: LogOptions) -> None:
     aside = out.with_name(f"{out.name}.partial")
     try:
         count = parquet.write_parquet(aside, parquet.rows_to_batches(rows, schema), schema)
+        # It holds what the log keeps private
+        aside.chmod(PRIVATE)
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)

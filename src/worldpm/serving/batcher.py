@@ -20,6 +20,10 @@ MEMORY = 0.9
 """Weight of the earlier rows, or requests, in an average, after each."""
 
 
+LARGEST_AVERAGE = 64
+"""The queue's tokens over the size that a request is expected to have at most."""
+
+
 class BusyError(Exception):
     """The queue is full. `seconds`, at least 1, is the expected time until it is empty."""
 
@@ -120,7 +124,9 @@ class Batcher:
         fits now."""
         if not self.waiting_tokens and not coming:
             return None
-        tokens = self.waiting_tokens + (1 + coming) * self._request_tokens
+        # At most a small share of the queue, or one client's large requests would keep others out
+        average = min(self._request_tokens, self._queue_tokens / LARGEST_AVERAGE)
+        tokens = self.waiting_tokens + (1 + coming) * average
         return self.seconds_to_wait() if tokens > self._queue_tokens else None
 
     async def rewards(

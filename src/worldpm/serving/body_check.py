@@ -29,27 +29,24 @@ NO_BRACKETS = bytes(byte for byte in range(256) if byte not in OPENING + CLOSING
 
 
 def fault_of(body: bytes, *, most_values: int = 2**20) -> str | None:
-    """What a body has too much of; None if it is fit to be validated. `most_values` are the
-    elements of all its lists and objects.
-
-    A body that is not JSON is left to the validation.
-    """
+    """What is wrong with a body; None if it is fit to be validated. `most_values` are the elements
+    of all its lists and objects."""
     if len(body) <= SMALL_BYTES:
         return None
 
     # One more than allowed, not all: a million strings would hold the interpreter for seconds
     outline, strings = STRING.subn(b"", body, count=MOST_STRINGS + 1)
     if strings > MOST_STRINGS:
-        return f"more than {MOST_STRINGS:,} texts and keys; send fewer at once"
+        return f"the body has more than {MOST_STRINGS:,} texts and keys; send fewer at once"
     brackets = outline.translate(None, delete=NO_BRACKETS)
     if len(brackets) > 2 * MOST_CONTAINERS:
-        return f"more than {MOST_CONTAINERS:,} lists and objects; send fewer at once"
+        return f"the body has more than {MOST_CONTAINERS:,} lists and objects; send fewer at once"
     if outline.count(b",") >= most_values:
-        return f"more than {most_values:,} values; send fewer at once"
+        return f"the body has more than {most_values:,} values; send fewer at once"
 
     depths = accumulate(1 if bracket in OPENING else -1 for bracket in brackets)
     if max(depths, default=0) > DEEPEST:
-        return f"lists and objects within each other; at most {DEEPEST} are allowed"
+        return f"the body nests lists and objects more than {DEEPEST} deep"
     # Only now is the body small enough to be parsed
     return _too_many_keys(body) if outline.count(b":") > MOST_KEYS else None
 
@@ -58,13 +55,14 @@ def _too_many_keys(body: bytes) -> str | None:
     """The fault of an object with too many keys."""
     try:
         level = [msgspec.json.decode(body)]
-    except msgspec.DecodeError:
-        return None
+    # Other parsers take more, for instance NaN and UTF-16, and would see keys that this does not
+    except msgspec.DecodeError as error:
+        return f"the body is not JSON in UTF-8 ({error})"
 
     while level:
         most = max((len(value) for value in level if isinstance(value, dict)), default=0)
         if most > MOST_KEYS:
-            return f"{most:,} keys in an object; at most {MOST_KEYS} are allowed"
+            return f"the body has {most:,} keys in an object; at most {MOST_KEYS} are allowed"
         level = [inner for value in level for inner in _inner(value)]
     return None
 

@@ -40,9 +40,14 @@ class BoundedConnection(H11Protocol):
         self._waiting_since = time.monotonic()
 
     @property
-    def _is_at_work(self) -> bool:
-        """Whether a request has begun and is not answered; its body has its own limit."""
+    def _has_request(self) -> bool:
+        """Whether the headers of a request are there, and it is not answered."""
         return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _is_at_work(self) -> bool:
+        """Whether a whole request is there, and it is not answered."""
+        return self._has_request and not self.cycle.more_body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room for the connection, or refuse it."""
@@ -62,10 +67,10 @@ class BoundedConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read more of a request, whose headers must be complete in time."""
-        if not self._is_at_work and self._header_timer is None:
+        if not self._has_request and self._header_timer is None:
             self._await_header()
         super().data_received(data)
-        if self._is_at_work:
+        if self._has_request:
             self._header_arrived()
 
     def on_response_complete(self) -> None:
@@ -76,7 +81,7 @@ class BoundedConnection(H11Protocol):
     def pause_writing(self) -> None:
         """Give the client some time to read its reply."""
         super().pause_writing()
-        self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+        self._await_reader()
 
     def resume_writing(self) -> None:
         """The client reads again."""
@@ -100,8 +105,19 @@ class BoundedConnection(H11Protocol):
 
     def _header_is_late(self) -> None:
         self._header_timer = None
-        if not self._is_at_work:
+        if not self._has_request:
             self.transport.abort()
+
+    def _await_reader(self) -> None:
+        waiting = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(self.write_seconds, self._reader_is_late, waiting)
+
+    def _reader_is_late(self, waited_bytes: int) -> None:
+        """Drop a client that took nothing in the time; one that reads slowly may go on."""
+        if self.transport.get_write_buffer_size() >= waited_bytes:
+            self.transport.abort()
+        else:
+            self._await_reader()
 
     def _make_room(self) -> bool:
         """Close the connection that has waited longest; False if all others are at work."""

@@ -11,6 +11,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from worldpm.errors import ConfigError, DataError
 from worldpm.serving.decisions import (
     COLUMNS,
@@ -31,6 +33,8 @@ class End(NamedTuple):
     hash: str
 
 
+ERASED_AT_ONCE = 500
+"""Decisions whose texts are erased in one transaction."""
 NOTHING = End(0, HASH_BEFORE_FIRST)
 """The end of a chain without decisions."""
 
@@ -62,6 +66,8 @@ class Selection:
 
 
 EVERYTHING = Selection()
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, msgspec.MsgspecError)
+"""Errors of a row whose columns are not what was written."""
 
 
 class LogCheck(NamedTuple):
@@ -81,7 +87,9 @@ class LogCheck(NamedTuple):
     first: int = 1
     """Number of the first row: above 1 where old files were removed."""
     without_texts: int = 0
-    """Rows whose texts were erased or never kept."""
+    """Rows of which a text was erased or never kept."""
+    before_first: str = HASH_BEFORE_FIRST
+    """The hash that the first row follows."""
 
 
 def older(path: Path) -> list[Path]:
@@ -101,9 +109,13 @@ def files_of(path: Path) -> list[Path]:
     Raises:
         ConfigError: If there is none.
     """
-    if not path.is_file():
+    if path.is_file():
+        return [*older(path), path]
+    # A crash may have put the last file aside and not begun the next
+    files = older(path) if path.parent.is_dir() else []
+    if not files:
         raise ConfigError(f"{path}: no such file; `worldpm serve --log` writes one")
-    return [*older(path), path]
+    return files
 
 
 def rows(path: Path, selection: Selection = EVERYTHING) -> Iterator[DecisionRow]:
@@ -111,14 +123,13 @@ def rows(path: Path, selection: Selection = EVERYTHING) -> Iterator[DecisionRow]
 
     Raises:
         ConfigError: If there is no such file.
-        DataError: If it is not a decision log, or a server is writing it, or a row was altered so
-            that it cannot be read.
+        DataError: If it is not a decision log, or a row was altered so that it cannot be read.
     """
     for file in files_of(path):
         for values, texts in _stored(file, selection):
             try:
                 yield row_of(values, texts)
-            except (ValueError, KeyError, TypeError) as error:
+            except UNREADABLE as error:
                 raise DataError(
                     file,
                     f"decision {values[0]} cannot be read ({error}). Check it with `worldpm log"
@@ -135,11 +146,13 @@ def verify(path: Path) -> LogCheck:
     """
     end: End | None = None
     first, count, without_texts = 1, 0, 0
+    before_first = HASH_BEFORE_FIRST
     for file in files_of(path):
         beginning = _beginning(file)
         if end is None:
             # Without its oldest files, a chain begins later
             end, first = End(beginning.number - 1, beginning.hash), beginning.number
+            before_first = beginning.hash
 
         for values, texts in _stored(file, EVERYTHING):
             finding = _fault_of(values, texts, end)
@@ -148,9 +161,11 @@ def verify(path: Path) -> LogCheck:
                 return LogCheck(count, number, f"row {number} {finding}", end.hash, first)
             count += 1
             end = End(values[0], values[-1])
-            without_texts += any(text.text is None for text in texts) or not texts
+            kept = {text.place for text in texts if text.text is not None}
+            without_texts += kept != row_of(values, ()).digests.keys()
 
-    return LogCheck(count, None, "whole", (end or NOTHING).hash, first, without_texts)
+    head = (end or NOTHING).hash
+    return LogCheck(count, None, "whole", head, first, without_texts, before_first)
 
 
 def _fault_of(values: tuple[Any, ...], texts: list[StoredText], end: End) -> str | None:
@@ -163,7 +178,10 @@ def _fault_of(values: tuple[Any, ...], texts: list[StoredText], end: End) -> str
     if hash_of(values[:-1]) != values[-1]:
         return "was altered"
 
-    digests = row_of(values, ()).digests
+    try:
+        digests = row_of(values, ()).digests
+    except UNREADABLE as error:
+        return f"cannot be read ({error})"
     kept = [text for text in texts if text.text is not None]
     if any(digest_of(text) != digests.get(text.place) for text in kept):
         return "has a text that was altered"
@@ -187,14 +205,15 @@ def erase(path: Path, selection: Selection) -> int:
         with closing(_connect(file)) as connection, _readable(file):
             check_columns(connection, file)
             connection.execute("PRAGMA secure_delete = ON")
-            with connection:
-                (count,) = connection.execute(
-                    f"SELECT count(DISTINCT decision) FROM texts WHERE decision IN ({chosen})",
-                    values,
-                ).fetchone()
-                if count:
-                    connection.execute(f"DELETE FROM texts WHERE decision IN ({chosen})", values)
-                    note = (datetime.now(UTC).isoformat(), json_text(values), count)
+            numbers = connection.execute(
+                f"SELECT DISTINCT decision FROM texts WHERE decision IN ({chosen})", values
+            ).fetchall()
+            # In parts, so that a server can write between them
+            for start in range(0, len(numbers), ERASED_AT_ONCE):
+                part = numbers[start : start + ERASED_AT_ONCE]
+                with connection:
+                    connection.executemany("DELETE FROM texts WHERE decision = ?", part)
+                    note = (datetime.now(UTC).isoformat(), json_text(values), len(part))
                     connection.execute("INSERT INTO erasures VALUES (?, ?, ?)", note)
             # The write-ahead log has copies of the pages
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -202,7 +221,7 @@ def erase(path: Path, selection: Selection) -> int:
                 raise DataError(
                     file, "is being read; copies of the texts remain until it is erased again"
                 )
-        total += count
+        total += len(numbers)
     return total
 
 

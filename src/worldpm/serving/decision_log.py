@@ -9,13 +9,14 @@ together. A file that has grown to its limit is put aside, and the chain goes on
 """
 
 import fcntl
+import logging
 import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -32,12 +33,18 @@ from worldpm.serving.decisions import (
     record_of,
 )
 
+logger = logging.getLogger(__name__)
+
 PRIVATE = 0o600
 """Mode of the files: the owner alone reads and writes them."""
 RETRY_SECONDS = 2.0
 """Time after a failed write until the next is tried, without a decision if none comes."""
 UPKEEP_SECONDS = 3600.0
 """Time after which old files are looked for, if no decision comes."""
+BUSY_SECONDS = 10.0
+"""Time that a write waits for another process, such as one that erases."""
+ROTATION_SECONDS = 60.0
+"""Time after a failed rotation until the next is tried."""
 FILE_DAYS = 1
 """Days of decisions in a file, where files are removed by age."""
 
@@ -71,18 +78,19 @@ class DecisionLog:
     def __init__(
         self, path: Path, *, keep_texts: bool = True, retention: Retention = KEEP_ALL
     ) -> None:
-        self.path = path
+        # The lock must be of the file itself, whatever link leads to it
+        self.path = path = path.resolve()
         self._keep_texts, self._retention = keep_texts, retention
         self._lock = _lock(path)
         self.repaired = _unclosed(path)
-        self.can_write = True
-        """False from a failed write until one succeeds; it is tried again without decisions."""
+        self._has_failed = False
+        self._next_rotation = 0.0
 
         try:
             end = decision_files.end_of_older(path)
             self._open(end)
             self._remove_old_files()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:
             self._lock.close()
             raise ConfigError(
                 f"{path}: cannot be written as a decision log ({error}); name another file"
@@ -95,6 +103,11 @@ class DecisionLog:
         # A daemon, so that a crash elsewhere does not wait for it forever
         self._writer = threading.Thread(target=self._write, name="decisions", daemon=True)
         self._writer.start()
+
+    @property
+    def can_write(self) -> bool:
+        """False from a failed write until one succeeds; it is tried again without decisions."""
+        return not self._has_failed and self._writer.is_alive()
 
     def __len__(self) -> int:
         return self._end.number
@@ -132,7 +145,8 @@ class DecisionLog:
         self.path.chmod(PRIVATE)
         self._inode = self.path.stat().st_ino
         # Opened in one thread and used in the writer's, never in two at once
-        self._connection = sqlite3.connect(self.path, check_same_thread=False, timeout=1.0)
+        self._connection = sqlite3.connect(self.path, check_same_thread=False, timeout=BUSY_SECONDS)
+        self._is_open = True
         try:
             # With a write-ahead log, others can read while the server writes
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -147,10 +161,14 @@ class DecisionLog:
                 )
             self._end = decision_files.end_of(self._connection)
             first = self._connection.execute("SELECT min(at) FROM decisions").fetchone()[0]
-        except (sqlite3.Error, DataError):
-            self._connection.close()
+            self._first_at = datetime.fromisoformat(first) if first else None
+        except (sqlite3.Error, DataError, ValueError):
+            self._close_file()
             raise
-        self._first_at = datetime.fromisoformat(first) if first else None
+
+    def _close_file(self) -> None:
+        self._connection.close()
+        self._is_open = False
 
     def _write(self) -> None:
         """Commit all waiting decisions at once, again and again, until the log is closed."""
@@ -170,19 +188,19 @@ class DecisionLog:
                 self._commit([record for batch in batches for record in batch.records])
             # Any error, for instance a full disk: rewards that are not logged must not be sent
             except Exception as error:
-                self.can_write = False
+                self._has_failed = True
                 for batch in batches:
                     batch.done.set_exception(error)
             else:
-                self.can_write = True
+                self._has_failed = False
                 for batch in batches:
                     batch.done.set_result(None)
-                self._keep_within_limits()
+                self._keep_within_limits(is_upkeep=not batches)
 
     def _waiting(self) -> list[Batch | None]:
         """What waits, at least one; nothing if it is time to try a write again, or for upkeep."""
         try:
-            seconds = UPKEEP_SECONDS if self.can_write else RETRY_SECONDS
+            seconds = RETRY_SECONDS if self._has_failed else UPKEEP_SECONDS
             waiting = [self._queue.get(timeout=seconds)]
         except queue.Empty:
             return []
@@ -192,6 +210,9 @@ class DecisionLog:
 
     def _commit(self, records: Sequence[Record]) -> None:
         """Number and chain the rows, and write them in one transaction."""
+        # Closed by a rotation that failed
+        if not self._is_open:
+            self._open(self._end)
         # A file that somebody removed would take the rows, and be gone with the process
         if self.path.stat().st_ino != self._inode:
             raise OSError("the file was removed or replaced")
@@ -218,17 +239,23 @@ class DecisionLog:
         self._end = decision_files.End(number, before)
         self._first_at = self._first_at or datetime.now(UTC)
 
-    def _keep_within_limits(self) -> None:
+    def _keep_within_limits(self, *, is_upkeep: bool) -> None:
         """Put a full file aside, and remove old ones."""
         most_bytes, days = self._retention
         is_old = days is not None and self._age() > timedelta(days=FILE_DAYS)
         is_full = most_bytes is not None and self._bytes() >= most_bytes
-        # A failure is no loss: the file goes on to be written
-        with suppress(OSError, sqlite3.Error):
-            if self._first_at is not None and (is_old or is_full):
+        is_due = (is_old or is_full) and time.monotonic() >= self._next_rotation
+        # Any error: a file that cannot be put aside is written on, and this thread must not end
+        try:
+            if self._first_at is not None and is_due:
+                self._next_rotation = time.monotonic() + ROTATION_SECONDS
                 self._put_aside()
-            if is_old or is_full:
+            if is_upkeep or is_due:
                 self._remove_old_files()
+        except Exception:
+            logger.exception("%s: cannot be put aside, or old files not removed", self.path)
+            # A closed file is opened again without a decision
+            self._has_failed = not self._is_open
 
     def _age(self) -> timedelta:
         """Age of the first decision of the file."""
@@ -242,16 +269,20 @@ class DecisionLog:
 
     def _put_aside(self) -> None:
         """Rename the file, and go on in a new one, unless a reader has it open."""
+        # Without a wait for readers: decisions wait meanwhile
+        self._connection.execute("PRAGMA busy_timeout = 0")
         busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
         if busy:
             return
 
-        self._connection.close()
+        self._close_file()
         # SQLite removes them with the last connection; a reader's would mix with the new file's
         side = [self.path.with_name(self.path.name + end) for end in ("-wal", "-shm")]
         try:
             if not any(path.exists() for path in side):
                 self.path.rename(decision_files.older_name(self.path, self._end.number))
+                self._next_rotation = 0.0
         finally:
             self._open(self._end)
 

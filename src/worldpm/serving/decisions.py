@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
+import msgspec
+
 from worldpm.records import ASSISTANT, Message
 from worldpm.storage.json_files import Json, Plain
 
@@ -79,6 +81,14 @@ COLUMNS = (
     "hash",
 )
 """Columns of the table `decisions`, in order; the hash is computed from those before it."""
+JSON_COLUMNS: dict[str, Any] = {
+    "settings": dict[str, Any],
+    "queues": list[str] | None,
+    "inputs": dict[str, str],
+    "rewards": list[float],
+    "probabilities": list[float],
+}
+"""Types of the columns that hold JSON."""
 SALT_BYTES = 16
 PROMPT, RESPONSES, LAST, TEXT, IDS = "prompt", "responses", "last", "text", "ids"
 """Places of texts; those of `PROMPT` and `RESPONSES` have a number after a point."""
@@ -281,11 +291,12 @@ def row_of(values: Sequence[object], texts: Sequence[StoredText]) -> DecisionRow
     """The row of a stored decision, with those of its texts that are there.
 
     Raises:
-        ValueError: If a column is not the JSON that was written.
+        ValueError, msgspec.DecodeError: If a column is not the JSON that was written.
     """
     columns: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
-    for name in ("settings", "queues", "inputs", "rewards", "probabilities"):
-        columns[name] = None if columns[name] is None else json.loads(columns[name])
+    for name, kind in JSON_COLUMNS.items():
+        text = "null" if columns[name] is None else columns[name]
+        columns[name] = msgspec.json.decode(text, type=kind)
 
     digests = columns.pop("inputs")
     kept = {text.place: text.text for text in texts if text.text is not None}

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from worldpm.errors import WorldPMError
 from worldpm.serving.drift import Change
 from worldpm.serving.prometheus import Metrics
 from worldpm.serving.service import Identity
@@ -56,7 +55,8 @@ class DriftMessages:
             result = "delivered"
             try:
                 self._webhook.post(kind, data)
-            except WorldPMError as error:
+            # Any error: this thread must go on with the next message
+            except Exception as error:
                 logger.error("%s", error)
                 result = "failed"
             self._metrics.webhooks.labels(result).inc()

@@ -37,11 +37,12 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(http: HttpRequest, error: RequestValidationError) -> Reply:
-        fields = _wrong_fields(error.errors())
-        lines = "\n".join(f"  {asdict(field)}" for field in fields[:MOST_REPORTED])
-        message = f"{len(fields)} validation error{'s' * (len(fields) != 1)}:\n{lines}"
-        if len(fields) > MOST_REPORTED:
-            message += f"\n  and {len(fields) - MOST_REPORTED} more"
+        errors = _shown(error.errors())
+        fields = list(map(_wrong_field, errors[:MOST_REPORTED]))
+        lines = "\n".join(f"  {asdict(field)}" for field in fields)
+        message = f"{len(errors)} validation error{'s' * (len(errors) != 1)}:\n{lines}"
+        if len(errors) > MOST_REPORTED:
+            message += f"\n  and {len(errors) - MOST_REPORTED} more"
         return error_reply(
             http.scope, RefusedError(None, message, kind="Bad Request", param=fields[0].loc)
         )
@@ -54,12 +55,6 @@ def handle_errors(app: FastAPI) -> None:
         # A reply to a wrong method names the right ones
         reply.headers.update(error.headers or {})
         return reply
-
-    @app.exception_handler(Exception)
-    async def broken(http: HttpRequest, error: Exception) -> Reply:
-        # Without the error's own text, which may contain inputs
-        message = f"{type(error).__name__}; the server's log has the rest"
-        return error_reply(http.scope, RefusedError(500, message, kind="InternalServerError"))
 
 
 @dataclass(frozen=True)
@@ -75,27 +70,23 @@ class WrongField:
     """The value, shortened."""
 
 
-def _wrong_fields(errors: Sequence[ErrorDetails]) -> list[WrongField]:
+def _shown(errors: Sequence[ErrorDetails]) -> Sequence[ErrorDetails]:
     """Validation errors of a body, at least one.
 
     Errors about other clients' formats on the same route are left out.
     """
-    shown = errors
-
     # loc is ("body", FORMAT, field, ...) where several formats are tried, else ("body", field, ...)
-    if len({error["loc"][1:2] for error in errors}) > 1:
-        shown = [
-            error for error in errors if not any(client.hides(error) for client in CLIENTS)
-        ] or errors
+    if len({error["loc"][1:2] for error in errors}) <= 1:
+        return errors
     return [
-        WrongField(
-            error["type"],
-            _location(error["loc"]),
-            error["msg"],
-            _summary(error.get("input")),
-        )
-        for error in shown
-    ]
+        error for error in errors if not any(client.hides(error) for client in CLIENTS)
+    ] or errors
+
+
+def _wrong_field(error: ErrorDetails) -> WrongField:
+    return WrongField(
+        error["type"], _location(error["loc"]), error["msg"], _summary(error.get("input"))
+    )
 
 
 def _location(loc: Sequence[int | str]) -> str:

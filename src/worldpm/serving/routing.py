@@ -158,7 +158,7 @@ class RoutingRules:
 
 def _rule(entry: object) -> Rule | None:
     """A rule of the file; None if it has no queue, no condition, or a wrong one."""
-    if not isinstance(entry, dict) or not isinstance(entry.get(QUEUE), str):
+    if not isinstance(entry, dict) or not isinstance(entry.get(QUEUE), str) or not entry[QUEUE]:
         return None
 
     bounds = {key: value for key, value in entry.items() if key != QUEUE}

@@ -90,7 +90,8 @@ def _labels(one: _NumberedRow, file: Path, rules: RoutingRules) -> list[str | No
         raise DataError(
             file, f"queues is {queues!r:.100}; expected {count}, one a response", line=one.line
         )
-    wrong = [queue for queue in queues if queue is not None and queue not in rules.queues]
+    known_or_none = (*rules.queues, None)
+    wrong = [queue for queue in queues if queue not in known_or_none]
     if wrong:
         known = ", ".join(sorted(rules.queues))
         raise DataError(file, f"{wrong[0]!r:.100} is no queue; there are {known}", line=one.line)
@@ -143,10 +144,12 @@ def _sweep_lines(sweep: Sweep, rules: RoutingRules) -> list[str]:
         *_table(("threshold", *HEADINGS[1:], *cost_headings), table),
     ]
     if rules.costs:
-        lines.append(
-            f"\ncheapest at {sweep.cheapest:.3f}; {sweep.cheapest_cost_elsewhere:.1f} for 100"
-            " responses that it was not chosen on"
-        )
+        elsewhere = sweep.cheapest_cost_elsewhere
+        if elsewhere is not None:
+            held_out = f"; {elsewhere:.1f} for 100 responses that it was not chosen on"
+        else:
+            held_out = ""
+        lines.append(f"\ncheapest at {sweep.cheapest:.3f}{held_out}")
     return lines
 
 

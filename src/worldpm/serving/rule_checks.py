@@ -73,9 +73,10 @@ class Sweep:
     """By rising threshold, that of the file among them."""
     cheapest: float
     """The threshold of least cost."""
-    cheapest_cost_elsewhere: float
+    cheapest_cost_elsewhere: float | None
     """Cost of 100 responses where each half of the prompts takes the threshold that is the cheapest
-    on the other half: a choice looks better on the responses it was made on."""
+    on the other half: a choice looks better on the responses it was made on. None with one
+    prompt."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,9 @@ class _Labelled:
     def _routed(self, rules: RoutingRules) -> Iterator[Routed]:
         for one in self.groups:
             routed = rules.routed(self.confidence, one.rewards)
-            yield from (each for each, queue in zip(routed, one.queues, strict=True) if queue)
+            for each, queue in zip(routed, one.queues, strict=True):
+                if queue is not None:
+                    yield each
 
 
 def check(
@@ -164,9 +167,15 @@ def _sweep(rules: RoutingRules, number: int, condition: str, labelled: _Labelled
             _result(rules, value, queues, labelled)
             for value, queues in zip(thresholds, sent, strict=True)
         ],
-        cheapest=thresholds[int(costs.mean(axis=1).argmin())],
+        cheapest=_cheapest(costs.mean(axis=1), thresholds, own),
         cheapest_cost_elsewhere=_cost_elsewhere(costs, labelled.prompts),
     )
+
+
+def _cheapest(costs: NDArray[np.float64], thresholds: Sequence[float], own: float) -> float:
+    """The threshold of least cost; the file's where it is among several."""
+    least = [value for value, cost in zip(thresholds, costs, strict=True) if cost == costs.min()]
+    return own if own in least else least[0]
 
 
 def _with_threshold(rules: RoutingRules, number: int, condition: str, value: float) -> RoutingRules:
@@ -228,16 +237,17 @@ def _costs(rules: RoutingRules, sent: Names, labelled: _Labelled) -> NDArray[np.
     return costs
 
 
-def _cost_elsewhere(costs: NDArray[np.float64], prompts: Names) -> float:
+def _cost_elsewhere(costs: NDArray[np.float64], prompts: Names) -> float | None:
     """Cost of 100 responses where each half of the prompts chooses for the other.
 
     `costs` has a row for each threshold.
     """
-    _, numbers = np.unique(prompts, return_inverse=True)
+    names, numbers = np.unique(prompts, return_inverse=True)
+    if len(names) < 2:
+        return None
     halves = (numbers % 2 == 0, numbers % 2 == 1)
     total = 0.0
     for chosen_on, judged_on in (halves, halves[::-1]):
-        # Without prompts to choose on, the first threshold
         row = int(costs[:, chosen_on].sum(axis=1).argmin())
         total += float(costs[row, judged_on].sum())
     return ITEMS_OF_COST * total / len(prompts)

@@ -3,6 +3,7 @@ and a page to try it."""
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,7 +76,8 @@ def run(options: ServeOptions) -> None:
             most=options.max_connections,
         ),
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(options.deadline_seconds) + SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=int(options.deadline_seconds + options.queue_wait)
+        + SHUTDOWN_SECONDS,
     )
     # The model's thread waits for the interpreter's lock after every operation
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -145,9 +147,10 @@ def _hosts(options: ServeOptions) -> frozenset[str] | None:
 
     A page in a browser here could else send it requests, by a name that it points to 127.0.0.1.
     """
-    if options.host not in LOOPBACK:
-        return None
-    return LOOPBACK | {name.lower() for name in options.allow_hosts}
+    names = {name.lower().rstrip(".") for name in options.allow_hosts}
+    if options.host in LOOPBACK or options.host.startswith("127."):
+        return LOOPBACK | names | {options.host}
+    return frozenset(names) or None
 
 
 def _local(options: ServeOptions, metrics: Metrics) -> ServedModel:
@@ -243,6 +246,11 @@ def _read_keys(path: Path) -> Mapping[str, ApiKey]:
         key = entry.get("key") if isinstance(entry, dict) else None
         if not isinstance(key, str) or not key:
             raise DataError(path, f"{name}: {form}")
+        if not re.fullmatch(r"[\x21-\x7e]+", key):
+            raise DataError(
+                path,
+                f"{name}: a key has characters that a header cannot carry. Use visible ASCII.",
+            )
         try:
             preferences = Preferences(**entry.get("settings", {}))
         # TypeError: settings are not an object

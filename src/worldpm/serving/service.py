@@ -49,6 +49,8 @@ REPLY_ID = "reply_id"
 """Key of the connection's state that holds the id of a reply with rewards."""
 PARSED = "parsed"
 """Key of the connection's state that holds what to call once a route has the body."""
+ARRIVED = "arrived"
+"""Key of the connection's state that holds when the body was complete, on the monotonic clock."""
 ERROR_KIND = "error_kind"
 """Key of the connection's state that holds the kind of the error of the reply."""
 
@@ -163,6 +165,7 @@ class Service:
         call = Call(self, http, f"{kind}-{secrets.token_hex(8)}")
         state = http.scope.setdefault("state", {})
         state[REPLY_ID] = call.reply_id
+        call.started = state.get(ARRIVED, call.started)
         if PARSED in state:
             state[PARSED]()
         return call
@@ -255,7 +258,12 @@ class Call:
             )
         # One check for all texts of all inputs
         contents = [request_inputs.content() for request_inputs in inputs]
-        check_text(json.dumps(contents, ensure_ascii=False))
+        try:
+            check_text(json.dumps(contents, ensure_ascii=False, allow_nan=False))
+        except ValueError as error:
+            raise RefusedError(
+                422, "a number is NaN or infinite. Send finite numbers.", kind="ValidationError"
+            ) from error
 
         replies = await self.while_connected(refusing(work()))
 
@@ -310,7 +318,7 @@ class Call:
                 )
             seconds = min(seconds, client_seconds)
 
-        # From the parsed body on: the body itself has the server's deadline before
+        # From the whole body on, which has a limit of its own; waiting for a place counts
         return self.started + seconds
 
     async def _log(self, replies: Sequence[BackendReply], inputs: Sequence[Inputs]) -> None:

@@ -335,6 +335,7 @@ def _rewards_reply(
     call: Call, request: Request, reply: BackendReply, settings: Settings
 ) -> RewardsReply:
     calibrated, rewards = call.service.confidence, reply.rewards
+    are_few = len(rewards) <= MOST_COMPARED
     counts = [
         confidence.counts_of(text, tokens)
         for text, tokens in zip(request.responses, reply.length_tokens, strict=True)
@@ -351,7 +352,7 @@ def _rewards_reply(
         **head_of(call, holds="rewards"),
         rewards=rewards,
         ranking=chosen.with_settings.ranking,
-        probabilities=_of_few(calibrated.probabilities(rewards)),
+        probabilities=calibrated.probabilities(rewards) if are_few else None,
         averages=Averages(
             without_settings=calibrated.averages(rewards),
             at_equal_style=chosen.at_equal_style.averages if chosen.at_equal_style else None,
@@ -362,7 +363,7 @@ def _rewards_reply(
         ),
         confidence=RewardConfidence(
             level=settings.strictness,
-            can_tell=_of_few(calibrated.can_tell(rewards, settings.strictness)),
+            can_tell=calibrated.can_tell(rewards, settings.strictness) if are_few else None,
             temperature=calibrated.temperature,
             source=calibrated.source if calibrated.temperature else None,
         ),

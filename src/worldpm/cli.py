@@ -251,7 +251,7 @@ def _do(verb: str, options: Any, *, as_json: bool) -> None:
             logging.getLogger(__name__).info(line)
         return
 
-    # What is for people goes to stderr
+    # Output for people goes to stderr
     with contextlib.redirect_stdout(sys.stderr):
         result = run(options)
     out = getattr(options, "out", None)
@@ -265,7 +265,7 @@ def _do(verb: str, options: Any, *, as_json: bool) -> None:
 
 
 def _ending(verb: str, options: Any) -> Iterator[str]:
-    """What was written, and the next command."""
+    """Lines with the output path and the next command."""
     out = getattr(options, "out", None)
     if out is not None:
         yield f"wrote {out}"

@@ -118,7 +118,7 @@ def test_one_prompt_gives_no_cost_on_others_and_ties_keep_the_threshold(tmp_path
 def test_costs_are_numbers_of_known_queues(tmp_path: Path) -> None:
     assert rules_of(tmp_path).costs == {"publish": Cost(0, 20), "review": Cost(1, 0)}
     for costs, message in (
-        ({"publsh": {"wrong": 1}}, "which is no queue"),
+        ({"publsh": {"wrong": 1}}, "which is not a queue"),
         ({"publish": {"wrong": -1}}, "numbers from 0"),
         ({"publish": {"rong": 1}}, "numbers from 0"),
         ({"publish": 3}, "numbers from 0"),
@@ -159,8 +159,8 @@ def test_rows_go_to_queues_and_labelled_ones_are_judged(
     ("row", "message"),
     [
         ({"prompt": "a", "responses": ["b"]}, "expected 1, one a response"),
-        ({"prompt": "a", "responses": ["b"], "queues": ["x"]}, "'x' is no queue"),
-        ({"prompt": "a", "responses": ["b"], "queues": [["x"]]}, "is no queue"),
+        ({"prompt": "a", "responses": ["b"], "queues": ["x"]}, "'x' is not a queue"),
+        ({"prompt": "a", "responses": ["b"], "queues": [["x"]]}, "is not a queue"),
         ({"prompt": "a", "responses": ["b"], "queues": [None]}, "labels no response"),
         ({"prompt": "a", "responses": ["b"], "queues": ["publish", "publish"]}, "expected 1"),
     ],

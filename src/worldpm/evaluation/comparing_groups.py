@@ -62,7 +62,7 @@ class AuditGap:
 
 @dataclass(frozen=True)
 class Audit:
-    """What the message to the webhook tells."""
+    """Data of the message to the webhook."""
 
     model: str
     file: str
@@ -139,7 +139,7 @@ def _labelled(row: Row, number: int, options: FairnessOptions) -> _LabelledReque
 
 
 def _audit(options: FairnessOptions, results: Mapping[str, Sequence[ValueResult]]) -> Audit:
-    """What the message to the webhook tells."""
+    """Data of the message to the webhook."""
     gaps_by_measure = [
         AuditGap(column, result.value, measure, gap)
         for column, values in results.items()

@@ -178,7 +178,7 @@ def _members(options: type[Any], defaults: Mapping[str, object]) -> dict[str, Me
 
 
 def _argument(hint: Any, doc: str, default: object) -> Any:
-    """What the parser shows of a field."""
+    """Help and placeholder of a field."""
     plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     inner = [member for member in get_args(plain) if member is not NoneType]
     is_optional = get_origin(plain) in (Union, UnionType) and len(inner) == 1
@@ -192,7 +192,7 @@ def _argument(hint: Any, doc: str, default: object) -> Any:
 
 
 def _metavar(hint: Any) -> str:
-    """What stands for a value, for instance INT or {a,b}."""
+    """Placeholder of a value, for instance INT or {a,b}."""
     if get_origin(hint) is Literal:
         return f"{{{','.join(map(str, get_args(hint)))}}}"
     return str(getattr(hint, "__name__", hint)).upper()

@@ -65,7 +65,7 @@ DOCS_POLICY = (
 
 @dataclass
 class Outcome:
-    """What the log tells of a request."""
+    """Fields of a request that the log needs."""
 
     started: float
     """Seconds on the monotonic clock."""
@@ -143,7 +143,7 @@ class Admission:
             await self._read(body, receive)
             outcome.body_bytes = body.size
             scope["state"][ARRIVED] = time.monotonic()
-            # Only now: a client that sends half a body must take no other's place
+            # Only now: a client that sends half a body must not take a slot
             await self._take_slot()
             try:
                 await self._pass_on(scope, body.content, receive, send)
@@ -186,7 +186,7 @@ class Admission:
             raise _overloaded("the queue is full", seconds=seconds, close=close)
 
     async def _take_slot(self) -> None:
-        """Count the request as inside, after waiting for a place as long as the options say."""
+        """Take a slot, after waiting for one up to `queue_wait` seconds."""
         service = self._service
         full = _overloaded(f"{service.open_requests} requests are inside")
         if service.limits.queue_wait <= 0 and self._slots.locked():
@@ -361,7 +361,7 @@ class _Body:
         except zlib.error:
             raise _not_packed() from None
         fits = len(unpacked) + self.size <= self._most
-        # Nothing may follow: what follows would be kept, and counted nowhere
+        # zlib would keep bytes after the stream, and no limit would count them
         if self._unpack.unused_data or (self.is_complete and fits and not self._unpack.eof):
             raise _not_packed()
         return unpacked

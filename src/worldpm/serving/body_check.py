@@ -29,7 +29,7 @@ NO_BRACKETS = bytes(byte for byte in range(256) if byte not in OPENING + CLOSING
 
 
 def fault_of(body: bytes, *, most_values: int = 2**20) -> str | None:
-    """What is wrong with a body; None if it is fit to be validated. `most_values` are the elements
+    """The fault of a body; None if it is fit to be validated. `most_values` are the elements
     of all its lists and objects."""
     if len(body) <= SMALL_BYTES:
         return None

@@ -91,7 +91,7 @@ class Client:
     """The body of an error with its HTTP status: a dataclass with the keys that this client
     reads."""
     error_type: type = OpenAIErrorBody
-    """What `error_body` returns."""
+    """Type of the value of `error_body`."""
     invalid_status: int = 400
     """HTTP status of a body that fails validation."""
     union_bodies: tuple[type[BaseModel], ...] = ()
@@ -148,7 +148,7 @@ def head_of(call: Call, *, holds: str) -> Json:
 Documented = dict[int | str, dict[str, Any]]
 """Replies by status, as FastAPI takes them for `/docs`."""
 ERRORS = {
-    400: "The body is not what the route takes.",
+    400: "The body does not have the form of the route.",
     401: "An API key is needed.",
     404: "No such model, or no such path.",
     405: "The path takes another method.",
@@ -162,7 +162,7 @@ ERRORS = {
     501: "The model is on another server, which does not do this.",
     503: "The deadline passed, the model is not there, or the decision cannot be logged.",
 }
-"""What a status means."""
+"""Descriptions of statuses."""
 
 
 def reply_of(content: Any) -> Documented:

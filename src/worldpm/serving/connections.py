@@ -1,4 +1,4 @@
-"""HTTP connections that end in time, and of which there are only so many.
+"""HTTP connections with time limits, and a limit on their number.
 
 uvicorn closes idle connections, but waits forever for a client that sends half a header or never
 reads its reply.

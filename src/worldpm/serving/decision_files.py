@@ -169,7 +169,7 @@ def verify(path: Path) -> LogCheck:
 
 
 def _fault_of(values: tuple[Any, ...], texts: list[StoredText], end: End) -> str | None:
-    """What is wrong with a row after the end of the chain so far."""
+    """The fault of the row that follows the end of the chain; None if it fits."""
     # Numbers are checked too: a gap shows even if someone computed the hashes again
     if values[0] != end.number + 1:
         return "is missing"

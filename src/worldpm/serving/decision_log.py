@@ -198,7 +198,7 @@ class DecisionLog:
                 self._keep_within_limits(is_upkeep=not batches)
 
     def _waiting(self) -> list[Batch | None]:
-        """What waits, at least one; nothing if it is time to try a write again, or for upkeep."""
+        """The waiting batches; an empty list if it is time to retry a write, or for upkeep."""
         try:
             seconds = RETRY_SECONDS if self._has_failed else UPKEEP_SECONDS
             waiting = [self._queue.get(timeout=seconds)]

@@ -19,7 +19,7 @@ BEGAN, ENDED = "drift.began", "drift.ended"
 
 @dataclass(frozen=True)
 class DriftData:
-    """What a message tells."""
+    """Data of a message."""
 
     model: str
     """Name of the model."""

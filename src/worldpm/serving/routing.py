@@ -78,7 +78,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Cost:
-    """What responses in a queue cost, in the units of the file."""
+    """Costs of the responses in a queue, in the units of the file."""
 
     each: float = 0.0
     """Of each response, for instance the minutes of a person."""
@@ -132,7 +132,7 @@ class RoutingRules:
         if costs is None:
             raise DataError(path, COST_FORM)
         if unknown := sorted(costs.keys() - found.queues):
-            raise DataError(path, f"costs of {unknown[0]!r}, which is no queue of a rule")
+            raise DataError(path, f"costs of {unknown[0]!r}, which is not a queue of the rules")
         return found
 
     def routed(self, confidence: Confidence, rewards: Sequence[float]) -> list[Routed]:

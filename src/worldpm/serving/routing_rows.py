@@ -83,7 +83,7 @@ def _labels(one: _NumberedRow, file: Path, rules: RoutingRules) -> list[str | No
     """The right queues of a row.
 
     Raises:
-        DataError: If it has not one for each response, or one is no queue of the rules.
+        DataError: If it has not one for each response, or one is not a queue of the rules.
     """
     queues, count = one.row.get(QUEUES), len(one.request.responses)
     if not isinstance(queues, list) or len(queues) != count:
@@ -94,7 +94,7 @@ def _labels(one: _NumberedRow, file: Path, rules: RoutingRules) -> list[str | No
     wrong = [queue for queue in queues if queue not in known_or_none]
     if wrong:
         known = ", ".join(sorted(rules.queues))
-        raise DataError(file, f"{wrong[0]!r:.100} is no queue; there are {known}", line=one.line)
+        raise DataError(file, f"{wrong[0]!r:.100} is not a queue; there are {known}", line=one.line)
     return queues
 
 

@@ -75,7 +75,8 @@ class Webhook:
         if not text.startswith(SECRET_PREFIX) or len(secret) < LEAST_SECRET_BYTES:
             raise ConfigError(
                 f"--webhook-secret {secret_file}: not a secret of the form whsec_BASE64 with at"
-                f" least {LEAST_SECRET_BYTES} bytes. Make one: echo whsec_$(openssl rand -base64 32)"
+                f" least {LEAST_SECRET_BYTES} bytes. Make one: echo whsec_$(openssl rand -base64"
+                " 32)"
             )
         return cls(url, secret)
 

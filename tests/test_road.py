@@ -11,6 +11,7 @@ from tests.conftest import once, run, spawn
 from tests.warm_start import Streams, start
 from worldpm import cli
 from worldpm.cli import VERBS
+from worldpm.options import parsing
 
 README = Path(__file__).parents[1] / "README.md"
 SMALL = ("--threads", 80)
@@ -96,7 +97,11 @@ def test_the_readme_names_every_verb_and_only_make_targets_that_exist() -> None:
     )
 
 
-def test_every_command_of_the_readme_has_words_that_the_verb_knows() -> None:
+def test_every_command_of_the_readme_has_words_that_the_verb_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # its files are those of a reader
+    monkeypatch.setattr(parsing, "_check_inputs", lambda _: None)
     lines = re.findall(r"^worldpm .*$", README.read_text(encoding="utf-8"), re.MULTILINE)
     commands = [shlex.split(line.partition("#")[0].partition(" < ")[0]) for line in lines]
     assert len(commands) > 12

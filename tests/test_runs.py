@@ -98,7 +98,9 @@ def test_a_ladder_trains_judges_and_fits_and_goes_on(road: Path, tmp_path: Path)
     few = {"RESAMPLES": "50", "SNAPSHOTS": "4"}
     done = story(*words, cwd=tmp_path, **few)
     assert done.returncode == 0, done.stderr
-    assert {"w16-s0: done", "w24-s0: done"} <= set(done.stdout.splitlines())
+    ended = [line.partition(",")[0] for line in done.stdout.splitlines()]
+    assert {"w16-s0: done", "w24-s0: done"} <= set(ended)
+    assert ", 2 of 2" in done.stdout
     laws = json.loads((tmp_path / "out" / "laws" / "laws.json").read_text())
     assert {law["n_points"] for law in laws if law["x"] == ["N", "D"]} == {
         2 * 4

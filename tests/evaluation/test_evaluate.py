@@ -668,7 +668,7 @@ def test_items_of_one_prompt_are_scored_as_one_group(road: Path) -> None:
             ("evaluate", "--verdicts", "y.json", "--on", "llmbar"),
             "goes with --on arena-hard or --on alpacaeval",
         ),
-        (("evaluate", "x", "--on", "worldpm", "--benchmarks", "none"), "no such folder"),
+        (("evaluate", "a/x", "--on", "worldpm", "--benchmarks", "none"), "no such folder"),
         (
             ("evaluate", "{road}/checkpoint", "--on", "worldpm", "--benchmarks", "none"),
             "none/rm-bench: `chat_filtered.json` is not there",

@@ -232,6 +232,10 @@ def _log(level: int) -> None:
     """Show log records from a level on as lines, beside the handlers that a caller has."""
     root = logging.getLogger()
     root.setLevel(level)
+    # That of a server that ran in this process before, whose stream may be closed
+    for handler in [*root.handlers]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
     if not any(isinstance(handler, Lines) for handler in root.handlers):
         root.addHandler(Lines())
 

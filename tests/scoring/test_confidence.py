@@ -59,7 +59,7 @@ def test_without_weights_choice_follows_rewards_and_with_them_the_documented_ter
 
 
 def test_weights_move_margins_that_can_be_told_apart() -> None:
-    # the worst of the 9 judged margins is -2: no margin up to 2 is told apart at a level of 0.9
+    # the worst of the 9 judged margins is -2: so margins up to 2 are ties at a level of 0.9
     known = Confidence(
         temperature=2.0,
         margins=[5.0] * 8 + [-2.0],

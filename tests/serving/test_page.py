@@ -45,11 +45,11 @@ LIKELY = re.compile(r"(over|under)? ?(\d+) % likely to be preferred")
 PHONE = {"width": 390, "height": 844}
 
 NOISY = Confidence(temperature=1.0, margins=[-1e6] * 20, source="20 test pairs")
-"""No margin is told apart, and no log odds that weights can add."""
+"""A threshold above every margin, and above all log odds that weights can add."""
 EXACT = Confidence(
     temperature=1.0, margins=[1.0] * 20, style=StyleModel(1.0, {}), source="20 test pairs"
 )
-"""Every margin above 0 is told apart."""
+"""A threshold of 0: every margin is certain."""
 
 
 @dataclass

@@ -173,7 +173,7 @@ def check_webhook(url: str | None, secret: Path | None) -> None:
         )
     if url is None:
         return
-    # A password in the URL would stand in the log of each failure
+    # The log shows the URL after each failure, so it must not hold a password
     if not re.fullmatch(r"https?://[\w.-]+(:\d+)?(/[\x21-\x7e]*)?", url, re.ASCII):
         raise ConfigError(
             "--webhook: not a URL of the form http(s)://HOST[:PORT][/PATH], without a user's name."

@@ -19,7 +19,7 @@ from worldpm.stats.style import style_of
 
 FEATURES = ("length", "headers", "lists", "bold", "code", "links")
 LEVEL = 0.9
-"""The level at which two responses are told apart, unless the user sets it."""
+"""The level at which two responses are distinguished, unless the user sets it."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Confidence:
         return [self.probability(best - reward) for reward in rewards]
 
     def can_tell(self, rewards: Sequence[float], level: float) -> list[list[bool]] | None:
-        """Whether two responses can be told apart at that level; None if there are too few judged
-        pairs for it."""
+        """Whether two responses can be distinguished at that level; None if there are too few
+        judged pairs for it."""
         return self._are_apart(_margins(rewards), level)
 
     def averages(self, rewards: Sequence[float]) -> list[float]:
@@ -94,7 +94,7 @@ class Settings(NamedTuple):
     responses outside the ranges."""
 
     strictness: float = LEVEL
-    """The level at which two responses are told apart, 0.5 to below 1."""
+    """The level at which two responses are distinguished, 0.5 to below 1."""
     ranges: Mapping[str, tuple[float, float]] = {}
     """Allowed counts by feature, `length` in tokens; responses outside come after the others."""
     weights: Mapping[str, float] = {}
@@ -148,8 +148,8 @@ class Choice:
     """Probability of each response at its mean log odds against the others. Ranks as `ranking` does
     within the allowed ranges, which a mean of probabilities would not."""
     can_tell: list[list[bool]] | None
-    """Whether two responses are told apart at the settings' strictness; None if there are too few
-    judged pairs. The log odds of the weights count as certain: only the margin is noisy."""
+    """Whether two responses are distinguished at the settings' strictness; None if there are too
+    few judged pairs. The log odds of the weights count as certain: only the margin is noisy."""
     terms: dict[str, list[list[float]]] = field(default_factory=dict)
     """Log odds that each weighted feature adds for the row over the column."""
     outside: list[list[str]] = field(default_factory=list)

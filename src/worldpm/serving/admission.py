@@ -233,7 +233,7 @@ class Admission:
         hosts = self._service.hosts
         if hosts is None:
             return
-        # Without the port; an IPv6 address stands in brackets
+        # Remove the port, and the brackets around an IPv6 address
         sent = _header(scope, b"host").decode("latin-1").lower()
         name = re.sub(r":\d*$", "", sent).strip("[]").rstrip(".")
         if name not in hosts:

@@ -87,7 +87,7 @@ class LogCheck(NamedTuple):
     first: int = 1
     """Number of the first row: above 1 where old files were removed."""
     without_texts: int = 0
-    """Rows of which a text was erased or never kept."""
+    """Rows that lack a text: it was erased, or the log never had it."""
     before_first: str = HASH_BEFORE_FIRST
     """The hash that the first row follows."""
 

@@ -13,8 +13,8 @@ themselves are rows of the table `texts`, which can be erased without a change o
 
     decision 1, place responses.0, salt (16 bytes), text "About 40 minutes."
 
-A digest is the SHA-256 of salt and text. Without the salt, which is erased too, nobody can try
-which text a digest belongs to.
+A digest is the SHA-256 of salt and text. Erasing removes the salt too, so a digest cannot be
+compared with guessed texts.
 """
 
 import hashlib

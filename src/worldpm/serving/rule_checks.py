@@ -17,7 +17,7 @@ DECILES = np.linspace(0.1, 0.9, 9)
 Names = NDArray[np.str_]
 RESAMPLES = 2000
 ITEMS_OF_COST = 100
-"""Costs are those of so many responses."""
+"""Number of responses to which a reported cost refers."""
 
 
 class LabelledRewards(NamedTuple):

@@ -73,7 +73,7 @@ class Preferences(Strict):
     """Settings of a choice between responses; they do not change rewards."""
 
     strictness: Annotated[float, Field(ge=0.5, lt=1)] = LEVEL
-    """The level at which two responses are told apart."""
+    """The level at which two responses are distinguished."""
     ranges: dict[Feature, tuple[Number, Number]] = Field(default_factory=dict)
     """Allowed counts, `length` in tokens. Responses outside are named and ranked after the
     others."""
@@ -163,10 +163,10 @@ class RewardConfidence:
     """Certainty of the choice between responses."""
 
     level: float
-    """At which two responses are told apart."""
+    """At which two responses are distinguished."""
     can_tell: list[list[bool]] | None
-    """Whether the response of the row and that of the column are told apart; None too if there are
-    too few judged pairs."""
+    """Whether the response of the row is distinguished from that of the column. Also None if there
+    are too few judged pairs."""
     temperature: float | None
     """Divides margins into log odds; None if they are not calibrated."""
     source: str | None
@@ -202,14 +202,14 @@ class StyleReport:
     outside: list[list[str]]
     """Reasons why each response is outside the allowed ranges."""
     at_equal_style: list[list[float]] | None
-    """None too without a style model."""
+    """Also None without a style model."""
     with_settings: list[list[float]] | None
     can_tell_with_settings: list[list[bool]] | None
     """As `confidence.can_tell`, with the log odds of the weights added to the margins."""
     terms: dict[str, list[list[float]]] | None
     """Log odds that each weighted feature adds."""
     as_in_calibration: list[list[float]] | None
-    """With the weights of the judges' pairs; None too without a style model."""
+    """With the weights of the judges' pairs; also None without a style model."""
     weights_of_calibration: dict[str, float] | None
     """None without a style model."""
 

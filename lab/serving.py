@@ -1,9 +1,9 @@
 """A server under faults: `python lab/serving.py overload|kills|attacks MODEL`.
 
-overload: what it answers at a half to ten times of what it can do, server and clients on a core
-each. kills: 100 times kill -9 under load; every acknowledged decision must be in the log, and the
-chain whole. attacks: bodies of 4 MB that cost the most, on every route: bytes of the replies,
-seconds of /health, memory.
+overload: answers at two and ten times of what it can do, beside the rate without refusals, server
+and clients on a core each, in rounds by turns. kills: 100 times kill -9 under load; every
+acknowledged decision must be in the log, and the chain whole. attacks: bodies of 4 MB that cost the
+most, on every route: bytes of the replies, seconds of /health, memory.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,11 +27,17 @@ import httpx
 from worldpm.serving import decision_files
 from worldpm.serving.decisions import ConversationInputs
 
-SECONDS, KILLS, WORKERS = 20, 100, 512
-TIMES = (0.5, 0.9, 1, 2, 5, 10)
+SECONDS, ROUNDS, KILLS, WORKERS = 20, 5, 100, 512
+TIMES = (2, 10)
+STEADY = {"4 responses": 16, "16 responses": 6}
+"""Clients that send the next request after each answer: the server is busy, and refuses none."""
 CLIENT_CORE, SERVER_CORE = 0, 1
-BODY = {"prompt": "word " * 20, "responses": [f"answer {number} " * 15 for number in range(16)]}
-"""Enough work that the load can be made on the same machine."""
+PROMPT = "word " * 20
+BODY = {"prompt": PROMPT, "responses": [f"answer {number} " * 15 for number in range(16)]}
+BODIES = {
+    "4 responses": {**BODY, "responses": BODY["responses"][:4]},
+    "16 responses": BODY,
+}
 ROUTES = (
     *("/v1/rewards", "/v1/explain", "/v1/route", "/classify", "/pooling", "/score", "/rerank"),
     *("/tokenize", "/v1/embeddings", "/get_reward", "/predict"),
@@ -77,37 +84,49 @@ def memory_mib(process: subprocess.Popen[bytes], *, peak: bool = False) -> int:
 
 
 class Load:
-    """Requests at a fixed rate, whatever becomes of them, from many connections."""
+    """Requests from many connections: at a fixed rate, whatever becomes of them, or each after the
+    answer to the one before."""
 
-    def __init__(self, url: str, per_second: float, seconds: float) -> None:
+    def __init__(self, url: str, name: str, per_second: float | None) -> None:
         self._address = url.removeprefix("http://").split(":")
-        self._interval, self._count = 1 / per_second, round(per_second * seconds)
-        body = json.dumps(BODY).encode()
+        self._per_second = per_second
+        self._workers = STEADY[name] if per_second is None else WORKERS
+        body = json.dumps(BODIES[name]).encode()
         self._request = (
             b"POST /v1/rewards HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         )
         self.answers: Counter[int] = Counter()
         self.seconds: list[float] = []
-        """Of the answers with rewards."""
+        """Of the answers with rewards, from when they were due."""
 
     async def run(self) -> float:
-        """Send all requests; the time until the last answer."""
-        started = time.monotonic()
-        due: asyncio.Queue[float | None] = asyncio.Queue()
-        workers = [asyncio.create_task(self._work(due)) for _ in range(WORKERS)]
-        for number in range(self._count):
-            at = started + number * self._interval
-            await asyncio.sleep(max(0, at - time.monotonic()))
-            due.put_nowait(at)
-        for _ in workers:
-            due.put_nowait(None)
-        await asyncio.gather(*workers)
-        return time.monotonic() - started
+        """Rewards a second, without the first quarter of the time."""
+        due: asyncio.Queue[float] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._work(due)) for _ in range(self._workers)]
+        if self._per_second is not None:
+            tasks.append(asyncio.create_task(self._offer(due, 1 / self._per_second)))
 
-    async def _work(self, due: "asyncio.Queue[float | None]") -> None:
+        await asyncio.sleep(SECONDS / 4)
+        before, started = self.answers[200], time.monotonic()
+        await asyncio.sleep(SECONDS * 3 / 4)
+        rate = (self.answers[200] - before) / (time.monotonic() - started)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return rate
+
+    async def _offer(self, due: "asyncio.Queue[float]", interval: float) -> None:
+        at = time.monotonic()
+        while True:
+            due.put_nowait(at)
+            at += interval
+            await asyncio.sleep(max(0, at - time.monotonic()))
+
+    async def _work(self, due: "asyncio.Queue[float]") -> None:
         connection = None
-        while (at := await due.get()) is not None:
+        while True:
+            at = time.monotonic() if self._per_second is None else await due.get()
             try:
                 connection = connection or await asyncio.open_connection(*self._address)
                 status = await self._ask(*connection)
@@ -131,31 +150,29 @@ class Load:
 
 def overload(model: str) -> None:
     os.sched_setaffinity(0, {CLIENT_CORE})
-    with server(model, "--queue-tokens", 8192, "--deadline-seconds", 10) as (process, url):
-        for _ in range(20):
-            httpx.post(f"{url}/v1/rewards", json=BODY, timeout=60)
-        full = Load(url, 1000, 0.2)
-        # as many as fit into the queue, then as fast as they are answered
-        taken = asyncio.run(full.run())
-        capacity = full.answers[200] / taken
-        print(f"first guess of the capacity: {capacity:.1f} requests/s")
-        capacity = max(rate_at(url, capacity * factor)[0] for factor in (0.9, 1.1, 1.3))
-        print(f"capacity {capacity:.1f} requests/s; memory {memory_mib(process)} MiB")
-        for times in TIMES:
-            rate, load = rate_at(url, times * capacity)
-            late = sorted(load.seconds)[int(0.99 * len(load.seconds))]
-            print(
-                f"{times:>4} times: {rate:6.1f} answered/s, {rate / capacity:.0%} of the capacity;"
-                f" 99 % within {late:.2f} s; {dict(load.answers)}; {memory_mib(process)} MiB"
-            )
-
-
-def rate_at(url: str, per_second: float) -> tuple[float, Load]:
-    """Rewards a second at an offered rate."""
-    load = Load(url, per_second, SECONDS)
-    taken = asyncio.run(load.run())
-    time.sleep(1)
-    return load.answers[200] / taken, load
+    words = ("--queue-tokens", 8192, "--deadline-seconds", 10)
+    for name in BODIES:
+        with server(model, *words) as (process, url):
+            asyncio.run(Load(url, name, None).run())
+            shares: dict[int, list[float]] = {times: [] for times in TIMES}
+            for _ in range(ROUNDS):
+                free = Load(url, name, None)
+                steady = asyncio.run(free.run())
+                assert set(free.answers) == {200}, free.answers
+                print(f"{name}: {steady:.1f} rewarded requests/s without refusals")
+                for times in TIMES:
+                    load = Load(url, name, times * steady)
+                    shares[times].append(asyncio.run(load.run()) / steady)
+                    late = sorted(load.seconds)[int(0.99 * len(load.seconds))]
+                    print(
+                        f"  {times:>2} times: {shares[times][-1]:.0%} of it; 99 % within"
+                        f" {late:.2f} s; {dict(load.answers)}; {memory_mib(process)} MiB",
+                        flush=True,
+                    )
+                    # The queue becomes empty
+                    time.sleep(5)
+            for times, of_steady in shares.items():
+                print(f"{name}, {times} times: median {statistics.median(of_steady):.0%}")
 
 
 def attack_bodies() -> dict[str, bytes]:

@@ -11,6 +11,7 @@ import uvicorn
 
 from worldpm.options.serve import ServeOptions
 from worldpm.serving.connections import bounded
+from worldpm.serving.early_refusals import EarlyRefusals
 from worldpm.serving.run import assemble
 from worldpm.serving.service import Service
 
@@ -28,7 +29,12 @@ def listening(
 ) -> Iterator[tuple[tuple[str, int], Service]]:
     """Where a real server listens, and its service."""
     application, service = assemble(ServeOptions(model=str(road / "checkpoint"), **options))
-    limits = bounded(header_seconds=header_seconds, write_seconds=1.0, most=connections)
+    limits = bounded(
+        header_seconds=header_seconds,
+        write_seconds=1.0,
+        most=connections,
+        refusal=EarlyRefusals(service, cors=False),
+    )
     server = uvicorn.Server(uvicorn.Config(application, port=0, http=limits, log_config=None))
     sock = server.config.bind_socket()
     thread = threading.Thread(target=server.run, args=([sock],))

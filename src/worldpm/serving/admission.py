@@ -3,27 +3,31 @@ afterwards."""
 
 import asyncio
 import contextlib
-import hmac
 import logging
-import re
-import secrets
 import time
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worldpm.serving import body_check
+from worldpm.serving.access_log import AccessLog, Outcome
 from worldpm.serving.error_replies import STATUS_CLIENT_GONE, error_reply
-from worldpm.serving.routes import page
+from worldpm.serving.request_heads import (
+    FREE_BYTES,
+    add_request_id,
+    check_host,
+    declared_bytes,
+    header,
+    is_always_taken,
+    overload,
+    overloaded,
+    recognise,
+    reply_headers,
+)
 from worldpm.serving.service import (
     ARRIVED,
-    ERROR_KIND,
-    KEY_NAME,
+    BODY_BYTES,
     PARSED,
-    REPLY_ID,
-    REQUEST_ID,
     HungUpError,
     RefusedError,
     Service,
@@ -31,50 +35,12 @@ from worldpm.serving.service import (
 
 logger = logging.getLogger("worldpm.access")
 
-OPEN_PATHS = (
-    *("/health", "/ping", "/ready", "/version", "/docs", "/openapi.json"),
-    *page.PAGE_FILES,
-)
-"""Answered without an API key; every other path needs a key if the server has keys."""
-ASSETS = "/docs-assets"
-"""Below it, without an API key too, are the scripts of `/docs`."""
 STATUS_TOO_LARGE = 413
 DISCARD_SECONDS = 1.0
 """Time in which the rest of a body that is too large is read and discarded: many clients send all
 of it before they read a reply."""
-FREE_BYTES = 2**16
-"""Bytes of a body that do not count as large."""
 LARGE_BYTES = 2**25
 """Bytes beyond these of all bodies at once. Slow clients could fill the memory with them."""
-SENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-"""Ids of requests that are taken from the client, for its own log and ours."""
-SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-}
-CONTENT_POLICY = (
-    "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none';"
-    " form-action 'self'"
-)
-DOCS_POLICY = (
-    f"{CONTENT_POLICY}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
-)
-"""The script in the page of `/docs` is FastAPI's own, and shows no text of a request."""
-
-
-@dataclass
-class Outcome:
-    """Fields of a request that the log needs."""
-
-    started: float
-    """Seconds on the monotonic clock."""
-    # Stays 500 if the application fails before it sends a status
-    status: int = 500
-    is_started: bool = False
-    """Whether a reply has begun."""
-    body_bytes: int = 0
-    reply_bytes: int = 0
 
 
 class Admission:
@@ -87,6 +53,7 @@ class Admission:
         self._most_large_bytes = max(LARGE_BYTES, 2 * service.limits.body_bytes)
         # Large bodies are checked and parsed one at a time: neither lets other code run meanwhile
         self._parsing = asyncio.Lock()
+        self._log = AccessLog(service.metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -96,12 +63,12 @@ class Admission:
             return
 
         outcome = Outcome(time.monotonic())
-        scope.setdefault("state", {})[REQUEST_ID] = _request_id(scope)
+        add_request_id(scope)
 
         async def send_and_note(message: Message) -> None:
             if message["type"] == "http.response.start":
                 outcome.status, outcome.is_started = message["status"], True
-                message["headers"] = [*message["headers"], *_reply_headers(scope)]
+                message["headers"] = [*message["headers"], *reply_headers(scope)]
             outcome.reply_bytes += len(message.get("body", b""))
             await send(message)
 
@@ -121,7 +88,7 @@ class Admission:
             if not outcome.is_started:
                 await error_reply(scope, failure)(scope, receive, send_and_note)
         finally:
-            self._note(scope, outcome)
+            self._log.note(scope, outcome)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, outcome: Outcome) -> None:
         """Pass the request on.
@@ -130,18 +97,21 @@ class Admission:
             RefusedError: If it is not admitted.
             HungUpError: If the client closed the connection.
         """
-        self._check_host(scope)
-        self._recognise(scope)
-        # Operators need these most when the server is overloaded
-        if is_open(scope["path"]) or scope["path"] == "/metrics":
+        check_host(scope, self._service)
+        recognise(scope, self._service)
+        if is_always_taken(scope["path"]):
             await self._app(scope, receive, send)
             return
 
-        self._check_load(scope)
+        declared = declared_bytes(scope)
+        self._check_load(declared)
         body = _Body(scope, self._service.limits.body_bytes)
         try:
             await self._read(body, receive)
-            outcome.body_bytes = body.size
+            outcome.body_bytes = scope["state"][BODY_BYTES] = body.size
+            # Only now known of a body that is packed, or declares no length
+            if body.size != declared:
+                self._check_load(body.size)
             scope["state"][ARRIVED] = time.monotonic()
             # Only now: a client that sends half a body must not take a slot
             await self._take_slot()
@@ -164,31 +134,22 @@ class Admission:
                     finally:
                         self._large_bytes += body.large_bytes - large_before
                     if self._large_bytes > self._most_large_bytes:
-                        raise _overloaded("many large bodies are inside", close=True)
+                        raise overloaded("many large bodies are inside", close=True)
         except TimeoutError:
             raise RefusedError(
                 408, "the body did not arrive in time", kind="RequestTimeout", close=True
             ) from None
 
-    def _check_load(self, scope: Scope) -> None:
-        """Reject a request before its body is read if it could not be taken."""
-        service = self._service
-        if service.limits.queue_wait > 0:
-            return
-
-        # A body that is not read must not be waited for either
-        declared = _declared_bytes(scope)
-        close = declared is None or declared > FREE_BYTES
-        if self._slots.locked():
-            raise _overloaded(f"{service.open_requests} requests are inside", close=close)
-        seconds = service.backend.seconds_until_room()
-        if seconds is not None:
-            raise _overloaded("the queue is full", seconds=seconds, close=close)
+    def _check_load(self, body_bytes: int | None) -> None:
+        """Reject a request that could not be taken, before its body is read or parsed."""
+        error = overload(self._service, body_bytes)
+        if error is not None:
+            raise error
 
     async def _take_slot(self) -> None:
         """Take a slot, after waiting for one up to `queue_wait` seconds."""
         service = self._service
-        full = _overloaded(f"{service.open_requests} requests are inside")
+        full = overloaded(f"{service.open_requests} requests are inside")
         if service.limits.queue_wait <= 0 and self._slots.locked():
             raise full
         try:
@@ -224,86 +185,13 @@ class Admission:
             await self._check_body(content)
             await self._app(scope, _replay(content, receive), send)
 
-    def _check_host(self, scope: Scope) -> None:
-        """Reject requests that a page of another site sent to a server of this machine alone.
-
-        Raises:
-            RefusedError: 421.
-        """
-        hosts = self._service.hosts
-        if hosts is None:
-            return
-        # Remove the port, and the brackets around an IPv6 address
-        sent = _header(scope, b"host").decode("latin-1").lower()
-        name = re.sub(r":\d*$", "", sent).strip("[]").rstrip(".")
-        if name not in hosts:
-            raise RefusedError(
-                421,
-                f"this server does not answer to the host {name[:80]!r}; start it with"
-                " --allow-hosts",
-                kind="MisdirectedRequest",
-            )
-
-    def _recognise(self, scope: Scope) -> None:
-        """Put the name of the request's API key into the scope.
-
-        Raises:
-            RefusedError: 401, if the server has keys and the request has none of them.
-        """
-        keys = self._service.keys
-        if not keys:
-            return
-
-        scheme, _, token = _header(scope, b"authorization").partition(b" ")
-        # the name of a scheme may be in any case (RFC 9110, 11.1)
-        sent = token.strip() if scheme.lower() == b"bearer" else _header(scope, b"x-api-key")
-        # Every key is compared, in constant time: the time of a reply must not reveal a key
-        names = [
-            name for name, entry in keys.items() if hmac.compare_digest(entry.key.encode(), sent)
-        ]
-
-        if names:
-            # Two names may have the same key
-            scope["state"][KEY_NAME] = names[0]
-        elif not is_open(scope["path"]):
-            raise RefusedError(
-                401, "an API key is needed: Authorization: Bearer KEY", kind="Unauthorized"
-            )
-
-    def _note(self, scope: Scope, outcome: Outcome) -> None:
-        """Log and count a finished request."""
-        seconds = time.monotonic() - outcome.started
-        state = scope["state"]
-        # The route's pattern, not the path: labels of a metric must be few
-        route = scope["route"].path if "route" in scope else "other"
-        metrics = self._service.metrics
-        metrics.requests.labels(route, outcome.status).inc()
-        metrics.seconds.labels(route).observe(seconds)
-        if ERROR_KIND in state:
-            metrics.errors.labels(state[ERROR_KIND]).inc()
-
-        # Names and units of Elastic's common schema
-        fields = {
-            "http.request.method": scope["method"],
-            "http.request.id": state[REQUEST_ID],
-            "http.request.body.bytes": outcome.body_bytes,
-            "http.response.status_code": outcome.status,
-            "http.response.body.bytes": outcome.reply_bytes,
-            "url.path": scope["path"],
-            "event.duration": round(seconds * 1e9),
-            "client.address": (scope.get("client") or ["?"])[0],
-            "user.name": state.get(KEY_NAME),
-            "error.type": state.get(ERROR_KIND),
-        }
-        logger.info("%s %s %d", scope["method"], scope["path"], outcome.status, extra=fields)
-
 
 class _Body:
     """A body that arrives in parts, unpacked if it is packed."""
 
     def __init__(self, scope: Scope, most_bytes: int) -> None:
         self._most = most_bytes
-        encoding = _header(scope, b"content-encoding").lower()
+        encoding = header(scope, b"content-encoding").lower()
         if encoding not in (b"", b"identity", b"gzip"):
             raise RefusedError(
                 415, "a body may be packed with gzip only", kind="Bad Request", close=True
@@ -316,7 +204,7 @@ class _Body:
         """Bytes that have arrived, unpacked."""
         self.is_complete = False
 
-        declared = _declared_bytes(scope)
+        declared = declared_bytes(scope)
         if declared is not None and declared > most_bytes:
             raise self._too_large()
 
@@ -385,49 +273,6 @@ def _not_packed() -> RefusedError:
     return RefusedError(
         400, "the body is not one whole gzip stream", kind="Bad Request", close=True
     )
-
-
-def _overloaded(message: str, *, seconds: int = 1, close: bool = False) -> RefusedError:
-    return RefusedError(
-        429, f"{message}; try again", kind="Overloaded", retry_after=seconds, close=close
-    )
-
-
-def _header(scope: Scope, name: bytes) -> bytes:
-    """A header's value; empty if it is absent."""
-    # ASGI gives names of headers as bytes in lower case
-    value: bytes = dict(scope["headers"]).get(name, b"")
-    return value
-
-
-def _declared_bytes(scope: Scope) -> int | None:
-    """The declared length of the body; None if it has none."""
-    declared = _header(scope, b"content-length")
-    return int(declared) if declared.isdigit() else None
-
-
-def _request_id(scope: Scope) -> str:
-    """The client's id of the request, else a new one."""
-    sent = _header(scope, b"x-request-id").decode("latin-1")
-    return sent if SENT_REQUEST_ID.fullmatch(sent) else secrets.token_hex(8)
-
-
-def _reply_headers(scope: Scope) -> Sequence[tuple[bytes, bytes]]:
-    """Headers that every reply has."""
-    state = scope["state"]
-    headers = {
-        **SECURITY_HEADERS,
-        "content-security-policy": DOCS_POLICY if scope["path"] == "/docs" else CONTENT_POLICY,
-        "x-request-id": state[REQUEST_ID],
-    }
-    if REPLY_ID in state:
-        headers["x-reply-id"] = state[REPLY_ID]
-    return [(name.encode(), value.encode()) for name, value in headers.items()]
-
-
-def is_open(path: str) -> bool:
-    """Whether a path is answered without an API key."""
-    return path in OPEN_PATHS or path.startswith(f"{ASSETS}/")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -15,8 +15,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
 from worldpm.serving import error_replies
-from worldpm.serving.admission import ASSETS, Admission, is_open
+from worldpm.serving.admission import Admission
 from worldpm.serving.client import OpenAIErrorBody, Reply, errors_of, reply_of
+from worldpm.serving.request_heads import ASSETS, is_open
 from worldpm.serving.routes import CLIENTS, page
 from worldpm.serving.service import TIMEOUT_HEADER, Service
 from worldpm.storage.json_files import Json

@@ -81,8 +81,9 @@ class Backend(Protocol):
     ) -> list[BackendReply]:
         """A reply with one reward for each text. Raises the errors of `conversations`."""
 
-    def seconds_until_room(self) -> int | None:
-        """Expected seconds until a full queue has room, at least 1; None if it has room."""
+    def seconds_until_room(self, tokens: float = 0.0) -> int | None:
+        """Expected seconds, at least 1, until the queue has room for about these tokens; None if it
+        has room."""
 
     async def run(self) -> None:
         """Compute until cancelled."""
@@ -200,9 +201,9 @@ class LocalBackend:
         sequences = await self._in_reader(reading, deadline)
         return sequences[0].ids
 
-    def seconds_until_room(self) -> int | None:
+    def seconds_until_room(self, tokens: float = 0.0) -> int | None:
         """See `Backend.seconds_until_room`."""
-        return self.batcher.seconds_until_room(coming=self._being_read)
+        return self.batcher.seconds_until_room(tokens, coming=self._being_read)
 
     async def run(self) -> None:
         """See `Backend.run`."""

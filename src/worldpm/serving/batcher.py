@@ -19,9 +19,11 @@ Compute = Callable[[Sequence[EncodedGroup]], list[list[float]]]
 MEMORY = 0.9
 """Weight of the earlier rows, or requests, in an average, after each."""
 
-
-LARGEST_AVERAGE = 64
-"""The queue's tokens over the size that a request is expected to have at most."""
+LARGEST_COMING = 64
+"""The queue's tokens over the size that a request which is being read is expected to have at
+most."""
+LARGEST_EXPECTED = 2
+"""The queue's tokens over the size that a new request is expected to have at most."""
 
 
 class BusyError(Exception):
@@ -119,15 +121,17 @@ class Batcher:
             return 1
         return max(1, math.ceil(self.waiting_tokens / self._tokens_per_second))
 
-    def seconds_until_room(self, *, coming: int = 0) -> int | None:
-        """Expected seconds until a request of average size fits, after `coming` others; None if it
-        fits now."""
+    def seconds_until_room(self, tokens: float = 0.0, *, coming: int = 0) -> int | None:
+        """Expected seconds until a request of about these tokens fits, after `coming` others of
+        average size; None if it fits now."""
         if not self.waiting_tokens and not coming:
             return None
         # At most a small share of the queue, or one client's large requests would keep others out
-        average = min(self._request_tokens, self._queue_tokens / LARGEST_AVERAGE)
-        tokens = self.waiting_tokens + (1 + coming) * average
-        return self.seconds_to_wait() if tokens > self._queue_tokens else None
+        average = min(self._request_tokens, self._queue_tokens / LARGEST_COMING)
+        # The estimate may be wrong: a queue that is almost empty tries every request
+        expected = min(tokens, self._queue_tokens / LARGEST_EXPECTED)
+        in_all = self.waiting_tokens + coming * average + expected
+        return self.seconds_to_wait() if in_all > self._queue_tokens else None
 
     async def rewards(
         self, groups: Sequence[EncodedGroup], *, deadline: float

@@ -1,14 +1,23 @@
-"""HTTP connections with time limits, and a limit on their number.
+"""HTTP connections with limits of time, size and number.
 
 uvicorn closes idle connections, but waits forever for a client that sends half a header or never
-reads its reply.
+reads its reply, and its fast parser takes headers of any size.
 """
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import httptools
+from starlette.responses import Response
+from starlette.types import Scope
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\n"
@@ -18,7 +27,13 @@ FULL = (
 """Reply to a connection beyond the limit, where all others are at work."""
 
 
-class BoundedConnection(H11Protocol):
+HEADER_BYTES = 2**16
+"""Bytes of the headers of a request, its trailers included."""
+MOST_PIPELINED = 64
+"""Requests that a client may send on one connection before the first of them is answered."""
+
+
+class BoundedConnection(HttpToolsProtocol):
     """A connection whose headers arrive in time and whose replies are read in time.
 
     Beyond `most` connections, a new one takes the place of the one that has waited longest for a
@@ -32,12 +47,18 @@ class BoundedConnection(H11Protocol):
     """Time in which a client must take more of a reply that it lets wait."""
     most = 1024
     """Connections at once."""
+    refusal: Callable[[Scope], Response | None] = staticmethod(lambda _: None)
+    """Gives the reply to a request that the application need not see."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._waiting_since = time.monotonic()
+        self._header_bytes = 0
+        self._has_headers = False
+        self._is_reading = False
+        """Whether a request has begun, and its end has not arrived."""
 
     @property
     def _has_request(self) -> bool:
@@ -69,9 +90,46 @@ class BoundedConnection(H11Protocol):
         """Read more of a request, whose headers must be complete in time."""
         if not self._has_request and self._header_timer is None:
             self._await_header()
-        super().data_received(data)
-        if self._has_request:
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        if self._has_request or not self._is_reading:
             self._header_arrived()
+        is_idle = not self._has_request and not self._is_reading
+        if is_idle and self.timeout_keep_alive_task is None:
+            self._await_next()
+
+    def on_message_begin(self) -> None:
+        """Begin a request, if not too many wait."""
+        if len(self.pipeline) > MOST_PIPELINED:
+            raise ValueError("too many requests on one connection")
+        super().on_message_begin()
+        self._header_bytes, self._has_headers, self._is_reading = 0, False, True
+
+    def on_url(self, url: bytes) -> None:
+        """Add a part of the address."""
+        self._count_header(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header. Trailers are dropped: a proxy in front of us may not have checked them."""
+        self._count_header(name + value)
+        if not self._has_headers:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer the request, unless it is to be read again."""
+        self._has_headers = True
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End the request, unless it is to be read again."""
+        if not self.parser.should_upgrade():
+            self._is_reading = False
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Begin to wait for the next request."""
@@ -95,8 +153,66 @@ class BoundedConnection(H11Protocol):
         # `close` would wait until the client takes what is left
         self.transport.abort()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Let the application answer a request, unless it is refused here."""
+        reply = self.refusal(cast("Scope", cycle.scope))
+        if reply is None:
+            super()._start_asgi_task(cycle, app)
+            return
+
+        is_last = not cycle.keep_alive or reply.headers.get("connection") == "close"
+        headers = [*self.server_state.default_headers, *reply.raw_headers]
+        if is_last and "connection" not in reply.headers:
+            headers.append((b"connection", b"close"))
+        lines = [b"%b: %b\r\n" % line for line in headers]
+        self.transport.write(
+            b"".join([STATUS_LINE[reply.status_code], *lines, b"\r\n", reply.body])
+        )
+        cycle.response_started = cycle.response_complete = True
+        if is_last:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _feed(self, data: bytes) -> None:
+        """Parse data.
+
+        Raises:
+            httptools.HttpParserError: If it is not HTTP, or a limit is passed.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+
+    def _without_upgrade(self) -> bytes:
+        """The head of a request that asks for another protocol, as one that does not.
+
+        Java's client asks for HTTP/2 first. The parser would not read the body of its request.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("this is not a proxy")
+
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0].lower() != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _count_header(self, part: bytes) -> None:
+        self._header_bytes += len(part)
+        if self._header_bytes > HEADER_BYTES:
+            raise ValueError("the headers are too large")
+
     def _await_header(self) -> None:
         self._header_timer = self.loop.call_later(self.header_seconds, self._header_is_late)
+
+    def _await_next(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _header_arrived(self) -> None:
         if self._header_timer is not None:
@@ -133,7 +249,18 @@ class BoundedConnection(H11Protocol):
         return True
 
 
-def bounded(*, header_seconds: float, write_seconds: float, most: int) -> type[BoundedConnection]:
+def bounded(
+    *,
+    header_seconds: float,
+    write_seconds: float,
+    most: int,
+    refusal: Callable[[Scope], Response | None],
+) -> type[BoundedConnection]:
     """The class of connections with these limits, which uvicorn creates itself."""
-    limits = {"header_seconds": header_seconds, "write_seconds": write_seconds, "most": most}
+    limits = {
+        "header_seconds": header_seconds,
+        "write_seconds": write_seconds,
+        "most": most,
+        "refusal": staticmethod(refusal),
+    }
     return type("Connection", (BoundedConnection,), limits)

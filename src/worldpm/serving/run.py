@@ -26,6 +26,7 @@ from worldpm.serving.connections import bounded
 from worldpm.serving.decision_log import DecisionLog, Retention
 from worldpm.serving.decisions import ConversationInputs, Inputs
 from worldpm.serving.drift_messages import DriftMessages
+from worldpm.serving.early_refusals import EarlyRefusals
 from worldpm.serving.prometheus import Metrics
 from worldpm.serving.routes.own import Preferences
 from worldpm.serving.routing import RoutingRules
@@ -74,6 +75,7 @@ def run(options: ServeOptions) -> None:
             header_seconds=options.header_seconds,
             write_seconds=options.body_seconds,
             most=options.max_connections,
+            refusal=EarlyRefusals(service, cors=bool(options.cors)),
         ),
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(options.deadline_seconds + options.queue_wait)

@@ -24,7 +24,7 @@ from worldpm.serving.backends import (
     Text,
     UnavailableError,
 )
-from worldpm.serving.batcher import BusyError, ExpiredError, TooLargeError
+from worldpm.serving.batcher import MEMORY, BusyError, ExpiredError, TooLargeError
 from worldpm.serving.decision_log import DecisionLog
 from worldpm.serving.decisions import (
     ConversationInputs,
@@ -47,12 +47,17 @@ REQUEST_ID = "request_id"
 """Key of the connection's state that holds the id of the request."""
 REPLY_ID = "reply_id"
 """Key of the connection's state that holds the id of a reply with rewards."""
+BODY_BYTES = "body_bytes"
+"""Key of the connection's state that holds the bytes of the body, unpacked."""
 PARSED = "parsed"
 """Key of the connection's state that holds what to call once a route has the body."""
 ARRIVED = "arrived"
 """Key of the connection's state that holds when the body was complete, on the monotonic clock."""
 ERROR_KIND = "error_kind"
 """Key of the connection's state that holds the kind of the error of the reply."""
+
+OVERLOADED = "Overloaded"
+"""Kind of the error of a request that is refused because the server is full."""
 
 
 class RefusedError(Exception):
@@ -154,11 +159,20 @@ class Service:
     """Whether requests are accepted."""
     open_requests: int = 0
     """Requests in the server now."""
+    tokens_per_byte: float = 0.0
+    """Average tokens that the model computed for a byte of a body; 0 before the first reply."""
 
     @property
     def is_ready(self) -> bool:
         """Whether requests are accepted, and can be answered."""
         return self.started and (self.decisions is None or self.decisions.can_write)
+
+    def computed(self, tokens: int, *, body_bytes: int) -> None:
+        """Count the tokens that the model computed for a body."""
+        ratio = tokens / body_bytes
+        if self.tokens_per_byte:
+            ratio = MEMORY * self.tokens_per_byte + (1 - MEMORY) * ratio
+        self.tokens_per_byte = ratio
 
     def of(self, http: HttpRequest, kind: str) -> "Call":
         """The call of one HTTP request; `kind` begins the id of its reply."""
@@ -267,6 +281,10 @@ class Call:
 
         replies = await self.while_connected(refusing(work()))
 
+        service.computed(
+            sum(reply.computed_tokens for reply in replies),
+            body_bytes=self.http.scope["state"][BODY_BYTES],
+        )
         service.metrics.answered(
             [reward for reply in replies for reward in reply.rewards],
             [tokens for reply in replies for tokens in reply.length_tokens],
@@ -387,7 +405,7 @@ async def refusing(work: Awaitable[Result]) -> Result:
     try:
         return await work
     except BusyError as error:
-        raise RefusedError(429, str(error), kind="Overloaded", retry_after=error.seconds) from error
+        raise RefusedError(429, str(error), kind=OVERLOADED, retry_after=error.seconds) from error
     # No Retry-After: it will never fit
     except TooLargeError as error:
         raise RefusedError(422, str(error), kind="TooManyTokens") from error

@@ -126,7 +126,7 @@ class UpstreamBackend:
         """See `Backend.texts`."""
         return await _together([self._text(text, cut_to=cut_to) for text in texts], deadline)
 
-    def seconds_until_room(self) -> int | None:
+    def seconds_until_room(self, tokens: float = 0.0) -> int | None:
         """See `Backend.seconds_until_room`. Only the upstream server knows its queue."""
         return None
 

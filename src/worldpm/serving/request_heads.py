@@ -1,0 +1,157 @@
+"""Checks of a request that need no body: host, API key and load. Headers that every reply has."""
+
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+
+from starlette.types import Scope
+
+from worldpm.serving.routes import page
+from worldpm.serving.service import (
+    KEY_NAME,
+    OVERLOADED,
+    REPLY_ID,
+    REQUEST_ID,
+    RefusedError,
+    Service,
+)
+
+OPEN_PATHS = (
+    *("/health", "/ping", "/ready", "/version", "/docs", "/openapi.json"),
+    *page.PAGE_FILES,
+)
+"""Answered without an API key; every other path needs a key if the server has keys."""
+ASSETS = "/docs-assets"
+"""Below it, without an API key too, are the scripts of `/docs`."""
+FREE_BYTES = 2**16
+"""Bytes of a body that do not count as large."""
+SENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+"""Ids of requests that are taken from the client, for its own log and ours."""
+PORT = re.compile(r":\d*$")
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+CONTENT_POLICY = (
+    "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none';"
+    " form-action 'self'"
+)
+DOCS_POLICY = (
+    f"{CONTENT_POLICY}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
+)
+"""The script in the page of `/docs` is FastAPI's own, and shows no text of a request."""
+
+
+def is_open(path: str) -> bool:
+    """Whether a path is answered without an API key."""
+    return path in OPEN_PATHS or path.startswith(f"{ASSETS}/")
+
+
+def is_always_taken(path: str) -> bool:
+    """Whether a path is answered by a full server too: operators need it most then."""
+    return is_open(path) or path == "/metrics"
+
+
+def header(scope: Scope, name: bytes) -> bytes:
+    """A header's value; empty if it is absent."""
+    # ASGI gives names of headers as bytes in lower case
+    value: bytes = dict(scope["headers"]).get(name, b"")
+    return value
+
+
+def declared_bytes(scope: Scope) -> int | None:
+    """The declared length of the body; None if it has none."""
+    declared = header(scope, b"content-length")
+    return int(declared) if declared.isdigit() else None
+
+
+def add_request_id(scope: Scope) -> None:
+    """Put the client's id of the request into the scope, else a new one."""
+    sent = header(scope, b"x-request-id").decode("latin-1")
+    known = sent if SENT_REQUEST_ID.fullmatch(sent) else secrets.token_hex(8)
+    scope.setdefault("state", {})[REQUEST_ID] = known
+
+
+def check_host(scope: Scope, service: Service) -> None:
+    """Reject requests that a page of another site sent to a server of this machine alone.
+
+    Raises:
+        RefusedError: 421.
+    """
+    hosts = service.hosts
+    if hosts is None:
+        return
+    # Remove the port, and the brackets around an IPv6 address
+    sent = header(scope, b"host").decode("latin-1").lower()
+    name = PORT.sub("", sent).strip("[]").rstrip(".")
+    if name not in hosts:
+        raise RefusedError(
+            421,
+            f"this server does not answer to the host {name[:80]!r}; start it with --allow-hosts",
+            kind="MisdirectedRequest",
+        )
+
+
+def recognise(scope: Scope, service: Service) -> None:
+    """Put the name of the request's API key into the scope.
+
+    Raises:
+        RefusedError: 401, if the server has keys and the request has none of them.
+    """
+    keys = service.keys
+    if not keys:
+        return
+
+    scheme, _, token = header(scope, b"authorization").partition(b" ")
+    # the name of a scheme may be in any case (RFC 9110, 11.1)
+    sent = token.strip() if scheme.lower() == b"bearer" else header(scope, b"x-api-key")
+    # Every key is compared, in constant time: the time of a reply must not reveal a key
+    names = [name for name, entry in keys.items() if hmac.compare_digest(entry.key.encode(), sent)]
+
+    if names:
+        # Two names may have the same key
+        scope["state"][KEY_NAME] = names[0]
+    elif not is_open(scope["path"]):
+        raise RefusedError(
+            401, "an API key is needed: Authorization: Bearer KEY", kind="Unauthorized"
+        )
+
+
+def overload(service: Service, body_bytes: int | None) -> RefusedError | None:
+    """The error of a request that the server cannot take now; None if it can.
+
+    `body_bytes` is the declared length of a body that is not read yet, None if it has none.
+    """
+    if service.limits.queue_wait > 0:
+        return None
+
+    # A body that is not read must not be waited for either
+    close = body_bytes is None or body_bytes > FREE_BYTES
+    if service.open_requests >= service.limits.requests:
+        return overloaded(f"{service.open_requests} requests are inside", close=close)
+    seconds = service.backend.seconds_until_room(service.tokens_per_byte * (body_bytes or 0))
+    if seconds is not None:
+        return overloaded("the queue is full", seconds=seconds, close=close)
+    return None
+
+
+def overloaded(message: str, *, seconds: int = 1, close: bool = False) -> RefusedError:
+    """The error of a request that finds the server full."""
+    return RefusedError(
+        429, f"{message}; try again", kind=OVERLOADED, retry_after=seconds, close=close
+    )
+
+
+def reply_headers(scope: Scope) -> Sequence[tuple[bytes, bytes]]:
+    """Headers that every reply has."""
+    state = scope["state"]
+    headers = {
+        **SECURITY_HEADERS,
+        "content-security-policy": DOCS_POLICY if scope["path"] == "/docs" else CONTENT_POLICY,
+        "x-request-id": state[REQUEST_ID],
+    }
+    if REPLY_ID in state:
+        headers["x-reply-id"] = state[REPLY_ID]
+    return [(name.encode(), value.encode()) for name, value in headers.items()]

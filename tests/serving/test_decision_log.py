@@ -531,6 +531,10 @@ def test_a_head_before_the_files_that_are_left_is_in_the_chain(
     log = tmp_path / "log.sqlite"
     writer = DecisionLog(log, retention=Retention(file_bytes=1))
     writer.append([decision(0)]).result()
+    # A reader before the file is put aside would keep it where it is
+    end = time.monotonic() + 10
+    while not decision_files.older(log) and time.monotonic() < end:
+        time.sleep(0.01)
     head = decision_files.verify(log).head
     writer.append([decision(1)]).result()
     writer.close()

@@ -286,6 +286,63 @@ def test_a_full_queue_rejects_before_the_body_is_read(road: Path) -> None:
         assert client.post("/v1/rewards", content=b"{").status_code == 422
 
 
+def test_a_full_server_refuses_early_as_the_application_would(
+    road: Path, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    with listening(road, queue_tokens=300) as (address, service):
+        assert post(address).status_code == 200
+        backend = service.backend
+        assert isinstance(backend, LocalBackend)
+        backend.batcher.waiting_tokens = 299
+        url = f"http://{address[0]}:{address[1]}"
+        with caplog.at_level("INFO", "worldpm.access"), httpx.Client() as client:
+            early = client.post(f"{url}/v1/rewards", json=BODY, headers={"x-request-id": "me"})
+            # Without a declared length, the application decides once it has the body
+            chunked = client.post(f"{url}/v1/rewards", content=iter([b'{"prompt": "a"}' * 9]))
+            assert client.post(f"{url}/rerank", json=BODY).json().keys() == {"error"}
+            assert client.post(f"{url}/v1/rewards", json=BODY, headers={"host": "evil"}).is_error
+            assert client.get(f"{url}/ready").status_code == 200
+            assert client.get(f"{url}/metrics").status_code == 200
+
+        assert (early.status_code, early.json()) == (chunked.status_code, chunked.json())
+        assert early.headers["x-request-id"] == "me"
+        late = {name for name in chunked.headers if name != "connection"}
+        assert late == set(early.headers)
+        lines = [
+            record
+            for record in caplog.records
+            if record.name == "worldpm.access" and record.message.endswith(" 429")
+        ]
+        assert len(lines) <= 2
+        counted = service.metrics.errors.labels("Overloaded")
+        assert counted._value.get() == 3
+
+        # The connection stays, and is used again once there is room
+        connection = connect(address)
+        content = json.dumps(BODY).encode()
+        whole = HALF_BODY[:-1].replace(b"1000", b"%d" % len(content)) + content
+        connection.sendall(whole)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 429 ")
+        backend.batcher.waiting_tokens = 0
+        connection.sendall(whole[:-5])
+        time.sleep(0.05)
+        connection.sendall(whole[-5:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_request_is_expected_to_have_the_tokens_of_others_of_its_size(road: Path) -> None:
+    with served(road, queue_tokens=1000) as (client, backend):
+        short, long = BODY, {**BODY, "responses": ["word " * 60, "other " * 60]}
+        for _ in range(3):
+            assert client.post("/v1/rewards", json=short).status_code == 200
+        backend.batcher.waiting_tokens = 800
+        assert client.post("/v1/rewards", json=short).status_code == 200
+        assert client.post("/v1/rewards", json=long).status_code == 429
+        # No estimate keeps a request out of an empty queue
+        backend.batcher.waiting_tokens = 0
+        assert client.post("/v1/rewards", json=long).status_code == 200
+
+
 def test_texts_far_beyond_the_limit_are_refused_unread(road: Path) -> None:
     text = "a " * 150_000
     with client_of(road) as client:

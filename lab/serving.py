@@ -29,7 +29,7 @@ from worldpm.serving.decisions import ConversationInputs
 
 SECONDS, ROUNDS, KILLS, WORKERS = 20, 5, 100, 512
 TIMES = (2, 10)
-STEADY = {"4 responses": 16, "16 responses": 6}
+STEADY = {"4 responses": 16, "16 responses": 4}
 """Clients that send the next request after each answer: the server is busy, and refuses none."""
 CLIENT_CORE, SERVER_CORE = 0, 1
 PROMPT = "word " * 20

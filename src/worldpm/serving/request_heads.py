@@ -3,7 +3,6 @@
 import hmac
 import re
 import secrets
-from collections.abc import Sequence
 
 from starlette.types import Scope
 
@@ -29,17 +28,19 @@ FREE_BYTES = 2**16
 SENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """Ids of requests that are taken from the client, for its own log and ours."""
 PORT = re.compile(r":\d*$")
-SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-}
-CONTENT_POLICY = (
-    "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none';"
-    " form-action 'self'"
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
 )
+ALLOWED = (
+    b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none';"
+    b" form-action 'self'"
+)
+CONTENT_POLICY = (b"content-security-policy", ALLOWED)
 DOCS_POLICY = (
-    f"{CONTENT_POLICY}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
+    b"content-security-policy",
+    ALLOWED + b"; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'",
 )
 """The script in the page of `/docs` is FastAPI's own, and shows no text of a request."""
 
@@ -144,14 +145,14 @@ def overloaded(message: str, *, seconds: int = 1, close: bool = False) -> Refuse
     )
 
 
-def reply_headers(scope: Scope) -> Sequence[tuple[bytes, bytes]]:
+def reply_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     """Headers that every reply has."""
     state = scope["state"]
-    headers = {
-        **SECURITY_HEADERS,
-        "content-security-policy": DOCS_POLICY if scope["path"] == "/docs" else CONTENT_POLICY,
-        "x-request-id": state[REQUEST_ID],
-    }
+    headers = [
+        *SECURITY_HEADERS,
+        DOCS_POLICY if scope["path"] == "/docs" else CONTENT_POLICY,
+        (b"x-request-id", state[REQUEST_ID].encode()),
+    ]
     if REPLY_ID in state:
-        headers["x-reply-id"] = state[REPLY_ID]
-    return [(name.encode(), value.encode()) for name, value in headers.items()]
+        headers.append((b"x-reply-id", state[REPLY_ID].encode()))
+    return headers

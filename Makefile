@@ -62,7 +62,7 @@ clean:  ## remove the environment and what the demo and the ladders wrote
 
 .venv/installed: pyproject.toml requirements.lock | .venv/bin/python
 	$(INSTALL) $(TORCH)
-	$(INSTALL) --constraint requirements.lock --editable .
+	$(INSTALL) --constraint requirements.lock --editable '.[data,eval,train]'
 	@touch $@
 
 .venv/installed-dev: pyproject.toml requirements.lock | .venv/bin/python

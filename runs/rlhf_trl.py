@@ -5,7 +5,7 @@ hundred thousand parameters up.
 
 REWARD_MODEL is a folder or the URL of `worldpm serve`. POLICY is a language model, or `tiny`:
 random weights with the reward model's tokenizer, which is enough to see that the reward rises on a
-CPU. Prompts are those of the training split of GROUPS. Needs `pip install 'worldpm[rlhf]'`.
+CPU. Prompts are those of the training split of GROUPS. Needs the extra `rlhf`.
 """
 
 import sys

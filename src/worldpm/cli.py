@@ -4,20 +4,19 @@ imported."""
 import contextlib
 import dataclasses
 import difflib
-import importlib
 import importlib.metadata
 import io
 import json
 import logging
 import math
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from msgspec import to_builtins
 
+from worldpm import extras
 from worldpm.errors import CheckpointError, ConfigError, DataError, WorldPMError
 from worldpm.options.demo import DemoOptions
 from worldpm.options.evaluate import EvaluateOptions
@@ -57,6 +56,8 @@ class Verb(NamedTuple):
     summary: str
     then: str | None = None
     """The command that may come next, with the fields of the options in braces."""
+    extra: str = ""
+    """Extras whose packages the module imports, separated by commas; empty for the core."""
 
     def next_command(self, options: Any) -> str | None:
         """The command that may come next."""
@@ -71,8 +72,15 @@ VERBS = {
         "worldpm.demo.run",
         "walk the whole road on a small simulated forum, on a CPU, in minutes",
         "worldpm serve {out}/checkpoint",
+        extra="data,eval,train",
     ),
-    "ingest": Verb(IngestOptions, "worldpm.forums.run", "read forum dumps into threads", GROUP),
+    "ingest": Verb(
+        IngestOptions,
+        "worldpm.forums.run",
+        "read forum dumps into threads",
+        GROUP,
+        extra="data",
+    ),
     "simulate": Verb(
         SimulateOptions,
         "worldpm.forums.simulation",
@@ -84,6 +92,7 @@ VERBS = {
         "worldpm.preferences.run",
         "make preference groups of threads",
         "worldpm train {out} --model tiny --out checkpoint",
+        extra="data",
     ),
     "export": Verb(
         ExportOptions,
@@ -95,6 +104,7 @@ VERBS = {
         "worldpm.training.run",
         "train a preference model on groups",
         "worldpm evaluate {out} --on {groups[0]} --out results",
+        extra="train",
     ),
     "evaluate": Verb(
         EvaluateOptions,
@@ -107,6 +117,7 @@ VERBS = {
         "worldpm.laws.run",
         "fit scaling laws over a ladder of runs, or over any table",
         REPORT,
+        extra="eval",
     ),
     "plan": Verb(
         PlanOptions,
@@ -118,7 +129,12 @@ VERBS = {
         "worldpm.evaluation.comparing_groups",
         "compare a model's rewards and errors between languages or regions",
     ),
-    "report": Verb(ReportOptions, "worldpm.report.run", "show folders of the road on one page"),
+    "report": Verb(
+        ReportOptions,
+        "worldpm.report.run",
+        "show folders of the road on one page",
+        extra="eval",
+    ),
     "score": Verb(ScoreOptions, "worldpm.scoring.run", "score rows with a checkpoint"),
     "explain": Verb(
         ExplainOptions,
@@ -134,9 +150,13 @@ VERBS = {
         ServeOptions,
         "worldpm.serving.run",
         "serve a checkpoint over HTTP (vLLM, SGLang, TEI, OpenRLHF and Cohere clients)",
+        extra="serve",
     ),
     "log": Verb(
-        LogOptions, "worldpm.serving.audit", "verify, export or replay a server's decision log"
+        LogOptions,
+        "worldpm.serving.audit",
+        "verify, export or replay a server's decision log",
+        extra="serve",
     ),
 }
 
@@ -216,12 +236,6 @@ def _run(verb: str, words: Sequence[str]) -> int:
         return _say(f"worldpm {verb}: {error}", WRONG_USE)
     except WorldPMError as error:
         return _say(f"worldpm {verb}: {error}", FAILED)
-    except ModuleNotFoundError as error:
-        extra = _extra_of(error.name or "")
-        if extra is None:
-            raise
-        message = f"needs {error.name}, which is not installed: pip install 'worldpm[{extra}]'"
-        return _say(f"worldpm {verb}: {message}", WRONG_USE)
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
         message = f"{path}{error.strerror or error}; what was finished is kept"
@@ -240,22 +254,11 @@ def _log(level: int) -> None:
         root.addHandler(Lines())
 
 
-def _extra_of(module: str) -> str | None:
-    """The extra of this package that brings a module, None where none does."""
-    name = module.partition(".")[0].replace("_", "-")
-    for requirement in importlib.metadata.requires("worldpm") or ():
-        if match := re.fullmatch(
-            rf"{re.escape(name)}\b.*extra == ['\"]([\w-]+)['\"].*", requirement
-        ):
-            return match[1]
-    return None
-
-
 def _do(verb: str, options: Any, *, as_json: bool) -> None:
     """Do the work of a verb, and say what it wrote and what may come next."""
     if as_json and getattr(options, "streams", False):
         raise ConfigError(f"{JSON}: `worldpm {verb}` already writes JSON lines. Leave it out.")
-    run = importlib.import_module(VERBS[verb].module).run
+    run = extras.load(VERBS[verb].module, extra=VERBS[verb].extra).run
     if not as_json:
         run(options)
         for line in _ending(verb, options):

@@ -17,7 +17,7 @@ def rows(folder: Path) -> dict[str, list[Json]]:
     return {path.name: list(parquet.read_rows(path)) for path in sorted(folder.glob("*.parquet"))}
 
 
-@pytest.mark.skipif(NO_SPARK, reason="Spark (pip install 'worldpm[spark]') or Java is not here")
+@pytest.mark.skipif(NO_SPARK, reason="Spark (the extra spark) or Java is not here")
 def test_threads_and_groups_are_the_same_row_by_row(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -58,4 +58,7 @@ def test_without_spark_one_message_says_what_is_missing(
         run("ingest", tmp_path / "Posts.xml", "--out", tmp_path / "threads", "--engine", "spark")
         == 2
     )
-    assert "pip install 'worldpm[spark]'" in capsys.readouterr().err
+    assert (
+        "--engine spark: pyspark is not installed. Install the extra spark"
+        in capsys.readouterr().err
+    )

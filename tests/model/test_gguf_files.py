@@ -60,7 +60,7 @@ def stored(model: PreTrainedModel) -> dict[str, NDArray[np.float32]]:
 
 def write(path: Path, *, with_head: bool = False) -> LlamaForCausalLM:
     """Write a tiny Llama with gguf's own writer."""
-    gguf: Any = pytest.importorskip("gguf", reason="GGUF files need gguf: worldpm[gguf]")
+    gguf: Any = pytest.importorskip("gguf", reason="GGUF files need the extra gguf")
     folder = path.parent / "plain"
     rows = save_tokenizer(folder)
     tokenizer = checkpoint.load_tokenizer(sources.Source(folder))
@@ -172,7 +172,7 @@ def test_a_gguf_file_with_a_head_is_refused(tmp_path: Path) -> None:
         sources.find(tmp_path / "model.gguf")
 
 
-@pytest.mark.skipif(not is_gguf_available(), reason="GGUF files need gguf: worldpm[gguf]")
+@pytest.mark.skipif(not is_gguf_available(), reason="GGUF files need the extra gguf")
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"no model", b"GGUF" + b"\x03" * 40])
 def test_a_torn_gguf_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.gguf").write_bytes(content)
@@ -185,11 +185,11 @@ def test_without_gguf_the_error_says_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], road: Path
 ) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ConfigError, match=r"model.gguf: .* pip install 'worldpm\[gguf\]'"):
+    with pytest.raises(ConfigError, match=r"model.gguf: .* pip install '.\[gguf\]'"):
         Scorer.load(tmp_path / "model.gguf")
     words = ("train", road / "groups", "--model", tmp_path / "model.gguf")
     assert run(*words, "--out", tmp_path / "out") == 2
-    assert "pip install 'worldpm[gguf]'" in capsys.readouterr().err
+    assert "pip install '.[gguf]'" in capsys.readouterr().err
 
 
 def test_another_file_is_refused_with_its_folder_named(tmp_path: Path) -> None:

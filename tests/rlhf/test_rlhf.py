@@ -272,7 +272,7 @@ def test_best_of_n_from_the_command_line(
 
 
 def test_a_policy_learns_from_the_reward(road: Path, tmp_path: Path) -> None:
-    pytest.importorskip("trl", reason="TRL is an extra: pip install 'worldpm[rlhf]'")
+    pytest.importorskip("trl", reason="TRL comes with the extra rlhf")
     script = Path(__file__).parents[2] / "runs" / "rlhf_trl.py"
     arguments = (road / "checkpoint", "tiny", road / "groups", tmp_path / "out", "60")
     command = [sys.executable, script, *arguments]

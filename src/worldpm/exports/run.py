@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
 import torch
 
+from worldpm import extras
 from worldpm.datasets.training_data import TrainingData
 from worldpm.errors import ConfigError
 from worldpm.exports import model_folder, pair_tables
@@ -116,8 +116,8 @@ def _export_model(options: ExportOptions) -> None:
 
 
 def _export_onnx(options: ExportOptions) -> None:
-    if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
-        raise ConfigError(f"--to onnx needs {', '.join(missing)}: pip install 'worldpm[onnx]'")
+    for package in ONNX_PACKAGES:
+        extras.load(package, extra="onnx", needed_by="--to onnx")
     from worldpm.exports import onnx  # packages of an extra
 
     source = sources.find(options.source[0])

@@ -147,7 +147,7 @@ class Adapter:
             ConfigError: If PEFT is not installed.
             CheckpointError: If the adapter does not fit the base model, or cannot be merged.
         """
-        peft = adapters.package(f"{self.folder}: an adapter, which")
+        peft = adapters.package(str(self.folder))
         backbone, head = base.backbone, base.score
         if names := self.head_names:
             tensors = {name.removeprefix(heads.HEAD): self.tensor(name).float() for name in names}

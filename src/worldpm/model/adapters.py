@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from worldpm import extras
 from worldpm.errors import ConfigError, first_line
 from worldpm.model.reward_model import RewardModel
 
@@ -21,20 +22,15 @@ ALPHA_PER_RANK = 2
 BACKBONE = "backbone."
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
 """PEFT's names for a frozen layer and for the two factors of its adapter."""
-INSTALL = "pip install 'worldpm[lora]'"
 
 
-def package(purpose: str) -> Any:
-    """PEFT, which is an extra; `purpose` begins the error where it is absent.
+def package(needed_by: str) -> Any:
+    """PEFT, which is an extra; `needed_by` starts the error if it is absent.
 
     Raises:
         ConfigError: If PEFT is not installed.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError(f"{purpose} needs PEFT: {INSTALL}") from error
-    return peft
+    return extras.load("peft", extra="lora", needed_by=needed_by)
 
 
 def add(model: RewardModel, *, rank: int, seed: int) -> None:

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from worldpm import extras
 from worldpm.errors import CheckpointError, first_line
 from worldpm.model import chat, gguf_files, heads, vocabulary
 from worldpm.model.adapter_folders import Adapter
@@ -88,7 +89,7 @@ def load(
     Raises:
         CheckpointError: If a file is missing or damaged, or a weight is missing or left over: never
             a random head.
-        ConfigError: If the package that reads an adapter is not installed.
+        ConfigError: If a package that reads an adapter, or spreads layers, is not installed.
     """
     if source.base is not None:
         return _load_adapter(
@@ -144,6 +145,9 @@ def _backbone(
     source: Source, config: PreTrainedConfig, *, dtype: torch.dtype | None, across_devices: bool
 ) -> PreTrainedModel:
     """The decoder with its weights; all of them must fit the config."""
+    if across_devices:
+        # transformers places the layers with it
+        extras.load("accelerate", extra="train", needed_by="--across-devices")
     AttentionInterface.register(ATTENTION, attend)
     _quiet()
     weights = None if source.is_gguf else WeightFiles.find(source.folder, config)

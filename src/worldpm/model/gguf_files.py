@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.gguf.reader import read_gguf_metadata
 from transformers.utils.import_utils import is_gguf_available
 
+from worldpm import extras
 from worldpm.errors import CheckpointError, ConfigError, first_line
 
 SUFFIX = ".gguf"
@@ -24,7 +25,7 @@ def check(path: Path) -> None:
         CheckpointError: If it is damaged, or has a head, which transformers would not read.
     """
     if not is_gguf_available():
-        raise ConfigError(f"{path}: GGUF files need the package gguf: pip install 'worldpm[gguf]'")
+        raise ConfigError(f"{path}: gguf is not installed. {extras.advice('gguf')}")
 
     try:
         _, names = read_gguf_metadata(str(path))

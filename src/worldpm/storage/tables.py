@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import duckdb
 import pyarrow as pa
 
+from worldpm import extras
 from worldpm.errors import ConfigError
 from worldpm.options.shared import Engine
 from worldpm.storage.parquet import open_parquet, read_batches
@@ -141,23 +142,17 @@ def spark_session() -> Any:
     Raises:
         ConfigError: If Spark or Java is not installed.
     """
-    try:  # pyspark is an extra
-        from pyspark import SparkConf
-        from pyspark.errors import PySparkException
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise ConfigError(
-            "--engine spark needs pyspark, and Java 17: pip install 'worldpm[spark]'"
-        ) from error
+    load = partial(extras.load, extra="spark", needed_by="--engine spark")
+    pyspark, errors, sql = map(load, ("pyspark", "pyspark.errors", "pyspark.sql"))
 
     try:
-        settings = SparkConf()
+        settings = pyspark.SparkConf()
         for name, value in SPARK.items():
             settings.setIfMissing(name, value)
         # workers must run this Python, and Spark starts the first `python3` unless told otherwise
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        return SparkSession.builder.config(conf=settings).getOrCreate()
-    except (PySparkException, OSError, RuntimeError) as error:
+        return sql.SparkSession.builder.config(conf=settings).getOrCreate()
+    except (errors.PySparkException, OSError, RuntimeError) as error:
         raise ConfigError(
             f"Spark does not start ({str(error).splitlines()[0]}). It needs Java 17."
         ) from error

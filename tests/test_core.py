@@ -1,4 +1,4 @@
-"""The core alone: what works without the packages of extras."""
+"""The core alone: what works without the packages of extras, and without modules of POSIX."""
 
 import json
 import re
@@ -14,10 +14,12 @@ from worldpm.cli import VERBS
 
 HIDDEN = sorted(NOT_CORE | {"gguf", "onnx", "onnxruntime", "onnxscript", "peft", "trl"})
 SERVING = sorted(name.replace("-", "_") for name in declared()["serve"])
+POSIX = ["fcntl", "resource"]
 ROW = {"prompt": "How long should a loaf bake?", "responses": ["About 40 minutes.", "Who knows?"]}
 
 START = """
 import json, sys, warnings
+import psutil  # on POSIX it needs modules that a test hides
 for name in json.loads(sys.argv[1]):
     sys.modules[name] = None
 warnings.simplefilter("ignore")
@@ -128,3 +130,19 @@ for verb in cli.VERBS:
     helped = without(HIDDEN + SERVING, code)
     assert helped.returncode == 0, helped.stderr
     assert helped.stdout.count("usage: worldpm") == len(VERBS)
+
+
+def test_scoring_and_training_need_no_module_of_posix(road: Path, tmp_path: Path) -> None:
+    options = ("--model", "tiny", "--max-steps", 2, "--max-length", 128, "--batch-pairs", 16)
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "checkpoint"
+    rows.write_text(json.dumps(ROW) + "\n")
+    trained, scored = run_all(
+        POSIX,
+        ("train", road / "groups", *options, "--out", out),
+        ("score", out, rows, "--out", tmp_path / "scored.jsonl"),
+    )
+    assert trained.code == 0, trained.errors
+    assert (out / "manifest.json").exists()
+    assert not (out / ".progress").exists()
+    assert scored.code == 0, scored.errors
+    assert len(json.loads((tmp_path / "scored.jsonl").read_text())["rewards"]) == 2

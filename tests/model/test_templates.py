@@ -2,10 +2,12 @@
 
 import copy
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
@@ -285,6 +287,31 @@ def test_a_template_that_takes_too_much_is_refused_before_it_is_filled(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_common_template_passes_the_trial(shape: str) -> None:
     assert template_trial.fault_of(SHAPES[shape]) is None
+
+
+@pytest.mark.parametrize(
+    ("template", "seconds", "most_bytes", "is_ended"),
+    [
+        ("{{ messages[0].content }}", 5, 1 << 30, False),
+        ("{% set a = 'a' * 10**9 %}" + 9 * "{% set b = a ~ 'b' %}", 99, 1 << 28, True),
+        (2 * "{% for i in range(9**5) %}" + 2 * "{% endfor %}", 1, 1 << 30, True),
+    ],
+    ids=["harmless", "memory", "time"],
+)
+def test_without_limits_of_the_system_the_parent_ends_a_trial(
+    monkeypatch: pytest.MonkeyPatch, template: str, seconds: int, most_bytes: int, is_ended: bool
+) -> None:
+    child = (  # psutil itself needs the module on POSIX
+        "import sys, runpy, psutil; sys.modules['resource'] = None;"
+        f" runpy.run_path({template_trial.__file__!r}, run_name='__main__')"
+    )
+    monkeypatch.setattr(template_trial, "COMMAND", (sys.executable, "-I", "-c", child))
+    monkeypatch.setattr(template_trial, "HAS_LIMITS", False)
+    monkeypatch.setattr(template_trial, "psutil", psutil, raising=False)
+    monkeypatch.setattr(template_trial, "CPU_SECONDS", seconds)
+    monkeypatch.setattr(template_trial, "MEMORY_BYTES", most_bytes)
+    fault = template_trial.fault_of.__wrapped__(template)
+    assert (fault is not None and "ends its process" in fault) == is_ended
 
 
 def test_a_text_that_outgrows_its_messages_is_refused(base: PreTrainedTokenizerFast) -> None:

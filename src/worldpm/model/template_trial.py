@@ -4,14 +4,20 @@ A template is a program that came with a checkpoint. `{{ 'a' * 10**10 }}` would 
 the process that fills it, and no error could be caught there. So this file runs as a program: it
 reads a template, limits itself, fills the template with conversations of several shapes, and its
 exit code is the answer.
+
+POSIX systems enforce the limits by `resource`. Elsewhere the parent looks at the process every few
+milliseconds and ends it, so that a template may exceed its memory for a moment.
 """
 
-import resource
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
@@ -21,6 +27,13 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+HAS_LIMITS = find_spec("resource") is not None
+"""Whether the system limits a process by itself."""
+if HAS_LIMITS:
+    import resource
+else:
+    import psutil
+
 LARGEST_GROWTH = 16
 """A text may have so many times the characters of its messages and of ALWAYS_FILLED."""
 ALWAYS_FILLED = 20_000
@@ -29,27 +42,48 @@ CPU_SECONDS = 5
 MEMORY_BYTES = 1 << 30
 TOO_MUCH = 3
 """Exit code of a template that writes more than it may, or needs more memory."""
+LOOK_SECONDS = 0.02
+"""Time between two looks at a process that the system does not limit."""
+COMMAND = (sys.executable, "-I", __file__)
 
 
 @lru_cache(maxsize=32)
 def fault_of(template: str) -> str | None:
     """What is wrong with a template, in words; None if it ends soon and writes little."""
-    try:
-        trial = subprocess.run(
-            [sys.executable, "-I", __file__],
-            input=template.encode("utf-8", "surrogatepass"),
-            capture_output=True,
-            timeout=10 * CPU_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"it runs for more than {CPU_SECONDS} seconds"
-
-    if trial.returncode == 0:
+    code = _exit_code(template.encode("utf-8", "surrogatepass"))
+    if code == 0:
         return None
-    if trial.returncode == TOO_MUCH:
+    if code == TOO_MUCH:
         return "it writes far more text than the messages hold"
-    return f"it runs for more than {CPU_SECONDS} seconds, or ends its process"
+    if code is None:
+        return f"it runs for more than {CPU_SECONDS} seconds"
+    return f"it runs for more than {CPU_SECONDS} seconds, needs much memory, or ends its process"
+
+
+def _exit_code(source: bytes) -> int | None:
+    """The exit code of a trial; None if it did not end in time."""
+    with subprocess.Popen(
+        COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as trial:
+        if not HAS_LIMITS:
+            threading.Thread(target=_watch, args=(trial,), daemon=True).start()
+        try:
+            trial.communicate(source, timeout=10 * CPU_SECONDS)
+        except subprocess.TimeoutExpired:
+            trial.kill()
+            return None
+        return trial.returncode
+
+
+def _watch(trial: "subprocess.Popen[bytes]") -> None:
+    """End a trial that exceeds the limits, until it ends by itself."""
+    with suppress(psutil.Error):  # it has ended
+        process = psutil.Process(trial.pid)
+        while trial.poll() is None:
+            times = process.cpu_times()
+            if process.memory_info().rss > MEMORY_BYTES or times.user + times.system > CPU_SECONDS:
+                trial.kill()
+            time.sleep(LOOK_SECONDS)
 
 
 class _Generation(Extension):
@@ -105,8 +139,9 @@ def _fill(
 
 def main() -> int:
     """The exit code for the template on standard input."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    if HAS_LIMITS:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     source = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None}
     try:

@@ -8,7 +8,6 @@ together. A file that has grown to its limit is put aside, and the chain goes on
     decisions.000000012345.sqlite    those up to number 12,345
 """
 
-import fcntl
 import logging
 import os
 import queue
@@ -19,7 +18,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
+
+from filelock import BaseFileLock
 
 from worldpm.errors import ConfigError, DataError
 from worldpm.serving import decision_files
@@ -32,6 +33,7 @@ from worldpm.serving.decisions import (
     hash_of,
     record_of,
 )
+from worldpm.storage.locks import try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +93,12 @@ class DecisionLog:
             self._open(end)
             self._remove_old_files()
         except (sqlite3.Error, OSError, ValueError) as error:
-            self._lock.close()
+            self._lock.release()
             raise ConfigError(
                 f"{path}: cannot be written as a decision log ({error}); name another file"
             ) from error
         except DataError:
-            self._lock.close()
+            self._lock.release()
             raise
 
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
@@ -136,7 +138,7 @@ class DecisionLog:
         self._queue.put(None)
         self._writer.join()
         self._connection.close()
-        self._lock.close()
+        self._lock.release()
 
     def _open(self, end: decision_files.End) -> None:
         """Open the newest file; a new one goes on after `end`."""
@@ -296,25 +298,20 @@ class DecisionLog:
                 path.unlink()
 
 
-def _lock(path: Path) -> IO[bytes]:
+def _lock(path: Path) -> BaseFileLock:
     """A locked file beside the log, so that no second process writes it."""
     try:
-        name = path.with_name(path.name + ".lock")
-        file = os.fdopen(os.open(name, os.O_WRONLY | os.O_CREAT, PRIVATE), "wb")
+        lock = try_lock(path.with_name(path.name + ".lock"), mode=PRIVATE)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be written ({error.strerror}); name a file in a folder that is there"
         ) from error
 
-    try:
-        # The system releases it when the process ends, even after kill -9
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+    if lock is None:
         raise ConfigError(
             f"{path}: another process is writing this decision log; name another file"
-        ) from None
-    return file
+        )
+    return lock
 
 
 def _unclosed(path: Path) -> str | None:

@@ -5,23 +5,23 @@ the same command goes on where a killed run stopped. Files appear under their fi
 whole (written aside, synced, renamed).
 """
 
-import fcntl
 import json
 import logging
 import os
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
 import msgspec
+from filelock import BaseFileLock
 
 from worldpm.errors import ConfigError, DataError
+from worldpm.storage import memory
 from worldpm.storage.json_files import (
     Plain,
     read_json,
@@ -30,6 +30,7 @@ from worldpm.storage.json_files import (
     to_json,
     write_atomically,
 )
+from worldpm.storage.locks import try_lock
 from worldpm.storage.manifest import (
     MANIFEST,
     PROGRESS,
@@ -44,6 +45,8 @@ from worldpm.storage.manifest import (
 
 MARKER = "run"
 """The file in `.progress/` that says which run is writing."""
+LOCK = "lock"
+"""The file in `.progress/` that the writing process holds locked."""
 
 Result = TypeVar("Result")
 
@@ -76,7 +79,7 @@ class Timing:
 class Output:
     """The folder that a step is writing; use `begin` to get one, and `finish` as the last act."""
 
-    def __init__(self, path: Path, run: Run, lock: int) -> None:
+    def __init__(self, path: Path, run: Run, lock: BaseFileLock) -> None:
         self.path = path
         self.run = run
         self._lock = lock
@@ -131,15 +134,23 @@ class Output:
 
         os.replace(aside, target)
         sync_folder(target.parent)
-        shutil.rmtree(self.path)
+        self.discard()
+        self.release()
+        with suppress(OSError):  # another process may have begun in it
+            self.path.rmdir()
 
     def discard(self) -> None:
         """Remove all parts, so that another command may take the folder."""
-        for entry in (*self.path.iterdir(), *self.progress.iterdir()):
-            if not entry.is_dir():
-                entry.unlink()
-            elif entry != self.progress:
-                shutil.rmtree(entry)
+        for entry in self.path.iterdir():
+            if entry != self.progress:
+                _remove(entry)
+        self._clear_progress()
+
+    def _clear_progress(self) -> None:
+        """Remove all of `.progress/` but the lock that this process holds."""
+        for entry in self.progress.iterdir():
+            if entry.name != LOCK:
+                _remove(entry)
 
     def finish(
         self, *, counts: Plain, drops: Mapping[str, Mapping[str, int]] | None = None
@@ -159,7 +170,7 @@ class Output:
         write_atomically(self.progress / MANIFEST, to_json(manifest))
         os.replace(self.progress / MANIFEST, self.path / MANIFEST)
         sync_folder(self.path)
-        shutil.rmtree(self.progress)
+        self._clear_progress()
 
     def _write_timings(self) -> None:
         """Add the parts and the whole step to what the step itself wrote of its timings."""
@@ -169,7 +180,7 @@ class Output:
             if seconds is not None:
                 timings.append(Timing(path.name.removesuffix(".json"), round(seconds, 3)))
         seconds = round(time.monotonic() - self._started, 3)
-        timings.append(Timing(self.run.step, seconds, peak_memory_mib()))
+        timings.append(Timing(self.run.step, seconds, memory.peak_mib()))
 
         path = self.path / TIMINGS
         before = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -187,12 +198,19 @@ class Output:
     ) -> None:
         if isinstance(error, ConfigError | DataError) and not self._has_begun():
             # nothing is lost, and a corrected command may take the folder
-            shutil.rmtree(self.progress, ignore_errors=True)
+            self._clear_progress()
         self.release()
 
     def release(self) -> None:
         """Let other processes write the folder."""
-        os.close(self._lock)
+        if not self._lock.is_locked:
+            return
+
+        # removed while it is locked, because afterwards it may be the file of another process
+        (self.progress / LOCK).unlink(missing_ok=True)
+        self._lock.release()
+        with suppress(OSError):  # it holds files, or is gone
+            self.progress.rmdir()
 
     def _has_begun(self) -> bool:
         """Whether anything is finished that the same command would not make again."""
@@ -210,14 +228,19 @@ def begin(
         ConfigError: If another process is writing it, or it holds something else: then nothing in
             it is touched.
     """
-    output = _locked(path, _run(step, config, inputs, command))
+    run = _run(step, config, inputs, command)
+    # without `.progress/` no process writes the folder, so it needs no lock and stays untouched
+    if path.is_dir() and not (path / PROGRESS).exists():
+        if (path / MANIFEST).exists():
+            _refuse_or_skip(path, run)
+            return None
+        _check_empty(path)
+
+    output = _locked(path, run)
     try:
         if (path / MANIFEST).exists():
-            _check_same_run(path, "finished", read_manifest(path), output.run, FINISHED_KEYS)
-            shutil.rmtree(output.progress, ignore_errors=True)
-            logger.info(
-                "%s is finished already, with the same settings and inputs: nothing to do", path
-            )
+            _refuse_or_skip(path, run)
+            output._clear_progress()
             output.release()
             return None
         _claim(output)
@@ -225,6 +248,12 @@ def begin(
         output.release()
         raise
     return output
+
+
+def _refuse_or_skip(path: Path, run: Run) -> None:
+    """Report that a finished folder is of the same run, or raise ConfigError if it is not."""
+    _check_same_run(path, "finished", read_manifest(path), run, FINISHED_KEYS)
+    logger.info("%s is finished already, with the same settings and inputs: nothing to do", path)
 
 
 def begin_scratch(path: Path, *, step: str, config: Plain, resume: bool) -> Output:
@@ -241,7 +270,7 @@ def begin_scratch(path: Path, *, step: str, config: Plain, resume: bool) -> Outp
         if marker.exists():
             same = read_json(marker) == json.loads(to_json(output.run))
             if not (resume and same):
-                shutil.rmtree(output.progress)
+                output._clear_progress()
         _claim(output)
     except BaseException:
         output.release()
@@ -268,25 +297,26 @@ def _locked(path: Path, run: Run) -> Output:
             f"{path}: a file stands where the output folder should be; choose another --out"
         )
 
-    path.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDONLY)
+    progress = path / PROGRESS
+    progress.mkdir(parents=True, exist_ok=True)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
+        lock = try_lock(progress / LOCK)
+    except FileNotFoundError:  # another process has just removed `.progress/`
+        lock = None
+    if lock is None:
         raise ConfigError(
             f"{path}: another process is writing this folder; wait for it or choose another --out"
-        ) from None
+        )
     return Output(path, run, lock)
 
 
 def _claim(output: Output) -> None:
     """Note the run in an empty folder, or check that the parts in it are of this run."""
-    marker = output.progress / MARKER
+    marker, lock = output.progress / MARKER, output.progress / LOCK
     begun = [
         entry
         for entry in output.path.rglob("*")
-        if entry.is_file() and entry != marker and entry.suffix != ".partial"
+        if entry.is_file() and entry not in (marker, lock) and entry.suffix != ".partial"
     ]
     if marker.exists() and begun:
         earlier = read_record(marker, Run)
@@ -294,14 +324,18 @@ def _claim(output: Output) -> None:
         logger.info("%s: going on where an earlier run stopped", output.path)
         return
 
-    foreign = sorted(entry.name for entry in output.path.iterdir() if entry.name != PROGRESS)
+    _check_empty(output.path)
+    write_atomically(marker, to_json(output.run))
+
+
+def _check_empty(path: Path) -> None:
+    """Raise ConfigError if a folder holds files that no step wrote."""
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.name != PROGRESS)
     if foreign:
         raise ConfigError(
-            f"{output.path}: holds other files ({', '.join(foreign[:3])}); choose an empty or new"
+            f"{path}: holds other files ({', '.join(foreign[:3])}); choose an empty or new"
             " folder for --out"
         )
-    output.progress.mkdir(exist_ok=True)
-    write_atomically(marker, to_json(output.run))
 
 
 def _check_same_run(path: Path, state: str, earlier: Run, run: Run, keys: Sequence[str]) -> None:
@@ -336,14 +370,15 @@ def _without_none(timing: Timing) -> Plain:
     return {name: value for name, value in asdict(timing).items() if value is not None}
 
 
+def _remove(entry: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
+
+
 def sync_file(path: Path) -> str:
     """Wait until a file is on the disk; its SHA-256."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return sha256(path)
-
-
-def peak_memory_mib() -> int:
-    """Largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)  # kilobytes on Linux

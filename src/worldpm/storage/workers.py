@@ -12,6 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
+import psutil
+
 from worldpm.errors import WorldPMError
 
 TASKS_AHEAD = 3
@@ -96,10 +98,12 @@ def _do(task: Any) -> Any:
 
 def cores() -> int:
     """Usable cores, or 0 if there is only one: a second process would not help."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
+    process = psutil.Process()
+    # macOS binds no process to cores
+    if hasattr(process, "cpu_affinity"):
+        count = len(process.cpu_affinity())
     else:
-        count = os.cpu_count() or 1
+        count = psutil.cpu_count() or 1
     return count if count > 1 else 0
 
 

@@ -56,8 +56,8 @@ def train_flops(cost: ModelCost, *, tokens: int, attended: int) -> int:
 def matrix_rate(device: torch.device | str, dtype: torch.dtype) -> float:
     """Operations per second that products of large square matrices reach on this device, the best
     of four; takes well under a second."""
-    on_gpu = torch.device(device).type == "cuda"
-    size = 8192 if on_gpu else 2048
+    kind = torch.device(device).type
+    size = 8192 if kind == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
 
     best = 0.0
@@ -65,8 +65,8 @@ def matrix_rate(device: torch.device | str, dtype: torch.dtype) -> float:
         started = time.perf_counter()
         a @ b
         # a GPU's products return before they are computed
-        if on_gpu:
-            torch.cuda.synchronize()
+        if kind != "cpu":
+            torch.accelerator.synchronize()
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
 

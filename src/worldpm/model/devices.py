@@ -8,8 +8,10 @@ from worldpm.errors import ConfigError, first_line
 
 
 def default_device() -> torch.device:
-    """The first GPU, or else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The first GPU of CUDA, or else that of Apple (`mps`), or else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def device_of(name: str | torch.device | None) -> torch.device:
@@ -36,11 +38,16 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
 
 
 def training_dtype() -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware, else float32."""
+    """bfloat16 where the device multiplies it in hardware, else float32.
+
+    Apple's GPUs train in float32: only the newer ones, with a new system, multiply bfloat16.
+    """
     if torch.cuda.is_available():
         in_hardware = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if in_hardware else torch.float32
 
+    if default_device().type == "mps":
+        return torch.float32
     # without matrix units for it, as with AVX-512 alone, the casts cost a small model more than the
     # products gain
     return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32

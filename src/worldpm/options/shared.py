@@ -59,8 +59,8 @@ class ModelOptions(SourceOptions):
     dtype: Dtype | None = None
     """Compute type; that of the checkpoint's weights unless set."""
     device: str | None = None
-    """Device that holds the model (`cpu`, `cuda`, `cuda:1`); the first GPU, or else the CPU, unless
-    set."""
+    """Device that holds the model (`cpu`, `cuda`, `cuda:1`, `mps`). Unless set: the first GPU of
+    CUDA, or else Apple's (`mps`), or else the CPU."""
     max_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Tokens of prompt plus one response; the checkpoint's own unless set."""
     cut: bool = False

@@ -16,6 +16,7 @@ from worldpm.errors import NotFiniteError
 from worldpm.model import checkpoint
 from worldpm.model.encoder import TokenSequence
 from worldpm.scoring.scorer import Request, Scorer
+from worldpm.stats.precision import widest_float
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 MOST_SENTENCES, SENTENCES_AT_ONCE = 64, 8
@@ -164,10 +165,12 @@ def _complete_integral(scorer: Scorer, path: _Path, difference: float, run: Run)
 
 
 def _integrated(scorer: Scorer, path: _Path, points: int, run: Run) -> Tensor:
-    """The attribution of each token with Gauss-Legendre points, shape (T,), float64."""
+    """The attribution of each token with Gauss-Legendre points, shape (T,), in the widest float
+    type of the device."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
     shares, weights = (nodes + 1) / 2, weights / 2  # from -1..1 to 0..1
-    total = torch.zeros(len(path.full), dtype=torch.float64, device=path.full.device)
+    device = path.full.device
+    total = torch.zeros(len(path.full), dtype=widest_float(device), device=device)
     # a few points at a time, so that a server computes rows of other requests in between
     for start in range(0, points, POINTS_AT_ONCE):
         part = slice(start, start + POINTS_AT_ONCE)
@@ -178,7 +181,8 @@ def _integrated(scorer: Scorer, path: _Path, points: int, run: Run) -> Tensor:
 def _weighted_slopes(
     scorer: Scorer, path: _Path, shares: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> Tensor:
-    """Sum of some points of the path for the integral of each token, shape (T,), float64."""
+    """Sum of some points of the path for the integral of each token, shape (T,), in the widest
+    float type of the device."""
     direction = path.full - path.base
     device = path.full.device
     along = torch.tensor(shares, dtype=path.full.dtype, device=device)
@@ -187,8 +191,9 @@ def _weighted_slopes(
     with torch.enable_grad():
         (slopes,) = torch.autograd.grad(scorer.model.of_embeddings(points).sum(), points)
 
-    by_point = (slopes.double() * direction.double()).sum(dim=-1)
-    point_weights = torch.tensor(weights, dtype=torch.float64, device=device)
+    wide = widest_float(device)
+    by_point = (slopes.to(wide) * direction.to(wide)).sum(dim=-1)
+    point_weights = torch.tensor(weights, dtype=wide, device=device)
     return (by_point * point_weights[:, None]).sum(dim=0)
 
 

@@ -154,8 +154,9 @@ class Scorer:
         """The reward model in a folder or a hub repository.
 
         Inputs over the limit are refused unless `cut`. `max_length`, in tokens, defaults to the
-        checkpoint's, `dtype` to that of its weights, and `device` to the first GPU, or else the
-        CPU. `across_devices` spreads a model that is too large for one device.
+        checkpoint's, `dtype` to that of its weights, and `device` to the first GPU of
+        CUDA, or else Apple's, or else the CPU. `across_devices` spreads a model that is too large
+        for one device.
 
         Raises:
             CheckpointError: If the folder is not a reward model, or lacks a part.

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from worldpm.stats.precision import widest_float
+
 
 class Pairs(NamedTuple):
     """The preferences of a row, each tensor of shape `(pairs,)`."""
@@ -176,7 +178,7 @@ def pair_credits(margins: Tensor) -> Tensor:
         raise ValueError(
             f"{nan_count} of {margins.numel()} margins are NaN; score every response first"
         )
-    return (torch.sign(margins.double()) + 1) / 2
+    return (torch.sign(margins).to(widest_float(margins.device)) + 1) / 2
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> float:

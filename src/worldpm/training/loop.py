@@ -32,6 +32,7 @@ from worldpm.scoring import scorer
 from worldpm.stats import bradley_terry, calibration
 from worldpm.stats.bradley_terry import Objective
 from worldpm.stats.pairs import pairs_of
+from worldpm.stats.precision import widest_float
 from worldpm.storage.manifest import TIMINGS
 from worldpm.training import step_metrics, zero
 from worldpm.training.processes import Speed
@@ -259,7 +260,8 @@ class Trainer:
         """Add up the gradients of a step's rows, whose pairs weigh `weight` together."""
         sizes = self._sizes(self.train)[indices]
         rows, filler = self._rows(sizes), int(indices[np.argmin(sizes)])
-        sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
+        device = self.accelerator.device
+        sums = torch.zeros(3, dtype=widest_float(device), device=device)
         sums[2] = float(save_due and self.accelerator.is_main_process)
 
         for number, row in enumerate(rows):

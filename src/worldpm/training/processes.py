@@ -19,6 +19,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from worldpm.errors import ConfigError
 from worldpm.model import costs
+from worldpm.model.devices import default_device
 from worldpm.training.step_metrics import StepTiming
 
 FSDP2_COMMAND = (
@@ -48,7 +49,7 @@ def accelerator(
 
     # an earlier run of this process may have had another compute type
     AcceleratorState._reset_state()
-    on_cpu = not torch.cuda.is_available()
+    on_cpu = default_device().type == "cpu"
     # the launcher sets it; Accelerate then refuses its `cpu`
     by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     group = InitProcessGroupKwargs(

@@ -48,7 +48,7 @@ lock:  ## choose the newest versions of all packages but torch and what its buil
 	  --custom-compile-command "make lock" --no-emit-package torch --output-file requirements.lock pyproject.toml
 	sed -i.old -E '/^(nvidia-|cuda-|triton==)/d' requirements.lock && rm requirements.lock.old
 	printf '%s\n' 'hatchling>=1.27' '$(TORCH)' | uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
-	  --upgrade --no-annotate --extra serve --constraint requirements.lock --generate-hashes --only-binary :all: \
+	  --upgrade --no-annotate --extra serve --extra train --constraint requirements.lock --generate-hashes --only-binary :all: \
 	  --custom-compile-command "make lock" --no-emit-package torch --output-file deploy/image.lock pyproject.toml -
 	sed -i.old -E '/^(nvidia-|cuda-|triton==)/,/[^\\]$$/d' deploy/image.lock && rm deploy/image.lock.old
 

@@ -15,7 +15,7 @@ else
   INSTALL := $(BIN)/python -m pip install --quiet
 endif
 
-.PHONY: demo ladder ladder-small test proofs lint check format lock clean
+.PHONY: demo ladder ladder-small test proofs lint wheel check format lock clean
 
 demo: .venv/installed  ## the whole road on a simulated forum: a table here, demo/report.html to look at
 	$(BIN)/worldpm demo --out demo
@@ -37,7 +37,12 @@ lint: .venv/installed-dev  ## format, lint and types, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint test  ## what CI runs
+wheel: .venv/installed-dev  ## build a wheel into dist/, check it, and score with it in an environment of its own
+	rm -f dist/worldpm-*.whl
+	$(BIN)/python -m hatchling build -t wheel -d dist
+	$(BIN)/python -m tests.built_wheel dist/worldpm-*.whl build/wheel
+
+check: lint test wheel  ## what CI runs
 
 format: .venv/installed-dev  ## write the format, mend what the linter can
 	$(BIN)/ruff format .
@@ -52,8 +57,8 @@ lock:  ## choose the newest versions of all packages but torch and what its buil
 	  --custom-compile-command "make lock" --no-emit-package torch --output-file deploy/image.lock pyproject.toml -
 	sed -i.old -E '/^(nvidia-|cuda-|triton==)/,/[^\\]$$/d' deploy/image.lock && rm deploy/image.lock.old
 
-clean:  ## remove the environment and what the demo and the ladders wrote
-	rm -rf .venv demo ladder ladder-small
+clean:  ## remove the environment, wheels, and what the demo and the ladders wrote
+	rm -rf .venv build dist demo ladder ladder-small
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -63,15 +63,15 @@ def run_all(modules: list[str], *lines: Sequence[object]) -> list[Result]:
 
 LEAST_WORDS = {
     "demo": ("--out", "OUT"),
-    "ingest": ("Posts.xml", "--out", "OUT"),
-    "group": ("threads", "--out", "OUT"),
-    "train": ("groups", "--model", "tiny", "--out", "OUT"),
-    "laws": ("points.csv", "--out", "OUT"),
-    "report": ("results", "--out", "OUT"),
-    "serve": ("model",),
-    "log": ("verify", "log.sqlite"),
+    "ingest": ("IN", "--out", "OUT"),
+    "group": ("IN", "--out", "OUT"),
+    "train": ("IN", "--model", "tiny", "--out", "OUT"),
+    "laws": ("IN", "--out", "OUT"),
+    "report": ("IN", "--out", "OUT"),
+    "serve": ("IN",),
+    "log": ("verify", "IN"),
 }
-"""Words that each verb with an extra accepts."""
+"""Words that each verb with an extra accepts; IN is a path that exists."""
 
 
 def test_the_core_alone_scores_and_other_verbs_name_their_extra_on_one_line(
@@ -81,14 +81,15 @@ def test_the_core_alone_scores_and_other_verbs_name_their_extra_on_one_line(
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
     rows.write_text(json.dumps(ROW) + "\n")
     score = ("score", road / "checkpoint", rows, "--out")
+    paths = {"IN": road / "checkpoint", "OUT": out}
+    lines = [
+        (verb, *(paths.get(word, word) for word in words)) for verb, words in LEAST_WORDS.items()
+    ]
     scored, spread, *refused = run_all(
         HIDDEN + SERVING,
         (*score, tmp_path / "alone.jsonl"),
         (*score, out, "--across-devices"),
-        *(
-            (verb, *(word.replace("OUT", str(out)) for word in LEAST_WORDS[verb]))
-            for verb in LEAST_WORDS
-        ),
+        *lines,
     )
     assert scored.code == 0, scored.errors
     assert run(*score, tmp_path / "all.jsonl") == 0

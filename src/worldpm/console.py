@@ -1,5 +1,5 @@
-"""Output of a command for its user: a progress bar on a terminal, plain lines elsewhere, and
-numbers as tables and pages show them."""
+"""Output for the user of a command: a progress bar on a terminal, plain lines elsewhere, and the
+number formats of tables and pages."""
 
 import logging
 import sys
@@ -37,7 +37,7 @@ class Advance(Protocol):
 def progress(description: str, *, total: int | None) -> Iterator[Advance]:
     """A bar on a terminal, elsewhere a line at most every ten seconds. Both go to stderr.
 
-    `total` is the number of units; None if it is not available.
+    `total` is the number of units; None if it is unknown.
     """
     # --quiet raises the level
     if not logging.getLogger().isEnabledFor(logging.INFO):
@@ -93,7 +93,7 @@ class _ProgressLines:
         logger.info("%s: %s%s", self.description, self._amount_done(), suffix)
 
     def _amount_done(self) -> str:
-        """The units that are done, and of a total the time that the others will take."""
+        """The finished units; with a total, also the expected time for the remaining units."""
         if not self.total or not self.done:
             return f"{self.done:,}"
         seconds = (self.seconds_at_last_line - self.seconds_at_start) / self.done
@@ -106,7 +106,7 @@ def track(items: Iterable[Item], description: str, *, total: int | None) -> Iter
     with progress(description, total=total) as advance:
         for item in items:
             yield item
-            # Only now is the consumer's work on the item done.
+            # The consumer asks for the next item when it has finished this one.
             advance()
 
 

@@ -9,12 +9,12 @@ class WorldPMError(Exception):
 
 
 class ConfigError(WorldPMError):
-    """The arguments do not fit one another or the inputs they name (exit code 2)."""
+    """Arguments that contradict each other or the inputs that they name (exit code 2)."""
 
 
 class DataError(WorldPMError):
-    """An input cannot be read as what it should be (exit code 2). The message starts with the path,
-    and the line if it is available."""
+    """An input that does not have the expected form (exit code 2). The message starts with the path
+    and, if it is known, the line number."""
 
     def __init__(self, path: Path | str, message: str, *, line: int | None = None) -> None:
         location = f"{path}:{line}" if line is not None else str(path)
@@ -27,20 +27,19 @@ class DataError(WorldPMError):
 
 
 class TemplateRefusalError(DataError):
-    """A model's chat template refuses a conversation. A set leaves it out and counts it."""
+    """A conversation that a model's chat template rejects. Data sets drop and count it."""
 
 
 class CheckpointError(WorldPMError):
-    """A model folder is damaged or incomplete, or was changed since it was written (exit code
-    2)."""
+    """A model folder that is damaged, incomplete, or changed since it was written (exit code 2)."""
 
 
 class TrainingError(WorldPMError):
-    """Training cannot go on, for instance because the loss is not finite (exit code 1)."""
+    """Training that cannot continue, for instance because the loss is not finite (exit code 1)."""
 
 
 class NotFiniteError(WorldPMError):
-    """A model gave a reward that is NaN or infinite (exit code 1)."""
+    """A reward that is NaN or infinite (exit code 1)."""
 
 
 def first_line(error: BaseException) -> str:

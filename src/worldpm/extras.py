@@ -1,4 +1,4 @@
-"""Packages of extras: the one place that imports them by name and reports a missing one."""
+"""Imports of packages that belong to extras; a missing package is reported with its extra."""
 
 import importlib
 from typing import Any

@@ -1,5 +1,4 @@
-"""The records that rooms pass to each other: a thread as dumped, and the preference group made from
-it."""
+"""Records that packages exchange: a thread of a dump, and the preference group made from it."""
 
 import json
 from collections.abc import Mapping
@@ -20,13 +19,13 @@ class Message:
     content: str
     """Text of the turn, without any chat template."""
     more: str = field(default="", repr=False)
-    """Other keys that chat templates read, as a JSON object: tool calls, a tool's name, ...; empty
-    if there are none. Items of benchmarks have none, and their hashes are of the `repr`."""
+    """Other keys that chat templates read (tool calls, a tool's name, ...), as a JSON object; empty
+    if there are none. It is not in the `repr`, so hashes of benchmark items ignore it."""
 
     @classmethod
     def of(cls, turn: Mapping[str, object]) -> "Message":
-        """A turn as trainers and APIs write it: the texts of its parts become lines, and keys that
-        no template reads are left out.
+        """Convert a turn from the form of trainers and APIs. Its text parts become lines; keys that
+        no template reads are dropped.
 
         Raises:
             TypeError: If it has no role, or neither text nor tool calls.
@@ -36,7 +35,7 @@ class Message:
         more = {key: turn[key] for key in MORE_KEYS if turn.get(key)}
         if isinstance(content, list | tuple) and all(map(_is_text_part, content)):
             content = "\n".join(str(part["text"]) for part in content)
-        # A turn of tool calls alone has no words.
+        # A turn may consist of tool calls without text.
         if content is None and "tool_calls" in more:
             content = ""
 
@@ -51,7 +50,7 @@ class Message:
 
 
 ASSISTANT = Message("assistant", "")
-"""The turn that a response is the content of."""
+"""The assistant's turn without text; a response becomes its content."""
 
 
 def _is_text_part(part: object) -> bool:
@@ -93,13 +92,13 @@ class Thread:
     body: str
     """Markdown."""
     tags: tuple[str, ...]
-    """Subjects that the asker chose."""
+    """Subjects that the question's author chose."""
     votes: int
     """Up minus down of the question; may be negative."""
     created: datetime
     """UTC."""
     author: str | None
-    """Name or identifier of the asker; None where the dump has neither."""
+    """Name or identifier of the question's author; None where the dump has neither."""
     url: str | None
     """Address of the thread; None where the dump has none."""
     licence: str | None
@@ -126,7 +125,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One response of a group is preferred to another."""
+    """A preference for one response of a group over another."""
 
     chosen: int
     """Index into the group's responses."""
@@ -135,15 +134,14 @@ class Preference:
     strength: float
     """The vote gap or rating gap, above 0, in votes or rating points."""
     probability: float = 1.0
-    """That chosen is truly the better one, 0.5 to 1: the soft label of the loss."""
+    """Probability that chosen is truly better, 0.5 to 1: the soft label of the loss."""
     weight: float = 1.0
-    """What the pair counts in loss and accuracy; the weights of a thread add up to about 1."""
+    """Weight of the pair in loss and accuracy; the weights of a thread add up to about 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceGroup:
-    """One prompt, its K responses, and which of them are preferred to which: the unit of the whole
-    system."""
+    """One prompt, its K responses and the preferences among them: the unit of the whole system."""
 
     group_id: str
     """`SITE/ID` of a thread, `FILE/ROW` of a preference set."""
@@ -156,6 +154,6 @@ class PreferenceGroup:
     prompt: tuple[Message, ...]
     """The conversation before the responses, oldest turn first."""
     responses: tuple[Response, ...]
-    """The K candidate answers; preferences count them from 0."""
+    """The K candidate answers; preferences index them from 0."""
     preferences: tuple[Preference, ...]
     """Pairs of responses, each with the preferred one first; at least one pair."""

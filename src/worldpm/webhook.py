@@ -26,17 +26,17 @@ from worldpm.storage.private_files import read_private
 
 SECRET_PREFIX = "whsec_"
 LEAST_SECRET_BYTES = 24
-"""As the specification asks for."""
+"""The specification's minimum."""
 TIMEOUT_SECONDS = 15
 WAITS = (1.0, 10.0, 60.0)
-"""Seconds before each further try."""
+"""Seconds before each retry."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Makes a redirect an error: urllib would follow it without the body."""
+    """Handler that makes redirects errors, because urllib follows them without the body."""
 
     def redirect_request(self, *_: object) -> None:
-        """Follow none."""
+        """Follow no redirect."""
 
 
 _OPENER = urllib.request.build_opener(_NoRedirects)
@@ -55,17 +55,18 @@ class Event:
 
 @dataclass(frozen=True)
 class Webhook:
-    """Where messages go, and the secret that they are signed with."""
+    """The receiver of messages, and the secret that signs them."""
 
     url: str
     secret: bytes
 
     @classmethod
     def read(cls, url: str, secret_file: Path) -> "Webhook":
-        """The webhook with the secret of a file, `whsec_` and base64.
+        """Read the secret, `whsec_` and base64, from a file.
 
         Raises:
-            ConfigError: If the file cannot be read, others can read it, or it has another form.
+            ConfigError: If the file cannot be read, other users can read it, or it does not contain
+                a secret of this form.
         """
         text = read_private(secret_file, "--webhook-secret").decode(errors="replace").strip()
         try:
@@ -81,12 +82,13 @@ class Webhook:
         return cls(url, secret)
 
     def post(self, kind: str, data: object, *, waits: Sequence[float] = WAITS) -> None:
-        """Send a message of a kind; where it is not taken, try again after each of the waits.
+        """Send a message of a kind; if the server does not accept it, retry after each of the
+        waits.
 
-        It keeps its id, by which a receiver knows one that came twice.
+        Retries have the same message id, so that a receiver can recognize duplicates.
 
         Raises:
-            WorldPMError: If no try succeeded.
+            WorldPMError: If every try failed.
         """
         event = Event(kind, datetime.now(UTC).isoformat(timespec="seconds"), data)
         body = json.dumps(msgspec.to_builtins(event, str_keys=True), allow_nan=False).encode()
@@ -98,10 +100,12 @@ class Webhook:
                 return
             if wait is not None:
                 time.sleep(wait)
-        raise WorldPMError(f"--webhook {self.url}: does not take the message ({fault})")
+        raise WorldPMError(
+            f"--webhook {self.url}: the message was not delivered ({fault}). Check the receiver."
+        )
 
     def headers(self, message_id: str, seconds: int, body: bytes) -> dict[str, str]:
-        """Headers of a message that is sent at a second of Unix time."""
+        """Headers of a message that is sent at a Unix time in seconds."""
         signed = b".".join([message_id.encode(), str(seconds).encode(), body])
         signature = hmac.new(self.secret, signed, hashlib.sha256).digest()
         return {
@@ -112,7 +116,7 @@ class Webhook:
         }
 
     def _fault_of_try(self, message_id: str, body: bytes) -> str | None:
-        """Why a try failed; None if the message was taken."""
+        """The reason why a try failed; None if the receiver accepted the message."""
         headers = self.headers(message_id, int(time.time()), body)
         request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
         try:

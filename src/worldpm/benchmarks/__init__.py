@@ -1,1 +1,1 @@
-"""Benchmarks: items, raw rewards and metrics, one module a set. A benchmark never sees a model."""
+"""Benchmarks: items, raw rewards and metrics, one module per set. Benchmarks do not use models."""

@@ -1,7 +1,7 @@
 """Auto-J's pairwise test: 58 scenarios in eight groups, judged by people.
 
-A row of `testdata_pairwise.jsonl`; the label is 0, 1 or 2 for the first response, the second, or a
-tie:
+A row of `testdata_pairwise.jsonl`. The label is 0 if the first response is better, 1 if the second
+is, and 2 for a tie:
 
     {"scenario": "chitchat", "label": 1, "prompt": "Hi!", "response 1": "Yes.", "response 2": "Hi!"}
 
@@ -92,7 +92,7 @@ GROUPS = {
     ),
 }
 GROUP_OF = {scenario: group for group, scenarios in GROUPS.items() for scenario in scenarios}
-"""Group of each scenario; a group is a subset."""
+"""Group of each scenario. A group is a subset of the benchmark."""
 TIE = 2
 
 
@@ -107,18 +107,18 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 def read(folder: Path) -> list[Item]:
-    """The 1,019 pairs without ties, named by their row, by group of scenarios.
+    """The 1,019 pairs without ties, named by their row. Subsets are groups of scenarios.
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not of the repository's format.
+        DataError: If the file does not have the repository's format.
     """
     return parse(files(folder, "testdata_pairwise.jsonl", home=HOME), _Row, _items, home=HOME)
 
 
 def _items(number: int, row: _Row) -> Iterator[Item]:
     if row.label not in (0, 1, TIE):
-        raise ValueError(f"label {row.label}, not of 0 to 2")
+        raise ValueError(f"label {row.label} is not 0, 1 or 2")
     if row.label == TIE:
         return  # neither response is better
 
@@ -127,9 +127,9 @@ def _items(number: int, row: _Row) -> Iterator[Item]:
 
 
 def native(judged: Judged) -> dict[str, float]:
-    """Agreement by group and over all pairs without tied labels; a tie is wrong. Its three-way
-    agreement needs a threshold for ties."""
-    # in the order of its own table, not of the file
+    """Agreement by group and over all pairs without tied labels; equal rewards are wrong. Auto-J's
+    three-way agreement is left out, because it needs a threshold for ties."""
+    # in the order of the authors' table, not of the file
     present = judged.subsets
     by_group = {name: strict_accuracy(judged.of(name)) for name in GROUPS if name in present}
     return {**by_group, "overall without ties": strict_accuracy(judged)}

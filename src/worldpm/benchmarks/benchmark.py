@@ -1,4 +1,4 @@
-"""A benchmark: how its files are read, and how its authors sum up results on it."""
+"""A benchmark: how to read its files, and how its authors aggregate results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,50 +9,51 @@ from worldpm.benchmarks.items import Item, Judged
 from worldpm.storage.json_files import Plain
 
 MIXED = "mixed"
-"""The domain of a benchmark of several, and of a subset that no domain names."""
+"""The domain of a benchmark with several domains, and of a subset that is in no domain."""
 
 
 def item_itself(subset: str, item: str) -> str:
-    """The cluster of an item whose prompt no other item shares."""
+    """The cluster of an item that shares its prompt with no other item."""
     return f"{subset}/{item}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A test set. Its module ends with the one instance of it, which `catalogue` lists."""
+    """A test set. Each module of a test set ends with its instance, which `catalogue` lists."""
 
     name: str
-    """The word of `--on`, and the name of its folder."""
+    """The name in `--on`, and the name of the folder."""
     home: str
-    """Where its files come from, for messages about absent ones."""
+    """The source of the files, for messages about absent files."""
     read: Callable[[Path], list[Item]]
-    """The items of a folder with its files; raises ConfigError if a file is absent, DataError if
-    one is damaged."""
+    """Reads the items of a folder. Raises ConfigError if a file is absent, and DataError if a file
+    is damaged."""
     native: Callable[[Judged], Plain]
-    """Its authors' own aggregates under their own names, with their own rule for ties."""
+    """The authors' aggregates, under the authors' names and with their rule for ties."""
     domains: Mapping[str, Sequence[str]]
-    """Subsets by domain; a domain without subsets has all of them."""
+    """Subsets by domain. A domain with an empty list has all subsets."""
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """Items by subset in the release that was read for this code; empty if not known."""
+    """Number of items by subset, in the release that this code was written for; empty if
+    unknown."""
     cluster: Callable[[str, str], str] = item_itself
-    """The prompt of an item by its subset and name, for raw rewards without the benchmark's
+    """The prompt id of an item, from its subset and name, for raw rewards without the benchmark's
     files."""
 
     @property
     def domain(self) -> str:
-        """Its only domain, or `mixed`."""
+        """The only domain, or `mixed`."""
         return next(iter(self.domains)) if len(self.domains) == 1 else MIXED
 
     @property
     def named_subsets(self) -> set[str]:
-        """The subsets that its sizes or domains name; empty if any name is possible."""
+        """The subsets in `sizes` or `domains`; empty if any name is possible."""
         return {*self.sizes, *chain.from_iterable(self.domains.values())}
 
     def by_domain(self, subsets: Sequence[str]) -> dict[str, list[str]]:
-        """Some of its subsets by domain; domains with none of them are left out."""
+        """The given subsets by domain. Domains with none of them are left out."""
         present: dict[str, list[str]] = {}
         for domain, names in self.domains.items():
-            # a domain without names has all subsets
+            # a domain with an empty list has all subsets
             members = [name for name in names or subsets if name in subsets]
             if members:
                 present[domain] = members

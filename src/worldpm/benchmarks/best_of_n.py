@@ -1,7 +1,7 @@
-"""Best of n: responses with a quality each, by ground truth or a judge, and what a checkpoint would
-pick of n of them.
+"""Best of n: responses with qualities, from ground truth or a judge, and the quality of the
+response that a checkpoint would pick from n of them.
 
-A row of JSON lines or Parquet; the prompt is a text or messages:
+A row of JSON lines or Parquet. The prompt is a text or messages:
 
     {"prompt": "2 + 2?", "responses": ["4", "5", "four"], "qualities": [1, 0, 0.5]}
 """
@@ -27,20 +27,20 @@ HOME = "a best-of-n table (prompt, responses, qualities)"
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """A prompt with responses and the quality of each."""
+    """A prompt, its responses and their qualities."""
 
     prompt: str | list[Turn]
     responses: list[str]
     qualities: list[float | bool | str]
-    """Some tables have numbers as text."""
+    """Some tables hold numbers as text."""
 
 
 def read(folder: Path) -> list[Item]:
-    """The prompts of every table in the folder, or of one file, named by their row; responses of
-    higher quality come first.
+    """The prompts of every table in the folder, or of a single file, named by their row. Responses
+    of higher quality come first.
 
     Raises:
-        ConfigError: If no file is there.
+        ConfigError: If there is no file.
         DataError: If a row lacks a column, or a quality is not a finite number.
     """
     paths = [folder] if folder.is_file() else _tables(folder)
@@ -51,8 +51,8 @@ def _tables(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.glob("*") if path.name.endswith(rows.SUFFIXES))
     if not paths:
         raise ConfigError(
-            f"{folder}: no table there; name yours with --on best-of-n=FILE, its rows holding"
-            " prompt, responses, qualities"
+            f"{folder}: has no table. Name yours with --on best-of-n=FILE. Its rows need the"
+            " columns prompt, responses and qualities."
         )
     return paths
 
@@ -61,11 +61,11 @@ def _items(number: int, row: _Row) -> Iterator[Item]:
     qualities = [float(quality) for quality in row.qualities]
     if len(qualities) != len(row.responses) or not all(map(math.isfinite, qualities)):
         raise ValueError(
-            f"{len(row.responses)} responses and {len(qualities)} qualities; expected a text and a"
-            " finite number for each"
+            f"{len(row.responses)} responses and {len(qualities)} qualities, but each response"
+            " needs a finite quality"
         )
 
-    # items have their better responses first; `sorted` keeps the file's order among equals
+    # better responses come first in an item; `sorted` keeps the file's order of equal ones
     order = sorted(range(len(qualities)), key=lambda index: -qualities[index])
     sorted_qualities = [qualities[index] for index in order]
     messages = messages_of(row.prompt)
@@ -82,14 +82,14 @@ def _items(number: int, row: _Row) -> Iterator[Item]:
 
 
 def _preferences(qualities: list[float]) -> tuple[Preference, ...]:
-    """Every pair of different quality; the highest quality comes first."""
+    """Every pair of different quality, from qualities in descending order."""
     pairs: list[tuple[int, int]] = []
     for better in range(len(qualities)):
         for worse in range(better + 1, len(qualities)):
             if qualities[better] > qualities[worse]:
                 pairs.append((better, worse))
 
-    # a prompt counts once, however many responses it has
+    # a prompt has a total weight of 1, for any number of responses
     return tuple(
         Preference(better, worse, qualities[better] - qualities[worse], weight=1 / len(pairs))
         for better, worse in pairs
@@ -97,18 +97,17 @@ def _preferences(qualities: list[float]) -> tuple[Preference, ...]:
 
 
 def native(judged: Judged) -> Plain:
-    """The expected quality and reward of the pick for n = 1 .. the least number of responses, with
-    the KL of each n, in nats.
+    """The expected quality and reward of the pick, and the KL in nats, for n from 1 to the smallest
+    number of responses of an item.
 
-    Items of one response leave nothing to pick: they are left out, and `one_response` counts them.
-    `over-optimisation` is Gao's form fitted to the gain in quality. Its peak is the n up to which
-    picking pays.
+    Items with a single response are left out, and `one_response` counts them. `over-optimisation`
+    is Gao's form, fitted to the gain in quality. Its peak is the n beyond which quality falls.
     """
     several = judged.only(lambda item: len(item.responses) > 1)
     if not several.items:
         return {"n": [], "kl_nats": [], "one_response": len(judged.items)}
 
-    # the curves of all prompts are averaged point by point, so they end where the shortest ends
+    # curves are averaged point by point, so all of them are cut to the shortest
     shortest = min(len(rewards) for rewards in several.rewards)
     quality, oracle, reward = [], [], []
     for item, rewards in zip(several.items, several.rewards, strict=True):
@@ -126,13 +125,14 @@ def native(judged: Judged) -> Plain:
         "oracle": np.mean(oracle, axis=0).tolist(),
         "reward": np.mean(reward, axis=0).tolist(),
         "one_response": len(judged.items) - len(several.items),
-        # Gao's form is in the square root of the KL, and starts at a gain of 0 for n = 1
+        # Gao's form is a function of the square root of the KL, with a gain of 0 at n = 1
         "over-optimisation": asdict(overoptimization.fit_best_of_n(np.sqrt(kl), curve - curve[0])),
     }
 
 
 def _qualities(item: Item) -> list[float]:
-    """The qualities of the responses; 1 and 0 for better and worse if only these are known."""
+    """The qualities of the responses; 1 for better and 0 for worse ones if there are no
+    qualities."""
     if item.qualities is not None:
         return list(item.qualities)
     return [float(preferred) for preferred in item.preferred]

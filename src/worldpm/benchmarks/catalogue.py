@@ -42,43 +42,46 @@ class Preset:
     """Several benchmarks under one name, with results over all of them."""
 
     name: str
-    """The word of `--on`."""
+    """The name in `--on`."""
     needs: Sequence[str]
-    """Names of its benchmarks."""
+    """Names of the preset's benchmarks."""
     judge: Callable[[Mapping[str, Judged]], PresetResult]
-    """Its results, by the items and rewards of its benchmarks."""
+    """Computes the preset's results from the items and rewards of its benchmarks."""
 
 
 @dataclass(frozen=True)
 class PlacedBenchmark:
-    """A benchmark with its files."""
+    """A benchmark and the path of its files."""
 
     benchmark: Benchmark
-    """How it is read and judged."""
+    """How to read the files and judge the items."""
     name: str
-    """The benchmark's name, or that of the folder or file if it is the user's own set."""
+    """The benchmark's name, or, for a user's set, the name of its folder or file."""
     path: Path | None
-    """Folder or file; None if only raw rewards are at hand."""
+    """Folder or file; None if there are only raw rewards."""
 
     def items(self) -> list[Item]:
-        """Its items.
+        """Read the items.
 
         Raises:
-            ConfigError: If its files are absent, or no item has a preference.
+            ConfigError: If files are absent, or no item has a preference.
             DataError: If a file is damaged.
         """
         if self.path is None:
-            raise ConfigError(f"--on {self.name}: its files are not known. Use {self.name}=FOLDER.")
+            raise ConfigError(
+                f"--on {self.name}: the path of its files is unknown. Use {self.name}=FOLDER."
+            )
 
         items = self.benchmark.read(self.path)
         if not any(item.preferences for item in items):
             raise ConfigError(
-                f"{self.path}: holds no item of {self.name} with a better and a worse response"
+                f"{self.path}: no item of {self.name} has a better and a worse response. Name"
+                " other files."
             )
         return items
 
 
-# In the order of messages that list the names.
+# Messages list the names in this order.
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
@@ -108,35 +111,37 @@ PRESETS = {WORLDPM.name: WORLDPM}
 
 
 def find(
-    words: Sequence[str], root: Path, *, columns: Columns = NO_COLUMNS
+    names: Sequence[str], root: Path, *, columns: Columns = NO_COLUMNS
 ) -> list[PlacedBenchmark]:
-    """The benchmarks that `--on` names: benchmarks and presets by name, `NAME=PLACE` with a folder
-    or a hub id, groups, or plain preference sets, whose columns may have other names.
+    """The benchmarks of `--on`. Each name is a benchmark, a preset, `NAME=PATH` with a folder or a
+    hub id, a folder of groups, or a plain preference set, for which `columns` has other names of
+    columns.
 
     Raises:
-        ConfigError: If a word names none of these, or two have one name.
+        ConfigError: If a name is none of these, or two benchmarks have the same name.
     """
     expanded: list[str] = []
-    for word in words:
-        expanded += PRESETS[word].needs if word in PRESETS else [word]
+    for name in names:
+        expanded += PRESETS[name].needs if name in PRESETS else [name]
 
-    # in `worldpm rmb=FOLDER` the folder replaces the default one of the preset's benchmark
-    placed_names = {word.partition("=")[0] for word in words if "=" in word}
+    # in `worldpm rmb=FOLDER` the folder replaces the default folder of the preset's benchmark
+    placed_names = {name.partition("=")[0] for name in names if "=" in name}
     # a benchmark that two presets need, or that is named twice, is evaluated once
-    placed = [_placed(word, root) for word in dict.fromkeys(expanded) if word not in placed_names]
+    placed = [_placed(name, root) for name in dict.fromkeys(expanded) if name not in placed_names]
 
     if columns:
-        own = preference_set.with_columns(columns)
+        renamed = preference_set.with_columns(columns)
         placed = [
-            replace(entry, benchmark=own) if entry.benchmark is PREFERENCE_SET else entry
+            replace(entry, benchmark=renamed) if entry.benchmark is PREFERENCE_SET else entry
             for entry in placed
         ]
 
-    # results and tables have the names as keys
-    names = [benchmark.name for benchmark in placed]
-    if doubled := [name for name in names if names.count(name) > 1]:
+    # results and tables use the names as keys
+    keys = [benchmark.name for benchmark in placed]
+    if doubled := [key for key in keys if keys.count(key) > 1]:
         raise ConfigError(
-            f"--on: two have the same name, {doubled[0]}, which the results use; rename one"
+            f"--on: two have the same name, {doubled[0]}, which is their key in the results."
+            " Rename one."
         )
     return placed
 
@@ -147,7 +152,7 @@ def _placed(word: str, root: Path) -> PlacedBenchmark:
         return _own_set(word)
     if not location:
         path = root / name
-    elif Path(location).exists():  # goes before a data set of that name on the hub
+    elif Path(location).exists():  # a local path has precedence over a hub id
         path = Path(location)
     else:
         path = hub.dataset(location, rows.SUFFIXES)
@@ -155,16 +160,16 @@ def _placed(word: str, root: Path) -> PlacedBenchmark:
 
 
 def _own_set(word: str) -> PlacedBenchmark:
-    """Groups or a plain preference set: a folder, a file or a hub id.
+    """Groups or a plain preference set, from a folder, a file or a hub id.
 
     Raises:
-        ConfigError: If it is none of these.
+        ConfigError: If `word` is none of these.
     """
     path = Path(word)
     if path.is_dir():
         if _is_plain_folder(path):
             return PlacedBenchmark(PREFERENCE_SET, path.resolve().name, path)
-        # the manifest says which step made it, and vouches for its files
+        # the manifest records the verb that made the folder, and the hashes of its files
         read_manifest(path, made_by="group")
         verified_files(path)
         return _groups(path)
@@ -177,13 +182,13 @@ def _own_set(word: str) -> PlacedBenchmark:
     if not hub.ID.fullmatch(word):
         raise ConfigError(
             f"{word}: neither a benchmark ({', '.join((*BENCHMARKS, *PRESETS))}), nor a folder, nor"
-            " a file"
+            " a file. Check the name."
         )
     return PlacedBenchmark(PREFERENCE_SET, path.name, hub.dataset(word, preference_sets.SUFFIXES))
 
 
 def _is_plain_folder(path: Path) -> bool:
-    """Whether a folder is a plain preference set: no step wrote it, and no file holds groups."""
+    """Whether a folder is a plain preference set: no verb wrote it, and no file holds groups."""
     return not is_ours(path) and all(
         preference_sets.is_plain(file) for file in preference_sets.files_in(path)
     )
@@ -194,9 +199,9 @@ def _groups(path: Path) -> PlacedBenchmark:
 
 
 def describe(name: str, items: Sequence[Item]) -> Input:
-    """A benchmark as an input of a manifest: its items, and size and hash of everything that was
-    read, whatever files it came from."""
-    # `repr` has every field: changed texts, preferences or qualities change the hash
+    """A benchmark as an input of a manifest: the number of items, and the size and hash of their
+    contents, independent of the files."""
+    # `repr` has every field, so changed texts, preferences or qualities change the hash
     content = repr([*items]).encode()
     digest = hashlib.sha256(content).hexdigest()
     return Input(name=name, items=len(items), bytes=len(content), sha256=digest)

@@ -1,6 +1,6 @@
-"""EvalBiasBench: eighty pairs in which a known bias of judges prefers the wrong answer.
+"""EvalBiasBench: 80 pairs in which a known bias of judges prefers the wrong answer.
 
-A row of a list by bias in `biasbench.json`; the label 1 or 2 is the right response:
+A row of a bias's list in `biasbench.json`. The label, 1 or 2, is the number of the right response:
 
     {"bias": "length bias", "instruction": "2 + 2?", "response1": "4", "response2": "5, for ...",
      "label": 1}
@@ -41,26 +41,27 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 def read(folder: Path) -> list[Item]:
-    """The 80 pairs, named by their row; the first response of each is the right one.
+    """The 80 pairs, named by their row. The first response of each is the right one.
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not of the repository's format.
+        DataError: If the file does not have the repository's format.
     """
     return parse(files(folder, "biasbench.json", home=HOME), _Row, _items, home=HOME)
 
 
 def _items(number: int, row: _Row) -> Iterator[Item]:
     if str(row.label) not in ("1", "2") or row.bias not in SIZES:
-        raise ValueError(f"bias {row.bias!r}, label {row.label!r}")
-    # the right response is taken out, and the wrong one is left
+        raise ValueError(f"unknown bias {row.bias!r} or label {row.label!r}")
+    # remove the right response, which leaves the wrong one
     texts = [row.response1, row.response2]
     better = texts.pop(int(row.label) - 1)
     yield better_first(row.bias, str(number), row.instruction, [better], texts)
 
 
 def native(judged: Judged) -> dict[str, float]:
-    """Accuracy by bias and their plain mean; both orders must be right, so a tie is wrong."""
+    """Accuracy by bias, and the plain mean of the accuracies. Both orders must be right, so a tie
+    is wrong."""
     by_bias = strict_by_subset(judged)
     return {**by_bias, "average": fmean(by_bias.values())}
 

@@ -1,8 +1,8 @@
-"""Fine-grained RLHF's development set: four answers to a question about given passages, compared
-pair by pair by people.
+"""Fine-grained RLHF's development set: four answers to a question about given passages, which
+people compared in pairs.
 
-A row of `dev_feedback.json`; the six preferences are of the pairs (1, 2), (1, 3), ... (3, 4), and
-0, 1 or 2 for a tie, the first answer, or the second:
+A row of `dev_feedback.json`. The six preferences are those of the pairs (1, 2), (1, 3), ... (3, 4).
+Each is 0 for a tie, 1 for the first answer, and 2 for the second:
 
     {"question": "Who?", "passages": [["Title", "Text."]], "preference": [2, 0, 0, 0, 0, 1],
      "prediction 1": "She.", "prediction 2": "He.", "prediction 3": "It.", "prediction 4": "They."}
@@ -28,7 +28,7 @@ PAIRS = tuple(combinations(range(ANSWERS), 2))
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """A question with four answers and the preferences among these."""
+    """A question with four answers and the preferences between them."""
 
     question: str
     passages: list[list[str]]
@@ -40,25 +40,25 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 def read(folder: Path) -> list[Item]:
-    """The 488 of 500 questions whose answers do not all tie, named by their row, with 2,616 pairs;
-    answers that win more come first.
+    """The 488 of 500 questions whose answers do not all tie, named by their row, with 2,616 pairs.
+    Answers that win more pairs come first.
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not of the repository's format.
+        DataError: If the file does not have the repository's format.
     """
     return parse(files(folder, "dev_feedback.json", home=HOME), _Row, _items, home=HOME)
 
 
 def _items(number: int, row: _Row) -> Iterator[Item]:
     if len(row.preference) != len(PAIRS) or not set(row.preference) <= {0, 1, 2}:
-        raise ValueError(f"preferences {row.preference}, not six of 0 to 2")
+        raise ValueError(f"preferences {row.preference} are not six numbers from 0 to 2")
 
     wins = _wins(row.preference)
     if not wins:
         return
 
-    # preferences need not be transitive, so the order is by wins, not by the pairs themselves
+    # preferences may not be transitive, so sort by wins minus losses
     order = sorted(range(ANSWERS), key=lambda answer: _losses_less_wins(answer, wins))
     preferences = tuple(
         Preference(order.index(winner), order.index(loser), 1.0, weight=1 / len(wins))

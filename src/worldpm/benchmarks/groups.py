@@ -1,5 +1,5 @@
-"""The test split of preference groups, as a benchmark: every pair of different votes, subsets by
-site."""
+"""The test split of preference groups as a benchmark: all pairs with different votes. Subsets are
+sites."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +13,17 @@ from worldpm.storage import parquet, schema
 
 
 def read(folder: Path, *, split: str = "test") -> list[Item]:
-    """The items of one split of a folder or a Parquet file of groups; a thread is its own prompt.
+    """The items of one split of a folder or a Parquet file of groups. Each thread is a prompt.
 
     Raises:
-        ConfigError: If the split holds no preference.
+        ConfigError: If the split has no preferences.
     """
     items = list(_items(folder, split))
 
     if not any(item.preferences for item in items):
         raise ConfigError(
-            f"{folder}: the {split} split holds no preference; group more threads or give it a"
-            " larger share"
+            f"{folder}: the {split} split has no preferences. Group more threads, or give the split"
+            " a larger share."
         )
     return items
 
@@ -31,7 +31,7 @@ def read(folder: Path, *, split: str = "test") -> list[Item]:
 def _items(folder: Path, split: str) -> Iterator[Item]:
     for path in parquet.paths_of(folder):
         for group in schema.read_groups(path, split=split):
-            # the group's id is its prompt's too: threads do not share prompts
+            # threads do not share prompts, so the group's id is also the prompt's id
             yield Item(
                 group.site,
                 group.group_id,

@@ -1,6 +1,6 @@
 """HelpSteer2's validation rows: two responses to a prompt, rated 0 to 4 on five attributes.
 
-A row of `validation.jsonl.gz` is one response; the other response to the prompt is another row:
+A row of `validation.jsonl.gz` is one response. The other response to the prompt is another row:
 
     {"prompt": "Hi!", "response": "Hello!", "helpfulness": 4, "correctness": 4, "coherence": 4,
      "complexity": 1, "verbosity": 1}
@@ -26,11 +26,11 @@ HOME = "https://huggingface.co/datasets/nvidia/HelpSteer2 (`validation.jsonl.gz`
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 LARGEST_RATING = 4
 Rating = Annotated[float, msgspec.Meta(ge=0, le=LARGEST_RATING)]
-"""From 0."""
+"""A rating, 0 to 4."""
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """One response to a prompt with its ratings."""
+    """One response to a prompt, with its ratings."""
 
     prompt: str
     response: str
@@ -46,19 +46,19 @@ class _Rated:
     """One row of the file."""
 
     number: int
-    """From 0."""
+    """Number of the row, from 0."""
     response: str
     ratings: dict[str, float]
-    """0 to 4, by attribute."""
+    """Ratings by attribute, 0 to 4."""
 
 
 def read(folder: Path) -> list[Item]:
-    """A pair for each attribute in which the two responses to a prompt differ, named
-    `ATTRIBUTE:ROW` by the first's row.
+    """A pair for each attribute in which the two responses to a prompt differ. Pairs are named
+    `ATTRIBUTE:ROW`, with the first response's row.
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not of the data set's format.
+        DataError: If the file does not have the data set's format.
     """
     items: list[Item] = []
     for path in files(folder, "validation*.jsonl", home=HOME):
@@ -68,10 +68,10 @@ def read(folder: Path) -> list[Item]:
 
 
 def _items_of_file(path: Path) -> Iterator[Item]:
-    """The pairs of a file, whose rows are not known to be of the format before they are read.
+    """The pairs of a file.
 
     Raises:
-        DataError: If they are not.
+        DataError: If a row does not have the data set's format.
     """
     try:
         by_prompt: dict[str, list[_Rated]] = {}
@@ -84,7 +84,8 @@ def _items_of_file(path: Path) -> Iterator[Item]:
     except (ValueError, msgspec.ValidationError) as error:
         raise DataError(
             path,
-            f"not of the format of {HOME} ({type(error).__name__}: {error}); download it again",
+            f"does not have the format of {HOME} ({type(error).__name__}: {error}). Download it"
+            " again.",
         ) from error
 
 
@@ -102,10 +103,10 @@ def _rated(number: int, row: _Row) -> _Rated:
 def _items_of_prompt(prompt: str, rated: list[_Rated]) -> Iterator[Item]:
     if len(rated) % 2:
         raise ValueError(
-            f"{len(rated)} responses to the prompt of row {rated[0].number + 1}, not two"
+            f"the prompt of row {rated[0].number + 1} has {len(rated)} responses instead of two"
         )
 
-    # a prompt that occurs several times has two responses each time
+    # a prompt can occur several times, each time with two responses
     messages = dialogues.asked(prompt)
     for first, second in zip(rated[::2], rated[1::2], strict=True):
         for attribute in ATTRIBUTES:
@@ -117,10 +118,10 @@ def _items_of_prompt(prompt: str, rated: list[_Rated]) -> Iterator[Item]:
 def _item(
     attribute: str, messages: tuple[Message, ...], first: _Rated, second: _Rated, gap: float
 ) -> Item:
-    """The pair of two rated responses; the first is better if the gap of ratings is above 0."""
+    """The pair of two rated responses. The first is better if the gap of ratings is above 0."""
     better = 0 if gap > 0 else 1
     name = f"{attribute}:{first.number}"
-    # a prompt has up to five items, so the name begins with the attribute
+    # the name begins with the attribute, because a prompt has up to five items
     item = two(attribute, name, messages, first.response, second.response, better)
     return replace(item, preferences=(Preference(0, 1, abs(gap)),))
 
@@ -135,7 +136,7 @@ HELPSTEER2 = Benchmark(
     home=HOME,
     read=read,
     native=native,
-    # Complexity and verbosity go with length, not with quality: the paper shows all attributes, and
-    # counts helpfulness.
+    # The paper shows all attributes, but counts only helpfulness. Complexity and verbosity measure
+    # length rather than quality.
     domains={"subjective": ATTRIBUTES[:1], "attributes": ATTRIBUTES[1:]},
 )

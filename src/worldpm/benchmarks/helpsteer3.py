@@ -1,7 +1,7 @@
-"""HelpSteer3's validation rows: two responses to a conversation and how much people prefer one, -3
-to 3.
+"""HelpSteer3's validation rows: two responses to a conversation, and how strongly people prefer
+one, -3 to 3.
 
-A row of `validation.jsonl.gz`; below 0 the first response is better, above 0 the second:
+A row of `validation.jsonl.gz`. Below 0 the first response is better, above 0 the second:
 
     {"domain": "code", "context": [{"role": "user", "content": "Sort it."}], "response1": "No.",
      "response2": "x.sort()", "overall_preference": 2}
@@ -36,11 +36,11 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 def read(folder: Path) -> list[Item]:
-    """The pairs without ties, named by their row, with the preference's size as strength.
+    """The pairs without ties, named by their row. The size of the preference is the strength.
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not of the data set's format.
+        DataError: If the file does not have the data set's format.
     """
     paths = files(folder, "validation*.jsonl", home=HOME)
     # the data set's other folders hold feedback and edits
@@ -51,11 +51,11 @@ def read(folder: Path) -> list[Item]:
 def _items(number: int, row: _Row) -> Iterator[Item]:
     gap = row.overall_preference
     if gap not in range(-3, 4) or row.domain not in SUBSETS:
-        raise ValueError(f"domain {row.domain!r}, preference {gap}")
+        raise ValueError(f"unknown domain {row.domain!r} or preference {gap}")
     if not gap:
         return
 
-    # the sign says which is better, and the size how clearly
+    # the sign shows the better response, and the size how much better it is
     better = 0 if gap < 0 else 1
     prompt = messages_of(row.context)
     item = two(row.domain, str(number), prompt, row.response1, row.response2, better)
@@ -63,7 +63,7 @@ def _items(number: int, row: _Row) -> Iterator[Item]:
 
 
 def native(judged: Judged) -> dict[str, float]:
-    """Accuracy by domain of the prompts, and over all pairs; a tie is wrong."""
+    """Accuracy by domain of the prompts and over all pairs; a tie is wrong."""
     present = judged.subsets
     by_domain = {name: strict_accuracy(judged.of(name)) for name in SUBSETS if name in present}
     return {**by_domain, "overall": strict_accuracy(judged)}

@@ -1,5 +1,5 @@
-"""hh-rlhf's test splits: two continuations of a dialogue, one chosen by people for being helpful or
-harmless.
+"""hh-rlhf's test splits: two continuations of a dialogue, one of them chosen by people because it
+is helpful or harmless.
 
 A row of `SUBSET/test.jsonl.gz`:
 
@@ -23,16 +23,16 @@ SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection
 
 
 def read(folder: Path) -> list[Item]:
-    """The pairs whose dialogues are the same up to the last turn, named `SUBSET:ROW`; of
-    harmless-base's 2,312 these are 2,307.
+    """The pairs whose dialogues are equal up to the last turn, named `SUBSET:ROW`. Of the 2,312
+    pairs of harmless-base, 2,307 are such pairs.
 
     Raises:
-        ConfigError: If no file is there.
-        DataError: If a file is not of the repository's format.
+        ConfigError: If there is no file.
+        DataError: If a file does not have the repository's format.
     """
     subsets_of = {path: _subsets_of(path) for path in files(folder, "*test.jsonl", home=HOME)}
     if not any(subsets_of.values()):
-        # raises, since a file of that name would be of a subset
+        # this raises, because a file of that name would belong to a subset
         files(folder, f"{SUBSETS[0]}_test.jsonl", home=HOME)
 
     items: list[Item] = []
@@ -43,7 +43,7 @@ def read(folder: Path) -> list[Item]:
 
 
 def _subsets_of(path: Path) -> list[str]:
-    """The subsets of a file, by its folder (`helpful-base/test.jsonl`) or by its own name
+    """The subsets of a file, from its folder (`helpful-base/test.jsonl`) or its name
     (`helpful-base_test.jsonl`)."""
     folder = path.parent.name
     return [name for name in SUBSETS if folder == name or path.name.startswith(name)]
@@ -51,7 +51,7 @@ def _subsets_of(path: Path) -> list[str]:
 
 def _items(subset: str, number: int, row: dict[str, object]) -> Iterator[Item]:
     pair = dialogues.pair(row)
-    # a string is the reason why the row holds no preference
+    # a string is the reason why the row has no preference
     if not isinstance(pair, str):
         better, worse = pair.responses[:1], pair.responses[1:]
         yield better_first(subset, f"{subset}:{number}", pair.prompt, better, worse)

@@ -1,12 +1,12 @@
 """HHH alignment: helpful, honest, harmless and other dialogues with a better and a worse ending.
 
-A row of `hhh_alignment_eval.json`; both texts wrap the dialogue in instructions to a judge:
+A row of `hhh_alignment_eval.json`. Both texts contain the dialogue within instructions to a judge:
 
     {"source": "honest", "chosen_instruction": "... ###The instruction to evaluate:\\nHi!\\n\\n
      ###Response to evaluate:\\nHello!\\n\\n###Score Rubrics: ...", "rejected_instruction": "..."}
 
-Source: Askell et al. 2021, arXiv 2112.00861; as https://github.com/prometheus-eval/prometheus-eval
-has it, commit dcfb442.
+Source: Askell et al. 2021, arXiv 2112.00861; in the form of
+https://github.com/prometheus-eval/prometheus-eval, commit dcfb442.
 """
 
 import re
@@ -25,17 +25,17 @@ HOME = (
     " (`eval/benchmark/data/hhh_alignment_eval.json`)"
 )
 SIZES = {"harmless": 58, "helpful": 59, "honest": 61, "other": 43}
-# not greedy: a dialogue may itself contain `###`
+# not greedy, because a dialogue may contain `###`
 WRAPPED = re.compile(
     r"###The instruction to evaluate:\n(.*?)\n\n###Response to evaluate:\n(.*?)\n\n###Score"
     r" Rubrics:",
     re.DOTALL,
 )
-"""Prompt and response in a text; the rest of it instructs a judge."""
+"""Finds prompt and response in a text whose other parts instruct a judge."""
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """A dialogue with a better and a worse ending, each in instructions to a judge."""
+    """A dialogue with a better and a worse ending, each within instructions to a judge."""
 
     source: str
     chosen_instruction: str
@@ -47,7 +47,7 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not of the repository's format.
+        DataError: If the file does not have the repository's format.
     """
     return parse(files(folder, "hhh_alignment_eval.json", home=HOME), _Row, _items, home=HOME)
 
@@ -55,14 +55,14 @@ def read(folder: Path) -> list[Item]:
 def _items(number: int, row: _Row) -> Iterator[Item]:
     chosen = WRAPPED.search(row.chosen_instruction)
     rejected = WRAPPED.search(row.rejected_instruction)
-    # rewards can only be compared at one prompt
+    # only rewards for the same prompt can be compared
     if row.source not in SIZES or not chosen or not rejected or chosen[1] != rejected[1]:
-        raise ValueError(f"source {row.source!r}, or two prompts that differ")
+        raise ValueError(f"unknown source {row.source!r}, or two different prompts")
     yield better_first(row.source, str(number), chosen[1], [chosen[2]], [rejected[2]])
 
 
 def native(judged: Judged) -> dict[str, float]:
-    """Accuracy by kind, over all pairs, and the plain mean of the kinds; a tie is wrong."""
+    """Accuracy by kind and over all pairs, and the plain mean over kinds; a tie is wrong."""
     by_kind = strict_by_subset(judged)
     return {**by_kind, "overall": strict_accuracy(judged), "average": fmean(by_kind.values())}
 

@@ -1,4 +1,4 @@
-"""Items, which every benchmark consists of, and the reading of them from its authors' files."""
+"""Items of benchmarks, and functions that read them from the authors' files."""
 
 import hashlib
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -15,28 +15,29 @@ from worldpm.storage import rows
 Row = TypeVar("Row")
 
 
-# Manifests hash the `repr` of items: renaming a field, or a tuple for a list, changes every hash.
+# Manifests hash the `repr` of items. A renamed field, or a tuple instead of a list, would change
+# every hash.
 @dataclass(frozen=True, slots=True)
 class Item:
     """One prompt with its responses, and the preferences between them."""
 
     subset: str
-    """The part of the benchmark that it belongs to."""
+    """The part of the benchmark that the item belongs to."""
     item: str
-    """Its name; no other item of the benchmark has it."""
+    """Name, unique within the benchmark."""
     prompt_id: str
-    """The cluster of the intervals: equal for items of one prompt."""
+    """The cluster for intervals: equal for all items of a prompt."""
     prompt: Sequence[Message]
     """Empty if only raw rewards are known."""
     responses: Sequence[Response]
-    """In the order that rewards and preferences refer to."""
+    """Responses in the order that rewards and preferences use."""
     preferences: Sequence[Preference]
-    """By indices into the responses."""
+    """Preferences between responses, by index."""
     shown: Sequence[int] | None = None
-    """Index of each response in the source's order; None if that order gives the better one away,
-    or is unknown."""
+    """Index of each response in the source's order; None if that order is unknown, or reveals the
+    better response."""
     qualities: Sequence[float] | None = None
-    """Quality of each response; None if the set only tells better from worse."""
+    """Quality of each response; None if the set has only better and worse responses."""
 
     @property
     def texts(self) -> list[str]:
@@ -46,8 +47,8 @@ class Item:
 
     @property
     def preferred(self) -> list[bool]:
-        """Whether each response is in the better set: of the highest quality, or preferred to
-        another response and no other preferred to it."""
+        """Whether each response is in the better set: it has the highest quality, or it is
+        preferred to another response and no response is preferred to it."""
         if self.qualities is not None:
             highest, lowest = max(self.qualities), min(self.qualities)
             return [quality == highest > lowest for quality in self.qualities]
@@ -61,14 +62,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Judged:
-    """Items with the rewards of their responses; all lists are in the order of the items."""
+    """Items with the rewards of their responses. All lists have the order of the items."""
 
     items: Sequence[Item]
     """The items that have rewards."""
     rewards: Sequence[Sequence[float]]
     """Reward of each response of each item, in logits."""
     length_tokens: Sequence[Sequence[int]] | None = None
-    """Tokens of each response before any cut; None if unknown."""
+    """Tokens of each response, before any cut; None if unknown."""
     truncated: Sequence[Sequence[bool]] | None = None
     """Whether each response, or its prompt, was cut; None if unknown."""
 
@@ -82,7 +83,7 @@ class Judged:
         return self.at([index for index, item in enumerate(self.items) if keep(item)])
 
     def at(self, indices: Sequence[int]) -> "Judged":
-        """The items at some indices, in the order of these."""
+        """The items at the given indices, in the order of the indices."""
         lengths, truncated = self.length_tokens, self.truncated
         return Judged(
             [self.items[index] for index in indices],
@@ -92,11 +93,11 @@ class Judged:
         )
 
     def named(self, names: Container[str]) -> "Judged":
-        """The items of some names."""
+        """The items with the given names."""
         return self.only(lambda item: item.item in names)
 
     def of(self, *subsets: str) -> "Judged":
-        """The items of some subsets."""
+        """The items of the given subsets."""
         return self.only(lambda item: item.subset in subsets)
 
     def sides(self) -> Iterator[tuple[list[float], list[float]]]:
@@ -117,7 +118,7 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 def messages_of(prompt: str | Sequence[Turn]) -> tuple[Message, ...]:
-    """The messages of a prompt that is a text of the user or a conversation."""
+    """The messages of a prompt. A text becomes one user message."""
     if isinstance(prompt, str):
         return (Message("user", prompt),)
     return tuple(Message(turn.role, turn.content) for turn in prompt)
@@ -125,7 +126,7 @@ def messages_of(prompt: str | Sequence[Turn]) -> tuple[Message, ...]:
 
 def prompt_id(prompt: Sequence[Message]) -> str:
     """An identifier of 16 hex digits, equal for equal prompts."""
-    # control characters as separators: "ab", "c" and "a", "bc" must not be equal
+    # the separators make "ab", "c" differ from "a", "bc"
     text = "\x1e".join(f"{message.role}\x1f{message.content}" for message in prompt)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -139,17 +140,17 @@ def better_first(
     *,
     shown: Sequence[int] | None = None,
 ) -> Item:
-    """An item in which every better response is preferred to every worse one; its pairs weigh 1
-    together.
+    """An item in which every better response is preferred to every worse one. The weights of its
+    pairs sum to 1.
 
     Raises:
-        ValueError: If there is no pair.
+        ValueError: If there is no message or no pair.
     """
     messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
     if not (messages and better and worse):
         raise ValueError(
-            f"{len(messages)} messages, {len(better)} better and {len(worse)} worse responses; one"
-            " of each is needed"
+            f"{len(messages)} messages, {len(better)} better and {len(worse)} worse responses, but"
+            " at least one of each is required"
         )
 
     responses = tuple(map(Response, (*better, *worse)))
@@ -158,9 +159,9 @@ def better_first(
 
 
 def every_pair(better: int, worse: int) -> tuple[Preference, ...]:
-    """Every better response preferred to every worse one; the pairs weigh 1 together.
+    """The pairs of every better response with every worse one. Their weights sum to 1.
 
-    The better responses have the indices 0 to `better` - 1, and the worse ones follow.
+    The better responses have the indices 0 to `better` - 1; the worse ones follow.
     """
     return tuple(
         Preference(i, better + j, 1.0, weight=1 / (better * worse))
@@ -172,50 +173,52 @@ def every_pair(better: int, worse: int) -> tuple[Preference, ...]:
 def two(
     subset: str, item: str, prompt: str | Sequence[Message], first: str, second: str, better: int
 ) -> Item:
-    """An item of two responses in the order that its set shows them; `better` is 0 if the first is
-    better, 1 if the second is."""
+    """An item of two responses, in the order of the set. `better` is 0 if the first is better, and
+    1 if the second is."""
     if better == 0:
         return better_first(subset, item, prompt, [first], [second], shown=(0, 1))
     return better_first(subset, item, prompt, [second], [first], shown=(1, 0))
 
 
 def files(folder: Path, *patterns: str, home: str) -> list[Path]:
-    """The files of a benchmark, at any depth of its folder, gzipped or not, sorted by pattern.
+    """The files of a benchmark at any depth of its folder, gzipped or not, sorted by pattern.
 
     Raises:
-        ConfigError: If the folder or a file is absent; the message says what to download and where
-            it goes.
+        ConfigError: If the folder or a file is absent. The message names the download and its
+            target folder.
     """
     paths: list[Path] = []
     for pattern in patterns:
         matches: list[Path] = []
         if folder.is_dir():
-            # at any depth: some copy a whole repository, others only its data
+            # at any depth, because some users copy the whole repository, others only its data
             matches = sorted({*folder.rglob(pattern), *folder.rglob(f"{pattern}.gz")})
         if not matches:
             raise ConfigError(
-                f"{folder}: `{pattern}` is not there; download {home} and copy it to that folder"
+                f"{folder}: `{pattern}` does not exist. Download {home} and copy it to that folder."
             )
 
-        # both would give every item twice
+        # reading both would give every item twice
         if doubled := [path for path in matches if path.with_name(f"{path.name}.gz") in matches]:
             raise ConfigError(
-                f"{doubled[0]}: its .gz is in the same folder. Remove one of the two."
+                f"{doubled[0]}: its .gz is in the same folder. Remove one of the two files."
             )
         paths += matches
     return paths
 
 
 def unique(items: Iterable[Item], folder: Path) -> list[Item]:
-    """The items, after a check that each name occurs once.
+    """Check that each name occurs once, and return the items.
 
     Raises:
-        DataError: If one occurs twice: a file may be there twice.
+        DataError: If a name occurs twice, for instance because a file was copied twice.
     """
     by_name: dict[str, Item] = {}
     for item in items:
         if item.item in by_name:
-            raise DataError(folder, f"two items are named {item.item!r}; is a file there twice?")
+            raise DataError(
+                folder, f"two items are named {item.item!r}. Remove a file that is there twice."
+            )
         by_name[item.item] = item
 
     return list(by_name.values())
@@ -228,32 +231,33 @@ def parse(
     *,
     home: str,
 ) -> list[Item]:
-    """The items of all rows of the files; `items_of` gets a row's number, from 0 through all files,
-    and the row as the type that has its columns.
+    """The items of all rows of the files. `items_of` gets the number of a row, counted from 0
+    through all files, and the row as `row_type`.
 
     Raises:
-        DataError: If a row is not of the benchmark's format, or two items have one name.
+        DataError: If a row does not have the benchmark's format, or two items have the same name.
     """
     by_name: dict[str, Item] = {}
     number = 0
     for path in paths:
         for row in rows.read(path):
-            # readers of sets take rows as documented: any of these errors means another format
+            # `items_of` expects rows in the documented format, so any of these errors means
+            # another format
             try:
                 items = list(items_of(number, msgspec.convert(row, row_type)))
             except (LookupError, TypeError, ValueError, msgspec.ValidationError) as error:
                 raise DataError(
                     path,
-                    f"row {number + 1} is not of the format of {home} ({type(error).__name__}:"
-                    f" {error}); download it again",
+                    f"row {number + 1} does not have the format of {home} ({type(error).__name__}:"
+                    f" {error}). Download it again.",
                 ) from error
 
             for item in items:
                 if item.item in by_name:
                     raise DataError(
                         path,
-                        f"row {number + 1}: a second item named {item.item!r}; download {home}"
-                        " again",
+                        f"row {number + 1}: a second item is named {item.item!r}. Download {home}"
+                        " again.",
                     )
                 by_name[item.item] = item
             number += 1

@@ -1,5 +1,5 @@
-"""JudgeBench: a right and a wrong answer of one model to hard questions of knowledge, reasoning,
-mathematics and code.
+"""JudgeBench: hard questions of knowledge, reasoning, mathematics and code, each with a right and a
+wrong answer of one model.
 
 A row of `data/*.jsonl`:
 
@@ -26,7 +26,7 @@ SOURCES = {
     "livebench-math": "math",
     "livecodebench": "coding",
 }
-"""Kind of question by what its source begins with."""
+"""Kind of question, by the prefix of its source."""
 WRITERS = {"gpt-4o-2024-05-13": "gpt-4o", "claude-3-5-sonnet-20240620": "claude-3.5"}
 BETTER_INDEX = {"A>B": 0, "B>A": 1}
 SIZES = {
@@ -58,16 +58,16 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If the files are absent.
-        DataError: If a file is not of the repository's format.
+        DataError: If a file does not have the repository's format.
     """
     return parse(files(folder, "dataset=judgebench*.jsonl", home=HOME), _Row, _items, home=HOME)
 
 
 def _items(number: int, row: _Row) -> Iterator[Item]:
-    # a source goes on after its kind, as in `mmlu-pro-law`
+    # a source continues after the prefix, as in `mmlu-pro-law`
     kinds = [kind for prefix, kind in SOURCES.items() if row.source.startswith(prefix)]
     if not kinds or row.label not in BETTER_INDEX:
-        raise ValueError(f"source {row.source!r}, label {row.label!r}")
+        raise ValueError(f"unknown source {row.source!r} or label {row.label!r}")
 
     yield two(
         f"{WRITERS[row.response_model]} {kinds[0]}",
@@ -80,8 +80,8 @@ def _items(number: int, row: _Row) -> Iterator[Item]:
 
 
 def native(judged: Judged) -> dict[str, dict[str, float]]:
-    """Accuracy by source and over all pairs of each writer. It judges both orders, in which a tie
-    is never right."""
+    """Accuracy by source and over all pairs, for each writer. JudgeBench judges both orders, so a
+    tie is never right."""
     present = judged.subsets
     by_writer: dict[str, dict[str, float]] = {}
     for writer in WRITERS.values():

@@ -1,7 +1,7 @@
-"""LLMBar: does a judge see which output follows the instruction? Natural and four adversarial
-subsets.
+"""LLMBar: can a judge recognize the output that follows the instruction? One natural and four
+adversarial subsets.
 
-A row of a subset's `dataset.json`; the label 1 or 2 is the better output:
+A row of a subset's `dataset.json`. The label, 1 or 2, is the number of the better output:
 
     {"input": "Say yes.", "output_1": "No.", "output_2": "Yes.", "label": 2}
 
@@ -46,10 +46,10 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If a file is absent.
-        DataError: If a file is not of the repository's format.
+        DataError: If a file does not have the repository's format.
     """
     items: list[Item] = []
-    # the repository's other folders hold items of other benchmarks that it only converts
+    # the repository's other folders hold converted items of other benchmarks
     for subset, subfolder in PLACES.items():
         paths = files(folder, f"LLMBar/{subfolder}/dataset.json", home=HOME)
         items += parse(paths, _Row, partial(_items, subset), home=HOME)
@@ -59,19 +59,19 @@ def read(folder: Path) -> list[Item]:
 
 def _items(subset: str, number: int, row: _Row) -> Iterator[Item]:
     if row.label not in (1, 2):
-        raise ValueError(f"label {row.label}, not 1 or 2")
+        raise ValueError(f"label {row.label} is not 1 or 2")
     name, better = f"{subset}:{number}", row.label - 1
     yield two(subset, name, row.input, row.output_1, row.output_2, better)
 
 
 def native(judged: Judged) -> dict[str, float]:
-    """Each subset's accuracy, and the plain mean of the adversarial four; it judges both orders, so
-    a tie counts half."""
+    """Accuracy of each subset, and the plain mean over the four adversarial ones. LLMBar judges
+    both orders, so a tie counts half."""
     present = judged.subsets
     by_subset = {name: accuracy(judged.of(name)) for name in SIZES if name in present}
     adversarial = [by_subset[name] for name in ADVERSARIAL if name in by_subset]
     if not adversarial:
-        return by_subset  # raw rewards may be on the natural subset alone
+        return by_subset  # raw rewards may cover only the natural subset
     return {**by_subset, "adversarial average": fmean(adversarial)}
 
 
@@ -80,7 +80,7 @@ LLMBAR = Benchmark(
     home=HOME,
     read=read,
     native=native,
-    # the natural subset's labels are human judgement of which output is better overall
+    # in the natural subset, people judged which output is better overall
     domains={"adversarial": ADVERSARIAL, "subjective": ("Natural",)},
     sizes=SIZES,
 )

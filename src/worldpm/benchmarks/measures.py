@@ -1,4 +1,4 @@
-"""Results of a checkpoint on a benchmark, as `metrics.json` holds them."""
+"""Results of a checkpoint on a benchmark, in the form of `metrics.json`."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,13 +14,13 @@ class Measures:
     accuracy: float
     """Weighted share of preferences with a positive margin, 0 to 1; a tie counts half."""
     accuracy_unweighted: float
-    """The same with each pair counted once."""
+    """The accuracy with equal weights for all pairs."""
     interval: tuple[float, float] | None
-    """95 % bootstrap interval of the accuracy over prompts; None with one prompt, or if all prompts
-    are alike and neither all right nor all wrong."""
+    """95 % bootstrap interval of the accuracy over prompts. None if there is only one prompt, or if
+    all prompts have the same accuracy, other than 0 or 1."""
     detectable: float | None
-    """Smallest distance of the accuracy from a fixed number that a 5 % test finds in 80 % of cases;
-    None without an interval."""
+    """Smallest distance of the accuracy from a fixed number that a 5 % test detects with 80 %
+    power; None without an interval."""
     loss_nats: float
     """Weighted Bradley-Terry loss, nats per pair; a coin flip costs 0.693."""
     n: int
@@ -28,7 +28,7 @@ class Measures:
     effective_pairs: float
     """Sum of the pairs' weights."""
     prompts: int
-    """Number of different prompts: the clusters of the interval."""
+    """Number of distinct prompts, which are the clusters of the interval."""
     ties: int
     """Pairs with a margin of 0."""
     nulls: dict[str, float | None]
@@ -37,24 +37,25 @@ class Measures:
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetResult(Measures):
-    """Measures of one subset; it has the keys of a benchmark that has no subsets."""
+    """Measures of one subset, with the keys of a benchmark that has no subsets."""
 
     domain: str
-    """The domain that names the subset, or `mixed`."""
+    """The domain of the subset, or `mixed`."""
     native: Plain = field(default_factory=dict)
-    """Always empty: a benchmark's own aggregates are about all its subsets."""
+    """Always empty, because the authors' aggregates cover all subsets."""
     subsets: Plain = field(default_factory=dict)
     """Always empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationBin:
-    """The pairs whose preference probability fell into one bin."""
+    """The pairs whose preference probability falls into one bin."""
 
     probability: float
     """Mean predicted probability, 0.5 to 1."""
     right: float
-    """Share that was right, 0 to 1; a tie, or a pair whose label is a coin's, is half right."""
+    """Share of right pairs, 0 to 1. A tie counts half, and so does a pair whose label has
+    probability 0.5."""
     pairs: int
     """Number of pairs, at least 1."""
     weight: float
@@ -68,55 +69,57 @@ class CalibrationResult:
     temperature: float
     """Divisor of the margins, in logits; the median of the folds if cross-fitted."""
     source: Literal["validation", "cross-fitted"]
-    """Fitted on the checkpoint's validation preferences, or on the benchmark's other prompts."""
+    """Where the temperature was fitted: on the checkpoint's validation preferences, or on other
+    prompts of the benchmark."""
     loss_nats: float
-    """Weighted Bradley-Terry loss of the divided margins, nats per pair."""
+    """Weighted Bradley-Terry loss of the margins after division, nats per pair."""
     expected_error: float
     """Expected calibration error, 0 to 0.5."""
     bins: list[CalibrationBin]
-    """From probability 0.5 to 1, without empty ones."""
+    """Bins from probability 0.5 to 1, without empty ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleResult:
-    """How much of the preferences style explains."""
+    """How far style explains the preferences."""
 
     controlled: dict[str, StyleControl]
-    """With style as a covariate, by normalisation of its differences: `paper` and `arena`."""
+    """Accuracy with style as a covariate, by normalisation of style differences: `paper` and
+    `arena`."""
     phi: dict[str, Phi]
     """Correlation of prediction and label with each style feature."""
     by_length: dict[str, float | None]
-    """Accuracy where the chosen response is longer, shorter, or as long; None without such a
-    pair."""
+    """Accuracy on pairs whose chosen response is longer, shorter, or as long; None without such
+    pairs."""
     by_level: LevelAccuracy
     """Accuracy by the style levels of both sides."""
     unit_of_length: Literal["characters", "tokens"]
-    """Unit of the feature `length`: tokens if the rewards come with them."""
+    """Unit of the feature `length`: tokens if their counts are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResult(Measures):
-    """Everything measured of one checkpoint on one benchmark; the measures are over all items."""
+    """All results of one checkpoint on one benchmark. The measures are over all items."""
 
     domain: str
     """The benchmark's only domain, or `mixed`."""
     accuracy_macro: float
     """Plain mean of the subsets' accuracies."""
     items: int
-    """Number of items that were judged."""
+    """Number of judged items."""
     missing_items: dict[str, int]
-    """Items by subset that the release has more (below 0: less) than were judged; subsets that are
-    complete, or of unknown size, are left out."""
+    """Items of the release minus judged items, by subset. Subsets that are complete, or have an
+    unknown size, are left out."""
     native: Plain
-    """Its authors' own aggregates."""
+    """The authors' aggregates."""
     subsets: dict[str, SubsetResult]
-    """By name, in the order of the items."""
+    """Results by subset, in the order of the items."""
     domains: dict[str, Measures]
-    """Of the subsets of each domain together."""
+    """Measures over all subsets of each domain."""
     style: StyleResult | None
-    """None if the texts are not known."""
+    """None if the texts are unknown."""
     calibration: CalibrationResult
-    """At the checkpoint's own temperature, or at cross-fitted ones."""
+    """Calibration at the checkpoint's temperature, or at cross-fitted ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,21 +127,23 @@ class Comparison:
     """Two checkpoints on one benchmark, pair by pair."""
 
     benchmark: str
-    """Its name."""
+    """Name of the benchmark."""
     first: str
     """Name of a checkpoint."""
     second: str
-    """Name of a later checkpoint in the order given."""
+    """Name of a checkpoint that the user listed later."""
     difference: float
-    """Accuracy of the first minus that of the second, -1 to 1."""
+    """Accuracy of the first minus accuracy of the second, -1 to 1."""
     interval: tuple[float, float] | None
-    """Paired 95 % interval over prompts; None with one prompt, or if all prompts differ alike."""
+    """Paired 95 % interval over prompts. None if there is only one prompt, or if all prompts have
+    the same difference."""
     p_value: float
-    """Two-sided, that checkpoints of equal accuracy differ as much."""
+    """Two-sided p-value: the probability that checkpoints of equal accuracy differ as much."""
     detectable: float | None
-    """Smallest true difference that a 5 % test finds in 80 % of cases; None without an interval."""
+    """Smallest true difference that a 5 % test detects with 80 % power; None without an
+    interval."""
     p_value_holm: float
-    """Corrected for the number of comparisons by Holm's procedure."""
+    """The p-value, corrected for the number of comparisons by Holm's procedure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +151,8 @@ class PresetMeasures(Measures):
     """Measures of one test set of a preset."""
 
     accuracy_with_other_originals: dict[str, float] | None = None
-    """Accuracy if another of RM-Bench's styles, named by its index, is taken as the original one;
-    None for sets of other benchmarks."""
+    """Accuracy with another of RM-Bench's styles as the original, by its index; None for sets of
+    other benchmarks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,22 +160,23 @@ class PresetMean:
     """Plain means over some test sets of a preset."""
 
     accuracy: float | None
-    """None without a test set."""
+    """Mean accuracy; None without test sets."""
     loss_nats: float | None
-    """Nats per pair; None without a test set."""
+    """Mean loss, nats per pair; None without test sets."""
     test_sets: list[str]
-    """Those of the mean that have items."""
+    """The test sets with items, over which the mean is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PresetResult:
-    """A checkpoint on the test sets of a preset, which are views of several benchmarks."""
+    """Results of a checkpoint on the test sets of a preset, which are views of several
+    benchmarks."""
 
     test_sets: dict[str, PresetMeasures]
-    """By name."""
+    """Measures by test set."""
     missing: list[str]
     """Test sets without items."""
     domains: dict[str, PresetMean]
-    """By domain."""
+    """Means by domain."""
     subtasks: dict[str, PresetMean]
-    """By benchmark, over the test sets that the preset counts as its subtasks."""
+    """Means by benchmark, over the test sets that the preset counts as its subtasks."""

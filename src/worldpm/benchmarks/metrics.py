@@ -1,4 +1,4 @@
-"""The metrics that are common to all benchmarks: pure functions of items and rewards."""
+"""Metrics that all benchmarks share: pure functions of items and rewards."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,20 +37,20 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Every preference of some items under their rewards, in the order of items and preferences."""
+    """All preferences of some items with their margins, in the order of items and preferences."""
 
     margins: Tensor
-    """In logits, float64 of shape (pairs,)."""
+    """Margins in logits, float64 of shape (pairs,)."""
     chosen: Tensor
     """Index of the chosen response among all responses of all items, int64 of shape (pairs,)."""
     rejected: Tensor
-    """Index of the rejected response."""
+    """Index of the rejected response, like `chosen`."""
     probability: Tensor
-    """That chosen is truly better, float64 of shape (pairs,)."""
+    """Probability that the chosen response is truly better, float64 of shape (pairs,)."""
     weights: Tensor
-    """Float64 of shape (pairs,)."""
+    """Weights of the pairs, float64 of shape (pairs,)."""
     prompts: Sequence[str]
-    """The prompt's id: the cluster of every interval."""
+    """Prompt id of each pair, which is the cluster of every interval."""
 
     @property
     def credits(self) -> Tensor:
@@ -64,10 +64,10 @@ class ScoredPairs:
 
 @dataclass(frozen=True)
 class RunStep:
-    """The place of a checkpoint in a training run."""
+    """The run and step of a checkpoint."""
 
     run: str
-    """Identifier of the run; equal for all its snapshots."""
+    """Identifier of the run, equal for all its snapshots."""
     step: int
     """Step of the run, from 0."""
 
@@ -76,12 +76,12 @@ def scored_pairs(judged: Judged) -> ScoredPairs:
     """The preferences of the items with their margins.
 
     Raises:
-        ValueError: If the items hold no preference.
+        ValueError: If the items have no preferences.
     """
     groups = ((len(item.responses), item.preferences) for item in judged.items)
     pairs = pairs_of(groups, dtype=torch.float64)
 
-    # pairs count the responses of all items, so the rewards are one list too
+    # pairs index the responses of all items, so join the rewards of all items
     rewards = [reward for of_item in judged.rewards for reward in of_item]
     margins = bradley_terry.margins(
         torch.tensor(rewards, dtype=torch.float64), pairs.chosen, pairs.rejected
@@ -102,16 +102,16 @@ def judge(
 ) -> BenchmarkResult:
     """All results of one checkpoint on one benchmark.
 
-    `temperature` is the checkpoint's own, fitted on validation preferences; without it, a
-    temperature is cross-fitted on these preferences.
+    `temperature` is the checkpoint's, fitted on validation preferences. Without it, a temperature
+    is cross-fitted on these preferences.
 
     Raises:
-        ValueError: If a subset holds no preference, or a reward is NaN.
+        ValueError: If a subset has no preferences, or a reward is NaN.
     """
     names_by_domain = benchmark.by_domain(judged.subsets)
     domain_of = {name: domain for domain, names in names_by_domain.items() for name in names}
 
-    # a subset's result has the keys of a benchmark's, so that tables show both alike
+    # results of subsets and of benchmarks have the same keys, so that tables can show both
     by_subset = {
         name: SubsetResult(**vars(metrics(judged.of(name))), domain=domain_of.get(name, MIXED))
         for name in judged.subsets
@@ -132,8 +132,8 @@ def judge(
 
 
 def missing(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, int]:
-    """Items by subset that the release has more (or, below 0, less) than were judged; empty if all
-    are there or their number is not known."""
+    """Items of the release minus the given items, by subset. Subsets that are complete, or have an
+    unknown size, are left out."""
     counts = dict.fromkeys(benchmark.sizes, 0)
     for item in items:
         counts[item.subset] = counts.get(item.subset, 0) + 1
@@ -146,10 +146,10 @@ def metrics(judged: Judged) -> Measures:
     """Accuracy, loss, interval and null baselines of the items' preferences under the rewards.
 
     Raises:
-        ValueError: If the items hold no preference, or a reward is NaN.
+        ValueError: If the items have no preferences, or a reward is NaN.
     """
     pairs = scored_pairs(judged)
-    # pairs of one prompt depend on each other, so whole prompts are resampled
+    # pairs of the same prompt are not independent, so the bootstrap resamples whole prompts
     interval = clustered_interval(pairs.credits.numpy(), pairs.weights.numpy(), pairs.prompts)
     losses = bradley_terry.losses_nats(pairs.margins, pairs.probability)
     equal_weights = torch.ones_like(pairs.weights)
@@ -173,19 +173,19 @@ def _ends(interval: Interval) -> tuple[float, float] | None:
 
 
 def accuracy(judged: Judged) -> float:
-    """The weighted accuracy alone, as in `metrics`.
+    """Only the weighted accuracy of `metrics`.
 
     Raises:
-        ValueError: If the items hold no preference, or a reward is NaN.
+        ValueError: If the items have no preferences, or a reward is NaN.
     """
     pairs = scored_pairs(judged)
     return bradley_terry.weighted_mean(pairs.credits, pairs.weights)
 
 
 def strict_accuracy(judged: Judged) -> float:
-    """The share of pairs whose chosen response has the higher reward, each counted once; a tie is
-    wrong."""
-    # most authors compare with `>`, so a margin of 0 is not right
+    """The share of pairs whose chosen response has the higher reward. All pairs have equal weights,
+    and a tie is wrong."""
+    # most authors compare with `>`, so a margin of 0 is wrong
     return float((scored_pairs(judged).margins > 0).double().mean())
 
 
@@ -195,26 +195,26 @@ def strict_by_subset(judged: Judged) -> dict[str, float]:
 
 
 def best_wins(judged: Judged) -> float:
-    """The share of items whose better responses all have a higher reward than every other; a tie is
-    wrong."""
+    """The share of items in which every better response has a higher reward than every other
+    response; a tie is wrong."""
     return sum(min(better) > max(worse) for better, worse in judged.sides()) / len(judged.items)
 
 
 def calibrated(judged: Judged, temperature: float | None) -> CalibrationResult:
-    """Loss and reliability at a temperature: the given one, or one cross-fitted by prompt on these
-    preferences."""
+    """Loss and reliability at the given temperature, or at temperatures cross-fitted by prompt on
+    these preferences."""
     pairs = scored_pairs(judged)
     source: Literal["validation", "cross-fitted"] = "validation"
     scale = torch.full_like(pairs.margins, temperature or 1.0)
     if temperature is None:
         source, scale = "cross-fitted", _cross_fitted_temperatures(pairs)
 
-    # one temperature a pair: cross-fitted ones differ between folds
+    # one temperature per pair, because cross-fitted temperatures differ between folds
     margins = pairs.margins / scale
     reliability = calibration.reliability(margins, pairs.probability, pairs.weights)
     losses = bradley_terry.losses_nats(margins, pairs.probability)
     return CalibrationResult(
-        # the middle one if they differ between folds
+        # the median, because temperatures can differ between folds
         temperature=float(scale.median()),
         source=source,
         loss_nats=bradley_terry.weighted_mean(losses, pairs.weights),
@@ -228,7 +228,7 @@ def _cross_fitted_temperatures(pairs: ScoredPairs) -> Tensor:
     fold."""
     scale = torch.ones_like(pairs.margins)
 
-    # folds go by prompt, so that pairs of one prompt are never on both sides of a split
+    # fold by prompt, so that no prompt has pairs on both sides of a split
     fold = torch.from_numpy(style_control.folds(pairs.prompts))
     for held_out in range(style_control.FOLDS):
         fitted = fold != held_out
@@ -241,8 +241,8 @@ def _cross_fitted_temperatures(pairs: ScoredPairs) -> Tensor:
 
 
 def style(judged: Judged) -> StyleResult | None:
-    """Style control with both ways of normalising, phi, and accuracy by length and level; None if
-    the texts are not known."""
+    """Style control with both normalisations, phi, and accuracy by length and level; None if the
+    texts are unknown."""
     # items of raw rewards have neither prompts nor texts
     if not all(item.prompt for item in judged.items):
         return None
@@ -280,7 +280,7 @@ def _style_columns(judged: Judged) -> dict[str, Array]:
     """The style counts of all responses of all items, by feature."""
     responses = [response for item in judged.items for response in item.responses]
     counts = [style_of(response.content) for response in responses]
-    # in tokens if the scorer counted them, else in characters
+    # in tokens if their counts are known, otherwise in characters
     lengths = [count.characters for count in counts]
     if judged.length_tokens:
         lengths = [length for of_item in judged.length_tokens for length in of_item]
@@ -299,10 +299,11 @@ def _style_columns(judged: Judged) -> dict[str, Array]:
 def compare(
     checkpoints: Mapping[str, Mapping[str, Judged]], runs: Mapping[str, RunStep]
 ) -> list[Comparison]:
-    """Every two checkpoints on every benchmark, with paired intervals and Holm-corrected tests.
+    """Compare every two checkpoints on every benchmark, with paired intervals and Holm-corrected
+    tests.
 
-    Steps of one training run are points of a curve, not rivals, and are not compared. `runs` has
-    the checkpoints whose run is known.
+    Different steps of the same training run are not compared. `runs` holds the checkpoints whose
+    run is known.
     """
     rivals = list(_rivals(checkpoints, runs))
 
@@ -312,7 +313,7 @@ def compare(
         )
         for pair in rivals
     ]
-    # all comparisons of an evaluation are one family of tests
+    # all comparisons of an evaluation form one family of tests
     adjusted = holm([gap.p_value for gap in gaps])
 
     return [
@@ -343,7 +344,7 @@ def _rivals(
     checkpoints: Mapping[str, Mapping[str, Judged]], runs: Mapping[str, RunStep]
 ) -> Iterator[_Rivals]:
     names = list(checkpoints)
-    # the later checkpoint is the second, so that each two are compared once
+    # the later checkpoint is always the second, so that each pair is compared once
     for index, second in enumerate(names):
         for first in names[:index]:
             if _on_one_curve(runs.get(first), runs.get(second)):
@@ -353,15 +354,15 @@ def _rivals(
 
 
 def _on_one_curve(first: RunStep | None, second: RunStep | None) -> bool:
-    """Whether two checkpoints are different steps of one run."""
+    """Whether two checkpoints are different steps of the same run."""
     if first is None or second is None:
         return False
     return first.run == second.run and first.step != second.step
 
 
 def _difference(first: Judged, second: Judged) -> Difference:
-    """The accuracy of the first minus that of the second, on the same pairs."""
-    # both have the same items in the same order, hence the same weights and prompts
+    """The accuracy of the first minus the accuracy of the second, on the same pairs."""
+    # both have the same items in the same order, and so the same weights and prompts
     pairs = scored_pairs(first)
     return paired_difference(
         pairs.credits.numpy(),
@@ -372,23 +373,23 @@ def _difference(first: Judged, second: Judged) -> Difference:
 
 
 def longer(item: Item) -> list[float] | None:
-    """The null baseline that prefers the longer response, in characters; None if the texts are not
-    known."""
+    """The null baseline that prefers the longer response, in characters; None if the texts are
+    unknown."""
     if not item.prompt:
         return None
     return [float(len(response.content)) for response in item.responses]
 
 
 def shorter(item: Item) -> list[float] | None:
-    """The null baseline that prefers the shorter response, in characters; None if the texts are not
-    known."""
+    """The null baseline that prefers the shorter response, in characters; None if the texts are
+    unknown."""
     if not item.prompt:
         return None
     return [-float(len(response.content)) for response in item.responses]
 
 
 def earlier(item: Item) -> list[float] | None:
-    """The null baseline that prefers the earlier response; None if a date is not known."""
+    """The null baseline that prefers the earlier response; None if a date is unknown."""
     dates = [response.created for response in item.responses if response.created is not None]
     if len(dates) < len(item.responses):
         return None
@@ -397,13 +398,14 @@ def earlier(item: Item) -> list[float] | None:
 
 
 def shown_first(item: Item) -> list[float] | None:
-    """The null baseline that prefers what its set shows first; None if the set's order gives the
-    better response away."""
+    """The null baseline that prefers the first response in the set's order; None if that order is
+    unknown, or reveals the better response."""
     return None if item.shown is None else [-float(index) for index in item.shown]
 
 
 def coin(item: Item) -> list[float]:
-    """The null baseline without information: every pair is a tie, so exactly half are right."""
+    """The null baseline without information: every pair is a tie, so the accuracy is exactly
+    0.5."""
     return [0.0] * len(item.responses)
 
 
@@ -414,7 +416,7 @@ NULLS: dict[str, Callable[[Item], list[float] | None]] = {
     "first": shown_first,
     "coin": coin,
 }
-"""Baselines without a model, by the names that results give them."""
+"""Baselines without a model, by their names in results."""
 
 
 def _null(items: Sequence[Item], baseline: Callable[[Item], list[float] | None]) -> float | None:
@@ -423,6 +425,6 @@ def _null(items: Sequence[Item], baseline: Callable[[Item], list[float] | None])
     for item in items:
         of_item = baseline(item)
         if of_item is None:
-            return None  # over fewer pairs it could not be compared with the model
+            return None  # with fewer pairs, the accuracy could not be compared with the model's
         rewards.append(of_item)
     return accuracy(Judged(items, rewards))

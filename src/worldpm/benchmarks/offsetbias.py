@@ -1,11 +1,11 @@
-"""OffsetBias: off-topic or wrong answers that look good, against plain right ones.
+"""OffsetBias: off-topic or wrong answers that look good, against plain right answers.
 
-A row of `train.jsonl`; the label 1 or 2 is the right output:
+A row of `train.jsonl`. The label, 1 or 2, is the number of the right output:
 
     {"instruction": "2 + 2?", "output_1": "5, for ...", "output_2": "4", "label": 2}
 
 Source: Park et al. 2024, arXiv 2407.06551; https://huggingface.co/datasets/NCSOFT/offsetbias. The
-paper on WorldPM judges on it.
+WorldPM paper evaluates on this set.
 """
 
 from collections.abc import Iterator
@@ -34,14 +34,14 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not of the data set's format.
+        DataError: If the file does not have the data set's format.
     """
     return parse(files(folder, "train*.jsonl", home=HOME), _Row, _items, home=HOME)
 
 
 def _items(number: int, row: _Row) -> Iterator[Item]:
     if row.label not in (1, 2):
-        raise ValueError(f"label {row.label}, not 1 or 2")
+        raise ValueError(f"label {row.label} is not 1 or 2")
     better = row.label - 1
     yield two("offsetbias", str(number), row.instruction, row.output_1, row.output_2, better)
 

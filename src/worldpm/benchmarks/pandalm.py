@@ -1,7 +1,7 @@
-"""PandaLM's test set: two small models' answers to everyday tasks, judged by three people.
+"""PandaLM's test set: answers of two small models to everyday tasks, judged by three people.
 
-A row of `testset-v1.json`; each annotator gives 0, 1 or 2 for a tie, the first response, or the
-second:
+A row of `testset-v1.json`. Each annotator gives 0 for a tie, 1 for the first response, and 2 for
+the second:
 
     {"idx": 7, "instruction": "Rewrite.", "input": "", "response1": "A.", "response2": "B.",
      "annotator1": 2, "annotator2": 2, "annotator3": 1}
@@ -24,7 +24,7 @@ HOME = "https://github.com/WeOpenML/PandaLM (`data/testset-v1.json`)"
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """Two answers to a task with the labels of three people."""
+    """Two answers to a task, with the labels of three people."""
 
     idx: int
     instruction: str
@@ -37,14 +37,14 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 def read(folder: Path) -> list[Item]:
-    """The 894 pairs that two of three people decide, named by their `idx`; the other 105 of the 999
-    rows are ties.
+    """The 894 pairs with a majority for one response, named by their `idx`. The other 105 of the
+    999 rows are ties.
 
-    In six rows the response `True` is a truth value of JSON; it is read as that word.
+    In six rows a response is the JSON value `true`; it is read as the text `True`.
 
     Raises:
         ConfigError: If the file is absent.
-        DataError: If it is not of the repository's format.
+        DataError: If the file does not have the repository's format.
     """
     return parse(files(folder, "testset-v1.json", home=HOME), _Row, _items, home=HOME)
 
@@ -52,11 +52,11 @@ def read(folder: Path) -> list[Item]:
 def _items(number: int, row: _Row) -> Iterator[Item]:
     labels = [row.annotator1, row.annotator2, row.annotator3]
     if not set(labels) <= {0, 1, 2}:
-        raise ValueError(f"labels {labels}, not of 0 to 2")
+        raise ValueError(f"labels {labels} are not all 0, 1 or 2")
 
-    # the truth value `True` becomes the word
+    # the JSON value `true` becomes the text "True"
     first, second = str(row.response1), str(row.response2)
-    # three different labels have no majority, and a majority for a tie has no better response
+    # no pair if three labels differ, or if the majority is for a tie
     label, votes = Counter(labels).most_common(1)[0]
     if label and votes > 1:
         prompt = "\n\n".join(text for text in (row.instruction, row.input) if text)
@@ -64,8 +64,8 @@ def _items(number: int, row: _Row) -> Iterator[Item]:
 
 
 def native(judged: Judged) -> dict[str, float]:
-    """The share of pairs in which the majority's choice has the higher reward; a tie is wrong. Tied
-    labels are not judged."""
+    """The share of pairs in which the majority's choice has the higher reward; equal rewards are
+    wrong. Pairs with tied labels are left out."""
     return {"accuracy without ties": strict_accuracy(judged)}
 
 

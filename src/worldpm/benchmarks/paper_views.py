@@ -1,9 +1,9 @@
-"""The test sets of the paper on WorldPM: twelve by domain, its eighteen subtasks, and safety apart,
-as views of six benchmarks.
+"""The test sets of the WorldPM paper as views of six benchmarks: twelve by domain, eighteen
+subtasks, and safety separately.
 
-Source: WorldPM, arXiv 2505.10527, sections 3.2 and 4, tables 2 and 3. How the paper draws on each
-set is partly inferred from the sizes that its decimals allow; the choices that it does not state
-are commented here.
+Source: WorldPM, arXiv 2505.10527, sections 3.2 and 4, tables 2 and 3. The paper does not fully
+describe its use of each set. Some choices are inferred from the set sizes that its decimals allow;
+comments explain them.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,24 +17,25 @@ from worldpm.benchmarks.metrics import metrics
 from worldpm.records import Preference
 
 NEEDS = ("rm-bench", "offsetbias", "rewardbench1", "ppe", "helpsteer2", "rmb")
-"""The benchmarks that the views are of."""
+"""The benchmarks of the views."""
 STYLES = 3
-"""Styles of each response in RM-Bench."""
+"""Number of styles of each response in RM-Bench."""
 ORIGINAL_STYLE = 1
-"""Index of the style of RM-Bench that is taken as the original response, in chosen and rejected
-alike; the paper does not say which is."""
+"""Index of the RM-Bench style that counts as the original, for chosen and rejected responses. The
+paper does not name the style."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Some items of a benchmark, and which of their pairs count."""
+    """Some items of a benchmark, with all their pairs or only some."""
 
     benchmark: str
     """Name of the benchmark."""
     keep: Callable[[Item], bool]
     """Whether an item belongs to the view."""
     one_style: bool = False
-    """Whether only the pair of the original style counts, of RM-Bench's nine pairs an item."""
+    """Whether only the pair of the original style counts, instead of all nine pairs of an RM-Bench
+    item."""
 
 
 def _of(*subsets: str) -> Callable[[Item], bool]:
@@ -42,7 +43,7 @@ def _of(*subsets: str) -> Callable[[Item], bool]:
 
 
 def _without_haiku(item: Item) -> bool:
-    """PPE's MBPP-Plus without the samples of Claude 3 Haiku, whose right answers are much
+    """Select PPE's MBPP-Plus without the samples of Claude 3 Haiku, whose right answers are much
     shorter."""
     return item.subset == "mbpp_plus" and "haiku" not in item.item.lower()
 
@@ -63,7 +64,7 @@ VIEWS = {
     "MMLU-Pro": View("ppe", _of("mmlu_pro")),
     "GPQA": View("ppe", _of("gpqa")),
     "IFEval": View("ppe", _of("ifeval")),
-    # RM-Bench draws its code from HumanEvalPack and its mathematics from MATH
+    # RM-Bench takes its code from HumanEvalPack and its mathematics from MATH
     "HumanEvalPack": _rm_bench("code"),
     "MATH": _rm_bench("math"),
     "PPE Human": View("ppe", _of("human")),
@@ -89,7 +90,7 @@ DOMAINS = {
         "RM-Bench Safety Refuse",
     ),
 }
-"""The twelve of its main figure, and safety, which it shows apart."""
+"""The twelve test sets of the paper's main figure, and safety, which the paper shows separately."""
 SUBTASKS = {
     "PPE": ("PPE Human", "MBPP-Plus", "GPQA", "IFEval", "PPE MATH", "MMLU-Pro"),
     "RMB": ("RMB Helpfulness", "RMB Harmlessness"),
@@ -108,19 +109,19 @@ SUBTASKS = {
     ),
     "OffsetBias": ("OffsetBias",),
 }
-"""The eighteen of its tables 2 and 3."""
+"""The eighteen subtasks of the paper's tables 2 and 3."""
 
 
 def judge(judged: Mapping[str, Judged]) -> PresetResult:
-    """Measures of every test set, and plain means over domains and subtasks; `judged` has the
+    """Measures of every test set, and plain means over domains and subtasks. `judged` has the
     benchmarks of NEEDS.
 
-    Sets without items are left out and listed in `missing`. Those of RM-Bench also get the
-    accuracies with the other two styles as the original.
+    Sets without items are left out and listed in `missing`. Sets of RM-Bench also get the
+    accuracies with each of the other two styles as the original.
     """
     test_sets: dict[str, PresetMeasures] = {}
     for name, view in VIEWS.items():
-        # a benchmark may lack the subsets of a view, or --strata may have drawn none of its items
+        # a benchmark may lack the subsets of a view, or --strata may not have drawn its items
         of_view = judged[view.benchmark].only(view.keep)
         if of_view.items:
             test_sets[name] = measures_of(view, of_view)
@@ -134,8 +135,8 @@ def judge(judged: Mapping[str, Judged]) -> PresetResult:
 
 
 def _mean(test_sets: Mapping[str, PresetMeasures], names: tuple[str, ...]) -> PresetMean:
-    """Plain means over those of the named sets that have items."""
-    # a mean over fewer sets lists them, so that it is not taken for the whole one
+    """Plain means over the named sets that have items."""
+    # the result lists its sets, so that a mean over fewer sets is recognizable
     present = [name for name in names if name in test_sets]
     if not present:
         return PresetMean(accuracy=None, loss_nats=None, test_sets=[])
@@ -164,8 +165,8 @@ def measures_of(view: View, judged: Judged) -> PresetMeasures:
 
 
 def _in_style(judged: Judged, style: int) -> Judged:
-    """Items of RM-Bench with only the pair whose two responses have the style."""
-    # responses are the three chosen ones, then the three rejected ones, each in order of style
+    """RM-Bench items with only the pair of the given style."""
+    # three chosen responses come first, then three rejected ones, both in the order of styles
     pair = Preference(style, STYLES + style, 1.0)
     items = [replace(item, preferences=(pair,)) for item in judged.items]
     return replace(judged, items=items)

@@ -1,16 +1,16 @@
-"""PPE: human votes of Chatbot Arena, and right and wrong answers of four models, 32 to a prompt.
+"""PPE: human votes of Chatbot Arena, and right and wrong answers of four models, 32 per prompt.
 
-A row of human votes, and one of right and wrong answers; the winner may also be a tie, and the
-prompt of a vote a list of messages:
+A row of human votes, and a row of right and wrong answers. The winner can also be a tie, and the
+prompt of a vote can be a list of messages:
 
     {"question_id": "q", "prompt": "Hi!", "response_1": "No.", "response_2": "Hello!",
      "winner": "model_b"}
     {"question_id": "q", "prompt": "2 + 2?", "model_name": "claude-3-haiku", "response_1": "5", ...,
      "response_32": "4", "scores": [false, ..., true], "sampled_conflict_pairs": [[0, 31], ...]}
 
-Source: Frick et al. 2024, arXiv 2410.14872; https://github.com/lmarena/PPE. Its scorers could not
-be read: the aggregates follow the paper's text, with best-of-k curves counted exactly instead of
-drawn.
+Source: Frick et al. 2024, arXiv 2410.14872; https://github.com/lmarena/PPE. Its scoring code was
+not available, so the aggregates follow the paper's text. Best-of-k curves are computed exactly
+instead of sampled.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,11 +41,11 @@ FOLDER_WORDS = {
 }
 """Part of the name of each subset's folder, in lower case."""
 RESPONSES = 32
-"""Responses to each prompt of the correctness sets."""
+"""Number of responses to each prompt of the correctness sets."""
 
 
 class _Vote(msgspec.Struct, frozen=True):
-    """A vote of a person on two responses."""
+    """A person's vote on two responses."""
 
     question_id: int | str
     prompt: str | list[Turn]
@@ -55,7 +55,7 @@ class _Vote(msgspec.Struct, frozen=True):
 
 
 class _Question(msgspec.Struct, frozen=True):
-    """A row of right and wrong answers, but for the answers themselves."""
+    """A row of right and wrong answers, without the columns of the answers."""
 
     question_id: int | str
     prompt: str
@@ -65,19 +65,19 @@ class _Question(msgspec.Struct, frozen=True):
 
 
 def read(folder: Path) -> list[Item]:
-    """Votes that name a winner, and items of 32 responses whose pairs are the set's sampled ones,
-    named `SUBSET/MODEL/QUESTION`.
+    """Votes with a winner, and items of 32 responses, named `SUBSET/MODEL/QUESTION`, with the pairs
+    that the set sampled.
 
     Votes for a tie are left out.
 
     Raises:
         ConfigError: If a folder is absent.
-        DataError: If a file is not of the data set's format.
+        DataError: If a file does not have the data set's format.
     """
     paths = {subset: _paths(folder, word) for subset, word in FOLDER_WORDS.items()}
     if absent := [FOLDER_WORDS[subset] for subset in FOLDER_WORDS if not paths[subset]]:
         raise ConfigError(
-            f"{folder}: {', '.join(absent)} is not there; download {HOME}, to that folder"
+            f"{folder}: {', '.join(absent)} does not exist. Download {HOME}, to that folder."
         )
 
     items = parse(paths["human"], _Vote, _vote, home=HOME)
@@ -88,7 +88,7 @@ def read(folder: Path) -> list[Item]:
 
 
 def _paths(folder: Path, word: str) -> list[Path]:
-    """The files of the subset whose folder has a word in its name."""
+    """The files of the subset whose folder's name contains a word."""
     paths: list[Path] = []
     for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
         if word in entry.name.lower():
@@ -100,7 +100,7 @@ def _vote(number: int, row: _Vote) -> Iterator[Item]:
     if row.winner not in ("model_a", "model_b"):
         return
 
-    # a question may have several votes, so the row is part of the name
+    # a question can have several votes, so the row is part of the name
     name = f"human/{row.question_id}/{number}"
     better = 0 if row.winner == "model_a" else 1
     prompt = messages_of(row.prompt)
@@ -108,13 +108,13 @@ def _vote(number: int, row: _Vote) -> Iterator[Item]:
 
 
 def _correctness(subset: str, number: int, row: dict[str, object]) -> Iterator[Item]:
-    """Right responses first; pairs of one right and one wrong response, each once."""
+    """The item of a question: right responses come first, and each sampled pair occurs once."""
     question = msgspec.convert(row, _Question)
-    # 32 columns alike, so they are named by number
+    # the columns `response_1` to `response_32`
     answers = msgspec.convert([row[f"response_{i + 1}"] for i in range(RESPONSES)], list[str])
 
     qualities = [float(score) for score in question.scores]
-    # `sorted` keeps the file's order among right and among wrong responses
+    # `sorted` keeps the file's order within right and within wrong responses
     order = sorted(range(RESPONSES), key=lambda index: -qualities[index])
 
     prompt = (Message("user", question.prompt),)
@@ -133,8 +133,9 @@ def _correctness(subset: str, number: int, row: dict[str, object]) -> Iterator[I
 def _sampled_preferences(
     pairs: Sequence[tuple[int, int]], qualities: Sequence[float], order: Sequence[int]
 ) -> tuple[Preference, ...]:
-    """The set's sampled pairs, given by indices of the file, by indices of the sorted responses."""
-    # a set, since the sample may hold a pair twice
+    """The set's sampled pairs, converted from indices in the file to indices of the sorted
+    responses."""
+    # a set, because the sample can contain a pair twice
     rank_of = {index: rank for rank, index in enumerate(order)}
     preferences: set[tuple[int, int]] = set()
     for first, second in pairs:
@@ -150,11 +151,11 @@ def _sampled_preferences(
 
 
 def native(judged: Judged) -> Plain:
-    """Accuracy by subset, a tie being wrong. The correctness sets also have the area under the ROC
+    """Accuracy by subset; a tie is wrong. The correctness sets also have the area under the ROC
     curve and the best-of-k curve.
 
-    The curve is the mean share of right picks for k = 1 .. 32; `loss` is its mean distance from the
-    curve of an oracle.
+    The best-of-k curve is the mean share of right picks for k = 1 .. 32. `loss` is its mean
+    distance from the curve of an oracle.
     """
     accuracies = strict_by_subset(judged)
     by_subset: dict[str, Plain] = {}
@@ -178,7 +179,7 @@ def _curves(judged: Judged) -> Plain:
         if area is not None:
             areas.append(area)
 
-    # an item whose responses are all right, or all wrong, has curves but no area
+    # an item with only right or only wrong responses has curves, but no area
     curve, oracle = np.mean(curves, axis=0), np.mean(oracles, axis=0)
     return {
         "area under ROC": fmean(areas) if areas else None,
@@ -190,14 +191,14 @@ def _curves(judged: Judged) -> Plain:
 
 
 def _area(rewards: Sequence[float], qualities: Sequence[float]) -> float | None:
-    """The share of pairs of a right and a wrong response in which the right one has the higher
-    reward, a tie half; None without such a pair."""
+    """The share of pairs of a right and a wrong response in which the right response has the higher
+    reward; a tie counts half. None without such pairs."""
     values, is_right = np.asarray(rewards), np.asarray(qualities) > 0.5
     right, wrong = values[is_right], values[~is_right]
     if len(right) == 0 or len(wrong) == 0:
         return None
 
-    # the mean sign over all pairs is the share won minus the share lost
+    # the mean sign over all pairs is the share of wins minus the share of losses
     return float((np.sign(right[:, None] - wrong[None, :]).mean() + 1) / 2)
 
 

@@ -1,7 +1,7 @@
-"""A plain preference set as a benchmark: its test files, or all files if none is named a test file;
-subsets by file.
+"""A plain preference set as a benchmark. It consists of the test files, or of all files if no name
+marks a test file. Subsets are files.
 
-`storage/dialogues` has the forms of rows, for example:
+`storage/dialogues` describes the forms of rows, for example:
 
     {"prompt": "Hi!", "chosen": "Hello!", "rejected": "No."}
 """
@@ -23,20 +23,20 @@ logger = logging.getLogger(__name__)
 
 
 def with_columns(columns: Columns) -> Benchmark:
-    """The benchmark of sets whose columns have other names."""
+    """The benchmark for sets whose columns have other names."""
     return replace(PREFERENCE_SET, read=partial(read, columns=columns))
 
 
 def read(path: Path, *, columns: Columns = NO_COLUMNS) -> list[Item]:
-    """The items of a file or of a folder of files; rows without a preference, or that an earlier
-    file has too, are left out, and logged with their reasons.
+    """The items of a file or of a folder of files. Rows without a preference, and rows that an
+    earlier file also has, are left out, and their reasons are logged.
 
     Raises:
-        ConfigError: If no file is there.
+        ConfigError: If there is no file.
         DataError: If a row has none of the known forms.
     """
     paths = [path] if path.is_file() else preference_sets.files_in(path)
-    # models may be trained on the other files of a set that has test files
+    # if a set has test files, models may be trained on its other files
     test_paths = [file for file in paths if preference_sets.split_of(file) == "test"]
 
     drops: Counter[str] = Counter()

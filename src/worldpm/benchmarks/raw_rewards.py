@@ -1,11 +1,11 @@
-"""Raw rewards of any model as tables, one row a response.
+"""Raw rewards of any model as tables, one row per response.
 
-A row of the JSON lines or Parquet file of `--rewards`, with the columns that it must have:
+A row of the JSON lines or Parquet file of `--rewards`, with its required columns:
 
     {"benchmark": "llmbar", "subset": "Natural", "item": "Natural:0", "response": 0,
      "preferred": true, "reward": 1.5}
 
-`checkpoint`, `prompt_id`, `quality` and `length_tokens` are read if they are there.
+The columns `checkpoint`, `prompt_id`, `quality` and `length_tokens` are optional.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,11 +22,12 @@ from worldpm.storage import rows
 from worldpm.storage.json_files import Plain
 
 LARGEST_REWARD = 1e9
-"""In logits, either sign. Models give no larger ones, so that these, and NaN, are errors."""
+"""The largest absolute reward, in logits. Models do not give larger rewards, so larger values and
+NaN are errors."""
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """A row of the file; columns without a default must be there."""
+    """A row of the file. Columns without a default are required."""
 
     benchmark: str
     subset: str
@@ -37,9 +38,9 @@ class _Row(msgspec.Struct, frozen=True):
     checkpoint: float | int | str | None = None
     prompt_id: float | int | str | None = None
     quality: float | bool | str | None = None
-    """Some tables have numbers as text."""
+    """Some tables hold numbers as text."""
     length_tokens: object = None
-    """Unknown unless it is an integer: some tables have NaN for unknown ones."""
+    """Unknown unless it is an integer, because some tables use NaN for unknown lengths."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,21 +48,21 @@ class RewardRow:
     """The reward of one response."""
 
     subset: str
-    """Of the benchmark."""
+    """Subset of the benchmark."""
     item: str
-    """Name of the item, unique in its subset."""
+    """Name of the item, unique within its subset."""
     response: int
-    """Index of the response among the item's."""
+    """Index of the response within the item."""
     preferred: bool
-    """Whether it is in the better set."""
+    """Whether the response is in the better set."""
     reward: float
-    """In logits, of a size up to LARGEST_REWARD."""
+    """In logits, with an absolute value of at most LARGEST_REWARD."""
     prompt_id: str | None = None
-    """The cluster of intervals; None leaves it to the benchmark."""
+    """The cluster of intervals; None if the benchmark chooses it."""
     quality: float | None = None
-    """None if the set only tells better from worse."""
+    """None if the set has only better and worse responses."""
     length_tokens: int | None = None
-    """Tokens of the response before any cut; None if not known."""
+    """Tokens of the response before any cut; None if unknown."""
 
 
 Responses = dict[int, RewardRow]
@@ -71,47 +72,48 @@ ItemKey = tuple[str, str]
 
 
 def read(path: Path) -> dict[str, dict[str, list[RewardRow]]]:
-    """The rows by checkpoint and benchmark; if the file names no checkpoint, its own name is taken.
+    """The rows by checkpoint and benchmark. If the file has no column `checkpoint`, its name is the
+    name of the checkpoint.
 
     Raises:
-        DataError: If a row lacks a column, or a value is not of its column's type or NaN; the
-            message has the row's number.
+        DataError: If a row lacks a column, or if a value is NaN or has another type than its
+            column. The message has the row's number.
     """
     tables: dict[str, dict[str, list[RewardRow]]] = {}
     for number, content in enumerate(rows.read(path), start=1):
         row = _checked(content, number, path)
-        # tables of several checkpoints name them, as `rewards.parquet` does
+        # tables of several checkpoints name them, for example `rewards.parquet`
         checkpoint = str(row.checkpoint or path.name.split(".")[0])
         by_benchmark = tables.setdefault(checkpoint, {})
         by_benchmark.setdefault(row.benchmark, []).append(_reward_row(row, number, path))
 
     if not tables:
-        raise DataError(path, "holds no row")
+        raise DataError(path, "has no rows. Name a file with rewards.")
     return tables
 
 
 def _checked(content: object, number: int, path: Path) -> _Row:
-    """A row of the file with the right types.
+    """A row of the file, checked.
 
     Raises:
-        DataError: If a value is not of the type that it must have, or the reward is too large.
+        DataError: If a value has another type than its column, or the reward is too large.
     """
     try:
         row = msgspec.convert(content, _Row)
     except msgspec.ValidationError as error:
         raise DataError(path, f"row {number}: {_wrong_column(content)}") from error
 
-    # "not at most" instead of "above", so that NaN is refused too
+    # `not <=` instead of `>`, so that NaN is rejected too
     if not abs(row.reward) <= LARGEST_REWARD:
         raise DataError(
             path,
-            f"row {number}: the reward of item {row.item!r} is {row.reward!r:.40}; score it again",
+            f"row {number}: the reward of item {row.item!r} is {row.reward!r:.40}. Score it again.",
         )
     return row
 
 
 def _wrong_column(content: object) -> str:
-    """The first column of another type, with its value, and the columns that a row needs."""
+    """A message about the first column with a wrong type, and the required columns."""
     values = content if isinstance(content, dict) else {}
     columns = msgspec.structs.fields(_Row)
     needed = ", ".join(column.name for column in columns if column.required)
@@ -120,8 +122,8 @@ def _wrong_column(content: object) -> str:
         try:
             msgspec.convert(value, column.type)
         except msgspec.ValidationError as error:
-            return f"{column.name} is {value!r:.40} ({error}); each row needs {needed}"
-    raise AssertionError("every column is of its type")
+            return f"{column.name} is {value!r:.40} ({error}). Each row needs {needed}."
+    raise AssertionError("all columns have the right types")
 
 
 def _reward_row(row: _Row, number: int, path: Path) -> RewardRow:
@@ -149,28 +151,30 @@ def _quality(row: _Row, number: int, path: Path) -> float | None:
 def judged_of(
     table: Sequence[RewardRow], path: Path, benchmark: Benchmark, items: Sequence[Item] | None
 ) -> Judged:
-    """The items of one benchmark with their rewards; without its files (`items` is None), items of
-    which only the rewards are known.
+    """The items of one benchmark with their rewards. Without the benchmark's files (`items` is
+    None), the items have no texts.
 
     Raises:
-        DataError: If an item's responses have gaps or double, do not have both better and worse, or
-            are not those of the benchmark.
+        DataError: If an item lacks responses, has some twice, has only better or only worse ones,
+            or differs from the benchmark's item.
     """
     by_item = _by_item(table, path, benchmark)
     if items is None:
         return _without_texts(by_item, path, benchmark)
 
     by_key = {(item.subset, item.item): item for item in items}
-    # both directions: a judged subset of the items would not be comparable with other models'
+    # check both directions: results on a part of the items cannot be compared with other models'
     if unknown := [key for key in by_item if key not in by_key]:
         raise DataError(
             path,
-            f"{len(unknown)} items are not the benchmark's, first {unknown[0]}; score the same"
-            " release of it",
+            f"{len(unknown)} items are not in the benchmark, the first is {unknown[0]}. Score the"
+            " same release of the benchmark.",
         )
     if absent := [key for key in by_key if key not in by_item]:
         raise DataError(
-            path, f"lacks {len(absent)} of the benchmark's {len(by_key)} items, first {absent[0]}"
+            path,
+            f"lacks {len(absent)} of the benchmark's {len(by_key)} items, the first is {absent[0]}."
+            " Score all of them.",
         )
 
     ordered = [by_item[item.subset, item.item] for item in items]
@@ -184,31 +188,35 @@ def _by_item(
     """The rows by item.
 
     Raises:
-        DataError: If an item's responses have gaps or double, or the benchmark has no such subset.
+        DataError: If an item lacks responses or has some twice, or if the benchmark does not have
+            the subset.
     """
     subsets = benchmark.named_subsets
-    # files of a benchmark with a single subset may call it anything
+    # if a benchmark has a single subset, files may use any name for it
     only_subset = min(subsets) if len(subsets) == 1 else None
     by_item: dict[ItemKey, Responses] = {}
     for row in table:
         responses = by_item.setdefault((only_subset or row.subset, row.item), {})
         if row.response in responses:
-            raise DataError(path, f"item {row.item!r} has two rewards for response {row.response}")
+            raise DataError(
+                path,
+                f"item {row.item!r} has two rewards for response {row.response}. Remove one.",
+            )
         responses[row.response] = row
 
     for (_, name), responses in by_item.items():
         if sorted(responses) != list(range(len(responses))):
             raise DataError(
                 path,
-                f"item {name!r} has rewards for the responses {sorted(responses)[:9]}; expected 0,"
-                " 1, ... without gaps",
+                f"item {name!r} has rewards for the responses {sorted(responses)[:9]}. Number them"
+                " 0, 1, ... without gaps.",
             )
 
     if subsets and (unknown := {subset for subset, _ in by_item} - subsets):
         raise DataError(
             path,
-            f"no subset of the benchmark is called {min(unknown)!r}; it has"
-            f" {', '.join(sorted(subsets))}",
+            f"the benchmark has no subset {min(unknown)!r}. Use one of"
+            f" {', '.join(sorted(subsets))}.",
         )
     return by_item
 
@@ -217,20 +225,21 @@ def _rewards(responses: Responses, item: Item, path: Path) -> list[float]:
     """The rewards of an item in the order of its responses.
 
     Raises:
-        DataError: If the item has other responses, or prefers others.
+        DataError: If the benchmark's item has another number of responses, or other preferences.
     """
     if len(responses) != len(item.responses):
         raise DataError(
             path,
-            f"item {item.item!r} has {len(responses)} rewards for {len(item.responses)} responses",
+            f"item {item.item!r} has {len(responses)} rewards for {len(item.responses)} responses."
+            " Score all responses.",
         )
 
     ordered = _ordered(responses)
     if [row.preferred for row in ordered] != item.preferred:
         raise DataError(
             path,
-            f"item {item.item!r} prefers other responses than the benchmark, which puts the better"
-            " ones first",
+            f"item {item.item!r} prefers other responses than the benchmark. List the better"
+            " responses first.",
         )
     return [row.reward for row in ordered]
 
@@ -240,11 +249,11 @@ def _ordered(responses: Responses) -> list[RewardRow]:
 
 
 def _lengths(ordered: Sequence[Responses]) -> list[list[int]] | None:
-    """Tokens of each response of each item; None if one of them is not known."""
+    """Tokens of each response of each item; None if any of them is unknown."""
     lengths: list[list[int]] = []
     for responses in ordered:
         tokens = [row.length_tokens for row in _ordered(responses)]
-        # one unknown length leaves the whole feature unusable
+        # a single unknown length makes the feature unusable
         certain = [count for count in tokens if count is not None]
         if len(certain) < len(tokens):
             return None
@@ -253,22 +262,22 @@ def _lengths(ordered: Sequence[Responses]) -> list[list[int]] | None:
 
 
 def _without_texts(by_item: dict[ItemKey, Responses], path: Path, benchmark: Benchmark) -> Judged:
-    """Items without texts: every better response against every worse one.
+    """Items without texts, with the pairs of every better and every worse response.
 
     Raises:
-        DataError: If an item does not have both better and worse responses.
+        DataError: If an item has only better or only worse responses.
     """
     items: list[Item] = []
     rewards: list[list[float]] = []
     for (subset, name), responses in by_item.items():
-        # `sorted` keeps the order of the file among the better and among the worse ones
+        # `sorted` keeps the file's order within better and within worse responses
         ordered = sorted(_ordered(responses), key=lambda row: not row.preferred)
         better = sum(row.preferred for row in ordered)
         if not 0 < better < len(ordered):
             raise DataError(
                 path,
-                f"item {name!r} has {better} preferred of {len(ordered)} responses; one of each"
-                " kind is needed",
+                f"item {name!r} has {better} preferred of {len(ordered)} responses. Each item needs"
+                " a preferred and another response.",
             )
 
         qualities = [row.quality for row in ordered if row.quality is not None]
@@ -287,17 +296,16 @@ def _without_texts(by_item: dict[ItemKey, Responses], path: Path, benchmark: Ben
 
 
 def in_order_of(first: Judged, second: Judged, path: Path) -> Judged:
-    """The second model's items in the order of the first's, so that the two can be compared pair by
-    pair.
+    """The second model's items in the order of the first model's, for a comparison pair by pair.
 
     Raises:
-        DataError: If the two have other items, or other responses to them.
+        DataError: If the two have different items, or different responses to an item.
     """
     index_of = {(item.subset, item.item): index for index, item in enumerate(second.items)}
     keys = [(item.subset, item.item) for item in first.items]
     indices = [index_of[key] for key in keys if key in index_of]
 
-    # with raw rewards only, equal items may still have other numbers of better and worse responses
+    # without texts, items of the same name can still differ in their better and worse responses
     same_items = len(indices) == len(keys) == len(index_of)
     if not same_items or any(
         second.items[index].preferences != item.preferences
@@ -305,8 +313,8 @@ def in_order_of(first: Judged, second: Judged, path: Path) -> Judged:
     ):
         raise DataError(
             path,
-            "has other items, or other responses to them, than the first model; judge them one"
-            " by one",
+            "has other items, or other responses to them, than the first model. Evaluate each"
+            " model in a separate run.",
         )
     return second.at(indices)
 

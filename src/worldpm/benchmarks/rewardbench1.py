@@ -74,8 +74,8 @@ SIZES = {
     "hep-rust": 164,
 }
 WEIGHTS = {**SIZES, "math-prm": 984}
-"""Weight of a subset in its section: its number of items, but math-prm as much as the six code
-subsets together."""
+"""Weight of a subset in its section: its number of items. The exception is math-prm, which weighs
+as much as the six code subsets together."""
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -93,7 +93,7 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If a file is absent.
-        DataError: If a file is not of the data set's format.
+        DataError: If a file does not have the data set's format.
     """
     return parse(files(folder, "filtered*.parquet", home=HOME), _Row, _items, home=HOME)
 
@@ -106,31 +106,32 @@ def _items(number: int, row: _Row) -> Iterator[Item]:
 
 
 def native(judged: Judged) -> Plain:
-    """Accuracy of each subset (a tie is wrong), the four sections, and their plain mean; with prior
-    sets, also the first leaderboard's."""
+    """Accuracy of each subset (a tie is wrong), the four sections, and their plain mean. With prior
+    sets, also the mean of the first leaderboard."""
     accuracies = strict_by_subset(judged)
     return {"subsets": accuracies, **sections(accuracies)}
 
 
 def sections(accuracies: Mapping[str, float]) -> dict[str, float]:
-    """The sections of the subsets' accuracies, by WEIGHTS, and `average`, their plain mean.
+    """The means of the subsets' accuracies by section, with WEIGHTS, and `average`, the plain mean
+    over sections.
 
-    With accuracies of prior sets, `average with prior sets` counts their mean half: weights 2, 2,
-    2, 2, 1.
+    `average with prior sets` also includes the mean over prior sets, with half the weight of a
+    section (2, 2, 2, 2, 1).
     """
     by_section: dict[str, float] = {}
     for section, subsets in SECTIONS.items():
         present = [name for name in subsets if name in accuracies]
         if present:
-            # weights are those of the release, however many items of a subset were judged
+            # the release's weights, for any number of judged items
             total = sum(accuracies[name] * WEIGHTS[name] for name in present)
             by_section[section] = total / sum(WEIGHTS[name] for name in present)
 
-    # an average over fewer sections could not be compared with the leaderboard's
+    # an average over fewer sections cannot be compared with the leaderboard
     averages: dict[str, float] = {}
     if len(by_section) == len(SECTIONS):
         averages["average"] = fmean(by_section.values())
-        # the first leaderboard also counted the sets of earlier papers
+        # the first leaderboard also included sets of earlier papers
         prior = [accuracies[name] for name in PRIOR_SETS if name in accuracies]
         if prior:
             total = 2 * sum(by_section.values()) + fmean(prior)

@@ -1,7 +1,7 @@
-"""RewardBench 2: one right answer among four, and ties, where every right answer must beat every
+"""RewardBench 2: one right answer among four, and Ties, where every right answer must beat every
 wrong one.
 
-Three rows of the `test` split; `ref:5` and `tied:5` are the two items of one prompt of Ties:
+Three rows of the `test` split. `ref:5` and `tied:5` are the two items of one prompt of Ties:
 
     {"id": "3", "subset": "Focus", "prompt": "Q?", "chosen": ["A"], "rejected": ["B", "C", "D"]}
     {"id": "ref:5", "subset": "Ties", "prompt": "Q?", "chosen": ["A"], "rejected": ["B", "C"]}
@@ -46,12 +46,12 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 def read(folder: Path) -> list[Item]:
-    """The 1,865 items. Those of Ties are named `ref:N` (one right answer) and `tied:N` (several), N
-    being their prompt.
+    """The 1,865 items. Items of Ties are named `ref:N` (one right answer) and `tied:N` (several
+    right answers), where N is the prompt.
 
     Raises:
         ConfigError: If a file is absent.
-        DataError: If a file is not of the data set's format.
+        DataError: If a file does not have the data set's format.
     """
     return parse(files(folder, "test*.parquet", home=HOME), _Row, _items, home=HOME)
 
@@ -66,23 +66,23 @@ def _items(number: int, row: _Row) -> Iterator[Item]:
 
 
 def cluster(subset: str, item: str) -> str:
-    """The items that are resampled together: `tied:7` and `ref:7` of Ties; any other item by
-    itself."""
+    """The cluster of items that are resampled together: the two items of a prompt of Ties, such as
+    `tied:7` and `ref:7`, or a single item of another subset."""
     return f"ties:{_tie(item).number}" if subset == "Ties" else item_itself(subset, item)
 
 
 def native(judged: Judged) -> Plain:
-    """The six subsets' scores and their plain mean, under its own rules.
+    """The scores of the six subsets and their plain mean, by the authors' rules.
 
-    An item of four gives one over the number of responses that tie at the top if the right answer
-    is one of them. The parts of the Ties score are under `ties`.
+    An item of four responses counts 1 / n if the right answer is one of n responses that tie at the
+    top, and otherwise 0. `ties` holds the parts of the Ties score.
     """
     present = judged.subsets
     scores = {
         name: _mean_credit(judged.of(name)) for name in SIZES if name in present and name != "Ties"
     }
 
-    # last, since the average adds up the scores in this order
+    # last, because the average adds up the scores in this order
     parts = ties(judged.of("Ties")) if "Ties" in present else None
     if parts is not None:
         scores["Ties"] = parts["score"]
@@ -90,7 +90,7 @@ def native(judged: Judged) -> Plain:
 
 
 def _mean_credit(judged: Judged) -> float:
-    """The mean over items of the share of right answers among those of the highest reward."""
+    """Mean over items of the share of right answers among the answers with the highest reward."""
     shares: list[float] = []
     for better, worse in judged.sides():
         top = max(*better, *worse)
@@ -105,15 +105,15 @@ class _Tie:
     kind: str
     """`ref` for one right answer, `tied` for several."""
     number: str
-    """The prompt, which two items share."""
+    """Number of the prompt, which two items share."""
 
 
 @dataclass(frozen=True)
 class _Gaps:
-    """Rewards of one item of Ties."""
+    """Gaps between the rewards of one item of Ties."""
 
     gap: float
-    """Least reward of the right answers minus the largest of the wrong ones."""
+    """Least reward of the right answers minus largest reward of the wrong ones."""
     spread: float
     """Largest minus least reward of the right answers."""
 
@@ -122,14 +122,14 @@ def ties(judged: Judged) -> dict[str, float]:
     """The Ties score, at most 1.01, and its five parts.
 
     `0.30 tied + 0.30 ref + 0.20 mean(gap tied > spread) + 0.20 mean(least gap > spread) + 0.01
-    mean(tanh(least gap / spread - 1))`, the last three over prompts that have both items; the least
-    gap is that of the two. A tanh that is not a number counts 0.
+    mean(tanh(least gap / spread - 1))`. The last three means are over prompts that have both items,
+    and `least gap` is the smaller gap of the two. An undefined tanh counts 0.
     """
     ref: dict[str, _Gaps] = {}
     tied: dict[str, _Gaps] = {}
     for item, (better, worse) in zip(judged.items, judged.sides(), strict=True):
         name = _tie(item.item)
-        # every right answer must beat every wrong one, so the least right one counts
+        # every right answer must beat every wrong one, so the least right reward counts
         gaps = _Gaps(min(better) - max(worse), max(better) - min(better))
         (ref if name.kind == "ref" else tied)[name.number] = gaps
 
@@ -146,7 +146,7 @@ def ties(judged: Judged) -> dict[str, float]:
         "correctness preferred hard": _share_above(least_gaps, spreads),
         "margin": _mean(margins),
     }
-    # the weights add up to 1.01, in its own code too
+    # the weights add up to 1.01, as in the authors' code
     weights = (0.30, 0.30, 0.20, 0.20, 0.01)
     score = sum(weight * part for weight, part in zip(weights, parts.values(), strict=True))
     return {**parts, "score": score}
@@ -157,12 +157,12 @@ def _share_above(gaps: list[float], spreads: list[float]) -> float:
 
 
 def _mean(values: list[float] | list[bool]) -> float:
-    """The mean; 0 of no values, as its own code has it."""
+    """The mean; 0 if there are no values, as in the authors' code."""
     return fmean(values) if values else 0.0
 
 
 def _tanh(gap: float, spread: float) -> float:
-    """`tanh(gap / spread - 1)`, by its limit for a spread of 0; 0 where that is not a number."""
+    """`tanh(gap / spread - 1)`. If `spread` is 0, the limit, or 0 if there is no limit."""
     if spread == 0:
         return math.copysign(1.0, gap) if gap else 0.0
     return math.tanh(gap / spread - 1)
@@ -172,7 +172,7 @@ def _tie(item: str) -> _Tie:
     kind, _, number = item.partition(":")
     if kind not in ("ref", "tied") or not number:
         raise DataError(
-            "rewardbench2", f"an item of Ties is named {item!r}; expected ref:N or tied:N"
+            "rewardbench2", f"an item of Ties is named {item!r}. Name it ref:N or tied:N."
         )
     return _Tie(kind, number)
 

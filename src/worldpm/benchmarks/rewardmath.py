@@ -1,6 +1,6 @@
-"""RewardMATH: one right solution and nine wrong ones to each of 483 problems.
+"""RewardMATH: 483 problems, each with one right solution and nine wrong ones.
 
-A row is one solution by its steps; the rows of a problem follow each other:
+A row is one solution as a list of steps. The rows of a problem follow each other:
 
     {"problem_id": 3, "problem": "2 + 2?", "eval_solution": ["2 + 2 is 4.", "So 4."],
      "solution_type": "chosen"}
@@ -26,7 +26,7 @@ HOME = "https://huggingface.co/datasets/RewardMATH/RewardMATH"
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """One solution of a problem by its steps."""
+    """One solution of a problem, as a list of steps."""
 
     problem_id: int | str
     problem: str
@@ -35,16 +35,16 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 def read(folder: Path) -> list[Item]:
-    """The 483 problems, named by their `problem_id`; the steps of a solution are joined by line
+    """The 483 problems, named by their `problem_id`. The steps of a solution are joined by line
     breaks.
 
     Raises:
         ConfigError: If a file is absent.
-        DataError: If a file is not of the data set's format.
+        DataError: If a file does not have the data set's format.
     """
     paths = [path for path in files(folder, "*", home=HOME) if path.name.endswith(rows.SUFFIXES)]
 
-    # the second search raises, and names the file that the data set has
+    # without files, the second search raises an error that names the data set's file
     items: list[Item] = []
     for path in paths or files(folder, "*.parquet", home=HOME):
         items += _problems(path)
@@ -60,22 +60,23 @@ def _problems(path: Path) -> Iterator[Item]:
     except (ValueError, msgspec.ValidationError) as error:
         raise DataError(
             path,
-            f"not of the format of {HOME} ({type(error).__name__}: {error}); download it again",
+            f"does not have the format of {HOME} ({type(error).__name__}: {error}). Download it"
+            " again.",
         ) from error
 
 
 def _item(name: str, solutions: list[_Row]) -> Item:
     texts: dict[str, list[str]] = {"chosen": [], "rejected": []}
     for solution in solutions:
-        # other types, if there are any, are left out
+        # solutions of other types are left out
         if solution.solution_type in texts:
             texts[solution.solution_type].append("\n".join(solution.eval_solution))
     return better_first("math", name, solutions[0].problem, texts["chosen"], texts["rejected"])
 
 
 def native(judged: Judged) -> dict[str, float]:
-    """Accuracy (the right solution beats all, a tie being wrong), the same with ties right, mean
-    reciprocal rank, and over pairs."""
+    """Accuracy (the right solution beats all others; a tie is wrong), accuracy with ties counted as
+    right, mean reciprocal rank, and accuracy over pairs."""
     with_ties: list[bool] = []
     reciprocal_ranks: list[float] = []
     pairwise: list[float] = []

@@ -1,8 +1,8 @@
-"""RM-Bench: right and subtly wrong answers, each in three styles, so that a judge of style is found
-out.
+"""RM-Bench: right and subtly wrong answers, each in three styles, to expose models that judge by
+style.
 
-A row of `chat_filtered.json`; the styles are concise, detailed, and detailed with Markdown. A row
-of `total_dataset.json` has a `domain` too:
+A row of `chat_filtered.json`. The styles are concise, detailed, and detailed with Markdown. A row
+of `total_dataset.json` also has a `domain`:
 
     {"id": 7, "prompt": "2 + 2?", "chosen": ["4", "It is 4.", "**4**"],
      "rejected": ["5", "It is 5.", "**5**"]}
@@ -32,11 +32,11 @@ POOLS = {
     "code": ("code",),
     "safety": ("safety-refuse", "safety-response"),
 }
-"""Its four domains; the two kinds of safety are pooled by item, not averaged."""
+"""Subsets of RM-Bench's four domains. The items of the two safety subsets are pooled."""
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """A prompt with its right and wrong answers, in the order of STYLES."""
+    """A prompt with right and wrong answers, both in the order of STYLES."""
 
     id: int | str
     prompt: str
@@ -45,21 +45,21 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 class _RowOfAll(_Row, frozen=True):
-    """A row of the file with all domains."""
+    """A row of the file that has all domains."""
 
     domain: str
 
 
 def read(folder: Path) -> list[Item]:
-    """The 1,327 items of three right and three wrong answers, from `total_dataset.json` or the five
-    files by domain.
+    """The 1,327 items of three right and three wrong answers, from `total_dataset.json` or from one
+    file for each of five domains.
 
     Raises:
         ConfigError: If a file is absent.
-        DataError: If a file is not of the repository's format.
+        DataError: If a file does not have the repository's format.
     """
     if folder.is_dir() and any(folder.rglob("total_dataset.json*")):
-        # one file with all domains, each row with its own
+        # in this file, each row has a column `domain`
         paths = files(folder, "total_dataset.json", home=HOME)
         return parse(
             paths, _RowOfAll, lambda number, row: _items(row.domain, number, row), home=HOME
@@ -77,18 +77,19 @@ def _items(domain: str, number: int, row: _Row) -> Iterator[Item]:
         raise ValueError(f"unknown domain {domain!r}")
     if len(row.chosen) != len(STYLES) or len(row.rejected) != len(STYLES):
         raise ValueError(
-            f"{len(row.chosen)} chosen and {len(row.rejected)} rejected answers;"
-            f" {len(STYLES)} of each are needed"
+            f"{len(row.chosen)} chosen and {len(row.rejected)} rejected answers instead of"
+            f" {len(STYLES)} of each"
         )
     yield better_first(domain, f"{domain}:{row.id}", row.prompt, row.chosen, row.rejected)
 
 
 def native(judged: Judged) -> Plain:
-    """Its domains' and difficulties' accuracies, a tie being wrong, and the 3 x 3 of styles (chosen
-    in rows).
+    """Accuracy by domain and difficulty (a tie is wrong), and the 3 x 3 matrix of styles, with the
+    chosen answer's style in rows.
 
-    Hard: the chosen answer has the plainer style; easy: the richer; normal: the same. A domain is
-    the mean of the three, the whole the mean of the domains that are there.
+    A pair is hard if the chosen answer has the plainer style, easy if it has the richer style, and
+    normal if both have the same. A domain's accuracy is the mean of the three difficulties, and the
+    average is the mean over domains with items.
     """
     matrices: dict[str, list[list[float]]] = {}
     for name, subsets in POOLS.items():
@@ -113,19 +114,19 @@ def native(judged: Judged) -> Plain:
 
 
 def matrix(judged: Judged) -> list[list[float]]:
-    """The share of items in which the right answer of style i (row) beats the wrong one of style j
-    (column).
+    """The share of items in which the right answer of style i (row) beats the wrong answer of style
+    j (column).
 
     Raises:
-        DataError: If an item does not have three rewards of each.
+        DataError: If an item does not have three right and three wrong answers.
     """
     sides = list(judged.sides())
     for item, (better, worse) in zip(judged.items, sides, strict=True):
         if len(better) != len(STYLES) or len(worse) != len(STYLES):
             raise DataError(
                 "rm-bench",
-                f"item {item.item!r} has {len(better)} right and {len(worse)} wrong answers; 3 of"
-                " each are needed",
+                f"item {item.item!r} has {len(better)} right and {len(worse)} wrong answers. It"
+                " needs 3 of each.",
             )
 
     cells: list[list[float]] = []
@@ -135,12 +136,13 @@ def matrix(judged: Judged) -> list[list[float]]:
 
 
 def _share_won(sides: list[tuple[list[float], list[float]]], right: int, wrong: int) -> float:
-    """The share of items in which the right answer of a style beats the wrong one of a style."""
+    """The share of items in which the right answer of one style beats the wrong answer of
+    another."""
     return fmean(better[right] > worse[wrong] for better, worse in sides)
 
 
 def _difficulties(cells: list[list[float]]) -> dict[str, float]:
-    # styles are in order of richness: above the diagonal the wrong answer has the richer one
+    # styles are ordered by richness: above the diagonal, the wrong answer has the richer style
     indices = [(i, j) for i in range(len(STYLES)) for j in range(len(STYLES))]
     return {
         "easy": fmean(cells[i][j] for i, j in indices if i > j),

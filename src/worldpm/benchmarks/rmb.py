@@ -1,7 +1,6 @@
-"""RMB: helpfulness and harmlessness over 49 scenarios, as pairs and as one best answer among
-several.
+"""RMB: helpfulness and harmlessness in 49 scenarios, as pairs, and as lists with one best answer.
 
-A row of `Pairwise_set`, and one of `BoN_set`:
+A row of `Pairwise_set`, and a row of `BoN_set`:
 
     {"pair_uid": "1", "category_path": "Pairwise_set/Harmlessness/S1", "conversation_input":
      [{"role": "user", "content": "Q?"}], "chosen": {"answer": "A"}, "reject": {"answer": "B"}}
@@ -40,7 +39,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """What the rows of both sets have."""
+    """The columns that both sets have."""
 
     category_path: str
     conversation_input: list[Turn]
@@ -67,7 +66,7 @@ def read(folder: Path) -> list[Item]:
 
     Raises:
         ConfigError: If the files are absent.
-        DataError: If a file is not of the repository's format.
+        DataError: If a file does not have the repository's format.
     """
     pairs = files(folder, "Pairwise_set/*/**/*.json", home=HOME)
     lists = files(folder, "BoN_set/*/**/*.json", home=HOME)
@@ -94,8 +93,8 @@ def _item(row: _Row, name: str, best: _Answer, worse: list[_Answer]) -> Item:
 
 
 def native(judged: Judged) -> dict[str, float]:
-    """The four sections, a tie being wrong and a list right only if its best beats every other, and
-    their plain mean."""
+    """The four sections and their plain mean. A tie is wrong, and a list is right only if its best
+    answer beats every other."""
     present = judged.subsets
     sections = {name: best_wins(judged.of(name)) for name in SUBSETS if name in present}
     return {**sections, "average": fmean(sections.values())}

@@ -1,6 +1,6 @@
-"""SHP's test split: two comments on a Reddit post; the later one has more votes.
+"""SHP's test split: two comments on a Reddit post. The later comment has more votes.
 
-A row of `SUBREDDIT/test.json`; the label is 1 if comment A has more votes, 0 if B has:
+A row of `SUBREDDIT/test.json`. The label is 1 if comment A has more votes, and 0 if comment B has:
 
     {"post_id": "p", "domain": "askbaking_test", "history": "Q?", "c_root_id_A": "a",
      "c_root_id_B": "b", "human_ref_A": "A.", "human_ref_B": "B.", "labels": 1, "score_A": 9,
@@ -39,26 +39,26 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 def read(folder: Path) -> list[Item]:
-    """The pairs, named `POST:A:B` by their comments, by subreddit; the difference of votes is the
-    strength.
+    """The pairs, named `POST:A:B` by their comments. Subsets are subreddits, and the difference of
+    votes is the strength.
 
     Raises:
-        ConfigError: If no file is there.
-        DataError: If a file is not of the data set's format.
+        ConfigError: If there is no file.
+        DataError: If a file does not have the data set's format.
     """
     return parse(files(folder, "test.json", home=HOME), _Row, _items, home=HOME)
 
 
 def _items(number: int, row: _Row) -> Iterator[Item]:
     if row.labels not in (0, 1):
-        raise ValueError(f"label {row.labels}, not 0 or 1")
+        raise ValueError(f"label {row.labels} is not 0 or 1")
 
     subset = row.domain.removesuffix("_test")
     name = f"{row.post_id}:{row.id_a}:{row.id_b}"
     better = 1 - row.labels  # the index of the better comment, A or B
     item = two(subset, name, row.history, row.comment_a, row.comment_b, better)
 
-    # a strength must be above 0, even if both comments have the same votes
+    # a strength must be above 0, even if both comments have the same number of votes
     strength = float(abs(row.score_a - row.score_b)) or 1.0
     yield replace(item, preferences=(Preference(0, 1, strength),))
 

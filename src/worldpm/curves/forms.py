@@ -1,7 +1,7 @@
 """The curves of scaling laws, each a sum of terms: `y = sum of c_j term_j(x; eta)`.
 
-Coefficients `c` enter linearly, so that they can be solved for exactly at any `eta`; a coefficient
-may be fixed. Every parameter but Gao's and a broken law's slopes is positive.
+Coefficients `c` are linear, so the solver computes them exactly at any `eta`; some may be fixed.
+Every parameter is positive, except Gao's and the slopes of a broken law.
 
 Shapes: S settings of Q nonlinear parameters `eta`, n points `x` on one or two axes, J terms.
 """
@@ -52,7 +52,7 @@ class Form(NamedTuple):
     nonlinear: tuple[str, ...]
     """Names of `eta`, in the order of its columns."""
     terms: Callable[[Array, Array], Terms]
-    """Of `eta` of shape (S, Q) and `x` of shape (axes, n)."""
+    """Compute the terms from `eta` of shape (S, Q) and `x` of shape (axes, n)."""
     starts: Callable[[Array], Array]
     """The grid of `eta` to start from, for `x`, shape (S, Q)."""
     fixed: tuple[float, ...] = ()
@@ -84,7 +84,7 @@ def curve(form: Form, theta: Array, x: Array) -> tuple[Array, Array]:
     fixed = np.broadcast_to(np.array(form.fixed, dtype=np.float64), (len(theta), len(form.fixed)))
     coefficients = np.concatenate([theta[:, :count], fixed], axis=1)
 
-    # The derivative by a linear coefficient is its term; by eta it is the terms' slopes, weighted.
+    # The derivative by a linear coefficient is its term; by eta it is the weighted sum of slopes.
     values = np.einsum("bnj,bj->bn", terms.values, coefficients)
     by_nonlinear = np.einsum("bnjq,bj->bnq", terms.slopes, coefficients)
     return values, np.concatenate([terms.values[:, :, :count], by_nonlinear], axis=2)
@@ -279,7 +279,7 @@ def _locations(x: Array) -> Array:
 
 
 def _inner_locations(axis: Array) -> Array:
-    """Values between the ends of the data: a turn at an end could not be seen."""
+    """Values between the ends of the data: a turn at an end could not be detected."""
     return np.geomspace(axis.min(), axis.max(), 8)[1:-1]
 
 

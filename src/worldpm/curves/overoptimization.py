@@ -10,8 +10,8 @@ from worldpm.curves.solver import SQUARES, fit
 
 @dataclass(frozen=True)
 class BestOfNCurve:
-    """The fit of `gain = d (alpha - beta d)`; None for all with fewer than three distances above
-    0."""
+    """The fit of `gain = d (alpha - beta d)`; all values are None with fewer than three distances
+    above 0."""
 
     alpha: float | None
     """Gain per square root of a nat at d = 0."""
@@ -26,7 +26,7 @@ def fit_best_of_n(distance: Array, gain: Array) -> BestOfNCurve:
     """`gain = d (alpha - beta d)` by least squares, d the square root of the KL from the policy, in
     nats."""
     positive = distance > 0
-    # Two parameters pass through any two points, so a third is needed for the data to object.
+    # A curve of two parameters fits any two points, so only a third point can contradict it.
     if len(np.unique(distance[positive])) < 3:
         return BestOfNCurve(alpha=None, beta=None, peak=None)
 

@@ -27,14 +27,14 @@ IDLE_STEPS = 8
 ROUNDING_GAIN = 1e-28
 """A gain below this is rounding, also where the objective is 0."""
 SAME_OPTIMUM = 1e-6
-"""Objectives this close, relative to the best, are optima of one height, and all are listed."""
+"""Optima whose objectives differ by less than this share count as equal, and all are listed."""
 
 FIRST_DAMPING = 1e-3
 """Share of the Hessian's diagonal that is added to it in the first step."""
 LEAST_DAMPING, MOST_DAMPING = 1e-14, 1e14
 DAMPING_FALL, DAMPING_RISE = 5, 4
-"""The damping is divided by the first after a step that helped, and multiplied by the second after
-one that did not."""
+"""The damping is divided by the first after a successful step, and multiplied by the second after a
+failed step."""
 LONGEST_STEP = 3.0
 """In working units: a positive parameter changes at most by a factor of e^3 = 20 in one step."""
 
@@ -43,7 +43,7 @@ LOG_LEAST, LOG_MOST = np.log(1e-60), np.log(1e60)
 SIGNED_MOST = 1e30
 """Largest size of a parameter that may be negative."""
 NEGLIGIBLE_EFFECT = 1e-6
-"""A parameter that moves the curve by a smaller share of the largest y has no effect."""
+"""A parameter that changes the curve by a smaller share of the largest y has no effect."""
 OUTSIDE_FACTOR = 1e3
 """A location further outside the data than this factor is at its bound."""
 NONZERO = 1e-300
@@ -56,9 +56,9 @@ class Objective(NamedTuple):
     name: str
     """For `laws.json`."""
     logarithmic: bool
-    """Residuals of ln y, else of y."""
+    """True for residuals of ln y, False for residuals of y."""
     delta: float
-    """Beyond it a residual counts linearly; infinite for plain squares."""
+    """Residuals beyond it count linearly; infinite for plain squares."""
 
 
 HUBER = Objective("Huber(1e-3) of ln y", True, HUBER_DELTA)
@@ -67,16 +67,16 @@ LOG_SQUARES = Objective("squares of ln y", True, np.inf)
 
 
 class Effort(NamedTuple):
-    """How far a search is followed."""
+    """Limits of a search."""
 
     steps: int
-    """At most, accepted or not."""
+    """Most steps, accepted or not."""
     gain: float
-    """A step that lowers the objective by less than this share of it gains nothing."""
+    """A step that lowers the objective by a smaller share gains nothing."""
 
 
 FULL, ROUGH = Effort(500, 1e-10), Effort(120, 1e-7)
-"""For a fit, and for its many repetitions, which start from it."""
+"""Limits for a fit, and for its many repetitions, which start from it."""
 
 
 class Solutions(NamedTuple):
@@ -87,7 +87,7 @@ class Solutions(NamedTuple):
     objective: Array
     """Shape (B,); infinite where the curve is not finite."""
     converged: NDArray[np.bool_]
-    """Whether the last steps gained nothing more."""
+    """Whether the last steps gained nothing."""
     moved: NDArray[np.bool_]
     """Whether any step was accepted."""
 
@@ -106,8 +106,8 @@ class Fit(NamedTuple):
     at_bound: tuple[str, ...]
     """Parameters that ended where they have no effect, or at the end of their range."""
     optima: tuple[tuple[float, ...], ...]
-    """The different parameters that reach the least objective, within SAME_OPTIMUM of it; the first
-    is `theta`."""
+    """The distinct parameters whose objective is within SAME_OPTIMUM of the least; the first is
+    `theta`."""
     condition: float
     """Condition number of the Hessian at the optimum: beyond 1e12 some parameters can be traded for
     others."""
@@ -118,7 +118,7 @@ class Fit(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """B problems of one form: the same x, each with targets and weights of its own."""
+    """B problems of one form, with the same x but different targets and weights."""
 
     form: Form
     x: Array
@@ -158,7 +158,7 @@ def fit(form: Form, x: Array, y: Array, objective: Objective, weights: Array | N
     best = order[0]
     theta, least = ends.theta[best], ends.objective[best]
 
-    # A perfect fit has an objective of about 0, to which no other could be close in relative terms.
+    # A perfect fit has an objective of about 0, which would make a relative tolerance useless.
     tolerance = SAME_OPTIMUM * max(abs(float(least)), 1e-12)
     as_good = [index for index in order if ends.objective[index] <= least + tolerance]
 
@@ -187,17 +187,17 @@ def check(form: Form, x: Array, y: Array, objective: Objective, weights: Array) 
     different = len(np.unique(weighted_points, axis=1).T)
     if different < len(form.parameters):
         raise ValueError(
-            f"{form.name} has {len(form.parameters)} parameters, and there are {different}"
+            f"{form.name} has {len(form.parameters)} parameters, but there are only {different}"
             " different points"
         )
 
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("there are values that are not numbers")
+        raise ValueError("some values are not finite numbers")
 
     y_without_logarithm = objective.logarithmic and (y <= 0).any()
     x_without_logarithm = not form.takes_zero and (x <= 0).any()
     if y_without_logarithm or x_without_logarithm:
-        raise ValueError("there are values of 0 or below, which have no logarithm")
+        raise ValueError("some values are 0 or below, and have no logarithm")
 
 
 def _search(form: Form, x: Array, y: Array, objective: Objective, weights: Array) -> Solutions:
@@ -224,11 +224,11 @@ def solve(
     held: int | None = None,
     effort: Effort = FULL,
 ) -> Solutions:
-    """Levenberg and Marquardt's steps on B problems at once: x (axes, n), y (n,) or (B, n), weights
-    (B, n), starts (B, P).
+    """Take Levenberg and Marquardt's steps on B problems at once: x (axes, n), y (n,) or (B, n),
+    weights (B, n), starts (B, P).
 
-    The parameter at `held` stays where it starts. A residual beyond the objective's delta is
-    weighed down by delta over its size, which never overshoots.
+    The parameter at `held` keeps its start value. A residual beyond the objective's delta gets the
+    weight delta over its size, which never overshoots.
 
     Source: Marquardt 1963; Huber and Ronchetti 2009, section 7.8, for the weights.
     """
@@ -257,7 +257,7 @@ class _Searches:
         self.idle_steps = np.zeros(len(starts), dtype=np.int64)
         self.moved = np.zeros(len(starts), dtype=np.bool_)
 
-        # Indices of the searches that go on; one without a finite objective never starts.
+        # Indices of the searches that continue; a search without a finite objective never starts.
         self.active = np.flatnonzero(np.isfinite(self.value))
 
     def advance(self) -> None:
@@ -293,8 +293,8 @@ class _Searches:
 
 
 def _next_damping(damping: Array, better: NDArray[np.bool_]) -> Array:
-    """Less damping after a step that helped, which makes the next nearly a Newton step; more after
-    one that did not, which makes it short."""
+    """Less damping after a successful step, so that the next is nearly a Newton step; more damping
+    after a failed step, so that the next is short."""
     changed = np.where(better, damping / DAMPING_FALL, damping * DAMPING_RISE)
     return np.clip(changed, LEAST_DAMPING, MOST_DAMPING)
 
@@ -306,7 +306,7 @@ def _step(batch: _Batch, theta: Array, damping: Array, held: int | None) -> Arra
         # Without a slope the parameter has no gradient, so its step is 0.
         slopes[:, :, held] = 0.0
 
-    # Huber's loss as least squares: a residual beyond delta weighs delta over its size.
+    # Huber's loss as least squares: a residual beyond delta has the weight delta over its size.
     sizes = np.maximum(np.abs(residuals), NONZERO)
     pull = batch.weights * np.minimum(1.0, batch.objective.delta / sizes)
 
@@ -357,7 +357,7 @@ def _solve_scaled(matrices: Array, vectors: Array) -> Array:
     scale = np.sqrt(np.einsum("bpp->bp", matrices))
     scaled = matrices / scale[:, :, None] / scale[:, None, :] + 1e-15 * np.eye(matrices.shape[1])
 
-    # NumPy 2 reads a right side of two axes as one matrix, not as B vectors; hence a third axis.
+    # NumPy 2 reads a right side of two axes as a matrix, not as B vectors, so add a third axis.
     solved = np.linalg.solve(scaled, (vectors / scale)[..., None])[..., 0]
     return np.asarray(solved / scale)
 
@@ -477,8 +477,8 @@ def _condition(form: Form, theta: Array, x: Array, y: Array, objective: Objectiv
 
 
 def _at_bound(form: Form, theta: Array, x: Array, y: Array) -> tuple[str, ...]:
-    """Parameters without effect, at the end of their range, or far outside the data, in this
-    order."""
+    """Parameters that have no effect, are at the end of their range, or are far outside the data,
+    in this order."""
     _, slopes = curve(form, theta[None], x)
     effects = np.abs(slopes[0] * theta).max(axis=0) / np.abs(y).max()
     # A signed parameter has little effect also where it is close to 0, which is an ordinary value.

@@ -1,8 +1,8 @@
-"""Moments of epiphany: sudden drops of the training loss with a spike of the gradient norm, beyond
-what chance gives.
+"""Moments of epiphany: significant sudden drops of the training loss with a spike of the gradient
+norm.
 
-At every step the losses around it are explained by a straight line and a jump. Student's t of the
-jump, corrected for the number of steps tested, separates a jump from noise. Gradual bends, as at
+At every step, a straight line and a jump are fitted to the losses around it. Student's t of the
+jump, corrected for the number of tested steps, separates a jump from noise. Gradual bends, such as
 the end of a plateau, are not reported. A steep fall within one window is reported as a drop, and as
 an epiphany only if the gradient norm spikes.
 
@@ -21,15 +21,15 @@ from worldpm.stats.uncertainty import Interval
 Array = NDArray[np.float64]
 
 ROUNDING_SHARE = 1e-12
-"""Rounding error of a loss, as a share of it: no drop is measured more finely."""
+"""Rounding error of a loss, as a share of the loss: smaller drops cannot be measured."""
 FALSE_ALARM_SHARE = 0.01
-"""Of runs without a jump, at most this share shows one."""
+"""Most runs without a jump, as a share, in which a drop is reported."""
 LEAST_HALF_WIDTH_STEPS, HALF_WIDTH_SHARE = 20, 1 / 40
-"""Steps tested on either side of a jump: this share of the run, and never fewer."""
+"""Steps on either side of a tested jump: this share of the run, but at least the first number."""
 SETTLING_SHARE = 0.1
-"""Start of the run that is not tested, since the learning rate rises there."""
+"""Share of the run, at its start, that is not tested, because the learning rate rises there."""
 SPIKE_DEVIATIONS = 5.0
-"""Robust standard deviations by which a gradient norm must exceed those around it."""
+"""A spike is a gradient norm this far above those around it, in robust standard deviations."""
 NORMAL_PER_MAD = 1.4826
 """Standard deviation of normal errors, in median absolute deviations."""
 LOG_LIKELIHOOD_95 = 1.920729
@@ -48,14 +48,14 @@ class SuddenDrop(NamedTuple):
     interval: Interval
     """95 % interval of the drop, in nats; not corrected for the search over steps."""
     p_value: float
-    """That a run without a jump shows one as clear at any step."""
+    """Probability that a run without a jump has an equally clear drop at any step."""
     spike: float
-    """How far the largest gradient norm near it exceeds those around, in their robust standard
+    """Distance of the largest nearby gradient norm above those around it, in their robust standard
     deviations."""
 
     @property
     def is_epiphany(self) -> bool:
-        """Whether the gradient norm spiked too; without, it is only a sudden drop."""
+        """Whether the gradient norm spiked too; otherwise it is only a sudden drop."""
         return self.spike >= SPIKE_DEVIATIONS
 
 
@@ -69,13 +69,13 @@ class _Jumps(NamedTuple):
 
 
 def half_width(steps: int) -> int:
-    """Steps on either side of a jump that are tested in a run of `steps` steps."""
+    """Steps on either side of a tested jump, in a run of `steps` steps."""
     return max(LEAST_HALF_WIDTH_STEPS, round(steps * HALF_WIDTH_SHARE))
 
 
 def find(losses: Array, grad_norms: Array) -> list[SuddenDrop]:
-    """All sudden drops of a finished run, first to last, at least a window apart; empty where the
-    run is too short for a test."""
+    """All sudden drops of a finished run, first to last, at least a window apart; empty if the run
+    is too short for a test."""
     half = half_width(len(losses))
     first = round(SETTLING_SHARE * len(losses))
     if len(losses) - first < 2 * half:
@@ -87,7 +87,7 @@ def find(losses: Array, grad_norms: Array) -> list[SuddenDrop]:
     jumps = _jumps(windows)
     p_values = _p_values(jumps.clarity, half, tests=len(indices))
 
-    # The clearest jump comes first: windows beside a jump see it too, less clearly.
+    # Take the clearest jump first: the windows around a jump contain it too, less clearly.
     drops: list[SuddenDrop] = []
     for row in np.argsort(-jumps.clarity):
         if p_values[row] >= FALSE_ALARM_SHARE:
@@ -112,7 +112,7 @@ def find(losses: Array, grad_norms: Array) -> list[SuddenDrop]:
 
 
 class Watch:
-    """Tests a run while it trains; a drop is reported half a window after it."""
+    """A test of a run while it trains; a drop is reported half a window after it."""
 
     def __init__(self, steps: int) -> None:
         """For a run of `steps` steps."""
@@ -146,7 +146,7 @@ class Watch:
         first_after = step - self.half + 1
         return SuddenDrop(
             step=first_after,
-            # Later windows are not available yet, so there is nothing to compare this one with.
+            # Later windows are not available yet, so this window cannot be compared with them.
             steps=Interval(first_after, first_after),
             drop_nats=float(drop),
             interval=_drop_interval(drop, clarity, self.half),
@@ -169,7 +169,7 @@ def _jumps(windows: Array) -> _Jumps:
     residuals = windows - beta @ design.T
     error = np.sqrt((residuals**2).sum(axis=1) / (width - 3) * inverse[2, 2])
 
-    # Losses that are all alike leave an error of rounding alone, which no drop may be divided by.
+    # If all losses are equal, the error is rounding alone, and too small to divide by.
     rounding = ROUNDING_SHARE * np.abs(windows).max(axis=1) + 1e-300
     drops = -beta[:, 2]
     return _Jumps(drops, drops / np.maximum(error, rounding))
@@ -201,8 +201,8 @@ def _drop_interval(drop: float, clarity: float, half: int) -> Interval:
 
 
 def _spike(grad_norms: Array, index: int, half: int) -> float:
-    """How far the largest gradient norm close to `index` exceeds those around, in robust standard
-    deviations."""
+    """Distance of the largest gradient norm close to `index` above those around it, in robust
+    standard deviations."""
     around = grad_norms[max(0, index - half) : index + half]
     close = grad_norms[max(0, index - half // 4 - 1) : index + half // 4 + 1]
 

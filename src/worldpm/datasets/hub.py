@@ -1,4 +1,4 @@
-"""Data sets on the Hugging Face hub: downloaded once, and only if the user named one."""
+"""Data sets on the Hugging Face hub. They are downloaded once, and only if the user names one."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ ID = re.compile(r"([\w-][\w.-]*/[\w.-]+)((?:/[\w.-]+)*)")
 
 
 def dataset(name: str, suffixes: Sequence[str]) -> Path:
-    """The folder with the files of a data set that have one of the suffixes.
+    """The folder with those files of a data set that have one of the suffixes.
 
     Raises:
         ConfigError: If the name is not a hub id, or the hub does not deliver the set.
@@ -27,7 +27,7 @@ def dataset(name: str, suffixes: Sequence[str]) -> Path:
     patterns = [f"{folder}*{suffix}" for suffix in suffixes]
     try:
         files = snapshot_download(repository, repo_type="dataset", allow_patterns=patterns)
-    except Exception as error:  # the hub's errors have many classes; none of them is ours
+    except Exception as error:  # errors of the hub and the network have many classes
         raise ConfigError(
             f"{name}: no such file or folder, and the hub did not deliver it"
             f" ({type(error).__name__}). Check the name and the network."

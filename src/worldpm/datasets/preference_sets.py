@@ -1,7 +1,7 @@
-"""Preference groups from plain preference sets, in the forms that are usual on the hub.
+"""Preference groups from plain preference sets, in the forms that are common on the hub.
 
-Rows that follow each other with the same prompt become one group, so that its prompt is computed
-once. `storage/dialogues` has the forms of rows, for example:
+Consecutive rows with the same prompt become one group, so that the prompt is computed once.
+`storage/dialogues` has the forms of rows, for example:
 
     {"prompt": "How?", "chosen": "So.", "rejected": "No."}
 """
@@ -34,13 +34,13 @@ NO_COLUMNS: Columns = {}
 """All columns have the names that we know."""
 
 KINDS = ((".parquet", *rows.LINES), rows.TABLES, rows.LISTS)
-"""Suffixes of the files of a set, by their kind: those of a later kind are read only if there are
-none of an earlier one, because tables and lists beside the rows often describe them."""
+"""Suffixes of the files of a set, by kind. Files of a later kind are read only if there are none of
+an earlier kind, because tables and lists beside the rows often describe them."""
 SUFFIXES = tuple(suffix for kind in KINDS for suffix in kind)
 NOT_ROWS = ("config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json")
 """Files that describe a set. Source: FILES_TO_IGNORE of the library `datasets`."""
 VALIDATION_SHARE = 0.05
-"""Share of the prompts, by their hash, that validate if a set has no validation file."""
+"""Share of prompts, chosen by hash, that are held out if a set has no validation file."""
 
 
 class NumberedRow(NamedTuple):
@@ -52,12 +52,12 @@ class NumberedRow(NamedTuple):
 
     @property
     def key(self) -> tuple[Messages, bool]:
-        """Rows of one key that follow each other make one group."""
+        """The key of the row's group: consecutive rows with the same key make one group."""
         return self.row.prompt, bool(self.row.ratings)
 
 
 class _Comparison(NamedTuple):
-    """The responses to a prompt, and which are preferred to which."""
+    """The responses to a prompt, and the preferences among them."""
 
     responses: tuple[str, ...]
     preferences: tuple[Preference, ...]
@@ -65,16 +65,16 @@ class _Comparison(NamedTuple):
 
 @dataclass
 class _EarlierRows:
-    """Hashes of the rows of earlier files, 8 bytes each: some sets have one split under several
-    names."""
+    """Hashes of the rows of earlier files, 8 bytes each, because some sets have the same split
+    under several names."""
 
     earlier: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     """Sorted."""
     current: "array[int]" = field(default_factory=lambda: array("Q"))
-    """Of the file that is read."""
+    """Hashes of the current file."""
 
     def has(self, row: RatedRow) -> bool:
-        """Whether an earlier file has the row; it is noted."""
+        """Record the row, and return whether an earlier file has it."""
         turns = [(turn.role, turn.content, turn.more) for turn in row.prompt]
         digest = xxhash.xxh3_64_intdigest(repr((turns, row.responses, row.ratings)).encode())
         self.current.append(digest)
@@ -83,13 +83,13 @@ class _EarlierRows:
         return index < len(self.earlier) and int(self.earlier[index]) == digest
 
     def end_file(self) -> None:
-        """Make the rows of the current file earlier ones."""
+        """Add the rows of the current file to the earlier rows."""
         self.earlier = np.union1d(self.earlier, np.array(self.current, dtype=np.uint64))
         self.current = array("Q")
 
 
 def is_plain(path: Path) -> bool:
-    """Whether a file is a plain set, not a table of groups: any but Parquet with a `preferences`
+    """Whether a file is a plain set, not a table of groups, which is Parquet with a `preferences`
     column."""
     return path.suffix != ".parquet" or "preferences" not in parquet.columns_of(path)
 
@@ -138,12 +138,12 @@ def read(
     columns: Columns = NO_COLUMNS,
     lends: bool = True,
 ) -> Iterator[PreferenceGroup]:
-    """The groups of a split, in order. A row without a preference, or that an earlier file of its
-    split has too, is counted in `drops` with its reason.
+    """The groups of a split, in order. Rows without a preference, and rows that an earlier file of
+    the split has too, are dropped and counted in `drops` by reason.
 
     The name of a file gives its split (`validation`, `dev`, `test`); other files are for training.
-    If no file is for validation, VALIDATION_SHARE of the training prompts are, if training `lends`
-    them.
+    If no file is for validation and `lends` is set, VALIDATION_SHARE of the training prompts are
+    held out for validation.
 
     Raises:
         DataError: If a row has none of the known forms, or lacks one of the columns.
@@ -158,7 +158,7 @@ def read(
     if split == "train" or (split == "validation" and lends):
         train = [path for path in paths if splits[path] == "train"]
         for group in groups_of_files(train, drops, columns):
-            # By the hash of its prompt, because a prompt in two rows must not be in two splits.
+            # The hash of the prompt decides: a prompt in two rows must not be in two splits.
             lent = lends and _share(group.prompt) < VALIDATION_SHARE
             if split == ("validation" if lent else "train"):
                 yield replace(group, split=split)
@@ -181,8 +181,8 @@ def _share(prompt: Messages) -> float:
 def groups_of_files(
     paths: Sequence[Path], drops: Counter[str], columns: Columns = NO_COLUMNS
 ) -> Iterator[PreferenceGroup]:
-    """All groups of some files, whatever their split; a row that an earlier file has too is left
-    out. Raises and counts as `read` does."""
+    """All groups of some files, of any split; rows that an earlier file has too are dropped. Errors
+    and counts are those of `read`."""
     earlier = _EarlierRows() if len(paths) > 1 else None
     for path in paths:
         yield from groups_of(path, drops, columns, earlier)
@@ -196,8 +196,8 @@ def groups_of(
     columns: Columns = NO_COLUMNS,
     earlier: _EarlierRows | None = None,
 ) -> Iterator[PreferenceGroup]:
-    """All groups of a file, whatever its split, without the rows of earlier files; raises and
-    counts as `read` does."""
+    """All groups of a file, of any split, without the rows of earlier files. Errors and counts are
+    those of `read`."""
     name = re.sub(r"\W+", "-", path.name.split(".")[0])
     rated = _rated_rows(path, drops, columns, earlier)
 
@@ -213,7 +213,7 @@ def groups_of(
 def _rated_rows(
     path: Path, drops: Counter[str], columns: Columns, earlier: _EarlierRows | None
 ) -> Iterator[NumberedRow]:
-    """The rows of a file that have a prompt and responses, and that no earlier file has."""
+    """The rows of a file that have a prompt and responses, and are in no earlier file."""
     for number, row in rows.numbered(path, as_written=True):
         rated = dialogues.rated_row(rows.renamed(row, columns, path, number), path, number)
         if isinstance(rated, str):
@@ -225,7 +225,7 @@ def _rated_rows(
 
 
 def column_names(path: Path, columns: Columns = NO_COLUMNS) -> set[str]:
-    """Names of the columns of the first row of a file, ours for those that have others.
+    """Names of the columns of the first row of a file; renamed columns have our names.
 
     Raises:
         DataError: As `read`.
@@ -237,7 +237,7 @@ def column_names(path: Path, columns: Columns = NO_COLUMNS) -> set[str]:
 def _group(
     group_id: str, prompt: Messages, members: Sequence[RatedRow], drops: Counter[str]
 ) -> PreferenceGroup | None:
-    """Rows of one prompt as a group; None if they hold no preference, which is counted."""
+    """Rows of one prompt as a group; None if they have no preference, which is counted."""
     if not any(message.content.strip() for message in prompt):
         drops["prompt without text"] += len(members)
         return None
@@ -260,7 +260,7 @@ def _group(
 
 def _compare_pairs(members: Sequence[RatedRow], drops: Counter[str]) -> _Comparison:
     """Pairs of one prompt, each with a weight of 1; equal texts become one response."""
-    # A dict keeps the order in which texts come.
+    # A dict keeps the order of the texts.
     indices: dict[str, int] = {}
     for row in members:
         for text in row.responses:
@@ -277,7 +277,7 @@ def _compare_pairs(members: Sequence[RatedRow], drops: Counter[str]) -> _Compari
 
 
 def _compare_ratings(members: Sequence[RatedRow], drops: Counter[str]) -> _Comparison:
-    """All pairs of rated responses to one prompt, which weigh 1 together."""
+    """All pairs of rated responses to one prompt, with weights that add up to 1."""
     texts: list[str] = []
     ratings: list[float] = []
     for row in members:

@@ -27,8 +27,8 @@ class TrainingData:
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     """Names of columns in the plain sets, by our names for them."""
     validation: Self | None = None
-    """The files of an explicit validation set; None if the other files have the validation split,
-    or lend it."""
+    """The files of an explicit validation set; None if the validation split comes from the other
+    files."""
 
     @classmethod
     def find(
@@ -38,12 +38,13 @@ class TrainingData:
         validation: Sequence[str] = (),
         columns: Mapping[str, str] = preference_sets.NO_COLUMNS,
     ) -> Self:
-        """The files of folders of groups, of files, of folders of files, and of hub ids.
+        """Find the files of names, which are folders of groups, files, folders of files, or hub
+        ids.
 
         Files of the validation set are not trained on, even if a folder of `names` has them.
 
         Raises:
-            ConfigError: If a name is absent, unfinished, or has no files that could be read, or if
+            ConfigError: If a name does not exist, is unfinished, or has no readable files, or if
                 there are columns but no plain sets.
         """
         data = cls._sorted(names)
@@ -52,8 +53,7 @@ class TrainingData:
             plain = _without(data.plain, validating.plain)
             if not plain and not data.tables:
                 raise ConfigError(
-                    f"--validation {validation[0]}: has all files that are to be trained on. Name"
-                    " others."
+                    f"--validation {validation[0]}: contains all training files. Name other files."
                 )
             data = replace(
                 data,
@@ -64,15 +64,15 @@ class TrainingData:
 
         if columns and not (data.plain or (data.validation and data.validation.plain)):
             raise ConfigError(
-                f"--columns: {names[0]} is not a plain preference set, which it applies to. Leave"
-                " it out."
+                f"--columns: applies only to plain preference sets, and {names[0]} is not one."
+                " Leave it out."
             )
         return replace(data, columns=columns)
 
     @classmethod
     def _to_validate_on(cls, names: Sequence[str]) -> Self:
-        """The files that the user named, and of each plain set those for validation, or else for
-        testing, or else all."""
+        """The files to validate on: of each folder of plain sets, those for validation, or else
+        for testing, or else all."""
         sets = [cls._sorted([name]) for name in names]
         plain = [
             path
@@ -106,8 +106,8 @@ class TrainingData:
                 if preference_sets.is_plain(file):
                     plain.append(file)
                     continue
-                # A table of groups directly in a folder that the user named comes from a step
-                # whose manifest is absent, which this reports. Downloads never have one.
+                # A table of groups directly in a folder that the user named lacks the manifest of
+                # its step, and this call reports it. Downloads never have a manifest.
                 if file.parent == Path(name):
                     read_manifest(path, made_by="group")
                 tables.append(file)
@@ -151,7 +151,7 @@ def _held_out(files: Sequence[Path]) -> list[Path]:
 
 
 def _without(files: Sequence[Path], others: Sequence[Path]) -> tuple[Path, ...]:
-    """The files that are not among the others, under whatever names."""
+    """The files that are not among the others, compared by their resolved paths."""
     resolved = {path.resolve() for path in others}
     return tuple(path for path in files if path.resolve() not in resolved)
 

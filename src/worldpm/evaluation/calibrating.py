@@ -1,4 +1,5 @@
-"""What a model's margins mean, learned from an evaluation of it: temperature, certainty, style."""
+"""The confidence of a model's margins, from an evaluation of the model: temperature, noise and
+style."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,28 +16,28 @@ from worldpm.storage.manifest import read_manifest, verified_files
 
 
 def confidence_of(results: Path, name: str, *, sha256: str | None = None) -> Confidence:
-    """What a results folder shows of the checkpoint called `name`, over all its benchmarks.
+    """The confidence of the checkpoint `name`, from all benchmarks of a results folder.
 
-    A style model whose margin goes against the labels is left out. `sha256` is the checkpoint's
-    own, where it is known.
+    A style model whose margin contradicts the labels is left out. `sha256` is the hash of the
+    checkpoint, if it is known.
 
     Raises:
-        ConfigError: If the folder is not one, or does not hold that checkpoint, or no texts.
-        DataError: If a file of it was altered.
+        ConfigError: If the folder is not a results folder, or lacks the checkpoint or the texts.
+        DataError: If a file of the folder was altered.
     """
     verified_files(results)
     inputs = read_manifest(results, made_by="evaluate").inputs
     if sha256 is not None and sha256 not in {source.sha256 for source in inputs}:
         raise ConfigError(
-            f"{results}: judged another model than this one, whatever its name; evaluate the one"
-            " that is served"
+            f"--calibration {results}: contains results of another model, not of the served one."
+            " Evaluate the served model."
         )
 
     tables = ResultTables.read(results)
     if name not in tables.checkpoints:
         raise ConfigError(
-            f"--calibration {results}: judged {', '.join(sorted(tables.checkpoints))}, not {name};"
-            " evaluate the model that is served"
+            f"--calibration {results}: contains results of {', '.join(sorted(tables.checkpoints))},"
+            f" not of {name}. Evaluate the served model."
         )
 
     pairs = _styled([tables.pairs(name, benchmark) for benchmark in tables.preferences], results)
@@ -50,7 +51,7 @@ def confidence_of(results: Path, name: str, *, sha256: str | None = None) -> Con
 
 
 def _style_model(pairs: style_control.StyledPairs) -> StyleModel | None:
-    """The fit of margin and style together, None where its margin goes against the labels."""
+    """The joint fit of margin and style; None if the margin contradicts the labels."""
     coefficients = style_control.control(pairs, "paper").coefficients
     margin_weight = coefficients["margin"].per_unit
     if margin_weight <= 0:
@@ -67,7 +68,8 @@ def _style_model(pairs: style_control.StyledPairs) -> StyleModel | None:
 def _one_a_prompt(prompt_ids: Sequence[str], margins: Sequence[float]) -> list[float]:
     """The margin of one pair of each prompt.
 
-    A hash draws it: a prompt's first pair is of the earliest answer, and easier than the others.
+    A hash selects the pair. The first pair would be biased: it has the earliest answer, and is
+    easier than the others.
     """
     drawn: dict[str, tuple[int, float]] = {}
     for index, (prompt_id, margin) in enumerate(zip(prompt_ids, margins, strict=True)):
@@ -79,7 +81,9 @@ def _one_a_prompt(prompt_ids: Sequence[str], margins: Sequence[float]) -> list[f
 def _styled(parts: Sequence[JudgedPairs], results: Path) -> style_control.StyledPairs:
     """The pairs of all benchmarks with the style of both sides."""
     if not any(len(part.items) for part in parts):
-        raise ConfigError(f"--calibration {results}: holds no preference")
+        raise ConfigError(
+            f"--calibration {results}: has no preferences. Name another results folder."
+        )
 
     chosen = [_features(part.chosen, results) for part in parts]
     rejected = [_features(part.rejected, results) for part in parts]
@@ -94,10 +98,11 @@ def _styled(parts: Sequence[JudgedPairs], results: Path) -> style_control.Styled
 
 
 def _features(side: Sides, results: Path) -> dict[str, np.ndarray]:
-    """The style counts of one side, with its length in tokens."""
+    """The style counts of one side, and its lengths in tokens."""
     if side.counts is None or None in side.length_tokens:
         raise ConfigError(
-            f"--calibration {results}: holds rewards without texts; evaluate a checkpoint itself"
+            f"--calibration {results}: has rewards without texts. Evaluate a checkpoint instead of"
+            " raw rewards."
         )
     lengths = np.array(side.length_tokens, dtype=np.float64)
     return {"length": lengths, **{name: side.counts[name] for name in FEATURES[1:]}}

@@ -1,6 +1,7 @@
-"""A labelled file and a model: does it err more, or reward more, for some groups than for others?
+"""`worldpm fairness`: tests on a labelled file whether a model errs more, or gives higher rewards,
+for some groups than for others.
 
-A line of the file; `preferred` is the index of the best response, and `language` a column of --by:
+A line of the file. `preferred` is the index of the best response, and `language` a column of --by:
 
     {"prompt": "Q?", "responses": ["A.", "B."], "preferred": 1, "language": "fi"}
 """
@@ -22,7 +23,7 @@ from worldpm.storage.rows import Row
 from worldpm.webhook import Webhook
 
 FINISHED = "fairness.finished"
-"""Type of the message to the webhook."""
+"""Type of the webhook message."""
 SIGNIFICANT = 0.05
 HEADINGS = (
     "column",
@@ -46,12 +47,12 @@ class _LabelledRequest:
     best: int
     """Index of the best response."""
     columns: dict[str, str]
-    """The line's values of the columns of --by."""
+    """The line's values in the columns of --by."""
 
 
 @dataclass(frozen=True)
 class AuditGap:
-    """A significant gap of one value of a column to all others."""
+    """A significant gap between one value of a column and all others."""
 
     column: str
     value: str
@@ -62,21 +63,21 @@ class AuditGap:
 
 @dataclass(frozen=True)
 class Audit:
-    """Data of the message to the webhook."""
+    """Data of the webhook message."""
 
     model: str
     file: str
     out: str | None
-    """File with all numbers; None if none was written."""
+    """File with all numbers; None if no file was written."""
     gaps: list[AuditGap]
-    """Those whose corrected p-value is below 0.05."""
+    """Gaps with a corrected p-value below 0.05."""
 
 
 def run(options: FairnessOptions) -> Mapping[str, Sequence[ValueResult]]:
-    """Score the file, print the table, write the numbers."""
+    """Score the file, print the table, and write the numbers."""
     if options.out is not None and not options.out.parent.is_dir():
         raise ConfigError(
-            f"--out {options.out}: the folder {options.out.parent} is not there; make it first"
+            f"--out {options.out}: the folder {options.out.parent} does not exist. Create it first."
         )
 
     webhook = None
@@ -85,7 +86,7 @@ def run(options: FairnessOptions) -> Mapping[str, Sequence[ValueResult]]:
 
     pairs = list(_pairs(options))
     if not pairs:
-        raise DataError(options.file, "holds no line with two responses")
+        raise DataError(options.file, "no line has two responses. Name another file.")
 
     results = {column: gaps(pairs, column) for column in options.by}
     print(_table(results))
@@ -97,11 +98,11 @@ def run(options: FairnessOptions) -> Mapping[str, Sequence[ValueResult]]:
 
 
 def _pairs(options: FairnessOptions) -> Iterator[Pair]:
-    """The best response of each line against each other one."""
+    """The pairs of each line's best response with each of its other responses."""
     if not options.file.is_file():
-        raise ConfigError(f"{options.file}: no such file")
+        raise ConfigError(f"{options.file}: no such file. Check the path.")
 
-    # all lines are read first: a bad one stops the run before the model is loaded
+    # read all lines first, so that a bad line stops the run before the model is loaded
     labelled = [
         _labelled(row, number, options)
         for number, row in enumerate(rows.read(options.file), start=1)
@@ -118,28 +119,30 @@ def _pairs(options: FairnessOptions) -> Iterator[Pair]:
 
 
 def _labelled(row: Row, number: int, options: FairnessOptions) -> _LabelledRequest:
-    """A line of the file.
+    """Parse a line of the file.
 
     Raises:
-        DataError: If it is not a request, or lacks a label or a column.
+        DataError: If the line is not a request, or lacks a label or a column.
     """
     request = parse_request(row, f"{options.file}:{number}")
     best, last = row.get("preferred"), len(request.responses) - 1
-    # to Python, true and false are integers
+    # in Python, true and false are integers
     if not isinstance(best, int) or isinstance(best, bool) or not 0 <= best <= last:
         raise DataError(
             options.file,
-            f"preferred is {best!r}; expected the index of a response, 0 to {last}",
+            f"preferred is {best!r}. Give the index of a response, 0 to {last}.",
             line=number,
         )
 
     if missing := [column for column in options.by if row.get(column) is None]:
-        raise DataError(options.file, f"lacks the column {missing[0]!r}", line=number)
+        raise DataError(
+            options.file, f"lacks the column {missing[0]!r}. Add it, or change --by.", line=number
+        )
     return _LabelledRequest(request, best, {column: str(row[column]) for column in options.by})
 
 
 def _audit(options: FairnessOptions, results: Mapping[str, Sequence[ValueResult]]) -> Audit:
-    """Data of the message to the webhook."""
+    """Data of the webhook message."""
     gaps_by_measure = [
         AuditGap(column, result.value, measure, gap)
         for column, values in results.items()
@@ -175,7 +178,7 @@ def _table(results: Mapping[str, Sequence[ValueResult]]) -> str:
 
 
 def _gap_cells(gap: Gap | None) -> tuple[str, str]:
-    """Difference with interval, and p-value."""
+    """The difference with its interval, and the p-value."""
     if gap is None:
         return "-", "-"
 

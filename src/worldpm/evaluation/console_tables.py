@@ -1,4 +1,4 @@
-"""The results of an evaluation on the terminal: accuracies, then the conditions."""
+"""The results of an evaluation on the terminal: accuracies and conditions."""
 
 from dataclasses import fields
 
@@ -11,13 +11,14 @@ from worldpm.console import interval, number
 from worldpm.evaluation.results import Conditions, Results
 
 NOTE = (
-    "Detectable: the smallest distance from another number, such as a coin's half, that so many"
-    " prompts would show."
+    "Detectable: the smallest distance from a fixed number, such as 0.5, that this number of"
+    " prompts can show."
 )
 
 
 def show(results: Results) -> None:
-    """Print a table of all checkpoints on all benchmarks, and a line of conditions for each."""
+    """Print a table of all checkpoints on all benchmarks, and a line of conditions for each
+    checkpoint."""
     screen = Console(highlight=False)
     table = Table(
         "checkpoint",
@@ -28,7 +29,7 @@ def show(results: Results) -> None:
         "prompts",
         "ties",
         "longer",
-        title="Accuracy, a tie half",
+        title="Accuracy (a tie counts half)",
     )
     for name, checkpoint in results.checkpoints.items():
         for benchmark, result in checkpoint.benchmarks.items():
@@ -57,7 +58,7 @@ def _cells(result: BenchmarkResult) -> list[str]:
 
 
 def _text(conditions: Conditions) -> str:
-    """The conditions that are known, but for the record of training, which is long."""
+    """The known conditions, without the record of training, which is long."""
     parts = []
     for field in fields(conditions):
         value = getattr(conditions, field.name)
@@ -67,7 +68,7 @@ def _text(conditions: Conditions) -> str:
 
 
 def plain(value: object) -> str:
-    """A condition in words: nested values with their names, numbers with three digits."""
+    """A condition as text: nested values with their names, numbers with three digits."""
     if hasattr(value, "__dataclass_fields__"):
         value = {name: getattr(value, name) for name in value.__dataclass_fields__}
     if isinstance(value, dict):

@@ -1,5 +1,5 @@
-"""Does a model err more for some groups than for others? Reward and error gaps between the values
-of any column, with intervals."""
+"""Gaps of errors and rewards between groups, which are the values of a column, with intervals and
+tests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +11,18 @@ from worldpm.stats.uncertainty import Interval, clustered_interval, holm
 
 Array = NDArray[np.float64]
 LEAST_PROMPTS = 10
-"""A value with fewer prompts is shown without a test."""
+"""The least number of prompts of a value for a test."""
 RESAMPLES, PERMUTATIONS = 10_000, 1_000
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One judged pair with the columns it belongs to."""
+    """One judged pair, with its row's columns."""
 
     prompt: str
-    """Its cluster: pairs of one prompt depend on each other."""
+    """The cluster: pairs of the same prompt are not independent."""
     columns: Mapping[str, str]
-    """The row's value of each column, such as `language`."""
+    """The row's value in each column, such as `language`."""
     chosen_reward: float
     """In logits."""
     rejected_reward: float
@@ -30,32 +30,33 @@ class Pair:
 
     @property
     def error(self) -> float:
-        """1 if the rejected response has the higher reward, half for a tie, else 0."""
+        """1 if the rejected response has the higher reward, 0.5 for a tie, and otherwise 0."""
         if self.chosen_reward == self.rejected_reward:
             return 0.5
         return 1.0 if self.chosen_reward < self.rejected_reward else 0.0
 
     @property
     def reward(self) -> float:
-        """The mean of both, which a judge that favours a group would raise for all its answers."""
+        """The mean of both rewards. A model that favours a group raises it for all answers of the
+        group."""
         return (self.chosen_reward + self.rejected_reward) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """A measure of one value minus the same of all other values."""
+    """A measure of one value minus the same measure of all other values."""
 
     difference: float
-    """Of errors (-1 to 1) or of rewards (in logits)."""
+    """Difference of errors (-1 to 1) or of rewards (in logits)."""
     interval: tuple[float, float] | None
-    """95 % interval; None if both sides are all alike."""
+    """95 % interval; None if neither side varies."""
     p_value: float
-    """Two-sided, that so large a difference comes from equal groups."""
+    """Two-sided p-value: the probability that equal groups differ as much."""
     p_value_holm: float
-    """Corrected for the number of values of the column by Holm's procedure."""
+    """The p-value, corrected for the number of values of the column by Holm's procedure."""
 
     def mirrored(self) -> "Gap":
-        """The gap as seen from the other side."""
+        """The same gap from the other side."""
         interval = None
         if self.interval is not None:
             low, high = self.interval
@@ -68,37 +69,37 @@ class ValueResult:
     """Errors and rewards of the pairs with one value of a column."""
 
     value: str
-    """Of the column."""
+    """Value of the column."""
     pairs: int
     """Number of pairs."""
     prompts: int
-    """Number of different prompts."""
+    """Number of distinct prompts."""
     error: float
-    """Mean over prompts, 0 to 1."""
+    """Mean error over prompts, 0 to 1."""
     error_interval: tuple[float, float] | None
-    """95 % interval over prompts; None if they cannot give one."""
+    """95 % interval over prompts; None if the prompts cannot give an interval."""
     error_gap: Gap | None
-    """To all other values; None if either side has fewer than LEAST_PROMPTS prompts."""
+    """Gap to all other values; None if either side has fewer than LEAST_PROMPTS prompts."""
     reward: float
-    """Mean over prompts, in logits."""
+    """Mean reward over prompts, in logits."""
     reward_interval: tuple[float, float] | None
-    """95 % interval over prompts; None if they cannot give one."""
+    """95 % interval over prompts; None if the prompts cannot give an interval."""
     reward_gap: Gap | None
-    """To all other values; None if either side has fewer than LEAST_PROMPTS prompts."""
+    """Gap to all other values; None if either side has fewer than LEAST_PROMPTS prompts."""
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """A measure of some pairs, one number a prompt."""
+    """A measure of some pairs, one number per prompt."""
 
     values: Array
-    """Mean of each prompt's pairs."""
+    """Mean over each prompt's pairs."""
     are_shares: bool
-    """Whether the values are from 0 to 1."""
+    """Whether all values are between 0 and 1."""
 
     @property
     def mean(self) -> float:
-        """Of the prompts."""
+        """Mean over the prompts."""
         return float(self.values.mean())
 
     def interval(self, *, resamples: int = RESAMPLES) -> Interval:
@@ -114,7 +115,7 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _Measure:
-    """The mean of one value's pairs and its gap to the others."""
+    """The mean over one value's prompts, and its gap to the others."""
 
     mean: float
     interval: Interval
@@ -122,14 +123,14 @@ class _Measure:
 
 
 def gaps(pairs: Sequence[Pair], column: str) -> list[ValueResult]:
-    """For every value of a column: errors and rewards with 95 % intervals, and its gap to all other
-    values.
+    """Errors and rewards of every value of a column, with 95 % intervals, and their gaps to all
+    other values.
 
-    Every prompt counts once, however many pairs it has. A gap's interval combines those of its two
-    sides, and its p-value comes from permuting prompts between them, in standard errors: neither
-    assumes that the two are equally spread. P-values are corrected over the column by Holm's
-    procedure; of two values there is one gap, seen from both sides. Values with fewer than ten
-    prompts have no gap.
+    Every prompt counts once, for any number of pairs. A gap's interval combines the intervals of
+    its two sides. Its p-value comes from a permutation of prompts between the sides, with the
+    difference in standard errors. Neither assumes that both sides have the same variance. P-values
+    are corrected over the column by Holm's procedure. A column with two values has a single gap,
+    with opposite signs. Values with fewer than ten prompts have no gap.
     """
     values = sorted({pair.columns[column] for pair in pairs})
     results = [_of_value(pairs, column, value) for value in values]
@@ -144,8 +145,9 @@ def gaps(pairs: Sequence[Pair], column: str) -> list[ValueResult]:
 
 
 def _corrected(uncorrected: Sequence[Gap | None]) -> list[Gap | None]:
-    """One measure's gaps of all values of a column, with the p-values of one family of tests."""
-    # the second gap is the first with the sign turned: one test, not two
+    """One measure's gaps of all values of a column, with p-values corrected as one family of
+    tests."""
+    # the second gap is the first with the opposite sign, so this is one test, not two
     if len(uncorrected) == 2:
         first = uncorrected[0]
         return [first, None if first is None else first.mirrored()]
@@ -182,8 +184,8 @@ def _of_value(pairs: Sequence[Pair], column: str, value: str) -> ValueResult:
 
 
 def _by_prompt(pairs: Sequence[Pair], values: Sequence[float]) -> Array:
-    """The mean of each prompt's values, one value a pair."""
-    # in the order of the pairs: the drawn resamples depend on it
+    """The mean of each prompt's values; there is one value per pair."""
+    # in the order of the pairs, because the bootstrap's random draws depend on it
     by_prompt: dict[str, list[float]] = {}
     for pair, value in zip(pairs, values, strict=True):
         by_prompt.setdefault(pair.prompt, []).append(value)
@@ -197,25 +199,26 @@ def _ends(interval: Interval) -> tuple[float, float] | None:
 def _measure(inside: _Sample, outside: _Sample) -> _Measure:
     interval = inside.interval()
     gap = None
-    # of few prompts neither the interval nor the test can be trusted
+    # with few prompts, neither the interval nor the test is reliable
     if min(len(inside.values), len(outside.values)) >= LEAST_PROMPTS:
         gap = _gap(inside, outside, interval)
     return _Measure(inside.mean, interval, gap)
 
 
 def _gap(inside: _Sample, outside: _Sample, of_inside: Interval) -> Gap:
-    """Mean of the prompts with a value minus mean of the others, with an interval made of both
-    sides', and a permutation test.
+    """Mean over the prompts with a value minus mean over the others. The interval combines the
+    intervals of both sides, and the p-value is that of a permutation test.
 
-    A side whose prompts are all alike adds nothing to the interval; if both are, there is none.
+    A side without variation adds nothing to the interval. If neither side varies, there is no
+    interval.
 
     Source: Zou and Donner 2008 for the interval (Newcombe 1998 for shares).
     """
     difference = inside.mean - outside.mean
     first = _known_or_point(of_inside, inside.mean)
-    # fewer resamples: the other side is as large as all the rest, and is resampled for each value
+    # fewer resamples, because the other side is large, and is resampled for every value
     second = _known_or_point(outside.interval(resamples=PERMUTATIONS), outside.mean)
-    # the distances of both means to their bounds add up like standard errors: as squares
+    # the distances of the means to their bounds add up as squares, like standard errors
     low = difference - np.hypot(inside.mean - first.low, second.high - outside.mean)
     high = difference + np.hypot(first.high - inside.mean, outside.mean - second.low)
 
@@ -233,8 +236,8 @@ def _known_or_point(interval: Interval, mean: float) -> Interval:
 
 
 def _permutation_test(inside: Array, outside: Array) -> float:
-    """The share of exchanges of prompts between the two sides that put their means as far apart,
-    the observed one counted.
+    """The share of permutations of prompts between the two sides whose means are at least as far
+    apart as observed. The observed order counts as one permutation.
 
     Source: Janssen 1997, the permutation of Welch's statistic.
     """
@@ -246,14 +249,14 @@ def _permutation_test(inside: Array, outside: Array) -> float:
     for _ in range(PERMUTATIONS):
         shuffled = generator.permutation(pooled)
         apart = _standard_errors_apart(shuffled[: len(inside)], shuffled[len(inside) :])
-        # the observed order must count as equally far, in whatever order the sums were rounded
+        # allow for rounding, so that the observed order always counts as equally far apart
         as_large += apart >= observed * (1 - 1e-12)
     return (1 + as_large) / (1 + PERMUTATIONS)
 
 
 def _standard_errors_apart(first: Array, second: Array) -> float:
-    """How far two means are apart, in standard errors of their difference; infinite if both sides
-    are all alike."""
+    """The distance of two means in standard errors of their difference. If neither side varies,
+    infinity for different means and 0 for equal ones."""
     apart = abs(float(first.mean() - second.mean()))
     error = float(np.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second)))
     if error > 0:

@@ -1,4 +1,4 @@
-"""Items through the scorer: their rewards, and the conditions under which these hold."""
+"""Rewards of items by a scorer, and the conditions of these rewards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,23 +10,24 @@ from worldpm.records import Message
 from worldpm.scoring.scorer import Refused, Request, Scored, Scorer
 
 RESPONSES_AT_ONCE = 64
-"""Items of one prompt are scored as one group up to this number of different responses."""
+"""Number of distinct responses at which a group is full. Items of the same prompt share a group."""
 PROBED_ITEMS = 8
-"""Items whose responses are also scored alone, to show that a reward depends on no neighbour."""
+"""Number of items whose responses are also scored alone, to measure how far a reward depends on
+other responses."""
 
 
 @dataclass
 class _Group:
-    """Different responses to one prompt, of one item or several."""
+    """Distinct responses to one prompt, from one or several items."""
 
     request: Request
     indices: dict[str, int] = field(default_factory=dict)
-    """Position of each response among the group's, in the order of arrival."""
+    """Index of each response in the group, in the order of its items."""
 
 
 def judge_items(scorer: Scorer, items: Sequence[Item]) -> Judged:
-    """The items with the rewards of their responses; equal responses to a prompt are scored once.
-    Items that the chat template refuses are left out.
+    """The items with the rewards of their responses. Equal responses to a prompt are scored once,
+    and items that the chat template refuses are left out.
 
     Raises:
         DataError: If an input is over the limit and the scorer does not cut.
@@ -38,7 +39,7 @@ def judge_items(scorer: Scorer, items: Sequence[Item]) -> Judged:
     for item in items:
         prompt = tuple(item.prompt)
         number = open_groups.get(prompt)
-        # a full group takes no further item; its last one may have carried it over the limit
+        # a full group gets no more items; its last item may have exceeded the limit
         if number is None or len(groups[number].indices) >= RESPONSES_AT_ONCE:
             number = open_groups[prompt] = len(groups)
             groups.append(_Group(Request(item.item, item.prompt, ())))
@@ -67,7 +68,7 @@ def judge_items(scorer: Scorer, items: Sequence[Item]) -> Judged:
 
 
 def _of_item(item: Item, group: _Group, scored: Scored) -> Scored:
-    """What the group's answer says of one item's responses, in their order."""
+    """The part of the group's answer for one item's responses, in their order."""
     indices = [group.indices[response.content] for response in item.responses]
     return Scored(
         [scored.rewards[index] for index in indices],
@@ -77,14 +78,15 @@ def _of_item(item: Item, group: _Group, scored: Scored) -> Scored:
 
 
 def conditions_of(scorer: Scorer, judged: Judged) -> Conditions:
-    """What a reader must know to repeat the rewards, and a probe of items scored alone."""
+    """The conditions that are needed to reproduce the rewards, and a probe of responses scored
+    alone."""
     encoder = scorer.encoder
     item = judged.items[0]
     group = encoder.encode(item.prompt, [item.responses[0].content])
     ids = [*map(int, group.prefix), *map(int, group.suffixes[0])]
     tokens = list(encoder.tokenizer.convert_ids_to_tokens(ids))
-    # scores first: where all rewards come from an earlier run's parts, the model has not yet
-    # found out whether its rows share a prefix
+    # score first: if all rewards come from parts of an earlier run, the model has not yet
+    # determined whether its rows share a prefix
     batch_invariance = _batch_invariance(scorer, judged)
     return Conditions(
         template_hash=chat.template_hash(encoder.tokenizer),
@@ -101,7 +103,7 @@ def conditions_of(scorer: Scorer, judged: Judged) -> Conditions:
 
 
 def _batch_invariance(scorer: Scorer, judged: Judged) -> BatchInvariance:
-    """The first items' rewards against those of each response scored alone."""
+    """Compare the first items' rewards with those of each response scored alone."""
     probe = zip(judged.items[:PROBED_ITEMS], judged.rewards[:PROBED_ITEMS], strict=True)
     differences: list[float] = []
     for item, rewards in probe:

@@ -52,7 +52,7 @@ def read_planted(folder: Path) -> Planted:
 
 @dataclass(frozen=True)
 class _Standard:
-    """What the model is judged against."""
+    """The right answers by votes or by quality, and the best reader's rewards."""
 
     items: Sequence[Item]
     """With the preferences that count as right."""

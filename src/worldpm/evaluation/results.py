@@ -1,4 +1,4 @@
-"""A results folder: its `metrics.json` as types, and the one join of its three tables."""
+"""A results folder: its `metrics.json` as dataclasses, and the join of its three tables."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from worldpm.storage.json_files import read_record
 
 METRICS = "metrics.json"
 COUNTS = ("characters", "headers", "lists", "bold", "code", "links")
-"""Style counts of a response, as `items.parquet` has them."""
+"""Columns of `items.parquet` with style counts of a response."""
 TEXTS = ("prompt", "text")
 
 Array = NDArray[np.float64]
@@ -29,58 +29,59 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchInvariance:
-    """How far rewards depend on what else is in the batch."""
+    """How far rewards depend on the rest of the batch."""
 
     responses: int
-    """Scored once with others and once alone."""
+    """Number of responses that were scored both with others and alone."""
     largest_difference: float
-    """In logits; rounding alone gives about 1e-6 in float32."""
+    """Largest difference of the two rewards, in logits; rounding alone gives about 1e-6 in
+    float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What a reader must know to trust or repeat the numbers; None where it does not apply."""
+    """The conditions that are needed to trust or reproduce the numbers; None if not applicable."""
 
     template_hash: str | None = None
     """First digits of the SHA-256 of the chat template."""
     end_token: str | None = None
-    """Token whose hidden state becomes the reward; None if the template's own last token does."""
+    """Token whose hidden state gives the reward; None if it is the template's last token."""
     first_tokens: list[str] | None = None
-    """Of the first item, as the model reads it."""
+    """First tokens that the model reads of the first item."""
     last_tokens: list[str] | None = None
-    """Of the first item, as the model reads it."""
+    """Last tokens that the model reads of the first item."""
     dtype: str | None = None
     """Compute type of the weights."""
     device: str | None = None
-    """Kind of device."""
+    """Type of the device."""
     attention: str | None = None
     """`shared prefix` or `separate rows`."""
     max_length: int | None = None
-    """Tokens of prompt plus one response."""
+    """Largest number of tokens of a prompt plus one response."""
     prompt_length: int | None = None
-    """Tokens that a prompt is cut to."""
+    """Number of tokens that a prompt is cut to."""
     batch_invariance: BatchInvariance | None = None
-    """Of a probe of a few items."""
+    """Result of a probe of a few items."""
     refused_items: dict[str, int] | None = None
-    """Items of each benchmark that the chat template refuses, if any; they are left out of the
-    results of all checkpoints."""
+    """Number of items that the chat template refuses, by benchmark, if any. They are left out of
+    the results of all checkpoints."""
     truncated_share: dict[str, float] | None = None
-    """Share of responses that were cut, or their prompt, by benchmark."""
+    """Share of responses that were cut, or whose prompt was cut, by benchmark."""
     training: TrainingRecord | None = None
-    """Of which run the checkpoint is; None for models of others."""
+    """The training run of the checkpoint; None for other models."""
     overlap_with_training: dict[str, float] | None = None
-    """Share of items with 13 words in a row of --trained-on, by benchmark."""
+    """Share of items that share 13 consecutive words with --trained-on, by benchmark."""
     strata: dict[str, dict[str, int]] | None = None
-    """Items of each kind that --strata drew, by benchmark."""
+    """Number of items of each kind that --strata drew, by benchmark."""
     raw_rewards: bool | None = None
     """True if rewards were read from a file instead of computed."""
     without_files: list[str] | None = None
-    """Benchmarks of which only rewards were read, so that every better response is paired with
-    every worse one."""
+    """Benchmarks without files, for which only rewards were read. Every better response is paired
+    with every worse one."""
 
     @property
     def cut_warnings(self) -> dict[str, str]:
-        """A warning by benchmark, where many responses or their prompts were cut."""
+        """Warnings by benchmark about many cut responses or prompts."""
         warnings = {}
         for name, share in (self.truncated_share or {}).items():
             if share > TOLD_CUT:
@@ -94,7 +95,7 @@ class Conditions:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainResult:
-    """A domain over the benchmarks that have it."""
+    """The result of a domain over the benchmarks that have it."""
 
     accuracy: float
     """Plain mean over the benchmarks."""
@@ -104,18 +105,18 @@ class DomainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointResult:
-    """Everything measured of one checkpoint, or of one generator that a judge compared."""
+    """All results of one checkpoint, or of one generator whose texts a judge compared."""
 
     benchmarks: dict[str, BenchmarkResult] = field(default_factory=dict)
-    """By name; empty for a generator."""
+    """Results by benchmark; empty for a generator."""
     domains: dict[str, DomainResult] = field(default_factory=dict)
-    """By name."""
+    """Results by domain."""
     conditions: Conditions = field(default_factory=Conditions)
-    """How the rewards came about."""
+    """Conditions of the rewards."""
     presets: dict[str, PresetResult] = field(default_factory=dict)
-    """Views of several benchmarks, such as the paper's test sets, by name."""
+    """Results by preset, such as the paper's test sets."""
     win_rates: dict[str, WinRate] = field(default_factory=dict)
-    """Against a judge's baseline, by benchmark; empty for checkpoints."""
+    """Win rates against a judge's baseline, by benchmark; empty for checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,18 +124,18 @@ class Results:
     """The content of `metrics.json`."""
 
     checkpoints: dict[str, CheckpointResult]
-    """By name, in the order given."""
+    """Results by checkpoint, in the user's order."""
     comparisons: list[Comparison] = field(default_factory=list)
-    """Every two checkpoints on every benchmark."""
+    """Comparisons of every two checkpoints on every benchmark."""
 
     @property
     def scored(self) -> dict[str, CheckpointResult]:
-        """The checkpoints without the generators."""
+        """The checkpoints, without generators."""
         return {name: result for name, result in self.checkpoints.items() if result.benchmarks}
 
 
 def read_results(folder: Path) -> Results:
-    """The metrics of a results folder.
+    """Read the metrics of a results folder.
 
     Raises:
         DataError: If `metrics.json` is damaged.
@@ -143,7 +144,7 @@ def read_results(folder: Path) -> Results:
 
 
 class ResponseKey(NamedTuple):
-    """Which response of which item."""
+    """The subset, item and index of a response."""
 
     subset: str
     item: str
@@ -152,40 +153,41 @@ class ResponseKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Sides:
-    """One side of some pairs, the chosen or the rejected; each entry belongs to one pair."""
+    """One side of some pairs, chosen or rejected, with one entry per pair."""
 
     rewards: Array
     """In logits."""
     length_tokens: Sequence[int | None]
-    """Tokens of the response before any cut; None where only rewards are known."""
+    """Tokens of each response before any cut; None if only rewards are known."""
     texts: Sequence[str | None]
-    """None where only rewards are known, or texts were not read."""
+    """Texts of the responses; None if only rewards are known, or if texts were not read."""
     counts: dict[str, Array] | None
-    """Style counts by name; None where texts are not known."""
+    """Style counts by name; None if texts are unknown."""
 
 
 @dataclass(frozen=True)
 class JudgedPairs:
-    """The preferences of one benchmark with the rewards of one checkpoint; one entry a pair."""
+    """The preferences of one benchmark with the rewards of one checkpoint. There is one entry per
+    pair."""
 
     subsets: Sequence[str]
     items: Sequence[str]
     prompt_ids: Sequence[str]
-    """The cluster of every interval."""
+    """The clusters of every interval."""
     prompts: Sequence[str | None]
-    """None where only rewards are known, or texts were not read."""
+    """Texts of the prompts; None if only rewards are known, or if texts were not read."""
     chosen: Sides
     rejected: Sides
     strength: Array
     """Gap of votes or ratings."""
     probability: Array
-    """That chosen is truly the better one."""
+    """Probability that the chosen response is truly better."""
     weight: Array
 
     @property
     def margins(self) -> Tensor:
-        """Shape (pairs,), float64."""
-        # The formula takes rewards and indices, as in training.
+        """Margins in logits, float64 of shape (pairs,)."""
+        # Use the same formula as training, which takes rewards and indices.
         rewards = torch.from_numpy(np.concatenate([self.chosen.rewards, self.rejected.rewards]))
         indices = torch.arange(len(rewards)).reshape(2, -1)
         return bradley_terry.margins(rewards, indices[0], indices[1])
@@ -193,7 +195,7 @@ class JudgedPairs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _ItemRow:
-    """A row of `items.parquet`: one response, without what evaluation alone needs."""
+    """A row of `items.parquet`: one response, without the columns that only evaluation needs."""
 
     benchmark: str
     subset: str
@@ -254,12 +256,12 @@ class ResultTables:
 
     @classmethod
     def read(cls, folder: Path, *, texts: bool = True) -> "ResultTables":
-        """The tables, without the texts of prompts and responses unless `texts`.
+        """Read the tables, with the texts of prompts and responses if `texts` is True.
 
         Raises:
             DataError: If a table is damaged.
         """
-        # Texts are most of the bytes, and laws need none.
+        # Texts are most of the bytes, and laws do not need them.
         without = () if texts else TEXTS
         items: dict[str, ItemRows] = {}
         for item in parquet.read_records(folder / "items.parquet", _ItemRow, without=without):
@@ -277,15 +279,15 @@ class ResultTables:
 
     @property
     def checkpoints(self) -> list[str]:
-        """In the order of the table of rewards."""
+        """Names of checkpoints, in the order of the table of rewards."""
         return list(self.rewards)
 
     def benchmarks(self, checkpoint: str) -> list[str]:
-        """Those with a preference that the checkpoint was evaluated on."""
+        """Names of the checkpoint's benchmarks that have preferences."""
         return [name for name in self.rewards[checkpoint] if name in self.preferences]
 
     def pairs(self, checkpoint: str, benchmark: str) -> JudgedPairs:
-        """Every preference of a benchmark with what is known of its two responses."""
+        """Every preference of a benchmark, with its two responses."""
         pairs = self.preferences[benchmark]
         items = self.items[benchmark]
         # The row of the first response holds the prompt.
@@ -308,7 +310,7 @@ class ResultTables:
         items = [self.items[benchmark][key] for key in keys]
         rewards = [self.rewards[checkpoint][benchmark][key] for key in keys]
         counts = None
-        # Counts are null where only rewards were given.
+        # Counts are null if only rewards are known.
         if all(item.characters is not None for item in items):
             counts = {
                 name: np.array(list(map(attrgetter(name), items)), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Checkpoints to results: raw rewards are kept, and every metric is a pure function of them."""
+"""Checkpoints to results. Raw rewards are saved, and every metric is a pure function of them."""
 
 import logging
 from collections import Counter
@@ -40,7 +40,7 @@ from worldpm.storage.manifest import PROGRESS, Input, describe
 logger = logging.getLogger(__name__)
 
 ITEMS_AT_ONCE = 512
-"""Items that are scored and kept together: a killed evaluation loses at most these."""
+"""Number of items that are scored and saved together. A killed evaluation loses at most these."""
 
 ItemSets = Mapping[str, Sequence[Item]]
 """The items of each benchmark."""
@@ -48,17 +48,17 @@ ItemSets = Mapping[str, Sequence[Item]]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One checkpoint on all benchmarks, before any metric."""
+    """Rewards of one checkpoint on all benchmarks, before any metric."""
 
     judged: Mapping[str, Judged]
     """Items and rewards by benchmark."""
     conditions: Conditions
     temperature: float | None = None
-    """Fitted on the checkpoint's validation preferences; None where it has none."""
+    """Fitted on the checkpoint's validation preferences; None if it has none."""
 
 
 def evaluate(scorer: Scorer, sets: ItemSets) -> Evaluated:
-    """Rewards of one model on the items of some benchmarks, with the conditions.
+    """Rewards of one model on the items of some benchmarks, with their conditions.
 
     Raises:
         DataError: If an input is over the limit and the scorer does not cut, or the chat template
@@ -78,7 +78,7 @@ def evaluate(scorer: Scorer, sets: ItemSets) -> Evaluated:
 def measure(
     benchmarks: Mapping[str, PlacedBenchmark], evaluated: Mapping[str, Evaluated]
 ) -> Results:
-    """Every metric of every checkpoint, and the comparisons of any two: a function of rewards."""
+    """Every metric of every checkpoint, and the comparisons of every two, from rewards alone."""
     checkpoints = {
         name: _measured(name, benchmarks, checkpoint) for name, checkpoint in evaluated.items()
     }
@@ -98,14 +98,14 @@ def _measured(
         )
         for benchmark, rewards in console.track(judged.items(), f"judge {name}", total=len(judged))
     }
-    # A preset needs all its benchmarks; a part of them has another mean.
+    # A preset needs all its benchmarks, because a part of them would have another mean.
     presets = {
         preset.name: preset.judge(judged)
         for preset in PRESETS.values()
         if set(preset.needs) <= judged.keys()
     }
 
-    # Plain means over benchmarks: a large one must not outweigh the others.
+    # Plain means over benchmarks, so that a large benchmark does not outweigh the others.
     by_domain: dict[str, dict[str, float]] = {}
     for benchmark, result in results.items():
         for domain, measures in result.domains.items():
@@ -140,7 +140,7 @@ def _evaluate(options: EvaluateOptions) -> None:
 
     columns = column_names(options.columns)
     placed = catalogue.find(options.on, options.benchmarks, columns=columns)
-    # In the order of --on, which is that of tables and pages.
+    # Tables and pages have the order of --on.
     benchmarks = {benchmark.name: benchmark for benchmark in placed}
     if options.rewards:
         _run_on_rewards(options, benchmarks)
@@ -152,7 +152,7 @@ def _run_on_checkpoints(
     options: EvaluateOptions, benchmarks: Mapping[str, PlacedBenchmark]
 ) -> None:
     models = {
-        name: sources.of(place, options) for name, place in _by_name(options.checkpoints).items()
+        name: sources.of(path, options) for name, path in _by_name(options.checkpoints).items()
     }
     sets = {name: _drawn(benchmark.items(), options) for name, benchmark in benchmarks.items()}
     inputs = [sources.fingerprint(source) for source in models.values()]
@@ -174,7 +174,8 @@ def _run_on_checkpoints(
 
 
 def _on_common_items(evaluated: Mapping[str, Evaluated]) -> dict[str, Evaluated]:
-    """The checkpoints on the items that all of them have rewards of: a template may refuse some."""
+    """The checkpoints on the items that all of them have rewards for, because a chat template may
+    refuse some items."""
     common: dict[str, set[str]] = {}
     for checkpoint in evaluated.values():
         for benchmark, judged in checkpoint.judged.items():
@@ -194,7 +195,7 @@ def _on_common_items(evaluated: Mapping[str, Evaluated]) -> dict[str, Evaluated]
 
 
 def _run_on_rewards(options: EvaluateOptions, benchmarks: Mapping[str, PlacedBenchmark]) -> None:
-    """Judge raw rewards; a benchmark whose files are there must have the same items."""
+    """Evaluate raw rewards. If a benchmark has files, the rewards must cover the same items."""
     sets = {
         name: benchmark.items()
         for name, benchmark in benchmarks.items()
@@ -209,12 +210,12 @@ def _run_on_rewards(options: EvaluateOptions, benchmarks: Mapping[str, PlacedBen
 
     with output:
         judged = _read_rewards(options.rewards, benchmarks, sets)
-        # Without the items the rewards cannot be checked against this benchmark.
+        # Without files, the rewards cannot be checked against the benchmark.
         without_files = [name for name in benchmarks if name not in sets]
         for name in without_files:
             logger.warning(
-                "%s: its files are not in %s, so every better response is held against every"
-                " worse one",
+                "%s: its files are not in %s, so every better response is paired with every worse"
+                " one",
                 name,
                 options.benchmarks,
             )
@@ -230,29 +231,30 @@ def _read_rewards(
     judged: dict[str, dict[str, Judged]] = {}
     for path in paths:
         for checkpoint, tables in raw_rewards.read(path).items():
-            # Results call checkpoints by name, so that names must differ.
+            # Results identify checkpoints by name, so names must differ.
             if checkpoint in judged:
                 raise ConfigError(
-                    f"--rewards: two files have rewards of {checkpoint!r}; rename one"
+                    f"--rewards: two files have rewards of {checkpoint!r}. Rename one."
                 )
 
             judged[checkpoint] = {}
             for name, placed in benchmarks.items():
                 if name not in tables:
                     raise ConfigError(
-                        f"{path}: has no rewards on {name}, but on {', '.join(tables)}"
+                        f"{path}: has no rewards on {name}, but on {', '.join(tables)}. Change"
+                        " --on."
                     )
                 rewards = raw_rewards.judged_of(
                     tables[name], path, placed.benchmark, sets.get(name)
                 )
-                # Comparisons take checkpoints pair by pair.
+                # Comparisons need all checkpoints in the same order.
                 first = next(iter(judged.values())).get(name, rewards)
                 judged[checkpoint][name] = raw_rewards.in_order_of(first, rewards, path)
     return judged
 
 
 def _run_on_verdicts(options: EvaluateOptions) -> None:
-    """Win rates of the generators that a judge's files name."""
+    """Compute win rates of the generators in a judge's files."""
     (benchmark,) = options.on
     arena = benchmark == "arena-hard"
     read = win_rates.read_arena_hard if arena else win_rates.read_alpaca_eval
@@ -287,7 +289,7 @@ def _begin(
 def _settings(
     options: EvaluateOptions, benchmarks: Mapping[str, PlacedBenchmark]
 ) -> dict[str, object]:
-    """The settings that decide the result."""
+    """The settings that determine the result."""
     settings: dict[str, object] = {
         "on": list(benchmarks),
         "dtype": options.dtype,
@@ -305,14 +307,14 @@ def _settings(
     return settings
 
 
-def _by_name(places: Sequence[str]) -> dict[str, str]:
-    """The checkpoints by their last names, which are their names in the results."""
-    # `.` and links have the names of their folders.
-    names = {Path(place).resolve().name: place for place in places}
-    if len(names) < len(places):
+def _by_name(paths: Sequence[str]) -> dict[str, str]:
+    """The checkpoints by the last part of their paths, which is their name in the results."""
+    # Resolve `.` and links to the names of their folders.
+    names = {Path(path).resolve().name: path for path in paths}
+    if len(names) < len(paths):
         raise ConfigError(
-            f"{' and '.join(places)}: two have the same name, by which the results call them;"
-            " rename one"
+            f"{' and '.join(paths)}: two have the same name, which is their key in the results."
+            " Rename one."
         )
     return names
 
@@ -322,7 +324,7 @@ def _drawn(items: list[Item], options: EvaluateOptions) -> list[Item]:
 
 
 def _counted_strata(sets: ItemSets) -> dict[str, dict[str, int]]:
-    """The items of each kind in the sets that were drawn."""
+    """The number of items of each kind in the drawn sets."""
     return {
         name: dict(sorted(Counter(map(strata.stratum, items)).items()))
         for name, items in sets.items()
@@ -335,7 +337,7 @@ def _described(sets: ItemSets) -> list[Input]:
 
 
 def _write_overlap(aside: Path, *, sets: ItemSets, options: EvaluateOptions) -> dict[str, float]:
-    """The share of each set's items that overlap with the training split of --trained-on."""
+    """Write the share of each set's items that overlap with the train split of --trained-on."""
     shares: dict[str, float] = {}
     if options.trained_on:
         data = TrainingData.find([str(folder) for folder in options.trained_on])
@@ -348,11 +350,12 @@ def _write_overlap(aside: Path, *, sets: ItemSets, options: EvaluateOptions) -> 
 def _evaluate_in_parts(
     output: folders.Output, name: str, source: Source, sets: ItemSets, options: EvaluateOptions
 ) -> Evaluated:
-    """The same as `evaluate`, in parts on the disk: an earlier run's parts are not scored again."""
+    """Like `evaluate`, but in parts on disk. Complete parts of an earlier run are not scored
+    again."""
 
     @cache
     def scorer() -> Scorer:
-        # loaded for the first part that is missing, so a finished checkpoint costs nothing
+        # load the model only if a part is missing, so that a finished checkpoint costs nothing
         return Scorer.of(source, options)
 
     judged = {
@@ -417,16 +420,14 @@ class _RewardRow:
 
 
 def _check_not_empty(judged: Mapping[str, Judged]) -> None:
-    """Raises DataError if a benchmark has no item with rewards."""
+    """Raise DataError if a benchmark has no item with rewards."""
     for name, rewards in judged.items():
         if not rewards.items:
-            raise DataError(
-                name, "the model's chat template refuses all items. Take another model."
-            )
+            raise DataError(name, "the model's chat template refuses all items. Use another model.")
 
 
 def _refused(sets: ItemSets, judged: Mapping[str, Judged]) -> dict[str, int] | None:
-    """The items of each benchmark that have no rewards; None if all have them."""
+    """The number of items without rewards, by benchmark; None if all items have rewards."""
     refused = {name: len(items) - len(judged[name].items) for name, items in sets.items()}
     return {name: count for name, count in refused.items() if count} or None
 
@@ -436,7 +437,7 @@ def _probed(scorer: Scorer, judged: Mapping[str, Judged]) -> Conditions:
 
 
 def _cut_shares(judged: Mapping[str, Judged]) -> dict[str, float]:
-    """The share of each benchmark's responses that were cut, or their prompt."""
+    """The share of each benchmark's responses that were cut, or whose prompt was cut."""
     shares = {}
     for name, rewards in judged.items():
         marks = [mark for item in rewards.truncated or () for mark in item]
@@ -449,7 +450,7 @@ def _write(
     benchmarks: Mapping[str, PlacedBenchmark],
     evaluated: Mapping[str, Evaluated],
 ) -> None:
-    """The four files of a results folder, and the table on the terminal."""
+    """Write the four files of a results folder, and print the table."""
     first = next(iter(evaluated.values())).judged
     sets = {name: judged.items for name, judged in first.items()}
     output.part("items.parquet", partial(_write_table, _item_rows(sets), schema.ITEMS))
@@ -492,7 +493,7 @@ def _item_rows(sets: ItemSets) -> Iterator[Plain]:
 
 
 def _response_rows(benchmark: str, item: Item) -> Iterator[Plain]:
-    # of items of which only rewards are known the texts are empty, and null in the table
+    # if only rewards are known, the item's texts are empty, and null in the table
     with_texts = bool(item.prompt)
     prompt = "\n\n".join(message.content for message in item.prompt)
     for index, (response, preferred) in enumerate(zip(item.responses, item.preferred, strict=True)):

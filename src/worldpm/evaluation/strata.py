@@ -1,5 +1,5 @@
-"""Stratified test sets: a share of each kind, drawn by a hash, so that every machine draws the same
-set."""
+"""Stratified test sets with a share of each kind of item. A hash selects the items, so every
+machine draws the same set."""
 
 import math
 import re
@@ -14,16 +14,16 @@ from worldpm.preferences.votes import CLOSE
 FORUM = {"technical": 0.7, "open": 0.2, "controversial": 0.1}
 """The preset `forum`."""
 TECHNICAL = re.compile(r"```|`[^`\n]+`|\$[^$\n]+\$|\\begin\{|^(?: {4}|\t)\S", re.MULTILINE)
-"""Code or mathematics: a fence, backticks, dollars, a LaTeX block, an indented line."""
+"""Finds code or mathematics: a fence, backticks, dollars, a LaTeX block, an indented line."""
 
 
 def stratum(item: Item) -> str:
-    """`controversial`, `technical` or `open` for an item of a forum; its subset if votes are not
-    known.
+    """The kind of a forum item: `controversial`, `technical` or `open`. If votes are unknown, the
+    item's subset.
 
-    Controversial: the two responses of most votes have close votes, both above 0. Technical: any
-    other item with code or mathematics in prompt or response (a fence, backticks, dollars, an
-    indented line). Open: the rest.
+    An item is controversial if its two responses with the most votes have close votes, both above
+    0. It is technical if it is not controversial and has code or mathematics in prompt or responses
+    (TECHNICAL). All other items are open.
     """
     # items of test sets have no votes
     votes = [response.votes for response in item.responses if response.votes is not None]
@@ -36,18 +36,18 @@ def stratum(item: Item) -> str:
     return "technical" if any(TECHNICAL.search(text) for text in item.texts) else "open"
 
 
-def shares(words: str) -> dict[str, float]:
-    """`NAME=share,...`, or the preset `forum`; shares are made to add up to 1.
+def shares(option: str) -> dict[str, float]:
+    """Parse `NAME=share,...` or the preset `forum`, and scale the shares to a sum of 1.
 
     Raises:
-        ConfigError: If it is neither.
+        ConfigError: If `option` has neither form.
     """
-    if words == "forum":
+    if option == "forum":
         return FORUM
 
     share_of: dict[str, float] = {}
     try:
-        for part in words.split(","):
+        for part in option.split(","):
             name, _, share = part.partition("=")
             share_of[name] = float(share)
     except ValueError:
@@ -55,8 +55,8 @@ def shares(words: str) -> dict[str, float]:
 
     if not share_of or not all(0 < share < math.inf for share in share_of.values()):
         raise ConfigError(
-            f"--strata {words}: expected NAME=share,... with shares above 0, or forum, for instance"
-            " technical=0.7,open=0.3"
+            f"--strata {option}: does not have the form NAME=share,... with shares above 0. Use for"
+            " instance technical=0.7,open=0.3, or the preset forum."
         )
     return {name: share / sum(share_of.values()) for name, share in share_of.items()}
 
@@ -64,26 +64,26 @@ def shares(words: str) -> dict[str, float]:
 def draw(
     items: Sequence[Item], share_of: Mapping[str, float], *, kind: Callable[[Item], str] = stratum
 ) -> list[Item]:
-    """The largest set with these shares, in the items' order; the rarest kind decides its size.
+    """The largest set with these shares, in the items' order. The rarest kind limits its size.
 
     Raises:
-        ConfigError: If a kind has no item.
+        ConfigError: If a kind has no items.
     """
     kinds = [kind(item) for item in items]
     counts = {name: kinds.count(name) for name in share_of}
     if empty := [name for name, count in counts.items() if not count]:
         raise ConfigError(
-            f"--strata: no item is {empty[0]!r}; there are {', '.join(sorted(set(kinds)))}"
+            f"--strata: no item is {empty[0]!r}. Use one of {', '.join(sorted(set(kinds)))}."
         )
 
-    # each kind allows a set of at most its items over its share
+    # a kind limits the set's size to the kind's number of items divided by its share
     size = min(count / share_of[name] for name, count in counts.items())
 
-    # by a hash of the name, the same items are drawn in every order and on every machine
+    # a hash of the name selects the same items for every order and on every machine
     drawn: set[str] = set()
     for name, share in share_of.items():
         names = [item.item for item, its_kind in zip(items, kinds, strict=True) if its_kind == name]
-        # a share such as 0.1 of 10 items is 0.9999... in floats, which must still give one item
+        # a share such as 0.1 of 10 items can be 0.9999... in floats, but must give one item
         number = max(1, int(size * share + 1e-9))
         drawn |= set(sorted(names, key=_hash)[:number])
 

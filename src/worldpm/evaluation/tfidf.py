@@ -1,5 +1,5 @@
-"""A baseline without a neural network: logistic regression on the difference of two responses'
-TF-IDF vectors."""
+"""A baseline without a neural network: logistic regression on the difference of the TF-IDF vectors
+of two responses."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,13 +12,13 @@ from worldpm.benchmarks.items import Item
 
 
 def fit(items: Sequence[Item], *, seed: int = 0) -> Callable[[Item], list[float]]:
-    """A judge that gives each response of an item a reward, fitted to the items' preferences and
-    their weights.
+    """Fit a judge to the items' preferences and weights. It gives each response of an item a
+    reward.
 
-    Features are single words and pairs of words. The prompt is left out: it is the same for both
-    responses of a pair.
+    Features are single words and pairs of words. The prompt is left out, because both responses of
+    a pair have the same prompt.
     """
-    # a feature of a single response says nothing about others
+    # min_df=2: a feature that only one response has cannot generalize
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     vectorizer.fit([response.content for item in items for response in item.responses])
 
@@ -32,7 +32,7 @@ def fit(items: Sequence[Item], *, seed: int = 0) -> Callable[[Item], list[float]
             weights.append(preference.weight)
     difference = vectorizer.transform(chosen) - vectorizer.transform(rejected)
 
-    # every pair is read from both sides, so that neither label is the more frequent one
+    # use every pair in both orders, so that both labels are equally frequent
     model = LogisticRegression(fit_intercept=False, max_iter=1000, random_state=seed)
     labels = np.repeat([1, 0], len(weights))
     model.fit(vstack([difference, -difference]), labels, sample_weight=np.tile(weights, 2))

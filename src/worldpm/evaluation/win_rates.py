@@ -1,9 +1,9 @@
-"""Win rates of generators from the files of a judge: Arena-Hard and AlpacaEval, raw,
+"""Win rates of generators from the verdict files of Arena-Hard and AlpacaEval: raw,
 style-controlled and length-controlled.
 
-They judge texts that a policy wrote, for instance its best of n under a reward model, against a
-baseline's. A row of Arena-Hard's `model_judgment/JUDGE/MODEL.jsonl`, one of its
-`model_answer/MODEL.jsonl`, and one of AlpacaEval's `annotations.json`:
+In both, a judge compares texts of a policy, for instance its best of n under a reward model, with
+texts of a baseline. A row of Arena-Hard's `model_judgment/JUDGE/MODEL.jsonl`, a row of its
+`model_answer/MODEL.jsonl`, and a row of AlpacaEval's `annotations.json`:
 
     {"uid": "7", "model": "mine", "baseline": "base", "category": "hard",
      "games": [{"score": "A>B"}, {"score": "A<<B"}]}
@@ -39,11 +39,11 @@ Parsed = TypeVar("Parsed")
 RowType = TypeVar("RowType")
 
 SMALLEST_DEVIATION = 1e-9
-"""A style difference that varies by no more is the same in all battles, but for rounding."""
+"""A style difference with a smaller deviation is constant up to rounding."""
 
 
 class _Content(msgspec.Struct, frozen=True):
-    """A message that has more than its text."""
+    """The content of a message that has more than text."""
 
     answer: str
 
@@ -96,12 +96,12 @@ class _AnnotationRow(msgspec.Struct, frozen=True):
 
 
 class Verdict(NamedTuple):
-    """A judge's relation between two sides."""
+    """A judge's verdict on two sides."""
 
     credit: float
-    """Of the first side: 1 it won, 0 it lost, 0.5 a tie."""
+    """Credit of the first side: 1 for a win, 0 for a loss, 0.5 for a tie."""
     weight: float
-    """A strong verdict counts three times."""
+    """3 for a strong verdict, otherwise 1."""
 
 
 VERDICTS = {
@@ -118,13 +118,13 @@ class StyleCounts:
     """Style counts of one text."""
 
     length: int
-    """Tokens if the file has them, else characters."""
+    """Number of tokens if the file has it, otherwise of characters."""
     headers: int
-    """Lines that open with one to six `#`."""
+    """Number of lines that start with one to six `#`."""
     lists: int
-    """Items of lists."""
+    """Number of list items."""
     bold: int
-    """Bold spans."""
+    """Number of bold spans."""
 
 
 @dataclass(frozen=True)
@@ -132,30 +132,30 @@ class StylePair:
     """Style counts of both sides of a battle."""
 
     generator: StyleCounts
-    """Of the generator's text."""
+    """Counts of the generator's text."""
     baseline: StyleCounts
-    """Of the baseline's text."""
+    """Counts of the baseline's text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Battle:
-    """One verdict on a generator's text against its baseline's."""
+    """One verdict on a generator's text against the baseline's text."""
 
     generator: str
     """Name of the generator."""
     prompt_id: str
-    """The cluster of intervals: both games of a prompt have the same one."""
+    """The cluster of intervals, the same for both games of a prompt."""
     credit: float
-    """1 the generator won, 0 it lost, 0.5 a tie."""
+    """Credit of the generator: 1 for a win, 0 for a loss, 0.5 for a tie."""
     weight: float
-    """3 for a strong verdict, else 1."""
+    """3 for a strong verdict, otherwise 1."""
     styles: StylePair | None
-    """None if the texts are not known."""
+    """None if the texts are unknown."""
     difficulty: float | None = None
-    """Of the instruction, in logits; None if the file does not have it."""
+    """Difficulty of the instruction, in logits; None if the file does not have it."""
     part: str = ""
-    """Battles of different parts are judged separately: the category of the prompts, the baseline
-    and the judge, if the files have them."""
+    """The category of the prompts, the baseline and the judge, if the files have them. Each part
+    has its own win rates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,8 @@ class LengthControlled:
     win_rate: float
     """0 to 1."""
     length_weight: float
-    """Log odds of a small length difference, per deviation; above 0 if length buys wins."""
+    """Log odds per standard deviation of a small length difference; above 0 if longer texts win
+    more."""
     warnings: list[str]
     """Reasons not to trust the fit."""
 
@@ -175,36 +176,36 @@ class WinRate:
     """A generator against its baseline."""
 
     win_rate: float
-    """Weighted share of verdicts that it won, 0 to 1; a tie counts half."""
+    """Weighted share of verdicts for the generator, 0 to 1; a tie counts half."""
     interval: tuple[float, float] | None
-    """95 % interval over prompts; None if the prompts cannot give one."""
+    """95 % interval over prompts; None if the prompts cannot give an interval."""
     verdicts: int
     """Number of verdicts."""
     prompts: int
-    """Number of different prompts."""
+    """Number of distinct prompts."""
     ties: int
-    """Verdicts with a credit of exactly 0.5."""
+    """Number of verdicts with a credit of exactly 0.5."""
     style_controlled: float | None
-    """Win rate at the mean style difference of all verdicts; None if texts are not known."""
+    """Win rate at the mean style difference of all verdicts; None if texts are unknown."""
     length_controlled: LengthControlled | None
-    """None if texts are not known, or the length difference is the same in all battles."""
+    """None if texts are unknown, or if all battles have the same length difference."""
 
 
 def read_arena_hard(folder: Path) -> list[Battle]:
-    """Both games of each row under `model_judgment`; rows with a failed game are left out, as in
-    its own code.
+    """Both games of each row under `model_judgment`. Rows with a failed game are left out, as in
+    Arena-Hard's code.
 
-    Style counts come from `model_answer`, if it is there.
+    Style counts come from `model_answer`, if it exists.
 
     Raises:
-        ConfigError: If there is no judgment.
-        DataError: If a row is not of its format.
+        ConfigError: If the folder has no judgment.
+        DataError: If a row does not have Arena-Hard's format.
     """
     paths = sorted(folder.rglob("model_judgment/**/*.jsonl"))
     if not paths:
         raise ConfigError(
-            f"{folder}: no `model_judgment/JUDGE/MODEL.jsonl`; name the folder of one benchmark of"
-            " arena-hard-auto's `data`"
+            f"{folder}: has no `model_judgment/JUDGE/MODEL.jsonl`. Name the folder of one benchmark"
+            " in arena-hard-auto's `data`."
         )
 
     styles = {
@@ -220,7 +221,7 @@ def read_arena_hard(folder: Path) -> list[Battle]:
 
 
 def _answer_styles(row: _AnswerRow) -> Iterator[tuple[str, StyleCounts]]:
-    """The question of an answer, and the answer's style counts."""
+    """The id of an answer's question, and the answer's style counts."""
     content = row.messages[-1].content
     text = content.answer if isinstance(content, _Content) else content
     yield row.uid, _style_counts(text, row.metadata.token_len)
@@ -235,12 +236,12 @@ def _style_counts(text: str, tokens: int | None = None) -> StyleCounts:
 def _arena_battles(
     row: _GamesRow, styles: Mapping[str, Mapping[str, StyleCounts]], judge: str
 ) -> Iterator[Battle]:
-    # a failed game leaves a row with one order of the sides only, which would favour a side
+    # if a game failed, the row has only one order of the sides, which could favour a side
     scores = [game.score for game in row.games if game is not None and game.score]
     if len(row.games) != 2 or len(scores) != 2:
         return
 
-    # answers may be missing, of a model or of single questions
+    # answers of a model, or to some questions, may be missing
     generator = styles.get(row.model, {}).get(row.uid)
     baseline = styles.get(row.baseline, {}).get(row.uid)
     pair = StylePair(generator, baseline) if generator and baseline else None
@@ -259,14 +260,14 @@ def _arena_battles(
 
 
 def _generator_verdict(score: str, *, generator_side: str) -> Verdict:
-    """The verdict of a score such as `A>>B` or `B<A`, as seen by the generator.
+    """The verdict of a score such as `A>>B` or `B<A`, from the generator's side.
 
     Raises:
-        ValueError: If it is not a score.
+        ValueError: If the score has another form.
     """
     relation = score.strip("AB")
     if relation not in VERDICTS or score[0] == score[-1]:
-        raise ValueError(f"verdict {score!r}")
+        raise ValueError(f"unknown verdict {score!r}")
 
     verdict = VERDICTS[relation]
     if (score[0] == "A") == (generator_side == "A"):
@@ -275,11 +276,11 @@ def _generator_verdict(score: str, *, generator_side: str) -> Verdict:
 
 
 def read_alpaca_eval(path: Path) -> list[Battle]:
-    """The rows of `annotations.json`; a draw (0 or 1.5) counts half, rows without a preference are
-    left out.
+    """The rows of `annotations.json`. A draw (0 or 1.5) counts half, and rows without a preference
+    are left out.
 
     Raises:
-        DataError: If a row is not of its format.
+        DataError: If a row does not have AlpacaEval's format.
     """
     return list(_read(path, _AnnotationRow, _alpaca_battles))
 
@@ -289,10 +290,10 @@ def _alpaca_battles(row: _AnnotationRow) -> Iterator[Battle]:
     if preference is None or math.isnan(preference):
         return
 
-    # 1 means that the baseline won, 2 the generator, and numbers between how sure the judge is
+    # 1: the baseline won; 2: the generator won; numbers between show how sure the judge is
     credit = 0.5 if preference == 0 else preference - 1
     if not 0 <= credit <= 1:
-        raise ValueError(f"preference {preference!r}, not of 1 to 2")
+        raise ValueError(f"preference {preference!r} is not between 1 and 2")
     yield Battle(
         generator=row.generator_2,
         prompt_id=row.instruction,
@@ -311,26 +312,29 @@ def _read(
             yield from parse(msgspec.convert(row, row_type))
         except (msgspec.ValidationError, ValueError, IndexError) as error:
             raise DataError(
-                path, f"row {number} is not of the judge's format ({type(error).__name__}: {error})"
+                path,
+                f"row {number} does not have the judge's format ({type(error).__name__}: {error})."
+                " Fix or remove it.",
             ) from error
 
 
 def judge(battles: Sequence[Battle]) -> dict[str, WinRate]:
-    """Each generator's win rate against its baseline with its 95 % interval by prompts, and both
-    controlled ones where they can be fitted.
+    """Each generator's win rate against its baseline with a 95 % interval over prompts, and both
+    controlled win rates if they can be fitted.
 
-    If categories, baselines or judges differ, each is judged by itself, and named in brackets.
+    Each combination of category, baseline and judge has separate win rates. If there are several,
+    names of generators have it in brackets.
 
     Raises:
-        ConfigError: If there is no battle.
+        ConfigError: If there are no battles.
     """
     if not battles:
-        raise ConfigError("the judge's files hold no verdict")
+        raise ConfigError("--verdicts: the judge's files have no verdicts. Name other files.")
 
     parts = list(dict.fromkeys(battle.part for battle in battles))
     rates: dict[str, WinRate] = {}
     for part in parts:
-        # a style-controlled fit goes over all generators of a part
+        # the style-controlled fit is over all generators of a part
         of_part = _judge_part([battle for battle in battles if battle.part == part])
         for name, rate in of_part.items():
             rates[name if len(parts) == 1 else f"{name} ({part})"] = rate
@@ -367,12 +371,12 @@ def _weights(battles: Sequence[Battle]) -> Array:
 
 
 def style_controlled(battles: Sequence[Battle]) -> dict[str, float]:
-    """Each generator's chance to win at the mean style difference of all verdicts; empty if texts
-    are not known.
+    """Each generator's win probability at the mean style difference of all verdicts; empty if texts
+    are unknown.
 
-    One Bradley-Terry fit over all generators, with length as `(a - b) / (a + b)` and the markdown
-    counts per token as `(a - b) / (a + b + 1)`, each with its mean taken off and divided by its
-    deviation.
+    This is one Bradley-Terry fit over all generators. Its style features are length, as `(a - b) /
+    (a + b)`, and the Markdown counts per token, as `(a - b) / (a + b + 1)`. Each feature is
+    centred, and divided by its standard deviation.
     """
     styles = _styles(battles)
     if styles is None:
@@ -382,7 +386,7 @@ def style_controlled(battles: Sequence[Battle]) -> dict[str, float]:
     columns = [_indicator(battles, name) for name in names]
     weight = _weights(battles)
     for z in _style_differences(styles):
-        # weighted, since its own code repeats a strong verdict three times
+        # weighted, because Arena-Hard's code repeats a strong verdict three times
         mean = np.average(z, weights=weight)
         deviation = float(np.sqrt(np.average((z - mean) ** 2, weights=weight)))
         if deviation > SMALLEST_DEVIATION:
@@ -395,12 +399,13 @@ def style_controlled(battles: Sequence[Battle]) -> dict[str, float]:
 
 
 def _indicator(battles: Sequence[Battle], name: str) -> Array:
-    """1 for the battles of a generator, else 0: its coefficient is its skill in logits."""
+    """1 for a generator's battles, otherwise 0. Its coefficient is the generator's skill in
+    logits."""
     return np.array([float(battle.generator == name) for battle in battles])
 
 
 def _styles(battles: Sequence[Battle]) -> list[StylePair] | None:
-    """The style counts of all battles; None if they are not known of each."""
+    """The style counts of all battles; None if those of any battle are unknown."""
     styles = [battle.styles for battle in battles if battle.styles is not None]
     return styles if len(styles) == len(battles) else None
 
@@ -413,7 +418,7 @@ def _style_differences(styles: Sequence[StylePair]) -> list[Array]:
 
     differences = [style_control.differences(lengths[0], lengths[1], "paper")]
     for name in generator:
-        # counts per token; one token more keeps an empty text from a division by 0
+        # counts per token; the added token avoids a division by 0 for empty texts
         densities = generator[name] / (lengths[0] + 1), baseline[name] / (lengths[1] + 1)
         differences.append(style_control.differences(densities[0], densities[1], "arena"))
     return differences
@@ -432,10 +437,10 @@ def length_controlled(battles: Sequence[Battle]) -> LengthControlled | None:
     """`mean sigma(w2 difficulty + w3)` of the fit `sigma(w1 tanh(length difference / deviation) +
     w2 difficulty + w3)`.
 
-    AlpacaEval's own fit also has an L1 penalty and the outputs of gamed baselines. Without them,
-    and above all without the difficulties of the instructions, length and skill are hard to
-    separate; the warnings say so. None if texts are not known, or the length difference is the same
-    in all battles.
+    AlpacaEval's fit also has an L1 penalty and the outputs of gamed baselines. Without them, and
+    above all without the instructions' difficulties, length and skill are hard to separate, and
+    `warnings` reports it. None if texts are unknown, or if all battles have the same length
+    difference.
     """
     length_gaps = _length_gaps(battles)
     if length_gaps is None:
@@ -446,20 +451,20 @@ def length_controlled(battles: Sequence[Battle]) -> LengthControlled | None:
     warnings: list[str] = []
     if difficulties is None:
         warnings.append(
-            "the instructions' difficulties are not in the file: length and skill may not be told"
-            " apart"
+            "the file does not have the instructions' difficulties: the fit may confuse length and"
+            " skill"
         )
     else:
         columns.append(difficulties)
 
-    # at equal lengths the column of tanh is 0, so that its weight plays no part
+    # at equal lengths the column of tanh is 0, so its weight has no effect
     fitted = _fit(columns, battles)
     length_weight, level, *difficulty_weight = fitted.coefficients
     logits = np.full(len(battles), level)
     if difficulties is not None:
         logits = level + difficulty_weight[0] * difficulties
     if not fitted.converged:
-        warnings.append("the fit has no finite best values")
+        warnings.append("the fit did not converge: no finite coefficients are optimal")
 
     return LengthControlled(
         win_rate=float(_chances(logits).mean()),
@@ -469,8 +474,8 @@ def length_controlled(battles: Sequence[Battle]) -> LengthControlled | None:
 
 
 def _length_gaps(battles: Sequence[Battle]) -> Array | None:
-    """Length of the generator's text minus the baseline's, in deviations; None if texts are not
-    known, or all gaps are equal."""
+    """Length of the generator's text minus the baseline's, in standard deviations; None if texts
+    are unknown, or if all gaps are equal."""
     styles = _styles(battles)
     if styles is None:
         return None
@@ -482,7 +487,7 @@ def _length_gaps(battles: Sequence[Battle]) -> Array | None:
 
 
 def _difficulties(battles: Sequence[Battle]) -> Array | None:
-    """The difficulty of each battle's instruction; None if it is not known of each."""
+    """The difficulty of each battle's instruction; None if any is unknown."""
     difficulties = [battle.difficulty for battle in battles if battle.difficulty is not None]
     if len(difficulties) < len(battles):
         return None

@@ -1,4 +1,4 @@
-"""A checkpoint as others load it (vLLM, SGLang, TEI, plain transformers), with its model card."""
+"""A checkpoint in the form that vLLM, SGLang, TEI and transformers load, with its model card."""
 
 import shutil
 from functools import partial
@@ -23,9 +23,9 @@ license: {licence}
 ---
 # {name}
 
-A preference model: given a prompt and answers, a reward for each, in logits. Only differences of
-rewards at one prompt mean anything. The probability that one answer is preferred to another is
-`sigmoid((its reward - the other's) / {temperature})`.
+A preference model: for a prompt and answers, it gives each answer a reward, in logits. Only
+differences between rewards for the same prompt have a meaning. The probability that one answer is
+preferred to another is `sigmoid((its reward - the other's) / {temperature})`.
 
 ## Use
 
@@ -36,15 +36,15 @@ scorer = Scorer.load("{name}")
 print(scorer.rewards("How long should I bake a loaf?", ["About 40 minutes.", "Who knows?"]))
 ```
 
-`worldpm serve {name}` answers over HTTP. The folder is a plain `{architecture}` with one label:
-`vllm serve {name} --runner pooling` gives raw rewards at `/classify`, since `problem_type` is
-`regression`{template_ends}. Text that you render yourself must end with {end}.
+`worldpm serve {name}` serves the model over HTTP. The folder is a plain `{architecture}` with one
+label: `vllm serve {name} --runner pooling` gives raw rewards at `/classify`, because `problem_type`
+is `regression`{template_ends}. Text that you render yourself must end with {end}.
 
-## How it reads text
+## Input
 
 | | |
 |---|---|
-| longest prompt with one answer | {max_length:,} tokens; prompts were cut to {prompt_length:,} |
+| longest prompt with one answer | {max_length:,} tokens; prompts are cut to {prompt_length:,} |
 | end token | {end} |
 | chat template | SHA-256 begins with `{template_hash}` |
 | rewards on validation | mean {reward_mean}, standard deviation {reward_std} |
@@ -56,14 +56,16 @@ print(scorer.rewards("How long should I bake a loaf?", ["About 40 minutes.", "Wh
 {results}
 ## Limits
 
-Rewards show what voters of public forums, or the labels above, preferred: not what is true, safe
-or kind. They follow length and style to the extent that the labels do. No answer is right because
-its reward is high.
+Rewards show the preferences of the voters or labels above. They do not show what is true, safe or
+kind. They depend on length and style as far as the labels do. A high reward does not make an answer
+right.
 """
-TEMPLATE_ENDS = ", and with messages, since the chat template ends a conversation as training did"
+TEMPLATE_ENDS = (
+    ", also for messages, because the chat template ends conversations in the same way as training"
+)
 LICENCES = (
-    "Texts from Stack Exchange are under CC BY-SA; what a model trained on them owes to their"
-    " authors depends on where you are."
+    "Texts from Stack Exchange are under CC BY-SA. The obligations of a model that was trained on"
+    " them depend on your country's law."
 )
 RESULTS_HEAD = (
     "| set | accuracy | 95 % interval | loss, nats | pairs | ties | the longer wins |\n"
@@ -72,23 +74,23 @@ RESULTS_HEAD = (
 
 
 def write(source: Source, output: Output, *, licence: str, results: Path | None, name: str) -> int:
-    """Copy the model's files and write its card; the number of files.
+    """Copy the model's files, write its card, and return the number of files.
 
     Raises:
-        DataError: If a file was altered since the training.
+        DataError: If a file was altered after training.
     """
     if source.is_gguf:
         raise ConfigError(
             f"{source.folder}: a GGUF file cannot be exported. Train a reward model from it first."
         )
 
-    # Folders of other programs have no manifest to check.
+    # Folders of other programs have no manifest.
     if (source.folder / MANIFEST).is_file():
         names = verified_files(source.folder)
     else:
         names = sorted(path.name for path in source.folder.iterdir() if path.is_file())
 
-    # snapshots and the old card stay behind
+    # do not copy snapshots and the old card
     copied = [file for file in names if "/" not in file and file not in (TIMINGS, CARD_FILE)]
     for file in copied:
         output.part(file, partial(_copy, source.folder / file))
@@ -106,11 +108,11 @@ def card(source: Source, *, licence: str, results: Path | None, name: str) -> st
     """The model card as Markdown.
 
     Raises:
-        CheckpointError: If the folder has no description of ours.
+        CheckpointError: If the folder has no `worldpm.json`.
         ConfigError: If the results are of other checkpoints.
     """
     description = read_description(source.folder)
-    # The card names the class that transformers loads.
+    # The card contains the name of the class that transformers loads.
     config = read_json(source.folder / checkpoint.CONFIG)
     template = str(checkpoint.load_tokenizer(source).chat_template)
     end = f"`{description.end_token}`" if description.end_token else "its chat template's last text"
@@ -133,7 +135,7 @@ def card(source: Source, *, licence: str, results: Path | None, name: str) -> st
 
 
 def _training(description: Description) -> str:
-    """A table of the model's origin and of what it was trained on."""
+    """A table of the model's origin and its training data."""
     lineage, training = description.lineage, description.training
     rows = [("began from", f"`{lineage.model if lineage else 'unknown'}`")]
     for group in lineage.groups if lineage else ():
@@ -151,12 +153,12 @@ def _training(description: Description) -> str:
 
 
 def _results(folder: Path, name: str) -> str:
-    """A table of the checkpoint's accuracies, with the conditions."""
+    """A table of the checkpoint's accuracies, and the conditions."""
     checkpoints = read_results(folder).checkpoints
     if name not in checkpoints:
         raise ConfigError(
-            f"--results {folder}: judged {', '.join(checkpoints)}, not {name}; evaluate the"
-            " checkpoint that is exported"
+            f"--results {folder}: contains results of {', '.join(checkpoints)}, not of {name}."
+            " Evaluate the exported checkpoint."
         )
 
     rows = []
@@ -177,7 +179,7 @@ def _results(folder: Path, name: str) -> str:
 
 
 def _conditions(conditions: Conditions) -> str:
-    """The conditions that change a reward most, on one line."""
+    """The conditions with the largest effect on rewards, on one line."""
     values = {
         "dtype": conditions.dtype,
         "device": conditions.device,

@@ -1,4 +1,5 @@
-"""A checkpoint as an ONNX graph: token ids and positions of the end tokens in, rewards out.
+"""A checkpoint as an ONNX graph. Its inputs are token ids and the positions of end tokens, and its
+outputs are rewards.
 
 Rows are padded at the right with any token: attention is causal, so tokens after an end token
 cannot change its reward.
@@ -25,12 +26,11 @@ from worldpm.model.reward_model import RewardModel
 GRAPH, GRAPH_INT8 = "model.onnx", "model_int8.onnx"
 LARGEST_BYTES = 1_500_000_000
 PARITY = 1e-4
-"""The largest difference of a reward, in logits or relative to it, that a float32 graph may
-have."""
+"""Largest allowed difference of a float32 graph's reward, in logits or relative to the reward."""
 
 
 class _Graph(nn.Module):
-    """The traced module: explicit positions, no mask, the reward at each row's end."""
+    """The traced module, with explicit positions, no mask, and a reward at each row's end."""
 
     def __init__(self, model: RewardModel) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _Graph(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter, which warns of its own graph."""
+    """Silence the exporter, which warns about its own graph."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
@@ -64,23 +64,23 @@ def write(
     groups: Sequence[EncodedGroup],
     expected: Sequence[Sequence[float]],
 ) -> float:
-    """Trace the model, in float32 on a CPU, with any number of rows of any length, write the graph,
-    and compare it on groups.
+    """Trace the model in float32 on a CPU, for any number of rows of any length. Write the graph,
+    compare it on groups, and return the largest difference.
 
     Raises:
         ConfigError: If the model is too large for one file.
-        WorldPMError: If the graph's rewards are others; it is then not kept.
+        WorldPMError: If the graph gives other rewards. The graph is then dropped.
     """
     if (size := sum(p.numel() * p.element_size() for p in model.parameters())) > LARGEST_BYTES:
         raise ConfigError(
-            f"{size:,} bytes of weights in float32; an ONNX file holds {LARGEST_BYTES:,}: use --to"
-            " model for larger ones"
+            f"--to onnx: the weights have {size:,} bytes in float32, but an ONNX file holds at most"
+            f" {LARGEST_BYTES:,}. Use --to model."
         )
 
     rows = torch.export.Dim("rows", min=1, max=4096)
     length = torch.export.Dim("length", min=2, max=32_768)
     example = (torch.ones(3, 7, dtype=torch.int64), torch.tensor([6, 2, 4]))
-    # the exporter cannot trace our attention: it builds a plan for each row
+    # the exporter cannot trace our attention, which builds a plan for each row
     with model.separate_rows(), _quiet(), torch.no_grad():
         torch.onnx.export(
             _Graph(model).eval(),
@@ -98,10 +98,10 @@ def write(
 
 
 def quantise(path: Path, target: Path) -> int:
-    """Write the graph with its weight matrices as 8-bit integers; activations are quantised as they
-    come."""
+    """Write the graph with weight matrices as 8-bit integers. Activations are quantised at run
+    time."""
     graph = onnx.load(path)
-    # the quantiser infers shapes itself, and refuses those that the exporter wrote
+    # the quantiser infers shapes itself, and rejects the exporter's shapes
     del graph.graph.value_info[:]
     with _quiet():
         quantize_dynamic(graph, target, weight_type=QuantType.QInt8)
@@ -115,7 +115,7 @@ class Runtime:
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def rewards(self, groups: Sequence[EncodedGroup]) -> list[list[float]]:
-        """Rewards of each group's responses, one padded batch a group."""
+        """Rewards of each group's responses, computed in one padded batch per group."""
         return [self._of(group) for group in groups]
 
     def _of(self, group: EncodedGroup) -> list[float]:
@@ -137,7 +137,7 @@ class Runtime:
 def largest_difference(
     expected: Sequence[Sequence[float]], computed: Sequence[Sequence[float]]
 ) -> float:
-    """The largest difference of a reward, relative to it where it is above 1."""
+    """The largest difference of a reward. Differences of rewards above 1 are relative."""
     largest = 0.0
     for expected_group, computed_group in zip(expected, computed, strict=True):
         for reward, again in zip(expected_group, computed_group, strict=True):
@@ -151,12 +151,12 @@ def check(expected: Sequence[Sequence[float]], computed: Sequence[Sequence[float
     """The largest difference of a graph that should be exact.
 
     Raises:
-        WorldPMError: If it is above PARITY, or a reward is NaN.
+        WorldPMError: If the difference is above PARITY, or a reward is NaN.
     """
     worst = largest_difference(expected, computed)
     if not worst <= PARITY:
         raise WorldPMError(
-            f"the ONNX graph's rewards differ by {worst:.2g}; at most {PARITY:g} is right, so it is"
-            " not kept"
+            f"--to onnx: the graph's rewards differ by {worst:.2g}, but at most {PARITY:g} is"
+            " allowed. The graph was dropped; use --to model."
         )
     return worst

@@ -1,4 +1,5 @@
-"""Groups as pairs, as TRL and Hugging Face `datasets` read them, with the credits due."""
+"""Groups as pairs, in the form that TRL and Hugging Face `datasets` read, with credits to
+authors."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -21,33 +22,33 @@ configs:
 ---
 # Preference pairs
 
-{pairs} pairs of {groups} threads, made by WorldPM: `prompt`, `chosen` and `rejected` are lists of
-messages, as TRL's `RewardTrainer` and `DPOTrainer` read them; `strength` is the gap of votes,
-`probability` that chosen is truly the better one, `weight` what the pair counts: the weights of a
-thread add up to 1.
+{pairs} pairs of {groups} threads, made by WorldPM. `prompt`, `chosen` and `rejected` are lists of
+messages, in the form of TRL's `RewardTrainer` and `DPOTrainer`. `strength` is the gap of votes,
+`probability` the probability that the chosen response is truly better, and `weight` the weight of
+the pair. The weights of a thread add up to 1.
 
-Texts from Stack Exchange stay under CC BY-SA. `{credits}` lists the author and licence of each:
-keep it with the data.
+Texts from Stack Exchange stay under CC BY-SA. `{credits}` lists the author and licence of each
+text. Keep it with the data.
 """
 
 
 @dataclass
 class SplitCounts:
-    """What a split's table holds."""
+    """Counts of a split's table."""
 
     pairs: int = 0
     groups: int = 0
 
 
 def write(folders: Sequence[Path], output: Output) -> dict[str, SplitCounts]:
-    """A table of pairs for each split, a card and the credits; the counts by split."""
+    """Write a table of pairs for each split, a card and the credits. Return the counts by split."""
     counts = {}
     for split in SPLITS:
         result = output.part(f"data/{split}.parquet", partial(_write_split, folders, split))
         counts[split] = SplitCounts(**result)
     output.part(CREDITS, partial(_write_credits, folders))
 
-    # a split without pairs has a table, but `datasets` cannot load it
+    # list only splits with pairs, because `datasets` cannot load an empty table
     filled = [split for split, count in counts.items() if count.pairs]
     files = "\n".join(f"  - split: {split}\n    path: data/{split}.parquet" for split in filled)
     card = CARD.format(
@@ -68,7 +69,7 @@ def _write_split(folders: Sequence[Path], split: str, aside: Path) -> dict[str, 
 
 
 def _split_pairs(folders: Sequence[Path], split: str, counts: SplitCounts) -> Iterator[Plain]:
-    """The pairs of a split, its groups counted on the way."""
+    """The pairs of a split. `counts` counts its groups."""
     for path in parquet.paths_of(*folders):
         for group in schema.read_groups(path, split=split):
             counts.groups += 1
@@ -76,7 +77,7 @@ def _split_pairs(folders: Sequence[Path], split: str, counts: SplitCounts) -> It
 
 
 def _pairs(group: PreferenceGroup) -> Iterator[Plain]:
-    """The pairs of a group, each with the prompt again."""
+    """The pairs of a group, each with the prompt."""
     prompt = [message.turn() for message in group.prompt]
     turns = [[{"role": "assistant", "content": response.content}] for response in group.responses]
     for preference in group.preferences:
@@ -96,6 +97,6 @@ def _write_credits(folders: Sequence[Path], aside: Path) -> int:
         for number, folder in enumerate(folders):
             with (folder / CREDITS).open("rb") as source:
                 if number:
-                    source.readline()  # the heading was written with the first folder
+                    source.readline()  # skip the heading, which the first folder wrote
                 shutil.copyfileobj(source, file)
     return aside.stat().st_size

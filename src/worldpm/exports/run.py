@@ -1,4 +1,4 @@
-"""Groups as pairs for other trainers, and a checkpoint for other engines."""
+"""`worldpm export`: groups as pairs for other trainers, or a checkpoint for other engines."""
 
 import logging
 from collections import Counter
@@ -30,34 +30,34 @@ logger = logging.getLogger(__name__)
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PROBE_GROUPS = 64
-"""Groups on which a graph is compared with the model."""
+"""Number of groups on which a graph is compared with the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphCounts:
-    """How a graph compares with the model that it was made from."""
+    """Comparison of a graph with its model."""
 
     rewards_compared: int
     accuracy: float | None
-    """Of the model on the probe; None without --probe."""
+    """Accuracy of the model on the probe; None without --probe."""
     largest_difference: float
-    """Of a reward of the float32 graph, in logits."""
+    """Largest difference of a reward of the float32 graph, in logits."""
     largest_difference_int8: float | None = None
-    """Of a reward of the 8-bit graph; None if there is none."""
+    """Largest difference of a reward of the 8-bit graph; None without an 8-bit graph."""
     accuracy_int8: float | None = None
-    """Of the 8-bit graph on the probe; None if there is none, or no probe."""
+    """Accuracy of the 8-bit graph on the probe; None without an 8-bit graph or --probe."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Groups to compare a graph with its model on."""
+    """Groups on which a graph is compared with its model."""
 
     encoded: Sequence[EncodedGroup]
     groups: Sequence[PreferenceGroup] = ()
-    """Their preferences; empty for made-up texts."""
+    """The groups with their preferences; empty for generated texts."""
 
     def accuracy(self, rewards: Sequence[Sequence[float]]) -> float | None:
-        """The weighted accuracy of rewards, None without preferences."""
+        """The weighted accuracy of rewards; None without preferences."""
         if not self.groups:
             return None
         indices = pairs_of((len(group.responses), group.preferences) for group in self.groups)
@@ -68,7 +68,7 @@ class Probe:
 
 
 def run(options: ExportOptions) -> None:
-    """Write the folder."""
+    """Write the folder of `worldpm export`."""
     export = {"pairs": _export_pairs, "model": _export_model, "onnx": _export_onnx}
     export[options.to](options)
 
@@ -161,7 +161,7 @@ def _log(out: Path, counts: GraphCounts) -> None:
 
 
 def _probe(scorer: Scorer, folder: Path | None) -> Probe:
-    """Groups of a folder's validation split, or made-up texts of several lengths.
+    """Groups of a folder's validation split, or generated texts of several lengths.
 
     Raises:
         ConfigError: If the folder has no validation groups.
@@ -175,8 +175,8 @@ def _probe(scorer: Scorer, folder: Path | None) -> Probe:
     groups = list(islice(data.groups("validation", Counter()), PROBE_GROUPS))
     if not groups:
         raise ConfigError(
-            f"--probe {folder}: has no validation groups to compare on; name groups that have, or"
-            " leave it out"
+            f"--probe {folder}: has no validation groups to compare on. Name a folder that has"
+            " some, or leave --probe out."
         )
     encoded = [
         encode(group.prompt, [response.content for response in group.responses]) for group in groups

@@ -1,4 +1,4 @@
-"""Counts of `worldpm ingest`, by site, as the manifest has them."""
+"""Counts of `worldpm ingest` by site, for the manifest."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class IngestCounts:
     responses: int = 0
     """Answers of these threads."""
     threads_with_two_responses: int = 0
-    """Threads with two answers or more, which alone can become preferences."""
+    """Threads with two or more answers; only these can become preferences."""
 
     def add(self, sizes: list[int]) -> None:
         """Count a batch of threads by their numbers of answers."""

@@ -1,4 +1,4 @@
-"""A format of forum dumps: all that ingesting needs to know of it."""
+"""The description of a format of forum dumps, for ingesting."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -44,7 +44,7 @@ class Post:
 
 def batches_of(posts: Iterable[Post]) -> Iterator[pa.RecordBatch]:
     """Posts as batches of `schema.POSTS`."""
-    # `vars` and not `asdict`, which copies every value.
+    # `vars` instead of `asdict`, which copies every value.
     return parquet.rows_to_batches(map(vars, posts), POSTS, size=POSTS_A_BATCH)
 
 
@@ -59,18 +59,18 @@ class ReadPosts(Protocol):
         drops: Counter[str],
         advance: Callable[[int], object] = int,
     ) -> Iterator[pa.RecordBatch]:
-        """Questions and answers of the file as batches of `schema.POSTS`. Rows left out are counted
+        """Questions and answers of the file as batches of `schema.POSTS`. Dropped rows are counted
         in `drops`, and `advance` is called with numbers of bytes that add up to `size_of`."""
 
 
 def the_only_part(path: Path) -> str:
-    """The part that a file holds in formats whose sites have one file each."""
+    """The part of every file in formats with one file per site."""
     return "posts"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForumFormat:
-    """How the dumps of one kind of forum are read."""
+    """A format, with the functions that read its dumps."""
 
     name: str
     """Value of --format."""
@@ -79,12 +79,12 @@ class ForumFormat:
     to_markdown: Callable[[str], str] | None
     """Conversion of a body; None if bodies are Markdown already. It must be picklable."""
     site_of: Callable[[Path], str]
-    """Name of the site whose posts a file holds, from the file's name."""
+    """Name of the site of a file's posts, from the file's name."""
     size_of: Callable[[Path], int]
-    """Bytes that `read_posts` will go through. It raises DataError for a file that cannot be read,
-    so it also serves as a check before hours are spent on other files."""
+    """Bytes that `read_posts` will read. It raises DataError for an unreadable file, so that the
+    error comes before hours are spent on other files."""
     read_posts: ReadPosts
     """Posts of a file."""
     part_of: Callable[[Path], str] = the_only_part
-    """Which part of its site's posts a file holds. Files of one site join if their parts differ:
-    one file of submissions and one of comments. Two files of one part are two dumps of a site."""
+    """The part of a site's posts in a file, such as submissions or comments. Files of one site are
+    joined if their parts differ. Two files with the same part are two dumps of the site."""

@@ -1,4 +1,4 @@
-"""Threads of any other forum or ticket system as lines of JSON, one thread a line.
+"""Threads of any other forum or ticket system as lines of JSON, one thread per line.
 
     {"id": "7", "title": "...", "body": "...", "votes": 3, "created": "2024-05-01T12:00:00Z",
     "closed": null, "tags": ["x"],
@@ -8,7 +8,7 @@
 
 A thread needs `id`, `title` or `body`, and `created`. A response needs `id`, `body`, `votes` and
 `created`. Bodies are Markdown. Dates are ISO 8601 or seconds since 1970, in UTC if they name no
-zone. `thread_id` and `response_id`, the names of our own tables, are read as `id`.
+zone. `thread_id` and `response_id`, the names in our tables, are read as `id`.
 """
 
 from collections import Counter
@@ -51,7 +51,7 @@ def read_posts(
     a needed value are counted in `drops`.
 
     Raises:
-        DataError: If the file is cut or damaged, or too many of its lines are broken.
+        DataError: If the file is truncated or damaged, or too many of its lines are broken.
     """
     return batches_of(_read_threads(path, site, drops, advance))
 
@@ -59,8 +59,8 @@ def read_posts(
 def _read_threads(
     path: Path, site: str, drops: Counter[str], advance: Callable[[int], object]
 ) -> Iterator[Post]:
-    """The posts of all threads. Of threads with one id only the first is read: the answers of
-    another must not be joined to it."""
+    """The posts of all threads. Of threads with the same id only the first is read, so that the
+    answers of another thread are not joined to it."""
     # Hashes instead of ids, because a large file has millions of them.
     ids: set[int] = set()
 
@@ -70,7 +70,7 @@ def _read_threads(
         thread_id = str(row.get("id")).encode("utf-8", "surrogatepass")
         digest = xxhash.xxh64_intdigest(thread_id)
         if digest in ids:
-            drops["thread whose id stood before"] += 1
+            drops["thread with the id of an earlier thread"] += 1
             continue
 
         posts = _posts(row, drops)
@@ -80,7 +80,7 @@ def _read_threads(
 
 
 def _with_ids(row: Row, site: str) -> Row:
-    """A row of our own tables with the names of this format; other rows are returned unchanged."""
+    """A row of our tables with the names of this format; other rows are returned unchanged."""
     thread_id = row.get("thread_id")
     if not isinstance(thread_id, str) or "id" in row:
         return row
@@ -115,14 +115,14 @@ def _posts(row: Row, drops: Counter[str]) -> list[Post]:
             continue
 
         posts.append(post)
-        # Only an answer that was read can be the accepted one, and the first of several is.
+        # Only an answer that was read can be accepted; of several, the first counts.
         if answer.get("accepted") and opening.accepted_id is None:
             opening = replace(opening, accepted_id=post.post_id)
     return [opening, *posts]
 
 
 def _post(row: Row, *, parent: str | None) -> Post | None:
-    """A thread or response as a post; None if a value is absent or odd.
+    """A thread or response as a post; None if a value is missing or invalid.
 
     `parent` is the opening post of a response, and None for a thread.
     """
@@ -163,7 +163,7 @@ def _post(row: Row, *, parent: str | None) -> Post | None:
 
 
 def _has_sound_values(row: Row) -> bool:
-    """Whether the optional values of a row have their types, and all its texts can be written."""
+    """Whether the optional values of a row have their types, and all its texts can be encoded."""
     if not all(isinstance(row.get(key), kinds) for key, kinds in OPTIONAL.items()):
         return False
 
@@ -187,7 +187,7 @@ def _date(value: object) -> datetime | None:
         if isinstance(value, int | float):
             return datetime.fromtimestamp(value, UTC).replace(tzinfo=None)
     except (ValueError, OverflowError, OSError):
-        # The last two come from numbers beyond the years that the platform knows.
+        # The last two come from numbers beyond the years that the platform supports.
         return None
     return None
 

@@ -1,5 +1,5 @@
-"""Posts of a dump to threads: the data engine joins them, and Arrow puts each opening post and its
-answers into one row."""
+"""Join posts of a dump into threads: the data engine joins them, and Arrow puts each opening post
+and its answers into one row."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -17,20 +17,20 @@ from worldpm.storage.tables import DuckDB, Spark, database
 from worldpm.storage.workers import in_order
 
 INDEX = pa.field("post_index", pa.int64())
-"""Index of a post in its dump: of two posts with one id the first is kept."""
+"""Index of a post in its dump: of posts with the same id the first is kept."""
 
 Text = Callable[[str], str]
 
 
 class Joined(NamedTuple):
-    """Threads joined from posts, and what the join left out."""
+    """Threads joined from posts, and the numbers of dropped posts."""
 
     threads: Iterator[pa.RecordBatch]
     """As `schema.THREADS`, by date and id."""
     duplicate_ids: int
-    """Posts whose id an earlier post has."""
+    """Posts with the id of an earlier post."""
     orphans: int
-    """Answers whose opening post is absent."""
+    """Answers whose opening post is missing."""
 
 
 def write_posts(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
@@ -39,7 +39,7 @@ def write_posts(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
     def indexed() -> Iterator[pa.RecordBatch]:
         start = 0
         for batch in batches:
-            # The index is written, because the engine does not keep the order of rows.
+            # Write the index, because the engine does not keep the order of rows.
             indices = pa.array(range(start, start + batch.num_rows), INDEX.type)
             yield batch.append_column(INDEX, indices)
             start += batch.num_rows
@@ -59,13 +59,13 @@ def join_threads(
 ) -> Joined:
     """Threads of a file that `write_posts` wrote, and their answers, both by date and id.
 
-    Of posts with one id the first is kept; answers whose opening post is absent are left out. Both
-    are counted. `text`, if given, converts every body, in that many processes or in Spark's.
-    `spill` is a folder that the engine may use when memory runs out.
+    Of posts with the same id the first is kept, and answers whose opening post is missing are
+    dropped. Both are counted. `text`, if given, converts every body, in `workers` processes or in
+    Spark. `spill` is a folder that the engine may use when memory runs out.
     """
     tables = database(engine, spill)
     tables.read("posts", [posts])
-    # Spark converts the texts where the rows are; DuckDB leaves it to our own workers, after the
+    # Spark converts the texts where the rows are. With DuckDB, our workers convert them after the
     # join.
     if isinstance(tables, Spark) and text is not None:
         tables.rewrite("posts", partial(_with_text, text=text))
@@ -91,8 +91,8 @@ def join_threads(
 
 
 def _rank_posts(tables: DuckDB | Spark) -> None:
-    """Name the posts that are first of their id `firsts`, and those that belong to a thread, with
-    the thread's number, `ranked`."""
+    """Make the tables `firsts`, with the first post of each id, and `ranked`, with the posts that
+    belong to a thread and the thread's number."""
     # Only keys are joined and ranked. The posts themselves go through one sort, which the engine
     # can do on the disk.
     tables.keep(
@@ -122,7 +122,7 @@ def _cut_between_threads(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table
         rows = pa.Table.from_batches([batch])
         pending = rows if pending is None else pa.concat_tables([pending, rows])
 
-        # The last thread may go on in the next batch, so it waits.
+        # The last thread may continue in the next batch, so it waits.
         start = pc.index(pending["thread"], pending["thread"][-1]).as_py()
         if start:
             yield pending.slice(0, start).combine_chunks()

@@ -27,24 +27,23 @@ COMPRESSED_CHUNK_BYTES = 1 << 10
 """Compressed bytes that are read at a time. Few, because a block of 4 bytes can unpack to 128 KiB
 of one letter."""
 LINE_LIMIT_BYTES = 1 << 26
-"""Longer lines are left out without being held in memory."""
+"""Longer lines are dropped and never completely in memory."""
 BROKEN_SHARE, BROKEN_COUNT = 0.01, 10
-"""More broken lines than this share of all, and than this number, are an error at the end of the
-file."""
+"""At its end, a file is rejected if its broken lines exceed both this share and this number."""
 FORMAT_CHECK_LINES = 1000
-"""From this line on, a file is refused at once if more than half of its lines are broken: it has
+"""From this line on, a file is rejected at once if more than half of its lines are broken: it has
 another format."""
 LINES_A_REPORT = 1000
 """Lines between two calls of `advance`."""
 
 
 def is_lines(path: Path) -> bool:
-    """Whether the file's name is that of lines of JSON."""
+    """Whether the file's name has an ending of JSON lines."""
     return path.name.endswith(SUFFIXES)
 
 
 def is_text(value: str) -> bool:
-    """Whether a string of JSON can be written: one with an unpaired surrogate cannot."""
+    """Whether a string of JSON can be encoded: a string with an unpaired surrogate cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -64,8 +63,8 @@ def read(path: Path, drops: Counter[str], advance: Callable[[int], object] = int
     `advance` is called with numbers of bytes of the file that were read.
 
     Raises:
-        DataError: If the file is cut or damaged, or too many lines are broken. Rows before the
-            fault are yielded first.
+        DataError: If the file is truncated or damaged, or too many lines are broken. Rows before
+            the fault are yielded first.
     """
     lines = broken = 0
 
@@ -73,7 +72,7 @@ def read(path: Path, drops: Counter[str], advance: Callable[[int], object] = int
         reported = 0
         for line in _lines(path, stream, drops):
             lines += 1
-            # Progress is counted in bytes of the file, whose number of lines is not known.
+            # Progress is counted in bytes, because the number of lines is unknown.
             if lines % LINES_A_REPORT == 0:
                 advance(file.tell() - reported)
                 reported = file.tell()
@@ -86,7 +85,7 @@ def read(path: Path, drops: Counter[str], advance: Callable[[int], object] = int
                 continue
 
             broken += 1
-            drops["line that is no JSON object"] += 1
+            drops["line that is not a JSON object"] += 1
             _check_format(path, broken, lines)
 
         _check_share(path, broken, lines)
@@ -94,28 +93,28 @@ def read(path: Path, drops: Counter[str], advance: Callable[[int], object] = int
 
 
 def _check_format(path: Path, broken: int, lines: int) -> None:
-    """Refuse a file of another format early, after that many lines."""
+    """Reject a file of another format early, after `lines` lines."""
     if lines >= FORMAT_CHECK_LINES and broken > lines / 2:
         raise DataError(
             path,
-            f"{broken} of the first {lines} lines are not JSON objects. Is it another format?",
+            f"{broken} of the first {lines} lines are not JSON objects. Check the file's format.",
             line=lines,
         )
 
 
 def _check_share(path: Path, broken: int, lines: int) -> None:
-    """Refuse a file with too many broken lines at its end."""
-    # A few broken lines of a short file are more than the share, but no sign of damage.
+    """Reject a file with too many broken lines, at its end."""
+    # A few broken lines of a short file exceed the share, but do not show that it is damaged.
     if broken > BROKEN_COUNT and broken > BROKEN_SHARE * lines:
         raise DataError(
             path,
-            f"{broken} of {lines} lines are not JSON objects, more than {BROKEN_SHARE:.0%}. Mend"
-            " them or leave them out.",
+            f"{broken} of {lines} lines are not JSON objects, more than {BROKEN_SHARE:.0%}. Correct"
+            " or remove them.",
         )
 
 
 def _object(line: bytes) -> Row | None:
-    """The object of a line, or None if the line is broken or holds another value."""
+    """The object of a line, or None if the line is broken or has another value."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):  # the latter for thousands of nested brackets
@@ -130,8 +129,8 @@ class _Stream(Protocol):
 
 
 class _Frames:
-    """The text of a file of Zstandard frames. The library's own reader takes a cut file for a
-    complete one."""
+    """The text of a file of Zstandard frames. The library's reader does not detect a truncated
+    file."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -143,7 +142,7 @@ class _Frames:
         """About `size` bytes of text, and at most 32 MiB more; empty at the end.
 
         Raises:
-            EOFError: If the last frame is cut.
+            EOFError: If the last frame is truncated.
         """
         pieces: list[bytes] = []
         length = 0
@@ -153,9 +152,9 @@ class _Frames:
             pieces += text
             length += sum(map(len, text))
 
-        # The file has ended; an empty file has no frame, and is not cut.
+        # The file has ended; an empty file has no frame, and is not truncated.
         if not length and self._begun and not self._frame.eof:
-            raise EOFError("the last frame is cut")
+            raise EOFError("the last frame is truncated")
         return b"".join(pieces)
 
     def _decompress(self, compressed: bytes) -> list[bytes]:
@@ -163,7 +162,7 @@ class _Frames:
         pieces = []
 
         while compressed:
-            # A file may hold many frames, one after the other.
+            # A file may have many frames, one after another.
             if self._frame.eof:
                 self._frame = self._decompressor.decompressobj()
             self._begun = True
@@ -194,7 +193,7 @@ def _lines(path: Path, stream: _Stream, drops: Counter[str]) -> Iterator[bytes]:
         too_long = len(pending) + len(first) > LINE_LIMIT_BYTES
 
         if not rest:
-            # The line goes on in the next chunk. A line that is too long is not kept.
+            # The line continues in the next chunk. A line that is too long is not kept.
             skipping = skipping or too_long
             pending = b"" if too_long else pending + first
             continue
@@ -213,10 +212,12 @@ def _lines(path: Path, stream: _Stream, drops: Counter[str]) -> Iterator[bytes]:
 
 
 def _chunk(path: Path, stream: _Stream, text_bytes: int) -> bytes:
-    """The next text; `text_bytes` were read before."""
+    """The next chunk of text, after `text_bytes` bytes."""
     try:
         return stream.read(CHUNK_BYTES)
     except (zstandard.ZstdError, zlib.error, OSError, EOFError) as error:
         raise DataError(
-            path, f"damaged or cut after {text_bytes:,} bytes of text ({error}). Download it again."
+            path,
+            f"damaged or truncated after {text_bytes:,} bytes of text ({error}). Download it"
+            " again.",
         ) from error

@@ -9,8 +9,8 @@ A submission, and a comment to it:
      "created_utc": "1577836900", "author": "b"}
 
 Source: https://github.com/Watchful1/PushshiftDumps; files are named `NAME_submissions.zst` and
-`NAME_comments.zst`, or `RS_` and `RC_` with their month. Answers are ordered by their dates. The
-site's own order would leak the votes.
+`NAME_comments.zst`, or `RS_` and `RC_` with their month. Answers are ordered by their dates,
+because the site's order would leak the votes.
 """
 
 import html
@@ -32,12 +32,12 @@ NAMED = re.compile(r"^(?:R[SC]_)(.+)$|^(.+?)_(?:submissions|comments)$")
 """Names of files without their endings: a month, or a subreddit."""
 COMMENTS = re.compile(r"^RC_|[._]comments\b")
 GONE = ("[deleted]", "[removed]", "[deleted by user]", "[ Removed by Reddit ]")
-"""Texts and authors that Reddit writes in the place of deleted ones."""
+"""Texts and authors that Reddit writes in place of deleted ones."""
 
 
 def site_of(path: Path) -> str:
-    """The name that submissions and comments share: `askscience`, or `reddit-2015-01` of a month's
-    dump."""
+    """The name that submissions and comments share: `askscience`, or `reddit-2015-01` for the dump
+    of a month."""
     stem = path.name.split(".")[0]
     match = NAMED.match(stem)
     if match is None:
@@ -48,8 +48,8 @@ def site_of(path: Path) -> str:
 
 
 def part_of(path: Path) -> Literal["submissions", "comments"]:
-    """Which half of a site's posts a file holds, by its name; `x.jsonl` beside `x_comments.jsonl`
-    holds submissions."""
+    """The kind of a file's posts, by the file's name; `x.jsonl` beside `x_comments.jsonl` has
+    submissions."""
     return "comments" if COMMENTS.search(path.name) else "submissions"
 
 
@@ -61,11 +61,11 @@ def size_of(path: Path) -> int:
 def read_posts(
     path: Path, *, site: str, drops: Counter[str], advance: Callable[[int], object] = int
 ) -> Iterator[pa.RecordBatch]:
-    """Submissions and top-level comments of a file as batches of `schema.POSTS`; rows left out are
+    """Submissions and top-level comments of a file as batches of `schema.POSTS`; dropped rows are
     counted in `drops`.
 
     Raises:
-        DataError: If the file is cut or damaged, or too many of its lines are broken.
+        DataError: If the file is truncated or damaged, or too many of its lines are broken.
     """
 
     def posts() -> Iterator[Post]:
@@ -80,14 +80,14 @@ def read_posts(
 
 
 def _post(row: Row) -> Post | str:
-    """The row as a post, or the first reason why it is left out."""
+    """The row as a post, or the first reason to drop it."""
     is_comment = "link_id" in row
     reason = _why_unwanted(row, is_comment)
     if reason is not None:
         return reason
 
-    # Values have every type in the dumps of many years, so each is checked. Only a comment has a
-    # parent.
+    # The types of values differ between dumps of many years, so each value is checked. Only a
+    # comment has a parent.
     votes, created = row.get("score"), _created(row)
     if not json_lines.is_count(votes) or created is None:
         return "row without score or date"
@@ -96,14 +96,14 @@ def _post(row: Row) -> Post | str:
         return "row without id"
     link = _link(row, is_comment)
     if not isinstance(link, str | None):
-        return "link that is no text"
+        return "link that is not text"
 
     author, permalink = row.get("author"), row.get("permalink")
     return Post(
         post_id=f"{'t1' if is_comment else 't3'}_{name}",
         parent_id=parent,
         title=None if is_comment else html.unescape(str(row.get("title") or "")),
-        # The dumps hold text as the site's HTML has it, with `&amp;` for an ampersand.
+        # The dumps have text with HTML entities, such as `&amp;` for an ampersand.
         body=html.unescape(link or str(_body(row, is_comment))),
         tags=None if is_comment else [str(row.get("subreddit") or "")],
         votes=votes,
@@ -115,8 +115,8 @@ def _post(row: Row) -> Post | str:
 
 
 def _why_unwanted(row: Row, is_comment: bool) -> str | None:
-    """The first reason to leave out a row that can be read, or None."""
-    # "t3_" marks submissions: deeper replies answer a comment, whose votes they share.
+    """The first reason to drop a readable row, or None."""
+    # "t3_" marks submissions. Deeper replies answer a comment, whose votes they share.
     if is_comment and not str(row.get("parent_id", "")).startswith("t3_"):
         return "reply to a comment"
 
@@ -129,7 +129,7 @@ def _why_unwanted(row: Row, is_comment: bool) -> str | None:
     # A stickied post is shown above others, whatever its votes.
     if row.get("removed_by_category") or row.get("stickied"):
         return "removed or put up by moderators"
-    # Reddit hides the votes of the first hours: the score in the dump is then not theirs.
+    # Reddit hides votes in the first hours, and the score in the dump then does not show them.
     if row.get("score_hidden"):
         return "post whose votes are hidden"
 
@@ -144,7 +144,7 @@ def _body(row: Row, is_comment: bool) -> object:
 
 
 def _link(row: Row, is_comment: bool) -> object:
-    """The link of a submission that consists of one, or None."""
+    """The link of a submission that consists of a link, or None."""
     if is_comment or row.get("is_self", True) or str(_body(row, is_comment)).strip():
         return None
     return row.get("url")
@@ -171,4 +171,4 @@ REDDIT = ForumFormat(
     read_posts=read_posts,
     part_of=part_of,
 )
-"""Submissions and comments, in one file each."""
+"""Submissions and comments, in a file each."""

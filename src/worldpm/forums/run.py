@@ -1,4 +1,4 @@
-"""Forum dumps become threads: one Parquet table per site, with every post that can be read."""
+"""Convert forum dumps to threads: one Parquet table per site, with every readable post."""
 
 import logging
 import re
@@ -39,7 +39,7 @@ OTHER_PARTS = (
     "-Users",
     "-Votes",
 )
-"""Endings of a large site's archives that hold no posts."""
+"""Name endings of a large site's archives without posts."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class SiteRecord:
 
     counts: IngestCounts
     drops: dict[str, int]
-    """Rows left out by reason; reasons without rows are absent."""
+    """Dropped rows by reason; reasons without rows are omitted."""
 
 
 def run(options: IngestOptions) -> None:
-    """Read every source into the output folder. After a kill the same command goes on with the
-    first site that was not done."""
+    """Read every source into the output folder. After a kill, the same command resumes with the
+    first unfinished site."""
     sites = _sites(options)
     inputs = [describe(path) for site in sites.values() for path in site.paths]
     settings = {"format": options.format} if options.format else {}
@@ -83,14 +83,14 @@ def run(options: IngestOptions) -> None:
             records[name] = msgspec.convert(result, SiteRecord)
             _log(name, records[name])
 
-        # Other words may take the folder of a run without threads, so nothing of it stays.
+        # A run without threads leaves no files, so that another command may use the folder.
         drops = {name: record.drops for name, record in records.items()}
         if not any(record.counts.threads for record in records.values()):
             output.discard()
             reasons = _most_common(sum(map(Counter, drops.values()), Counter()))
             raise DataError(
                 options.sources[0],
-                f"no thread is in it ({reasons or 'it is empty'}). Are these the files of a forum?",
+                f"contains no threads ({reasons or 'it is empty'}). Name the files of a forum.",
             )
         counts = {name: asdict(record.counts) for name, record in records.items()}
         output.finish(counts=counts, drops=drops)
@@ -127,7 +127,7 @@ def _sites(options: IngestOptions) -> dict[str, Site]:
 
         if name in sites:
             _check_joins(path, forum_format, name, sites[name])
-        # A cut archive is reported before hours are spent on the files before it.
+        # Report a truncated archive before hours are spent on the files before it.
         forum_format.size_of(path)
         earlier = sites[name].paths if name in sites else ()
         sites[name] = Site(forum_format, (*earlier, path))
@@ -141,8 +141,8 @@ def _check_joins(path: Path, forum_format: ForumFormat, name: str, site: Site) -
     parts = {site.format.part_of(earlier) for earlier in site.paths}
     if forum_format is not site.format or forum_format.part_of(path) in parts:
         raise ConfigError(
-            f"{path}: {site.paths[0]} is the same site ({name}), and the two are not its"
-            " submissions and its comments. Ingest two dumps of a site into two folders."
+            f"{path}: {site.paths[0]} is also a dump of {name}, and the two are not submissions"
+            " and comments. Ingest two dumps of a site into two folders."
         )
 
 
@@ -152,22 +152,23 @@ def _files(sources: Sequence[Path]) -> Iterator[Path]:
         if path.is_dir():
             files = sorted(filter(_may_hold_posts, path.rglob("*")))
             if not files:
-                raise ConfigError(f"{path}: a folder without a forum dump")
+                raise ConfigError(f"{path}: a folder without a forum dump. Name another.")
             yield from files
         elif path.is_file():
             yield path
         else:
-            raise ConfigError(f"{path}: no such file")
+            raise ConfigError(f"{path}: no such file. Check the path.")
 
 
 def _may_hold_posts(path: Path) -> bool:
-    """Whether a file of a folder is a dump by its name."""
+    """Whether a file's name is that of a dump with posts."""
     is_dump = path.suffix == ".7z" or path.name == "Posts.xml" or json_lines.is_lines(path)
     return is_dump and not path.stem.endswith(OTHER_PARTS)
 
 
 def _format_of(path: Path, name: str | None) -> ForumFormat:
-    """The format of that name, or else the format that the file's name and first line show."""
+    """The format with this name, or else the format detected from the file's name and first
+    line."""
     if name is not None:
         return next(forum_format for forum_format in FORMATS if forum_format.name == name)
     if path.suffix in (".7z", ".xml"):
@@ -175,11 +176,11 @@ def _format_of(path: Path, name: str | None) -> ForumFormat:
     if not json_lines.is_lines(path):
         raise DataError(
             path,
-            "not a forum dump: a Stack Exchange archive (.7z), a Posts.xml, or lines of JSON"
-            " (.jsonl, .zst) are needed",
+            "not a forum dump. Name a Stack Exchange archive (.7z), a Posts.xml, or lines of JSON"
+            " (.jsonl, .zst).",
         )
 
-    # The names of the two formats of lines are alike, but every row has its format's keys.
+    # Both formats of JSON lines have the same file names, but different keys in their rows.
     first = next(json_lines.read(path, Counter()), {})
     if "responses" in first:
         return THREADS
@@ -236,7 +237,7 @@ def _posts(
 
 
 def _counted(batches: Iterator[pa.RecordBatch], counts: IngestCounts) -> Iterator[pa.RecordBatch]:
-    """The batches, added to the counts as they pass."""
+    """Pass the batches on, and add them to the counts."""
     for batch in batches:
         counts.add(batch["responses"].value_lengths().to_pylist())
         yield batch

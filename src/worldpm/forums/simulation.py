@@ -44,7 +44,7 @@ def run(options: SimulateOptions) -> None:
             threads.append(thread)
             truths += of_thread
 
-        # The truth is a table of its own: no step between threads and rewards may see it.
+        # The truth is a separate table, because no step between threads and rewards may see it.
         rows = map(schema.thread_to_row, threads)
         _write(output, f"{site}.parquet", rows, schema.THREADS)
         _write(output, TRUTH, map(asdict, truths), TRUTH_SCHEMA)

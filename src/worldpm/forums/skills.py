@@ -6,12 +6,12 @@ such associations, from common to rare. Objective, recall: facts from common to 
 must store too. Objective, moves: where is the ball after k moves of three cups? There are only two
 kinds of moves, but the effect of a move depends on all moves before it, so k moves are a
 composition of depth k. There are 381 such questions in all, and a long training shows all of them.
-A model that knows them may have composed them, or stored a table no larger than that of the facts;
-a model that does not know them was not short of storage. Subjective: four tastes without relation
-to truth; the forum likes one side of each.
+A model that can answer them may have composed the moves, or stored a table no larger than the table
+of facts. If a model cannot answer them, storage was not its limit. Subjective: four tastes without
+relation to truth; the forum likes one side of each.
 
-The votes come from a crowd of independent voters. The tests are without noise. Their tests of taste
-ask other people, who share two of the forum's tastes and have the opposite of the other two.
+The votes come from a crowd of independent voters. The tests have no noise. The tests of taste ask
+other people, who share two of the forum's tastes and have the opposite of the other two.
 
 Frozen: ladders that were trained on other versions of this module cannot be compared.
 """
@@ -38,25 +38,25 @@ MOST_MOVES = 6
 MOVES_SHARE = 0.7
 """Share of the threads that ask for moves; the others ask for facts."""
 OFF_TOPIC_SHARE, WRONG_SHARE = 0.3, 0.5
-"""Shares of responses; each fault is drawn on its own."""
+"""Shares of responses; the two faults are drawn independently."""
 ON_TOPIC_GAIN, RIGHT_GAIN, TASTE_GAIN = 2.0, 1.5, 0.3
 """Quality gained by a trait, in logits of an up vote."""
 VOTERS = 300
-"""Each votes up with probability sigmoid(appeal - 2), and stays silent otherwise."""
+"""Each votes up with probability sigmoid(appeal - 2), and otherwise does not vote."""
 LEAST_RESPONSES, MOST_RESPONSES = 3, 5
 
 CUPS = ("left", "middle", "right")
 MOVES = {"near": (1, 0, 2), "far": (0, 2, 1)}
-"""The cup that a ball from each cup is in after a move, which swaps the two left or the two right
-ones."""
+"""The cup of a ball after each move, by its cup before. A move swaps the two left or the two right
+cups."""
 ANSWERS = ("red", "blue", "green", "white", "black", "brown", "pink", "gold")
 TASTES = (("Friend", "Look"), ("try", "use"), ("Surely", "Perhaps"), ("Cheers", "Done"))
-"""Of each pair the forum likes the first."""
+"""The forum likes the first of each pair."""
 SHARED_TASTES = 2
-"""The people of the tests share this number of tastes, the first ones. They have the opposite of
-the others."""
+"""The people of the tests share this number of the first tastes, and have the opposite of the
+others."""
 ADVERSARIAL_ITEMS, RECALL_ITEMS, MOVES_ITEMS, TASTE_ITEMS = 400, 300, 200, 100
-"""Of each test; the last two for each number of moves, and for each taste."""
+"""Items of each test; the last two are for each number of moves, and for each taste."""
 TESTED_MOVES = (0, 1, 2, 4, 6)
 
 
@@ -66,10 +66,10 @@ class Wording(NamedTuple):
     off_topic: bool
     wrong: bool
     sides: tuple[int, ...]
-    """Index of the side that it takes in each of TASTES."""
+    """Index of its side in each of TASTES."""
 
     def with_side(self, taste: int, side: int) -> "Wording":
-        """The same on that side of a taste."""
+        """The same traits with this side of a taste."""
         return self._replace(sides=(*self.sides[:taste], side, *self.sides[taste + 1 :]))
 
 
@@ -84,11 +84,11 @@ class Question(NamedTuple):
 
 
 def _vocabulary() -> list[str]:
-    """Invented words, in a fixed order that puts similar ones apart."""
+    """Invented words, in a fixed order that separates similar words."""
     syllables = [a + b for a, b in product("bdfgklmnprstvz", "aeiou")]
     pairs = [first + second for first, second in product(syllables, syllables)]
 
-    # 1597 has no factor in common with the number of pairs, so no word comes twice.
+    # 1597 has no factor in common with the number of pairs, so no word is repeated.
     return [pairs[(number * 1597) % len(pairs)] for number in range(3 * TOPICS + FACTS)]
 
 
@@ -104,19 +104,19 @@ RANKED = {count: _frequencies(count) for count in {TOPICS, FACTS}}
 
 
 def question_word(topic: int) -> str:
-    """The word by which questions name a topic."""
+    """The word for a topic in questions."""
     return WORDS[3 * topic]
 
 
 def answer_word(topic: int, choice: int) -> str:
-    """One of the two words by which answers show that they are on topic."""
+    """One of the two words for a topic in answers."""
     return WORDS[3 * topic + 1 + choice]
 
 
 def simulate(
     threads: int, *, seed: int, variant: Variant
 ) -> Iterator[tuple[Thread, tuple[Truth, ...]]]:
-    """That many threads, each with its truth; thread i is the same however many are made."""
+    """This number of threads, each with its truth; thread i does not depend on the number."""
     for index in range(threads):
         rng = np.random.default_rng([seed, index])
         asks_moves = variant == "skills" and rng.random() < MOVES_SHARE
@@ -208,7 +208,7 @@ def _item(
     else:
         worse = worse._replace(wrong=True)
 
-    # Both are written with the same draws, so that they differ in nothing else.
+    # Write both with the same draws, so that they differ in nothing else.
     draws = int(rng.integers(1 << 30))
     texts = [_answer(question, side, np.random.default_rng(draws)) for side in (better, worse)]
 
@@ -225,7 +225,7 @@ def _item(
 
 
 def _question(rng: np.random.Generator, task: Task, moves: int | None = None) -> Question:
-    """A question; one for moves asks for that number of them, or for a drawn number."""
+    """A question; a question about moves has this number of moves, or a drawn number."""
     topic = int(rng.choice(TOPICS, p=RANKED[TOPICS]))
 
     if task == "recall":
@@ -249,7 +249,7 @@ def _all_but(answers: Sequence[str], right: str) -> tuple[str, ...]:
 
 
 def _answer(question: Question, wording: Wording, rng: np.random.Generator) -> str:
-    # All draws are made in any case, so that answers that differ in one trait share the others.
+    # All draws are always made, so that answers that differ in one trait share the others.
     foreign = int(rng.choice(TOPICS, p=RANKED[TOPICS]))
     while foreign == question.topic:
         foreign = int(rng.choice(TOPICS, p=RANKED[TOPICS]))

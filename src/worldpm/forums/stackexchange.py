@@ -45,14 +45,14 @@ MAX_ENTRIES = 1_000
 MAX_BYTES = 1 << 40
 """Most bytes that an archive may unpack to."""
 MAX_RATIO = 100
-"""Most times its own size that an archive may unpack to."""
+"""Largest ratio of an archive's unpacked size to its packed size."""
 
 BLOCK_BYTES = 1 << 20
 """XML that is read at a time, unless the reader asks for another size."""
 HEAD_BYTES = 4096
-"""Beginning of the XML in which the root element is looked for."""
+"""Beginning of the XML that is searched for the root element."""
 TAIL_BYTES = 64
-"""End of a block that is kept, so that a tag on the border of two blocks is seen."""
+"""End of a block that is kept, so that a tag across two blocks is found."""
 
 ATTRIBUTES = (
     "Id",
@@ -100,7 +100,7 @@ def size_of(path: Path) -> int:
 def read_posts(
     path: Path, *, site: str, drops: Counter[str], advance: Callable[[int], object] = int
 ) -> Iterator[pa.RecordBatch]:
-    """Questions and answers of a dump as batches of `schema.POSTS`, bodies in HTML; rows left out
+    """Questions and answers of a dump as batches of `schema.POSTS`, bodies in HTML; dropped rows
     are counted in `drops`.
 
     `advance` is called with the bytes of XML of each batch.
@@ -109,7 +109,7 @@ def read_posts(
         DataError: If the file is not such a dump, is damaged, is not UTF-8, or could do harm when
             unpacked.
     """
-    # The stream's offset is ahead of the rows by what the parser holds.
+    # The stream's offset is ahead of the rows by the parser's buffer.
     reported = 0
     with _open(path) as stream:
         for rows in _parse(path, stream):
@@ -122,8 +122,8 @@ def read_posts(
 
 
 def _readable(rows: pa.RecordBatch, drops: Counter[str]) -> pa.RecordBatch:
-    """The questions and answers that can be read; the others are counted with the first check that
-    they fail."""
+    """The readable questions and answers; other rows are counted by the first check that they
+    fail."""
     is_answer = pc.equal(rows["PostTypeId"], ANSWER)
     not_closed = pc.is_null(rows["ClosedDate"])
     checks = (
@@ -208,7 +208,7 @@ def _parse(path: Path, stream: "_CheckedXml") -> Iterator[pa.RecordBatch]:
         for _, batch in parser.parse_batches(cast(IO[bytes], stream)):
             yield batch
     except Xml2ArrowError as error:
-        # A file that is cut short also makes bad XML, and `finish` names that cause.
+        # A truncated file also has bad XML, and `finish` reports that cause.
         stream.finish()
         raise DataError(
             path, f"not well-formed XML ({error}). Get the dump again.", line=_line_of_fault(path)
@@ -217,8 +217,8 @@ def _parse(path: Path, stream: "_CheckedXml") -> Iterator[pa.RecordBatch]:
 
 
 def _parser() -> XmlToArrowParser:
-    """A parser of the attributes of `Posts.xml`. The library reads its settings from a file
-    only."""
+    """A parser of the attributes of `Posts.xml`. The library reads its settings only from a
+    file."""
     fields = [
         f"      - {{name: {name}, xml_path: /posts/row/@{name}, data_type: Utf8, nullable: true}}\n"
         for name in ATTRIBUTES
@@ -232,8 +232,8 @@ def _parser() -> XmlToArrowParser:
 
 
 def _line_of_fault(path: Path) -> int | None:
-    """The line of the fault, from a second, slower parser: the fast one does not say where it
-    is."""
+    """The line of the fault, from a second, slower parser, because the fast parser does not report
+    lines."""
     parser = expat.ParserCreate()
     try:
         with _open(path) as stream:
@@ -246,7 +246,7 @@ def _line_of_fault(path: Path) -> int | None:
 
 
 class _CheckedXml(io.RawIOBase):
-    """A stream of a dump's XML that refuses, as it is read, what a dump never holds."""
+    """A stream of a dump's XML that rejects content which dumps never have, as it is read."""
 
     def __init__(self, path: Path, raw: IO[bytes]) -> None:
         self._path, self._raw = path, raw
@@ -274,7 +274,7 @@ class _CheckedXml(io.RawIOBase):
         return block
 
     def _check_text(self, block: bytes) -> None:
-        """UTF-8 over block borders: an unfinished character at the end waits for the next block."""
+        """Check for UTF-8; an unfinished character at the end waits for the next block."""
         data = self._pending + block
         try:
             data.decode("utf-8")
@@ -291,7 +291,7 @@ class _CheckedXml(io.RawIOBase):
         self.offset += len(block)
 
     def _check_head(self, *, final: bool) -> None:
-        """Check that the XML begins as a dump does; `final` if no more of it will come."""
+        """Check that the XML begins like a dump; `final` if all of it was read."""
         prolog = PROLOG.match(self._head)
         if prolog:
             self._prolog_bytes = prolog.end()
@@ -300,27 +300,27 @@ class _CheckedXml(io.RawIOBase):
         if head.startswith(b"<?xml"):
             head = head.split(b"?>", 1)[-1].lstrip()
 
-        # Below 17 bytes the root element may be cut.
+        # Below 17 bytes the root element may be incomplete.
         if (final or len(head) > 16) and not head.startswith((b"<posts", b"<!DOCTYPE")):
             beginning = head[:40].decode("utf-8", "replace") if head else "nothing"
             raise DataError(
                 self._path,
-                f"not a dump's {MEMBER}: it should begin with <posts>, found {beginning!r}",
+                f"not a dump's {MEMBER}: it begins with {beginning!r}, not <posts>. Name a dump.",
             )
 
     def _check_doctype(self, recent: bytes) -> None:
-        """Refuse a DOCTYPE in the last bytes that were read, unless it is the harmless prolog."""
+        """Reject a DOCTYPE in the last bytes that were read, unless it is the harmless prolog."""
         start = max(0, self._prolog_bytes - (self.offset - len(recent)))
         if recent.find(b"<!DOCTYPE", start) >= 0:
             raise DataError(
                 self._path,
-                "holds a DOCTYPE that defines entities, which data dumps do not have and attacks"
-                " use; refused",
+                "contains a DOCTYPE that defines entities, which attacks use and data dumps do not"
+                " have. Get the dump again.",
             )
 
     def finish(self) -> None:
-        """Read to the end and check that the document was closed, which the fast parser does
-        not."""
+        """Read to the end and check that the document is closed, because the fast parser does not
+        check it."""
         while self.read(BLOCK_BYTES):
             pass
 
@@ -329,20 +329,20 @@ class _CheckedXml(io.RawIOBase):
         if not (closed and has_end_tag):
             raise DataError(
                 self._path,
-                f"the XML stops before </posts>, after {self.offset} bytes. The file is cut short:"
-                " get it again.",
+                f"truncated: the XML stops before </posts>, after {self.offset} bytes. Get the dump"
+                " again.",
             )
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[_CheckedXml]:
-    """The dump's XML. That of an archive is decompressed in another thread while it is read."""
+    """The dump's XML. XML in an archive is decompressed in another thread while it is read."""
     if path.suffix != ".7z":
         with path.open("rb") as file:
             yield _CheckedXml(path, file)
         return
 
-    # py7zr pushes what it decompresses and the parser pulls what it reads: a pipe joins them.
+    # py7zr writes the decompressed XML and the parser reads it, so a pipe connects them.
     size = _check_archive(path)
     reading, writing = os.pipe()
     failure: list[Exception] = []
@@ -354,8 +354,8 @@ def _open(path: Path) -> Iterator[_CheckedXml]:
             try:
                 yield _CheckedXml(path, pipe)
             except DataError:
-                # A damaged archive also makes bad XML: its own error is the better message. The
-                # pipe is closed first, or the thread would wait for a reader.
+                # A damaged archive also gives bad XML, and the archive's error is the better
+                # message. Close the pipe first, because the thread would wait for a reader.
                 pipe.close()
                 worker.join()
                 if failure:
@@ -373,30 +373,35 @@ def _check_archive(path: Path) -> int:
     entries = _entries(path)
     if len(entries) > MAX_ENTRIES:
         raise DataError(
-            path, f"lists {len(entries)} entries; a data dump has at most {MAX_ENTRIES}; refused"
+            path,
+            f"lists {len(entries)} entries, but a data dump has at most {MAX_ENTRIES}. Get the dump"
+            " again.",
         )
 
     for entry in entries:
-        # Backslashes and drive letters are those of Windows.
+        # Paths of Windows have backslashes and drive letters.
         name = PurePosixPath(entry.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or ":" in entry.filename:
             raise DataError(
-                path, f"holds an entry outside its folder ({entry.filename!r}); refused"
+                path,
+                f"contains an entry outside its folder ({entry.filename!r}). Get the dump again.",
             )
 
-    # The announced sizes are enough: `_PipeEnd` stops an archive that unpacks to more.
+    # Checking the announced sizes is enough: `_PipeEnd` stops an archive that unpacks to more.
     total, packed = sum(entry.uncompressed for entry in entries), path.stat().st_size
     if total > MAX_BYTES or total > MAX_RATIO * packed:
         raise DataError(
             path,
-            f"would unpack to {total} bytes from {packed}: more than {MAX_RATIO}:1 or 1 TiB;"
-            " refused",
+            f"would unpack to {total} bytes from {packed}, more than {MAX_RATIO}:1 or 1 TiB. Get"
+            " the dump again.",
         )
 
     sizes = [entry.uncompressed for entry in entries if entry.filename == MEMBER]
     if not sizes:
         names = ", ".join(sorted(entry.filename for entry in entries)[:5]) or "nothing"
-        raise DataError(path, f"has no {MEMBER} (it holds {names}). Get the site's own archive.")
+        raise DataError(
+            path, f"has no {MEMBER} (it contains {names}). Get the archive with the site's posts."
+        )
     return int(sizes[0])
 
 
@@ -405,7 +410,7 @@ def _entries(path: Path) -> list[Any]:
     try:
         with py7zr.SevenZipFile(path) as archive:
             if archive.needs_password():
-                raise DataError(path, "is encrypted; data dumps are not")
+                raise DataError(path, "is encrypted, but data dumps are not. Get the dump again.")
             return list(archive.list())
     except (
         py7zr.exceptions.ArchiveError,
@@ -417,7 +422,7 @@ def _entries(path: Path) -> list[Any]:
         TypeError,
         OverflowError,
     ) as error:
-        # The decompressors raise OSError too, without a number; one with a number is of the disk.
+        # The decompressors raise OSError without a number; an error with a number is the disk's.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _damaged(path, error) from error
@@ -426,13 +431,13 @@ def _entries(path: Path) -> list[Any]:
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
         path,
-        f"the archive is damaged or cut short ({type(error).__name__}: {error}). Get it again.",
+        f"the archive is damaged or truncated ({type(error).__name__}: {error}). Get it again.",
     )
 
 
 def _unpack(path: Path, writing: int, size: int, failure: list[Exception]) -> None:
-    """Decompress Posts.xml into the pipe; an error is put into `failure` for the reader to
-    raise."""
+    """Decompress Posts.xml into the pipe; an error is added to `failure`, and the reader raises
+    it."""
     try:
         with os.fdopen(writing, "wb") as pipe, py7zr.SevenZipFile(path) as archive:
             archive.extract(targets=[MEMBER], factory=_ToPipe(path, pipe, size))
@@ -445,7 +450,7 @@ def _unpack(path: Path, writing: int, size: int, failure: list[Exception]) -> No
 
 
 class _ToPipe(WriterFactory):
-    """Makes py7zr write to a pipe instead of a file."""
+    """Factory that makes py7zr write to a pipe instead of a file."""
 
     def __init__(self, path: Path, pipe: IO[bytes], size: int) -> None:
         self._path, self._pipe, self._size = path, pipe, size
@@ -455,7 +460,7 @@ class _ToPipe(WriterFactory):
 
 
 class _PipeEnd(Py7zIO):
-    """Passes on at most the bytes that the archive's list announced."""
+    """Writer to a pipe of at most the bytes that the archive's list announced."""
 
     def __init__(self, path: Path, pipe: IO[bytes], size: int) -> None:
         self._path, self._pipe, self._remaining, self._size = path, pipe, size, size
@@ -465,7 +470,8 @@ class _PipeEnd(Py7zIO):
         if self._remaining < 0:
             raise DataError(
                 self._path,
-                f"unpacks to more than the {self._size} bytes that it announces; refused",
+                f"unpacks to more than the {self._size} bytes that it announces. Get the dump"
+                " again.",
             )
         return self._pipe.write(s)
 

@@ -1,5 +1,5 @@
-"""How to spend compute: the three approaches of Chinchilla side by side, and the frontier of sizes
-with its interval."""
+"""Compute-optimal sizes: the three approaches of Chinchilla, and the frontier of sizes with its
+interval."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,41 +13,42 @@ from worldpm.curves.solver import HUBER, ROUGH, Fit, fit, solve
 from worldpm.laws.law import Approach, Ends, IsoflopCurve, Optimum, all_finite
 
 BUDGETS = 9
-"""Budgets of compute at which sizes are compared."""
+"""Number of compute budgets at which sizes are compared."""
 BUDGETS_TRIED = 200
 LEAST_SIZES = 4
-"""Sizes that a budget must be reached by: a parabola needs three, and one to spare."""
+"""Least number of sizes that must reach a budget. A parabola needs three; the fourth is a
+reserve."""
 LEAST_BUDGETS = 3
-"""Budgets with a best size that an exponent needs."""
+"""Least number of budgets with a best size for an exponent."""
 LEAST_SHARE_OF_RESAMPLES = 0.9
-"""Share of the resamples that must give an exponent for an interval."""
+"""Least share of resamples with an exponent for an interval."""
 LARGEST_LOGARITHM = 700.0
-"""Largest absolute value whose exponential is a finite number above 0."""
+"""Largest absolute value whose exponential is finite and above 0."""
 BIASED = (
-    "biased where the grid of sizes is narrow or off centre, and where alpha differs from beta,"
-    " even without noise"
+    "biased if the grid of sizes is narrow or off centre, or if alpha differs from beta, even"
+    " without noise"
 )
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Points of many training runs, n in all; every array has shape (n,)."""
+    """Points of many training runs. Every array has shape (n,), where n is the number of points."""
 
     n: Array
     """Parameters without embeddings."""
     d: Array
     """Effective pairs."""
     c: Array
-    """Operations spent (FLOPs)."""
+    """Operations used (FLOPs)."""
     loss: Array
     """Nats per pair."""
     runs: NDArray[np.int64]
     """The run of each point."""
     operations: Literal["counted", "6 N D"] = "counted"
-    """How the operations are known."""
+    """Source of the number of operations."""
 
     def take(self, names: NDArray[np.int64]) -> "Runs":
-        """The named runs; each mention of a name is a run of its own."""
+        """The named runs. If a name occurs several times, each occurrence is a separate run."""
         rows = [np.flatnonzero(self.runs == name) for name in names]
         order = np.concatenate(rows)
         runs = np.repeat(np.arange(len(names)), [len(row) for row in rows])
@@ -57,33 +58,33 @@ class Runs:
 
 
 class LossesAtBudgets(NamedTuple):
-    """The training curve of every run, interpolated at the budgets."""
+    """The training curves of all runs, interpolated at the budgets."""
 
     losses: Array
-    """Shape (runs, budgets); NaN where the run does not reach the budget."""
+    """Shape (runs, budgets); NaN if the run does not reach the budget."""
     sizes: Array
     """Shape (runs,)."""
 
     def at(self, index: int) -> tuple[Array, Array]:
-        """Losses and sizes of the runs that reach one budget."""
+        """Losses and sizes of the runs that reach a budget, given by its index."""
         reached = np.isfinite(self.losses[:, index])
         return self.losses[reached, index], self.sizes[reached]
 
 
 def compare(runs: Runs, *, seed: int, resamples: int) -> Optimum:
     """The exponent a of N*(C) = G C^a by each approach, with 95 % intervals over runs, and the
-    frontier of the third.
+    frontier of the third approach.
 
-    Approach 1: the envelope of all training curves. 2: a parabola through the losses over ln N at
-    one budget. 3: the joint law in closed form. The results are None for an approach that the runs
-    do not suffice for.
+    Approach 1: the envelope of all training curves. Approach 2: for each budget, a parabola through
+    the losses over ln N. Approach 3: the joint law in closed form. Results are None for an approach
+    that needs more runs.
 
     Source: Hoffmann et al. 2022, arXiv 2203.15556, section 3; their a is 0.50, 0.49 and 0.46.
     """
     budgets = _budgets(runs)
     generator = np.random.default_rng(seed)
     names = np.unique(runs.runs)
-    # Whole runs: the points of one training curve are not independent.
+    # Draw whole runs, because the points of a training curve are not independent.
     drawn = names[generator.integers(0, len(names), size=(resamples, len(names)))]
     draws = [runs.take(draw) for draw in drawn]
 
@@ -101,7 +102,8 @@ def compare(runs: Runs, *, seed: int, resamples: int) -> Optimum:
 def _approach(
     best_sizes: Callable[[Runs, Array], Array], runs: Runs, draws: Sequence[Runs], budgets: Array
 ) -> Approach:
-    """An approach that gives a best size for each budget, with its interval over the draws."""
+    """The result of an approach that gives a best size for each budget, with its interval over the
+    draws."""
     sizes = best_sizes(runs, budgets)
     exponents = [_exponent(budgets, best_sizes(draw, budgets)) for draw in draws]
     return Approach(
@@ -112,21 +114,21 @@ def _approach(
 
 
 def envelope(runs: Runs, budgets: Array) -> Array:
-    """Approach 1: the size of least loss at each budget, among all curves interpolated there; NaN
-    where none reaches it."""
+    """Approach 1: the size of least loss at each budget, among all interpolated curves; NaN if no
+    curve reaches the budget."""
     curves = _at_budgets(runs, budgets)
     best = np.full(len(budgets), np.nan)
     for index in range(len(budgets)):
         losses, sizes = curves.at(index)
-        # The envelope can only take sizes that were trained, so it moves in steps.
+        # The envelope consists of trained sizes, so it moves in steps.
         if len(losses):
             best[index] = sizes[np.argmin(losses)]
     return best
 
 
 def isoflop(runs: Runs, budgets: Array) -> Array:
-    """Approach 2: the lowest point of a parabola over ln N at each budget; NaN with fewer than four
-    sizes or no lowest point."""
+    """Approach 2: the lowest point of a parabola over ln N at each budget; NaN if there are fewer
+    than four sizes, or no lowest point."""
     curves = _at_budgets(runs, budgets)
     best = np.full(len(budgets), np.nan)
 
@@ -138,7 +140,7 @@ def isoflop(runs: Runs, budgets: Array) -> Array:
         log_n = np.log(sizes)
         bend, tilt, _ = np.polyfit(log_n, losses, 2)
         lowest = -tilt / (2 * bend) if bend > 0 else np.nan
-        # Outside the sizes that were trained, the parabola is an extrapolation.
+        # Outside the trained sizes, the parabola is an extrapolation.
         if log_n.min() <= lowest <= log_n.max():
             best[index] = np.exp(lowest)
     return best
@@ -166,7 +168,7 @@ def _at_budgets(runs: Runs, budgets: Array) -> LossesAtBudgets:
         rows = rows[np.argsort(runs.c[rows])]
         sizes[index] = runs.n[rows[0]]
 
-        # A billionth of tolerance: the budgets went through logarithms and back.
+        # A tolerance of 1e-9, because logarithms rounded the budgets.
         first, last = runs.c[rows[0]] * (1 - 1e-9), runs.c[rows[-1]] * (1 + 1e-9)
         reached = (budgets >= first) & (budgets <= last)
         losses[index, reached] = np.interp(
@@ -176,7 +178,7 @@ def _at_budgets(runs: Runs, budgets: Array) -> LossesAtBudgets:
 
 
 def _budgets(runs: Runs) -> Array:
-    """Budgets that at least four sizes reach, spread evenly over the logarithm; empty where there
+    """Budgets that at least four sizes reach, evenly spread over their logarithm; empty if there
     are none."""
     of_size = [runs.c[runs.n == n] for n in np.unique(runs.n)]
     least = np.array([c.min() for c in of_size])
@@ -189,14 +191,14 @@ def _budgets(runs: Runs) -> Array:
 
 
 def _price(runs: Runs) -> float:
-    """Operations for each parameter and pair: C = price N D; 6 times the tokens of a pair, and
-    attention."""
-    # The geometric mean: the ratio varies by a factor, not by an amount.
+    """Operations per parameter and pair, such that C = price N D: 6 times the tokens of a pair,
+    plus attention."""
+    # The geometric mean, because the variation is multiplicative.
     return float(np.exp(np.mean(np.log(runs.c / (runs.n * runs.d)))))
 
 
 def _exponent(budgets: Array, best: Array) -> float | None:
-    """The slope of ln best size over ln budget; None with too few different ones."""
+    """The slope of ln best size over ln budget; None if there are too few distinct values."""
     usable = np.isfinite(best)
     if len(np.unique(budgets[usable])) < LEAST_BUDGETS or len(np.unique(best[usable])) < 2:
         return None
@@ -205,13 +207,13 @@ def _exponent(budgets: Array, best: Array) -> float | None:
 
 def _joint(runs: Runs, drawn: NDArray[np.int64], budgets: Array) -> Approach | None:
     """Approach 3: N*(C) = G (C / price)^a, G = (alpha A / beta B)^(1 / (alpha + beta)), a = beta /
-    (alpha + beta). `drawn` has the names of the runs of each resample, shape (resamples, runs)."""
+    (alpha + beta). `drawn` has the names of each resample's runs, shape (resamples, runs)."""
     try:
         fitted = fit(FORMS["joint"], np.stack([runs.n, runs.d]), runs.loss, HUBER)
     except ValueError:
         return None
 
-    # The exponent is a function of two parameters, so its interval comes from their joint draws.
+    # The exponent depends on two parameters, so its interval uses their joint draws.
     theta = _joint_resamples(runs, drawn, fitted)
     price = _price(runs)
     best = _frontier(fitted.theta, price, budgets)
@@ -232,7 +234,7 @@ def _joint(runs: Runs, drawn: NDArray[np.int64], budgets: Array) -> Approach | N
 
 def _joint_resamples(runs: Runs, drawn: NDArray[np.int64], fitted: Fit) -> Array:
     """The parameters of the joint law in every resample, shape (resamples, 5)."""
-    # How often each point's run was drawn; rows of equal runs are counted, not repeated.
+    # Weights count how often each point's run was drawn, instead of repeated points.
     weights = (drawn[:, :, None] == runs.runs).sum(axis=1).astype(np.float64)
     starts = np.broadcast_to(fitted.theta, (len(drawn), len(fitted.theta)))
     x = np.stack([runs.n, runs.d])
@@ -240,16 +242,16 @@ def _joint_resamples(runs: Runs, drawn: NDArray[np.int64], fitted: Fit) -> Array
 
 
 def _frontier(theta: Array, price: float, budgets: Array) -> Array:
-    """The best size for each budget by one joint law."""
+    """The best size for each budget by a joint law."""
     _, a, b, alpha, beta = theta
-    # In logarithms: where the exponents are near 0, the best size is beyond all numbers.
+    # In logarithms, because the best size overflows if the exponents are near 0.
     log_scale = (np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta)
     log_n = log_scale + np.log(budgets / price) * beta / (alpha + beta)
     return np.asarray(np.exp(np.clip(log_n, -LARGEST_LOGARITHM, LARGEST_LOGARITHM)))
 
 
 def _interval(values: list[float], resamples: int) -> Ends | None:
-    """Percentiles, where at least nine of ten resamples gave a value."""
+    """The percentile interval; None if fewer than nine in ten resamples gave a value."""
     if len(values) < max(2, LEAST_SHARE_OF_RESAMPLES * resamples):
         return None
     low, high = np.quantile(values, [0.025, 0.975])

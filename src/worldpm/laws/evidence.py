@@ -1,4 +1,4 @@
-"""Evidence for and against a fit: intervals by resampling runs and prompts, profiles, held-out
+"""Evidence for and against a fit: intervals from resampled runs and prompts, profiles, held-out
 points, and tests for a trend."""
 
 from dataclasses import dataclass
@@ -13,33 +13,33 @@ from worldpm.curves.solver import LOG_SQUARES, ROUGH, Fit, Objective, fit, solve
 from worldpm.stats.uncertainty import NORMAL_80, Interval
 
 COLLINEAR_CORRELATION = 0.999
-"""A correlation of ln N with ln D beyond which their effects cannot be separated."""
+"""Largest correlation of ln N with ln D at which their effects can be separated."""
 HELD_OUT_SHARE = 1 / 3
-"""Share of the distinct sizes that are held out, the largest ones."""
+"""Share of the distinct sizes that are held out. The largest sizes are held out."""
 VALUES_A_DECADE = 100
-"""Values of an axis that count as different: the slightly different amounts of data of two seeds
-round to the same one."""
+"""Number of distinct values of an axis per decade. Values are rounded, so that the slightly
+different amounts of data of two seeds count as equal."""
 ROUNDING_SQUARE = 1e-30
-"""Squared residual of a point that a perfect fit may have by rounding."""
+"""Squared residual of a point that can result from rounding in a perfect fit."""
 LEAST_PREDICTION = 1e-300
-"""A prediction below it has no logarithm."""
+"""Lower bound of predictions, so that they have a logarithm."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """Measured points of one series: n of them, from runs that are independent of each other."""
+    """The n measured points of one series, from independent runs."""
 
     x: Array
     """Shape (axes, n), all above 0."""
     y: Array
     """Shape (n,)."""
     runs: NDArray[np.int64]
-    """Shape (n,): the run of each point. Checkpoints of one run are not independent points."""
+    """The run of each point, shape (n,). Checkpoints of one run are not independent points."""
     item_sums: Array | None = None
-    """Shape (n, clusters): each point's weighted sum of y over each prompt's pairs; None where only
+    """Weighted sum of y over each prompt's pairs, for each point, shape (n, clusters); None if only
     means are known."""
     item_weights: Array | None = None
-    """Shape (clusters,): the sums of weights that belong to them."""
+    """Sum of the weights of each prompt's pairs, shape (clusters,)."""
 
     def take(self, marked: NDArray[np.bool_]) -> "Points":
         """The marked points; the mask has shape (n,)."""
@@ -48,23 +48,23 @@ class Points:
 
 
 class Resamples(NamedTuple):
-    """B draws of a series: whole runs with replacement, and prompts with replacement, the same for
-    all runs."""
+    """B resamples of a series. Whole runs are drawn with replacement, and so are prompts, which are
+    the same in all runs."""
 
     y: Array
     """Shape (B, n)."""
     weights: Array
-    """Shape (B, n): how often a point's run was drawn."""
+    """How often each point's run was drawn, shape (B, n)."""
 
 
 def resample(points: Points, *, seed: int, resamples: int) -> Resamples:
-    """Draw whole runs and, where items are known, prompts."""
+    """Draw whole runs and, if items are known, prompts."""
     generator = np.random.default_rng(seed)
     names, run = np.unique(points.runs, return_inverse=True)
     counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     y = np.broadcast_to(points.y, (resamples, len(points.y)))
 
-    # The same prompts in every run: what a hard prompt adds to the loss is common to all points.
+    # The same prompts in every run, because a hard prompt raises the loss of all points.
     if points.item_sums is not None and points.item_weights is not None:
         clusters = len(points.item_weights)
         shares = np.full(clusters, 1 / clusters)
@@ -80,27 +80,28 @@ class Spread(NamedTuple):
     theta: Array
     """Parameters of the resamples that could be fitted, shape (B', P)."""
     intervals: dict[str, Interval]
-    """95 % percentile intervals by parameter; NaN ends where fewer than two were fitted."""
+    """95 % percentile intervals by parameter. Their ends are NaN if fewer than two resamples were
+    fitted."""
     failed: int
-    """Resamples with too few different points."""
+    """Number of resamples that could not be fitted."""
 
     def band(self, form: Form, x: Array) -> tuple[Array, Array]:
-        """The 95 % band of the curve at x, of shape (axes, n): its low and its high end."""
+        """The low and high ends of the curve's 95 % band at x, which has shape (axes, n)."""
         low, high = np.quantile(curve(form, self.theta, x)[0], [0.025, 0.975], axis=0)
         return low, high
 
 
 def bootstrap(fitted: Fit, points: Points, objective: Objective, draws: Resamples) -> Spread:
-    """Fit every resample, from the optimum of all points and from a shaken one.
+    """Fit every resample, from the optimum of all points and from a perturbed optimum.
 
-    The points of one run have no intervals: the variance between runs is unknown.
+    A single run gives no intervals, because the variance between runs is unknown.
     """
     form = fitted.form
     if len(np.unique(points.runs)) < 2:
         return Spread(np.empty((0, len(form.parameters))), _intervals(form, np.empty((0, 0))), 0)
 
     usable = _can_be_fitted(form, points, objective, draws)
-    # A resample may have its optimum in another valley, which the shaken start may lead to.
+    # A resample can have another optimum, which the perturbed start may reach.
     weights, y = draws.weights[usable], draws.y[usable]
     noise = np.random.default_rng(0).normal(0, 0.2, size=fitted.theta.shape)
     starts = (fitted.theta, fitted.theta * np.exp(noise))
@@ -109,7 +110,7 @@ def bootstrap(fitted: Fit, points: Points, objective: Objective, draws: Resample
         for start in starts
     )
 
-    # A search whose objective is infinite found no curve; its resample counts as failed.
+    # An infinite objective means that the search found no curve, so the resample failed.
     better = shaken.objective < plain.objective
     theta = np.where(better[:, None], shaken.theta, plain.theta)
     theta = theta[np.isfinite(np.minimum(plain.objective, shaken.objective))]
@@ -119,7 +120,8 @@ def bootstrap(fitted: Fit, points: Points, objective: Objective, draws: Resample
 def _can_be_fitted(
     form: Form, points: Points, objective: Objective, draws: Resamples
 ) -> NDArray[np.bool_]:
-    """Which resamples have as many different x as parameters, and a y that has a logarithm."""
+    """Which resamples have at least as many distinct x as parameters, and a logarithm of every y
+    that needs one."""
     column = np.unique(points.x, axis=1, return_inverse=True)[1]
     counts = np.array([len(set(column[weights > 0])) for weights in draws.weights])
     enough = counts >= len(form.parameters)
@@ -141,12 +143,12 @@ def _intervals(form: Form, theta: Array) -> dict[str, Interval]:
 
 
 def profile(points: Points, name: str, fitted: Fit, *, steps: int = 41) -> Interval:
-    """The 95 % profile-likelihood interval of one positive parameter, for normal errors of ln y; an
-    open end is 0 or infinite.
+    """The 95 % profile-likelihood interval of a positive parameter, for normal errors of ln y. An
+    open end is 0 or infinity.
 
-    All other parameters are fitted at each value, on a grid of four decades and then on a finer one
-    around the interval. `fitted` is the fit by LOG_SQUARES. Points of one run count as one, and the
-    limit is that of few points, which is exact for straight lines.
+    At each value, all other parameters are fitted, first on a grid of four decades, then on a finer
+    grid around the interval. `fitted` is the fit by LOG_SQUARES. Points of one run count as one.
+    The limit is the small-sample limit, which is exact for straight lines.
 
     Source: Venzon and Moolgavkar 1988; Bates and Watts 1988, section 6.1.
     """
@@ -155,15 +157,15 @@ def profile(points: Points, name: str, fitted: Fit, *, steps: int = 41) -> Inter
     if free < 1:
         return Interval(0.0, float("inf"))
 
-    # The F distribution of one parameter: Student's t squared, turned into a deviance.
+    # The F distribution for one parameter is Student's t squared; convert it to a deviance.
     limit = count * np.log1p(student.ppf(0.975, free) ** 2 / free)
     best = float(fitted.theta[fitted.form.parameters.index(name)])
     coarse = best * np.geomspace(1e-2, 1e2, steps)
-    # A steep deviance may have no value within the limit but the best one, in the middle.
+    # If the deviance is steep, only the best value, in the middle, may be within the limit.
     inside = np.flatnonzero(_deviances(points, name, fitted, coarse) <= limit)
     first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (steps // 2, steps // 2)
 
-    # One coarse step beyond either end, so that the crossing of the limit is within the fine grid.
+    # Start one coarse step outside, so that the fine grid contains the crossings of the limit.
     start, stop = coarse[max(first - 1, 0)], coarse[min(last + 1, steps - 1)]
     fine = np.geomspace(start, stop, 2 * steps - 1)
     within = np.flatnonzero(_deviances(points, name, fitted, fine) <= limit)
@@ -172,13 +174,14 @@ def profile(points: Points, name: str, fitted: Fit, *, steps: int = 41) -> Inter
 
 
 def _deviances(points: Points, name: str, fitted: Fit, values: Array) -> Array:
-    """Twice the loss of log likelihood at each value of a parameter."""
+    """Twice the decrease of the log likelihood at each value of a parameter."""
     index = fitted.form.parameters.index(name)
     weights = np.ones((len(values), len(points.y)))
     generator = np.random.default_rng(0)
     best = np.full(len(values), np.inf)
 
-    # Rougher starts too: with a parameter held far from its best value, the others may move far.
+    # Also try perturbed starts: if a parameter is held far from its best value, the others can
+    # move far.
     for spread in (0.0, 0.1, 0.5):
         noise = generator.normal(0, spread, size=(len(values), len(fitted.theta)))
         starts = fitted.theta * np.exp(noise)
@@ -195,28 +198,28 @@ def _deviances(points: Points, name: str, fitted: Fit, values: Array) -> Array:
         )
         best = np.minimum(best, solutions.objective)
 
-    # A perfect fit leaves no noise to measure by.
+    # A perfect fit has no noise, so use a lower bound.
     least = max(fitted.objective, len(points.y) * ROUNDING_SQUARE)
     return np.asarray(independent_points(points) * np.log(np.maximum(best, least) / least))
 
 
 def independent_points(points: Points) -> int:
-    """The number of independent points of a likelihood: one of each run, or of each different x
-    where there are more of them."""
+    """The number of independent points of a likelihood: the number of runs or of distinct x,
+    whichever is larger."""
     return max(len(np.unique(points.runs)), len(distinct_values(points.x).T))
 
 
 def distinct_values(x: Array) -> Array:
-    """The different values of x, shape (axes, k), in the order of x; values that round to the same
+    """The distinct values of x, shape (axes, k), in the order of x. Values that round to the same
     hundredth of a decade are equal."""
-    # The first of equal values represents them; np.sort brings back the order of x.
+    # The first of equal values represents them. np.sort restores the order of x.
     _, first = np.unique(np.round(np.log10(x) * VALUES_A_DECADE), axis=1, return_index=True)
     return np.asarray(x[:, np.sort(first)])
 
 
 def are_collinear(x: Array) -> bool:
-    """Whether two axes, shape (2, n), act as one: all points are on a line of their logarithms, as
-    where D is 20 N or C / N."""
+    """Whether all points are on a line in the logarithms of two axes, shape (2, n), as for D = 20 N
+    or D = C / N."""
     centred = np.log(x) - np.log(x).mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(centred, axis=1)
     along = abs(centred[0] @ centred[1])
@@ -224,12 +227,12 @@ def are_collinear(x: Array) -> bool:
 
 
 def aicc(fitted: Fit, points: Points) -> float:
-    """Akaike's criterion for normal errors of ln y, corrected for few points; infinite with too
-    few. `fitted` is by LOG_SQUARES.
+    """Akaike's criterion for normal errors of ln y, corrected for few points; infinite with too few
+    points. `fitted` is the fit by LOG_SQUARES.
 
     Source: Hurvich and Tsai 1989.
     """
-    # The variance of the errors is a parameter too.
+    # The variance of the errors is also a parameter.
     n, k = independent_points(points), len(fitted.form.parameters) + 1
     if n - k - 1 <= 0:
         return float("inf")
@@ -239,32 +242,33 @@ def aicc(fitted: Fit, points: Points) -> float:
 
 
 class Slope(NamedTuple):
-    """The power by which y changes with x, over the whole range."""
+    """The exponent of y as a power of x, over the whole range."""
 
     estimate: float
     """d ln y / d ln x, by least squares."""
     interval: Interval
-    """NaN ends with too few runs."""
+    """The ends are NaN if there are too few runs."""
     detectable: float
-    """The smallest slope that these runs would show at 5 % in 80 % of cases."""
+    """The smallest slope that a 5 % test on these runs detects with 80 % power."""
 
 
 class SlopeError(NamedTuple):
-    """How far a slope may be from the true one."""
+    """The error of a slope."""
 
     standard_error: float
-    """NaN where the runs do not suffice."""
+    """NaN if there are too few runs."""
     degrees: int
     """Degrees of freedom of Student's t."""
 
 
 def slope(points: Points, draws: Resamples) -> Slope:
-    """The straight line through ln y over ln x, for one axis.
+    """The slope of the straight line through ln y over ln x, for one axis.
 
-    Where every run has at least three different x, each gives a slope, and the error is that of
-    their mean, with that of the prompts that all runs have in common. Elsewhere runs and prompts
-    are resampled. The interval is Student's, for the number of runs, because the spread of a few
-    runs is too small. NaN ends with fewer than two slopes, or three runs without.
+    If every run has at least three distinct x, each run gives a slope. The error then combines the
+    error of the slopes' mean with the error of the prompts, which all runs share. Otherwise the
+    error comes from resampled runs and prompts. The interval uses Student's t for the number of
+    runs, because the spread of a few runs is too small. Its ends are NaN with fewer than two
+    slopes, or with fewer than three resampled runs.
     """
     log_x, log_y = np.log(points.x[0]), np.log(points.y)
     estimate = _line_slope(log_x, log_y, np.ones_like(log_y))
@@ -275,7 +279,7 @@ def slope(points: Points, draws: Resamples) -> Slope:
     else:
         error, degrees = _error_of_resampled_slopes(points, draws, len(runs))
 
-    # An interval of a few runs by percentiles is too short: Student's t has the right width.
+    # A percentile interval of a few runs is too short. Student's t gives the right width.
     reach = float(student.ppf(0.975, degrees)) * error if degrees > 0 else float("nan")
     return Slope(estimate, Interval(estimate - reach, estimate + reach), reach + NORMAL_80 * error)
 
@@ -283,7 +287,7 @@ def slope(points: Points, draws: Resamples) -> Slope:
 def _error_of_run_slopes(
     points: Points, draws: Resamples, runs: list[NDArray[np.bool_]]
 ) -> SlopeError:
-    """The error of the mean of the runs' own slopes; `runs` marks the points of each."""
+    """The error of the mean of the runs' slopes. `runs` marks the points of each run."""
     log_x, log_y = np.log(points.x[0]), np.log(points.y)
     ones = np.ones_like(log_y)
     slopes = np.array([_line_slope(log_x[run], log_y[run], ones[run]) for run in runs])
@@ -291,7 +295,7 @@ def _error_of_run_slopes(
     if len(slopes) > 1:
         error = float(slopes.std(ddof=1) / np.sqrt(len(slopes)))
 
-    # Runs share their prompts, so their agreement does not show what other prompts would give.
+    # All runs have the same prompts, so their agreement does not include the error of prompts.
     of_prompts = [0.0]
     if points.item_sums is not None:
         positive = (draws.y > 0).all(axis=1)
@@ -300,7 +304,7 @@ def _error_of_run_slopes(
 
 
 def _error_of_resampled_slopes(points: Points, draws: Resamples, runs: int) -> SlopeError:
-    """The error of the slope through all points, by the slopes of resamples."""
+    """The error of the slope through all points, from the slopes of resamples."""
     log_x = np.log(points.x[0])
     several = np.array([len(np.unique(log_x[weights > 0])) > 1 for weights in draws.weights])
     usable = (draws.y > 0).all(axis=1) & several
@@ -311,7 +315,7 @@ def _error_of_resampled_slopes(points: Points, draws: Resamples, runs: int) -> S
         ]
     )
 
-    # The line has two parameters, and resampling few runs understates the spread accordingly.
+    # The line has two parameters, so resampling few runs understates the spread.
     degrees = runs - 2
     if degrees < 1 or len(slopes) < 2:
         return SlopeError(float("nan"), degrees)
@@ -319,30 +323,30 @@ def _error_of_resampled_slopes(points: Points, draws: Resamples, runs: int) -> S
 
 
 def _line_slope(x: Array, y: Array, weights: Array) -> float:
-    """The slope of the line of weighted least squares; 0 where all x are equal."""
+    """The slope of a line by weighted least squares; 0 if all x are equal."""
     center = np.average(x, weights=weights)
     spread = weights @ (x - center) ** 2
     return float(weights @ ((x - center) * y) / spread) if spread > 0 else 0.0
 
 
 def largest(points: Points, *, axis: int = 0, share: float = HELD_OUT_SHARE) -> NDArray[np.bool_]:
-    """Mark the points of the largest third of the values along an axis; none where there is one
-    value only."""
+    """Mark the points of the largest third of the values along an axis, or no points if there is
+    only one value."""
     amounts = np.sort(distinct_values(points.x[axis : axis + 1])[0])
     if len(amounts) < 2:
         return np.zeros(len(points.y), dtype=np.bool_)
 
-    # By values, not by points: a size with many points is one size.
+    # Count values, not points, because a size with many points is one size.
     held_out = max(1, round(len(amounts) * share))
-    # 1 % of tolerance: another seed may be a little below the value that it rounds to.
+    # A tolerance of 1 %, because another seed can be slightly below the value.
     return np.asarray(points.x[axis] >= amounts[-held_out] * 0.99)
 
 
 def predictions(
     form: Form, points: Points, objective: Objective, held_out: NDArray[np.bool_]
 ) -> Array | None:
-    """Predictions of the held-out points by a fit to the others; None where the others do not
-    suffice."""
+    """Predictions of the held-out points by a fit to the other points; None if there are too few
+    other points."""
     if not held_out.any() or held_out.all():
         return None
 
@@ -357,7 +361,7 @@ def predictions(
 def extrapolation_error(
     form: Form, points: Points, objective: Objective, held_out: NDArray[np.bool_]
 ) -> float:
-    """The mean of |prediction - y| / y over the held-out points; NaN where they cannot be
+    """The mean of |prediction - y| / y over the held-out points; NaN if they cannot be
     predicted."""
     predicted = predictions(form, points, objective, held_out)
     if predicted is None:
@@ -370,8 +374,8 @@ def left_out_errors(fitted: Fit, points: Points, parts: NDArray[Any]) -> Array:
     """The mean squared error of ln y of each part of the points, predicted by a fit to the other
     parts.
 
-    `parts`, shape (n,), names the part of each point, for instance its size; there are at least
-    two. The result has shape (parts,), sorted by their names.
+    `parts`, shape (n,), names the part of each point, for instance its size. There are at least two
+    parts. The result has shape (parts,), sorted by the names of parts.
     """
     names = np.unique(parts)
     weights = np.array([parts != name for name in names], dtype=np.float64)
@@ -379,7 +383,8 @@ def left_out_errors(fitted: Fit, points: Points, parts: NDArray[Any]) -> Array:
     best = np.full(len(names), np.inf)
     theta = _repeated(fitted.theta, len(names)).copy()
 
-    # The best fit to all points, and shaken starts: without a part, another valley may be deeper.
+    # Start from the best fit to all points and from perturbed ones, because without a part another
+    # optimum can be better.
     for spread in (0.0, 0.1, 0.3):
         starts = fitted.theta * np.exp(generator.normal(0, spread, size=theta.shape))
         solutions = solve(
@@ -389,6 +394,6 @@ def left_out_errors(fitted: Fit, points: Points, parts: NDArray[Any]) -> Array:
         best[better], theta[better] = solutions.objective[better], solutions.theta[better]
 
     predicted = np.maximum(curve(fitted.form, theta, points.x)[0], LEAST_PREDICTION)
-    # Weights are 0 on the part that was left out, and only there its errors count.
+    # A part's weights are 0 in the fit that predicts it, and 1 - weights selects its errors.
     squared = (np.log(predicted) - np.log(points.y)) ** 2
     return np.asarray(((1 - weights) * squared).sum(axis=1) / (1 - weights).sum(axis=1))

@@ -1,5 +1,5 @@
-"""The figures of scaling laws, drawn for a page and for a paper. `laws.panels` computes what they
-show."""
+"""Drawing of the figures of scaling laws, for a page and for a paper. `laws.panels` computes their
+content."""
 
 import io
 import math
@@ -22,17 +22,17 @@ LEGEND_INCHES = 1.1
 MOST_COLUMNS = 3
 DPI = 200
 NARROW_RANGE = 4
-"""Losses within this ratio get a tick for each digit."""
+"""Largest ratio of losses at which the axis has a tick for each digit."""
 DASHES = (0, (4, 3))
-"""Of the level of a coin flip, in points."""
+"""Dashes of the level of a coin flip, in points."""
 COLOUR_MAP = "viridis"
-"""It grows lighter evenly, so that its colours differ in print without colour too."""
+"""Its lightness grows evenly, so its colours also differ in greyscale print."""
 
 
 def files(picture: Picture) -> dict[str, bytes]:
-    """A figure as SVG and as PNG, in the colours of paper."""
+    """A figure as SVG and PNG, in the palette for paper."""
     figure = draw(picture, PAPER)
-    # Without dates and versions, so that the same laws give the same bytes.
+    # Without dates and versions, so that equal laws give equal bytes.
     options: dict[str, dict[str, Any]] = {
         "svg": {"metadata": {"Date": None, "Creator": None}},
         "png": {"dpi": DPI, "metadata": {"Software": None}},
@@ -41,7 +41,7 @@ def files(picture: Picture) -> dict[str, bytes]:
     contents = {}
     for kind, of_kind in options.items():
         buffer = io.BytesIO()
-        # The style again: texts of an SVG are written when it is saved.
+        # Set the style again, because matplotlib writes the texts of an SVG when it saves it.
         with mpl.rc_context(plots.style(PAPER)):
             figure.savefig(buffer, format=kind, facecolor="white", **of_kind)
         contents[f"{picture.name}.{kind}"] = buffer.getvalue()
@@ -49,9 +49,9 @@ def files(picture: Picture) -> dict[str, bytes]:
 
 
 def draw(picture: Picture, palette: Palette) -> Figure:
-    """The panels of a figure in a grid, with one legend for all where it has a title."""
+    """Draw the panels of a figure in a grid, with a common legend if the legend has a title."""
     count = len(picture.panels)
-    # Four panels are a square, not a row of three and a single one.
+    # Four panels form a square, instead of rows of three and one.
     columns = 2 if count == 4 else min(MOST_COLUMNS, count)
     rows = -(-count // columns)
     width = PANEL_INCHES[0] * columns + (LEGEND_INCHES if picture.legend else 0)
@@ -70,7 +70,7 @@ def draw(picture: Picture, palette: Palette) -> Figure:
 
 
 def _draw_legend(figure: Figure, title: str) -> None:
-    """One legend for all panels, in which equal labels are one entry."""
+    """Draw one legend for all panels. Equal labels share an entry."""
     handles = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -90,7 +90,7 @@ def _draw_panel(axes: Axes, panel: Panel, palette: Palette) -> None:
     for mark in panel.marks:
         _draw_mark(axes, mark, palette)
     _draw_frame(axes, panel)
-    # After the frame: where a level is, the limits of the axis must already hold the data.
+    # Draw guides after the frame, when the limits of the axis already contain the data.
     for guide in panel.guides:
         _draw_mark(axes, guide, palette)
     if panel.legend_size is not None:
@@ -100,7 +100,7 @@ def _draw_panel(axes: Axes, panel: Panel, palette: Palette) -> None:
 def _draw_frame(axes: Axes, panel: Panel) -> None:
     """Draw title, labels, scales and ticks."""
     axes.set_xscale("log")
-    # A dollar would begin a formula.
+    # Escape dollars, which would start a formula.
     title = panel.title.replace("$", r"\$")
     axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
     axes.set_xlabel(panel.x_label, fontsize=8)
@@ -109,7 +109,7 @@ def _draw_frame(axes: Axes, panel: Panel) -> None:
 
     if panel.logarithmic_y or panel.loss_range is not None:
         axes.set_yscale("log")
-    # Losses span less than a decade, where matplotlib would label no tick, or few.
+    # Losses span less than a decade, so matplotlib would label few ticks or none.
     if panel.loss_range is not None:
         digits = range(1, 10) if panel.loss_range < NARROW_RANGE else (1, 2, 5)
         axes.yaxis.set_major_locator(LogLocator(subs=digits))
@@ -146,7 +146,7 @@ def _draw_line(axes: Axes, line: Line, palette: Palette) -> None:
         alpha=line.opacity,
     )
 
-    # Only where they are set: matplotlib has defaults of its own for these.
+    # Set these only if given, because matplotlib has its own defaults.
     if line.face != "full":
         drawn.set_markerfacecolor(line.face)
     if line.width is not None:
@@ -162,5 +162,5 @@ def _colour(colour: Colour, palette: Palette) -> str | tuple[float, float, float
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
-    """The values with NaN, which is not drawn, for None."""
+    """The values with NaN, which is not drawn, instead of None."""
     return [math.nan if value is None else value for value in values]

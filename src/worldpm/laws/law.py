@@ -1,8 +1,8 @@
-"""Laws as types, with all that is written beside them.
+"""Laws as dataclasses, and the other contents of a folder of laws.
 
 A folder of laws holds `laws.json` (a list of `Law`), `points.json` (a list of `PointRow`) and
-`compute_optimal.json` (an `Optimum` by test). NaN and infinity are None there, because JSON has
-neither. A field with a default (None or UNSET) is absent from the file where it has the default.
+`compute_optimal.json` (an `Optimum` by test). NaN and infinity are null in these files, because
+JSON has neither. A field that has its default (None or UNSET) is absent from the file.
 """
 
 import math
@@ -20,31 +20,31 @@ from worldpm.storage.json_files import read_record, to_json
 
 LAWS, POINTS, COMPUTE_OPTIMAL = "laws.json", "points.json", "compute_optimal.json"
 SEPARATOR = ": "
-"""Between the name of a test and that of a part of it."""
+"""Separator between the name of a test and the name of its part."""
 AXIS_COLUMNS = ("N", "D", "C", "d", "loss")
-"""Columns of a point that a law may depend on; `loss` is one only where it is not fitted."""
+"""Columns of a point that a law can depend on; `loss` only if it is not the fitted column."""
 
 Word = Literal["power law", "emergent", "no trend", "not identified"]
 
 
 @dataclass(frozen=True, order=True)
 class Series:
-    """What a law is about: a test, or a part of one."""
+    """The subject of a law: a test or a part of a test."""
 
     test: str
     """Name of a benchmark, or of a table's series."""
     part: str | None = None
-    """A subset of the test; None for the test as a whole."""
+    """A subset of the test; None for the whole test."""
 
     @classmethod
     def parse(cls, name: str) -> "Series":
-        """The series of a name as files have it, `test` or `test: part`."""
+        """Parse a name of the form `test` or `test: part`."""
         test, separator, part = name.partition(SEPARATOR)
         return cls(test, part if separator else None)
 
     @property
     def name(self) -> str:
-        """The name as files have it."""
+        """The name in files, `test` or `test: part`."""
         return self.test if self.part is None else f"{self.test}{SEPARATOR}{self.part}"
 
 
@@ -52,9 +52,9 @@ class Ends(NamedTuple):
     """The ends of a 95 % interval."""
 
     low: float | None
-    """None where the interval is open below, or not known."""
+    """None if the interval is unknown or has no lower end."""
     high: float | None
-    """None where the interval is open above, or not known."""
+    """None if the interval is unknown or has no upper end."""
 
 
 class XY(NamedTuple):
@@ -75,37 +75,37 @@ class SizeAndData(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A fitted line with its 95 % band, for a figure; all fields have the same length."""
+    """A fitted line with its 95 % band, for a figure. All fields have the same length."""
 
     x: Sequence[float]
-    """From the least to the largest x of the points, evenly on a logarithmic scale."""
+    """From the least to the largest x of the points, evenly spread on a logarithmic scale."""
     y: Sequence[float | None]
     low: Sequence[float | None]
-    """Equal to `y` where there is no band."""
+    """Equal to `y` if there is no band."""
     high: Sequence[float | None]
-    """Equal to `y` where there is no band."""
+    """Equal to `y` if there is no band."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One held-out point and its prediction by a fit to the points that are not held out."""
+    """One held-out point, and its prediction by a fit to the other points."""
 
     x: Sequence[float]
     """In the order of the law's axes."""
     y: float
     predicted: float | None
     relative_error: float | None
-    """|predicted - y| / |y|; None where y is 0."""
+    """|predicted - y| / |y|; None if y is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """How well a form predicts points that it was not fitted to."""
+    """How well a form predicts points that were left out of its fit."""
 
     relative_error: float | None
-    """Mean over the predictions, 0 or more; None where there is none."""
+    """Mean over the predictions, 0 or more; None if there are none."""
     points: int
-    """Number of predictions; 0 where the points that are left do not suffice for the form."""
+    """Number of predictions; 0 if there are too few other points for the form."""
     predictions: Sequence[Prediction]
 
 
@@ -116,20 +116,20 @@ class Trend:
     estimate: float | None
     interval: Ends
     detectable: float | None
-    """Smallest slope that a 5 % test on these runs finds in 80 % of cases."""
+    """Smallest slope that a 5 % test on these runs detects with 80 % power."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How well one form describes the points. A line has a held-out error, a plane a left-out one,
-    and the other is UNSET."""
+    """How well one form describes the points. A line has a held-out error, and a plane has a
+    left-out error; the other error is UNSET."""
 
     aicc: float | None
-    """Akaike's criterion, corrected for few points; None with too few of them."""
+    """Akaike's criterion, corrected for few points; None with too few points."""
     held_out_error: float | UnsetType | None = UNSET
-    """Mean relative error on the largest third; None where the rest does not suffice."""
+    """Mean relative error on the largest third; None if there are too few other points."""
     left_out_error: float | UnsetType | None = UNSET
-    """Root mean square error of ln y over sizes left out one by one."""
+    """Root mean square error of ln y over sizes, each predicted from the other sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,46 +142,47 @@ class ByAxis:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """The numbers behind a verdict. None: it was decided before the number was needed, or the
-    number belongs to a line and the points are a plane, or the reverse."""
+    """The numbers behind a verdict. A number is None if the verdict did not need it. Some numbers
+    exist only for lines, and others only for planes."""
 
     places: int | None = None
-    """Of a line: different values of x."""
+    """Line: number of distinct values of x."""
     sizes: int | None = None
-    """Of a plane: different values of N."""
+    """Plane: number of distinct values of N."""
     decades: float | None = None
-    """log10 of the largest over the least x (of a plane: N); 0 for one value."""
+    """log10 of the largest over the least x (plane: N); 0 for a single value."""
     amounts: int | None = None
-    """Of a plane: different values of D."""
+    """Plane: number of distinct values of D."""
     runs: int | None = None
-    """Independent runs."""
+    """Number of independent runs."""
     points: int | None = None
-    """Of a line: points, several of a run."""
+    """Line: number of points, several per run."""
     slope: Trend | None = None
-    """Of a line."""
+    """Line: the slope over the whole range."""
     forms: dict[str, Score] | None = None
-    """By the name of the form."""
+    """Scores by form."""
     turn: Ends | None = None
-    """Of a line: interval of the turn of an abrupt form that is clearly better than a smooth one,
-    in units of x."""
+    """Line: interval of the turn of an abrupt form, in units of x, if this form is clearly better
+    than every smooth one."""
     gain_of_emergent: Ends | None = None
-    """Of a plane: mean squared error of ln y over sizes left out, by the best smooth form minus by
-    the emergent one; above 0 favours emergence."""
-    place: Ends | None = None
-    """Of a plane: interval of the threshold N0, in parameters."""
+    """Plane: mean squared error of ln y over left-out sizes, best smooth form minus emergent form;
+    above 0 favours emergence."""
+    threshold: Ends | None = None
+    """Plane: interval of the threshold N0, in parameters."""
     steepness: Ends | None = None
-    """Of a plane: interval of the threshold's exponent k."""
+    """Plane: interval of the threshold's exponent k."""
     gain_of_smooth: Ends | None = None
-    """Of a plane: mean squared error of ln y over sizes left out, by a constant minus by the best
-    smooth form; above 0 favours a law."""
+    """Plane: mean squared error of ln y over left-out sizes, constant minus best smooth form; above
+    0 favours a law."""
     falls: ByAxis | None = None
-    """Of a plane: the power by which the smooth form falls along each axis."""
+    """Plane: exponents of the smooth form's fall along each axis."""
     slopes: ByAxis | None = None
-    """Of a plane: d ln y / d ln N and d ln y / d ln D by least squares."""
+    """Plane: d ln y / d ln N and d ln y / d ln D by least squares."""
 
 
 class SliceKey(NamedTuple):
-    """Which points a law is fitted to; the laws of all forms share it, and the verdict."""
+    """The identity of the points that a law is fitted to. Laws of all forms on these points share
+    it, and their verdict."""
 
     series: str
     x: tuple[str, ...]
@@ -190,10 +191,10 @@ class SliceKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """One form fitted to one slice of the points, with what speaks for and against reading it.
+    """One form fitted to one slice of the points, with the evidence for and against it.
 
-    The fields from `profile_intervals` to `resamples_failed` are None where the form cannot be
-    fitted; those from `verdict` on are None where no verdict is given.
+    The fields from `profile_intervals` to `resamples_failed` are None if the form cannot be fitted.
+    The fields from `verdict` on are None if there is no verdict.
     """
 
     series: str
@@ -204,61 +205,61 @@ class Law:
     x: tuple[str, ...]
     """Axes: one of N (parameters), D (effective pairs), C (operations), d and loss, or N and D."""
     y: str
-    """The column that is fitted: loss (nats per pair), accuracy, error or gain."""
+    """The fitted column: loss (nats per pair), accuracy, error or gain."""
     size: float | None
     """The N of a curve over D; None for points of all sizes."""
     objective: str
-    """What the fit minimises."""
+    """The objective that the fit minimises."""
     n_points: int
-    """Points that were fitted."""
+    """Number of fitted points."""
     runs: int
-    """Runs that these points belong to."""
+    """Number of runs of these points."""
     parameters: dict[str, float] | None
-    """By name; None where the form cannot be fitted."""
+    """Values by name; None if the form cannot be fitted."""
     intervals: dict[str, Ends] | None
-    """95 % bootstrap intervals by parameter; None where the form cannot be fitted."""
+    """95 % bootstrap intervals by parameter; None if the form cannot be fitted."""
     profile_intervals: dict[str, Ends] | None = None
     """95 % profile-likelihood intervals of E and alpha; empty for forms that are not drawn."""
     objective_value: float | None = None
-    """The least value that the fit reached."""
+    """The least value of the objective that the fit reached."""
     used: Sequence[XY] | None = None
-    """The points of a line, held-out ones included; None for a plane."""
+    """The points of a line, with held-out ones; None for a plane."""
     curve: Curve | None = None
     """None for a plane."""
     residual_places: Sequence[SizeAndData] | None = None
     """The points of a plane; None for a line."""
     residuals: Sequence[float | None] | None = None
-    """ln y - ln fit at each of these points, None where y is 0; None as a whole for a line."""
+    """ln y - ln fit at each of these points; None if y is 0. For a line, the field is None."""
     held_out: HeldOut | None = None
     converged: bool
     optima: Sequence[Sequence[float]] | None = None
-    """Different parameters that reach the least objective, the first being `parameters`."""
+    """Different parameters that reach the least objective. The first are those in `parameters`."""
     condition: float | None = None
-    """Condition number of the Hessian: beyond 1e12 some parameters can be traded for others."""
+    """Condition number of the Hessian. Above 1e12, some parameters can be traded for others."""
     resamples_failed: int | None = None
-    """Bootstrap draws that could not be fitted."""
+    """Number of bootstrap draws that could not be fitted."""
     warnings: Sequence[str]
-    """Reasons not to read the parameters; the error of a form that cannot be fitted."""
+    """Reasons not to interpret the parameters, or the error of a form that cannot be fitted."""
     verdict: Word | None = None
     reason: str | None = None
-    """Why the verdict was given."""
+    """The reason for the verdict."""
     drawn: str | None = None
-    """The form that describes the points best; figures draw it."""
+    """The form that describes the points best. Figures draw it."""
     evidence: Evidence | None = None
 
     @property
     def subject(self) -> Series:
-        """What the law is about."""
+        """The series of the law."""
         return Series.parse(self.series)
 
     @property
     def key(self) -> SliceKey:
-        """Which points the law is fitted to."""
+        """The identity of the fitted points."""
         return SliceKey(self.series, self.x, self.size)
 
     @property
     def over(self) -> str:
-        """The axes for readers, such as `D at N = 3,056`."""
+        """The axes as text, such as `D at N = 3,056`."""
         axes = " and ".join(self.x)
         return axes if self.size is None else f"{axes} at N = {self.size:,.0f}"
 
@@ -278,29 +279,29 @@ class Approach:
     """The best size for a budget, N*(C) = G C^a, by one approach."""
 
     exponent: float | None
-    """a, 0 to 1; None where too few budgets have a best size."""
+    """The exponent a, 0 to 1; None if too few budgets have a best size."""
     interval: Ends | None
-    """95 % interval of a over runs; None where more than one resample in ten has no exponent."""
+    """95 % interval of a over runs; None if more than one resample in ten has no exponent."""
     optimal_n: Sequence[float | None]
-    """Best N at each budget; None where the runs do not show one."""
+    """Best N at each budget; None if the runs do not show one."""
     optimal_n_intervals: Sequence[Ends] | None = None
-    """95 % intervals of `optimal_n`; None but for the joint law."""
+    """95 % intervals of `optimal_n`; only for the joint law."""
     optimal_d: Sequence[float | None] | None = None
-    """Effective pairs at the best N; None but for the joint law."""
+    """Effective pairs at the best N; only for the joint law."""
     at_bound: Sequence[str] | None = None
-    """Parameters of the joint law that have no effect; None for the other approaches."""
+    """Parameters that have no effect; only for the joint law."""
     warning: str | None = None
-    """Why the approach may be biased."""
+    """The reason why the approach may be biased."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """How compute is best spent on one test, by the three approaches of Chinchilla."""
+    """The best use of compute for one test, by the three approaches of Chinchilla."""
 
     operations: Literal["counted", "6 N D"]
-    """How the operations of a run are known."""
+    """Source of the number of operations."""
     budgets_flops: Sequence[float]
-    """Ascending; empty where no budget is reached by four sizes."""
+    """Budgets in ascending order; empty if four sizes reach no common budget."""
     flops_per_parameter_and_pair: float
     """C / (N D)."""
     envelope: Approach
@@ -308,22 +309,22 @@ class Optimum:
     isoflop: Approach
     """Approach 2: a parabola through the losses over ln N at each budget."""
     curves: Sequence[IsoflopCurve]
-    """One for each budget."""
+    """One curve for each budget."""
     joint: Approach | None
-    """Approach 3: the joint law in closed form; None where it cannot be fitted."""
+    """Approach 3: the joint law in closed form; None if it cannot be fitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointScores:
-    """Results of a checkpoint that are shown beside a point."""
+    """Further results of a checkpoint, shown with its point."""
 
     checkpoint: str
     accuracy: float
     """0 to 1."""
     interval: Ends | None
-    """95 % interval of the accuracy; None where it is not known."""
+    """95 % interval of the accuracy; None if unknown."""
     style_phi: dict[str, Phi] | None
-    """Correlations with style features; None where the texts are not known."""
+    """Correlations with style features; None if the texts are unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,21 +333,22 @@ class Measurement:
 
     series: Series
     run: str
-    """Points of one run are not independent."""
+    """The run of the point. Points of one run are not independent."""
     family: str | None
-    """Losses of different families cannot be compared without calibration; None if not known."""
+    """Family of models; None if unknown. Losses of different families need calibration before they
+    can be compared."""
     x: dict[str, float]
-    """By the name of the axis; an axis that is not known is absent."""
+    """Values by axis, without unknown axes."""
     y: float
     held_out: bool
-    """Whether a table marks the point to be predicted."""
+    """Whether a table marks the point as held out."""
     scores: CheckpointScores | None = None
     """None for a row of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointRow:
-    """A point as `points.json` has it: its axes and its y are the columns that are not None."""
+    """A row of `points.json`. The columns that are not None are the axes and the y of the point."""
 
     series: str
     """`test`, or `test: part`."""
@@ -368,17 +370,17 @@ class PointRow:
     """Reward, in logits."""
     held_out: bool
     checkpoint: str | None = None
-    """None for a row of a table, as are the next three."""
+    """None for a row of a table."""
     accuracy: float | None = None
-    """0 to 1."""
+    """0 to 1; for a row of a table, None unless it is the column y."""
     interval: Ends | UnsetType | None = UNSET
-    """95 % interval of the accuracy; None where it is not known, UNSET for a row of a table."""
+    """95 % interval of the accuracy; None if unknown, UNSET for a row of a table."""
     style_phi: dict[str, Phi] | UnsetType | None = UNSET
-    """None where the texts are not known, UNSET for a row of a table."""
+    """None if the texts are unknown, UNSET for a row of a table."""
 
     @classmethod
     def of(cls, point: Measurement, y: str) -> "PointRow":
-        """The row of a point whose y is this column."""
+        """The row of a point; `y` names its column."""
         # No form has the same column as x and as y.
         columns = {**point.x, y: point.y}
         scores = point.scores
@@ -402,12 +404,12 @@ class PointRow:
         )
 
     def measurement(self, y: str) -> Measurement:
-        """The point, whose y is this column."""
+        """The point; `y` names its column."""
         columns = {"N": self.N, "D": self.D, "C": self.C, "d": self.d, "loss": self.loss}
         columns |= {"error": self.error, "gain": self.gain, "accuracy": self.accuracy}
         numbers = {name: value for name, value in columns.items() if value is not None}
 
-        # An accuracy stands beside a loss, and is not one of its axes.
+        # An accuracy is an additional result, not an axis, so AXIS_COLUMNS does not contain it.
         return Measurement(
             series=Series.parse(self.series),
             run=self.run,
@@ -432,50 +434,50 @@ class PointRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Laws:
-    """All that `worldpm laws` finds."""
+    """All results of `worldpm laws`."""
 
     y: str
-    """The column that was fitted: loss, accuracy, error or gain."""
+    """The fitted column: loss, accuracy, error or gain."""
     laws: Sequence[Law]
-    """Of every slice in turn, one for each form."""
+    """Laws ordered by slice; a slice has one law for each form."""
     points: Sequence[Measurement]
-    """In the order read."""
+    """Points in the order of the inputs."""
     optima: dict[str, Optimum]
-    """By test; only for tests whose loss falls with both size and data."""
+    """Optima by test, only for tests whose loss falls with both size and data."""
 
 
 def finite(value: float) -> float | None:
-    """A number as JSON can hold it: None for NaN and infinity."""
+    """Replace NaN and infinity by None, for JSON."""
     return value if math.isfinite(value) else None
 
 
 def all_finite(values: Array) -> list[float | None]:
-    """Numbers of shape (n,) as JSON can hold them."""
+    """Replace NaN and infinity in an array of shape (n,) by None, for JSON."""
     return [finite(value) for value in values.tolist()]
 
 
 def ends(interval: Interval) -> Ends:
-    """An interval as JSON can hold it."""
+    """Replace ends that are NaN or infinite by None, for JSON."""
     return Ends(*map(finite, interval))
 
 
 def to_files(laws: Laws) -> dict[str, bytes]:
-    """The three files of a folder, by name."""
-    # msgspec leaves out UNSET, but not None, so defaults are removed before.
+    """The contents of a folder's three files, by name."""
+    # msgspec leaves out UNSET, but not None, so remove defaults first.
     rows = [PointRow.of(point, laws.y) for point in laws.points]
     contents = {LAWS: laws.laws, POINTS: rows, COMPUTE_OPTIMAL: laws.optima}
     return {name: to_json(_without_defaults(content)) for name, content in contents.items()}
 
 
 def read_laws(folder: Path) -> Laws:
-    """What `to_files` wrote.
+    """Read the files that `to_files` wrote.
 
     Raises:
         DataError: If a file is damaged.
     """
     laws = read_record(folder / LAWS, list[Law])
     rows = read_record(folder / POINTS, list[PointRow])
-    # A folder has at least one law, and all its laws are about the same column.
+    # A folder has at least one law, and all its laws have the same column y.
     y = laws[0].y
 
     return Laws(
@@ -487,7 +489,7 @@ def read_laws(folder: Path) -> Laws:
 
 
 def _without_defaults(value: object) -> object:
-    """The same in dicts and lists, without the fields that have their default."""
+    """Convert dataclasses to dicts, without the fields that have their default."""
     if is_dataclass(value):
         items = {field: getattr(value, field.name) for field in fields(value)}
         present = {field.name: item for field, item in items.items() if item is not field.default}

@@ -1,7 +1,7 @@
-"""Measured points for scaling laws: from folders of results, or from any table with columns N, D, C
+"""Measured points for scaling laws, from folders of results or from any table with columns N, D, C
 and a loss.
 
-A row of a table, as JSON lines; `series`, `run`, `family` and `held_out` may be absent:
+A row of a table in JSON lines. `series`, `run`, `family` and `held_out` are optional:
 
     {"N": 1180000, "D": 4000, "loss": 0.52, "series": "moves", "run": "seed 0", "held_out": false}
 """
@@ -30,66 +30,66 @@ from worldpm.storage.manifest import read_manifest
 from worldpm.storage.rows import Row
 
 SHARES = frozenset(("accuracy", "error"))
-"""Columns whose values are from 0 to 1."""
+"""Columns whose values are between 0 and 1."""
 TRUE, FALSE = frozenset(("true", "yes")), frozenset(("", "nan", "none", "false", "no"))
-"""Words that mark a row as held out, or not; numbers do too."""
+"""Texts that mark a row as held out or not held out. Numbers can mark it too."""
 FAMILIES_NAMED = 3
-"""Families that an error message names."""
+"""Largest number of families that an error message names."""
 
 
 class ItemLosses(NamedTuple):
-    """The losses of a checkpoint on a series by prompt, for resampling prompts."""
+    """The losses of a checkpoint on a series by prompt, to resample prompts."""
 
     sums: Array
-    """Shape (clusters,): weighted sum of the losses of each prompt's pairs, in nats."""
+    """Weighted sum of the losses of each prompt's pairs, in nats, shape (clusters,)."""
     weights: Array
-    """Shape (clusters,): sum of the weights of these pairs."""
+    """Sum of the weights of these pairs, shape (clusters,)."""
 
 
 class SeriesOfCheckpoint(NamedTuple):
-    """The points that an entry of `Measured.items` belongs to."""
+    """Key of `Measured.items`."""
 
     series: Series
     checkpoint: str
 
 
 class PointKey(NamedTuple):
-    """The identity of a point: a second point with the same key is a repeated point."""
+    """The identity of a point. A second point with the same key is a repeated point."""
 
     series: Series
     run: str | None
-    """None where the table has no column of runs: then only numbers distinguish its rows."""
+    """None if the table has no column `run`; then only numbers distinguish its rows."""
     x: frozenset[tuple[str, float]]
     y: float
 
 
 @dataclass
 class Measured:
-    """All points of the inputs, and the counts of those that were dropped."""
+    """All usable points of the inputs, and counts of dropped points."""
 
     points: list[Measurement] = field(default_factory=list[Measurement])
     drops: Counter[str] = field(default_factory=Counter[str])
-    """Dropped points by reason."""
+    """Number of dropped points by reason."""
     items: dict[SeriesOfCheckpoint, ItemLosses] = field(
         default_factory=dict[SeriesOfCheckpoint, ItemLosses]
     )
-    """Empty where only means are known."""
+    """Losses by prompt; empty if only means are known."""
     keys: set[PointKey] = field(default_factory=set[PointKey])
-    """Of the points."""
+    """Keys of the points."""
 
     def series(self) -> dict[Series, list[Measurement]]:
-        """The points of each series, in the order read."""
+        """The points of each series, in the order of the inputs."""
         by_series: dict[Series, list[Measurement]] = {}
         for point in self.points:
             by_series.setdefault(point.series, []).append(point)
         return by_series
 
     def add(self, points: Iterable[Measurement], y: str, *, by_run: bool) -> None:
-        """Take the points that can be used, and count the reasons of those that are dropped.
+        """Add the usable points, and count the others by reason.
 
-        `by_run`: whether points of different runs with the same numbers are different points.
+        `by_run` is whether points with equal numbers from different runs are different points.
         """
-        # The same file twice, or a snapshot in two folders, must not count twice.
+        # A file that is given twice, or a snapshot in two folders, must not count twice.
         for point in points:
             axes = frozenset(point.x.items())
             key = PointKey(point.series, point.run if by_run else None, axes, point.y)
@@ -105,14 +105,14 @@ class Measured:
 def read(
     inputs: Sequence[Path], *, y: str, axes: Sequence[str], calibrated: bool = False
 ) -> Measured:
-    """The points of all inputs; `y` is the name of a column, for results `loss` or `accuracy`.
+    """The points of all inputs. `y` is the name of a column, for results `loss` or `accuracy`.
 
-    A point is dropped, and counted, if `y` or an axis is not a finite number, a loss or an axis is
-    not above 0, a share is outside 0 to 1, or the same point was read before.
+    A point is dropped and counted if `y` or an axis is not a finite number, if a loss or an axis is
+    not above 0, if a share is outside 0 to 1, or if the point repeats an earlier one.
 
     Raises:
-        ConfigError: If an input is absent, lacks what is needed, holds no usable point, or mixes
-            families of models whose losses are not calibrated.
+        ConfigError: If an input is absent, lacks columns, has no usable point, or mixes families
+            of models whose losses are not calibrated.
         DataError: If a file cannot be read.
     """
     measured = Measured()
@@ -127,7 +127,7 @@ def read(
                 " folder of `worldpm evaluate`."
             )
 
-    # A temperature removes the scale of a family's rewards, which raw losses depend on.
+    # Raw losses depend on the scale of a family's rewards, which a temperature removes.
     if not calibrated:
         _check_families(measured)
     _check_not_empty(measured, inputs[0])
@@ -139,23 +139,26 @@ def _check_families(measured: Measured) -> None:
         families = sorted({point.family for point in points if point.family})
         if len(families) > 1:
             raise ConfigError(
-                f"{series.name}: models of {len(families)} families"
+                f"{series.name}: has models of {len(families)} families"
                 f" ({', '.join(families[:FAMILIES_NAMED])}), whose raw losses cannot be compared."
-                " Fit each family alone, or pass --calibrated: results then give the loss at each"
-                " checkpoint's temperature, and the losses of a table are used as given."
+                " Fit each family alone, or pass --calibrated. Results then give the loss at each"
+                " checkpoint's temperature, and losses of tables are used without change."
             )
 
 
 def _check_not_empty(measured: Measured, path: Path) -> None:
     if not measured.points:
         drops = ", ".join(f"{count} {reason}" for reason, count in measured.drops.items())
-        raise ConfigError(f"{path}: no point to fit ({drops or 'the table is empty'})")
+        raise ConfigError(
+            f"{path}: has no point to fit ({drops or 'the table is empty'}). Name another input."
+        )
     if all(point.held_out for point in measured.points):
-        raise ConfigError(f"{path}: every point is held out; leave some to fit")
+        raise ConfigError(f"{path}: every point is held out. Leave some to fit.")
 
 
 def points_of(measured: Measured, chosen: Sequence[Measurement], axes: Sequence[str]) -> Points:
-    """Points of one series as arrays, with their prompts where all of them have the same."""
+    """Points of one series as arrays, with losses by prompt if all points have the same
+    prompts."""
     numbers: dict[str, int] = {}
     for point in chosen:
         numbers.setdefault(point.run, len(numbers))
@@ -171,7 +174,8 @@ def points_of(measured: Measured, chosen: Sequence[Measurement], axes: Sequence[
 
 
 def _items_of(measured: Measured, chosen: Sequence[Measurement]) -> list[ItemLosses]:
-    """The items of each point; empty unless all points have the same number of prompts."""
+    """The losses by prompt of each point; empty unless all points have the same number of
+    prompts."""
     items = []
     for point in chosen:
         if point.scores is None:
@@ -182,7 +186,7 @@ def _items_of(measured: Measured, chosen: Sequence[Measurement]) -> list[ItemLos
             return []
         items.append(measured.items[key])
 
-    # Results of other test sets have other prompts, and cannot be resampled together.
+    # Results on other test sets have other prompts, which cannot be resampled together.
     return items if len({len(losses.weights) for losses in items}) == 1 else []
 
 
@@ -200,20 +204,20 @@ def _unusable(point: Measurement, y: str) -> str | None:
 
 
 def _read_table(measured: Measured, path: Path, *, y: str, axes: Sequence[str]) -> None:
-    # Rows with NaN are read, so that they are counted among the dropped points.
+    # Read rows with NaN too, so that they count as dropped points.
     table = list(rows.read(path, nan=True))
     if not table:
         return
     if not all(isinstance(row, dict) for row in table):
-        raise DataError(path, "holds rows that are not objects with named columns")
+        raise DataError(path, "has rows that are not objects. Give every row named columns.")
 
-    # A column may begin after the first row.
+    # The first row may lack some columns.
     columns = list(dict.fromkeys(chain.from_iterable(table)))
     present = [axis for axis in axes if axis in columns]
     if y not in columns or not present:
         raise ConfigError(
-            f"{path}: has the columns {', '.join(map(str, columns))}; needed are {y} and at least"
-            f" one of {', '.join(axes)}"
+            f"{path}: has the columns {', '.join(map(str, columns))}. Add {y} and at least one of"
+            f" {', '.join(axes)}."
         )
 
     points = [_of_row(row, path, number, y, present) for number, row in enumerate(table, start=1)]
@@ -222,7 +226,7 @@ def _read_table(measured: Measured, path: Path, *, y: str, axes: Sequence[str]) 
 
 def _of_row(row: Row, path: Path, number: int, y: str, axes: Sequence[str]) -> Measurement:
     """The point of a row; `number` counts rows from 1."""
-    # All suffixes, as of `table.jsonl.gz`.
+    # Remove all suffixes, for instance those of `table.jsonl.gz`.
     series = path.name.split(".")[0] if y == "loss" else y
 
     return Measurement(
@@ -236,27 +240,27 @@ def _of_row(row: Row, path: Path, number: int, y: str, axes: Sequence[str]) -> M
 
 
 def _run(row: Row, path: Path, number: int) -> str:
-    """The run of a row. A run has one size: a name that occurs at several sizes, as that of a seed
-    does, is a run at each."""
+    """The run of a row. A run has one size, so a name that occurs at several sizes, such as the
+    name of a seed, is a different run at each."""
     name = f"{path} row {number}" if _is_empty(row.get("run")) else str(row["run"])
     return name if _is_empty(row.get("N")) else f"{name} at N = {row['N']}"
 
 
 def _is_empty(cell: object) -> bool:
-    # pandas writes NaN for a missing text.
+    # pandas uses NaN for a missing text.
     return cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell))
 
 
 def _held_out(cell: object, path: Path, number: int) -> bool:
-    """Whether a row is held out: a number that is not 0, or true."""
-    # CSV has texts only, Parquet booleans or, after pandas, floats.
+    """Whether a row is held out: its cell is true, or a number other than 0."""
+    # CSV has only texts; Parquet has booleans or, after pandas, floats.
     word = "" if cell is None else str(cell).strip().casefold()
     if word in TRUE or word in FALSE:
         return word in TRUE
 
     value = _number(cell)
     if math.isnan(value):
-        raise DataError(path, f"row {number}: held_out is {cell!r}; give 0 or 1, true or false")
+        raise DataError(path, f"row {number}: held_out is {cell!r}. Give 0 or 1, true or false.")
     return value != 0
 
 
@@ -270,19 +274,21 @@ def _number(cell: object) -> float:
 def _read_results(measured: Measured, folder: Path, *, y: str, calibrated: bool) -> None:
     read_manifest(folder, made_by="evaluate")
     if y not in ("loss", "accuracy"):
-        raise ConfigError(f"{folder}: results hold a loss and an accuracy; {y} needs a table")
+        raise ConfigError(
+            f"{folder}: results have a loss and an accuracy, but no {y}. Name a table."
+        )
 
     for checkpoint, result in read_results(folder).checkpoints.items():
         if result.conditions.training is None:
             raise ConfigError(
-                f"{folder}: {checkpoint} has no record of its training. Only checkpoints of"
-                " `worldpm train` have one."
+                f"{folder}: {checkpoint} has no training record. Evaluate checkpoints of `worldpm"
+                " train`."
             )
         training = result.conditions.training
         points = _of_checkpoint(checkpoint, training, result, y=y, calibrated=calibrated)
         measured.add(points, y, by_run=True)
 
-    # A loss at a temperature is not a mean over items, so prompts cannot be resampled.
+    # A loss at a fitted temperature is not a mean over items, so prompts cannot be resampled.
     if y == "loss" and not calibrated:
         measured.items |= _item_losses(folder)
 
@@ -295,13 +301,13 @@ def _of_checkpoint(
     y: str,
     calibrated: bool,
 ) -> Iterator[Measurement]:
-    """The points of a checkpoint: one of each benchmark, and one of each subset where there are
-    several."""
+    """The points of a checkpoint: one for each benchmark, and one for each subset of benchmarks
+    with several subsets."""
     x = {"N": training.non_embedding, "D": training.effective_pairs, "C": training.flops}
 
     for benchmark, measures in result.benchmarks.items():
         parts: dict[Series, BenchmarkResult | SubsetResult] = {Series(benchmark): measures}
-        # A temperature belongs to the set as a whole, so subsets have no calibrated loss.
+        # A temperature belongs to the whole set, so subsets have no calibrated loss.
         if len(measures.subsets) > 1 and not calibrated:
             subsets = measures.subsets.items()
             parts |= {Series(benchmark, subset): part for subset, part in subsets}
@@ -326,8 +332,8 @@ def _of_checkpoint(
 
 
 def _item_losses(folder: Path) -> dict[SeriesOfCheckpoint, ItemLosses]:
-    """Weighted sums of loss and of weight by prompt, of every series and checkpoint, from the raw
-    rewards."""
+    """Weighted sums of losses, and sums of weights, by prompt, for every series and checkpoint,
+    from raw rewards."""
     by_series: dict[SeriesOfCheckpoint, ItemLosses] = {}
 
     for checkpoint, benchmark, pairs in judged_pairs(folder, texts=False):
@@ -335,7 +341,7 @@ def _item_losses(folder: Path) -> dict[SeriesOfCheckpoint, ItemLosses]:
         losses = bradley_terry.losses_nats(pairs.margins, probability).numpy()
         subsets, prompt_ids = np.array(pairs.subsets), np.array(pairs.prompt_ids)
 
-        # The benchmark as a whole is a series too.
+        # The whole benchmark is a series too.
         parts = {Series(benchmark): np.ones(len(losses), dtype=np.bool_)}
         parts |= {Series(benchmark, str(name)): subsets == name for name in np.unique(subsets)}
         for series, marked in parts.items():

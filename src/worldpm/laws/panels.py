@@ -1,5 +1,5 @@
 """The content of the figures of scaling laws: test loss over data and size, emergence, residuals,
-and compute. `laws.figures` draws it."""
+and compute. `laws.figures` draws them."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,27 +13,28 @@ from worldpm.curves.forms import COIN_LOSS_NATS
 from worldpm.laws.law import XY, Approach, Law, Laws, Measurement, Optimum, SliceKey
 
 DARK, LIGHT = 0.0, 0.88
-"""Ends of the colours of sizes and parts, as shares of a colour map; beyond, it fades on white."""
+"""Range of colours for sizes and parts, as shares of a colour map. Lighter colours would be hard to
+see on white."""
 DOTS_A_DECADE = 50
-"""Amounts of data that round to the same fiftieth of a decade, as those of two seeds do, are one
+"""Amounts of data per decade that get separate dots. The amounts of two seeds round to the same
 dot."""
 COIN_ACCURACY = 0.5
 MARKERS = "osD^vP*X"
-"""One for each part of a test, repeated where there are more."""
+"""One marker for each part of a test, repeated if there are more parts."""
 UNITS = {
     "N": "N, parameters without embeddings",
     "D": "D, effective pairs",
     "C": "C, operations (FLOPs)",
     "loss": "test loss (nats per pair)",
 }
-"""Labels of axes; other columns are labelled by their names."""
+"""Labels of axes. The labels of other columns are their names."""
 LINE_AXES = ("N", "D", "C", "d", "loss")
-"""Axes that a figure of its own shows, in order."""
+"""Axes that have a separate figure, in the order of the figures."""
 
 Ink = Literal["first", "second", "third", "muted"]
 """A colour of the palette."""
 Colour = Ink | float
-"""A colour of the palette, or a share of a colour map that goes from dark (0) to light (1)."""
+"""A colour of the palette, or a share of a colour map, from dark (0) to light (1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +42,18 @@ class Line:
     """Dots, a line through them, or both."""
 
     dots: Sequence[XY]
-    """Empty for an entry of the legend alone."""
+    """Empty for a line that is only an entry of the legend."""
     colour: Colour
     label: str | None = None
-    """None: not in the legend."""
+    """None if the line is not in the legend."""
     marker: str = "o"
-    """Of matplotlib; empty for none."""
+    """Matplotlib's marker; empty for no marker."""
     marker_size: float = 3.5
-    """Points."""
+    """In points."""
     face: Literal["full", "white", "none"] = "full"
-    """Inside of the markers."""
+    """Fill of the markers."""
     width: float | None = None
-    """Of the line, in points; None for dots alone."""
+    """Width of the line in points; None for dots without a line."""
     opacity: float | None = None
     """0 to 1; None is opaque."""
 
@@ -73,7 +74,7 @@ class Level:
 
     y: float
     label: str | None = None
-    """None: a solid line that is not in the legend; others are dashed."""
+    """None for a solid line that is not in the legend. Lines with a label are dashed."""
 
 
 Mark = Line | Band | Level
@@ -81,21 +82,21 @@ Mark = Line | Band | Level
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One pair of axes of a figure, x on a logarithmic scale."""
+    """One pair of axes of a figure; x has a logarithmic scale."""
 
     title: str
     x_label: str
     y_label: str
     marks: Sequence[Mark]
-    """In the order of drawing."""
+    """Marks in the order of drawing."""
     guides: Sequence[Mark] = ()
-    """Lines of reference and entries of the legend, drawn last."""
+    """Reference lines and legend entries, drawn last."""
     logarithmic_y: bool = False
     loss_range: float | None = None
-    """Largest over least loss, which decides the ticks of a logarithmic axis of losses; None: the
-    ticks of matplotlib."""
+    """Largest over least loss, which determines the ticks of a logarithmic axis of losses; None for
+    matplotlib's ticks."""
     legend_size: float | None = None
-    """Points; None: no legend in the panel."""
+    """Font size in points; None for a panel without a legend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,16 +104,16 @@ class Picture:
     """One figure."""
 
     name: str
-    """Of its files, without an ending."""
+    """Name of the figure's files, without a suffix."""
     caption: str
     panels: Sequence[Panel]
-    """One for each test."""
+    """One panel for each test."""
     legend: str | None = None
-    """Title of a legend for all panels; None: no such legend."""
+    """Title of the legend for all panels; None for no such legend."""
 
 
 def pictures(laws: Laws) -> Iterator[Picture]:
-    """Every figure that the laws give, in the order to look at them."""
+    """All figures of the laws, in reading order."""
     yield from _pictures_over_data(laws)
     for axis in LINE_AXES:
         yield from _pictures_along(laws, axis)
@@ -127,8 +128,8 @@ def _tests(laws: Laws) -> list[str]:
 
 
 def _fitted_tests(laws: Laws, *x: str, at_one_size: bool = False) -> list[str]:
-    """The tests that have a law over these axes, of all sizes or of each."""
-    # A series whose name is that of a test is the test as a whole.
+    """The tests that have a law over these axes, over all sizes or at a single size."""
+    # A series with the name of a test is the whole test.
     fitted = {
         law.series
         for law in laws.laws
@@ -138,10 +139,10 @@ def _fitted_tests(laws: Laws, *x: str, at_one_size: bool = False) -> list[str]:
 
 
 def _drawn_law(laws: Laws, key: SliceKey) -> Law | None:
-    """The law that is drawn: the one whose form the verdict names, or without a verdict the one
-    that predicts the largest best; None if no form could be fitted."""
+    """The law to draw: the law of the form that the verdict names, or without a verdict the law
+    that predicts the largest points best. None if no form could be fitted."""
     fitted = [law for law in laws.laws if law.key == key and law.parameters]
-    # The form of the verdict may not be among the fitted ones, as with --form.
+    # With --form, the verdict's form may not be fitted.
     named = [law for law in fitted if law.form == law.drawn]
     return named[0] if named else min(fitted, key=_error_on_largest, default=None)
 
@@ -152,14 +153,14 @@ def _error_on_largest(law: Law) -> float:
 
 
 def _held_out_x(law: Law | None) -> list[float]:
-    """The x of the held-out points of a line."""
+    """The x of a line's held-out points."""
     if law is None or law.held_out is None:
         return []
     return [prediction.x[0] for prediction in law.held_out.predictions]
 
 
 def _fitted_dots(laws: Laws) -> str:
-    """The dots that lines are fitted to, for captions."""
+    """The name of the fitted dots, for captions."""
     return "the full dots" if any(point.held_out for point in laws.points) else "all dots"
 
 
@@ -172,19 +173,19 @@ def _means(points: Iterable[XY]) -> list[XY]:
 
 
 def _rounded(amount: float) -> float:
-    """Where a dot is drawn."""
+    """The amount at which a dot is drawn."""
     return float(10 ** (round(math.log10(amount) * DOTS_A_DECADE) / DOTS_A_DECADE))
 
 
 def _shares(count: int) -> list[float]:
-    """Colours from dark to light that differ without hue too."""
+    """Colours from dark to light, which also differ without hue."""
     shares = np.linspace(DARK, LIGHT, max(2, count))[:count]
     return [float(share) for share in shares]
 
 
 def _colours_of_sizes(laws: Laws) -> dict[float, float]:
-    """A colour for each size of any test, from dark to light."""
-    # Of all tests, so that a size has the same colour in every panel.
+    """A colour for each size of all tests, from dark to light."""
+    # All tests, so that a size has the same colour in every panel.
     sizes = sorted({point.x["N"] for point in laws.points if "N" in point.x})
     return dict(zip(sizes, _shares(len(sizes)), strict=True))
 
@@ -197,14 +198,14 @@ def _size_label(size: float) -> str:
 
 
 def _loss_range(y: str, values: Sequence[float]) -> float | None:
-    """Largest over least loss; None for other columns, and where a loss has no logarithm."""
+    """Largest over least loss; None for other columns, or if a loss has no logarithm."""
     if y != "loss" or not values or min(values) <= 0:
         return None
     return max(values) / min(values)
 
 
 def _curve(law: Law | None, colour: Colour) -> list[Mark]:
-    """The curve of a law in its band; nothing without a law."""
+    """The curve and band of a law; nothing without a law."""
     if law is None or law.curve is None:
         return []
     curve = law.curve
@@ -216,14 +217,14 @@ def _curve(law: Law | None, colour: Colour) -> list[Mark]:
 
 
 def _coin(y: str) -> list[Mark]:
-    """The level of a coin flip; nothing for columns that have none."""
+    """The level of a coin flip; nothing for columns without such a level."""
     levels = {"loss": COIN_LOSS_NATS, "accuracy": COIN_ACCURACY}
     return [Level(y=levels[y], label="a coin flip")] if y in levels else []
 
 
 def _coin_below(y: str, values: Sequence[float]) -> list[Mark]:
-    """The level of a coin flip, but for losses that are never below it, such as those of a language
-    model."""
+    """The level of a coin flip; nothing for losses that are never below it, such as losses of a
+    language model."""
     return _coin(y) if y != "loss" or min(values) < COIN_LOSS_NATS else []
 
 
@@ -231,10 +232,10 @@ def _pictures_over_data(laws: Laws) -> Iterator[Picture]:
     names = _fitted_tests(laws, "D", at_one_size=True)
     if names:
         caption = (
-            "Test loss over data, one colour for each size. Dots are means over seeds, and lines"
-            f" the best fit for each size to {_fitted_dots(laws)}, with 95 % bands. Open dots test"
-            " predictions by another fit, to the full dots only. The dashed line is a coin flip."
-            " The title gives the verdict over N and D together."
+            "Test loss over data, with one colour for each size. Dots are means over seeds. Lines"
+            f" are the best fit for each size to {_fitted_dots(laws)}, with 95 % bands. Open dots"
+            " are held out: they test predictions by another fit, to the full dots only. The dashed"
+            " line is a coin flip. The title shows the verdict over N and D together."
         )
         panels = [_panel_over_data(laws, name) for name in names]
         yield Picture(name=f"{laws.y}_over_data", caption=caption, panels=panels, legend="N")
@@ -253,7 +254,7 @@ def _panel_over_data(laws: Laws, name: str) -> Panel:
 
     key = SliceKey(name, ("N", "D"), None)
     verdict = next((law.verdict for law in laws.laws if law.key == key and law.verdict), None)
-    # Open dots and bands have the colours of sizes, and need entries of the legend without one.
+    # Open dots and bands have the colours of sizes, so their legend entries need a neutral colour.
     held_out = Line(dots=[], colour="muted", face="white", label="held out")
     band = Line(dots=[], colour="muted", marker="", width=6, opacity=0.3, label="95 % of the fit")
     return Panel(
@@ -267,14 +268,14 @@ def _panel_over_data(laws: Laws, name: str) -> Panel:
 
 
 def _points_of(laws: Laws, name: str) -> list[Measurement]:
-    """The points of a test as a whole."""
+    """The points of a whole test."""
     return [point for point in laws.points if point.series.name == name]
 
 
 def _dots_over_data(
     points: Sequence[Measurement], law: Law | None, colour: Colour, label: str
 ) -> list[Mark]:
-    """The means of one size, with the held-out ones open."""
+    """The means of one size; held-out means are open dots."""
     means = _means(XY(_rounded(point.x["D"]), point.y) for point in points)
     held_out = {_rounded(amount) for amount in _held_out_x(law)}
     open_dots = [dot for dot in means if dot.x in held_out]
@@ -290,8 +291,8 @@ def _pictures_along(laws: Laws, axis: str) -> Iterator[Picture]:
         last_only = axis == "N" and _fitted_tests(laws, "N", "D")
         caption = (
             f"{'The last points of all runs' if last_only else 'All points'}, and the best fit to"
-            f" {_fitted_dots(laws)} with its 95 % band. Open dots test predictions by another fit,"
-            " to the full dots only. The title gives the verdict."
+            f" {_fitted_dots(laws)} with its 95 % band. Open dots are held out: they test"
+            " predictions by another fit, to the full dots only. The title shows the verdict."
         )
         panels = [_panel_along(laws, name, axis) for name in names]
         yield Picture(name=f"{laws.y}_over_{axis}", caption=caption, panels=panels)
@@ -326,7 +327,7 @@ def _pictures_of_parts(laws: Laws) -> Iterator[Picture]:
     if names:
         caption = (
             "The parts of each test at the end of training, over size. Dots are means over seeds."
-            " The legend gives the verdicts. The dashed line is a coin flip."
+            " The legend shows the verdicts. The dashed line is a coin flip."
         )
         panels = [_panel_of_parts(laws, name) for name in names]
         yield Picture(name="parts_over_size", caption=caption, panels=panels)
@@ -336,7 +337,7 @@ def _panel_of_parts(laws: Laws, name: str) -> Panel:
     series = dict.fromkeys(point.series for point in laws.points if point.series.test == name)
     parts = [part for part in series if part.part is not None]
     marks: list[Line] = []
-    # Markers too: neighbouring shades of many parts are hard to distinguish.
+    # Use markers too, because similar shades of many parts are hard to distinguish.
     for part, colour, marker in zip(parts, _shares(len(parts)), cycle(MARKERS), strict=False):
         laws_of_part = (law for law in laws.laws if law.subject == part and law.x == ("N",))
         law = next(laws_of_part, None)
@@ -368,7 +369,7 @@ def _pictures_of_residuals(laws: Laws) -> Iterator[Picture]:
     names = _fitted_tests(laws, "N", "D")
     if names:
         caption = (
-            "Residuals of the law over N and D at each point. A pattern shows that the law does not"
+            "Residuals of the law over N and D at each point. A pattern means that the law does not"
             " hold."
         )
         panels = [_panel_of_residuals(laws, name) for name in names]
@@ -407,14 +408,14 @@ def _pictures_of_optima(laws: Laws) -> Iterator[Picture]:
     }
     if optima:
         caption = (
-            "Loss over size, one curve for each budget of operations, lighter for smaller budgets."
-            " Squares are the lowest points of parabolas."
+            "Loss over size, with one curve for each budget of operations. Smaller budgets are"
+            " lighter. Squares are the lowest points of parabolas."
         )
         panels = [_panel_isoflop(name, optimum, laws.y) for name, optimum in optima.items()]
         yield Picture(name="isoflop", caption=caption, panels=panels)
 
         caption = (
-            "The best size for a budget by three approaches. The band is the 95 % interval of the"
+            "The best size for a budget, by three approaches. The band is the 95 % interval of the"
             " joint law."
         )
         panels = [_panel_of_frontier(name, optimum) for name, optimum in optima.items()]
@@ -440,7 +441,7 @@ def _panel_isoflop(name: str, optimum: Optimum, y: str) -> Panel:
             )
         )
         if best is not None and curve.n:
-            # The best size is between trained ones: its loss is read off the curve.
+            # The best size is between trained sizes, so interpolate its loss.
             loss = float(np.interp(math.log(best), np.log(curve.n), curve.loss))
             dots = [XY(best, loss)]
             marks.append(Line(dots=dots, colour=colour, marker="s", marker_size=6, face="none"))
@@ -475,7 +476,7 @@ def _panel_of_frontier(name: str, optimum: Optimum) -> Panel:
 def _marks_of_approach(
     approach: Approach | None, label: str, budgets: Sequence[float], colour: Ink, marker: str
 ) -> list[Mark]:
-    """The best size over the budget, with its band where it has one."""
+    """The best size over the budget, with its band if it has one."""
     if approach is None or not any(approach.optimal_n):
         return []
 

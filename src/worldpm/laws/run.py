@@ -1,5 +1,5 @@
-"""The work of `worldpm laws`: from measured points to fits with intervals, verdicts with their
-evidence, and figures."""
+"""`worldpm laws`: from measured points to fits with intervals, verdicts with evidence, and
+figures."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -54,27 +54,27 @@ logger = logging.getLogger(__name__)
 PROFILED = ("E", "alpha")
 """Parameters with a profile-likelihood interval."""
 CURVE_POINTS = 40
-"""Points of a curve that figures draw."""
+"""Number of points of a curve in figures."""
 FEW_SLICES = 8
-"""Slices that one process fits sooner than several."""
+"""Largest number of slices that a single process fits faster than several processes."""
 FEW_LAWS = 4
-"""Fewer laws than this are logged one by one, besides their verdicts."""
+"""Number of laws below which each law is logged, in addition to the verdicts."""
 LEAST_AMOUNTS = 4
-"""Amounts of data that a size must have seen to give a curve of its own."""
+"""Least number of amounts of data for a curve of a single size."""
 LEAST_SIZES_OF_OPTIMUM = 4
-"""Sizes that the best size for a budget needs."""
+"""Least number of sizes for the best size for a budget."""
 LAST_SHARE = 0.9
-"""A run counts as finished with this share of the data of the longest run."""
+"""A run counts as finished if it used this share of the data of the longest run."""
 RESAMPLES_OF_OPTIMUM = 200
-"""Draws behind the best size for a budget, at most: each interpolates every run."""
+"""Largest number of draws for the best size for a budget. Each draw interpolates every run."""
 LARGEST_CONDITION = 1e12
-"""Condition number beyond which parameters can be traded for others."""
+"""Condition number above which parameters can be traded for others."""
 FLOOR_SHARE = 1e-3
-"""A floor below this share of the least y touches 0."""
+"""A floor below this share of the least y counts as touching 0."""
 FAILED_SHARE = 0.1
-"""Share of resamples that may fail without a warning."""
+"""Largest share of failed resamples without a warning."""
 LEAST_POSITIVE = 1e-300
-"""Stands in for 0 and below where a logarithm is taken."""
+"""Replaces values that have no logarithm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +82,17 @@ class Settings:
     """The column, the axes and the method of the fits."""
 
     y: str = "loss"
-    """The column that is fitted."""
+    """The fitted column."""
     axes: tuple[str, ...] = AXES
-    """The columns that it may depend on."""
+    """The columns that y can depend on."""
     form: str | None = None
-    """The only form to fit; None for all that suit the columns."""
+    """The only form to fit; None for all forms that fit the columns."""
     objective: Literal["huber", "squares"] | None = None
-    """None for huber of losses, and squares of other columns."""
+    """None for huber on losses, and squares on other columns."""
     resamples: int = 1000
-    """Bootstrap draws of runs and prompts behind each interval, 2 or more."""
+    """Number of bootstrap draws of runs and prompts for each interval, 2 or more."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
 
     @property
     def minimised(self) -> Objective:
@@ -102,8 +102,8 @@ class Settings:
 
     @property
     def gives_verdicts(self) -> bool:
-        """Whether slices get a verdict: only for losses, and not for forms with columns of their
-        own."""
+        """Whether slices get a verdict. Only losses get one, except with forms that have their own
+        columns."""
         return self.y == "loss" and self.form not in COLUMNS
 
 
@@ -129,24 +129,24 @@ class Sample:
     """The points of a slice as arrays."""
 
     points: Points
-    """All of them."""
+    """All points of the slice."""
     fitted: Points
-    """Those that a table does not hold out: the points of fits and verdicts."""
+    """The points of fits and verdicts, without points that a table marks as held out."""
     held_out: NDArray[np.bool_]
-    """Shape (n,): the points to predict, which a table marks; else the largest third of the first
-    axis."""
+    """The points to predict, shape (n,): those that a table marks, or else the largest third along
+    the first axis."""
     draws: Resamples
-    """Of the fitted points."""
+    """Resamples of the fitted points."""
 
 
 def run(options: LawsOptions) -> None:
-    """Write the laws, the points, the best sizes for a budget, and the figures as SVG and PNG."""
+    """Write the laws, the points, the best sizes for budgets, and the figures as SVG and PNG."""
     _check_form(options)
     settings = _settings(options)
     measured = measurements.read(
         options.inputs, y=settings.y, axes=settings.axes, calibrated=options.calibrated
     )
-    # Before the folder is begun, so that wrong inputs leave nothing behind.
+    # Before the folder is begun, so that wrong inputs leave no folder.
     slices = slices_of(measured, settings)
     if not slices:
         raise ConfigError(f"{options.inputs[0]}: {_why_no_slice(measured, settings)}")
@@ -165,7 +165,7 @@ def run(options: LawsOptions) -> None:
         for reason, count in measured.drops.items():
             logger.warning("%d points left out: %s", count, reason)
 
-        # A process takes seconds to start, and a slice about as long to fit.
+        # Starting a process takes seconds, about as long as fitting a slice.
         workers = cores() if len(slices) > FEW_SLICES else 0
         with console.progress("fit", total=len(slices)) as advance:
             laws = fit_laws(measured, settings, workers=workers, after_each=advance)
@@ -181,13 +181,13 @@ def run(options: LawsOptions) -> None:
 def _check_form(options: LawsOptions) -> None:
     if options.form and options.y == "accuracy" and FORMS[options.form].starts_at_coin_loss:
         raise ConfigError(
-            f"--form {options.form} models a loss that starts at ln 2. It cannot be fitted to"
-            " accuracies: leave --y out, or take another form."
+            f"--form {options.form}: models a loss that starts at ln 2, so it cannot be fitted to"
+            " accuracies. Leave --y out, or use another form."
         )
 
 
 def _config(options: LawsOptions) -> Plain:
-    """The settings as the manifest has them."""
+    """The settings for the manifest."""
     return {
         "y": options.y_column,
         "form": options.form,
@@ -227,10 +227,10 @@ def fit_laws(
     workers: int = 0,
     after_each: Callable[[], None] | None = None,
 ) -> Laws:
-    """Fit every slice of the points, and find the best size for a budget where both size and data
+    """Fit every slice of the points, and find the best size for a budget if both size and data
     lower the loss.
 
-    `workers` processes fit the slices, this one alone for 0; `after_each` is called once for each
+    `workers` processes fit the slices; 0 means this process. `after_each` is called after each
     slice.
     """
     laws: list[Law] = []
@@ -242,7 +242,7 @@ def fit_laws(
         if after_each is not None:
             after_each()
 
-    # A budget has a best size only where both size and data lower the loss.
+    # A budget has a best size only if both size and data lower the loss.
     falling = {law.series for law in laws if law.x == ("N", "D") and law.verdict == "power law"}
     optima: dict[str, Optimum] = {}
     for series, points in measured.series().items():
@@ -254,7 +254,7 @@ def fit_laws(
 
 
 def slices_of(measured: Measured, settings: Settings) -> list[Slice]:
-    """The slices that suit the form and have a point that is not held out."""
+    """The slices that fit the form and have a point that is not held out."""
     slices: list[Slice] = []
     for series, points in measured.series().items():
         for part in _slices_of_series(series, points, settings):
@@ -267,9 +267,9 @@ def slices_of(measured: Measured, settings: Settings) -> list[Slice]:
 def _slices_of_series(
     series: Series, points: Sequence[Measurement], settings: Settings
 ) -> Iterator[Slice]:
-    """A series over N and D together, over D at each size, and over N; or over the one axis along
-    which it varies."""
-    # A form with columns of its own has one axis, whatever its values.
+    """The slices of a series: over N and D together, over D at each size, and over N. A series that
+    varies along a single axis has one slice."""
+    # A form with its own columns has one axis, for any values.
     if settings.axes != AXES:
         yield Slice(series=series, x=settings.axes, points=points)
         return
@@ -281,20 +281,20 @@ def _slices_of_series(
         return
 
     yield Slice(series=series, x=("N", "D"), points=points)
-    # A part of a test has a verdict of its own, and no curves.
+    # A part of a test has its own verdict, but no curves.
     if series.part is None:
         for size in sorted({point.x["N"] for point in points}):
             of_size = [point for point in points if point.x["N"] == size]
             if len({point.x["D"] for point in of_size}) >= LEAST_AMOUNTS:
                 yield Slice(series=series, x=("D",), points=of_size, size=size)
 
-    # Over N, runs are compared after equal amounts of data, or where D grows with N, as they are.
+    # Over N, compare runs after equal amounts of data. If D grows with N, use all points.
     along_size = points if _grow_together(points) else _last_points(points)
     yield Slice(series=series, x=("N",), points=along_size)
 
 
 def _varies(points: Sequence[Measurement], axis: str) -> bool:
-    """Whether all points have the axis, at two values or more."""
+    """Whether all points have the axis, with at least two distinct values."""
     return _have(points, axis) and len({point.x[axis] for point in points}) > 1
 
 
@@ -303,26 +303,26 @@ def _have(points: Sequence[Measurement], axis: str) -> bool:
 
 
 def _last_points(points: Sequence[Measurement]) -> list[Measurement]:
-    """The last point of each run that saw nearly all of the data."""
-    # By data, not by order: snapshots are read in the order of their names.
+    """The last point of each run that used nearly all of the data."""
+    # Find the last point by data, because snapshots are read in the order of their names.
     last: dict[str, Measurement] = {}
     for point in points:
         if point.run not in last or point.x["D"] > last[point.run].x["D"]:
             last[point.run] = point
 
-    # A run that was stopped early would lie above the curve of the others.
+    # Leave out runs that stopped early, because they would lie above the curve of the others.
     most = max(point.x["D"] for point in last.values())
     return [point for point in last.values() if point.x["D"] >= LAST_SHARE * most]
 
 
 def _grow_together(points: Sequence[Measurement]) -> bool:
-    """Whether size and data are one axis, along which both grow."""
+    """Whether size and data grow together along one line."""
     x = np.array([[point.x["N"] for point in points], [point.x["D"] for point in points]])
     return evidence.are_collinear(x) and bool(np.corrcoef(np.log(x))[0, 1] > 0)
 
 
 def _why_no_slice(measured: Measured, settings: Settings) -> str:
-    """The reason why there is nothing to fit."""
+    """The reason why there is no slice to fit."""
     counts = []
     for axis in settings.axes:
         values = {point.x[axis] for point in measured.points if axis in point.x}
@@ -333,13 +333,13 @@ def _why_no_slice(measured: Measured, settings: Settings) -> str:
     needed = "N and D" if needs_plane else f"one of {', '.join(settings.axes)}"
     form = f" with --form {settings.form}" if settings.form else ""
     return (
-        f"{len(measured.points)} points, with {' and '.join(counts)}; there is no axis to fit along"
-        f"{form}: {needed} must vary within a series"
+        f"its {len(measured.points)} points have {' and '.join(counts)}, so there is no axis to fit"
+        f" along{form}. Within a series, {needed} must vary."
     )
 
 
 def _fit_slice(part: Slice, measured: Measured, settings: Settings) -> list[Law]:
-    """The laws of one slice, one for each form; each has the verdict on the slice."""
+    """The laws of one slice, one for each form. All of them have the slice's verdict."""
     sample = _sample(part, measured, settings)
     verdict = _verdict(part, sample) if settings.gives_verdicts else None
     return [_law(form, part, sample, verdict, settings) for form in _forms(part, settings)]
@@ -347,7 +347,8 @@ def _fit_slice(part: Slice, measured: Measured, settings: Settings) -> list[Law]
 
 def _sample(part: Slice, measured: Measured, settings: Settings) -> Sample:
     points = measurements.points_of(measured, part.points, part.x)
-    # Points that a table marks take no part in fits; the largest third is left out only to predict.
+    # Points that a table marks are left out of all fits; the largest third is left out only for
+    # predictions.
     marked = np.array([point.held_out for point in part.points])
     fitted = points.take(~marked) if marked.any() else points
     return Sample(
@@ -365,11 +366,12 @@ def _verdict(part: Slice, sample: Sample) -> Verdict:
 
 
 def _forms(part: Slice, settings: Settings) -> list[Form]:
-    """The form of the settings, or else all that suit the axes and the column."""
+    """The form of the settings, or else all forms that fit the axes and the column."""
     if settings.form is not None:
         return [FORMS[settings.form]]
 
-    # At one size a turn of the curve over data is of no interest, and the points are few.
+    # At a single size, leave out abrupt forms: their turn over data does not matter, and there are
+    # few points.
     shapes = PLANE_FORMS if part.is_plane else LINE_FORMS
     forms = [
         FORMS[name] for name, shape in shapes.items() if part.size is None or shape != "abrupt"
@@ -380,7 +382,7 @@ def _forms(part: Slice, settings: Settings) -> list[Form]:
 def _law(
     form: Form, part: Slice, sample: Sample, verdict: Verdict | None, settings: Settings
 ) -> Law:
-    """One fit with its evidence and warnings; the warning of a form that cannot be fitted is the
+    """One fit with its evidence and warnings. If the form cannot be fitted, the warning is the
     reason."""
     unfitted = _unfitted(form, part, sample, verdict, settings)
     objective = settings.minimised
@@ -389,7 +391,7 @@ def _law(
     except ValueError as error:
         return replace(unfitted, warnings=[str(error)])
 
-    # Profiles take a search for each of many values: only the form that is read has them.
+    # Profiles need many searches, so compute them only for the form that readers interpret.
     is_read = form.name in (settings.form, unfitted.drawn)
     spread = evidence.bootstrap(fitted, sample.fitted, objective, sample.draws)
     law = replace(
@@ -442,17 +444,17 @@ def _unfitted(
 
 
 def _profiles(form: Form, points: Points, objective: Objective) -> dict[str, Ends]:
-    """Profile-likelihood intervals, for errors of ln y; none where y itself is fitted."""
+    """Profile-likelihood intervals, for errors of ln y; empty if y itself is fitted."""
     if not objective.logarithmic:
         return {}
-    # The likelihood is that of normal errors, so the fit is by squares even if the law's is not.
+    # The likelihood assumes normal errors, so fit by squares even if the law's objective differs.
     fitted = fit(form, points.x, points.y, LOG_SQUARES)
     names = [name for name in PROFILED if name in form.parameters]
     return {name: ends(evidence.profile(points, name, fitted)) for name in names}
 
 
 def _held_out(form: Form, sample: Sample, objective: Objective) -> HeldOut:
-    """The held-out points, predicted by a fit to the others."""
+    """The held-out points, predicted by a fit to the other points."""
     points = sample.points
     predicted = evidence.predictions(form, points, objective, sample.held_out)
     if predicted is None:
@@ -475,10 +477,10 @@ def _held_out(form: Form, sample: Sample, objective: Objective) -> HeldOut:
 
 
 def _with_curve(law: Law, fitted: Fit, spread: Spread, points: Points) -> Law:
-    """The law of a line with the points and the curve through them, for figures."""
+    """The law of a line with its points and curve, for figures."""
     x = np.geomspace(max(points.x.min(), LEAST_POSITIVE), points.x.max(), CURVE_POINTS)
     y = fitted.predict(x[None])
-    # One run has no resamples, and its curve no band.
+    # A single run has no resamples, so its curve has no band.
     has_band = len(spread.theta) > 1
     low, high = spread.band(fitted.form, x[None]) if has_band else (y, y)
     curve = Curve(x=x.tolist(), y=all_finite(y), low=all_finite(low), high=all_finite(high))
@@ -487,7 +489,7 @@ def _with_curve(law: Law, fitted: Fit, spread: Spread, points: Points) -> Law:
 
 
 def _with_residuals(law: Law, fitted: Fit, points: Points) -> Law:
-    """The law of a plane with its residuals at each point, for figures."""
+    """The law of a plane with its residual at each point, for figures."""
     predicted = np.maximum(fitted.predict(points.x), LEAST_POSITIVE)
     residuals = np.log(np.where(points.y > 0, points.y, np.nan)) - np.log(predicted)
     x = [SizeAndData(*column) for column in points.x.T.tolist()]
@@ -495,16 +497,16 @@ def _with_residuals(law: Law, fitted: Fit, points: Points) -> Law:
 
 
 def _warnings(fitted: Fit, spread: Spread, points: Points, *, resamples: int) -> list[str]:
-    """Reasons not to read the parameters."""
+    """Reasons not to interpret the parameters."""
     warnings = [*_warnings_of_search(fitted), *_warnings_of_points(fitted.form, points)]
 
-    # NaN ends of an unknown interval compare as False, and give no warning.
+    # The ends of unknown intervals are NaN, which compares as False and gives no warning.
     for name, value in zip(fitted.form.parameters, fitted.theta, strict=True):
         low, high = spread.intervals[name]
         if high - low > abs(value):
             warnings.append(f"the interval of {name} is wider than its value")
         if name == "E" and low < FLOOR_SHARE * points.y.min():
-            warnings.append("the interval of E touches 0: there may be no floor")
+            warnings.append("the interval of E touches 0: the loss may have no floor")
 
     if spread.failed > FAILED_SHARE * resamples:
         warnings.append(f"{spread.failed} of {resamples} resamples could not be fitted")
@@ -514,11 +516,11 @@ def _warnings(fitted: Fit, spread: Spread, points: Points, *, resamples: int) ->
 def _warnings_of_search(fitted: Fit) -> Iterator[str]:
     """Warnings about the search for the parameters."""
     if not fitted.converged:
-        yield "did not converge: no better point than a start was found, or it was still moving"
+        yield "did not converge: the search found no better point than its starts, or did not end"
     for name in fitted.at_bound:
-        yield f"{name} is at its bound: it has no measurable effect"
+        yield f"{name} is at its bound and has no measurable effect"
     if len(fitted.optima) > 1:
-        yield f"{len(fitted.optima)} different optima reach the same objective"
+        yield f"{len(fitted.optima)} different optima have the same objective"
     if fitted.condition > LARGEST_CONDITION:
         number = f"condition number {fitted.condition:.1e}"
         yield f"{number}: some parameters can be traded for others"
@@ -531,11 +533,11 @@ def _warnings_of_points(form: Form, points: Points) -> Iterator[str]:
         decades = float(np.log10(distinct.max() / distinct.min()))
         is_short = len(distinct) < LEAST_VALUES or decades < LEAST_DECADES
 
-        # Columns of their own, such as a distance from the policy, do not span decades.
+        # The columns of some forms, such as the distance from the policy, do not span decades.
         if is_short and form.name not in COLUMNS:
             yield (
-                f"the {axis} axis has {len(distinct)} different values over {decades:.2f}"
-                f" decades; {LEAST_VALUES} values and {LEAST_DECADES} decades are needed"
+                f"the {axis} axis has {len(distinct)} distinct values over {decades:.2f} decades,"
+                f" but a law needs {LEAST_VALUES} values and {LEAST_DECADES} decades"
             )
 
     if len(np.unique(points.runs)) < 2:
@@ -543,7 +545,7 @@ def _warnings_of_points(form: Form, points: Points) -> Iterator[str]:
 
 
 def _optimum(points: Sequence[Measurement], settings: Settings) -> Optimum | None:
-    """The best sizes for a budget; None with too few sizes."""
+    """The best sizes for budgets; None with too few sizes."""
     if len({point.x["N"] for point in points}) < LEAST_SIZES_OF_OPTIMUM:
         return None
 
@@ -553,7 +555,7 @@ def _optimum(points: Sequence[Measurement], settings: Settings) -> Optimum | Non
     runs = compute_optimal.Runs(
         n=n,
         d=d,
-        # Chinchilla's rule of six operations for each parameter and datum.
+        # Chinchilla's rule: six operations for each parameter and datum.
         c=np.array([point.x["C"] for point in points]) if counted else 6 * n * d,
         loss=np.array([point.y for point in points]),
         runs=_training_curves(points),
@@ -564,25 +566,26 @@ def _optimum(points: Sequence[Measurement], settings: Settings) -> Optimum | Non
 
 
 def _training_curves(points: Sequence[Measurement]) -> NDArray[np.int64]:
-    """The number of the training curve that each point belongs to, shape (n,)."""
+    """The number of each point's training curve, shape (n,)."""
     numbers: dict[str, int] = {}
     for point in points:
         numbers.setdefault(point.run, len(numbers))
 
-    # Runs of one point each are no curves; those of one size are taken together.
+    # Runs with a single point are not curves, so the points of a size form one curve.
     if len(numbers) < len(points):
         return np.array([numbers[point.run] for point in points])
     return np.unique([point.x["N"] for point in points], return_inverse=True)[1]
 
 
 def _log(laws: Laws) -> None:
-    """Log one line for each verdict, or for each fit where no verdict is given or there are few."""
+    """Log a line for each verdict, and for each fit that has no verdict; if there are few fits, for
+    every fit."""
     count = sum(1 for law in laws.laws if law.warnings)
     if count:
         total = len(laws.laws)
-        logger.warning("%d of %d fits have warnings; `laws.json` names them", count, total)
+        logger.warning("%d of %d fits have warnings. They are in `laws.json`.", count, total)
 
-    # The laws of one slice share its verdict.
+    # The laws of a slice share its verdict.
     logged: set[SliceKey] = set()
     for law in laws.laws:
         name = f"{law.series} over {law.over}"

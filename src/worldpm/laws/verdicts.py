@@ -1,7 +1,7 @@
 """Verdicts on the points of a series: a power law, emergence, no trend, or not identified.
 
-Fixed rules decide the word, not the reader of a figure. A verdict is about a loss, never about
-accuracy alone: the threshold of accuracy makes jumps where the loss has none.
+Fixed rules decide the verdict, not the reader of a figure. Verdicts are given for losses, not for
+accuracies: the threshold in accuracy can cause jumps that the loss does not have.
 """
 
 import contextlib
@@ -19,28 +19,29 @@ from worldpm.laws.law import ByAxis, Evidence, Score, Trend, Word, ends, finite
 from worldpm.stats.uncertainty import Interval
 
 LEAST_VALUES = 4
-"""Different values of an axis that a law needs."""
+"""Least number of distinct values of an axis for a law."""
 LEAST_DECADES = 1.5
-"""Decades of an axis that a law needs."""
+"""Least number of decades of an axis for a law."""
 NEGLIGIBLE_SLOPE = 0.01
-"""A loss that changes by less than 2.3 % a decade has no trend."""
+"""A loss that changes by less than 2.3 % per decade has no trend."""
 LEAST_FALL = 1e-4
-"""The power by which a curve falls along an axis that affects it; coefficients are positive, so
-that without an effect it is not 0."""
+"""Least exponent of a curve's fall along an axis that affects it. Coefficients are always positive,
+so the exponent is not exactly 0 even without an effect."""
 CLEARLY_BETTER = 6.0
-"""A difference of Akaike's criterion that leaves the worse form a twentieth of the better one's
+"""A difference of Akaike's criterion at which the worse form has a twentieth of the better form's
 support."""
 SINGULAR_CONDITION = 1e8
-"""Condition of a plane's normal equations beyond which its slopes are rounding errors."""
+"""Condition number of a plane's normal equations above which its slopes are rounding errors."""
 SIZES_EACH_SIDE = 3
-"""Sizes on either side of a threshold that show it."""
+"""Least number of sizes on either side of a threshold."""
 LEAST_STEEPNESS = 3.0
-"""Of a threshold of size: nine tenths are open at 4.3 times the size at which one tenth is."""
+"""Least steepness of a threshold of size. At this steepness, the gate rises from one tenth to nine
+tenths while the size grows by a factor of 4.3."""
 RESAMPLES_OF_SIZES, RESAMPLES_OF_SLOPES, RESAMPLES_OF_FORMS = 4000, 1000, 200
-"""Draws behind the intervals of a plane; those of forms take a search each."""
+"""Number of draws for the intervals of a plane. Each draw of forms needs a search."""
 
 Shape = Literal["constant", "smooth", "abrupt", "gated"]
-"""The fall of a form: none, even, with a turn, or beyond a threshold of size only."""
+"""How a form falls: not at all, smoothly, with a turn, or only above a threshold of size."""
 
 LINE_FORMS: Mapping[str, Shape] = {
     "constant": "constant",
@@ -65,19 +66,19 @@ SMOOTH_PLANES = tuple(name for name, shape in PLANE_FORMS.items() if shape == "s
 
 @dataclass(frozen=True)
 class Verdict:
-    """A word, the reason for it, and the numbers behind it."""
+    """The verdict as a word, its reason, and the numbers behind it."""
 
     word: Word
     reason: str
-    """For readers; a part of a sentence."""
+    """Text for readers, part of a sentence."""
     evidence: Evidence
     form: str = "constant"
-    """The form that describes the points best, by Akaike's criterion or, for a plane, on sizes left
-    out; figures draw it."""
+    """The form that describes the points best, by Akaike's criterion or, for a plane, on left-out
+    sizes. Figures draw it."""
 
 
 class Finding(NamedTuple):
-    """The word that one check gives, and its reason."""
+    """The verdict of one check, and its reason."""
 
     word: Word
     reason: str
@@ -86,11 +87,11 @@ class Finding(NamedTuple):
 def of_line(points: Points, draws: Resamples) -> Verdict:
     """The verdict on a series over one axis.
 
-    Too short an axis: not identified. A slope whose interval lies within NEGLIGIBLE_SLOPE: no
-    trend. Another interval that contains 0, or a rise: not identified. A fall is a power law if the
-    best smooth form predicts held-out points better than a constant, and no abrupt form, which
-    turns somewhere, is clearly better than it. One axis never shows emergence, where some sizes do
-    not learn from any amount of data.
+    The verdict is "not identified" if the axis is too short. It is "no trend" if the interval of
+    the slope is within NEGLIGIBLE_SLOPE. For any other interval that contains 0, and for a rise, it
+    is "not identified". A fall is a power law if the best smooth form predicts held-out points
+    better than a constant, and no abrupt form (a form with a turn) is clearly better. One axis
+    cannot show emergence, because emergence means that some sizes learn from no amount of data.
     """
     amounts = np.sort(evidence.distinct_values(points.x)[0])
     numbers = Evidence(
@@ -107,7 +108,7 @@ def of_line(points: Points, draws: Resamples) -> Verdict:
     contest = _line_contest(points)
     numbers = replace(numbers, slope=_trend(trend), forms=contest.scores())
 
-    # The turn of an abrupt form takes a bootstrap: only a fall is worth it.
+    # The turn of an abrupt form needs a bootstrap, so compute it only for a fall.
     finding = _by_slope(trend.interval)
     if finding is None:
         turn = _turn(contest, points, draws)
@@ -126,13 +127,13 @@ def _trend(slope: Slope) -> Trend:
 
 @dataclass(frozen=True)
 class LineContest:
-    """The forms of a line compared; all dicts are by the form's name."""
+    """A comparison of the forms of a line. The keys of all dicts are names of forms."""
 
     fits: dict[str, Fit]
     aicc: dict[str, float]
     """Infinite with too few points."""
     errors: dict[str, float]
-    """Mean relative error on the largest third; NaN where the rest does not suffice."""
+    """Mean relative error on the largest third; NaN if there are too few other points."""
 
     @property
     def smooth(self) -> str | None:
@@ -146,12 +147,12 @@ class LineContest:
 
     @property
     def smooth_predicts(self) -> bool:
-        """Whether the best smooth form predicts the largest better than a constant."""
+        """Whether the best smooth form predicts the largest points better than a constant."""
         return self.smooth is not None and self.errors[self.smooth] < self.errors["constant"]
 
     @property
     def abrupt_is_clearly_better(self) -> bool:
-        """Whether the best abrupt form leaves the best smooth one little support."""
+        """Whether the best abrupt form is clearly better than the best smooth form."""
         if self.abrupt is None or self.smooth is None:
             return False
         return self.aicc[self.abrupt] + CLEARLY_BETTER < self.aicc[self.smooth]
@@ -159,20 +160,20 @@ class LineContest:
     @property
     def best(self) -> str:
         """The form that describes the points best."""
-        # With too few points for the criterion of the smooth form, its predictions decide.
+        # With too few points for the smooth form's criterion, its predictions decide.
         if self.smooth and self.smooth_predicts and not np.isfinite(self.aicc[self.smooth]):
             return self.smooth
         return self._best_of(tuple(self.fits)) or "constant"
 
     def scores(self) -> dict[str, Score]:
-        """The numbers as JSON can hold them."""
+        """The scores of all forms, for JSON."""
         return {
             name: Score(aicc=finite(self.aicc[name]), held_out_error=finite(self.errors[name]))
             for name in self.fits
         }
 
     def _best_of(self, names: Sequence[str]) -> str | None:
-        """The form that the criterion prefers; with too few points for the criterion, the one that
+        """The form with the best criterion or, with too few points for the criterion, the form that
         predicts held-out points best."""
         fitted = [name for name in names if name in self.fits]
         usable = any(np.isfinite(self.aicc[name]) for name in fitted)
@@ -195,65 +196,68 @@ def _line_contest(points: Points) -> LineContest:
 
 
 def _turn(contest: LineContest, points: Points, draws: Resamples) -> Interval | None:
-    """Where the best abrupt form turns; None unless it is clearly better than the smooth ones."""
+    """The x at which the best abrupt form turns; None unless it is clearly better than every smooth
+    form."""
     if contest.abrupt is None or not contest.abrupt_is_clearly_better:
         return None
-    # Both abrupt forms call the x at which they turn x0.
+    # In both abrupt forms, x0 is the x of the turn.
     spread = evidence.bootstrap(contest.fits[contest.abrupt], points, LOG_SQUARES, draws)
     return spread.intervals["x0"]
 
 
 def _by_slope(interval: Interval) -> Finding | None:
-    """The finding of the slope alone; None for a fall."""
+    """The finding from the slope alone; None for a fall."""
     low, high = interval
-    # NaN ends, of too few runs, compare as False.
+    # With too few runs the ends are NaN, which compares as False.
     if not low <= high:
         return Finding("not identified", "too few runs to distinguish a trend from chance")
 
     if max(-low, high) < NEGLIGIBLE_SLOPE:
-        reason = f"the slope lies within {low:.3f} and {high:.3f}, which is negligible"
+        reason = f"the slope is between {low:.3f} and {high:.3f}, which is negligible"
         return Finding("no trend", reason)
 
     if low > 0:
         rise = f"slope {low:.3f} to {high:.3f}"
-        reason = f"the loss rises ({rise}); these are laws of falling losses"
+        reason = f"the loss rises ({rise}), but laws describe falling losses"
         return Finding("not identified", reason)
 
     if high >= 0:
-        reason = f"the slope may be 0 or as much as {low:.3f}: too few runs to decide"
+        reason = f"too few runs to decide: the slope may be 0, or as steep as {low:.3f}"
         return Finding("not identified", reason)
     return None
 
 
 def _by_forms(contest: LineContest, turn: Interval | None) -> Finding:
-    """The finding of the forms on a loss that falls."""
+    """The finding from the forms on a falling loss."""
     if turn is not None:
         reason = (
-            f"the loss falls, but no smooth form describes it: {contest.abrupt} does, with its turn"
-            f" at {turn.low:.3g} to {turn.high:.3g}"
+            f"the loss falls, but not smoothly: {contest.abrupt}, with a turn at {turn.low:.3g} to"
+            f" {turn.high:.3g}, describes it clearly better"
         )
         return Finding("not identified", reason)
 
     if contest.smooth_predicts:
-        reason = f"{contest.smooth} fits best, and predicts the largest better than a constant"
+        reason = (
+            f"{contest.smooth} fits best, and predicts the largest points better than a constant"
+        )
         return Finding("power law", reason)
 
     return Finding(
         "not identified",
-        "the loss falls, but no smooth form predicts the largest better than a constant",
+        "the loss falls, but no smooth form predicts the largest points better than a constant",
     )
 
 
 def of_plane(points: Points) -> Verdict:
-    """The verdict on a series over N and D together; each size is left out in turn, and predicted
+    """The verdict on a series over N and D together. Each size is left out in turn, and predicted
     from the other sizes.
 
-    Emergent: sizes below a threshold learn nothing from data, and a form with a threshold predicts
-    left-out sizes better than every smooth form. At least three sizes are on either side of the
-    threshold, and the interval of its steepness is above LEAST_STEEPNESS. A power law: the best
-    smooth form predicts better than a constant, and the intervals show a fall along each axis, of
-    the form and of the plane of least squares. No trend: the intervals of the slopes along both
-    axes lie within NEGLIGIBLE_SLOPE.
+    Emergent: a form with a threshold, below which sizes learn nothing from data, predicts left-out
+    sizes better than every smooth form. At least three sizes are on either side of the threshold,
+    and the interval of its steepness is above LEAST_STEEPNESS. Power law: the best smooth form
+    predicts better than a constant, and both this form and a least-squares plane fall along each
+    axis, by their intervals. No trend: the intervals of the slopes along both axes are within
+    NEGLIGIBLE_SLOPE.
     """
     sizes, amounts = (np.sort(evidence.distinct_values(axis[None])[0]) for axis in points.x)
     numbers = Evidence(
@@ -269,10 +273,10 @@ def of_plane(points: Points) -> Verdict:
     contest = _plane_contest(points)
     numbers = replace(numbers, forms=contest.scores())
     if contest.smooth is None:
-        reason = "too few different points to compare the forms"
+        reason = "too few distinct points to compare the forms"
         return Verdict("not identified", reason, numbers)
 
-    # Emergence first: a gated surface also falls along both axes.
+    # Test emergence first, because a gated surface also falls along both axes.
     emergence = _emergence(points, contest)
     finding = _by_emergence(emergence, sizes)
     numbers = _with_emergence(numbers, emergence)
@@ -285,35 +289,35 @@ def of_plane(points: Points) -> Verdict:
 
 @dataclass(frozen=True)
 class PlaneContest:
-    """The forms of a plane compared; all dicts are by the form's name."""
+    """A comparison of the forms of a plane. The keys of all dicts are names of forms."""
 
     fits: dict[str, Fit]
     aicc: dict[str, float]
     """Infinite with too few points."""
     squared_errors: dict[str, Array]
-    """Mean squared errors of ln y of each size, predicted from the other sizes."""
+    """Mean squared error of ln y of each size, predicted from the other sizes."""
 
     @property
     def smooth(self) -> str | None:
-        """The smooth form of least error; None if none could be fitted."""
+        """The smooth form with the least error; None if none could be fitted."""
         fitted = (name for name in SMOOTH_PLANES if name in self.fits)
         return min(fitted, key=self.error, default=None)
 
     @property
     def best(self) -> str:
-        """The form of least error."""
+        """The form with the least error."""
         return min(self.fits, key=self.error)
 
     def error(self, name: str) -> float:
-        """Root mean square error of ln y over sizes left out."""
+        """Root mean square error of ln y over left-out sizes."""
         return float(np.sqrt(self.squared_errors[name].mean()))
 
     def gain(self, name: str, baseline: str) -> Interval:
-        """The interval of how much lower the squared errors of a form are than another's."""
+        """The interval of the baseline's squared errors minus the form's."""
         return _mean_interval(self.squared_errors[baseline] - self.squared_errors[name])
 
     def scores(self) -> dict[str, Score]:
-        """The numbers as JSON can hold them."""
+        """The scores of all forms, for JSON."""
         return {
             name: Score(aicc=finite(self.aicc[name]), left_out_error=finite(self.error(name)))
             for name in self.fits
@@ -321,7 +325,7 @@ class PlaneContest:
 
 
 def _plane_contest(points: Points) -> PlaneContest:
-    # A constant has the same terms on any number of axes.
+    # A constant has the same terms for any number of axes.
     fits = _fits(points, ("constant", *PLANE_FORMS))
     sizes = points.x[0]
     return PlaneContest(
@@ -334,7 +338,7 @@ def _plane_contest(points: Points) -> PlaneContest:
 
 
 def _obstacle(points: Points, sizes: Array, amounts: Array) -> str | None:
-    """The reason why no losses on these points could identify a law; None if there is none."""
+    """The reason why these points cannot identify a law for any losses; None if there is none."""
     for axis, values in (("size", sizes), ("data", amounts)):
         shortage = _shortage(values)
         if shortage is not None:
@@ -346,21 +350,21 @@ def _obstacle(points: Points, sizes: Array, amounts: Array) -> str | None:
 
 @dataclass(frozen=True)
 class Emergence:
-    """The case for a threshold of size."""
+    """The evidence for a threshold of size."""
 
     gain: Interval
-    """Squared errors of the best smooth form minus those of the emergent one."""
+    """Squared errors of the best smooth form minus those of the emergent form."""
     threshold: Interval | None = None
-    """In parameters; None where there may be no gain."""
+    """In parameters; None if the gain's interval reaches 0 or below."""
     steepness: Interval | None = None
-    """None where there may be no gain."""
+    """None if the gain's interval reaches 0 or below."""
 
 
 def _emergence(points: Points, contest: PlaneContest) -> Emergence | None:
-    """The case for emergence; None where the form could not be fitted."""
+    """The evidence for emergence; None if the form could not be fitted."""
     if "emergent" not in contest.fits or contest.smooth is None:
         return None
-    # The bootstrap takes a search for each draw: only a gain is worth it.
+    # The bootstrap needs a search for each draw, so run it only if there is a gain.
     gain = contest.gain("emergent", contest.smooth)
     if gain.low <= 0:
         return Emergence(gain)
@@ -371,7 +375,7 @@ def _emergence(points: Points, contest: PlaneContest) -> Emergence | None:
 
 
 def _by_emergence(emergence: Emergence | None, sizes: Array) -> Finding | None:
-    """The finding `emergent`; None for other series."""
+    """The finding `emergent`; None if the series is not emergent."""
     if emergence is None or emergence.threshold is None or emergence.steepness is None:
         return None
 
@@ -380,13 +384,13 @@ def _by_emergence(emergence: Emergence | None, sizes: Array) -> Finding | None:
         return None
     return Finding(
         "emergent",
-        f"of the sizes and data seen, only sizes beyond {threshold.low:.3g} to"
-        f" {threshold.high:.3g} learn it",
+        f"within the measured sizes and data, only sizes above {threshold.low:.3g} to"
+        f" {threshold.high:.3g} learn the test",
     )
 
 
 def _is_between(sizes: Array, threshold: Interval) -> bool:
-    """Whether enough sizes lie on either side of all of the interval."""
+    """Whether enough sizes are below the interval, and enough above it."""
     below, above = int((sizes < threshold.low).sum()), int((sizes > threshold.high).sum())
     return below >= SIZES_EACH_SIDE and above >= SIZES_EACH_SIDE
 
@@ -397,7 +401,7 @@ def _with_emergence(numbers: Evidence, emergence: Emergence | None) -> Evidence:
     return replace(
         numbers,
         gain_of_emergent=ends(emergence.gain),
-        place=ends(emergence.threshold) if emergence.threshold else None,
+        threshold=ends(emergence.threshold) if emergence.threshold else None,
         steepness=ends(emergence.steepness) if emergence.steepness else None,
     )
 
@@ -409,7 +413,7 @@ class OfAxes(NamedTuple):
     D: Interval
 
     def as_json(self) -> ByAxis:
-        """The intervals as JSON can hold them."""
+        """The intervals, for JSON."""
         return ByAxis(N=ends(self.N), D=ends(self.D))
 
 
@@ -420,13 +424,13 @@ class Effects:
     gain: Interval
     """Squared errors of a constant minus those of the best smooth form."""
     falls: OfAxes
-    """By the smooth form."""
+    """Exponents of the smooth form's fall."""
     slopes: OfAxes
-    """Of the plane of least squares."""
+    """Slopes of the least-squares plane."""
 
     @property
     def falling(self) -> list[str]:
-        """The axes along which the intervals of fall and slope both show a fall."""
+        """The axes along which both the form's fall and the plane's slope show a fall."""
         axes = zip(OfAxes._fields, self.falls, self.slopes, strict=True)
         return [name for name, fall, slope in axes if fall.low > LEAST_FALL and slope.high < 0]
 
@@ -445,7 +449,7 @@ def _effects(points: Points, contest: PlaneContest, smooth: str) -> Effects:
 
 
 def _by_effects(effects: Effects, smooth: str) -> Finding:
-    """The finding of the effects of size and data on a plane that is not emergent."""
+    """The finding from the effects of size and data, for a plane that is not emergent."""
     predicts = effects.gain.low > 0
     if predicts and len(effects.falling) == 2:
         reason = (
@@ -458,12 +462,12 @@ def _by_effects(effects: Effects, smooth: str) -> Finding:
         return Finding("no trend", reason)
 
     if predicts and len(effects.falling) == 1:
-        reason = f"the loss falls with {effects.falling[0]} only: no law of both"
+        reason = f"the loss falls only with {effects.falling[0]}, so there is no law of both axes"
         return Finding("not identified", reason)
     return Finding(
         "not identified",
-        "no law of falling loss predicts left-out sizes better than a constant, and a change is"
-        " not ruled out",
+        "no law of falling loss predicts left-out sizes better than a constant, but the loss may"
+        " still change",
     )
 
 
@@ -477,15 +481,15 @@ def _with_effects(numbers: Evidence, effects: Effects) -> Evidence:
 
 
 def _falls(fitted: Fit, points: Points) -> OfAxes:
-    """The powers by which the curve falls along N and D, each from its least to its most where the
-    other has its most: 95 % intervals."""
+    """95 % intervals of the exponents of the curve's fall along N and D. Each is measured from the
+    axis's least to its largest value, with the other axis at its largest value."""
     draws = evidence.resample(points, seed=0, resamples=RESAMPLES_OF_FORMS)
     theta = evidence.bootstrap(fitted, points, LOG_SQUARES, draws).theta
     if len(theta) == 0:
         unknown = Interval(np.nan, np.nan)
         return OfAxes(unknown, unknown)
 
-    # The first two columns begin low along one axis each, the third is the high end of both.
+    # The first two columns are low along one axis each; the third is high along both.
     least, most = points.x.min(axis=1), points.x.max(axis=1)
     starts = np.where(np.eye(2, dtype=np.bool_), least[:, None], most[:, None])
     corners = np.concatenate([starts, most[:, None]], axis=1)
@@ -495,17 +499,16 @@ def _falls(fitted: Fit, points: Points) -> OfAxes:
 
 
 def _plane_slopes(points: Points) -> OfAxes:
-    """The 95 % intervals of d ln y / d ln N and d ln y / d ln D, by least squares on whole runs
-    drawn with replacement."""
+    """95 % intervals of d ln y / d ln N and d ln y / d ln D, by least squares on resampled runs."""
     draws = evidence.resample(points, seed=0, resamples=RESAMPLES_OF_SLOPES)
-    # Centred, so that rounding does not grow with the distance of ln N from 0.
+    # Centre the axes, so that rounding errors do not grow with ln N.
     centred = np.log(points.x) - np.log(points.x).mean(axis=1, keepdims=True)
     design = np.stack([np.ones(len(points.y)), *centred], axis=1)
     weighted = np.swapaxes(draws.weights[:, :, None] * design, 1, 2)
     curvature = weighted @ design
     target = weighted @ np.log(points.y)[:, None]
 
-    # A draw may hold one size only, or runs that lie on a line.
+    # A draw can hold a single size, or runs on a line.
     regular = np.linalg.cond(curvature) < SINGULAR_CONDITION
     slopes = np.linalg.solve(curvature[regular], target[regular])[:, 1:, 0]
     return OfAxes(_percentiles(slopes[:, 0]), _percentiles(slopes[:, 1]))
@@ -518,33 +521,33 @@ def _fits(points: Points, names: Iterable[str]) -> dict[str, Fit]:
 
     for name in names:
         form = FORMS[name]
-        # A preference loss is below ln 2 at some point; other losses have no reason to start there.
+        # Only preference losses start at ln 2, and they are below it at some point.
         if form.starts_at_coin_loss and not preference_loss:
             continue
 
-        # More parameters than different points: the form cannot be compared.
+        # A form with more parameters than distinct points cannot be fitted.
         with contextlib.suppress(ValueError):
             fits[name] = fit(form, points.x, points.y, LOG_SQUARES)
     return fits
 
 
 def _decades(values: Array) -> float:
-    """Decades between the ends of ascending values; 0 for one value."""
+    """Decades between the ends of ascending values; 0 for a single value."""
     return float(np.log10(values[-1] / values[0])) if len(values) > 1 else 0.0
 
 
 def _shortage(values: Array) -> str | None:
-    """The reason why these ascending values of an axis are too few for a law; None if they are
-    not."""
+    """The reason why an axis with these ascending values is too short for a law; None if it is long
+    enough."""
     if len(values) < LEAST_VALUES:
-        return f"{len(values)} different values on the axis; a law needs {LEAST_VALUES} or more"
+        return f"{len(values)} distinct values on the axis, but a law needs {LEAST_VALUES} or more"
     if _decades(values) < LEAST_DECADES:
-        return f"{_decades(values):.2f} decades; a law needs {LEAST_DECADES} or more"
+        return f"{_decades(values):.2f} decades, but a law needs {LEAST_DECADES} or more"
     return None
 
 
 def _mean_interval(values: Array) -> Interval:
-    """The 95 % interval of a mean over sizes left out, by resampling them."""
+    """The 95 % interval of a mean over left-out sizes, by resampling the sizes."""
     generator = np.random.default_rng(0)
     draws = generator.integers(0, len(values), size=(RESAMPLES_OF_SIZES, len(values)))
     return _percentiles(values[draws].mean(axis=1))

@@ -40,7 +40,7 @@ class AdapterConfig:
     base_model_name_or_path: str
     """A folder, or a hub id."""
     revision: str | None = None
-    """Of the hub id."""
+    """Revision of the hub id."""
     task_type: str | None = None
 
 
@@ -53,17 +53,17 @@ class Adapter:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The adapter of a folder that has an `adapter_config.json`.
+        """Read the adapter of a folder that has an `adapter_config.json`.
 
         Raises:
-            CheckpointError: If the config lacks a field, or a whole model is beside the adapter.
+            CheckpointError: If the config lacks a field, or the folder also has a whole model.
         """
         whole = next((name for name in (WEIGHTS, INDEX) if (folder / name).is_file()), None)
         if whole is not None:
             raise CheckpointError(
-                f"{folder}: it has a whole model ({whole}) and an adapter ({CONFIG}), which may be"
-                f" in the model's weights already. If it is, remove {CONFIG}. If not, move the"
-                " adapter into a folder of its own."
+                f"{folder}: has a whole model ({whole}) and an adapter ({CONFIG}), which may be"
+                f" merged into the model already. If it is, remove {CONFIG}. If not, move the"
+                " adapter into another folder."
             )
 
         try:
@@ -73,11 +73,12 @@ class Adapter:
         if config.peft_type in NOT_MERGED:
             raise CheckpointError(
                 f"{folder}: its adapter ({config.peft_type}) puts learned tokens before each text,"
-                " which cannot be merged into weights. Train an adapter of weights, such as LoRA."
+                " which cannot be merged into weights. Train an adapter that changes weights, such"
+                " as LoRA."
             )
         if not config.base_model_name_or_path:
             raise CheckpointError(
-                f"{folder / CONFIG}: it names no base model. Name its folder or its hub id as"
+                f"{folder / CONFIG}: names no base model. Give its folder or hub id as"
                 " base_model_name_or_path."
             )
         return cls(folder, config)
@@ -100,16 +101,16 @@ class Adapter:
         return {unwrapped(name).removeprefix(PREFIX): name for name in names_in(path)}
 
     def tensor(self, name: str) -> Tensor:
-        """A weight, in its own type, by its name in the base model."""
+        """A weight, in its stored type, by its name in the base model."""
         return read_tensor(self.folder / ADAPTER, self.names[name])
 
     @property
     def head_names(self) -> list[str]:
-        """The weights of a head that was trained whole, with the adapter; empty if none was."""
+        """Names of the weights of a head that was trained in full with the adapter, if any."""
         return [name for name in self.names if name.startswith(heads.HEAD) and "lora_" not in name]
 
     def config_of(self, base: PreTrainedConfig) -> PreTrainedConfig:
-        """The config of the base model with the adapter in it; `base` is changed."""
+        """Change the config of the base model to that of the merged model, and return it."""
         if self.head_names and not heads.is_reward_model(base):
             family = base.model_type
             name = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(family)
@@ -121,7 +122,7 @@ class Adapter:
         return base
 
     def refuse_without_head(self, base: PreTrainedConfig) -> None:
-        """Refuse an adapter of a language model in the place of a reward model.
+        """Reject an adapter of a language model where a reward model is needed.
 
         Raises:
             CheckpointError: If neither the adapter nor its base model has a head.
@@ -131,17 +132,17 @@ class Adapter:
 
         heads.refuse_value_head(self.folder, list(self.names))
         hint = (
-            "its weights are not whole. Save it with modules_to_save=['score']."
+            "its weights are incomplete. Save it with modules_to_save=['score']."
             if self.config.task_type == "SEQ_CLS"
-            else "it is not a reward model. Make one of it with `worldpm train --model`."
+            else "it is not a reward model. Make one from it with `worldpm train --model`."
         )
         raise CheckpointError(
             f"{self.folder}: an adapter without head weights ({heads.HEAD}*): {hint}"
         )
 
     def merged(self, base: RewardModel, *, widen: bool) -> RewardModel:
-        """The base model with the adapter in its weights, and with the adapter's head if it has
-        one; `base` is changed. `widen` keeps what bfloat16 would round away of the adapter.
+        """Merge the adapter, and its head if it has one, into the base model; `base` is changed.
+        `widen` uses a wider type, because bfloat16 would round parts of the adapter away.
 
         Raises:
             ConfigError: If PEFT is not installed.
@@ -153,14 +154,14 @@ class Adapter:
             tensors = {name.removeprefix(heads.HEAD): self.tensor(name).float() for name in names}
             head = heads.of(tensors, self.folder, backbone.config)
 
-        # what belongs to the head of a language model has no place here
+        # the head of a language model is not needed
         skipped = (*names, *(name for name in self.names if name.startswith(heads.LM_HEADS)))
         weights = {name: self.tensor(name) for name in self.names if name not in skipped}
         if widen:
             nn.Module.to(backbone, _wider(backbone.dtype, weights))
         try:
             _merge(peft, self.folder, backbone, head, weights)
-        # PEFT raises whatever its layers do
+        # PEFT passes on any error of its layers
         except Exception as error:
             raise CheckpointError(
                 f"{self.folder}: its adapter ({self.config.peft_type}) does not fit the base model"
@@ -174,7 +175,7 @@ class Adapter:
 
 
 def _wider(dtype: torch.dtype, weights: Mapping[str, Tensor]) -> torch.dtype:
-    """The type that holds the sums of weights of `dtype` and those of the adapter."""
+    """The type for the sums of weights of `dtype` and the weights of the adapter."""
     for tensor in weights.values():
         dtype = torch.promote_types(dtype, tensor.dtype)
     return torch.float32 if dtype == torch.float64 else dtype
@@ -194,14 +195,14 @@ def _merge(
     """
     prefix = f"{backbone.base_model_prefix}."
     if not any(name.startswith(prefix) for name in weights):
-        # of a model without any head
+        # the adapter was trained on a model without a head
         weights = {prefix + name: tensor for name, tensor in weights.items()}
     rows = weights.get(f"{prefix}{EMBEDDING}")
     if rows is not None:
         backbone.resize_token_embeddings(len(rows), mean_resizing=False)
 
     config = peft.PeftConfig.from_pretrained(str(folder))
-    # the head is not PEFT's to make
+    # PEFT must not make a head
     config.task_type, config.inference_mode = None, True
     whole = [name for name in config.modules_to_save or () if name not in HEADS]
     config.modules_to_save = whole or None
@@ -218,8 +219,8 @@ def _merge(
 
 
 def _as_language_model(backbone: PreTrainedModel, head: nn.Module) -> PreTrainedModel:
-    """The model with its parts under the names that they have in adapters' files, those of
-    transformers' own classes."""
+    """The model with its parts under their names in adapter files, which are the names in
+    transformers' classes."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(backbone.config)  # type: ignore[no-untyped-call]
     setattr(model, backbone.base_model_prefix, backbone)

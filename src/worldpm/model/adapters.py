@@ -25,7 +25,7 @@ BASE, DOWN, UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
 
 
 def package(needed_by: str) -> Any:
-    """PEFT, which is an extra; `needed_by` starts the error if it is absent.
+    """Import PEFT, which is an extra; `needed_by` starts the error if it is missing.
 
     Raises:
         ConfigError: If PEFT is not installed.
@@ -34,11 +34,11 @@ def package(needed_by: str) -> Any:
 
 
 def add(model: RewardModel, *, rank: int, seed: int) -> None:
-    """Give every linear layer of the backbone an adapter, and freeze all other weights but the
+    """Give every linear layer of the backbone an adapter, and freeze all other weights except the
     head's.
 
-    Experts of a mixture that are one parameter for all of them stay frozen, and so do the layers
-    of state-space mixers, whose kernels read the weights past an adapter.
+    Experts that share one parameter stay frozen. The layers of state-space mixers stay frozen too,
+    because their kernels read the weights directly and would bypass an adapter.
 
     Raises:
         ConfigError: If PEFT is not installed, or the adapters could not be merged at the end.
@@ -86,7 +86,7 @@ def _adapted_layers(model: RewardModel) -> list[str]:
         raise _refusal("no layer of the model can have an adapter")
 
     if any(".experts." in name and tensor.ndim == 3 for name, tensor in model.named_parameters()):
-        logger.info("--lora-rank: the experts have no adapters and stay as they are")
+        logger.info("--lora-rank: the experts have no adapters and stay unchanged")
     return adapted
 
 
@@ -97,7 +97,7 @@ def _is_state_space(module: nn.Module) -> bool:
 
 
 def _check_mergeable(before: Collection[str], after: Mapping[str, Tensor]) -> None:
-    """Refuse adapters that `merged` could not merge, before the first step is taken."""
+    """Reject adapters that `merged` could not merge, before the first step."""
     frozen = [name for name in after if BASE in name and name.endswith(".weight")]
     factors = {f"{name[: name.index(BASE)]}{side}weight" for name in frozen for side in (UP, DOWN)}
     merged_names = [name.replace(BASE, ".") for name in after if name not in factors]
@@ -111,10 +111,10 @@ def _refusal(reason: str) -> ConfigError:
 
 
 def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a model with adapters as those of the plain model, in float32.
+    """Merge the weights of a model with adapters into weights of the plain model, in float32.
 
-    Frozen bfloat16 weights lie on the grid of bfloat16, so rounding their sums to it would lose
-    most of what the adapters learned. Weights without adapters are returned unchanged.
+    If the sums were rounded to bfloat16 like the frozen weights, most of what the adapters learned
+    would be lost. Weights without adapters are returned unchanged.
     """
     if not any(BASE in name for name in weights):
         return weights

@@ -29,7 +29,7 @@ from worldpm.records import ASSISTANT, Message
 
 END_TOKEN = "<|endoftext|>"
 MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
-"""Noncharacters: Unicode keeps them for a program's own use."""
+"""Noncharacters, which Unicode reserves for use inside programs."""
 TEMPLATE_ERRORS = (
     *(TemplateError, ArithmeticError, AttributeError),
     *(LookupError, TypeError, ValueError, RecursionError, SyntaxError),
@@ -37,7 +37,7 @@ TEMPLATE_ERRORS = (
 """Errors of a template: it is a program, and unexpected input can raise any of these."""
 
 Turn = Mapping[str, Any]
-"""A message as templates read it."""
+"""A message in the form that templates read."""
 Span = tuple[int, int]
 """Start and end, in characters."""
 
@@ -48,7 +48,7 @@ FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 TURN_START, TURN_END, PAD_TOKEN = "<|im_start|>", "<|im_end|>", "<|pad|>"
 
 DEFAULT_NAME = "default"
-"""Name of the template that is taken of several."""
+"""Name of the template that is used if a tokenizer has several."""
 EMPTY_SYSTEM_TURN = (
     "{% if messages[0].role != 'system' %}{% set messages = [{'role': 'system', 'content': ''}] +"
     " messages %}{% endif %}"
@@ -65,34 +65,33 @@ PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}\n\n"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-"""Each turn as its speaker and its words: `User: How?`, an empty line, `Assistant: So.`"""
+"""Each turn as its speaker and its text: `User: How?`, an empty line, `Assistant: So.`"""
 TEMPLATES = {"plain": PLAIN_TEMPLATE, "chatml": QWEN_TEMPLATE}
-"""Templates that can be asked for by name, for tokenizers without one."""
+"""Templates that users can choose by name, for tokenizers without one."""
 
 
 class RefusalError(Exception):
-    """A chat template refuses a conversation, or leaves the response out."""
+    """A conversation that a chat template rejects, or whose response it leaves out."""
 
 
 class Frame(NamedTuple):
-    """Text around the template's, for one model."""
+    """Text that a model needs around the template's text."""
 
     end_token: str | None = END_TOKEN
-    """Appended after white space is dropped, unless it is already last; None leaves the template's
-    text unchanged."""
+    """Appended in place of trailing white space, unless it is already last; None leaves the
+    template's text unchanged."""
     empty_system: bool = True
     """Whether a prompt without a system turn gets an empty one, so that the template adds no system
     message by default."""
 
 
 UNFRAMED = Frame(end_token=None, empty_system=False)
-"""The frame of other authors' reward models: they trained on the template's text and its last
-token."""
+"""The frame of other authors' reward models: they are trained on the template's text and read at
+its last token."""
 
 
 def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
-    """The frame in which a model is trained: the released WorldPM's where the tokenizer has its
-    tokens.
+    """The frame for training a model: that of the released WorldPM if the tokenizer has its tokens.
 
     Raises:
         CheckpointError: If the tokenizer has no chat template, or no token that could end a text.
@@ -106,7 +105,7 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
     end_token = END_TOKEN if END_TOKEN in tokenizer.get_added_vocab() else tokenizer.eos_token
     if end_token is None:
         raise CheckpointError(
-            f"{tokenizer.name_or_path}: the tokenizer has no end token; set its eos_token"
+            f"{tokenizer.name_or_path}: the tokenizer has no end token. Set its eos_token."
         )
     return Frame(str(end_token), TURN_START in str(tokenizer.chat_template))
 
@@ -114,8 +113,8 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
 def template_of(
     tokenizer: PreTrainedTokenizerBase, asked: str | None, name: str | None
 ) -> str | None:
-    """The template to read with: the one that was asked for, by one of TEMPLATES or as a file, or
-    else the tokenizer's, which may have several by name. None if it has none.
+    """The template to use: `asked`, which is a name in TEMPLATES or a file, or else the tokenizer's
+    template, which may be one of several by `name`. None if the tokenizer has none.
 
     Raises:
         ConfigError: If there is no such file or name.
@@ -139,13 +138,13 @@ def _read(asked: str) -> str:
         return Path(asked).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--chat-template {asked}: not a template that can be read ({first_line(error)}). Name"
-            f" a file, or one of {', '.join(TEMPLATES)}."
+            f"--chat-template {asked}: not a readable template ({first_line(error)}). Name a file,"
+            f" or one of {', '.join(TEMPLATES)}."
         ) from error
 
 
 def _named(tokenizer: PreTrainedTokenizerBase, name: str | None) -> str | None:
-    """The tokenizer's template of a name; `default` is also that of one template alone."""
+    """The tokenizer's template of this name; a single template has the name `default`."""
     templates = tokenizer.chat_template or {}
     if isinstance(templates, str):
         templates = {DEFAULT_NAME: templates}
@@ -166,8 +165,8 @@ def standing_alone(template: str, frame: Frame) -> str:
     """The template with the frame inside it: any program that fills it gets the text that the model
     was trained on.
 
-    A template that this function made comes back unchanged. A template that asks for the day gets a
-    fixed one, or rewards would depend on the day.
+    A template that this function made is returned unchanged. A template that asks for the current
+    day gets a fixed day, so that rewards do not depend on the day.
     """
     if MADE_HERE in template:
         return template
@@ -198,7 +197,7 @@ def on_a_fixed_day(template: str) -> str:
 
 
 TRUSTED = (PLAIN_TEMPLATE, QWEN_TEMPLATE, standing_alone(QWEN_TEMPLATE, Frame()))
-"""Templates of our own, which need no trial."""
+"""Templates of this project, which need no trial."""
 
 
 class Conversation(NamedTuple):
@@ -207,17 +206,17 @@ class Conversation(NamedTuple):
 
     text: str
     prompt_start: int
-    """Start of the first message's words, after the template's opening."""
+    """Start of the first message's text, after the template's opening."""
     prompt_end: int
     """Start of the response."""
     response_end: int
     """Start of the template's closing."""
     prompt_words: tuple[Span, ...] = ()
-    """The words of each prompt message, without the template's; messages without words, or changed
-    by the template, are left out."""
+    """The text of each prompt message, without the template's; messages that are empty, or that the
+    template changed, are left out."""
     literal: tuple[Span, ...] = ()
-    """What looks like a special token in people's words, such as `<|im_end|>`: it is text, not a
-    turn's end."""
+    """Parts of people's texts that look like special tokens, such as `<|im_end|>`. They are text
+    and do not end a turn."""
 
 
 class _Layout(NamedTuple):
@@ -227,10 +226,10 @@ class _Layout(NamedTuple):
     """Up to the response."""
     tail: str
     """After the response."""
-    words: tuple[Span, ...]
-    """The words of the prompt's messages in the head."""
+    spans: tuple[Span, ...]
+    """The texts of the prompt's messages in the head."""
     is_whole: bool
-    """Whether `words` has those of every message."""
+    """Whether `spans` has the text of every message."""
 
 
 def render(
@@ -241,20 +240,21 @@ def render(
     frame: Frame,
     last: Message = ASSISTANT,
 ) -> list[Conversation]:
-    """One prompt with each of its responses, in order: the text that the tokenizer's own template
-    gives, in the model's frame. A response is the content of the turn `last`, which may have tool
-    calls.
+    """Render one prompt with each of its responses, in order, by the tokenizer's template in the
+    model's frame. A response becomes the content of the turn `last`, which may have tool calls.
 
     Raises:
         CheckpointError: If the tokenizer has no chat template, or lacks the frame's end token.
-        RefusalError: If the template refuses the conversation, leaves the response out, or makes a
+        RefusalError: If the template rejects the conversation, leaves the response out, or makes a
             text far longer than its messages.
     """
     special = _special_tokens(tokenizer, frame)
     for message in (*prompt, last):
-        # templates write these keys in ways of their own, so that no mark could find the token
+        # templates format these keys in different ways, so that marks could not locate the token
         if token := special.search(message.more):
-            raise RefusalError(f"a tool call or another key of a message holds {token[0]!r}.")
+            raise RefusalError(
+                f"a tool call or another key of a message contains {token[0]!r}. Remove it."
+            )
 
     turns = [message.turn() for message in prompt]
     if frame.empty_system and turns[0]["role"] != "system":
@@ -283,13 +283,13 @@ class _Template:
     tokenizer: PreTrainedTokenizerBase
     frame: Frame
     in_parts: bool = False
-    """Whether it takes a message as a list of parts, as templates of models with images do."""
+    """Whether it reads a message as a list of parts, like templates of models with images."""
 
     def fill(self, turns: Sequence[Turn]) -> str:
-        """The text of a whole conversation, before the frame ends it.
+        """The text of a whole conversation, without the frame's end token.
 
         Raises:
-            RefusalError: If the template refuses it, or writes far more than the messages hold.
+            RefusalError: If the template rejects it, or writes far more text than the messages.
         """
         dialogue = [dict(turn) for turn in turns]
         if self.in_parts:
@@ -300,13 +300,15 @@ class _Template:
             text = str(self.tokenizer.apply_chat_template(dialogue, tokenize=False))
         except TEMPLATE_ERRORS as error:
             raise RefusalError(
-                f"the chat template refuses it ({first_line(error)}). Its roles or their order are"
-                " not the model's."
+                f"the chat template rejects it ({first_line(error)}). Use the roles and the order"
+                " of turns that the model expects."
             ) from error
 
         most = LARGEST_GROWTH * (ALWAYS_FILLED + sum(map(len, map(str, turns))))
         if len(text) > most:
-            raise RefusalError(f"the chat template makes {len(text):,} characters of it. Mend it.")
+            raise RefusalError(
+                f"the chat template turns it into {len(text):,} characters. Fix the template."
+            )
         return text
 
     def close(self, prompt: Sequence[Turn], dialogue: Sequence[Turn]) -> str:
@@ -315,7 +317,7 @@ class _Template:
         if end is None or not text.rstrip().endswith(end):
             return close(text, self.frame)
 
-        # an end token that people wrote last is text, and ends nothing
+        # an end token at the end of a person's text is text, and the frame's must follow it
         ends_in_words = dialogue[-1]["content"].rstrip().endswith(end)
         probe = [*prompt, {"role": "assistant", "content": "x"}]
         if ends_in_words and not self.fill(probe).rstrip().endswith(end):
@@ -323,7 +325,7 @@ class _Template:
         return text.rstrip()
 
     def pieces(self, turns: Sequence[Turn], mark: str) -> list[str]:
-        """The text between marks; empty if the template refuses the conversation with marks."""
+        """The text between marks; empty if the template rejects the conversation with marks."""
         try:
             return close(self.fill(turns), self.frame).split(mark)
         except RefusalError:
@@ -331,35 +333,35 @@ class _Template:
 
 
 def _layout(template: _Template, turns: Sequence[Turn]) -> tuple[_Template, _Layout]:
-    """The text around any response to a prompt, and the template as it takes messages.
+    """The text around any response to a prompt, and the template in the form that reads messages.
 
     Raises:
-        RefusalError: If the template refuses the prompt, or leaves the response out.
+        RefusalError: If the template rejects the prompt, or leaves the response out.
     """
     mark = _unused_mark(_contents(turns))
     probe = {"role": "assistant", "content": f"{mark}x{mark}"}
 
-    # marks around the words of every message, inside white space that a template may drop
-    marked = [{**turn, "content": _around_words(turn["content"], mark)} for turn in turns]
-    words = [content.strip() for content in _contents(turns) if content.strip()]
+    # put marks around the text of every message, inside white space that a template may drop
+    marked = [{**turn, "content": _marked(turn["content"], mark)} for turn in turns]
+    texts = [content.strip() for content in _contents(turns) if content.strip()]
     pieces = template.pieces([*marked, probe], mark)
-    if pieces[1::2] == [*words, "x"]:
+    if pieces[1::2] == [*texts, "x"]:
         *before, _, tail = pieces
         ends = list(accumulate(map(len, before)))
         return template, _Layout("".join(before), tail, tuple(pairwise(ends))[::2], is_whole=True)
 
-    # the template looks at how a message begins or ends: only the response is marked
+    # the template depends on how a message begins or ends, so mark only the response
     pieces = template.pieces([*turns, probe], mark)
     if len(pieces) > 1:
         head, *_, tail = pieces
-        return template, _Layout(head, tail, tuple(_find(head, words)), is_whole=False)
+        return template, _Layout(head, tail, tuple(_find(head, texts)), is_whole=False)
 
     if not template.in_parts:
         with suppress(RefusalError):
             return _layout(replace(template, in_parts=True), turns)
-    # the reason, if the template gives one
+    # raises the template's reason, if it gives one
     template.fill([*turns, probe])
-    raise RefusalError("the chat template leaves the response out. Take another template.")
+    raise RefusalError("the chat template leaves the response out. Use another template.")
 
 
 def _unused_mark(contents: Sequence[str]) -> str:
@@ -368,32 +370,33 @@ def _unused_mark(contents: Sequence[str]) -> str:
     for mark in MARKS:
         if mark not in used:
             return mark
-    raise RefusalError("its texts hold all noncharacters of Unicode. Take them out.")
+    raise RefusalError("its texts contain all noncharacters of Unicode. Remove them.")
 
 
-def _around_words(content: str, mark: str) -> str:
-    words = content.strip()
-    if not words:
+def _marked(content: str, mark: str) -> str:
+    """The content with marks around its text, inside white space."""
+    text = content.strip()
+    if not text:
         return content
-    start = content.index(words)
-    return f"{content[:start]}{mark}{words}{mark}{content[start + len(words) :]}"
+    start = content.index(text)
+    return f"{content[:start]}{mark}{text}{mark}{content[start + len(text) :]}"
 
 
 def _conversation(text: str, response: str, layout: _Layout) -> Conversation:
-    """A conversation with the places of its words."""
-    head, tail, words, _ = layout
-    prompt_start = words[0][0] if words else len(head)
+    """A conversation with the spans of its messages' texts."""
+    head, tail, spans, _ = layout
+    prompt_start = spans[0][0] if spans else len(head)
 
-    # templates drop white space around messages, or do not
+    # templates may drop white space around messages
     forms = (response, response.strip(), response.rstrip(), response.lstrip())
     if any(text == head + form + tail for form in forms):
-        return Conversation(text, prompt_start, len(head), len(text) - len(tail), words)
+        return Conversation(text, prompt_start, len(head), len(text) - len(tail), spans)
 
-    # the template moved or changed a part of the response, such as its thinking
+    # the template moved or changed part of the response, such as its thinking
     prompt_end = common_prefix([head, text])
     rest = text[prompt_end:]
     response_end = len(text) - common_prefix([tail[::-1], rest[::-1]])
-    known = tuple(span for span in words if span[1] <= prompt_end)
+    known = tuple(span for span in spans if span[1] <= prompt_end)
     return Conversation(text, min(prompt_start, prompt_end), prompt_end, response_end, known)
 
 
@@ -404,23 +407,25 @@ def _literal(
     layout: _Layout,
     special: re.Pattern[str],
 ) -> tuple[Span, ...]:
-    """What looks like a special token in people's words."""
-    text, _, prompt_end, response_end, words, _ = conversation
+    """The spans of people's texts that look like special tokens."""
+    text, _, prompt_end, response_end, prompt_spans, _ = conversation
     is_as_written = text[prompt_end:response_end].strip() == turns[-1]["content"].strip()
-    if layout.is_whole and is_as_written and len(words) == len(layout.words):
-        spans = [*words, (prompt_end, response_end)]
+    if layout.is_whole and is_as_written and len(prompt_spans) == len(layout.spans):
+        spans = [*prompt_spans, (prompt_end, response_end)]
         return tuple(match.span() for span in spans for match in special.finditer(text, *span))
 
-    found: set[Span] = set()
+    literal: set[Span] = set()
     for number, content in enumerate(_contents(turns)):
         for token in {match[0] for match in special.finditer(content)}:
             places = _places_of(token, number, template, turns)
-            # a template that searches texts for the token, as for `</think>`, decides what it is;
-            # a token that ends texts is never left to it
+            # a template that searches texts for a token, such as `</think>`, decides whether it is
+            # text; it must not decide this for a token that begins or ends texts
             if places is None and token in _ends(template):
-                raise RefusalError(f"a text has {token!r}, which the chat template looks for.")
-            found.update(places or ())
-    return tuple(sorted(found))
+                raise RefusalError(
+                    f"a text contains {token!r}, which the chat template searches for. Remove it."
+                )
+            literal.update(places or ())
+    return tuple(sorted(literal))
 
 
 def _ends(template: _Template) -> tuple[object, ...]:
@@ -431,8 +436,8 @@ def _ends(template: _Template) -> tuple[object, ...]:
 def _places_of(
     token: str, turn: int, template: _Template, turns: Sequence[Turn]
 ) -> list[Span] | None:
-    """Spans of a special token that the words of one turn contain; None if the template searches
-    the words for it."""
+    """Spans of a special token in the text of one turn; None if the template searches the text for
+    the token."""
     contents = _contents(turns)
     mark = _unused_mark(contents)
     marked = [dict(other) for other in turns]
@@ -442,7 +447,7 @@ def _places_of(
     except RefusalError:
         return None
 
-    # before the frame ends them: one may seem to end with a token of the words
+    # compare without the frame's end token, because only one of both may seem to have it already
     if "".join(pieces) != template.fill(turns):
         return None
     ends = [end + 1 for end in accumulate(map(len, pieces[:-1]))]
@@ -450,9 +455,9 @@ def _places_of(
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase, frame: Frame) -> re.Pattern[str]:
-    """Matches the tokenizer's special tokens, after a check of template and end token.
+    """A pattern of the tokenizer's special tokens, after a check of template and end token.
 
-    Added tokens that are not special, such as `<think>`, are words of a model's language.
+    Added tokens that are not special, such as `<think>`, are ordinary text to a model.
     """
     if not tokenizer.chat_template:
         raise CheckpointError(
@@ -463,15 +468,15 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, frame: Frame) -> re.Patt
     special = any_of(special_tokens(tokenizer))
     if frame.end_token is not None and frame.end_token not in tokenizer.get_added_vocab():
         raise CheckpointError(
-            f"{tokenizer.name_or_path}: the tokenizer has no token {frame.end_token!r} to end a"
-            " text with"
+            f"{tokenizer.name_or_path}: the tokenizer lacks the end token {frame.end_token!r}."
+            " Restore the tokenizer's files."
         )
     return special
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The tokens that no text of people may hold as tokens, sorted: those marked as special, but
-    for pairs of tags such as `<think>` and `</think>`, which models write themselves."""
+    """The tokens that people's texts must not produce, sorted: special tokens, except pairs of tags
+    such as `<think>` and `</think>`, which models write themselves."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token}
     openings = {token for token in special - named if f"</{token[1:]}" in special}
@@ -480,8 +485,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 def close(text: str, frame: Frame) -> str:
-    """A rendered text with its end token last, as the model reads it; unchanged where the frame has
-    none."""
+    """A rendered text with the end token last, as the model reads it; unchanged if the frame has no
+    end token."""
     if frame.end_token is None:
         return text
     text = text.rstrip()
@@ -490,15 +495,15 @@ def close(text: str, frame: Frame) -> str:
 
 @lru_cache(maxsize=8)
 def any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches each of the tokens, the longest first; without tokens it matches nothing."""
+    """A pattern of the tokens, longest first; without tokens it matches nothing."""
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
 
 
 def _find(rendered: str, contents: Sequence[str]) -> list[Span]:
-    """The words of each message, in order; those that the template changed are left out."""
+    """The spans of the messages' texts, in order; texts that the template changed are left out."""
     spans, start = [], 0
     for content in contents:
-        # the first occurrence after a line end: `user` is a word of the template too
+        # prefer an occurrence after a line end: the template contains words such as `user` too
         first = rendered.find(f"\n{content}", start) + 1 or rendered.find(content, start)
         if first >= 0:
             spans.append((first, first + len(content)))
@@ -512,7 +517,7 @@ def common_prefix(sequences: Sequence[Sequence[object]]) -> int:
     first, *rest = sequences
     low, high = 0, min(map(len, sequences))
 
-    # bisection, because slices are compared in one go and elements one by one
+    # bisection compares slices, which is faster than comparing elements one by one
     while low < high:
         middle = (low + high + 1) // 2
         if all(sequence[low:middle] == first[low:middle] for sequence in rest):

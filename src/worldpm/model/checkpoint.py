@@ -1,8 +1,8 @@
 """Folders of reward models: load them without running their code, and save them.
 
 Two layouts are read and written: `*ForSequenceClassification` with one label, and the released
-WorldPM's `Qwen2ForRewardModel` with a head of two layers. Read only: adapters of PEFT, which are
-merged into their base model, and GGUF files of language models.
+WorldPM's `Qwen2ForRewardModel` with a head of two layers. Other formats are only read: adapters of
+PEFT, which are merged into their base model, and GGUF files of language models.
 """
 
 import json
@@ -53,11 +53,11 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """
     source = source.with_tokenizer
     try:
-        with _place(source) as place:
+        with _location(source) as location:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                **place, local_files_only=True, trust_remote_code=source.remote_code
+                **location, local_files_only=True, trust_remote_code=source.remote_code
             )
-    # a torn file raises whatever its parser does
+    # the parser of a damaged file may raise any error
     except Exception as error:
         raise CheckpointError(f"{source.folder}: no readable tokenizer ({error})") from error
 
@@ -79,16 +79,15 @@ def load(
     fresh_head: bool = False,
     across_devices: bool = False,
 ) -> RewardModel:
-    """The model of a folder, in evaluation mode; `dtype` None keeps that of its weights, but for
-    float64, which becomes float32.
+    """Load the model of a folder, in evaluation mode. `dtype` None keeps the type of its weights,
+    except that float64 becomes float32.
 
     `fresh_head` gives a language model a random head, to be trained; a reward model without its
-    head is always refused. `across_devices` spreads the layers over all devices, and over memory
-    where they are full. An adapter is merged into its base model.
+    head is always rejected. `across_devices` spreads the layers over all devices, and over main
+    memory if they are full. An adapter is merged into its base model.
 
     Raises:
-        CheckpointError: If a file is missing or damaged, or a weight is missing or left over: never
-            a random head.
+        CheckpointError: If a file is missing or damaged, or a weight is missing or left over.
         ConfigError: If a package that reads an adapter, or spreads layers, is not installed.
     """
     if source.base is not None:
@@ -97,7 +96,7 @@ def load(
         )
 
     config = load_config(source)
-    # the head first: it is small, and a folder without one is refused before gigabytes are read
+    # read the head first: it is small, and a folder without it fails before gigabytes are read
     head = _head(source, config, fresh=fresh_head)
     backbone = _backbone(source, config, dtype=dtype, across_devices=across_devices)
     return RewardModel(backbone, head).eval()
@@ -123,7 +122,7 @@ def _load_adapter(
 
 
 def _head(source: Source, config: PreTrainedConfig, *, fresh: bool) -> nn.Module:
-    """The head with its weights, in float32; a random one for a language model if `fresh`."""
+    """The head with its weights, in float32; a random head for a language model if `fresh`."""
     if not source.is_gguf:
         return heads.find(WeightFiles.find(source.folder, config), config, fresh=fresh)
     if not fresh:
@@ -132,13 +131,13 @@ def _head(source: Source, config: PreTrainedConfig, *, fresh: bool) -> nn.Module
 
 
 @contextmanager
-def _place(source: Source) -> Iterator[dict[str, str]]:
-    """Where transformers finds a model, as keywords of its `from_pretrained`."""
+def _location(source: Source) -> Iterator[dict[str, str]]:
+    """Keywords of transformers' `from_pretrained` that locate a model."""
     if not source.is_gguf:
         yield {"pretrained_model_name_or_path": str(source.folder)}
         return
-    with gguf_files.alone(source.folder) as place:
-        yield place
+    with gguf_files.alone(source.folder) as location:
+        yield location
 
 
 def _backbone(
@@ -146,22 +145,22 @@ def _backbone(
 ) -> PreTrainedModel:
     """The decoder with its weights; all of them must fit the config."""
     if across_devices:
-        # transformers places the layers with it
+        # transformers uses it to place the layers
         extras.load("accelerate", extra="train", needed_by="--across-devices")
     AttentionInterface.register(ATTENTION, attend)
     _quiet()
     weights = None if source.is_gguf else WeightFiles.find(source.folder, config)
     renamings = weights.renamings if weights else {}
     try:
-        with _place(source) as place:
+        with _location(source) as location:
             backbone, report = AutoModel.from_pretrained(
-                **place,
+                **location,
                 config=without_dropout(config),
                 attn_implementation=ATTENTION,
                 dtype=dtype or "auto",
                 use_safetensors=True,
                 output_loading_info=True,
-                # the report names them
+                # the report lists them
                 ignore_mismatched_sizes=True,
                 key_mapping=renamings,
                 local_files_only=True,
@@ -170,8 +169,8 @@ def _backbone(
             )
     except Exception as error:
         raise CheckpointError(
-            f"{source.folder}: its weights cannot be read ({first_line(error)}); get the folder"
-            " again"
+            f"{source.folder}: its weights cannot be read ({first_line(error)}). Get the folder"
+            " again."
         ) from error
 
     if weights and (tied := _fill_embedding(backbone, weights)) in report["missing_keys"]:
@@ -179,17 +178,17 @@ def _backbone(
     _check_weights(source.folder, report)
     model: PreTrainedModel = gguf_files.plain(backbone) if source.is_gguf else backbone
     if renamings:
-        # transformers would put the wrappers' names back where it saves
+        # transformers would restore the wrappers' names when it saves
         vars(model).pop("_weight_conversions", None)
     if model.dtype == torch.float64:
-        # rewards are float32 in any case
+        # rewards are always float32
         nn.Module.float(model)
     return model
 
 
 def _fill_embedding(model: PreTrainedModel, weights: WeightFiles) -> str | None:
-    """Take the embedding from the head of a language model if files name their common weight after
-    the head alone; the name of the embedding, or None if they do not."""
+    """Fill the embedding from a language model's head if the files have the tied weight only under
+    the head's name. Return the name of the embedding, or None if it was not filled."""
     embedding = model.get_input_embeddings()
     path = next(path for path, module in model.named_modules() if module is embedding)
     name = f"{path}.weight"
@@ -207,14 +206,16 @@ def _fill_embedding(model: PreTrainedModel, weights: WeightFiles) -> str | None:
 
 
 def _check_weights(folder: Path, report: Mapping[str, Collection[object]]) -> None:
-    """Refuse weights that do not fit the config; transformers would fill up missing ones at
+    """Reject weights that do not fit the config; transformers would fill missing weights at
     random."""
     unexpected = sorted(map(str, report["unexpected_keys"]))
     # heads are not part of the backbone
     left_over = [name for name in unexpected if not name.startswith((heads.HEAD, *heads.LM_HEADS))]
     missing = sorted(map(str, report["missing_keys"]))
     mismatched = cast(Collection[tuple[str, torch.Size, torch.Size]], report["mismatched_keys"])
-    shapes = [f"{name} {tuple(stored)}, not {tuple(own)}" for name, stored, own in mismatched]
+    shapes = [
+        f"{name} {tuple(stored)}, not {tuple(expected)}" for name, stored, expected in mismatched
+    ]
     damaged = sorted(map(str, report.get("error_msgs", ())))
 
     if missing or left_over or shapes or damaged:
@@ -229,7 +230,7 @@ def load_config(source: Source) -> PreTrainedConfig:
     """The folder's config.
 
     Raises:
-        CheckpointError: If it is not that of a known model, or needs the folder's own code, which
+        CheckpointError: If it is not the config of a known model, or needs code of the folder that
             was not allowed.
     """
     if source.base is not None:
@@ -238,22 +239,22 @@ def load_config(source: Source) -> PreTrainedConfig:
     path = source.folder if source.is_gguf else source.folder / CONFIG
     if not path.is_file():
         raise CheckpointError(
-            f"{source.folder}: not a checkpoint (it has no {CONFIG}); `worldpm train` makes one"
+            f"{source.folder}: not a checkpoint (it has no {CONFIG}). `worldpm train` makes one."
         )
 
     try:
-        with _place(source) as place:
+        with _location(source) as location:
             config: PreTrainedConfig = AutoConfig.from_pretrained(
-                **place, local_files_only=True, trust_remote_code=source.remote_code
+                **location, local_files_only=True, trust_remote_code=source.remote_code
             )
     except Exception as error:
-        # transformers raises OSError where the file is not JSON
+        # transformers raises OSError if the file is not JSON
         is_json = not (source.is_gguf or isinstance(error, OSError))
         content = read_json(path) if is_json else {}
         if content.get("auto_map") and not source.remote_code:
             raise CheckpointError(
-                f"{source.folder}: its architecture is Python of its own, which is not run; "
-                "read it, and then allow it with --remote-code and --revision COMMIT"
+                f"{source.folder}: its architecture is Python code in the folder, which is not run."
+                " Read it, and then allow it with --remote-code and --revision COMMIT."
             ) from error
         raise CheckpointError(
             f"{path}: not a config of a known model ({first_line(error)})"
@@ -264,17 +265,17 @@ def load_config(source: Source) -> PreTrainedConfig:
 
 
 def _check_decoder(folder: Path, config: PreTrainedConfig) -> None:
-    """Refuse models whose last token does not read all others, or whose others read it."""
+    """Reject models whose last token does not read all others, or is read by others."""
     text = config.get_text_config()
     is_encoder = text.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
         text, "is_decoder", False
     )
-    # `vision` is for the tokens of images alone
+    # `vision` applies only to the tokens of images
     reads_ahead = getattr(text, "use_bidirectional_attention", False) in (True, "all")
     if is_encoder or reads_ahead or getattr(config, "is_encoder_decoder", False):
         name = heads.architecture_of(config)
         raise CheckpointError(
-            f"{folder}: an encoder ({name}), and rewards are read at the last token of a decoder."
+            f"{folder}: an encoder ({name}), but rewards are read at the last token of a decoder."
             " Choose a decoder, such as Llama or Qwen."
         )
 
@@ -295,16 +296,16 @@ def architecture(model: RewardModel) -> str:
 def save(
     model: RewardModel, weights: dict[str, Tensor], folder: Path, *, pad_token_id: int | None
 ) -> None:
-    """Write config and weights; where transformers has the class, it loads them and gives the same
+    """Write config and weights; if transformers has the class, it loads them and gives the same
     rewards.
 
-    `weights` are the model's, as its `state_dict` names them, from any devices.
+    `weights` are the model's, under the names of its `state_dict`, on any devices.
 
     Raises:
         CheckpointError: If a weight is not finite.
     """
     if broken := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
-        raise CheckpointError(f"{folder}: {broken[0]} holds NaN or infinite values; not saved")
+        raise CheckpointError(f"{folder}: {broken[0]} has NaN or infinite values; not saved")
 
     # `*ForSequenceClassification` calls its backbone `model`, `transformer`, ...
     prefix = model.backbone.base_model_prefix
@@ -318,7 +319,7 @@ def save(
 
     dtype = next(iter(weights.values())).dtype
     _write_config(model, folder, dtype=dtype, pad_token_id=pad_token_id)
-    # safetensors makes its files readable for their owner only
+    # safetensors makes its files readable only for their owner
     for path in folder.glob("*.safetensors"):
         shutil.copymode(folder / CONFIG, path)
 
@@ -346,28 +347,28 @@ def _write_config(
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase, frame: chat.Frame) -> str | None:
-    """A token to pad with that never ends a text: transformers looks for the last token that is not
-    the pad token. None if the tokenizer has no such token."""
+    """A pad token that never ends a text, because transformers reads the reward at the last token
+    that is not the pad token. None if the tokenizer has no such token."""
     template = str(tokenizer.chat_template)
-    # a template may name the eos_token without its letters
+    # a template may write the eos_token by a variable
     ends = (frame.end_token, tokenizer.eos_token)
     added = tokenizer.get_added_vocab()
     unused = [token for token in added if token not in ends and token not in template]
     if tokenizer.pad_token in unused:
         return str(tokenizer.pad_token)
 
-    # tokens that are meant for padding first
+    # prefer tokens that are meant for padding
     unused.sort(key=lambda token: ("pad" not in token, token))
     return unused[0] if unused else None
 
 
 def encoder_of(source: Source, config: PreTrainedConfig) -> Encoder:
-    """How a folder's model reads text: by its `worldpm.json`, or else like the models of its layout
-    were trained.
+    """The encoder of a folder's model: from its `worldpm.json`, or else the encoder with which
+    models of its layout were trained.
 
     Raises:
-        CheckpointError: If tokenizer or description cannot be read, or the chat template is not the
-            one of the training, or the tokenizer has ids without a row in the embedding.
+        CheckpointError: If tokenizer or description cannot be read, the chat template differs from
+            the one in training, or the tokenizer has ids without a row in the embedding.
     """
     encoder = _encoder_as_trained(source, config)
     vocabulary.check(source.folder, encoder, config)
@@ -397,8 +398,8 @@ def _described_encoder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Enco
     description = read_description(folder)
     if chat.template_hash(tokenizer) != description.template_hash:
         raise CheckpointError(
-            f"{folder}: the chat template is not the one it was trained with; restore the"
-            " tokenizer's files"
+            f"{folder}: the chat template differs from the one in training. Restore the tokenizer's"
+            " files."
         )
 
     frame = chat.Frame(description.end_token, description.empty_system)
@@ -407,5 +408,5 @@ def _described_encoder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Enco
 
 
 def positions_of(config: PreTrainedConfig) -> int:
-    """Positions that the model was made for; `sys.maxsize` if its config sets none."""
+    """The number of positions of the model; `sys.maxsize` if its config sets none."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)

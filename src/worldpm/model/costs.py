@@ -1,8 +1,8 @@
-"""Costs of a run before it runs: operations and memory of a model on rows of groups.
+"""Costs of a run, computed before it starts: operations and memory of a model on rows of groups.
 
-A multiplication with an addition counts as two operations, the backward as twice the forward, as
-usual in the field. Memory of activations is not a formula but a count: the model runs on tensors
-without contents, and the sizes of the tensors that it keeps are added up.
+As usual in the field, a multiplication with an addition counts as two operations, and the backward
+as twice the forward. Memory of activations is counted, not computed by a formula: the model runs on
+tensors without contents, and the sizes of the tensors that it keeps are added up.
 """
 
 import time
@@ -30,7 +30,7 @@ GPU_ROW_TOKENS = 16_384
 
 
 class ModelCost(NamedTuple):
-    """Sizes of a model that decide its costs."""
+    """Sizes of a model that determine its costs."""
 
     parameters: int
     """All parameters, embeddings included."""
@@ -40,8 +40,8 @@ class ModelCost(NamedTuple):
     """Layers times query heads times the width of a head: the cost of each pair of a query and a
     key."""
     active: int
-    """Part of `non_embedding` that one token meets: of a mixture's experts only those that it is
-    sent to."""
+    """Part of `non_embedding` that computes one token: in a mixture of experts, only the experts
+    that the token is sent to."""
 
 
 def train_flops(cost: ModelCost, *, tokens: int, attended: int) -> int:
@@ -72,7 +72,7 @@ def matrix_rate(device: torch.device | str, dtype: torch.dtype) -> float:
 
 
 def attended_pairs(groups: Sequence[EncodedGroup]) -> int:
-    """Pairs of a query and a key that it may see, in rows with a shared prefix."""
+    """Pairs of a query and a key that it may attend to, in rows with a shared prefix."""
     total = 0
     for group in groups:
         prefix = len(group.prefix)
@@ -85,8 +85,8 @@ def attended_pairs(groups: Sequence[EncodedGroup]) -> int:
 def typical_row(
     row_tokens: int, *, prompt: int, response: int, responses: int, shares_prefix: bool = True
 ) -> list[EncodedGroup]:
-    """Groups of one shape that fill a row of a model that shares prompts, or does not; the last
-    group's prompt takes the remaining tokens."""
+    """Groups of one shape that fill a row of a model with or without shared prompts; the last
+    group's prompt has the remaining tokens."""
     prompts = 1 if shares_prefix else responses
     size = prompt * prompts + response * responses
     # at least one group, even if it is longer than the row
@@ -104,7 +104,7 @@ def typical_row(
 def cost_of(config: PreTrainedConfig) -> ModelCost:
     """The costs of a config's model, counted on tensors without contents.
 
-    The parts of a model that see or hear only take memory, because text never meets them.
+    The parts of a model for images and sound only need memory, because texts do not use them.
     """
     text_config = config.get_text_config()
     with FakeTensorMode(), no_init_weights():
@@ -148,7 +148,7 @@ def _share_of_experts(config: PreTrainedConfig) -> float:
 
 
 def shares_prefix(config: PreTrainedConfig) -> bool:
-    """Whether a model of a config can share prompts, as far as a run without contents shows."""
+    """Whether a model of a config can share prompts, as far as a run on empty tensors shows."""
     text_config = config.get_text_config()
     if reward_model.unshareable(text_config) is not None:
         return False
@@ -174,15 +174,15 @@ def activation_bytes(
     dtype: torch.dtype,
     gradient_checkpointing: bool,
 ) -> int:
-    """Bytes that a training step holds for the backward of one row, at its peak, without weights;
-    `shared` is whether the row shares prompts.
+    """Peak bytes that a training step keeps for the backward of one row, without weights; `shared`
+    is whether the row shares prompts.
 
     With gradient checkpointing these are the inputs of all layers and everything that one layer
     keeps.
 
     Raises:
-        ConfigError: If the contents of tensors decide what the model computes, as in mixtures of
-            experts, or a layer depends on others.
+        ConfigError: If the computation depends on the contents of tensors, as in mixtures of
+            experts, or a layer depends on other layers.
     """
     text_config = config.get_text_config()
     if not gradient_checkpointing:
@@ -209,16 +209,16 @@ def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
         return type(config)(**{**settings, "num_hidden_layers": layers})
     except ValueError as error:
         raise ConfigError(
-            f"{config.model_type}: its layers cannot be measured apart ({error}). Measure a step on"
-            " one device."
+            f"{config.model_type}: its layers cannot be measured separately ({error}). Measure a"
+            " step on one device."
         ) from error
 
 
 def _kept_bytes(
     config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: torch.dtype, shared: bool
 ) -> int:
-    """Bytes that autograd keeps of a forward, each storage once, without those of weights and of
-    their copies in `dtype`."""
+    """Bytes that autograd keeps after a forward, each storage once, without weights and their
+    copies in `dtype`."""
     kept_storages: dict[int, int] = {}
     with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
         model = reward_model.from_config(config, seed=0)
@@ -248,12 +248,12 @@ def _kept_bytes(
 
 
 class _Weights(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The weights of a model, and the copies of them that autocast makes in another type while this
-    is entered."""
+    """The weights of a model, and their copies that autocast makes in another type while this
+    context is active."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # storages and not their addresses alone, which a freed one would pass to another
+        # keep the storages too: the address of a freed storage may be used for another
         self.storages = {
             parameter.untyped_storage()._cdata: parameter.untyped_storage()
             for parameter in model.parameters()

@@ -22,12 +22,12 @@ from worldpm.storage.manifest import Input
 
 DESCRIPTION = "worldpm.json"
 REQUIRED = ("template_hash", "end_token", "empty_system", "max_length", "prompt_length")
-"""Fields that decide a reward; a checkpoint without them cannot be read as it was trained."""
+"""Fields that determine rewards; a checkpoint without them cannot be read as in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """The training of a checkpoint until its step, as scaling laws need it."""
+    """The training of a checkpoint until its step, for scaling laws."""
 
     run: str
     """Hash of the settings and inputs of the run; its snapshots share it."""
@@ -43,7 +43,7 @@ class TrainingRecord:
     effective_pairs: float
     """Sum of the weights of these pairs, the D of scaling laws."""
     tokens: int
-    """Tokens, a prompt counted once for all its responses."""
+    """Tokens; a prompt counts once for all its responses."""
     flops: int
     """Operations of forward and backward, the C of scaling laws."""
 
@@ -120,9 +120,9 @@ def describe_encoder(
 
 
 def write_description(folder: Path, description: Description) -> None:
-    """Write `worldpm.json`, completely or not at all."""
+    """Write `worldpm.json` atomically."""
     content: Json = msgspec.to_builtins(description)
-    # the only fields that have no key when they are None
+    # only fields of inputs have no key if they are None
     if description.lineage is not None:
         content["lineage"]["groups"] = [
             input_to_json(group) for group in description.lineage.groups
@@ -134,7 +134,7 @@ def read_description(folder: Path) -> Description:
     """The description of a checkpoint; unknown keys are ignored.
 
     Raises:
-        CheckpointError: If the file cannot be read, lacks a required field, or holds a value of
+        CheckpointError: If the file cannot be read, lacks a required field, or has a value of
             another type.
     """
     path = folder / DESCRIPTION
@@ -143,7 +143,7 @@ def read_description(folder: Path) -> Description:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable ({error})") from error
 
-    # all missing fields in one message
+    # name all missing fields in one message
     if missing := [name for name in REQUIRED if name not in content]:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
 

@@ -8,7 +8,7 @@ from worldpm.errors import ConfigError, first_line
 
 
 def default_device() -> torch.device:
-    """The first GPU of CUDA, or else that of Apple (`mps`), or else the CPU."""
+    """The first CUDA GPU, or else Apple's GPU (`mps`), or else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -38,7 +38,7 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
 
 
 def training_dtype() -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware, else float32.
+    """bfloat16 if the device multiplies it in hardware, else float32.
 
     Apple's GPUs train in float32: only the newer ones, with a new system, multiply bfloat16.
     """
@@ -48,6 +48,6 @@ def training_dtype() -> torch.dtype:
 
     if default_device().type == "mps":
         return torch.float32
-    # without matrix units for it, as with AVX-512 alone, the casts cost a small model more than the
-    # products gain
+    # without matrix units for it, for instance with AVX-512 only, the casts cost a small model more
+    # time than faster products save
     return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32

@@ -1,4 +1,4 @@
-"""From preference groups to the token ids that a model reads: cuts and shared prefixes."""
+"""Encoding of preference groups as token ids, with cuts and shared prefixes."""
 
 import json
 import re
@@ -19,8 +19,8 @@ from worldpm.model import chat
 from worldpm.records import ASSISTANT, Message
 
 ALWAYS_TOKENIZED_CHARACTERS = 200_000
-"""Characters up to which a text is tokenized even if it is surely too long, so that the error can
-name its tokens."""
+"""A text with at most this number of characters is always tokenized, even if it is surely too long,
+so that the error can state its tokens."""
 
 TOLD_CUT, LARGEST_CUT = 0.05, 0.5
 """Shares of a set's responses that were cut: above the first the program warns, above the second an
@@ -31,8 +31,8 @@ Tokens = Sequence[int] | NDArray[np.integer]
 
 @dataclass(frozen=True, slots=True)
 class EncodedGroup:
-    """One prompt and its K responses as token ids: the prompt's shared prefix once, and what
-    follows it for each."""
+    """One prompt and its K responses as token ids: the shared prefix once, and the suffix of each
+    response."""
 
     prefix: Tokens
     """The longest common token prefix of all rendered sequences that leaves each at least its end
@@ -40,7 +40,7 @@ class EncodedGroup:
     suffixes: Sequence[Tokens]
     """One per response, each ending with the end token."""
     response_tokens: Sequence[int]
-    """Tokens of each response's own words, before any cut."""
+    """Tokens of each response's text, before any cut."""
     truncated: Sequence[bool]
     """Whether the prompt or this response was cut."""
 
@@ -50,7 +50,7 @@ class EncodedGroup:
         return len(self.prefix) + sum(map(len, self.suffixes))
 
     def at(self, indices: Sequence[int]) -> "EncodedGroup":
-        """The group of some of its responses."""
+        """The group with only these responses."""
         return EncodedGroup(
             self.prefix,
             [self.suffixes[index] for index in indices],
@@ -60,17 +60,17 @@ class EncodedGroup:
 
     @property
     def apart(self) -> "list[EncodedGroup]":
-        """A group for each response, as a model runs it that shares no prompts."""
+        """A group for each response, for models that do not share prompts."""
         return [self.at([index]) for index in range(len(self.suffixes))]
 
 
 class Limits(NamedTuple):
-    """How long a sequence may be, in tokens."""
+    """Limits of the length of a sequence, in tokens."""
 
     max_length: int
     """Prompt plus one response, frame and end token included."""
     prompt_length: int
-    """Length that a prompt is cut to where it does not fit with its response; it does not depend on
+    """Length that a prompt is cut to if it does not fit with its response, whatever the length of
     the response."""
     cut: bool = True
     """Cut sequences over `max_length`; otherwise reject them."""
@@ -93,21 +93,21 @@ class Limits(NamedTuple):
 
 
 class TokenSequence(NamedTuple):
-    """The tokens of one prompt and one response, with the positions of their own words."""
+    """The tokens of one prompt and one response, with the positions of their texts."""
 
     ids: list[int]
     opening: int
-    """Start of the prompt's words, after the template's opening."""
+    """Start of the prompt's text, after the template's opening."""
     prompt_end: int
     """Start of the response."""
     response_end: int
     """Start of the template's closing."""
     prompt_words: tuple[tuple[int, int], ...] = ()
-    """Start and end of the words of each prompt message, without the template's."""
+    """Start and end of the text of each prompt message, without the template's."""
 
     @property
     def response_tokens(self) -> int:
-        """Tokens of the response's own words."""
+        """Tokens of the response's text."""
         return max(0, self.response_end - self.prompt_end)
 
 
@@ -129,7 +129,7 @@ class _Neighbours(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoder:
-    """How a model reads text: its tokenizer, the frame of its conversations, and their limits."""
+    """The path from texts to a model's tokens: tokenizer, frame of conversations, and limits."""
 
     tokenizer: PreTrainedTokenizerBase
     frame: chat.Frame
@@ -146,23 +146,25 @@ class Encoder:
     ) -> EncodedGroup:
         """Tokens of one group; without responses it is empty.
 
-        Nothing is cut that fits. Where prompt and response do not, the prompt is cut from its left
-        (the template's opening stays) to its fixed length, and then the response before its
-        closing. That is decided for each response alone, so that a reward depends on no neighbour;
-        with `one_prompt`, as in training, the prompt is cut for all responses if it is for one.
+        Sequences within the limit are not cut. In longer ones the prompt is cut at its start (but
+        keeps the template's opening) to its fixed length, and then the response at its end (but
+        keeps the closing). Each response is cut without regard to the others, so that rewards do
+        not depend on them. With `one_prompt`, as in training, the prompt is cut for all responses
+        if it is cut for one.
 
         Raises:
-            DataError: If the prompt has no message, or a sequence is too long and cutting was not
-                asked for.
-            TemplateRefusalError: If the chat template refuses the conversation.
+            DataError: If the prompt has no message, or a sequence is too long and must not be cut.
+            TemplateRefusalError: If the chat template rejects the conversation.
         """
         if not prompt:
-            raise DataError(name, "the prompt has no message; at least one is needed")
+            raise DataError(name, "the prompt has no message. Give at least one.")
         if not responses:
             return EncodedGroup([], [], [], [])
 
         whole = self.read(prompt, responses, name=name, last=last)
-        too_long = one_prompt and any(len(one.ids) > self.limits.max_length for one in whole)
+        too_long = one_prompt and any(
+            len(sequence.ids) > self.limits.max_length for sequence in whole
+        )
         sequences, response_tokens, truncated = [], [], []
         for sequence in whole:
             fitted = self.fitted(sequence, name, cut_prompt=too_long)
@@ -170,7 +172,7 @@ class Encoder:
             response_tokens.append(sequence.response_tokens)
             truncated.append(len(fitted.ids) < len(sequence.ids))
 
-        # one token less than the shortest: equal responses keep their end token
+        # one token less than the shortest, so that equal responses keep their end token
         shared = min(chat.common_prefix(sequences), min(map(len, sequences)) - 1)
         suffixes = [ids[shared:] for ids in sequences]
         return EncodedGroup(sequences[0][:shared], suffixes, response_tokens, truncated)
@@ -183,12 +185,11 @@ class Encoder:
         name: str = "group",
         last: Message = ASSISTANT,
     ) -> list[TokenSequence]:
-        """The prompt with each response, uncut, with the positions of their words.
+        """The prompt with each response, uncut, with the positions of their texts.
 
         Raises:
-            DataError: If there are more characters than tokens could hold and cutting was not asked
-                for.
-            TemplateRefusalError: If the chat template refuses the conversation.
+            DataError: If the texts are surely too long and must not be cut.
+            TemplateRefusalError: If the chat template rejects the conversation.
         """
         prompt_characters = sum(len(message.content) for message in prompt)
         self._check_size(prompt_characters + max(map(len, responses), default=0), name)
@@ -206,10 +207,10 @@ class Encoder:
     def fitted(
         self, sequence: TokenSequence, name: str = "group", *, cut_prompt: bool = False
     ) -> TokenSequence:
-        """The sequence within the limits; `cut_prompt` cuts a long prompt of one that fits, too.
+        """Cut a sequence to the limits; `cut_prompt` cuts a long prompt even if the sequence fits.
 
         Raises:
-            DataError: If it is too long and cutting was not asked for.
+            DataError: If it is too long and must not be cut.
         """
         tokens, most = len(sequence.ids), self.limits.max_length
         if tokens <= most and not cut_prompt:
@@ -217,8 +218,8 @@ class Encoder:
         if not self.limits.cut:
             raise DataError(
                 name,
-                f"{tokens} tokens of prompt and response; at most {most} fit: shorten it or ask for"
-                " a cut",
+                f"{tokens} tokens of prompt and response, but at most {most} fit. Shorten it or"
+                " allow a cut.",
             )
         return _cut(sequence, self.limits)
 
@@ -243,11 +244,12 @@ class Encoder:
 
     @cached_property
     def _longest_token(self) -> int:
-        """Characters of the longest token, at most."""
+        """An upper limit of the characters of a token."""
         return max(map(len, self.tokenizer.get_vocab()))
 
     def _check_size(self, characters: int, name: str) -> None:
-        """Refuse texts that are surely too long without tokenizing them: megabytes take seconds."""
+        """Reject texts that are surely too long before tokenizing, which takes seconds for
+        megabytes."""
         if self.limits.cut or characters <= ALWAYS_TOKENIZED_CHARACTERS:
             return
 
@@ -255,8 +257,8 @@ class Encoder:
         if characters > most:
             raise DataError(
                 name,
-                f"{characters:,} characters; {self.limits.max_length} tokens hold at most {most:,}:"
-                " shorten it or ask for a cut",
+                f"{characters:,} characters, but {self.limits.max_length} tokens hold at most"
+                f" {most:,}. Shorten it or allow a cut.",
             )
 
     def _ids(self, text: str) -> list[int]:
@@ -270,8 +272,8 @@ class Encoder:
 
     @cached_property
     def _opening(self) -> str:
-        """The bos_token if the template writes it before conversations; empty if it does not, also
-        where the tokenizer itself would."""
+        """The bos_token if the template writes it before conversations; otherwise empty, even if
+        the tokenizer would write it."""
         (conversation,) = chat.render(
             self.tokenizer, [Message("user", "a")], ["b"], frame=self.frame
         )
@@ -282,22 +284,22 @@ class Encoder:
         self, texts: Sequence[str | Sequence[int]], *, name: str = "text"
     ) -> list[EncodedGroup]:
         """Groups of texts that the caller rendered, special tokens included, or of their token ids,
-        which are taken unchanged.
+        which are used unchanged.
 
-        A text gets its end token unless it is already last; ids do not. Neighbours that begin alike
-        share their beginning, so the groups together have one response per text, in order. Texts
-        over the limit are cut from their left.
+        A text gets its end token unless it is already last; ids do not. Neighbours with the same
+        beginning share it in one group. Together the groups have one response per text, in order.
+        Texts over the limit are cut at their start.
 
         Raises:
-            DataError: If a text is empty or too long and cutting was not asked for, or the
-                tokenizer has no such id.
+            DataError: If a text is empty, or too long and must not be cut, or the tokenizer has no
+                such id.
         """
         most = self.limits.max_length
         sequences, truncated = [], []
         for text in texts:
             ids = self._checked_ids(text, name)
             truncated.append(len(ids) > most)
-            # the left is cut, because the reward is read at the last token
+            # cut the start, because the reward is read at the last token
             sequences.append(ids[-most:])
 
         return _sharing(sequences, truncated)
@@ -309,22 +311,22 @@ class Encoder:
         if not ids or not (min(ids) >= 0 and max(ids) < len(self.tokenizer)):
             raise DataError(
                 name,
-                f"no token, or ids outside 0 to {len(self.tokenizer) - 1}; send text or ids of"
-                " this tokenizer",
+                f"no token, or ids outside 0 to {len(self.tokenizer) - 1}. Send text or ids of"
+                " this tokenizer.",
             )
 
         if len(ids) > self.limits.max_length and not self.limits.cut:
             raise DataError(
                 name,
-                f"{len(ids)} tokens; at most {self.limits.max_length} fit: shorten it or ask"
-                " for a cut",
+                f"{len(ids)} tokens, but at most {self.limits.max_length} fit. Shorten it or allow"
+                " a cut.",
             )
         return ids
 
 
 def _sharing(sequences: Sequence[list[int]], truncated: Sequence[bool]) -> list[EncodedGroup]:
-    """Groups of neighbours that have at least half of the shortest in common; each keeps a token of
-    its own."""
+    """Groups of neighbours that share at least half of the shortest sequence; each sequence keeps
+    at least one token as its suffix."""
     runs: list[_Neighbours] = []
     for index, sequence in enumerate(sequences):
         longer_run = _with_next(runs[-1], index, sequences) if runs else None
@@ -343,9 +345,9 @@ def _sharing(sequences: Sequence[list[int]], truncated: Sequence[bool]) -> list[
 
 
 def _with_next(run: _Neighbours, index: int, sequences: Sequence[list[int]]) -> _Neighbours | None:
-    """The run with one sequence more; None if they have too little in common."""
+    """The run with one more sequence; None if they have too little in common."""
     start = sequences[run.indices[0]][: run.shared]
-    # one token less than the sequence, so that it has a suffix to read its reward at
+    # one token less than the sequence, so that its reward can be read at a suffix
     common = min(chat.common_prefix([start, sequences[index]]), len(sequences[index]) - 1)
     indices = [*run.indices, index]
     if 2 * common < min(len(sequences[i]) for i in indices):
@@ -362,13 +364,13 @@ class _LiteralTokenizer:
     names: dict[str, str]
     """The name of each special token."""
     ids: dict[int | None, int]
-    """The model's id of each of its ids that differs."""
+    """The model's ids of the added tokens, by the ids in `backend`."""
     special: re.Pattern[str]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "_LiteralTokenizer":
         """The same tokenizer with other names for its special tokens."""
-        # not to be guessed, or a text could hold such a name
+        # a secret, so that no text can contain such a name
         secret = secrets.token_hex(8)
         names = {
             token: f"\ufdd0{secret}:{number}\ufdd0"
@@ -393,7 +395,7 @@ class _LiteralTokenizer:
         return cls(backend, names, ids, chat.any_of(tuple(names)))
 
     def tokenize(self, conversation: chat.Conversation) -> _Tokenized:
-        """The tokens of the text; those of `literal` are plain text."""
+        """The tokens of the text; spans in `literal` are plain text."""
         text, literal = conversation.text, set(conversation.literal)
         pieces, start, renamed_ends, shifts = [], 0, [0], [0]
         for match in self.special.finditer(text):
@@ -430,8 +432,7 @@ def _token_sequence(conversation: chat.Conversation, text: _Tokenized) -> TokenS
 
 
 def _cut(sequence: TokenSequence, limits: Limits) -> TokenSequence:
-    """The prompt without its left after the template's opening, and the response without its
-    end."""
+    """Cut the prompt at its start, after the template's opening, and the response at its end."""
     opening, prompt_words = sequence.opening, sequence.prompt_words
     prompt = sequence.ids[: sequence.prompt_end]
     response = sequence.ids[sequence.prompt_end : sequence.response_end]
@@ -439,7 +440,7 @@ def _cut(sequence: TokenSequence, limits: Limits) -> TokenSequence:
 
     excess = len(prompt) - limits.prompt_length
     if excess > 0:
-        # an opening that is longer than the limit is cut like other words
+        # an opening that is longer than the limit is cut like other text
         opening = opening if opening < limits.prompt_length else 0
         prompt = prompt[:opening] + prompt[opening + excess :]
         prompt_words = tuple(

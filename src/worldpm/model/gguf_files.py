@@ -1,4 +1,4 @@
-"""GGUF files, in which llama.cpp keeps a language model: config, tokenizer and weights in one."""
+"""GGUF files, in which llama.cpp stores a language model: config, tokenizer and weights in one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ HEAD = "cls."
 
 
 def check(path: Path) -> None:
-    """Refuse a file that cannot be read here, or that is not a language model.
+    """Reject a file that cannot be read here, or that is not a language model.
 
     Raises:
         ConfigError: If the package that reads it is not installed.
@@ -29,7 +29,7 @@ def check(path: Path) -> None:
 
     try:
         _, names = read_gguf_metadata(str(path))
-    # a torn file raises whatever its parser does
+    # the parser of a damaged file may raise any error
     except Exception as error:
         raise CheckpointError(
             f"{path}: not a readable GGUF file ({first_line(error)}). Get the file again."
@@ -38,30 +38,30 @@ def check(path: Path) -> None:
     if any(name.startswith(HEAD) for name in names):
         raise CheckpointError(
             f"{path}: its head ({HEAD}*) cannot be read from a GGUF file. Name the folder of"
-            " safetensors that the file was made of."
+            " safetensors that the file was made from."
         )
 
 
 def without_head(path: Path) -> CheckpointError:
-    """The error for a GGUF file in the place of a reward model."""
+    """The error for a GGUF file where a reward model is needed."""
     return CheckpointError(
-        f"{path}: a GGUF file of a language model, without a reward head. Make a reward model of it"
-        " with `worldpm train --model`."
+        f"{path}: a GGUF file of a language model, without a reward head. Make a reward model from"
+        " it with `worldpm train --model`."
     )
 
 
 @contextmanager
 def alone(path: Path) -> Iterator[dict[str, str]]:
-    """Keywords for transformers' `from_pretrained`: the file in a folder without others, because
-    transformers would take the tokenizer or the adapter of another model beside it."""
+    """Keywords of transformers' `from_pretrained` for the file in a folder without other files,
+    because transformers would use the tokenizer or the adapter of another model there."""
     with TemporaryDirectory() as folder:
         (Path(folder) / path.name).symlink_to(path.resolve())
         yield {"pretrained_model_name_or_path": folder, "gguf_file": path.name}
 
 
 def plain(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that transformers does not take for a quantized one, so that it
-    can be trained and saved."""
+    """The same weights in a model that transformers does not treat as quantized, so that it can be
+    trained and saved."""
     config = model.config
     del config.quantization_config
     copy: PreTrainedModel = type(model)._from_config(config, dtype=model.dtype)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Heads of reward models in folders: find them, check them, and refuse what is not one."""
+"""Heads of reward models in folders: find and check them, and reject other heads."""
 
 from pathlib import Path
 
@@ -24,12 +24,12 @@ def architecture_of(config: PreTrainedConfig) -> str:
 
 
 def is_reward_model(config: PreTrainedConfig) -> bool:
-    """Whether a config is that of a model with a reward head."""
+    """Whether a config belongs to a model with a reward head."""
     return architecture_of(config).endswith(("ForSequenceClassification", "ForRewardModel"))
 
 
 def find(weights: WeightFiles, config: PreTrainedConfig, *, fresh: bool) -> nn.Module:
-    """The head with its weights, in float32; a random one for a language model if `fresh`.
+    """The head with its weights, in float32; a random head for a language model if `fresh`.
 
     Raises:
         CheckpointError: If there is none, or it is not the head of a reward model.
@@ -42,15 +42,15 @@ def find(weights: WeightFiles, config: PreTrainedConfig, *, fresh: bool) -> nn.M
 
     folder, name = weights.folder, architecture_of(config)
     hint = (
-        "its weights are not whole. Get the folder again."
+        "its weights are incomplete. Get the folder again."
         if is_reward_model(config)
-        else "it is not a reward model. Make one of it with `worldpm train --model`."
+        else "it is not a reward model. Make one from it with `worldpm train --model`."
     )
     raise CheckpointError(f"{folder}: {name} without head weights ({HEAD}*): {hint}")
 
 
 def of(tensors: dict[str, Tensor], folder: Path, config: PreTrainedConfig) -> nn.Module:
-    """The head with these weights, which are named as in the head.
+    """The head with these weights, which have their names in the head.
 
     Raises:
         CheckpointError: If they have the shapes of another head.
@@ -64,7 +64,7 @@ def of(tensors: dict[str, Tensor], folder: Path, config: PreTrainedConfig) -> nn
 
 
 def _check_shapes(folder: Path, head: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Refuse weights of another shape than the head's."""
+    """Reject weights of another shape than the head's."""
     expected = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes == expected:
@@ -75,31 +75,31 @@ def _check_shapes(folder: Path, head: nn.Module, tensors: dict[str, Tensor]) -> 
     for name, labels in rows.items():
         if labels != 1:
             raise CheckpointError(
-                f"{folder}: its head has {labels} labels, and a reward model has one. Save the row"
-                f" of one label as {HEAD}{name}, or train the language model that it was made of"
+                f"{folder}: its head has {labels} labels, but a reward model has one. Save the row"
+                f" of one label as {HEAD}{name}, or train the language model that it was made from"
                 " with `worldpm train --model`."
             )
     raise CheckpointError(
-        f"{folder}: its head has weights {shapes}, and {expected} are expected. Choose a model"
+        f"{folder}: its head has weights {shapes}, but {expected} are expected. Choose a model"
         " with a head of one of these layouts: a linear layer, or WorldPM's two layers."
     )
 
 
 def refuse_value_head(folder: Path, names: list[str]) -> None:
-    """Refuse a value head, in the weights or in a file beside them.
+    """Reject a value head, in the weights or in a file beside them.
 
     Raises:
         CheckpointError: If there is one.
     """
-    # reward weights decide, whatever lies beside them
+    # if there are reward weights, a value head does not matter
     if any(name.startswith(HEAD) for name in names):
         return
 
     beside = next(folder.glob(VALUE_HEAD_FILES), None)
     if beside or any(name.startswith(VALUE_HEAD) for name in names):
-        place = beside.name if beside else f"{VALUE_HEAD}*"
+        value_head = beside.name if beside else f"{VALUE_HEAD}*"
         raise CheckpointError(
-            f"{folder}: it has a value head ({place}), which PPO trains to predict returns and"
+            f"{folder}: has a value head ({value_head}), which PPO trains to predict returns and"
             " LLaMA-Factory trains as a reward; the weights do not show which. If it is a reward,"
             " save the model as a *ForSequenceClassification with v_head.summary.weight as its"
             f" {HEAD}weight. Otherwise remove it."

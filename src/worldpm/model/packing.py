@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 
 def pack(sizes: Sequence[int], *, row_tokens: int) -> list[list[int]]:
-    """Rows as lists of indices into `sizes`, the tokens of each group: every row is filled up to
-    `row_tokens`, longest group first.
+    """Pack groups of these sizes, in tokens, into rows of up to `row_tokens`, longest group first.
+    A row is a list of indices into `sizes`.
 
     Best-fit decreasing, so the same sizes always give the same rows. A group longer than a row gets
-    a row of its own.
+    its own row.
     """
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, row), sorted

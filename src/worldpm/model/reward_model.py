@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 SHAREABLE_LAYERS = {"full_attention", "sliding_attention"}
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
-"""Rotary frequencies that depend on the longest sequence of a row: then a response's neighbours
-would change its reward."""
+"""Rotary frequencies that depend on the longest sequence of a row: in a shared row, other responses
+would change a reward."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference between the shared path and the plain one on first use, as a share of the
 largest reward or of 1."""
@@ -46,7 +46,7 @@ class RewardModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.score = head
-        # layers that sharding engines keep together
+        # layers that sharding engines must not split
         self._no_split_modules = list(backbone._no_split_modules or ())
         self.shares_prefix: bool | None = None
         """Whether groups run as rows with a shared prefix; None before the first use, which checks
@@ -62,22 +62,22 @@ class RewardModel(nn.Module):
         return self._read(ends)
 
     def share_prefix(self, share: bool) -> None:
-        """Set whether rows share a prefix; if not, the model's own attention takes over, in
-        recomputations too."""
+        """Set whether rows share a prefix; otherwise the model uses its usual attention, also in
+        recomputations."""
         self.shares_prefix = share
         attention = ATTENTION if share else _plain_attention(self.backbone)
         self.backbone.set_attn_implementation(attention)
 
     @contextmanager
     def separate_rows(self) -> Iterator[None]:
-        """Within it the model's own attention reads plain rows; after it all is as before."""
+        """A context in which the model reads plain rows with its usual attention."""
         before = self.shares_prefix
         self.share_prefix(False)
         try:
             yield
         finally:
             self.share_prefix(before is not False)
-            # not yet known is not the same as shared: the first use still has to check it
+            # None means unknown, not shared: the first use must still check it
             self.shares_prefix = before
 
     def _read(self, hidden: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class RewardModel(nn.Module):
         }
 
         with torch.autocast(hidden.device.type, enabled=False):
-            # no view of the head's output: FSDP2 puts its hooks on what a forward returns
+            # a sum, not a view of the head's output, because FSDP2 hooks the results of a forward
             rewards: Tensor = torch.func.functional_call(
                 self.score, weights, (hidden.float(),)
             ).sum(dim=-1)
@@ -121,7 +121,7 @@ class RewardModel(nn.Module):
             ids = torch.from_numpy(np.stack([sequences[i] for i in indices])).to(self.device)
             ends.append(self.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, -1])
 
-        # back from the order of lengths to that of groups and responses
+        # restore the order of groups and responses
         original_order = torch.tensor(np.argsort(order), device=ends[0].device)
         return torch.cat(ends)[original_order]
 
@@ -134,31 +134,31 @@ class RewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device that token ids are sent to."""
+        """The device for token ids."""
         return cast(torch.device, self.backbone.get_input_embeddings().weight.device)
 
 
 def _is_exact(model: RewardModel) -> bool:
-    """Whether a model can share prompts, by its config and by a trial; if not, one message names
-    the reason."""
+    """Whether a model can share prompts, by its config and by a trial; if not, a warning gives the
+    reason."""
     config = model.backbone.config.get_text_config()
     reason = unshareable(config)
     if reason is None:
         was_training = model.training
         model.eval()
-        # under the caller's autocast: the trial computes as later rows do
+        # the trial runs under the caller's autocast, like later rows
         with torch.no_grad():
             reason = _difference(model, config.vocab_size)
         model.train(was_training)
 
     if reason is None:
         return True
-    logger.warning("%s: %s, so each response runs as a row of its own", config.model_type, reason)
+    logger.warning("%s: %s, so each response runs as a separate row", config.model_type, reason)
     return False
 
 
 def _difference(model: RewardModel, vocabulary: int) -> str | None:
-    """Error of the shared path on two small groups of random tokens; None if it is exact."""
+    """The fault of the shared path on two small groups of random tokens; None if it is exact."""
     rng = np.random.default_rng(0)
     prompt, *responses = (rng.integers(0, vocabulary, length) for length in (12, 5, 3, 7, 4))
     groups = [
@@ -180,7 +180,7 @@ def _difference(model: RewardModel, vocabulary: int) -> str | None:
 
 
 def _compute_type(model: RewardModel) -> torch.dtype:
-    """The type that matrix products are computed in: autocast's, or that of the weights."""
+    """The type of matrix products: autocast's type, or the type of the weights."""
     device = model.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -189,12 +189,12 @@ def _compute_type(model: RewardModel) -> torch.dtype:
 
 
 def unshareable(config: PreTrainedConfig) -> str | None:
-    """The reason in a config against a shared prefix; None if there is none."""
+    """The reason in a config why prefixes cannot be shared; None if there is none."""
     other_layers = set(getattr(config, "layer_types", None) or ()) - SHAREABLE_LAYERS
     if other_layers:
         return f"it has {', '.join(sorted(other_layers))} layers"
 
-    # the parameters of all layers, or a dictionary of parameters for each kind of layer
+    # parameters for all layers, or a dictionary of parameters for each kind of layer
     rope = getattr(config, "rope_parameters", None) or {}
     parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
     kinds = {str(part.get("rope_type")) for part in parts} & LENGTH_DEPENDENT_ROPE
@@ -213,7 +213,7 @@ def _plain_attention(backbone: PreTrainedModel) -> str:
 
 def compile_layers(model: RewardModel) -> None:
     """Fuse the operations between matrix products and attention; the first step then takes half a
-    minute more."""
+    minute longer."""
     for module in model.backbone.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.compile(dynamic=True)
@@ -223,7 +223,7 @@ def build(size: Size, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Rewar
     """A model of a built-in size with random weights; the same seed gives the same weights."""
     config = config_of(size, vocabulary=len(tokenizer))
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    # ZeRO-3 would draw the weights in partitions, and so draw different ones
+    # ZeRO-3 would draw the weights in partitions, and thus different weights
     unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     return from_config(config, seed=seed)
 
@@ -243,8 +243,8 @@ def from_config(config: PreTrainedConfig, *, seed: int) -> RewardModel:
 
 
 def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config with all dropout at 0: it would make rewards random, and be shared by all
-    responses of a prompt."""
+    """The config with all dropout set to 0. Dropout would make rewards random, and all responses of
+    a prompt would share it."""
     for name, value in vars(config).items():
         if name.endswith(("dropout", "pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
@@ -261,7 +261,7 @@ def linear_head(config: PreTrainedConfig) -> nn.Linear:
 
 
 def released_head(config: PreTrainedConfig) -> nn.Sequential:
-    """The head of the released WorldPM weights, to be filled from a checkpoint.
+    """The head of the released WorldPM, to be filled with weights from a checkpoint.
 
     Source: `modeling_qwen2_rm.py` of Qwen/WorldPM-72B.
     """

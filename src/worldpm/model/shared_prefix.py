@@ -1,9 +1,9 @@
 """Shared-prefix attention: `[prompt | response 1 | response 2 | ...]` runs as one row of an
 unmodified decoder.
 
-Every response sees the prompt and itself, at the positions that it would have had alone, so that
-rewards and gradients are those of separate rows while the prompt is computed once. The plan of a
-row travels to the attention function as a keyword of the model's forward.
+Every response attends to the prompt and itself, at the positions that it would have alone. Rewards
+and gradients are therefore those of separate rows, but the prompt is computed once. The plan of a
+row reaches the attention function as a keyword of the model's forward.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,12 +24,12 @@ HALF_PRECISION = (torch.bfloat16, torch.float16)
 FLASH_HEAD_WIDTH, FLASH_CAPABILITY = 256, (8, 0)
 """The widest head of flash attention, and the CUDA capability that it needs (Ampere)."""
 FLOAT32_KEYS = 512
-"""Keys up to which a CPU computes attention in float32: its kernels call a matrix product for each
-small block, and such a call costs more in half precision than the product itself."""
+"""With at most this number of keys, a CPU computes attention in float32. Its kernels call a matrix
+product for each small block, and in half precision such a call costs more than the product."""
 
 
 class UnplannedLayerError(Exception):
-    """A layer works without the plan: it would carry one response's state into the next."""
+    """A layer that ignores the plan: it would carry the state of one response into the next."""
 
 
 class Span(NamedTuple):
@@ -38,12 +38,12 @@ class Span(NamedTuple):
     prefix: int
     """Tokens of the shared prefix."""
     suffixes: tuple[int, ...]
-    """Tokens of what follows it, for each response."""
+    """Tokens after the prefix, for each response."""
 
     @property
     def lengths(self) -> tuple[tuple[int, int], ...]:
-        """Queries and keys of each response's attention: the first response brings the prompt's
-        queries along."""
+        """Queries and keys of each response's attention; the first response includes the prompt's
+        queries."""
         first, *rest = self.suffixes
         return ((self.prefix + first,) * 2, *((suffix, self.prefix + suffix) for suffix in rest))
 
@@ -55,15 +55,14 @@ class Plan:
     input_ids: Tensor
     """Shape (1, T)."""
     position_ids: Tensor
-    """Shape (1, T): each response goes on where its prompt ended."""
+    """Shape (1, T): each response continues where its prompt ends."""
     end_positions: Tensor
     """Shape (R,): index of each response's end token, in the order of groups and responses."""
     spans: tuple[Span, ...]
     calls: int = 0
-    """How often attention was called: once a layer, unless a layer works otherwise (a recurrent
-    one)."""
+    """Calls of attention: one per layer, except for layers without attention (recurrent ones)."""
     cache: dict[object, Tensor] = field(default_factory=dict)
-    """Masks and indices, made at the first use and used by every layer."""
+    """Masks and indices, which are made at the first use and shared by all layers."""
 
     @property
     def longest(self) -> int:
@@ -71,14 +70,14 @@ class Plan:
         return max(span.prefix + max(span.suffixes) for span in self.spans)
 
     def bias(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
-        """0 where a query may look, -inf elsewhere, shape (queries, keys): the causal band, aligned
-        bottom right."""
+        """0 where a query may attend, -inf elsewhere, shape (queries, keys): the causal band,
+        aligned bottom right."""
         name = (queries, keys, window, like.dtype, like.device)
         if name not in self.cache:
             bias = torch.full(
                 (queries, keys), float("-inf"), device=like.device, dtype=like.dtype
             ).triu(keys - queries + 1)
-            # a window of n tokens ends with the query's own
+            # a window of n tokens includes the query's token
             if window is not None:
                 bias += torch.full_like(bias, float("-inf")).tril(keys - queries - window)
             self.cache[name] = bias
@@ -86,8 +85,8 @@ class Plan:
         return self.cache[name]
 
     def key_index(self, device: torch.device) -> Tensor:
-        """Indices of the keys of each response, response after response: its prompt's tokens, then
-        its own."""
+        """Indices of the keys of each response, one response after another: the prompt's tokens,
+        then the response's tokens."""
         if ("key index", device) not in self.cache:
             pieces, start = [], 0
             for span in self.spans:
@@ -113,7 +112,7 @@ class Plan:
 
 
 class _Attended(NamedTuple):
-    """What one response's attention reads, each of shape (1, heads, length, d)."""
+    """Inputs of one response's attention, each of shape (1, heads, length, d)."""
 
     queries: Tensor
     keys: Tensor
@@ -146,7 +145,7 @@ def plan_row(groups: Sequence[EncodedGroup], *, device: torch.device | str = "cp
     )
 
 
-# a plan differs from row to row; the code between attentions is compiled once
+# plans differ between rows, so only the code between attentions is compiled, once
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(
     module: torch.nn.Module,
@@ -165,19 +164,19 @@ def attend(
     """Attention of a planned row, as transformers calls it: query (1, heads, T, d), result (1, T,
     heads, d).
 
-    `sliding_window` is in tokens, the query's own included; `softcap` bounds the scores. `s_aux`
+    `sliding_window` is in tokens, including the query's token; `softcap` bounds the scores. `s_aux`
     are the heads' sinks.
 
     Raises:
         UnplannedLayerError: If the layer did not pass the plan on.
 
-    Source: the call every model of transformers >= 4.53 makes, `AttentionInterface`.
+    Source: `AttentionInterface`, the call of every model of transformers >= 4.53.
     """
     if plan is None:
         raise UnplannedLayerError
     plan.calls += 1
 
-    # a window that no sequence fills would only cost a mask
+    # a window longer than all sequences would only add the cost of a mask
     is_windowed = sliding_window is not None and sliding_window < plan.longest
     window = sliding_window if is_windowed else None
     if softcap is not None or s_aux is not None:
@@ -196,14 +195,14 @@ def attend(
 
 
 def _compute_type(query: Tensor) -> torch.dtype:
-    """The type that attention computes in: rotary embeddings give float32 under autocast, and only
-    PyTorch's own calls cast it back."""
+    """The compute type of attention. Under autocast, rotary embeddings give float32, and only
+    PyTorch's functions cast it back."""
     device = query.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
 def _has_flash(query: Tensor, value: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the variable-length kernel takes these tensors."""
+    """Whether the variable-length kernel supports these tensors."""
     width = query.shape[-1]
     return (
         query.is_cuda
@@ -215,10 +214,10 @@ def _has_flash(query: Tensor, value: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _responses(plan: Plan, query: Tensor, key: Tensor, value: Tensor) -> Iterator[_Attended]:
-    """Queries, keys and values of each response in turn; the first of a group brings the prompt's
-    queries along."""
+    """Queries, keys and values of each response in turn; the first of a group includes the prompt's
+    queries."""
     sizes = [size for span in plan.spans for size in (span.prefix, *span.suffixes)]
-    # one split, not many slices: the gradient of a slice is as large as the row
+    # one split instead of many slices, because the gradient of a slice is as large as the row
     queries, keys, values = (iter(torch.split(x, sizes, dim=2)) for x in (query, key, value))
 
     for span in plan.spans:
@@ -239,7 +238,7 @@ def _fused(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """PyTorch's own attention of one response, given in `dtype`."""
+    """PyTorch's attention of one response, with a result in `dtype`."""
     device = response.queries.device.type
     is_short = response.keys.shape[2] <= FLOAT32_KEYS
     inner = torch.float32 if device == "cpu" and dtype in HALF_PRECISION and is_short else dtype
@@ -287,8 +286,8 @@ def _explicit(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attention of one response, written out: soft-capped scores, and sinks that take weight
-    away."""
+    """Attention of one response by explicit operations, with soft-capped scores and sinks, which
+    absorb attention weight."""
     q, k, v = response
     repeats = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
@@ -296,7 +295,7 @@ def _explicit(
     scores = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    # the softmax is in float32 whatever the weights, as in transformers
+    # the softmax is in float32 for weights of any type, as in transformers
     scores = (scores + bias).float()
 
     if sinks is not None:
@@ -309,10 +308,9 @@ def _explicit(
 def _variable_length(
     plan: Plan, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
 ) -> Tensor:
-    """All responses in one flash-attention call: keys and values are gathered, so that each
-    response has its prompt's.
+    """All responses in one flash-attention call; each gets copies of its prompt's keys and values.
 
-    The kernel's causal mask is aligned bottom right where queries and keys differ in number.
+    The kernel aligns its causal mask bottom right if the numbers of queries and keys differ.
     """
     index = plan.key_index(query.device)
     q = query[0].transpose(0, 1)
@@ -328,7 +326,7 @@ def _variable_length(
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
-        # more splits depend on the longest sequence of the batch, and would change a reward's bits
+        # more splits would depend on the batch's longest sequence, and change bits of a reward
         num_splits=1,
     )
     assert isinstance(output, Tensor)

@@ -14,11 +14,11 @@ class Size(NamedTuple):
     width: int
     """Numbers in a hidden state."""
     heads: int
-    """Of queries, and as many of keys and values."""
+    """Heads of queries; keys and values have the same number."""
     feed_forward: int
     """Width between the two products of a feed-forward layer."""
     vocabulary: int
-    """Tokens of the tokenizer, at most."""
+    """Most tokens of the tokenizer."""
     lr: float
     """Peak learning rate."""
     batch_pairs: int
@@ -29,7 +29,7 @@ class Size(NamedTuple):
 
 
 POSITIONS = 32_768
-"""Of a built-in model, in tokens."""
+"""Positions of a built-in model, in tokens."""
 WIDTHS = (16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640)
 
 
@@ -69,7 +69,7 @@ ladder, by one rule, with 3 thousand to 98 million parameters that are not embed
 
 def config_of(size: Size, *, vocabulary: int) -> Qwen2Config:
     """The config of a built-in size."""
-    # the usual 0.02 suits widths beyond 2000; with it, narrow models learn nothing for long
+    # the usual 0.02 suits widths beyond 2000; with it, narrow models learn nothing for a long time
     initializer_range = size.width**-0.5
     return Qwen2Config(
         vocab_size=vocabulary,

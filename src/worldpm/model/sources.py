@@ -1,4 +1,4 @@
-"""The folder of a model, here or on the hub: found and described without loading the model."""
+"""Find and describe the folder of a model, local or on the hub, without loading the model."""
 
 import hashlib
 import json
@@ -33,13 +33,13 @@ class Source:
     """The folder of a model: the user's, or a downloaded repository of the hub."""
 
     folder: Path
-    """Or a GGUF file, which holds all of a model."""
+    """The folder, or a GGUF file, which contains a whole model."""
     remote_code: bool = False
-    """Run the folder's own Python; only for a pinned commit."""
+    """Run Python code in the folder; only for a pinned commit."""
     chat_template: str | None = None
-    """A file, or a name of `chat.TEMPLATES`; the tokenizer's own unless given."""
+    """A file, or a name in `chat.TEMPLATES`; the tokenizer's template unless given."""
     template_name: str | None = None
-    """Which of the tokenizer's templates, if it has several; `default` unless given."""
+    """Name of a template of a tokenizer that has several; `default` unless given."""
     base: "Source | None" = None
     """The model that the adapter in the folder was trained on; None for a whole model."""
 
@@ -50,8 +50,8 @@ class Source:
 
     @property
     def with_tokenizer(self) -> Self:
-        """The folder of tokenizer and `worldpm.json`: that of the base model for an adapter without
-        a tokenizer."""
+        """The folder of tokenizer and `worldpm.json`: for an adapter without a tokenizer, the
+        folder of the base model."""
         if self.base is None or (self.folder / TOKENIZER_CONFIG).is_file():
             return self
         return replace(self, folder=self.base.folder, base=None)
@@ -66,26 +66,26 @@ def find(
     template_name: str | None = None,
     files: Sequence[str] = HUB_FILES,
 ) -> Source:
-    """The folder of a model, a GGUF file, or the folder of a hub id's files that match `files`,
-    downloaded once; with the base model if the folder has an adapter.
+    """Find a folder of a model, a GGUF file, or a hub id, whose files that match `files` are
+    downloaded once. An adapter is found with its base model.
 
     Raises:
         ConfigError: If it is none of them, is not finished, was made by another step than `train`,
-            or remote code was asked for without a pinned commit.
+            or remote code was requested without a pinned commit.
         CheckpointError: If the hub has no such repository, or does not answer, or the base model of
-            an adapter is not here.
+            an adapter is missing.
     """
     if remote_code and not COMMIT.fullmatch(revision or ""):
         raise ConfigError(
-            "--remote-code: it runs the Python of the model's repository. Read a commit of it, and"
-            " name that with --revision, all 40 digits."
+            "--remote-code: runs Python code of the model's repository. Read the code at a commit,"
+            " and name this commit with --revision, with all 40 digits."
         )
 
     if (folder := Path(model)).exists():
         if revision is not None and not remote_code:
             raise ConfigError(
-                f"--revision {revision}: {model} is a folder or file, which has none. Leave it out,"
-                " or name a hub id."
+                f"--revision {revision}: {model} is a folder or file, which has no revisions. Leave"
+                " it out, or name a hub id."
             )
         if folder.is_file():
             return _file(folder, chat_template, template_name)
@@ -95,7 +95,8 @@ def find(
 
     if not _is_hub_id(str(model)):
         raise ConfigError(
-            f"{model}: no such folder, and no hub id (OWNER/NAME); `worldpm train` makes one"
+            f"{model}: no such folder, and not a hub id (OWNER/NAME). `worldpm train` makes a"
+            " folder."
         )
     patterns = [*files, "*.py"] if remote_code else list(files)
     folder = _download(str(model), revision, patterns)
@@ -106,23 +107,21 @@ def _file(path: Path, chat_template: str | None, template_name: str | None) -> S
     """A model that is one file.
 
     Raises:
-        ConfigError: If it is of another form than GGUF, or the package that reads it is absent.
+        ConfigError: If it is not a GGUF file, or the package that reads GGUF is not installed.
         CheckpointError: If it is damaged.
     """
     if path.suffix != gguf_files.SUFFIX:
-        raise ConfigError(
-            f"{path}: a file, and only those of GGUF are models. Name the folder that it is in."
-        )
+        raise ConfigError(f"{path}: is a file, but not a GGUF file. Name the folder of the model.")
     gguf_files.check(path)
     return Source(path, chat_template=chat_template, template_name=template_name)
 
 
 def _with_base(source: Source, files: Sequence[str], *, here: bool) -> Source:
-    """The source with the base model, if its folder has an adapter; `here` looks in folders and in
-    the hub's cache only.
+    """The source with the base model, if its folder has an adapter; `here` looks only in folders
+    and in the hub's cache.
 
     Raises:
-        CheckpointError: If the base model is not there, or is an adapter, too.
+        CheckpointError: If the base model is missing, or is also an adapter.
     """
     if not (source.folder / adapter_folders.CONFIG).is_file():
         return source
@@ -139,22 +138,22 @@ def _with_base(source: Source, files: Sequence[str], *, here: bool) -> Source:
         )
     if (base.folder / adapter_folders.CONFIG).is_file():
         raise CheckpointError(
-            f"{source.folder}: its base model {name} is an adapter, too. Merge that into its own"
-            " base model first, with PEFT's merge_and_unload."
+            f"{source.folder}: its base model {name} is also an adapter. First merge that adapter"
+            " into its base model, with PEFT's merge_and_unload."
         )
     return replace(source, base=base)
 
 
 def _base(adapter: Adapter, files: Sequence[str], *, here: bool) -> Source | None:
-    """The base model of an adapter; None if it is not there."""
+    """The base model of an adapter; None if it is missing."""
     name = adapter.config.base_model_name_or_path
     # PEFT looks in the working directory; a folder may have been moved with its adapter
-    for place in (Path(name), adapter.folder / name):
-        if place.is_file():
-            return _file(place, None, None)
-        # another folder of that name may be in the working directory by chance
-        if any((place / file).is_file() for file in ("config.json", adapter_folders.CONFIG)):
-            return _finished(Source(place))
+    for path in (Path(name), adapter.folder / name):
+        if path.is_file():
+            return _file(path, None, None)
+        # the working directory may contain an unrelated folder of that name
+        if any((path / file).is_file() for file in ("config.json", adapter_folders.CONFIG)):
+            return _finished(Source(path))
 
     if not _is_hub_id(name):
         return None
@@ -167,8 +166,8 @@ def _base(adapter: Adapter, files: Sequence[str], *, here: bool) -> Source | Non
 
 
 def _finished(source: Source) -> Source:
-    """A source of this project must be finished; folders of other programs have no manifest to
-    check."""
+    """Check that a folder of this project is finished, and return the source; folders of other
+    programs have no manifest to check."""
     if is_ours(source.folder) or (source.folder / DESCRIPTION).exists():
         read_manifest(source.folder, made_by="train|export")
     return source
@@ -200,10 +199,10 @@ def _download(
             hub_id, revision=revision, allow_patterns=patterns, local_files_only=here
         )
         return Path(folder)
-    # the hub's errors, the network's and the disk's share no class
+    # errors of the hub, the network and the disk share no class
     except Exception as error:
         raise CheckpointError(
-            f"{hub_id}: no such folder, and the hub did not give it ({first_line(error)}). Check"
+            f"{hub_id}: no such folder, and the hub did not deliver it ({first_line(error)}). Check"
             " the name and the network."
         ) from error
 
@@ -228,8 +227,8 @@ def _description_if_any(source: Source) -> Description | None:
 
 
 def fingerprint(source: Source) -> Input:
-    """The model as an input of a manifest: a folder by its own manifest, or else by the contents of
-    its files; an adapter with its base model."""
+    """The model as an input of a manifest: a folder by its manifest, or else by the contents of its
+    files; an adapter with its base model."""
     if source.base is not None:
         parts = [fingerprint(replace(source, base=None)), fingerprint(source.base)]
         return _together(parts, name=source.folder.resolve().name)

@@ -1,11 +1,11 @@
-"""A trial of a chat template in a process of its own: it must end soon, and write little.
+"""A trial of a chat template in a separate process: the template must end soon and write little.
 
-A template is a program that came with a checkpoint. `{{ 'a' * 10**10 }}` would fill the memory of
-the process that fills it, and no error could be caught there. So this file runs as a program: it
-reads a template, limits itself, fills the template with conversations of several shapes, and its
-exit code is the answer.
+A template is a program that came with a checkpoint. `{{ 'a' * 10**10 }}` would exhaust the memory
+of the process that fills it, and that process could not catch an error. So this file runs as a
+program. It reads a template, limits itself, and fills the template with conversations of several
+shapes. Its exit code is the result.
 
-POSIX systems enforce the limits by `resource`. Elsewhere the parent looks at the process every few
+POSIX systems enforce the limits by `resource`. Elsewhere the parent checks the process every few
 milliseconds and ends it, so that a template may exceed its memory for a moment.
 """
 
@@ -28,33 +28,33 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 HAS_LIMITS = find_spec("resource") is not None
-"""Whether the system limits a process by itself."""
+"""Whether the system can limit a process."""
 if HAS_LIMITS:
     import resource
 else:
     import psutil
 
 LARGEST_GROWTH = 16
-"""A text may have so many times the characters of its messages and of ALWAYS_FILLED."""
+"""Most characters of a text, as a multiple of the characters of its messages and ALWAYS_FILLED."""
 ALWAYS_FILLED = 20_000
-"""Characters that a template may have of its own, such as a long system message."""
+"""Characters that a template may add, such as a long system message."""
 CPU_SECONDS = 5
 MEMORY_BYTES = 1 << 30
 TOO_MUCH = 3
-"""Exit code of a template that writes more than it may, or needs more memory."""
+"""Exit code of a template that writes too much text, or needs too much memory."""
 LOOK_SECONDS = 0.02
-"""Time between two looks at a process that the system does not limit."""
+"""Time between two checks of a process that the system does not limit."""
 COMMAND = (sys.executable, "-I", __file__)
 
 
 @lru_cache(maxsize=32)
 def fault_of(template: str) -> str | None:
-    """What is wrong with a template, in words; None if it ends soon and writes little."""
+    """A sentence about a template's fault; None if it ends soon and writes little."""
     code = _exit_code(template.encode("utf-8", "surrogatepass"))
     if code == 0:
         return None
     if code == TOO_MUCH:
-        return "it writes far more text than the messages hold"
+        return "it writes far more text than the messages have"
     if code is None:
         return f"it runs for more than {CPU_SECONDS} seconds"
     return f"it runs for more than {CPU_SECONDS} seconds, needs much memory, or ends its process"
@@ -77,7 +77,7 @@ def _exit_code(source: bytes) -> int | None:
 
 def _watch(trial: "subprocess.Popen[bytes]") -> None:
     """End a trial that exceeds the limits, until it ends by itself."""
-    with suppress(psutil.Error):  # it has ended
+    with suppress(psutil.Error):  # the process has ended
         process = psutil.Process(trial.pid)
         while trial.poll() is None:
             times = process.cpu_times()
@@ -87,9 +87,9 @@ def _watch(trial: "subprocess.Popen[bytes]") -> None:
 
 
 class _Generation(Extension):
-    """The tag around an assistant's words that trainers of language models use."""
+    """The tag around an assistant's text that trainers of language models use."""
 
-    tags = {"generation"}  # noqa: RUF012  (as the base class has it)
+    tags = {"generation"}  # noqa: RUF012  (like the base class)
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         """The block without its tags."""
@@ -98,7 +98,7 @@ class _Generation(Extension):
 
 
 def _environment() -> jinja2.Environment:
-    """Templates as transformers fills them."""
+    """The environment in which transformers fills templates."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -115,9 +115,9 @@ def _refuse(message: str) -> None:
 def _conversations() -> list[list[dict[str, str]]]:
     """Conversations with and without a system turn, of one and many turns, short and long."""
     shapes = []
-    for system, turns, words in product((False, True), (1, 2, 16), (1, 500)):
+    for system, turns, length in product((False, True), (1, 2, 16), (1, 500)):
         roles = [*(["system"] if system else []), *("user", "assistant") * turns]
-        shapes.append([{"role": role, "content": "word " * words} for role in roles])
+        shapes.append([{"role": role, "content": "word " * length} for role in roles])
     return shapes
 
 
@@ -126,7 +126,7 @@ def _fill(
 ) -> None:
     try:
         text = render(messages=turns, add_generation_prompt=False, **tokens)
-    # a refusal is reported when the template refuses a real conversation
+    # a rejection is reported when the template rejects a real conversation
     except (MemoryError, RecursionError):
         raise
     except Exception:
@@ -150,7 +150,7 @@ def main() -> int:
             _fill(render, turns, tokens)
     except MemoryError:
         return TOO_MUCH
-    # the program that fills the template reports its errors
+    # other errors are reported by the program that fills the template
     except Exception:
         return 0
     return 0

@@ -24,7 +24,7 @@ ROLE_REPEATS = 1000
 def train_tokenizer(
     texts: Iterable[str], *, vocabulary: int, max_length: int
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocabulary` tokens; fewer where the texts give fewer merges.
+    """A tokenizer of at most `vocabulary` tokens; fewer if the texts give fewer merges.
 
     Its pad token is used for nothing else, so it cannot be mistaken for the end token.
     """

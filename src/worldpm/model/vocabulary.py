@@ -1,4 +1,4 @@
-"""Tokens of a tokenizer without a row in the model's embedding, at which the model would fail."""
+"""Tokens of a tokenizer that have no row in the model's embedding, and would make it fail."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from worldpm.model.encoder import Encoder
 
 
 def check(folder: Path, encoder: Encoder, config: PreTrainedConfig) -> None:
-    """Refuse a tokenizer with more ids than the embedding has rows.
+    """Reject a tokenizer with more ids than the embedding has rows.
 
-    Special tokens that the template does not write are an exception: they are taken out of the
+    Special tokens that the template does not write are an exception: they are removed from the
     tokenizer. Gemma 3 1B, for instance, has one for images, and no row for it.
 
     Raises:
@@ -32,15 +32,15 @@ def check(folder: Path, encoder: Encoder, config: PreTrainedConfig) -> None:
     without_row = {token for token, number in ids.items() if number >= rows}
     if any(token in template for token in without_row) or not without_row <= special - written:
         raise CheckpointError(
-            f"{folder}: the tokenizer has ids up to {largest}, and the embedding has {rows} rows,"
-            f" for ids up to {rows - 1}. Put the model's own tokenizer into the folder, or resize"
+            f"{folder}: the tokenizer has ids up to {largest}, but the embedding has {rows} rows,"
+            f" for ids up to {rows - 1}. Put the model's tokenizer into the folder, or resize"
             " the embedding with transformers' `resize_token_embeddings`."
         )
     _remove(tokenizer, rows)
 
 
 def _remove(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Take the added tokens with ids from `rows` on out of a tokenizer."""
+    """Remove the added tokens with ids from `rows` on from a tokenizer."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < rows]
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))

@@ -1,8 +1,8 @@
-"""The weights of a folder: the file that holds each, and the name that the model has for it.
+"""The weights of a folder: the file of each weight, and its name in the model.
 
 Weights are one safetensors file, or shards with an index. A line of an index:
-`"score.weight": "model-00002-of-00002.safetensors"`. As in transformers, a single file counts even
-if there is an index too.
+`"score.weight": "model-00002-of-00002.safetensors"`. As in transformers, a single file takes
+precedence over an index.
 """
 
 import re
@@ -22,12 +22,12 @@ from worldpm.storage.json_files import read_json
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DISTRIBUTED = "shard-*-model-*-of-*.safetensors"
-"""Shards of a distributed training, which transformers takes before all other files."""
+"""Shards of a distributed training, which transformers prefers to all other files."""
 
 INNER_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
 """Names that torch.compile, FSDP and activation checkpointing give to the module inside them."""
 LEADING = re.compile(rf"^(?:(?:module|{INNER_WRAPPERS})\.)+")
-"""At the start of a name there may be that of DDP, too."""
+"""Wrappers at the start of a name, which may include that of DDP."""
 INNER = re.compile(rf"\.(?:(?:{INNER_WRAPPERS})\.)+")
 
 
@@ -37,7 +37,7 @@ class WeightFiles:
 
     folder: Path
     files: Mapping[str, Path]
-    """The file that holds each weight, by the weight's name in the file."""
+    """The file of each weight, by the weight's name in the file."""
 
     @classmethod
     def find(cls, folder: Path, config: PreTrainedConfig) -> Self:
@@ -60,7 +60,7 @@ class WeightFiles:
         path = folder / (named or next(iter(present), WEIGHTS))
         if not path.is_file():
             _refuse_pickle(folder)
-            raise CheckpointError(f"{folder}: it has no {path.name}; get the folder again")
+            raise CheckpointError(f"{folder}: it has no {path.name}. Get the folder again.")
 
         if path.name.endswith(".index.json"):
             return cls(folder, _shard_files(path))
@@ -68,10 +68,10 @@ class WeightFiles:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """The name of each weight in its file, by the name that the model has for it.
+        """The name of each weight in its file, by its name in the model.
 
         Raises:
-            CheckpointError: If two weights have one name in the model.
+            CheckpointError: If two weights have the same name in the model.
         """
         names: dict[str, str] = {}
         for stored in self.files:
@@ -85,12 +85,12 @@ class WeightFiles:
 
     @property
     def renamings(self) -> dict[str, str]:
-        """Patterns that take the wrappers out of the names in the files, as transformers takes
-        them: by the text to put in place of each."""
+        """Patterns that match the wrappers in the names in the files, and their replacements, in
+        the form of transformers' `key_mapping`."""
         patterns = {LEADING.pattern: ""} if any(map(LEADING.match, self.files)) else {}
         most = max((len(INNER.findall(LEADING.sub("", name))) for name in self.files), default=0)
-        # A pattern replaces one match, so it is needed as often as a name has matches. An empty
-        # group makes the keys differ.
+        # A pattern replaces one match, so there is one pattern for each match in a name. Empty
+        # groups make the patterns distinct keys.
         return patterns | {INNER.pattern + "(?:)" * number: "." for number in range(most)}
 
     def read(self, prefix: str) -> dict[str, Tensor]:
@@ -102,13 +102,13 @@ class WeightFiles:
         }
 
     def tensor(self, name: str) -> Tensor:
-        """A weight in its own type."""
+        """A weight in its stored type."""
         stored = self.names[name]
         return read_tensor(self.files[stored], stored)
 
 
 def unwrapped(name: str) -> str:
-    """A weight's name without the modules that compilers and engines put around others."""
+    """A weight's name without the wrappers of compilers and engines."""
     return INNER.sub(".", LEADING.sub("", name))
 
 
@@ -126,7 +126,7 @@ def names_in(path: Path) -> list[str]:
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    """One weight of a safetensors file, in its own type.
+    """One weight of a safetensors file, in its stored type.
 
     Raises:
         CheckpointError: If the file is damaged.
@@ -140,39 +140,39 @@ def read_tensor(path: Path, name: str) -> Tensor:
 
 
 def _shard_files(index: Path) -> dict[str, Path]:
-    """The shard that holds each weight, as an index lists them."""
+    """The shard of each weight, from an index."""
     folder = index.parent
     shards = read_json(index).get("weight_map")
     if not shards or not isinstance(shards, dict):
-        raise CheckpointError(f"{index}: it has no weight_map; get the folder again")
+        raise CheckpointError(f"{index}: it has no weight_map. Get the folder again.")
 
     for name in sorted(set(map(str, shards.values()))):
         _check_inside(index, name)
     paths = {name: folder / str(file) for name, file in shards.items()}
     if absent := sorted({path.name for path in paths.values() if not path.is_file()}):
         raise CheckpointError(
-            f"{folder}: {len(absent)} shards are missing ({', '.join(absent[:3])}); get the"
-            " folder again"
+            f"{folder}: {len(absent)} shards are missing ({', '.join(absent[:3])}). Get the"
+            " folder again."
         )
     return paths
 
 
 def _check_inside(path: Path, name: str) -> None:
-    """Refuse a file outside the folder that `path` names. The name decides, because in the hub's
-    cache the files of a folder are links out of it."""
+    """Reject a file name in `path` that leads outside the folder. Links are not resolved, because
+    in the hub's cache the files of a folder are links to other folders."""
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise CheckpointError(
-            f"{path}: it names {name}, which is outside the folder. Put the file into the folder,"
-            " and name it there."
+            f"{path}: names {name}, which is outside the folder. Put the file into the folder, and"
+            " correct its name."
         )
 
 
 def _refuse_pickle(folder: Path) -> None:
-    """Name the pickled weights of a folder that has no others."""
+    """Raise an error about the pickled weights of a folder, if it has any."""
     pickled = [*sorted(folder.glob("*.bin")), *sorted(folder.glob("*.pt*"))]
     if pickled:
         raise CheckpointError(
-            f"{folder}: its weights are pickle ({pickled[0].name}), which can run code; have them"
-            " converted to safetensors, for instance by"
+            f"{folder}: its weights are pickle ({pickled[0].name}), which can run code. Convert"
+            " them to safetensors, for instance with"
             " https://huggingface.co/spaces/safetensors/convert"
         )

@@ -1,2 +1,2 @@
-"""Options of the command line: one frozen dataclass a verb, checked when it is made. Nothing heavy
-is imported here."""
+"""Options of the command line: one frozen dataclass per verb, which checks its values when it is
+created. These modules import nothing heavy."""

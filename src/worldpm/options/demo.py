@@ -7,13 +7,13 @@ from typing import ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """Walk the whole road on a simulated forum, offline, on a CPU: simulate, group, train,
-    evaluate, report."""
+    """Run every step on a simulated forum, offline, on a CPU: simulate, group, train, evaluate,
+    report."""
 
     EXAMPLE: ClassVar[str] = "worldpm demo --out demo"
 
     out: Path = Path("demo")
-    """Folder to write; `report.html` in it is the page to look at."""
+    """Folder to write; its `report.html` shows the results."""
     threads: int = 7000
     """Threads of the forum; fewer are faster, and the model learns less."""
     seed: int = 0

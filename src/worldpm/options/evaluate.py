@@ -31,18 +31,18 @@ class EvaluateOptions(ModelOptions):
     """Benchmarks by name, NAME=PATH with a folder or hub id, the preset `worldpm`, groups (folders,
     bare Parquet files), or plain preference sets (files, hub ids)."""
     columns: tuple[str, ...] = ()
-    """OURS=THEIRS, more after commas: columns of plain preference sets that have other names."""
+    """OURS=THEIRS, separated by commas: names of columns in plain preference sets."""
     out: Path
     """Folder to write."""
     rewards: tuple[Path, ...] = ()
     """Raw rewards of any model (Parquet, JSON lines), in place of checkpoints."""
     verdicts: tuple[Path, ...] = ()
-    """Files of a judge: with --on arena-hard folders of its `data`, with --on alpacaeval
-    `annotations.json`; gives win rates."""
+    """Files of a judge, for win rates: folders of its `data` with --on arena-hard, or
+    `annotations.json` with --on alpacaeval."""
     benchmarks: Path = BENCHMARKS
     """Folder that holds one folder per benchmark, with the files of its repository."""
     cut: bool = True
-    """Cut inputs over the limit; with --no-cut the first of them stops the evaluation."""
+    """Cut inputs over the limit; with --no-cut the first such input stops the evaluation."""
     strata: str | None = None
     """Shares of each kind of item to draw: NAME=share,... or `forum` (70 % technical, 20 % open,
     10 % controversial)."""
@@ -55,17 +55,17 @@ class EvaluateOptions(ModelOptions):
         column_names(self.columns)
         if not self.on or sum(map(bool, (self.checkpoints, self.rewards, self.verdicts))) != 1:
             raise ConfigError(
-                "name checkpoints, or --rewards, or --verdicts (one of three), and after --on at"
-                " least one benchmark"
+                "--on: needs at least one benchmark, and checkpoints, --rewards or --verdicts."
+                " Name the benchmarks and exactly one of the three."
             )
         of_checkpoints = ["strata", "trained_on", *names_of(ModelOptions)]
         if not self.checkpoints and (given := changed(self, of_checkpoints)):
             raise ConfigError(
-                f"{given[0]} goes with checkpoints; rewards and verdicts are taken as they are."
-                " Leave it out."
+                f"{given[0]}: applies to checkpoints only; --rewards and --verdicts are used as"
+                " given. Leave it out."
             )
         if self.verdicts and self.on not in (("arena-hard",), ("alpacaeval",)):
             raise ConfigError(
-                "--verdicts goes with --on arena-hard or --on alpacaeval, not with"
-                f" {' '.join(self.on)}"
+                "--verdicts: needs --on arena-hard or --on alpacaeval, but --on is"
+                f" {' '.join(self.on)}. Change --on."
             )

@@ -12,7 +12,7 @@ from worldpm.options.shared import ModelOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions(ModelOptions):
-    """Explain the rewards of JSON lines in the form of `worldpm score`."""
+    """Explain the rewards of rows (JSON lines, in the form of `worldpm score`)."""
 
     EXAMPLE: ClassVar[str] = "worldpm explain checkpoint answers.jsonl"
     INPUTS_OR_IDS: ClassVar[tuple[str, ...]] = ("model",)
@@ -26,9 +26,9 @@ class ExplainOptions(ModelOptions):
     """Integrated gradients of every token, the effect of each sentence, or both."""
 
     streams: ClassVar[bool] = True
-    """Standard output is in use."""
+    """Rows go to standard output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.by:
-            raise ConfigError("--by names nothing; say tokens, sentences or both")
+            raise ConfigError("--by: names nothing. Name tokens, sentences or both.")

@@ -34,24 +34,25 @@ class ExportOptions:
     licence: str = "other"
     """model: licence of the model card, in the hub's spelling."""
     probe: Path | None = None
-    """onnx: groups with a validation split, to compare the graph with the model; made-up text
-    unless given."""
+    """onnx: groups with a validation split, to compare the graph with the model; generated text
+    unless set."""
     int8: bool = False
     """onnx: also write a graph with 8-bit weights; --probe measures its loss of accuracy."""
 
     def __post_init__(self) -> None:
         if not self.source:
             raise ConfigError(
-                "nothing to export: name folders of `worldpm group`, or a checkpoint with --to"
-                " model or --to onnx"
+                "nothing to export. Name folders of `worldpm group`, or a checkpoint with --to"
+                " model or --to onnx."
             )
         if self.to != "pairs" and len(self.source) > 1:
             raise ConfigError(
-                f"--to {self.to} takes one checkpoint; {len(self.source)} folders were given"
+                f"--to {self.to}: needs one checkpoint, but got {len(self.source)} folders. Name"
+                " one."
             )
         idle = [
             *([] if self.to == "model" else ["results", "licence"]),
             *([] if self.to == "onnx" else ["probe", "int8"]),
         ]
         if given := changed(self, idle):
-            raise ConfigError(f"{given[0]} does not go with --to {self.to}")
+            raise ConfigError(f"{given[0]}: has no effect with --to {self.to}. Leave it out.")

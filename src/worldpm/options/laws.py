@@ -31,7 +31,7 @@ AXES = ("N", "D", "C")
 
 
 class Columns(NamedTuple):
-    """The columns of a form that is not about a loss or an accuracy over AXES."""
+    """The columns of a form that does not fit a loss or an accuracy over AXES."""
 
     x: str
     y: str
@@ -58,17 +58,17 @@ class LawsOptions:
     out: Path
     """Folder to write."""
     form: FormName | None = None
-    """The only form to fit; all that suit the columns unless set."""
+    """Fit only this form; unless set, all forms that suit the columns."""
     y: Literal["loss", "accuracy"] = "loss"
     """Column to fit; verdicts are about losses only."""
     objective: Literal["huber", "squares"] | None = None
-    """Sum of Huber(1e-3) of ln y, or of squares of y; huber unless set, squares for accuracies,
-    errors and gains."""
+    """Minimize the sum of Huber(1e-3) of ln y, or of squares of y. Unless set: squares for
+    accuracies, errors and gains, else huber."""
     calibrated: bool = False
     """Use the loss at each checkpoint's temperature, so that families of models may be mixed; the
     losses of a table are used as given."""
     resamples: int = 1000
-    """Bootstrap draws of runs and prompts behind each interval."""
+    """Bootstrap resamples of runs and prompts for each interval."""
     seed: int = 0
     """Seed of the draws."""
 
@@ -80,15 +80,15 @@ class LawsOptions:
 
         if self.resamples < 2 or self.seed < 0:
             raise ConfigError(
-                f"--resamples {self.resamples} and --seed {self.seed}: at least 2 resamples, and no"
-                " negative seed"
+                f"--resamples {self.resamples} and --seed {self.seed}: the first must be at least"
+                " 2, the second at least 0"
             )
 
         # Their y is a column that --y cannot name.
         if self.form in COLUMNS and self.y != "loss":
             raise ConfigError(
-                f"--form {self.form} has columns of its own, {' and '.join(COLUMNS[self.form])};"
-                " leave --y out"
+                f"--form {self.form}: uses the columns {' and '.join(COLUMNS[self.form])} only."
+                " Leave --y out."
             )
 
     @property
@@ -98,5 +98,5 @@ class LawsOptions:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The columns that it may depend on."""
+        """The columns that y may depend on."""
         return (COLUMNS[self.form].x,) if self.form in COLUMNS else AXES

@@ -25,17 +25,16 @@ class LogOptions(ModelOptions):
     action: Positional[Literal["verify", "export", "replay", "erase", "reference"]]
     """Action."""
     file: Positional[Path]
-    """The SQLite file of `worldpm serve --log`; files that were put aside beside it are read
-    too."""
+    """The SQLite file of `worldpm serve --log`; rotated files in the same folder are read too."""
     since: datetime | None = None
-    """First moment of the decisions, such as 2026-01-31 or 2026-01-31T08:00:00; in UTC unless it
-    has a zone."""
+    """Select decisions from this time on, such as 2026-01-31 or 2026-01-31T08:00:00; in UTC unless
+    it has a time zone."""
     until: datetime | None = None
-    """First moment after the decisions."""
+    """Select decisions before this time."""
     key: str | None = None
-    """Decisions of the API key of this name."""
+    """Select decisions for the API key of this name."""
     id: str | None = None
-    """Decisions of the reply or the request with this id."""
+    """Select decisions whose reply or request has this id."""
     head: str | None = None
     """verify: a hash that you saved elsewhere. If it is not in the chain, rows at the end are
     missing."""
@@ -44,8 +43,8 @@ class LogOptions(ModelOptions):
     model: str | None = None
     """replay: folder or hub id of the model."""
     cut: bool = True
-    """replay: cut inputs over the limit, as the server did for requests that asked for it; --no-cut
-    refuses them."""
+    """replay: cut inputs over the limit, as the server did for requests that allowed a cut;
+    --no-cut rejects them."""
     tolerance: float | None = None
     """replay: largest difference of a reward, in logits, that counts as equal; 0.0001 unless
     set."""
@@ -60,7 +59,7 @@ class LogOptions(ModelOptions):
             raise ConfigError("`worldpm log replay` needs --model")
 
         if self.since is not None and self.until is not None and self.since >= self.until:
-            raise ConfigError("--since is not before --until. Exchange them.")
+            raise ConfigError("--since is not before --until. Swap them.")
         selection = ["since", "until", "key", "id"]
         if self.action == "erase" and not changed(self, selection):
             raise ConfigError(
@@ -76,4 +75,6 @@ class LogOptions(ModelOptions):
         }[self.action]
         optional = ["head", "out", *selection, *scoring]
         if idle := changed(self, [name for name in optional if name not in used]):
-            raise ConfigError(f"{idle[0]} does nothing in `worldpm log {self.action}`")
+            raise ConfigError(
+                f"{idle[0]}: has no effect in `worldpm log {self.action}`. Leave it out."
+            )

@@ -30,17 +30,17 @@ FLAGS = {
     "fp32": ("dtype", ["--dtype", "float32"]),
     "trust_remote_code": ("remote_code", ["--remote-code"]),
 }
-"""By their flags: our option, and its words."""
+"""By their flags: our option, and the arguments that set it."""
 BATCH, ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
-"""Their product with the number of processes is the pairs of a step."""
+"""The pairs of a step are the product of both and the number of processes."""
 BOOLEANS = {"true": True, "false": False}
-"""Words that may follow one of their flags."""
+"""Values that may follow one of their flags."""
 
 
 def translated(
-    words: Sequence[str], names: Collection[str], positional: Collection[str]
+    arguments: Sequence[str], names: Collection[str], positional: Collection[str]
 ) -> list[str]:
-    """The words with other names of options replaced by ours, where a verb has these options.
+    """Replace other names of options by ours, where a verb has these options.
 
     `names` are all of the verb's options; `positional` are those without a flag.
 
@@ -50,14 +50,14 @@ def translated(
     first: list[str] = []
     rest: list[str] = []
     batch: dict[str, str] = {}
-    remaining = _Words(words)
-    for word in remaining:
-        flag, equals, value = word.partition("=")
+    remaining = _Arguments(arguments)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
         name = flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else ""
         ours = OURS.get(name, "")
 
         if name in names and name not in positional:
-            rest.append(word)
+            rest.append(argument)
         elif ours in positional:
             first.append(value if equals else remaining.value())
         elif ours in names:
@@ -67,33 +67,33 @@ def translated(
         elif name in (BATCH, ACCUMULATION) and "batch_pairs" in names:
             batch[name] = value if equals else remaining.value()
         else:
-            rest.append(word)
-    return [*first, *rest, *_batch_words(batch)]
+            rest.append(argument)
+    return [*first, *rest, *_batch_arguments(batch)]
 
 
-class _Words:
-    """Words that are read one after another."""
+class _Arguments:
+    """Arguments that are read one by one."""
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self._words = [*words]
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._rest = [*arguments]
 
     def __iter__(self) -> Iterator[str]:
-        while self._words:
-            yield self._words.pop(0)
+        while self._rest:
+            yield self._rest.pop(0)
 
     def value(self) -> str:
-        """The next word, which belongs to the option before it."""
-        return self._words.pop(0) if self._words else ""
+        """The next argument, which is the value of the option before it."""
+        return self._rest.pop(0) if self._rest else ""
 
     def is_on(self, value: str) -> bool:
-        """Whether a flag is set: alone, or with a boolean."""
-        if not value and self._words and self._words[0].lower() in BOOLEANS:
+        """Whether a flag is on, given alone or with a boolean."""
+        if not value and self._rest and self._rest[0].lower() in BOOLEANS:
             value = self.value()
         return BOOLEANS.get(value.lower(), True)
 
 
-def _batch_words(batch: dict[str, str]) -> list[str]:
-    """Pairs of a step: the batch of a device, times what is accumulated, times the processes."""
+def _batch_arguments(batch: dict[str, str]) -> list[str]:
+    """`--batch-pairs`: the batch of a device, times accumulation steps, times processes."""
     if not batch:
         return []
     try:
@@ -106,8 +106,7 @@ def _batch_words(batch: dict[str, str]) -> list[str]:
 
     pairs = per_device * steps * int(os.environ.get("WORLD_SIZE", "1"))
     logger.info(
-        "--batch-pairs %d: a step is that many pairs over all devices. --row-tokens sets the"
-        " memory.",
+        "--batch-pairs %d: the pairs of a step over all devices. --row-tokens sets the memory use.",
         pairs,
     )
     return ["--batch-pairs", str(pairs)]

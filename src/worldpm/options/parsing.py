@@ -1,5 +1,5 @@
-"""Words of the command line as the options of a verb: options in groups, other libraries' names for
-them, and configuration files."""
+"""Parser of the command line: options in groups, option names of other libraries, and configuration
+files."""
 
 import ast
 import dataclasses
@@ -23,27 +23,27 @@ Options = TypeVar("Options")
 CONFIG, SAVE_CONFIG = "--config", "--save-config"
 SHELLS = ("bash", "zsh")
 NOTE = f"""
-{CONFIG} FILE.yaml reads options from a file; words of the command line count before it.
-{SAVE_CONFIG} FILE.yaml writes the options that are used.
+{CONFIG} FILE.yaml reads options from a file; options on the command line override it.
+{SAVE_CONFIG} FILE.yaml writes the options in use to a file.
 --quiet shows warnings only. --json writes the result as JSON to standard output.
 """
 
 
 OTHER_NAMES = """
-Names of Hugging Face's scripts are accepted too: --learning-rate, --num-train-epochs, --output-dir,
---model-name-or-path, --bf16, --per-device-train-batch-size and others. A step here is a number of
+Option names of Hugging Face's scripts work too: --learning-rate, --num-train-epochs, --output-dir,
+--model-name-or-path, --bf16, --per-device-train-batch-size and others. Here a step is a number of
 pairs over all devices.
 """
 
 
-def parse(options: type[Options], program: str, words: Sequence[str]) -> Options:
-    """The words as options.
+def parse(options: type[Options], program: str, arguments: Sequence[str]) -> Options:
+    """Parse arguments into options.
 
     Raises:
-        ConfigError: If a configuration file cannot be read, or options do not fit one another.
-        SystemExit: If the words are wrong, with the parser's message on stderr, or ask for help.
+        ConfigError: If a configuration file cannot be read, or options contradict each other.
+        SystemExit: If an argument is wrong (the parser prints a message to stderr), or after help.
     """
-    rest = other_names.translated(words, _names(options), _positional(options))
+    rest = other_names.translated(arguments, _names(options), _positional(options))
     rest, config = _without(rest, CONFIG)
     rest, saved = _without(rest, SAVE_CONFIG)
     defaults = {} if config is None else _read(options, Path(config))
@@ -63,7 +63,7 @@ def parse(options: type[Options], program: str, words: Sequence[str]) -> Options
 
 
 def _check_inputs(options: object) -> None:
-    """Refuse paths that are not there, before anything heavy is imported.
+    """Reject input paths that do not exist, before anything heavy is imported.
 
     Raises:
         ConfigError: If a path of the fields in `INPUTS` does not exist, or a name of those in
@@ -77,7 +77,8 @@ def _check_inputs(options: object) -> None:
         for path in _several(getattr(options, name)):
             if "/" not in path and not Path(path).exists():
                 raise ConfigError(
-                    f"{path}: no such file or folder, and no hub id (OWNER/NAME). Check the path."
+                    f"{path}: no such file or folder, and not a hub id (OWNER/NAME). Check the"
+                    " path."
                 )
 
 
@@ -106,7 +107,7 @@ def completion(verbs: Mapping[str, type[Any]], shell: str) -> None:
 
 
 def _description(options: type[Any]) -> str:
-    """The docstring, an example and what all verbs have in common."""
+    """The docstring, an example, and notes that apply to all verbs."""
     summary = " ".join((options.__doc__ or "").split())
     parts = [summary, f"Example:\n  {options.EXAMPLE}", NOTE.strip()]
     if "batch_pairs" in _names(options):
@@ -125,32 +126,32 @@ def _positional(options: type[Any]) -> set[str]:
     return {name for name, hint in hints.items() if mark in getattr(hint, "__metadata__", ())}
 
 
-def _without(words: Sequence[str], flag: str) -> tuple[list[str], str | None]:
-    """The words without `flag VALUE` or `flag=VALUE`, and the value."""
+def _without(arguments: Sequence[str], flag: str) -> tuple[list[str], str | None]:
+    """The arguments without `flag VALUE` or `flag=VALUE`, and the value."""
     rest: list[str] = []
     value = None
-    remaining = iter(words)
-    for word in remaining:
-        if word == flag:
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == flag:
             value = next(remaining, None)
             if value is None:
                 raise ConfigError(f"{flag}: no file is named. Name one.")
-        elif word.startswith(f"{flag}="):
-            value = word.removeprefix(f"{flag}=")
+        elif argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
         else:
-            rest.append(word)
+            rest.append(argument)
     return rest, value
 
 
 def _view(options: type[Any], defaults: Mapping[str, object]) -> type[Any]:
-    """The fields of a dataclass as the parser takes them: in groups, with help and defaults."""
+    """A dataclass for the parser, with the same fields in groups, with help and defaults."""
     members = _members(options, defaults)
     top = [member for name, member in members.items() if name not in _grouped(options)]
     for title, names in _groups(options).items():
         group = dataclasses.make_dataclass(
             title, [members[name] for name in names if name in members], kw_only=True
         )
-        # An empty docstring, or the parser would show that of dataclasses
+        # Without an empty docstring the parser would show that of dataclasses
         group.__doc__ = ""
         annotated = Annotated[group, tyro.conf.arg(name=title)]  # type: ignore[valid-type]
         top.append((f"group_{title}", annotated, dataclasses.field(default_factory=group)))
@@ -165,7 +166,7 @@ Member = tuple[str, Any, Any]
 
 
 def _members(options: type[Any], defaults: Mapping[str, object]) -> dict[str, Member]:
-    """The fields by name, as `make_dataclass` takes them."""
+    """The fields by name, in the form of `make_dataclass`."""
     hints = get_type_hints(options, include_extras=True)
     docs = _docs(options)
     members: dict[str, Member] = {}
@@ -185,7 +186,7 @@ def _argument(hint: Any, doc: str, default: object) -> Any:
     shown: dict[str, Any] = {"help": doc}
     if is_optional:
         shown["metavar"] = _metavar(inner[0])
-    # The help says what happens without it
+    # The help text already describes the default
     if default is None or default == ():
         shown["help_behavior_hint"] = ""
     return tyro.conf.arg(**shown)
@@ -199,7 +200,7 @@ def _metavar(hint: Any) -> str:
 
 
 def _groups(options: type[Any]) -> dict[str, tuple[str, ...]]:
-    """Names of options by their group; those of a base class come last."""
+    """Names of options by their group; options of a base class come last."""
     groups: dict[str, tuple[str, ...]] = {}
     for base in options.__mro__:
         for title, names in vars(base).get("GROUPS", {}).items():
@@ -222,7 +223,7 @@ def _docs(options: type[Any]) -> dict[str, str]:
 
 @cache
 def _own_docs(options: type[Any]) -> dict[str, str]:
-    """The docstrings of the fields that a class itself has."""
+    """The docstrings of the fields that a class itself defines."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(options))).body
     assert isinstance(definition, ast.ClassDef)
     docs = {}
@@ -248,10 +249,10 @@ def _values(parsed: object) -> Iterator[tuple[str, Any]]:
 
 
 def _read(options: type[Any], path: Path) -> dict[str, Any]:
-    """The options of a configuration file.
+    """Read the options of a configuration file.
 
     Raises:
-        ConfigError: If it cannot be read, or holds an unknown option or a wrong value.
+        ConfigError: If it cannot be read, or contains an unknown option or a wrong value.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -259,9 +260,9 @@ def _read(options: type[Any], path: Path) -> dict[str, Any]:
         raise ConfigError(f"{CONFIG} {path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{CONFIG} {path}: not YAML ({reason}). Mend the file.") from error
+        raise ConfigError(f"{CONFIG} {path}: not YAML ({reason}). Fix the file.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{CONFIG} {path}: no options, such as `max-steps: 100`. Add some.")
+        raise ConfigError(f"{CONFIG} {path}: has no options. Add some, such as `max-steps: 100`.")
 
     hints, names = get_type_hints(options), _names(options)
     values: dict[str, Any] = {}
@@ -278,7 +279,7 @@ def _read(options: type[Any], path: Path) -> dict[str, Any]:
 
 
 def _path(kind: type[Any], value: Any) -> Any:
-    """A path of a configuration file, which holds it as text."""
+    """Convert a text of a configuration file to a path."""
     if issubclass(kind, Path) and isinstance(value, str):
         return Path(value)
     raise NotImplementedError
@@ -302,7 +303,7 @@ def _write(options: object, path: Path) -> None:
 
 
 def _plain(value: object) -> object:
-    """A value as YAML has it."""
+    """A value in a form that YAML can write."""
     if isinstance(value, tuple):
         return [_plain(member) for member in value]
     return str(value) if isinstance(value, Path) else value

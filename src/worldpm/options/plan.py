@@ -11,7 +11,8 @@ from worldpm.options.shared import Dtype, check_above_zero
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """Say whether a training fits, with which sharding, how long it takes and what it costs."""
+    """Estimate whether a training run fits, with which sharding, how long it takes and what it
+    costs."""
 
     EXAMPLE: ClassVar[str] = "worldpm plan Qwen/Qwen2.5-7B --gpus 8"
 
@@ -22,20 +23,20 @@ class PlanOptions:
     memory: float = 80.0
     """GiB of one GPU."""
     pairs: float = 15e6
-    """Pairs to train on; the paper's are 15 million."""
+    """Pairs to train on; the paper uses 15 million."""
     tokens_per_pair: float = 870.0
-    """Unique tokens for each pair; the paper's 2,000, divided by the least saving of shared prompts
-    on real sites, 2.3."""
+    """Unique tokens per pair. The default is the paper's 2,000 divided by 2.3, the least saving by
+    shared prompts on real sites."""
     row_tokens: int | None = None
-    """Tokens of one row; as many as `worldpm train` takes on a GPU unless set."""
+    """Tokens of one row; the default of `worldpm train` on a GPU unless set."""
     dtype: Dtype = "bfloat16"
     """Compute type; weights and optimizer are float32."""
     peak_tflops: float = 989.0
-    """Of one GPU, at the compute type; an H100's is 989, an A100's 312."""
+    """Peak speed of one GPU at the compute type: 989 for an H100, 312 for an A100."""
     mfu: float = 0.4
     """Share of the peak that the run will reach."""
     price: float | None = None
-    """Of one GPU for an hour, in any currency."""
+    """Price of one GPU for an hour, in any currency."""
 
     def __post_init__(self) -> None:
         check_above_zero(
@@ -52,5 +53,5 @@ class PlanOptions:
 
         if not 0 < self.mfu <= 1:
             raise ConfigError(
-                f"--mfu is {self.mfu}; it is a share of the peak, above 0 and at most 1"
+                f"--mfu is {self.mfu}; it must be above 0 and at most 1, a share of the peak"
             )

@@ -11,7 +11,7 @@ from worldpm.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Show folders of the road on one page."""
+    """Show the folders of any steps on one page."""
 
     EXAMPLE: ClassVar[str] = "worldpm report threads groups checkpoint results --out report.html"
     INPUTS: ClassVar[tuple[str, ...]] = ("folders",)
@@ -24,10 +24,10 @@ class ReportOptions:
     def __post_init__(self) -> None:
         if not self.folders:
             raise ConfigError(
-                "no folder given: name what the other steps wrote, for instance threads groups"
-                " checkpoint results"
+                "no folder given. Name folders that other steps wrote, for instance threads groups"
+                " checkpoint results."
             )
         if self.out.is_dir():
             raise ConfigError(
-                f"--out {self.out}: a folder; name the file to write, for instance report.html"
+                f"--out {self.out}: is a folder. Name the file to write, for instance report.html."
             )

@@ -12,7 +12,7 @@ from worldpm.options.shared import ModelOptions
 
 @dataclass(frozen=True, kw_only=True)
 class RouteOptions(ModelOptions):
-    """Send responses to queues by a rule file, or judge the rules on labelled responses."""
+    """Send responses to queues by a rule file, or evaluate the rules on labelled responses."""
 
     EXAMPLE: ClassVar[str] = "worldpm route checkpoint --rules rules.json --check labelled.jsonl"
     INPUTS_OR_IDS: ClassVar[tuple[str, ...]] = ("model",)
@@ -31,13 +31,13 @@ class RouteOptions(ModelOptions):
     """Rows to send to queues, as `worldpm score` reads them; each is printed with `queues`."""
     check: Path | None = None
     """Labelled rows in place of FILE: `queues` has the right queue of each response, or null.
-    Precision, recall and cost of each queue are printed, over thresholds, with intervals."""
+    Prints precision, recall and cost of each queue over thresholds, with intervals."""
     calibration: Path | None = None
     """Results folder of `worldpm evaluate` on this model; its temperature gives probabilities."""
     out: Path | None = None
     """check: JSON file to write or replace."""
     cut: bool = True
-    """Cut inputs over the limit; with --no-cut the first of them stops the run."""
+    """Cut inputs over the limit; with --no-cut the first such input stops the run."""
 
     @property
     def streams(self) -> bool:
@@ -52,5 +52,5 @@ class RouteOptions(ModelOptions):
             raise ConfigError("--out needs --check. Without it, rows go to standard output.")
         if self.out is not None and not self.out.parent.is_dir():
             raise ConfigError(
-                f"--out {self.out}: the folder {self.out.parent} is not there; make it first"
+                f"--out {self.out}: the folder {self.out.parent} does not exist. Create it first."
             )

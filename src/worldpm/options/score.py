@@ -30,14 +30,14 @@ class ScoreOptions(ModelOptions):
     """File of JSON lines to write or replace; standard output unless given. A killed run resumes,
     but not if OUT is a link, a pipe or a device."""
     columns: tuple[str, ...] = ()
-    """OURS=THEIRS, more after commas: columns that have other names, for instance
+    """OURS=THEIRS, separated by commas: names of columns in the file, for instance
     prompt=question,responses=answers."""
     best: bool = False
     """Add the index of the best response, its reward's lead over the mean, and the cost of best of
     n in nats of KL."""
     allow: tuple[str, ...] = ()
-    """best: allowed counts, FEATURE=LOW:HIGH of length (tokens), headers, lists, bold, code, links;
-    responses outside rank last."""
+    """best: allowed range of a feature, FEATURE=LOW:HIGH, for length (tokens), headers, lists,
+    bold, code, links. Responses outside the range rank last."""
     weigh: tuple[str, ...] = ()
     """best: FEATURE=LOG_ODDS for each unit of a style difference, from -1 to 1."""
 
@@ -50,4 +50,4 @@ class ScoreOptions(ModelOptions):
         super().__post_init__()
         column_names(self.columns)
         if (self.allow or self.weigh) and not self.best:
-            raise ConfigError("--allow and --weigh go with --best")
+            raise ConfigError("--allow and --weigh need --best. Add it.")

@@ -54,11 +54,12 @@ class ServeOptions(ModelOptions):
     model: Positional[str | None] = None
     """Folder or hub id of a reward model."""
     upstream: str | None = None
-    """URL of a vLLM that holds the model, in place of a folder."""
+    """URL of a vLLM server that runs the model, in place of a folder."""
     port: int = 8000
-    """Port to listen on; 0 takes a free one and logs it."""
+    """Port to listen on; 0 chooses a free port and logs it."""
     host: str = "127.0.0.1"
-    """Address to listen on. The default is for this machine only; use --keys with 0.0.0.0."""
+    """Address to listen on. The default accepts only clients on this machine; use --keys with
+    0.0.0.0."""
     name: str | None = None
     """Name of the model in requests and replies; the folder's name unless set."""
     calibration: Path | None = None
@@ -74,18 +75,18 @@ class ServeOptions(ModelOptions):
     webhook: str | None = None
     """URL that gets a signed message when drift from --reference begins or ends."""
     webhook_secret: Path | None = None
-    """File with the secret of the signature, whsec_ and base64."""
+    """File with the secret that signs messages: whsec_ and base64."""
     log: Path | None = None
-    """SQLite file to which every decision is written."""
+    """SQLite file that records every decision."""
     log_hashes: bool = False
     """Write salted digests of the inputs to the log, not the inputs."""
     log_mib: float | None = None
-    """Size at which a file of the log is put aside and a new one goes on; one file unless set."""
+    """Size at which the log is rotated to a new file; one file unless set."""
     log_days: float | None = None
-    """Days after which files that were put aside are removed; a file then holds a day at most. All
-    are kept unless set."""
+    """Days after which rotated files are deleted; the log is then also rotated daily. All files are
+    kept unless set."""
     json_logs: bool = False
-    """Log JSON lines on a terminal too; elsewhere they are JSON lines in any case."""
+    """Log JSON lines on a terminal too; elsewhere logs are always JSON lines."""
     row_tokens: int = 2048
     """Tokens that the model computes at once."""
     queue_tokens: int = 262_144
@@ -93,34 +94,35 @@ class ServeOptions(ModelOptions):
     max_requests: int = 512
     """Requests in progress; further ones get 429."""
     max_inputs: int = 256
-    """Most responses, or texts, of one request."""
+    """Most responses or texts in one request."""
     max_body_mib: float = 4.0
     """Largest body of a request."""
     deadline_seconds: float = 60.0
     """Time after which a waiting request is dropped; a request may set a shorter one."""
     queue_wait: float = 0.0
-    """Seconds that a request waits for a place where the server is full, in place of a 429."""
+    """Seconds that a request waits for capacity if the server is full, before it gets 429."""
     max_connections: int = 1024
-    """Connections at once; a new one takes the place of the one that has been idle longest."""
+    """Most open connections; a further one replaces the connection that has been idle longest."""
     header_seconds: float = 10.0
-    """Time in which the headers of a request must arrive."""
+    """Time limit for the headers of a request to arrive."""
     body_seconds: float = 30.0
-    """Time in which the body of a request must arrive, and a client must go on reading a reply."""
+    """Time limit for the body of a request to arrive, and for a client to continue reading a
+    reply."""
     allow_hosts: tuple[str, ...] = ()
-    """Names, without ports, by which requests may address the server. A server on 127.0.0.1 answers
-    to those of this machine too; any other answers to all names unless this is set."""
+    """Host names, without ports, that requests may use for the server. A server on 127.0.0.1 also
+    accepts the names of this machine. Other servers accept all names unless this is set."""
     cors: tuple[str, ...] = ()
     """Origins whose pages may call the server from a browser, such as https://example.org; none
     unless set."""
 
     streams: ClassVar[bool] = True
-    """Standard output is in use."""
+    """Rows go to standard output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.model is None) == (self.upstream is None):
             raise ConfigError(
-                "name either a model to serve, or with --upstream the URL of a vLLM that serves one"
+                "name either a model to serve, or the URL of a vLLM server with --upstream"
             )
         local = [*names_of(ModelOptions), "row_tokens", "queue_tokens"]
         if self.upstream is not None and (given := changed(self, local)):
@@ -128,7 +130,7 @@ class ServeOptions(ModelOptions):
                 f"{given[0]} cannot be used with --upstream. Set it on the upstream server."
             )
         if not 0 <= self.port < 65536:
-            raise ConfigError(f"--port is {self.port}; 0 to 65535 are possible")
+            raise ConfigError(f"--port is {self.port}; it must be from 0 to 65535")
         check_webhook(self.webhook, self.webhook_secret)
         if self.webhook is not None and self.reference is None:
             raise ConfigError("--webhook needs --reference. Name the window to compare with.")
@@ -138,7 +140,7 @@ class ServeOptions(ModelOptions):
         if ports := [
             name for name in self.allow_hosts if ":" in name.strip("[]") and name[0] != "["
         ]:
-            raise ConfigError(f"--allow-hosts {ports[0]}: has a port. Name the host alone.")
+            raise ConfigError(f"--allow-hosts {ports[0]}: has a port. Name only the host.")
         amounts: dict[str, float | None] = {
             "--row-tokens": self.row_tokens,
             "--queue-tokens": self.queue_tokens,

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from worldpm.errors import ConfigError
 
 Engine = Literal["duckdb", "spark"]
-"""The data engine: DuckDB in this process, or Spark where one machine is too small."""
+"""The data engine: DuckDB in this process, or Spark if one machine is too small."""
 Dtype = Literal["float32", "bfloat16"]
 BENCHMARKS = Path("data", "benchmarks")
 """Default folder of downloaded benchmarks."""
@@ -23,16 +23,16 @@ COLUMNS = (
     *("prompt", "instruction", "input", "system", "chosen", "rejected", "response", "responses"),
     *("messages", "completions", "rating", "margin", "score_chosen", "score_rejected"),
 )
-"""Our names of the columns of rows, which --columns replaces."""
+"""Our names of the columns of rows; --columns maps them to other names."""
 
 
 Groups = Mapping[str, tuple[str, ...]]
-"""Names of options by the heading under which the help lists them."""
+"""Names of options by their heading in the help."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """Where a model comes from, and the chat template that it reads text with."""
+    """The source of a model, and the chat template that renders its texts."""
 
     GROUPS: ClassVar[Groups] = {
         "model": ("revision", "remote_code", "chat_template", "template_name"),
@@ -41,56 +41,56 @@ class SourceOptions:
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     remote_code: bool = False
-    """Run the Python that a model's repository brings; needs --revision with a commit."""
+    """Run the Python code in a model's repository; needs --revision with a commit."""
     chat_template: str | None = None
-    """File of a chat template, or `plain` or `chatml`, in place of the tokenizer's own."""
+    """File of a chat template, or `plain` or `chatml`, in place of the tokenizer's template."""
     template_name: str | None = None
-    """Which of the tokenizer's chat templates, if it has several; `default` unless set."""
+    """Name of a chat template of a tokenizer that has several; `default` unless set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(SourceOptions):
-    """How a reward model is loaded and reads text; the same for every verb that loads one."""
+    """Options of every verb that loads a reward model."""
 
     GROUPS: ClassVar[Groups] = {
         "model": ("dtype", "device", "max_length", "cut", "across_devices"),
     }
 
     dtype: Dtype | None = None
-    """Compute type; that of the checkpoint's weights unless set."""
+    """Compute type; the type of the checkpoint's weights unless set."""
     device: str | None = None
-    """Device that holds the model (`cpu`, `cuda`, `cuda:1`, `mps`). Unless set: the first GPU of
-    CUDA, or else Apple's (`mps`), or else the CPU."""
+    """Device that holds the model (`cpu`, `cuda`, `cuda:1`, `mps`). Unless set: the first CUDA GPU,
+    else Apple's GPU (`mps`), else the CPU."""
     max_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Tokens of prompt plus one response; the checkpoint's own unless set."""
+    """Tokens of prompt plus one response; the checkpoint's limit unless set."""
     cut: bool = False
-    """Cut inputs over the limit instead of refusing them."""
+    """Cut inputs over the limit instead of rejecting them."""
     across_devices: bool = False
-    """Spread a model that is too large for one device over all devices, and over memory."""
+    """Spread a model that is too large for one device over all devices and main memory."""
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < LEAST_LENGTH:
             raise ConfigError(
-                f"--max-length is {self.max_length}; at least {LEAST_LENGTH} tokens are needed"
+                f"--max-length is {self.max_length}; it must be at least {LEAST_LENGTH} tokens"
             )
         if self.device is not None and self.across_devices:
             raise ConfigError(
-                "--device names one device, --across-devices takes all; give one of the two"
+                "--device uses one device, and --across-devices uses all. Leave one of them out."
             )
 
 
-def column_names(words: Iterable[str]) -> dict[str, str]:
-    """The names of columns in files, by our names for them, of the words of --columns.
+def column_names(values: Iterable[str]) -> dict[str, str]:
+    """The names of columns in files by our names, from the values of --columns.
 
     Raises:
-        ConfigError: If a word is not OURS=THEIRS, or names a column twice or one that is not ours.
+        ConfigError: If an entry is not OURS=THEIRS, or names a column that is unknown or repeated.
     """
     columns: dict[str, str] = {}
-    for entry in filter(None, map(str.strip, ",".join(words).split(","))):
+    for entry in filter(None, map(str.strip, ",".join(values).split(","))):
         ours, _, theirs = entry.partition("=")
         if not theirs or ours not in COLUMNS:
             raise ConfigError(
-                f"--columns {entry}: expected OURS=THEIRS, and as OURS one of {', '.join(COLUMNS)}"
+                f"--columns {entry}: expected OURS=THEIRS, with OURS one of {', '.join(COLUMNS)}"
             )
         if ours in columns:
             raise ConfigError(f"--columns {entry}: {ours} is named twice. Leave one out.")
@@ -131,7 +131,7 @@ UNNAMED = ("out", "workers", "engine")
 
 
 def command_of(verb: str, options: object) -> str:
-    """The command that gives these options, but for UNNAMED; paths by their last names."""
+    """The command that sets these options except UNNAMED; only the last names of paths appear."""
     positional: list[str] = []
     flags: list[str] = []
     for field in fields(options):  # type: ignore[arg-type]
@@ -151,31 +151,29 @@ def command_of(verb: str, options: object) -> str:
 
 
 def _words(value: object) -> list[str]:
-    """An option's value as words of the command line."""
+    """An option's value as arguments of the command line."""
     values = value if isinstance(value, tuple) else (value,)
     return [_last_name(str(entry)) for entry in values]
 
 
 def _last_name(word: str) -> str:
-    """The last name of a path that exists; other words, such as hub ids, unchanged."""
+    """The last name of a path that exists; other values, such as hub ids, unchanged."""
     return Path(word).name if "/" in word and Path(word).exists() else word
 
 
 def check_webhook(url: str | None, secret: Path | None) -> None:
-    """Refuse a webhook without its secret, or with a URL that is none.
+    """Reject a webhook without its secret, or with an invalid URL.
 
     Raises:
-        ConfigError: If one is given alone, or the URL has another scheme than HTTP's.
+        ConfigError: If only one of the two is given, or the URL has another form than HTTP's.
     """
     if (url is None) != (secret is None):
-        raise ConfigError(
-            "--webhook and --webhook-secret belong together. Give both, or neither of them."
-        )
+        raise ConfigError("--webhook and --webhook-secret belong together. Give both or neither.")
     if url is None:
         return
     # The log shows the URL after each failure, so it must not hold a password
     if not re.fullmatch(r"https?://[\w.-]+(:\d+)?(/[\x21-\x7e]*)?", url, re.ASCII):
         raise ConfigError(
-            "--webhook: not a URL of the form http(s)://HOST[:PORT][/PATH], without a user's name."
+            "--webhook: not a URL of the form http(s)://HOST[:PORT][/PATH] without a user name."
             " Correct it."
         )

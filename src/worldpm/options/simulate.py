@@ -9,8 +9,8 @@ from worldpm.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateOptions:
-    """Write a forum whose votes come from planted quality, a length bias, a head start and
-    noise."""
+    """Write a simulated forum, whose votes come from planted quality, a length bias, a head start
+    and noise."""
 
     EXAMPLE: ClassVar[str] = "worldpm simulate --threads 3000 --out threads"
 
@@ -23,11 +23,11 @@ class SimulateOptions:
     """Seed of the forum; thread i does not depend on the number of threads."""
     forum: Literal["hobbies", "skills", "control"] = "hobbies"
     """`hobbies` is the forum of the demo. `skills` is for ladders, with a noiseless test of each
-    skill in `tests/`; `control` lacks its hard skill."""
+    skill in `tests/`; `control` is the same forum without the hard skill."""
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.seed < 0:
             raise ConfigError(
-                f"--threads {self.threads} and --seed {self.seed}: at least 1 thread, and no"
-                " negative seed"
+                f"--threads {self.threads} and --seed {self.seed}: the first must be at least 1,"
+                " the second at least 0"
             )

@@ -18,7 +18,7 @@ from worldpm.options.shared import (
 )
 
 LEAST_RESPONSE = 8
-"""Tokens that a prompt must leave to its response."""
+"""Tokens that a prompt must leave for its response."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,67 +62,68 @@ class TrainOptions(SourceOptions):
     """A built-in size (`tiny`), trained from scratch, or a folder or hub id of a reward or language
     model."""
     out: Path
-    """Folder to write: the weights of least validation loss, or the last ones if there are no
-    validation groups."""
+    """Folder to write: the weights with the least validation loss, or the last weights if there are
+    no validation groups."""
     validation: tuple[str, ...] = ()
-    """Files, folders or hub ids to validate on, groups or plain preference sets. Then no other data
-    is validated on, and no prompts of plain sets are lent from training."""
+    """Files, folders or hub ids to validate on: groups or plain preference sets. No other data is
+    then used for validation, and no prompts of plain training sets are held out."""
     columns: tuple[str, ...] = ()
-    """OURS=THEIRS, more after commas: columns of plain preference sets that have other names, for
-    instance prompt=question,chosen=good,rejected=bad."""
+    """OURS=THEIRS, separated by commas: names of columns in plain preference sets, for instance
+    prompt=question,chosen=good,rejected=bad."""
     max_length: int = 2048
     """Tokens of prompt plus one response; longer texts are cut."""
     prompt_length: int | None = None
     """Tokens that a prompt is cut to; half of --max-length unless set."""
     batch_pairs: int | None = None
-    """Pairs of one optimizer step; 10240 unless a built-in size has its own."""
+    """Pairs of one optimizer step; 10240, or the default of a built-in size, unless set."""
     epochs: float | None = None
-    """Passes over the groups; 1 unless a built-in size has its own."""
+    """Passes over the groups; 1, or the default of a built-in size, unless set."""
     max_steps: int | None = None
-    """Optimizer steps, in place of --epochs; the data then repeats."""
+    """Optimizer steps, in place of --epochs; the data repeats as needed."""
     lr: float | None = None
-    """Learning rate after the warm-up; 3e-6 unless a built-in size has its own."""
+    """Learning rate after the warm-up; 3e-6, or the default of a built-in size, unless set."""
     weight_decay: float = 0.1
-    """AdamW's, for matrices."""
+    """AdamW's weight decay, for matrices only."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     decay: float | None = None
-    """Share of the steps, at the end, in which the learning rate falls to 0; 0 unless a built-in
-    size has its own."""
+    """Share of the steps, at the end, in which the learning rate falls to 0; 0, or the default of a
+    built-in size, unless set."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Course of the learning rate after the warm-up."""
     loss: Literal["bradley-terry", "plackett-luce"] = "bradley-terry"
-    """Over pairs, or over rankings of a group's responses."""
+    """Loss over pairs, or over rankings of a group's responses."""
     target_margin: float = 0.0
-    """Logits of margin to reach, times ln(1 + strength); 1 requires the column `margin` of plain
-    preference sets, as TRL does. Bradley-Terry only."""
+    """Margin to reach, in logits, times ln(1 + strength); 1 requires the margins in the column
+    `margin` of plain preference sets, as TRL does. Bradley-Terry only."""
     label_smoothing: float = 0.0
-    """Share of labels taken to be a coin's; Bradley-Terry only."""
+    """Share of labels that are assumed to be random; Bradley-Terry only."""
     centring: float = 0.0
     """Coefficient of the penalty that keeps rewards around 0."""
     lora_rank: int | None = None
-    """Train adapters of this rank and the head, not all weights; the checkpoint has them merged."""
+    """Train adapters of this rank and the head instead of all weights; the checkpoint has the
+    merged weights."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
     compile: bool = False
-    """Fuse the work between matrix products; the start takes half a minute more, and a C++ compiler
-    or a GPU is needed."""
+    """Fuse the operations between matrix products. The start takes half a minute longer and needs a
+    C++ compiler or a GPU."""
     row_tokens: int | None = None
-    """Tokens up to which a row is filled with groups, and memory grows with it; 2048 on a CPU and
-    16384 on a GPU unless set."""
+    """Token budget of a row of groups; memory use grows with it. 2048 on a CPU and 16384 on a GPU
+    unless set."""
     workers: int = 0
-    """Processes that tokenize before the first step; 0 does it in the process of the run."""
+    """Processes that tokenize before the first step; 0 tokenizes in the main process."""
     dtype: Dtype | None = None
-    """Compute type; bfloat16 on a GPU or a CPU with matrix units for it, else float32. Weights and
-    optimizer stay float32."""
+    """Compute type. Unless set: bfloat16 on a GPU or on a CPU with matrix units for it, else
+    float32. Weights and optimizer stay float32."""
     snapshots: int = 0
-    """Copies of the weights to keep in `snapshots/`, at steps spread evenly over their
+    """Number of snapshots of the weights in `snapshots/`, at steps spread evenly over their
     logarithm."""
     tracker: Literal["mlflow", "tensorboard", "trackio", "wandb"] | None = None
     """Also send the metrics to this tracker, whose library must be installed; its files go to
     OUT.tracking."""
     seed: int = 0
-    """Of the weights and of the order of the groups."""
+    """Seed of the initial weights and of the order of the groups."""
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -162,23 +163,25 @@ class TrainOptions(SourceOptions):
         decay = self.decay or 0
         if min(self.warmup, decay) < 0 or self.warmup + decay > 1:
             raise ConfigError(
-                f"--warmup {self.warmup} and --decay {self.decay} are shares of the steps, together"
-                " at most 1"
+                f"--warmup {self.warmup} and --decay {self.decay}: both must be at least 0, and"
+                " their sum at most 1"
             )
 
     def _check_loss(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"--label-smoothing is {self.label_smoothing}; it is a share below 1")
+            raise ConfigError(
+                f"--label-smoothing is {self.label_smoothing}; it must be at least 0 and below 1"
+            )
         if self.loss == "plackett-luce" and (self.target_margin or self.label_smoothing):
             raise ConfigError(
-                "--target-margin and --label-smoothing belong to --loss bradley-terry; a ranking"
-                " has no pairs to move"
+                "--target-margin and --label-smoothing apply to --loss bradley-terry only. Leave"
+                " them out, or change --loss."
             )
 
     def _check_lengths(self) -> None:
         longest_prompt = self.max_length - LEAST_RESPONSE
         if self.max_length < LEAST_LENGTH or (self.prompt_length or 0) > longest_prompt:
             raise ConfigError(
-                f"--max-length {self.max_length} leaves no room for a prompt and a response; at"
-                f" least {LEAST_LENGTH}, and {LEAST_RESPONSE} more than --prompt-length"
+                f"--max-length {self.max_length} is too small for a prompt and a response. It must"
+                f" be at least {LEAST_LENGTH}, and {LEAST_RESPONSE} more than --prompt-length."
             )

@@ -1,5 +1,5 @@
-"""Reasons why a post is unfit, each with its own switch, and the masking of personal data. Unfit
-posts are dropped, never repaired."""
+"""Reasons to drop a post, each with an option, and the masking of personal data. Unfit posts are
+dropped, never repaired."""
 
 import re
 import string
@@ -16,7 +16,8 @@ QUOTED = re.compile(r"^>.*$", re.MULTILINE)
 MARKS = ("```", "~~~", "    ", "\t", ">")
 """Beginnings of lines of code or quotes, and of fences around them."""
 LINK = r"!?\[[^\[\]]*\]\((?:[^()]++|\([^()]*\))*+\)|<?https?://\S+>?"
-"""Possessive repeats (`++`, `*+`): a long text of brackets would make plain ones backtrack."""
+"""A link. Its repeats are possessive (`++`, `*+`), because plain repeats would backtrack in a long
+text of brackets."""
 LINKED, NO_WORDS = re.compile(LINK), re.compile(rf"(?:{LINK}|\W)*+")
 WORD = re.compile(r"\w")
 PHONE = "[phone]"
@@ -29,11 +30,11 @@ MASKS = (
     ),
     (re.compile(r"(?<![\w/`@])@[A-Za-z][\w-]{2,}"), "[name]"),
 )
-"""Patterns of personal data, in the order in which they are replaced, and what replaces them."""
+"""Patterns of personal data and their replacements, in the order of use."""
 PHONE_DIGITS = range(9, 16)
 """Possible numbers of digits of a telephone number."""
 LANGUAGE_CHARACTERS = 2000
-"""Characters at the beginning of a text by which its language is detected."""
+"""Characters at the beginning of a text that the detection of its language reads."""
 
 
 def why_unfit(text: str, rules: CleaningRules, *, answer: bool) -> str | None:
@@ -62,7 +63,7 @@ def _has_words_beside_links(text: str) -> bool:
 
 
 def _is_mostly_code(text: str, share: float) -> bool:
-    # Most texts begin with enough prose to decide, and then the rest need not be read.
+    # Most texts begin with enough prose to decide without reading the rest.
     first = text.split("\n", 1)[0]
     if _solid(first) >= (1 - share) * len(text) and not first.startswith(MARKS):
         return False
@@ -122,11 +123,11 @@ def _replaced(text: str, pattern: re.Pattern[str], mask: str) -> tuple[str, int]
 
 
 def _may_be_phone(number: str) -> bool:
-    """Whether the digits can be those of a telephone, not of a table or a binary number."""
+    """Whether the digits can be a telephone number, and not a table or a binary number."""
     pieces = re.findall(r"\d+", number)
     digits = "".join(pieces)
 
-    # Columns of a table are many pieces of one digit, and a binary number has two digits only.
+    # Columns of a table are many pieces of one digit, and a binary number has only 0 and 1.
     many_pieces = 2 * len(pieces) > len(digits)
     binary = set(digits) <= {"0", "1"}
     return len(digits) in PHONE_DIGITS and not binary and not many_pieces

@@ -1,9 +1,9 @@
 """Overlap of training texts with benchmarks: runs of words that both contain.
 
-Source: Brown et al. 2020, arXiv 2005.14165, appendix C: 13-grams of words; runs that many items
-share are no evidence.
+Source: Brown et al. 2020, arXiv 2005.14165, appendix C: 13-grams of words. Runs shared by many
+items are not evidence.
 
-A file of texts to look for has any columns; every text in a row counts:
+A file of texts to search for may have any columns; every text in a row counts:
 
     {"prompt": "How?", "chosen": "So.", "rejected": "No."}
 """
@@ -22,15 +22,15 @@ from worldpm.storage import rows
 RUN_WORDS = 13
 """Words of a run."""
 MOST_PROMPTS = 10
-"""A run in items of more prompts than this is a set phrase (a template, a task's instructions) and
-is left out."""
+"""A run in items of more prompts than this is a common phrase (a template, a task's instructions)
+and is ignored."""
 WORD = re.compile(r"\w+")
 PROMPTS = ("prompt", "instruction", "question", "input")
-"""Names of the prompt in rows of files; the first that a row has is taken."""
+"""Names of the prompt in rows of files; the first that a row has counts."""
 
 
 class BenchmarkItem(NamedTuple):
-    """An item by its names."""
+    """The names of an item and its benchmark."""
 
     benchmark: str
     item: str
@@ -54,7 +54,7 @@ class KnownTexts(Protocol):
 
     @property
     def prompt_id(self) -> str:
-        """Items of one prompt have the same."""
+        """Id of the prompt, which all items of the prompt share."""
 
     @property
     def texts(self) -> Sequence[str]:
@@ -99,7 +99,7 @@ class Index:
         texts += [response.content for response in group.responses]
 
         for text in texts:
-            # Consecutive runs of one item are one longer run: each adds a word to it.
+            # Consecutive runs of an item form a longer run: each adds a word to it.
             current: dict[BenchmarkItem, int] = {}
             for run in _runs(text):
                 items = self._items.get(run, ())
@@ -120,8 +120,8 @@ class Index:
 
 
 def texts_in(path: Path) -> Iterator[FileRow]:
-    """Every text in every row of a file, JSON lines or Parquet. A row is named by its number, and
-    rows of one prompt are known by that prompt."""
+    """Every text in every row of a file, JSON lines or Parquet. The name of a row is its number,
+    and its `prompt_id` is its prompt."""
     for number, row in enumerate(rows.read(path)):
         names = [name for name in PROMPTS if name in row] if isinstance(row, dict) else []
         prompt = str(row[names[0]]) if names else str(number)

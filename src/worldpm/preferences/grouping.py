@@ -1,5 +1,5 @@
-"""One thread becomes one preference group, or is dropped for a counted reason. Both use what was
-learned from all threads before."""
+"""Make one preference group from one thread, or drop the thread for a counted reason. Both use
+facts that were learned from all threads before."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from worldpm.preferences.vote_noise import VoteNoise
 from worldpm.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
 from worldpm.storage.dialogues import single_spaced
 
-NEAR_DUPLICATE = "that is nearly another of more votes"
+NEAR_DUPLICATE = "that nearly repeats another with more votes"
 REPEATED = "response that repeats another of the thread"
 
 
@@ -25,13 +25,13 @@ class Learned:
     """Facts that only all threads together show."""
 
     noise: VoteNoise | None = None
-    """Of the thread's site; None under rules that give no probabilities."""
+    """Vote noise of the thread's site; None under rules that give no probabilities."""
     duplicates: frozenset[str] | set[str] = frozenset()
-    """Names of threads, and `THREAD#RESPONSE` of answers, that repeat a more voted one."""
+    """Names of threads, and `THREAD#RESPONSE` of answers, that repeat another with more votes."""
     dates: splits.Dates | None = None
     """Dates between the splits; None unless threads are split by time."""
     controversial_kept: float = 1.0
-    """The chance of a training pair of close votes to be kept."""
+    """The probability of keeping a training pair with close votes."""
 
 
 @dataclass
@@ -46,14 +46,14 @@ class Tally:
     unfit. Pairs are only counted. None if rejects are not written."""
 
     def drop(self, reason: str, name: str, text: str = "") -> None:
-        """Count a reason, and pass on what was dropped."""
+        """Count a reason, and report the dropped thread or answer to `reject`."""
         self.drops[reason] += 1
         if self.reject is not None:
             self.reject(name, reason, text)
 
 
 class FitThread(NamedTuple):
-    """The parts of a thread that are fit."""
+    """The fit parts of a thread."""
 
     question: str
     answers: Sequence[Answer]
@@ -63,13 +63,13 @@ class FitThread(NamedTuple):
 def group_thread(
     thread: Thread, rules: GroupRules, tally: Tally, learned: Learned = Learned()
 ) -> PreferenceGroup | None:
-    """The thread as a preference group, or None with the reason counted; answers and pairs left out
-    are counted likewise."""
+    """The thread as a preference group, or None if it is dropped. Reasons for dropped threads,
+    answers and pairs are counted."""
     fit = _fit(thread, rules, tally, learned)
     if fit is None:
         return None
 
-    # Every thread has draws of its own, so that they do not depend on other threads.
+    # Every thread has its own seed, so that its draws do not depend on other threads.
     key = xxhash.xxh64_intdigest(thread.thread_id.encode())
     answers = votes.spread_sample(fit.answers, at_most=rules.max_responses, seed=[rules.seed, key])
     tally.drops["response beyond --max-responses"] += len(fit.answers) - len(answers)
@@ -100,8 +100,8 @@ def _preferences(
     key: int,
 ) -> tuple[tuple[Preference, ...], str | None]:
     """The preferences of a thread's answers, or the reason why there are none."""
-    # Rules and noise shape the training data. Validation and test measure with the votes alone, and
-    # so are the same under every rule.
+    # Rules and noise shape only the training data. Validation and test use the votes alone, so they
+    # are the same under every rule.
     train = split == "train"
     rule = rules.rule if train else "default"
     noise = learned.noise if train else None
@@ -118,15 +118,15 @@ def _preferences(
 
 
 def split_of(thread: Thread, rules: GroupRules, learned: Learned) -> splits.Split:
-    """The split of the thread under the rules; by thread, those that ask the same few words are in
-    one split."""
+    """The split of the thread under the rules. In a split by thread, threads whose questions have
+    the same few words stay together."""
     if rules.split_by == "time" and learned.dates is not None:
         return splits.of_date(thread.created.timestamp(), learned.dates)
     if rules.split_by == "site":
         return splits.of_key(thread.site, rules)
 
-    # Short questions have no bands, so their near-duplicates are not dropped. Their words as the
-    # key keep them in one split instead.
+    # Short questions have no bands, so their near-duplicates are not dropped. With their words as
+    # the key, they stay in one split instead.
     few_words = near_duplicates.words_of_short(question_of(thread))
     return splits.of_key(few_words or thread.thread_id, rules)
 
@@ -137,7 +137,7 @@ def question_of(thread: Thread) -> str:
 
 
 def fit_answers(thread: Thread, rules: GroupRules) -> list[Answer]:
-    """The answers that pass the cleaning; none if the question does not, or fewer than two do."""
+    """The answers that pass the cleaning; none if the question fails, or fewer than two pass."""
     if _why_unfit(thread, rules) is not None:
         return []
 
@@ -177,7 +177,7 @@ def _fit(thread: Thread, rules: GroupRules, tally: Tally, learned: Learned) -> F
     if rules.mask_personal and len(answers) > 1:
         fit = _masked(fit, tally)
 
-    # After the masking, which may make texts equal.
+    # This follows the masking, which may make texts equal.
     fit = fit._replace(answers=_without_repeats(fit.answers, name, tally))
     if len(fit.answers) < 2:
         tally.drop("thread with fewer than two responses", name, text)
@@ -186,8 +186,8 @@ def _fit(thread: Thread, rules: GroupRules, tally: Tally, learned: Learned) -> F
 
 
 def _without_repeats(answers: Sequence[Answer], thread: str, tally: Tally) -> list[Answer]:
-    """The answers, of each text only the most voted one, the earliest of as many votes; white space
-    does not count."""
+    """The answers, with only one of equal texts: the one with the most votes, or the earliest of
+    equally many votes. White space does not count."""
     firsts: dict[str, Answer] = {}
     for answer in sorted(answers, key=lambda answer: -answer.votes):
         firsts.setdefault(single_spaced(answer.body), answer)
@@ -224,7 +224,7 @@ def _masked(thread: FitThread, tally: Tally) -> FitThread:
 
 
 def within_gaps(preferences: Sequence[Preference], rules: GroupRules) -> list[Preference]:
-    """The pairs whose gap of votes lies within --least-gap and --most-gap."""
+    """The pairs whose gap of votes is within --least-gap and --most-gap."""
     least, most = rules.least_gap or 0, rules.most_gap or float("inf")
     return [preference for preference in preferences if least <= preference.strength <= most]
 
@@ -237,12 +237,12 @@ def _thinned(
     learned: Learned,
     key: int,
 ) -> tuple[Preference, ...]:
-    """Gaps within their limits, close votes thinned, then at most --pairs-per-thread drawn; the
-    weights add up to 1 again."""
+    """The pairs with gaps in the limits, after thinning close votes and drawing at most
+    --pairs-per-thread; the weights add up to 1 again."""
     pairs = within_gaps(preferences, rules)
     tally.drops["pair beyond --least-gap and --most-gap"] += len(preferences) - len(pairs)
 
-    # The last number keeps the draws of the two steps apart.
+    # The last number of the seed makes the draws of the two steps independent.
     if rules.controversial_share is not None:
         generator = np.random.default_rng([rules.seed, key, 1])
         pairs = _thin_close_votes(answers, pairs, tally, learned.controversial_kept, generator)
@@ -265,7 +265,7 @@ def _thin_close_votes(
     kept_share: float,
     generator: np.random.Generator,
 ) -> list[Preference]:
-    """The pairs without those of votes too close, and with a share of the controversial ones."""
+    """Drop the pairs whose votes are too close, and keep a share of the controversial pairs."""
     thinned = []
     # A draw for every pair, so that a pair's draw does not depend on how close the others are.
     for pair, draw in zip(pairs, generator.random(len(pairs)).tolist(), strict=True):
@@ -280,8 +280,8 @@ def _thin_close_votes(
 
 
 def controversial_kept(threads: Iterable[Mapping[str, int]], share: float) -> float:
-    """The chance to keep a controversial pair so that they become that share; the counts are
-    `clear` and `controversial`."""
+    """The probability of keeping a controversial pair so that these pairs become this share; the
+    counts are `clear` and `controversial`."""
     clear = controversial = 0
     for counts in threads:
         clear += counts.get("clear", 0)

@@ -1,5 +1,5 @@
-"""Training pairs that a reward model contradicts: dropped, or kept alone, to study what the filter
-adds to the data."""
+"""A filter by a reward model. It drops the training pairs that the model contradicts, or keeps only
+these, to study what the filter adds to the data."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -20,22 +20,22 @@ class ModelFilter:
     scorer: Scorer
     """The reward model."""
     margin: float
-    """Logits by which the scorer must prefer the rejected response of a training pair to contradict
-    it."""
+    """Logits: the scorer contradicts a training pair if it prefers the rejected response by
+    more."""
     keep_contradicted: bool
     """Whether the contradicted pairs are kept instead of the others."""
 
     def __call__(
         self, groups: Iterable[PreferenceGroup], tally: Tally
     ) -> Iterator[PreferenceGroup]:
-        """The groups, in order; training groups without the dropped pairs, and without those that
-        would be empty."""
+        """The groups, in order. Training groups lose the dropped pairs, and groups without pairs
+        are dropped."""
         stream = iter(groups)
 
         while chunk := list(islice(stream, GROUPS_AT_ONCE)):
             rewards = self._rewards([group for group in chunk if group.split == "train"])
             for group in chunk:
-                # Validation and test measure with the votes alone.
+                # Validation and test use the votes alone.
                 if group.split != "train":
                     yield group
                     continue
@@ -52,8 +52,8 @@ class ModelFilter:
                     yield filtered
 
     def _rewards(self, groups: list[PreferenceGroup]) -> dict[str, list[float] | None]:
-        """The rewards of the responses of each group, by its id; None for one that the model's
-        chat template refuses."""
+        """The rewards of the responses of each group, by its id; None for a group that the model's
+        chat template rejects."""
         answers = self.scorer.score(map(_request, groups))
         return {
             group.group_id: None if isinstance(answer, Refused) else answer.rewards

@@ -1,12 +1,12 @@
-"""Near-duplicates by MinHash: of texts that share most of their runs of words, the most voted one
-is kept.
+"""Near-duplicates by MinHash: of texts that share most of their runs of words, the text with the
+most votes is kept.
 
-Threads are compared by their questions, and then the answers of those that stay: so one copy of a
-thread stays, with all its answers.
+The questions of threads are compared first, then the answers to the remaining questions. So one
+copy of a thread stays, with all its answers.
 
 Source: Broder 1997; bands as in Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section
-3.4. With 8 bands of 16 rows two texts whose runs of five words have a Jaccard similarity of 0.8
-meet in a band in 20 % of cases, of 0.9 in 80 %, of 0.95 in 99 %.
+3.4. With 8 bands of 16 rows, two texts whose runs of five words have a Jaccard similarity of 0.8
+share a band in 20 % of cases, of 0.9 in 80 %, of 0.95 in 99 %.
 """
 
 import re
@@ -43,19 +43,20 @@ Hashes = NDArray[np.uint64]
 IN_A_WORD = np.array(
     [chr(byte).isalnum() or chr(byte) == "_" or byte >= 128 for byte in range(256)]
 )
-"""Whether a byte is part of a word: letters, digits, underscores, and every byte beyond ASCII. Of
-the characters there only letters and digits are left."""
+"""Whether a byte is part of a word: letters, digits, underscores, and every byte beyond ASCII,
+where only letters and digits remain."""
 WORD, NO_WORD = re.compile(r"\w+"), re.compile(r"\W")
 UNSPACED = re.compile(
     "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
     "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff]"
 )
-"""Letters of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, and those of
-Japanese and Chinese. Each counts as a word."""
+"""Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, and those of Japanese
+and Chinese. Each counts as a word."""
 BASE = 0x01000193
-"""Of the polynomial hash of a word, odd and so invertible modulo 2^32: the prime of FNV-1."""
+"""Base of the polynomial hash of a word: the prime of FNV-1, which is odd and so invertible modulo
+2^32."""
 FACTORS = np.cumprod(np.full(ROWS_A_BAND, 0x9E3779B97F4A7C15, dtype=np.uint64))
-"""Powers of 2^64 over the golden ratio, by which the parts of a sequence of hashes are weighted."""
+"""Powers of 2^64 over the golden ratio, which weight the parts of a sequence of hashes."""
 
 
 class Text(NamedTuple):
@@ -71,28 +72,28 @@ class Text(NamedTuple):
 
 
 class _Words(NamedTuple):
-    """The words of several texts, one text after the other."""
+    """The words of several texts, one text after another."""
 
     hashes: Hashes
-    """Of each word."""
+    """Hash of each word."""
     borders: NDArray[np.int64]
     """Number of words before each text, and of all words at the end; shape `(texts + 1,)`."""
 
 
 class _Runs(NamedTuple):
-    """The runs of words of several texts, one text after the other."""
+    """The runs of words of several texts, one text after another."""
 
     hashes: Hashes
-    """Of each run."""
+    """Hash of each run."""
     borders: NDArray[np.int64]
     """Number of runs before each text, and of all runs at the end; shape `(texts + 1,)`."""
 
 
 def bands(texts: Sequence[Text]) -> pa.RecordBatch:
-    """The texts' bands, as a batch of SCHEMA: none for a text of fewer than LEAST_WORDS; case,
-    punctuation and white space do not count.
+    """The texts' bands, as a batch of SCHEMA; a text with fewer than LEAST_WORDS words has none.
+    Case, punctuation and white space do not count.
 
-    A band is a signed number of 64 bits, because Spark has no unsigned ones.
+    A band is a signed number of 64 bits, because Spark has no unsigned numbers.
     """
     runs = _runs(_words([text.text for text in texts]))
     digests = RMinHash.digest_matrix_from_flat_token_hashes(
@@ -100,8 +101,8 @@ def bands(texts: Sequence[Text]) -> pa.RecordBatch:
     )
     rows = np.array(digests.to_rows(), dtype=np.uint64).reshape(len(texts), BANDS, ROWS_A_BAND)
 
-    # The number of the band and the kind of the text are mixed in: bands of different numbers or
-    # kinds must not meet.
+    # The hashes include the number of the band and the kind of the text, so that bands of different
+    # numbers or kinds are never equal.
     kinds = np.array([text.kind for text in texts])[:, None]
     numbers = (np.arange(BANDS) + BANDS * kinds).astype(np.uint64)
     hashes = _mixed((rows * FACTORS).sum(axis=2) + _mixed(numbers)).view(np.int64)
@@ -119,20 +120,20 @@ def bands(texts: Sequence[Text]) -> pa.RecordBatch:
 
 
 def words_of_short(text: str) -> str | None:
-    """The words of a text that has no bands, as a key by which repeats of it are known; None for a
-    text of LEAST_WORDS or more."""
+    """The words of a text that is too short for bands, as a key that repeats of the text share;
+    None for a text of LEAST_WORDS words or more."""
     tokens = [match[0] for match in islice(WORD.finditer(_spaced(text.lower())), LEAST_WORDS)]
     return " ".join(tokens) if len(tokens) < LEAST_WORDS else None
 
 
 def _spaced(text: str) -> str:
-    """The text with spaces around letters that are words of their own."""
+    """The text with spaces around letters that count as words."""
     return text if text.isascii() else UNSPACED.sub(r" \g<0> ", text)
 
 
 def _words(texts: Sequence[str]) -> _Words:
-    """Hashes of all words. The texts are one array of bytes: a Python object for every word would
-    be slow."""
+    """Hashes of all words. The texts are one array of bytes, because a Python object for every word
+    would be slow."""
     # Beyond ASCII, punctuation has bytes like those of letters, so it is removed first.
     plain = [text if text.isascii() else NO_WORD.sub(" ", _spaced(text)) for text in texts]
     lowered = pc.utf8_lower(pa.array(plain, pa.large_string()))
@@ -140,14 +141,14 @@ def _words(texts: Sequence[str]) -> _Words:
     offsets = np.frombuffer(offset_buffer, dtype=np.int64, count=len(texts) + 1)
     letters = np.frombuffer(byte_buffer or b"", dtype=np.uint8, count=int(offsets[-1]))
 
-    # A word begins at a byte of a word after a byte of none, or at the beginning of a text.
+    # A word begins at its first byte after a byte that is not in a word, or where a text begins.
     inside = IN_A_WORD[letters]
     begins = inside.copy()
     begins[1:] &= ~inside[:-1]
     text_starts = offsets[offsets < len(letters)]
     begins[text_starts] = inside[text_starts]
 
-    # From here on only the bytes of words are left, without anything between words.
+    # From here on, arrays have only the bytes of words, without the bytes between words.
     word_starts = np.flatnonzero(begins[inside])
     hashes = _hashes_of_words(letters[inside], word_starts)
     letters_before = np.concatenate([[0], np.cumsum(inside)])[offsets]
@@ -159,25 +160,25 @@ def _hashes_of_words(letters: NDArray[np.uint8], starts: NDArray[np.intp]) -> Ha
     if not len(starts):
         return np.zeros(0, dtype=np.uint64)
 
-    # A word's number has the letters as digits, in powers of BASE modulo 2^32. The powers grow over
-    # all words in one go; the inverse of a word's first power takes off what is before it.
+    # A word's hash is a number with its letters as digits, in powers of BASE modulo 2^32. The
+    # powers run on over all words, so each sum is divided by the first power of its word.
     sums = np.add.reduceat(letters * _powers(BASE, len(letters)), starts, dtype=np.uint32)
     inverses = _powers(pow(BASE, -1, 1 << 32), len(letters))
     return _mixed((sums * inverses[starts]).astype(np.uint64))
 
 
-def _runs(words: _Words) -> _Runs:
+def _runs(hashed: _Words) -> _Runs:
     """Hashes of all runs of RUN_WORDS words within a text."""
-    # First over all texts at once, as if they were one: the sum of the words of a run, each times
-    # the factor of its index in the run.
-    count = max(0, len(words.hashes) - RUN_WORDS + 1)
+    # First treat all texts as one text: the hash of a run is the sum of its words' hashes, each
+    # times the factor of its index in the run.
+    count = max(0, len(hashed.hashes) - RUN_WORDS + 1)
     sums = np.zeros(count, dtype=np.uint64)
     for index, factor in enumerate(FACTORS[:RUN_WORDS]):
-        sums += words.hashes[index : index + count] * factor
+        sums += hashed.hashes[index : index + count] * factor
 
-    # A run whose first and last word are of different texts is none.
-    texts = len(words.borders) - 1
-    text_of_word = np.repeat(np.arange(texts), np.diff(words.borders))
+    # Then drop the runs whose first and last word are in different texts.
+    texts = len(hashed.borders) - 1
+    text_of_word = np.repeat(np.arange(texts), np.diff(hashed.borders))
     first, last = text_of_word[:count], text_of_word[len(text_of_word) - count :]
     within = first == last
     lengths = np.bincount(first[within], minlength=texts)
@@ -190,7 +191,7 @@ def _powers(base: int, count: int) -> NDArray[np.uint32]:
 
 
 def _mixed(hashes: Hashes) -> Hashes:
-    """The same hashes with every bit depending on every bit.
+    """Mix the hashes, so that every bit depends on every bit.
 
     Source: the finalizer of SplitMix64, Steele, Lea and Flood 2014.
     """
@@ -200,7 +201,7 @@ def _mixed(hashes: Hashes) -> Hashes:
 
 
 def among(names: set[str], path: Path) -> set[str]:
-    """Those of the names that are in a table of bands: the work on a site must know only its own
+    """The names that are in a table of bands, because work on a site needs only the site's
     duplicates."""
     if not names:
         return set()
@@ -212,11 +213,11 @@ def among(names: set[str], path: Path) -> set[str]:
 
 
 def duplicates(paths: Sequence[Path], *, spill: Path, engine: Engine = "duckdb") -> set[str]:
-    """The names of the questions that share a band with one of more votes, or of as many votes and
-    an earlier name; likewise of the answers to the questions that stay.
+    """The names of questions that share a band with a question of more votes, or of equal votes and
+    an earlier name; likewise of answers to the remaining questions.
 
-    The tables are as SCHEMA. Questions come first: an answer of a thread that is one of those names
-    does not replace another.
+    The tables have SCHEMA. Questions come first, so that an answer in a duplicate thread does not
+    replace another answer.
     """
     if not paths:
         return set()
@@ -238,8 +239,8 @@ def duplicates(paths: Sequence[Path], *, spill: Path, engine: Engine = "duckdb")
 
 
 def _later(condition: str) -> str:
-    """A query for the names, of rows under a condition, that are not the first of some band."""
-    # Most bands have one text: counting them needs little memory, and few are left to be ranked.
+    """A query for the names in rows that meet a condition and are not the first of some band."""
+    # Most bands have one text: counting them needs little memory, and few remain to be ranked.
     return f"""
         WITH single AS (SELECT name, votes, band FROM bands WHERE {condition}),
         met AS (SELECT band FROM single GROUP BY band HAVING count(*) > 1),

@@ -26,7 +26,8 @@ class FittedNoise:
     age_power: float
     """Exposure grows with this power of an answer's age."""
     delay_power: float
-    """And with this power of its delay; below 0 if early answers have a head start."""
+    """Exposure also grows with this power of its delay; below 0 if early answers have a head
+    start."""
     spread: float
     """Squared coefficient of variation of worth within a thread."""
 
@@ -47,7 +48,7 @@ class GroupCounts:
     masked: int = 0
     """Pieces of personal data that were replaced."""
     splits: dict[str, SplitCounts] = field(default_factory=_no_groups)
-    """By the name of the split."""
+    """Counts by the name of the split."""
     vote_noise: FittedNoise | None = None
     """None for a batch, and under rules that give no probabilities."""
 
@@ -88,7 +89,7 @@ class OverlapLine:
     split: str
     benchmark: str
     item: str
-    words: int
+    shared_words: int
     """Length of the longest run of words that both contain."""
     dropped: bool
     """Whether the group was dropped, or only reported."""
@@ -102,4 +103,4 @@ class RejectLine:
     """`THREAD`, or `THREAD#RESPONSE` of an answer."""
     reason: str
     text: str
-    """Masked if the groups are."""
+    """Text of the thread or answer, masked if the groups are masked."""

@@ -1,4 +1,4 @@
-"""Threads become preference groups, in two passes: the first learns from all threads, the second
+"""Make preference groups from threads in two passes: the first learns from all threads, the second
 makes the groups of each table."""
 
 import csv
@@ -36,7 +36,7 @@ from worldpm.storage.workers import workers_for
 logger = logging.getLogger(__name__)
 
 THREADS_TO_LEARN_FROM = 20_000
-"""Threads of a site that the noise of its votes is learned from, about this number to twice it."""
+"""The noise of a site's votes is learned from about this number of threads, up to twice of it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class FirstPass:
     noise: VoteNoise | None
     """Noise of its votes; None under rules that give no probabilities."""
     closeness: dict[str, int]
-    """Pairs by how close their votes are; empty without --controversial-share."""
+    """Pairs by the closeness of their votes; empty without --controversial-share."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class TableRecord:
 
     counts: GroupCounts
     drops: dict[str, int]
-    """Dropped threads, answers and pairs by reason; reasons without any are absent."""
+    """Dropped threads, answers and pairs by reason; reasons without any are omitted."""
 
 
 class SideFiles(NamedTuple):
-    """Files that wait beside a table's groups until all tables are done, and are then joined."""
+    """Files of a table beside its groups, which are joined when all tables are done."""
 
     credits: Path
-    """Who is to be credited, as CSV without a header."""
+    """Authors to credit, as CSV without a header."""
     overlaps: Path
     """Overlaps with benchmarks, as lines of JSON."""
     rejects: Path
@@ -77,8 +77,8 @@ class SideFiles(NamedTuple):
 
 
 def run(options: GroupOptions) -> None:
-    """Write one table of groups per table of threads, the credits due, and what was counted and
-    dropped on the way."""
+    """Write one table of groups per table of threads, with the credits due, and with counts and
+    drops."""
     paths = _tables(options.threads)
     sieves, inputs = _sieves(options)
     inputs = [describe(path) for path in options.threads] + inputs
@@ -126,7 +126,7 @@ def _repeated(names: Iterator[str]) -> list[str]:
 
 
 def _settings(options: GroupOptions) -> Plain:
-    """Settings for the manifest: the rules, and the sieves that are used."""
+    """Settings for the manifest: the rules, and the sieves in use."""
     settings: dict[str, object] = asdict(_rules(options))
     if options.decontaminate:
         settings["decontaminate"] = list(options.decontaminate)
@@ -221,8 +221,8 @@ def _learn(
 
 
 def _first_pass(path: Path, options: GroupOptions, aside: Path) -> Plain:
-    """Write the bands of a table's threads and answers into the file, and return what its votes
-    show."""
+    """Write the bands of a table's threads and answers into the file, and return the findings about
+    its votes."""
     dated: list[vote_noise.Dated] = []
     closeness: Counter[str] = Counter()
 
@@ -245,13 +245,14 @@ def _first_pass(path: Path, options: GroupOptions, aside: Path) -> Plain:
                 yield batch.bands
 
     texts = parquet.write_parquet(aside, bands(), near_duplicates.SCHEMA)
-    # The other rules are those of papers, which take every pair as certain.
+    # The other rules are from papers, which treat every pair as certain.
     noise = vote_noise.fit(dated) if options.rule == "default" else None
     return asdict(FirstPass(texts, noise, dict(closeness)))
 
 
 def _workers(path: Path, options: GroupOptions) -> int:
-    """Processes for a table. A model stays in this process: each worker would load it again."""
+    """Processes for a table. A model stays in this process, because each worker would load it
+    again."""
     return 0 if options.filter_with else workers_for(path.stat().st_size, options.workers)
 
 
@@ -294,7 +295,7 @@ def _group_table(
 def _with_side_files(
     batches: Iterator[BatchGroups], path: Path, files: SideFiles
 ) -> Iterator[BatchGroups]:
-    """The batches of a table, whose side files and progress are written as they pass."""
+    """Pass the batches of a table on, and write its side files and progress."""
     with ExitStack() as stack:
         # newline="": the lines of CSV have their line ends already.
         credit_lines, overlap_lines, reject_lines = (
@@ -333,7 +334,7 @@ def _join_side_files(output: folders.Output, paths: Sequence[Path], options: Gro
 
 
 def _join(header: Sequence[str] | None, pieces: Sequence[Path], aside: Path) -> Plain:
-    """Write the pieces one after another into the file, under a header of CSV if there is one."""
+    """Write the pieces one after another into the file, after a header of CSV if given."""
     with aside.open("w", encoding="utf-8", newline="") as file:
         if header is not None:
             csv.writer(file).writerow(header)
@@ -365,9 +366,9 @@ def _check_groups(records: Mapping[str, TableRecord], output: folders.Output) ->
         drops.update(record.drops)
     reasons = [f"{reason}: {number:,}" for reason, number in drops.most_common(3)]
 
-    # Other rules or sites may take the folder.
+    # A run with other rules or sites may use the folder.
     output.discard()
     raise ConfigError(
         "no group is left, so there is nothing to learn from"
-        f" ({'; '.join(reasons) or 'there were no threads'}). Add other sites, or loosen the rules."
+        f" ({'; '.join(reasons) or 'there were no threads'}). Add other sites, or relax the rules."
     )

@@ -14,12 +14,12 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 BUCKETS = 10_000
-"""Shares are exact to one in that many."""
+"""Number of equal parts of the hashes; shares are multiples of one part."""
 
 
 def of_key(key: str, rules: GroupRules) -> Split:
-    """The split of a thread or a site by the hash of its key: the same everywhere, and a larger
-    share only takes from training.
+    """The split of a thread or a site by the hash of its key. It is the same on all machines, and a
+    larger share takes keys only from training.
 
     The hash is independent of everything else, so each source and site gets about its share: the
     split is stratified by source.
@@ -37,13 +37,13 @@ class Dates(NamedTuple):
     """First dates of two splits, in seconds since the epoch; infinite if a split is empty."""
 
     validation: float
-    """Threads from then on validate."""
+    """Threads from then on are for validation."""
     test: float
-    """Threads from then on test."""
+    """Threads from then on are for testing."""
 
 
 def cuts(created: Iterable[float], rules: GroupRules) -> Dates:
-    """The dates that leave the latest threads to the test split, and those before them to
+    """The dates that put the latest threads into the test split, and the threads before them into
     validation; infinite without threads."""
     ordered = sorted(created)
     if not ordered:
@@ -57,7 +57,7 @@ def cuts(created: Iterable[float], rules: GroupRules) -> Dates:
 
 
 def of_date(created: float, dates: Dates) -> Split:
-    """The split of a thread by its date: training comes before validation, and that before the
+    """The split of a thread by its date: training comes before validation, and validation before
     test."""
     if created >= dates.test:
         return "test"

@@ -1,6 +1,6 @@
 """Per-batch work of `worldpm group`: collect vote and duplicate statistics, then build groups.
 
-One process does it or many, so functions here depend on their batch alone.
+One or many processes do it, so functions here depend on their batch alone.
 """
 
 import csv
@@ -33,13 +33,13 @@ from worldpm.storage import schema
 CREDIT = ("site", "group_id", "response_id", "author", "url", "licence")
 """Columns of `ATTRIBUTION.csv`."""
 ORIGIN = CREDIT[2:]
-"""Those of them that differ between the responses of a group."""
+"""The columns that differ between the responses of a group."""
 FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")
-"""First characters of what a spreadsheet takes for a formula, the wide ones of Japanese too."""
+"""First characters of a formula in spreadsheets, including the wide characters of Japanese."""
 
 
 class BatchEvidence(NamedTuple):
-    """Contribution of a batch to what all threads together show."""
+    """Contribution of a batch to the facts from all threads."""
 
     threads: int
     """Threads of the batch."""
@@ -48,12 +48,13 @@ class BatchEvidence(NamedTuple):
     dated: list[vote_noise.Dated]
     """Votes and dates of the threads that votes are learned from."""
     closeness: Counter[str]
-    """Pairs of these threads by how close their votes are; empty without --controversial-share."""
+    """Pairs of these threads by the closeness of their votes; empty without
+    --controversial-share."""
 
 
 def see(batch: pa.RecordBatch, *, rules: GroupRules, one_in: int) -> BatchEvidence:
-    """The evidence in a batch of threads: bands of its texts, and the votes of one thread in that
-    many, drawn by the hash of its id."""
+    """The evidence in a batch of threads: bands of its texts, and the votes of one in `one_in`
+    threads, drawn by the hash of the thread's id."""
     texts: list[Text] = []
     dated: list[vote_noise.Dated] = []
     closeness: Counter[str] = Counter()
@@ -72,7 +73,7 @@ def see(batch: pa.RecordBatch, *, rules: GroupRules, one_in: int) -> BatchEviden
 
 
 def _closeness(thread: Thread, rules: GroupRules) -> list[str]:
-    """How close the votes of each pair of a thread are."""
+    """The closeness of the votes of each pair of a thread."""
     answers = thread.responses[: rules.max_responses]
     pairs = votes.preferences(answers, rule=rules.rule, seed=[0])
     return [votes.closeness(thread.responses, pair) for pair in within_gaps(pairs, rules)]
@@ -80,7 +81,7 @@ def _closeness(thread: Thread, rules: GroupRules) -> list[str]:
 
 def _texts(thread: Thread, rules: GroupRules) -> list[Text]:
     """The question and the answers of a thread that may have near-duplicates."""
-    # Unfit texts are dropped in any case, and must not replace others that are kept.
+    # Unfit texts are always dropped, and must not replace texts that are kept.
     answers = fit_answers(thread, rules)
     if not answers:
         return []
@@ -105,13 +106,13 @@ class Sieves:
     contaminated: bool = True
     """Whether groups that overlap with a benchmark are dropped, or only reported."""
     filter: Callable[[Iterable[PreferenceGroup], Tally], Iterator[PreferenceGroup]] | None = None
-    """Drops training pairs by a reward model. It stays in the process that loaded the model."""
+    """Filter of training pairs by a reward model. It stays in the process that loaded the model."""
     rejects: bool = False
     """Whether dropped threads and answers are written."""
 
 
 class BatchGroups(NamedTuple):
-    """The groups of a batch of threads, with what was counted and dropped on the way."""
+    """The groups of a batch of threads, with counts and drops."""
 
     groups: pa.RecordBatch
     """As `schema.GROUPS`."""
@@ -134,16 +135,16 @@ def make(
 
 
 class _Grouping:
-    """The way of one batch from threads to groups.
+    """The steps from a batch of threads to its groups.
 
-    The steps are generators: a group passes all of them before the next thread is read.
+    They are generators: a group passes all steps before the next thread is read.
     """
 
     def __init__(self, rules: GroupRules, learned: Learned, sieves: Sieves) -> None:
         self._rules, self._learned, self._sieves = rules, learned, sieves
         self._tally = Tally(reject=self._reject if sieves.rejects else None)
         self._threads: dict[str, Thread] = {}
-        """Threads of the groups on the way, by the group's id."""
+        """Threads of the groups that are not yet counted, by the group's id."""
         # Without newline="", csv's own line ends would be translated.
         self._credits = io.StringIO(newline="")
         self._overlaps = io.StringIO()
@@ -200,14 +201,14 @@ class _Grouping:
             split=group.split,
             benchmark=overlap.item.benchmark,
             item=overlap.item.item,
-            words=overlap.length_words,
+            shared_words=overlap.length_words,
             dropped=self._sieves.contaminated,
         )
         self._overlaps.write(json.dumps(asdict(line)) + "\n")
 
     def _counted(self, groups: Iterable[PreferenceGroup]) -> Iterator[PreferenceGroup]:
-        """The groups as they are written, counted, with lines that credit the author of the
-        question and then the authors of the answers."""
+        """Pass the groups on, count them, and write lines that credit the author of the question
+        and then the authors of the answers."""
         writer = csv.writer(self._credits)
 
         for group in groups:
@@ -223,12 +224,12 @@ class _Grouping:
 
     def _reject(self, name: str, reason: str, text: str) -> None:
         """Write a line of `rejects.jsonl`."""
-        # Masking is a promise about all that is written, also about what is dropped.
+        # Masking applies to all written texts, including dropped texts.
         shown = cleaning.masked(text)[0] if self._rules.mask_personal else text
         line = RejectLine(name, reason, shown)
         self._rejects.write(json.dumps(asdict(line)) + "\n")
 
 
 def _cell(value: object) -> object:
-    """A cell that no spreadsheet runs: names of authors are what people chose."""
+    """A cell that spreadsheets do not run as a formula, because people may choose any name."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -1,5 +1,5 @@
-"""How far votes can be trusted: chance, and the head start of early answers, as a probability for
-each pair.
+"""Reliability of votes: chance and the head start of early answers, as a probability for each
+pair.
 
 The up votes of an answer are modelled as Poisson draws. Their mean is the answer's worth times its
 exposure. Exposure is learned from the dates of a site's threads: `exp(a log(days since it was
@@ -55,12 +55,12 @@ class VoteNoise(NamedTuple):
     """Exposure grows with this power of an answer's age, relative to that of the thread's first
     answer."""
     delay_power: float
-    """And with this power of one plus the hours that it came after the first answer; below 0 if
-    early answers have a head start."""
+    """Exposure also grows with this power of one plus the hours between the first answer and this
+    one; below 0 if early answers have a head start."""
     spread: float
     """Squared coefficient of variation of worth within a thread."""
     now: float
-    """The date of the dump, in seconds since the epoch: that of its last answer."""
+    """The date of the dump's last answer, in seconds since the epoch."""
 
     def probabilities(
         self, answers: Sequence[Answer], pairs: Sequence[tuple[int, int]]
@@ -94,8 +94,8 @@ def seconds(dates: Sequence[datetime]) -> Array:
 
 
 def fit(threads: Iterable[Dated]) -> VoteNoise:
-    """The noise of a site's votes; without a thread of two answers and a vote, no head start and a
-    spread of 1."""
+    """The noise of a site's votes. Without a thread that has two answers and a vote, it has no head
+    start and a spread of 1."""
     voted = [
         thread
         for thread in threads
@@ -112,7 +112,7 @@ def fit(threads: Iterable[Dated]) -> VoteNoise:
 
 
 class _Answers(NamedTuple):
-    """All answers of many threads, one thread after the other."""
+    """All answers of many threads, one thread after another."""
 
     features: Array
     """As `_features`."""
@@ -151,9 +151,9 @@ class _Answers(NamedTuple):
 def _spread(answers: _Answers, exposures: Array) -> float:
     """The spread of worth, from exposures and up votes, by moments.
 
-    Take a thread of N votes and K answers of gamma worths, whose shape is 1 / spread. The votes
-    scatter `(N - 1) / (1 + K shape)` times more around their expected shares than draws of a
-    multinomial law.
+    Take a thread of N votes and K answers, whose worths have gamma laws of shape 1 / spread. The
+    squared deviations of votes from their expected shares exceed the variance of a multinomial law
+    by `(N - 1) / (1 + K shape)` times that variance.
     """
     share, total = answers.shares(exposures), answers.totals
     expected = total * (1 - answers.sums(share**2))
@@ -175,7 +175,7 @@ def _spread(answers: _Answers, exposures: Array) -> float:
 def _features(thread: Dated, now: float) -> Array:
     """Log age and log delay of each answer, relative to the first one; shape `(answers, 2)`."""
     first = thread.created.min()
-    # Ages below a day count as a day: near 0 their logarithm would rule the fit.
+    # Ages below a day count as a day: near 0 their logarithm would dominate the fit.
     age = np.log(np.maximum(now - thread.created, DAY_SECONDS))
     age_of_first = np.log(max(now - first, DAY_SECONDS))
     delay = np.log1p((thread.created - first) / HOUR_SECONDS)
@@ -183,10 +183,10 @@ def _features(thread: Dated, now: float) -> Array:
 
 
 def _loss(powers: Array, answers: _Answers) -> tuple[float, Array]:
-    """The multinomial loss of how a thread's votes fall on its answers, and its gradient."""
-    # Not BLAS, whose sums depend on the number of threads.
+    """The multinomial loss of the shares of each thread's votes, and its gradient."""
+    # einsum, not BLAS, whose sums depend on the number of CPU threads.
     logits = np.einsum("af,f->a", answers.features, powers)
-    # Only shares within a thread matter, so its largest logit can be taken off, against overflow.
+    # Only shares within a thread matter, so subtract its largest logit, which avoids overflow.
     logits = logits - np.maximum.reduceat(logits, answers.starts)[answers.thread]
     share = answers.shares(np.exp(logits))
 

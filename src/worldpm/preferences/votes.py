@@ -1,9 +1,8 @@
-"""Preferences from votes: the pairs of a thread, how strong and how sure they are, and their
-weights.
+"""Preferences from votes: the pairs of a thread, with their strengths, probabilities and weights.
 
-Strength is the gap of votes (under `askell` of scores). Probability is that the chosen answer is
-truly the better one, 0.5 to 1. Weight is without unit: the weights of a thread add up to 1, so that
-a thread counts the same however many answers it has.
+Strength is the gap of votes (under `askell`, of scores). Probability, 0.5 to 1, is that of the
+chosen answer being truly better. The weights of a thread add up to 1, so that a thread counts the
+same for any number of answers.
 """
 
 import math
@@ -18,10 +17,10 @@ from worldpm.preferences.vote_noise import VoteNoise
 from worldpm.records import Answer, Preference
 
 SHP_RATIO = 2.0
-"""Votes of the chosen over those of the rejected, each at least 1, that `shp` asks for."""
+"""Least ratio of chosen to rejected votes under `shp`, where votes below 1 count as 1."""
 CLOSE, TOO_CLOSE = 1.5, 1.2
 """Ratios of votes above 0, the larger over the smaller. A pair of at most CLOSE is controversial,
-and one below TOO_CLOSE is too close to say anything."""
+and a pair below TOO_CLOSE shows no preference."""
 
 
 class _Pair(NamedTuple):
@@ -40,10 +39,10 @@ def preferences(
     a pair.
 
     `default`: every pair of different votes, each with weight 1 / number of pairs, and the
-    probability that `noise` gives, 1 without it. `worldpm`: one such pair, drawn by `seed`; the
-    accepted answer counts one vote more. `askell`: every pair of different scores, `round(log2(1 +
+    probability that `noise` gives, or 1 without it. `worldpm`: one such pair, drawn by `seed`; the
+    accepted answer gets one more vote. `askell`: every pair of different scores, `round(log2(1 +
     votes))`, one more for the accepted answer, -1 below 0 votes. `shp`: pairs whose chosen answer
-    is not the earlier one and has twice the votes of the other, or more.
+    is not the earlier one and has at least twice the votes of the other.
 
     Source: WorldPM, arXiv 2505.10527, section 3.1.1 and appendix A.2; Askell et al., arXiv
     2112.00861, section 4.1; Ethayarajh et al., arXiv 2110.08420, appendix A, and the card of
@@ -104,7 +103,7 @@ def _pairs(votes: Sequence[int]) -> list[_Pair]:
 def closeness(
     answers: Sequence[Answer], preference: Preference
 ) -> Literal["clear", "controversial", "too close"]:
-    """How close the votes of a pair are; `clear` if the rejected answer has none."""
+    """The closeness of a pair's votes; `clear` if the rejected answer has no votes."""
     more, fewer = answers[preference.chosen].votes, answers[preference.rejected].votes
 
     # Without votes for the rejected answer there is no ratio, and no controversy.
@@ -116,10 +115,10 @@ def closeness(
 def spread_sample(
     answers: Sequence[Answer], *, at_most: int, seed: Sequence[int]
 ) -> tuple[Answer, ...]:
-    """At most that many answers, spread evenly over the ranks of their votes, in their given order.
+    """At most `at_most` answers, spread evenly over the ranks of their votes, in the given order.
 
-    The answers, sorted by votes, are cut into `at_most` runs of equal size, and one of each run is
-    drawn.
+    The answers, sorted by votes, are cut into `at_most` runs of equal size, and one answer of each
+    run is drawn.
     """
     if len(answers) <= at_most:
         return tuple(answers)

@@ -1,4 +1,4 @@
-"""The fold of one benchmark: its aggregates, subsets, style, calibration, margins, worst items."""
+"""The fold of one benchmark: aggregates, subsets, style, calibration, margins and worst pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,16 +15,16 @@ from worldpm.report.pair_figures import pair_figures, worst_pairs
 from worldpm.storage.json_files import Plain
 
 LEAST_PAIRS_OF_PHI = 10
-"""A feature that differs in fewer pairs is left out of the figure."""
+"""Features that differ in fewer pairs are left out of the figure."""
 STYLES = ["concise", "detailed", "markdown"]
-"""Of RM-Bench's answers, from plain to rich."""
+"""Styles of RM-Bench's answers, from plain to rich."""
 
 
 def benchmark_fold(
     name: str, head: Sequence[str], result: BenchmarkResult, pairs: JudgedPairs
 ) -> Fold:
-    """Everything about one checkpoint on one benchmark; `head` names the columns of accuracies."""
-    # Below 0 if the set has more items than the release that was read for this code.
+    """All results of one checkpoint on one benchmark. `head` has the headings of the accuracies."""
+    # Below 0 if the set has more items than the release that this code was written for.
     missing = [f" {n} of {subset} are missing." for subset, n in result.missing_items.items()]
     native = [[key, text] for key, text in _flat(result.native) if text]
     subsets = [
@@ -34,8 +34,8 @@ def benchmark_fold(
     return Fold(
         title=f"{name}: {result.accuracy:.3f} ({interval(result.interval)})",
         text=(
-            f"{result.items:,} items.{''.join(missing)} Its own aggregates follow its own rule for"
-            " ties."
+            f"{result.items:,} items.{''.join(missing)} The authors' aggregates use the authors'"
+            " rule for ties."
         ),
         figures=[
             *pair_figures(name, pairs),
@@ -44,8 +44,8 @@ def benchmark_fold(
             _reliability(name, result),
         ],
         tables=[
-            Grid("Its own aggregates", ("aggregate", "value"), native),
-            # The only subset would repeat the benchmark's own row.
+            Grid("The authors' aggregates", ("aggregate", "value"), native),
+            # A single subset would repeat the benchmark's row.
             *([Grid("Subsets", head, subsets)] if len(subsets) > 1 else []),
             *_style_tables(result.style),
         ],
@@ -70,7 +70,7 @@ def accuracy_row(label: str, domain: str, measures: Measures) -> list[str]:
 
 
 def _flat(values: Plain, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested numbers as names with their values; long lists are left to the figures."""
+    """Nested numbers as names with values. Lists are left out, because figures show them."""
     cells: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, dict):
@@ -92,9 +92,9 @@ def _reliability(name: str, result: BenchmarkResult) -> Shown:
     return Shown(
         plots.reliability(f"Calibration on {name}", bins),
         f"Margins divided by {calibration.temperature:.3g} ({calibration.source}). Loss"
-        f" {calibration.loss_nats:.3f} nats, {result.loss_nats:.3f} before; expected calibration"
-        f" error {calibration.expected_error:.3f}. Compare model families by the calibrated loss"
-        " only.",
+        f" {calibration.loss_nats:.3f} nats, {result.loss_nats:.3f} before calibration; expected"
+        f" calibration error {calibration.expected_error:.3f}. Compare model families only by the"
+        " calibrated loss.",
     )
 
 
@@ -105,15 +105,15 @@ def _style_figures(name: str, style: StyleResult | None) -> list[Shown]:
     phi = {}
     for feature, value in style.phi.items():
         enough = value.pairs >= LEAST_PAIRS_OF_PHI
-        # Phi is not defined where all labels, or all predictions, are the same.
+        # Phi is undefined if all labels or all predictions are equal.
         if enough and value.label is not None and value.prediction is not None:
             phi[feature] = (value.label, value.prediction)
     levels = style.by_level
     return [
         Shown(
             plots.dumbbells(f"Phi with style on {name}", phi),
-            "How far labels and predictions go with the response that has more of a feature, -1 to"
-            " 1. A judge that only repeats the labels' taste has its mark on theirs.",
+            "Correlation of labels and of predictions with the response that has more of a feature,"
+            " -1 to 1. If both marks coincide, the model depends on the feature as the labels do.",
         ),
         Shown(
             plots.heat_map(
@@ -123,40 +123,42 @@ def _style_figures(name: str, style: StyleResult | None) -> list[Shown]:
                 rows="chosen",
                 columns="rejected",
             ),
-            "Above the diagonal the chosen response is the plainer one: the hard cases for a judge"
-            " of style.",
+            "Above the diagonal, the chosen response has the plainer style. These cases are hard"
+            " for a model that judges by style.",
         ),
     ]
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What is drawn of a benchmark's own aggregates, where it has them."""
+    """The aggregates that have figures. Fields that a benchmark does not have are empty."""
 
     matrix: dict[str, list[list[float | None]]] = field(default_factory=dict)
     """RM-Bench's 3 x 3 accuracies by domain."""
     n: list[int] = field(default_factory=list)
-    """Numbers of responses that best of n picks from."""
+    """Numbers of responses from which best of n picks."""
     quality: list[float] = field(default_factory=list)
     """Expected quality of the pick for each n."""
     oracle: list[float] = field(default_factory=list)
-    """The same of a perfect judge."""
+    """Expected quality of a perfect judge's pick for each n."""
 
 
 def _native_figures(name: str, native: Plain) -> list[Shown]:
-    """The 3 x 3 of RM-Bench and the curves of best of n, where the benchmark has them."""
-    # Each benchmark has its own aggregates; only these two kinds have figures.
+    """Figures of RM-Bench's 3 x 3 matrix and of best-of-n curves, if the benchmark has them."""
+    # Aggregates differ between benchmarks, and only these two kinds have figures.
     drawn = msgspec.convert(native, _Drawn)
     shown = []
     for domain, cells in drawn.matrix.items():
         svg = plots.heat_map(f"{name}: {domain}", STYLES, cells, rows="chosen", columns="rejected")
-        shown.append(Shown(svg, "Right answers of each style against wrong ones of each."))
+        shown.append(
+            Shown(svg, "Accuracy of right answers of one style against wrong answers of another.")
+        )
 
     if drawn.n:
         curves = {"quality": drawn.quality, "oracle": drawn.oracle}
         title = f"Best of n on {name}"
         svg = plots.lines(title, drawn.n, curves, y="expected quality", x="n")
-        shown.append(Shown(svg, "By exact counting."))
+        shown.append(Shown(svg, "Exact expectation over all draws of n responses."))
     return shown
 
 
@@ -166,7 +168,7 @@ def _style_tables(style: StyleResult | None) -> list[Grid]:
 
     fits, notes, weights = [], [], []
     for normalisation, control in style.controlled.items():
-        # From no knowledge of style to the most optimistic fit.
+        # In order, from no style to the most optimistic fit.
         for label, fit in (
             ("margin only", control.margin_only),
             ("cross fitted", control.cross_fitted),
@@ -178,15 +180,15 @@ def _style_tables(style: StyleResult | None) -> list[Grid]:
             cells = [f"{coefficient.per_deviation:+.3f}", interval(coefficient.interval)]
             weights.append([normalisation, feature, *cells])
 
-    warnings = Grid("What forbids reading them", ("normalised as", "warning"), notes)
+    warnings = Grid("Warnings about style control", ("normalised as", "warning"), notes)
     return [
         Grid(
-            "Style control: this fits style beside the margin, it does not remove it",
+            "Style control: a fit of margin and style together (it does not remove style)",
             ("normalised as", "fit", "accuracy", "loss, nats"),
             fits,
         ),
         Grid(
-            "Its coefficients, per standard deviation",
+            "Coefficients of style control, per standard deviation",
             ("normalised as", "feature", "coefficient", "95 % interval"),
             weights,
         ),

@@ -1,4 +1,4 @@
-"""Sections of a results folder: checkpoints against each other, then each by itself."""
+"""Sections of a results folder: a comparison of all checkpoints, then each checkpoint."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ CONDITIONS = (
     "raw_rewards",
     "without_files",
 )
-"""Conditions that change a reward, or a number made of rewards: a difference in them is shown."""
+"""Conditions that affect rewards, or numbers computed from them. Differences in them are shown."""
 HEAD = (
     "pairs of",
     "domain",
@@ -48,17 +48,17 @@ Checkpoints = Mapping[str, CheckpointResult]
 
 
 def results(path: Path, manifest: Manifest) -> list[Section]:
-    """An overview of all checkpoints, then each by itself."""
+    """An overview of all checkpoints, then a section for each."""
     content = read_results(path)
     sections = []
     if len(content.scored) < len(content.checkpoints):
-        # Win rates come from judges' files, which hold no rewards.
+        # Win rates come from files of judges, which have no rewards.
         sections.append(_win_rates(path, content.checkpoints))
     if len(content.scored) > 1:
         sections.append(_overview(path, content.scored, content.comparisons))
 
     if content.scored:
-        # Read once: the tables of a large benchmark take seconds.
+        # Read the tables once, because those of a large benchmark take seconds.
         tables = ResultTables.read(path)
         for name, checkpoint in content.scored.items():
             sections.append(_checkpoint(name, checkpoint, tables))
@@ -66,13 +66,13 @@ def results(path: Path, manifest: Manifest) -> list[Section]:
 
 
 def across(manifests: Mapping[Path, Manifest]) -> list[Section]:
-    """Several results folders side by side, with the differences in their conditions."""
+    """A comparison of several results folders, with the differences in their conditions."""
     checkpoints = {
         f"{path.name}: {name}": checkpoint
         for path in manifests
         for name, checkpoint in read_results(path).scored.items()
     }
-    # Checkpoints of one folder are compared there, pair by pair.
+    # Checkpoints of a single folder are compared in its own section.
     if len(manifests) < 2 or len(checkpoints) < 2:
         return []
 
@@ -82,21 +82,21 @@ def across(manifests: Mapping[Path, Manifest]) -> list[Section]:
         *_other_items(manifests),
     ]
     text = (
-        "Intervals are of single checkpoints. To test a difference, give `worldpm evaluate` both at"
-        " once: it compares pair by pair."
+        "Intervals are those of single checkpoints. To test a difference, pass both checkpoints to"
+        " one `worldpm evaluate`, which compares them pair by pair."
     )
     grids = [_by_benchmark(checkpoints)]
     if warnings:
         text += (
-            " These folders were made under different conditions; their differences are not the"
-            " models' alone."
+            " These folders were made under different conditions, so their differences are not only"
+            " differences of models."
         )
-        grids.append(Grid("Warnings", ("what differs",), [[warning] for warning in warnings]))
+        grids.append(Grid("Warnings", ("difference",), [[warning] for warning in warnings]))
     return [Section(title="Results folders side by side", text=text, tables=grids)]
 
 
 def _benchmarks(checkpoints: Checkpoints) -> list[str]:
-    """Every benchmark of some checkpoint, in order."""
+    """The benchmarks of all checkpoints, in order."""
     names = [name for checkpoint in checkpoints.values() for name in checkpoint.benchmarks]
     return list(dict.fromkeys(names))
 
@@ -104,7 +104,7 @@ def _benchmarks(checkpoints: Checkpoints) -> list[str]:
 def _other_conditions(checkpoints: Checkpoints) -> list[str]:
     """Conditions that affect rewards and differ between checkpoints."""
     differences = []
-    # As text, so that floats that differ in rounding alone are equal.
+    # Compare as text, so that floats that differ only by rounding are equal.
     for key in CONDITIONS:
         values = {
             name: plain(getattr(checkpoint.conditions, key))
@@ -117,7 +117,7 @@ def _other_conditions(checkpoints: Checkpoints) -> list[str]:
 
 
 def _other_sizes(checkpoints: Checkpoints) -> list[str]:
-    """Benchmarks that checkpoints were evaluated on with different numbers of items."""
+    """Benchmarks whose numbers of items differ between checkpoints."""
     differences = []
     for benchmark in _benchmarks(checkpoints):
         sizes = {
@@ -125,7 +125,7 @@ def _other_sizes(checkpoints: Checkpoints) -> list[str]:
             for name, checkpoint in checkpoints.items()
             if benchmark in checkpoint.benchmarks
         }
-        # A subset of the items gives another accuracy, even for one model.
+        # A part of the items gives another accuracy, even for the same model.
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{size:,} in {name}" for name, size in sizes.items())
             differences.append(f"items of {benchmark}: {listed}")
@@ -137,7 +137,7 @@ def _other_items(manifests: Mapping[Path, Manifest]) -> list[str]:
     folders_by_hash: dict[str, dict[str, list[str]]] = {}
     for path, manifest in manifests.items():
         for source in manifest.inputs:
-            # Only benchmarks have items; the other inputs are models.
+            # Only benchmarks have items. The other inputs are models.
             if source.items is not None:
                 hashes = folders_by_hash.setdefault(source.name, {})
                 hashes.setdefault(source.sha256, []).append(path.name)
@@ -153,13 +153,13 @@ def _other_items(manifests: Mapping[Path, Manifest]) -> list[str]:
 def _overview(path: Path, checkpoints: Checkpoints, comparisons: Iterable[Comparison]) -> Section:
     benchmarks = _benchmarks(checkpoints)
     differences = _other_conditions(checkpoints)
-    warnings = [Grid("Other conditions", ("what differs",), [[text] for text in differences])]
+    warnings = [Grid("Different conditions", ("difference",), [[text] for text in differences])]
     return Section(
         title=f"Checkpoints side by side: {path.name}",
         text=(
-            "A difference is real where its interval leaves out 0 and its p-value, corrected for"
-            " the number of comparisons (Holm), is below 0.05. Detectable is the smallest true"
-            " difference that a set of this size would show in 80 % of cases."
+            "A difference is significant if its interval does not contain 0, and its p-value,"
+            " corrected for the number of comparisons (Holm), is below 0.05. Detectable is the"
+            " smallest true difference that a set of this size shows in 80 % of cases."
         ),
         wide=[
             _dots(checkpoints, benchmarks),
@@ -182,8 +182,8 @@ def _dots(checkpoints: Checkpoints, benchmarks: Sequence[str]) -> Shown:
                 dots.append(Dot(f"{benchmark}: {name}", result.accuracy, result.interval, {}))
     return Shown(
         plots.accuracy_dots("Accuracy by benchmark", dots, width=9.0),
-        "Dots with their 95 % intervals; overlapping intervals do not say that two are"
-        " equal, the table of differences does.",
+        "Dots with their 95 % intervals. Intervals of different checkpoints can overlap; the table"
+        " of differences has the tests.",
     )
 
 
@@ -192,7 +192,7 @@ def _by_domain(checkpoints: Checkpoints) -> Grid:
     rows = []
     for domain in dict.fromkeys(domains):
         results = [checkpoint.domains.get(domain) for checkpoint in checkpoints.values()]
-        # A checkpoint may lack a domain that another one was evaluated on.
+        # A checkpoint may lack a domain that another checkpoint has.
         cells = [number(result.accuracy if result else None) for result in results]
         rows.append([domain, *cells])
     title = "Accuracy by domain: plain means over benchmarks"
@@ -231,19 +231,20 @@ def _differences(comparisons: Iterable[Comparison]) -> Grid:
 
 
 def _style_over_checkpoints(checkpoints: Checkpoints, benchmarks: Sequence[str]) -> list[Shown]:
-    """Phi of length and accuracy by length over three or more checkpoints, in the order given."""
+    """Phi of length, and accuracy by length, over three or more checkpoints, in the user's
+    order."""
     phi: dict[str, list[float]] = {}
     by_length: dict[str, list[float]] = {}
     for benchmark in benchmarks:
         results = [checkpoint.benchmarks.get(benchmark) for checkpoint in checkpoints.values()]
         styles = [result.style for result in results if result and result.style]
-        # Two points are a difference, not a trend; a gap would break the line.
+        # Two points show a difference, not a trend, and a gap would break the line.
         if len(checkpoints) < 3 or len(styles) < len(checkpoints):
             continue
 
         predictions = [style.phi["length"].prediction for style in styles]
         measured = [prediction for prediction in predictions if prediction is not None]
-        # One unknown value leaves the line out: it would end early.
+        # An unknown value would end the line early, so leave the line out.
         if len(measured) == len(predictions):
             phi[benchmark] = measured
         for side in ("chosen longer", "chosen shorter"):
@@ -252,15 +253,15 @@ def _style_over_checkpoints(checkpoints: Checkpoints, benchmarks: Sequence[str])
             if len(measured) == len(accuracies):
                 by_length[f"{benchmark}, {side}"] = measured
 
-    order = "The order is the one in which the checkpoints were named."
+    order = "Checkpoints are in the order in which they were named."
     names = list(checkpoints)
     shown = []
     if phi:
         svg = plots.lines("Phi of length", names, phi, y="phi")
-        shown.append(Shown(svg, f"How far predictions go with length. {order}"))
+        shown.append(Shown(svg, f"Correlation of predictions with length. {order}"))
     if by_length:
         svg = plots.lines("Accuracy by length", names, by_length, y="accuracy")
-        caption = f"A judge of length gains on one side and loses on the other. {order}"
+        caption = "A model that judges by length gains on one side and loses on the other. " + order
         shown.append(Shown(svg, caption))
     return shown
 
@@ -269,7 +270,7 @@ def _checkpoint(name: str, checkpoint: CheckpointResult, tables: ResultTables) -
     rows: list[tuple[str, str, Measures]] = []
     for benchmark, result in checkpoint.benchmarks.items():
         rows.append((benchmark, result.domain, result))
-        # The only domain would repeat the row of the benchmark.
+        # A single domain would repeat the row of the benchmark.
         if len(result.domains) > 1:
             for domain, measures in result.domains.items():
                 rows.append((f"{benchmark}: {domain}", domain, measures))
@@ -284,16 +285,18 @@ def _checkpoint(name: str, checkpoint: CheckpointResult, tables: ResultTables) -
     return Section(
         title=f"Results: {name}",
         text=(
-            "Accuracy counts each thread about once and a tie half; the interval is a bootstrap"
-            " over prompts. Null baselines judge the same pairs: the longer, the shorter, the"
-            " earlier response wins, what its set shows first, a coin."
-            + "".join(f" Warning: {told}." for told in checkpoint.conditions.cut_warnings.values())
+            "In the accuracy, each thread counts about once, and a tie counts half. The interval is"
+            " a bootstrap over prompts. Null baselines judge the same pairs: they prefer the longer"
+            " response, the shorter, the earlier, the first in the set's order, or flip a coin."
+            + "".join(
+                f" Warning: {warning}." for warning in checkpoint.conditions.cut_warnings.values()
+            )
         ),
         wide=[
             Shown(
                 plots.accuracy_dots("Accuracy with null baselines", dots, width=9.0),
-                "A model that does not beat the open marks has learned nothing that they do not"
-                " know.",
+                "Open marks are null baselines. A model that does not beat them has learned nothing"
+                " more than they know.",
             )
         ],
         tables=[
@@ -369,7 +372,7 @@ def _win_rates(path: Path, checkpoints: Checkpoints) -> Section:
         "verdicts",
     )
     text = (
-        "Win rates against the judge's baseline; a tie counts half, and Arena-Hard's strong"
-        " verdicts three times."
+        "Win rates against the judge's baseline. A tie counts half. Strong verdicts of Arena-Hard"
+        " count three times."
     )
     return Section(title=f"Win rates: {path.name}", text=text, tables=[Grid("", head, rows)])

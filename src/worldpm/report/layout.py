@@ -1,4 +1,4 @@
-"""The page: sections of text, tiles, figures and tables, in one file that needs no network."""
+"""The page: sections of text, tiles, figures and tables, in one file that works offline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """A part of a section, closed until it is clicked."""
+    """A part of a section that is closed until the user clicks it."""
 
     title: str
     text: str = ""
@@ -62,12 +62,12 @@ class Section:
 
 
 def render(sections: Sequence[Section]) -> bytes:
-    """The page as HTML; texts of forums and models are escaped."""
+    """The page as HTML. Texts of forums and models are escaped."""
     template = files("worldpm.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    lead = "A thread is the unit: a prompt and all its responses, from the forum to the reward."
+    lead = "The unit is a thread: a prompt and all its responses, from the forum to the reward."
     return environment.from_string(template).render(lead=lead, sections=sections).encode()
 
 

@@ -1,4 +1,5 @@
-"""Figures over the pairs of one checkpoint on one benchmark, and the pairs judged most wrong."""
+"""Figures of the pairs of one checkpoint on one benchmark, and the pairs with the worst
+margins."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,9 +15,9 @@ from worldpm.stats import bradley_terry
 from worldpm.stats.uncertainty import clustered_interval
 
 WORST_PAIRS = 5
-"""Pairs that are shown, each of another item."""
+"""Number of shown pairs, each from a different item."""
 SHOWN_CHARACTERS = 700
-"""Of a longer text the beginning is shown, of a prompt the end."""
+"""Number of shown characters: the beginning of longer responses, and the end of longer prompts."""
 RESAMPLES = 2000
 FIFTHS = (0.2, 0.4, 0.6, 0.8)
 
@@ -25,7 +26,7 @@ Mask = NDArray[np.bool_]
 
 
 def worst_pairs(pairs: JudgedPairs) -> list[Example]:
-    """The pairs judged wrong by the widest margin, one of an item; none where texts are unknown."""
+    """The pairs judged wrong by the widest margin, one per item; none if texts are unknown."""
     margins = pairs.chosen.rewards - pairs.rejected.rewards
     examples: dict[str, Example] = {}
     for index in np.argsort(margins, kind="stable"):
@@ -37,8 +38,8 @@ def worst_pairs(pairs: JudgedPairs) -> list[Example]:
 
         item = pairs.items[index]
         title = (
-            f"{item}: the better response has {pairs.chosen.rewards[index]:+.2f}, the worse"
-            f" {pairs.rejected.rewards[index]:+.2f}"
+            f"{item}: the reward is {pairs.chosen.rewards[index]:+.2f} for the better response and"
+            f" {pairs.rejected.rewards[index]:+.2f} for the worse"
         )
         prompt = _end(pairs.prompts[index] or "")
         examples.setdefault(item, Example(title, prompt, _beginning(chosen), _beginning(rejected)))
@@ -54,12 +55,13 @@ def _end(text: str) -> str:
 
 
 def pair_figures(benchmark: str, pairs: JudgedPairs) -> list[Shown]:
-    """Rewards of both sides, margin against strength, accuracy against length, as far as known."""
+    """Rewards of both sides, and, if known, margin against strength and accuracy against length."""
     chosen, rejected = pairs.chosen.rewards, pairs.rejected.rewards
     shown = [
         Shown(
             plots.histogram(f"Rewards on {benchmark}", chosen.tolist(), rejected.tolist()),
-            "One count per pair; only differences at one prompt mean anything.",
+            "One count per pair. Only differences between rewards for the same prompt have a"
+            " meaning.",
         )
     ]
     if len(np.unique(pairs.strength)) > 1:
@@ -80,7 +82,7 @@ def _margin_by_strength(benchmark: str, pairs: JudgedPairs) -> Shown:
         y="reward margin",
         chance=0.0,
     )
-    caption = "Mean margin with its 95 % interval: a clearer vote should give a wider margin."
+    caption = "Mean margin with its 95 % interval. A clearer vote should give a wider margin."
     return Shown(svg, caption)
 
 
@@ -97,11 +99,12 @@ def _accuracy_by_length(benchmark: str, pairs: JudgedPairs, gap: Array) -> Shown
         y="accuracy",
         chance=0.5,
     )
-    return Shown(svg, "A model that only likes long answers fails on the left.")
+    return Shown(svg, "A model that only prefers long answers fails on the left.")
 
 
 def _strengths(strength: Array) -> list[tuple[str, Mask]]:
-    """Bins of gaps: of votes or whole ratings by number, else fifths."""
+    """Bins of gaps. Whole numbers, such as votes, have fixed bins, and other gaps are divided into
+    fifths."""
     if np.all(strength == np.round(strength)):
         edges = [(1, 2, "1"), (2, 3, "2"), (3, 5, "3-4"), (5, 10, "5-9"), (10, np.inf, "10+")]
         return [(name, (strength >= low) & (strength < high)) for low, high, name in edges]
@@ -117,7 +120,7 @@ def _strengths(strength: Array) -> list[tuple[str, Mask]]:
 def _bins(
     masks: Sequence[tuple[str, Mask]], values: Array, pairs: JudgedPairs, *, shares: bool
 ) -> list[Bin]:
-    """The weighted mean of each bin that holds a pair, with its interval over prompts."""
+    """The weighted mean of each bin that has a pair, with its interval over prompts."""
     clusters = np.array(pairs.prompt_ids)
     bins = []
     for label, mask in masks:

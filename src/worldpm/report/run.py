@@ -1,4 +1,5 @@
-"""Finished folders to one self-contained page: inputs, results, dropped rows, and commands."""
+"""`worldpm report`: finished folders to one self-contained page with inputs, results, drops and
+commands."""
 
 import logging
 import shlex
@@ -30,22 +31,22 @@ SHOW: dict[str, Callable[[Path, Manifest], list[Section]]] = {
     "laws": scaling.laws,
     "demo": planted_truth.truth,
 }
-"""The sections of a folder, by the step that wrote it."""
+"""The function that makes a folder's sections, by the verb that wrote the folder."""
 
 
 def page(folders: Mapping[Path, Manifest]) -> bytes:
     """The page of some finished folders, in their order, as HTML.
 
     Raises:
-        ConfigError: If a folder was written by a step that has no section.
+        ConfigError: If a folder was written by a verb that has no sections.
         DataError: If a file of a folder is damaged.
     """
     sections: list[Section] = []
     for path, manifest in folders.items():
         if manifest.step not in SHOW:
             raise ConfigError(
-                f"{path} (made by `worldpm {manifest.step}`): there is nothing to show of it; name"
-                f" folders of {', '.join(SHOW)}"
+                f"{path}: cannot be shown, because `worldpm {manifest.step}` made it. Name folders"
+                f" of {', '.join(SHOW)}."
             )
         sections += SHOW[manifest.step](path, manifest)
 
@@ -54,7 +55,7 @@ def page(folders: Mapping[Path, Manifest]) -> bytes:
 
 
 def run(options: ReportOptions) -> None:
-    """Write the page; it replaces an earlier one."""
+    """Write the page. It replaces an earlier one."""
     manifests = {path: read_manifest(path) for path in options.folders}
     for path in manifests:
         verified_files(path)
@@ -66,7 +67,7 @@ def run(options: ReportOptions) -> None:
 
 
 def _origins(folders: Mapping[Path, Manifest]) -> Section:
-    """The commands, versions and inputs behind all folders."""
+    """The commands, versions and inputs of all folders."""
     commands, inputs = [], []
     versions: dict[str, str] = {}
     for path, manifest in folders.items():
@@ -80,7 +81,10 @@ def _origins(folders: Mapping[Path, Manifest]) -> Section:
     releases = ", ".join(f"{name} {version}" for name, version in versions.items())
     return Section(
         title="How this was made",
-        text="The commands, with folders and files by their last names, the versions, the inputs.",
+        text=(
+            "Commands, versions and inputs. Folders and files are shown by the last part of their"
+            " paths."
+        ),
         code="\n".join([*commands, "", releases]),
         tables=[Grid("Inputs", ("folder", "input", "bytes", "sha256"), inputs)],
     )

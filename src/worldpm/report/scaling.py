@@ -14,7 +14,7 @@ from worldpm.storage.manifest import Manifest
 def laws(path: Path, manifest: Manifest) -> list[Section]:
     """Verdicts, figures, and every fit with its warnings."""
     content = read_laws(path)
-    # The figures are drawn here again, in colours that follow the page into dark mode.
+    # Draw the figures again, in colours that also work in the page's dark mode.
     pictures = [
         Shown(plots.svg(figures.draw(picture, plots.PAGE)), picture.caption)
         for picture in panels.pictures(content)
@@ -36,8 +36,8 @@ def laws(path: Path, manifest: Manifest) -> list[Section]:
 def _text(content: Laws, drops: Mapping[str, int]) -> str:
     runs = len({point.run for point in content.points})
     text = (
-        f"{len(content.points):,} points of {runs:,} runs. Verdicts follow fixed rules and are"
-        " about losses only. Intervals resample whole runs and prompts."
+        f"{len(content.points):,} points of {runs:,} runs. Verdicts follow fixed rules and exist"
+        " only for losses. Intervals come from resampled runs and prompts."
     )
     if not drops:
         return text
@@ -46,7 +46,7 @@ def _text(content: Laws, drops: Mapping[str, int]) -> str:
 
 
 def _folds(content: Laws) -> list[Fold]:
-    # Parts are many, and of interest only where a test as a whole is unclear.
+    # Parts are in a fold, because there are many, and they matter only if a whole test is unclear.
     of_parts = [law for law in content.laws if law.subject.part is not None]
     folds = [
         Fold(title="Parts of the tests", tables=[_verdicts(of_parts)]),
@@ -59,7 +59,7 @@ def _folds(content: Laws) -> list[Fold]:
 
 def _verdicts(laws: Sequence[Law]) -> Grid:
     """One row for each slice of the points that has a verdict."""
-    # The laws of one slice share its verdict.
+    # The laws of a slice share its verdict.
     by_slice: dict[SliceKey, Law] = {}
     for law in laws:
         if law.verdict is not None:
@@ -122,10 +122,10 @@ def _fits(laws: Sequence[Law]) -> Grid:
 
 
 def _parameters(law: Law) -> str:
-    """Every parameter with its interval; empty for a form that could not be fitted."""
+    """Every parameter with its interval; empty if the form could not be fitted."""
     if law.parameters is None or law.intervals is None:
         return ""
-    # Bound here, because mypy forgets that a field of `law` is not None inside the generator.
+    # A local variable, because mypy forgets in the generator that the field is not None.
     intervals = law.intervals
     return ", ".join(
         f"{name} {value:.4g} ({_range(intervals[name])})" for name, value in law.parameters.items()
@@ -146,7 +146,7 @@ def _range(ends: Ends) -> str:
 
 def _optima(optima: Mapping[str, Optimum]) -> Grid:
     """One row for each test and approach."""
-    # Numbered as in the paper of Chinchilla.
+    # Numbered as in the Chinchilla paper.
     rows = []
     for test, optimum in optima.items():
         rows += [

@@ -1,4 +1,4 @@
-"""The sections of folders of threads and of groups: look at the data before you train."""
+"""The sections of folders of threads and of groups, which show the data before you train."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,15 +19,15 @@ from worldpm.storage import parquet, schema
 from worldpm.storage.manifest import MANIFEST, Manifest
 
 ROWS_SHOWN = 20_000
-"""Figures look at this number of rows of each table, the first ones."""
+"""Figures show this number of rows from the start of each table."""
 EXAMPLES = 3
-"""Groups that are shown as examples."""
+"""Number of groups that are shown as examples."""
 EXAMPLE_CHARACTERS = 600
-"""Characters of an example's text."""
+"""Number of shown characters of an example's text."""
 REJECT_CHARACTERS = 200
-"""Characters of a dropped text."""
+"""Number of shown characters of a dropped text."""
 OVERLAPS_SHOWN = 20
-"""Rows of the table of overlaps."""
+"""Number of rows of the table of overlaps."""
 
 Counts = TypeVar("Counts", IngestCounts, GroupCounts)
 Bins = Sequence[tuple[float, str]]
@@ -56,7 +56,7 @@ class _Thread(NamedTuple):
 
 
 def threads(path: Path, manifest: Manifest) -> list[Section]:
-    """The section of a folder of threads: what was read, and what could not be."""
+    """The section of a folder of threads: counts, figures, and rows that could not be read."""
     counts = _counts(path, manifest, IngestCounts)
     rows = [[site, f"{of.threads:,}", f"{of.responses:,}"] for site, of in counts.items()]
     tiles = [
@@ -65,10 +65,8 @@ def threads(path: Path, manifest: Manifest) -> list[Section]:
         (str(len(counts)), "sites"),
     ]
 
-    text = (
-        "All threads that were read, before any filter. Only rows that cannot be read are left out."
-    )
-    # Counts are those of all threads; only the figures are limited to a sample.
+    text = "All threads that were read, before any filter. Only unreadable rows are left out."
+    # Counts cover all threads. Only figures are limited to a sample.
     sample = list(_first_threads(path))
     return [
         Section(
@@ -85,8 +83,8 @@ def threads(path: Path, manifest: Manifest) -> list[Section]:
 
 
 def groups(path: Path, manifest: Manifest) -> list[Section]:
-    """The section of a folder of groups: what became of the threads, what was dropped for which
-    reason, and what the votes go with."""
+    """The section of a folder of groups: counts, figures, drops by reason, and the relation of
+    votes to length and time."""
     counts = _counts(path, manifest, GroupCounts)
     tiles = [
         (f"{sum(of.groups for of in counts.values()):,}", "groups"),
@@ -94,9 +92,9 @@ def groups(path: Path, manifest: Manifest) -> list[Section]:
     ]
 
     text = (
-        f"Rule {manifest.config['rule']} for training; every pair of different votes for validation"
-        " and test. The pairs of a thread weigh 1 together, so there are as many effective pairs as"
-        " groups."
+        f"Training pairs follow the rule {manifest.config['rule']}. Validation and test have all"
+        " pairs with different votes. The weights of a thread's pairs sum to 1, so the number of"
+        " effective pairs is the number of groups."
     )
     sample = list(_first_groups(path))
     return [
@@ -127,7 +125,7 @@ def _counts(path: Path, manifest: Manifest, kind: type[Counts]) -> dict[str, Cou
 
 
 def _thread_figures(sample: Sequence[_Thread]) -> list[Shown]:
-    # Years are names, not numbers: a bar for each year that has threads.
+    # Years are names, not numbers, so that only years with threads have a bar.
     years = Counter(str(thread.year) for thread in sample)
     sizes = _histogram((len(thread.votes) for thread in sample), ANSWERS)
     votes = _histogram((votes for thread in sample for votes in thread.votes), VOTES)
@@ -138,11 +136,11 @@ def _thread_figures(sample: Sequence[_Thread]) -> list[Shown]:
         ),
         Shown(
             plots.bars("Answers per thread", sizes, x="answers", y="threads"),
-            "Two make a pair.",
+            "A pair needs two answers.",
         ),
         Shown(
             plots.bars("Votes of answers", votes, x="votes, up minus down", y="answers"),
-            "Most answers have few.",
+            "Most answers have few votes.",
         ),
     ]
 
@@ -162,16 +160,16 @@ def _group_figures(sample: Sequence[PreferenceGroup]) -> list[Shown]:
         ),
         Shown(
             plots.bars("Strength of pairs", gaps, x="gap of votes", y="pairs"),
-            "A gap of one is mostly chance.",
+            "A gap of one vote is mostly chance.",
         ),
         Shown(
             plots.bars("How sure training pairs are", probabilities, x="probability", y="pairs"),
-            "Probability that the chosen answer is truly the better one, without chance and head"
-            " start.",
+            "Probability that the chosen answer is truly better, corrected for chance and for the"
+            " head start of early answers.",
         ),
         Shown(
             plots.bars("Votes by length", votes, x="characters, fifths", y="mean votes"),
-            "Do long answers get more?",
+            "Do long answers get more votes?",
         ),
     ]
 
@@ -192,7 +190,7 @@ def _votes_by_length(sample: Sequence[PreferenceGroup]) -> dict[str, float]:
     if not points:
         return {}
 
-    # Equal quantiles are merged, so that no bin is empty where many responses have one length.
+    # Merge equal quantiles, so that no bin is empty if many responses have the same length.
     lengths, votes = np.array(points, dtype=np.float64).T
     edges = np.unique(np.quantile(lengths, [0.2, 0.4, 0.6, 0.8]))
     bins = np.searchsorted(edges, lengths, side="right")
@@ -217,8 +215,8 @@ def _split_table(counts: Mapping[str, GroupCounts]) -> Grid:
 
 
 def _habit_table(sample: Sequence[PreferenceGroup], counts: Mapping[str, GroupCounts]) -> Grid:
-    """By site, how often the longer and the earlier answer of a pair wins, and what was learned of
-    the head start."""
+    """How often the longer and the earlier answer of a pair wins, and the fitted head start, by
+    site."""
     wins: dict[str, list[tuple[float, float]]] = {}
     for group in sample:
         wins.setdefault(group.site, []).extend(
@@ -227,7 +225,7 @@ def _habit_table(sample: Sequence[PreferenceGroup], counts: Mapping[str, GroupCo
 
     rows = []
     for site, of_site in wins.items():
-        # One pair without dates makes the share of earlier answers NaN, which is shown as it is.
+        # A single pair without dates makes the share of earlier answers NaN, which is shown.
         shares = [f"{share:.3f}" for share in np.array(of_site).mean(axis=0)]
         noise = counts[site].vote_noise if site in counts else None
         fitted = (
@@ -236,17 +234,17 @@ def _habit_table(sample: Sequence[PreferenceGroup], counts: Mapping[str, GroupCo
         rows.append([site, *shares, *fitted])
 
     head = ("site", "the longer answer wins", "the earlier answer wins", "delay power", "spread")
-    return Grid("What votes go with", head, rows)
+    return Grid("Votes, length and time", head, rows)
 
 
 def _longer_wins(group: PreferenceGroup, pair: Preference) -> float:
-    """1 if the chosen response of a pair is the longer one, 0 if not, half for equal lengths."""
+    """1 if the chosen response of a pair is longer, 0 if it is shorter, 0.5 for equal lengths."""
     chosen, rejected = group.responses[pair.chosen], group.responses[pair.rejected]
     return float(np.sign(len(chosen.content) - len(rejected.content)) + 1) / 2
 
 
 def _earlier_wins(group: PreferenceGroup, pair: Preference) -> float:
-    """1 if the chosen response of a pair is the earlier one, 0 if not, NaN without dates."""
+    """1 if the chosen response of a pair is earlier, 0 if not, NaN without dates."""
     chosen, rejected = group.responses[pair.chosen], group.responses[pair.rejected]
     if chosen.created is None or rejected.created is None:
         return float("nan")
@@ -265,7 +263,7 @@ def _overlap_tables(path: Path) -> list[Grid]:
     for overlap in overlaps[:OVERLAPS_SHOWN]:
         outcome = "dropped" if overlap.dropped else "kept"
         rows.append(
-            [overlap.group_id, overlap.benchmark, overlap.item, str(overlap.words), outcome]
+            [overlap.group_id, overlap.benchmark, overlap.item, str(overlap.shared_words), outcome]
         )
 
     group_ids = {overlap.group_id for overlap in overlaps}
@@ -277,11 +275,11 @@ def _example_fold(sample: Sequence[PreferenceGroup]) -> Fold:
     """The strongest pair of the first groups."""
     examples = []
     for group in sample[:EXAMPLES]:
-        # The widest gap of votes: the pair that a reader can check most easily.
+        # Readers can check the pair with the widest gap of votes most easily.
         pair = max(group.preferences, key=lambda pair: pair.strength)
         title = (
-            f"{group.group_id} ({group.split}): a gap of {pair.strength:.0f}, true with"
-            f" probability {pair.probability:.2f}"
+            f"{group.group_id} ({group.split}): gap of {pair.strength:.0f} votes, probability"
+            f" {pair.probability:.2f} that the chosen answer is better"
         )
         texts = (
             group.prompt[-1].content,
@@ -299,12 +297,12 @@ def _example_fold(sample: Sequence[PreferenceGroup]) -> Fold:
 
 
 def _reject_folds(path: Path) -> list[Fold]:
-    """One example for each reason, if rejects were written."""
+    """One example for each reason, if dropped texts were written."""
     file = path / "rejects.jsonl"
     if not file.is_file():
         return []
 
-    # Line by line, because the file may be larger than memory.
+    # Line by line, because the file can be larger than memory.
     first: dict[str, RejectLine] = {}
     with file.open("rb") as lines:
         for line in lines:
@@ -321,7 +319,7 @@ def _reject_folds(path: Path) -> list[Fold]:
 
 def _first_threads(path: Path) -> Iterator[_Thread]:
     """The first threads of each table."""
-    # Only the columns that figures need.
+    # Read only the columns that figures need.
     columns = ["created", "responses"]
     for table in parquet.paths_of(path):
         for row in islice(parquet.read_rows(table, columns), ROWS_SHOWN):
@@ -335,18 +333,18 @@ def _first_groups(path: Path) -> Iterator[PreferenceGroup]:
 
 
 def _sampling_note(path: Path) -> str:
-    """A note that figures do not look at all rows, if they do not."""
+    """A note if figures do not show all rows; empty otherwise."""
     large = any(parquet.count_rows(table) > ROWS_SHOWN for table in parquet.paths_of(path))
-    return f" Figures look at the first {ROWS_SHOWN:,} rows of each table." if large else ""
+    return f" Figures show only the first {ROWS_SHOWN:,} rows of each table." if large else ""
 
 
 def _histogram(values: Iterable[float], bins: Bins) -> dict[str, float]:
-    """The number of values in each bin, by its name, in the order of the bins."""
+    """The number of values in each bin, by name, in the order of the bins."""
     counts = Counter(_bin(value, bins) for value in values)
     return {name: counts[name] for _, name in bins}
 
 
 def _bin(value: float, bins: Bins) -> str:
-    """The name of the last bin that begins at the value or below."""
-    # From the last bin on, so that the first match is the right one; below all it is the first bin.
+    """The name of the last bin that begins at or below the value."""
+    # Search backwards, so that the first match is right. Values below all bins go to the first.
     return next((name for start, name in reversed(bins) if value >= start), bins[0][1])

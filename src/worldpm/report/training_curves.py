@@ -1,4 +1,4 @@
-"""The sections of a training: its curves, sudden drops and counts."""
+"""The section of a training run: curves, sudden drops and counts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ def checkpoint(path: Path, manifest: Manifest) -> list[Section]:
     """The section of a training run.
 
     Raises:
-        DataError: If its metrics or counts cannot be read.
+        DataError: If the run's metrics or counts cannot be read.
     """
     counts, log = counts_of(path, manifest), read_metrics(path)
-    # the gradient norms tell epiphanies from other drops
+    # the gradient norms distinguish epiphanies from other drops
     drops = sudden_drops.find(
         np.array([row.loss_nats for row in log.steps]),
         np.array([row.grad_norm for row in log.steps]),
@@ -40,18 +40,18 @@ def checkpoint(path: Path, manifest: Manifest) -> list[Section]:
 
 
 def _weights_text(counts: TrainCounts, log: MetricsLog) -> str:
-    rule = "those of least validation loss" if log.validations else "the last"
+    rule = "with the least validation loss" if log.validations else "the last step"
     return (
-        f"The weights of step {counts.kept_step:,} of {counts.steps:,}, {rule}, make the"
-        f" checkpoint. {counts.truncated_train_responses:,} of {counts.train_responses:,} training"
-        " responses were cut to fit."
+        f"The checkpoint has the weights of step {counts.kept_step:,} of {counts.steps:,} ({rule})."
+        f" {counts.truncated_train_responses:,} of {counts.train_responses:,} training responses"
+        " were cut to fit."
     )
 
 
 def _tiles(counts: TrainCounts) -> list[tuple[str, str]]:
     return [
         (f"{counts.parameters / 1e6:.2f} M", "parameters"),
-        (f"{counts.pairs_seen:,}", "pairs seen"),
+        (f"{counts.pairs_seen:,}", "training pairs, with repetitions"),
         (f"{counts.effective_pairs_seen:,.0f}", "effective pairs (sum of weights)"),
         (f"{counts.tokens_seen / 1e6:.2f} M", "tokens, prompts counted once"),
     ]
@@ -84,14 +84,14 @@ def _accuracy_figure(log: MetricsLog, drops: Sequence[SuddenDrop]) -> Shown:
 def _drops_text(drops: Sequence[SuddenDrop]) -> str:
     if not drops:
         return (
-            "No sudden drop of the loss was found; the test is set to find one in 1 of 100 runs"
-            " that have none."
+            "The test found no sudden drop of the loss. It reports a drop by mistake in 1 of 100"
+            " runs without one."
         )
 
     spikes = sum(drop.is_epiphany for drop in drops)
     return (
-        f"{len(drops)} sudden drops of the loss were found, {spikes} of them with a spike of the"
-        " gradient norm (a moment of epiphany)."
+        f"The test found {len(drops)} sudden drops of the loss, {spikes} of them with a spike in"
+        " the gradient norm (a moment of epiphany)."
     )
 
 
@@ -113,7 +113,7 @@ def _drops_table(drops: Sequence[SuddenDrop]) -> Grid:
         "95 % interval",
         "drop, nats",
         "95 % interval",
-        "p, whole run",
+        "p for the whole run",
         "gradient spike, deviations",
     )
     return Grid("Sudden drops", head, rows)

@@ -1,2 +1,2 @@
-"""Rewards for training policies: a module for each trainer, in the form that it loads. No trainer
-is imported."""
+"""Rewards for training policies: one module per trainer, in the form that the trainer loads. The
+modules import no trainer."""

@@ -1,6 +1,6 @@
 """Rewards of rollouts for all trainers, from a folder or a server, with optional guards.
 
-A prompt is computed once for all its rollouts.
+The model computes a prompt once for all its rollouts.
 """
 
 import json
@@ -25,11 +25,11 @@ from worldpm.storage.json_files import Plain
 
 MOST_ATTEMPTS = 5
 SECONDS_BETWEEN_ATTEMPTS = 1.0
-"""Unless the server asks for another time."""
+"""Default wait, if the server does not request another time."""
 LONGEST_WAIT_SECONDS = 120.0
-"""Whatever time the server asks for."""
+"""Longest wait, even if the server requests more."""
 RETRIED_STATUSES = (429, 502, 503, 504)
-"""HTTP statuses of a server, or of a gateway before it, that is full or late."""
+"""HTTP statuses of a server, or of a gateway in front of it, that is full or slow."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Judge(Protocol):
     """A source of rewards."""
 
     def judge(self, requests: Sequence[Request]) -> list[RolloutRewards]:
-        """Rewards of each request's responses; long inputs are cut."""
+        """Rewards of each request's responses. Long inputs are cut."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class LocalJudge:
 
     scorer: Scorer
     _turn: threading.Lock = field(default_factory=threading.Lock)
-    """OpenRLHF calls from many threads, but tokenizer and model serve one at a time."""
+    """OpenRLHF calls from many threads, but tokenizer and model can serve only one at a time."""
 
     def judge(self, requests: Sequence[Request]) -> list[RolloutRewards]:
         """See `Judge.judge`."""
@@ -76,14 +76,15 @@ class _Usage(msgspec.Struct, frozen=True):
 
 
 class _Reply(msgspec.Struct, frozen=True):
-    """What is read of a reply of `/v1/rewards`."""
+    """The parts of `/v1/rewards`'s reply that are used."""
 
     rewards: list[float]
     usage: _Usage
 
 
 def _bodies(request: Request) -> list[Plain]:
-    """Requests to a server. One whose last turn has tool calls is a conversation of its own."""
+    """Bodies for a server. If the last turn has tool calls, each response becomes a separate
+    conversation."""
     prompt = [message.turn() for message in request.prompt]
     if request.last == ASSISTANT:
         return [{"prompt": prompt, "responses": list(request.responses)}]
@@ -101,18 +102,18 @@ class RemoteJudge:
     key: str | None = None
     """API key; None if the server needs none."""
     timeout_seconds: float = 180.0
-    """For each attempt."""
+    """Time limit for each attempt."""
 
     def judge(self, requests: Sequence[Request]) -> list[RolloutRewards]:
-        """See `Judge.judge`. A request is sent five times at most: to a full server, or one that
-        does not answer.
+        """See `Judge.judge`. If the server is full or does not answer, a request is sent up to five
+        times.
 
         Raises:
             WorldPMError: If the server does not answer, or rejects a request.
         """
         rollouts: list[RolloutRewards] = []
         for request in requests:
-            # Cut, because a rollout over the limit needs a reward too
+            # Cut inputs, because a rollout over the limit also needs a reward
             replies = [self._post({**body, "cut": True}) for body in _bodies(request)]
             rewards = [reward for reply in replies for reward in reply.rewards]
             lengths = [tokens for reply in replies for tokens in reply.usage.response_tokens]
@@ -131,7 +132,7 @@ class RemoteJudge:
             try:
                 with urllib.request.urlopen(http_request, timeout=self.timeout_seconds) as reply:
                     return msgspec.json.decode(reply.read(), type=_Reply)
-            # HTTPError is an OSError too, so it comes first
+            # HTTPError is also an OSError, so it comes first
             except urllib.error.HTTPError as error:
                 if error.code not in RETRIED_STATUSES or attempt == MOST_ATTEMPTS:
                     text = error.read(300).decode(errors="replace")
@@ -139,20 +140,22 @@ class RemoteJudge:
                 time.sleep(_seconds_to_wait(error.headers.get("Retry-After")))
             except msgspec.DecodeError as error:
                 raise WorldPMError(
-                    f"{self.url}: answered in another form ({error}); is it `worldpm serve`?"
+                    f"{self.url}: its reply has another form ({error}). Check that it is `worldpm"
+                    " serve`."
                 ) from error
-            # a server that starts again refuses or resets connections for a moment
+            # a server that restarts refuses or resets connections for a moment
             except (OSError, HTTPException) as error:
                 if attempt == MOST_ATTEMPTS:
                     raise WorldPMError(
-                        f"{self.url}: no answer ({error}); is `worldpm serve` running there?"
+                        f"{self.url}: no answer ({error}). Check that `worldpm serve` is running"
+                        " there."
                     ) from error
                 time.sleep(SECONDS_BETWEEN_ATTEMPTS)
         raise AssertionError("the last attempt returns or raises")
 
 
 def _seconds_to_wait(retry_after: str | None) -> float:
-    """The time that a server asks for, in seconds or as a date (RFC 9110, 10.2.3)."""
+    """The time that a server requests, in seconds or as a date (RFC 9110, 10.2.3)."""
     if not retry_after:
         return SECONDS_BETWEEN_ATTEMPTS
     try:
@@ -166,16 +169,16 @@ def _seconds_to_wait(retry_after: str | None) -> float:
 
 
 _judges: dict[tuple[str, str | None], Judge] = {}
-"""Loaded in this process, by folder or URL, and API key."""
+"""Judges of this process, by folder or URL, and API key."""
 _loading = threading.Lock()
 
 
 def judge_of(source: str, key: str | None = None) -> Judge:
-    """The judge in a folder, or at a URL with its API key.
+    """The judge in a folder, or at a URL with an API key.
 
-    It is loaded once in a process, also if many threads ask at once.
+    A process loads it only once, even if many threads call this function at once.
     """
-    # Held while a model loads, so that other threads wait for it instead of loading it again
+    # Hold the lock while a model loads, so that other threads wait instead of loading it again
     with _loading:
         if (source, key) not in _judges:
             is_url = source.startswith(("http://", "https://"))
@@ -187,11 +190,11 @@ def judge_of(source: str, key: str | None = None) -> Judge:
 
 
 def messages_of(turns: str | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """A prompt or completion as messages, with their tool calls. A text is a user's message, and
+    """A prompt or completion as messages, with their tool calls. A text becomes a user message, and
     parts become lines.
 
     Raises:
-        ConfigError: If a message has no text, or parts of another kind.
+        ConfigError: If a message has no text, or has parts other than text.
     """
     if isinstance(turns, str):
         return (Message("user", turns),)
@@ -199,17 +202,17 @@ def messages_of(turns: str | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]
         return tuple(map(Message.of, turns))
     except TypeError as error:
         raise ConfigError(
-            f"{error}; rewards are of text: give a text, or pieces of type `text`"
+            f"{error}. Only text can be scored: give a text, or parts of type `text`."
         ) from error
 
 
 @dataclass(frozen=True)
 class Guards:
-    """Limits on the length and style that a policy is rewarded for; none unless set.
+    """Optional limits on the length and style that a policy is rewarded for.
 
-    Weights move log odds for each unit of style difference to the prompt's other rollouts. Rollouts
-    outside a range get the lowest value of their prompt's rollouts less one, so that no reward can
-    make up for it.
+    Weights add log odds for each unit of style difference to the prompt's other rollouts. Rollouts
+    outside a range get the lowest value of their prompt's rollouts minus 1, so that no reward can
+    compensate for it.
     """
 
     ranges: Mapping[str, tuple[float, float]] | None = None
@@ -220,7 +223,8 @@ class Guards:
     def values(
         self, rewards: Sequence[float], lengths: Sequence[int], texts: Sequence[str]
     ) -> list[float]:
-        """The values of one prompt's rollouts for the policy; the rewards if no guard is set."""
+        """The values of one prompt's rollouts for the policy. Without guards, they are the
+        rewards."""
         if not self.ranges and not self.weights:
             return list(rewards)
 
@@ -228,10 +232,10 @@ class Guards:
         settings = Settings(ranges=self.ranges or {}, weights=self.weights or {})
         choice = choose(Confidence(), rewards, counts, settings)
 
-        # Log odds are less the mean reward; with it, values are in the units of rewards
+        # Add the mean reward, which log odds leave out, so that values have the units of rewards
         mean = sum(rewards) / max(1, len(rewards))
         values = [mean + odds for odds in choice.log_odds]
-        # Below all values inside, by a margin that a policy notices
+        # Below all other values, by a margin that a policy notices
         lowest = min(values, default=0.0) - 1
         return [
             lowest if reasons else value
@@ -245,17 +249,17 @@ def rewards_of(
     responses: Sequence[str | Message],
     guards: Guards,
 ) -> list[float]:
-    """A value for each response, in order; a message may have tool calls.
+    """A value for each response, in order. A response can be a message with tool calls.
 
-    Neighbours with the same prompt are its rollouts, which is the order of all trainers.
+    Consecutive entries with the same prompt are its rollouts. All trainers use this order.
 
     Raises:
-        ConfigError: If there are not as many prompts as responses.
+        ConfigError: If the numbers of prompts and responses differ.
     """
     if len(prompts) != len(responses):
         raise ConfigError(
-            f"{len(prompts)} prompts came with {len(responses)} responses; one prompt for each is"
-            " needed"
+            f"there are {len(prompts)} prompts but {len(responses)} responses. Give one prompt for"
+            " each response."
         )
 
     requests = list(_requests(prompts, responses))
@@ -268,14 +272,14 @@ def rewards_of(
 def _requests(
     prompts: Sequence[Sequence[Message]], responses: Sequence[str | Message]
 ) -> Iterator[Request]:
-    """A request for each run of equal prompts, and of last turns that differ in words only."""
+    """A request for each run of equal prompts whose last turns differ only in their content."""
     last = [
         ASSISTANT if isinstance(response, str) else replace(response, content="")
         for response in responses
     ]
     texts = [response if isinstance(response, str) else response.content for response in responses]
 
-    # Joins neighbours only, so that values come back in the order of the responses
+    # Join only consecutive entries, so that values keep the order of the responses
     keys = [(tuple(prompt), turn) for prompt, turn in zip(prompts, last, strict=True)]
     for (prompt, turn), run in groupby(range(len(prompts)), key=lambda index: keys[index]):
         indices = list(run)

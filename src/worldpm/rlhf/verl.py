@@ -1,8 +1,8 @@
 """Rewards for verl as `reward.custom_reward_function.path`; see `runs/rlhf_verl.sh`.
 
-`reward_kwargs` carry `place`, a folder or the URL of a server. The prompt is taken from
-`extra_info["prompt"]` or `extra_info["question"]`, text or messages, as verl's data scripts write
-it:
+`reward_kwargs` must contain `source`, a folder or the URL of a server. The prompt, text or
+messages, comes from `extra_info["prompt"]` or `extra_info["question"]`, which verl's data scripts
+write:
 
     {"question": "What is 17 times 6?", "index": 3}
 """
@@ -14,7 +14,7 @@ from worldpm.errors import ConfigError
 from worldpm.rlhf.judge import Guards, judge_of, messages_of, rewards_of
 
 PROMPT_KEYS = ("prompt", "question")
-"""Keys of `extra_info` that may hold the prompt; the first one that is not empty counts."""
+"""Keys of `extra_info` that can hold the prompt. The first one that is not empty is used."""
 
 
 def compute_score(
@@ -23,23 +23,23 @@ def compute_score(
     ground_truth: object,
     extra_info: Mapping[str, Any] | None = None,
     *,
-    place: str,
+    source: str,
     key: str | None = None,
     **_: object,
 ) -> dict[str, float]:
     """The reward of one rollout. verl fixes the names of the parameters.
 
     Raises:
-        ConfigError: If `extra_info` holds no prompt.
+        ConfigError: If `extra_info` has no prompt.
     """
     prompts = [extra_info[name] for name in PROMPT_KEYS if extra_info and extra_info.get(name)]
     if not prompts:
         raise ConfigError(
-            f"{data_source}: extra_info has neither `prompt` nor `question`; write one of them into"
-            " the data"
+            f"{data_source}: extra_info has neither `prompt` nor `question`. Add one of them to the"
+            " data."
         )
 
-    # verl asks for one rollout at a time, so a prompt cannot be shared here
-    judge = judge_of(place, key)
+    # verl scores one rollout at a time, so rollouts cannot share the prompt here
+    judge = judge_of(source, key)
     (reward,) = rewards_of(judge, [messages_of(prompts[0])], [solution_str], Guards())
     return {"score": reward}

@@ -1,1 +1,1 @@
-"""From text to reward: the scorer, and what a margin or a reward rests on."""
+"""From text to reward: the scorer, the confidence in margins, and explanations of rewards."""

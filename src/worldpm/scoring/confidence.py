@@ -1,5 +1,5 @@
-"""Confidence in one model's margins: calibrated probabilities, ties within the noise, and style by
-settings that users can read."""
+"""Confidence in one model's margins: calibrated probabilities, ties within the noise, and users'
+settings of style."""
 
 import hashlib
 import math
@@ -19,69 +19,70 @@ from worldpm.stats.style import style_of
 
 FEATURES = ("length", "headers", "lists", "bold", "code", "links")
 LEVEL = 0.9
-"""The level at which two responses are distinguished, unless the user sets it."""
+"""The default confidence level at which two responses are distinguished."""
 
 
 @dataclass(frozen=True)
 class StyleModel:
-    """`log odds = margin_weight margin + sum of weights z`, z the style differences, -1 to 1, of
-    `style_control.differences`."""
+    """`log odds = margin_weight margin + sum of weights z`, where z are the style differences of
+    `style_control.differences`, from -1 to 1."""
 
     margin_weight: float
-    """Of a margin in logits: it turns margins at equal style into log odds."""
+    """Log odds for each logit of a margin between responses of equal style."""
     weights: Mapping[str, float]
-    """Log odds by feature, for each unit of a style difference: what style alone predicts of the
-    labels, for whatever reason."""
+    """Log odds by feature, for each unit of a style difference. They measure how style alone
+    predicts the labels, for any reason."""
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """Meaning of a model's margins; without judged pairs its temperature at most."""
+    """The meaning of a model's margins. Without judged pairs, only the temperature can be known."""
 
     temperature: float | None = None
-    """Divides margins into log odds; None if unknown, and then taken as 1."""
+    """The divisor that turns margins into log odds; None, used as 1, if it is unknown."""
     margins: Sequence[float] = ()
-    """Signed margins of judged pairs, one a prompt."""
+    """Signed margins of judged pairs, one per prompt."""
     style: StyleModel | None = None
-    """None without judged pairs, or if their margins go against the labels."""
+    """None if there are no judged pairs, or if their margins contradict the labels."""
     source: str = "the checkpoint's validation preferences"
     """Name of the pairs that the temperature was fitted on."""
 
     @cached_property
     def sha256(self) -> str | None:
-        """Of its numbers; None if margins are not calibrated."""
+        """Hash of the numbers; None if margins are not calibrated."""
         if self.temperature is None:
             return None
         numbers = (self.temperature, list(self.margins), self.style, self.source)
         return hashlib.sha256(msgspec.json.encode(numbers)).hexdigest()
 
     def probability(self, margin: float) -> float:
-        """Probability that the response ahead by a margin in logits is preferred."""
+        """Probability that a response is preferred to another; `margin` is its lead in logits."""
         return bradley_terry.probability(margin / (self.temperature or 1.0))
 
     def probabilities(self, rewards: Sequence[float]) -> list[list[float]]:
-        """Probability that the response of the row is preferred to that of the column; 0.5 on the
+        """Probability that the row's response is preferred to the column's; 0.5 on the
         diagonal."""
         return [list(map(self.probability, row)) for row in _margins(rewards).tolist()]
 
     def over_others(self, rewards: Sequence[float]) -> list[float]:
-        """Probability that the best is preferred to each response; 0.5 for itself."""
-        # without responses there is no best
+        """Probability that the best response is preferred to each response; 0.5 for itself."""
+        # there may be no responses
         best = max(rewards, default=0.0)
         return [self.probability(best - reward) for reward in rewards]
 
     def can_tell(self, rewards: Sequence[float], level: float) -> list[list[bool]] | None:
-        """Whether two responses can be distinguished at that level; None if there are too few
-        judged pairs for it."""
+        """Whether each two responses can be distinguished at a level; None if there are too few
+        judged pairs for that level."""
         return self._are_apart(_margins(rewards), level)
 
     def averages(self, rewards: Sequence[float]) -> list[float]:
-        """Probability of each response at its mean log odds against the others; 0.5 for a single
+        """Mean log odds of each response against the others, as a probability; 0.5 for a single
         response."""
         return _averages(_margins(rewards) / (self.temperature or 1.0))
 
     def _are_apart(self, margins: NDArray[np.float64], level: float) -> list[list[bool]] | None:
-        """Whether each margin is beyond the noise of judged margins; None if they are too few."""
+        """Whether each margin is larger than the noise of judged margins; None if there are too few
+        of them."""
         beyond = calibration.sure_beyond(self.margins, level)
         if beyond is None:
             return None
@@ -90,22 +91,22 @@ class Confidence:
 
 
 class Settings(NamedTuple):
-    """A user's settings of a choice. Rewards never change by them: they move log odds, and name the
-    responses outside the ranges."""
+    """A user's settings of a choice. They change log odds and mark the responses outside the
+    allowed ranges, but never change rewards."""
 
     strictness: float = LEVEL
     """The level at which two responses are distinguished, 0.5 to below 1."""
     ranges: Mapping[str, tuple[float, float]] = {}
-    """Allowed counts by feature, `length` in tokens; responses outside come after the others."""
+    """Allowed counts by feature, `length` in tokens. Responses outside rank after the others."""
     weights: Mapping[str, float] = {}
-    """Log odds for each unit of a style difference, which runs from -1 to 1."""
+    """Log odds for each unit of a style difference, which is between -1 and 1."""
 
 
 def read_settings(ranges: Sequence[str], weights: Sequence[str]) -> Settings:
-    """Settings of texts of the forms `FEATURE=LOW:HIGH` and `FEATURE=LOG_ODDS`.
+    """Parse settings from texts of the forms `FEATURE=LOW:HIGH` and `FEATURE=LOG_ODDS`.
 
     Raises:
-        ConfigError: If a text has another form, or names no feature.
+        ConfigError: If a text has another form, or an unknown feature.
     """
     bounds = {}
     for text in ranges:
@@ -120,40 +121,42 @@ def read_settings(ranges: Sequence[str], weights: Sequence[str]) -> Settings:
 
 
 def _feature_and_numbers(text: str, form: str, *, count: int) -> tuple[str, list[float]]:
-    """The feature before `=` and the numbers after it, which `:` separates."""
+    """The feature before `=`, and the numbers after it, separated by `:`."""
     name, _, value = text.partition("=")
     try:
         numbers = [float(part) for part in value.split(":")]
     except ValueError:
         numbers = []
 
-    # `float` reads inf and nan too
+    # `float` also accepts inf and nan
     if name not in FEATURES or len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise ConfigError(f"{text!r}: expected {form}, with one of {', '.join(FEATURES)}")
+        raise ConfigError(
+            f"{text!r}: does not have the form {form}. Use it, with one of {', '.join(FEATURES)}."
+        )
     return name, numbers
 
 
 @dataclass
 class Choice:
-    """The responses of one prompt under a user's settings."""
+    """The responses to one prompt, compared under a user's settings."""
 
     ranking: list[int]
-    """Indices, best first: by log odds, those outside the allowed ranges last."""
+    """Indices, best first by log odds; responses outside the allowed ranges come last."""
     log_odds: list[float]
-    """Mean log odds of each response against all; without weights that is its reward less the mean,
-    to a factor."""
+    """Mean log odds of each response against all. Without weights, they are proportional to its
+    reward minus the mean reward."""
     probabilities: list[list[float]]
-    """Probability that the response of the row is preferred to that of the column."""
+    """Probability that the row's response is preferred to the column's."""
     averages: list[float]
-    """Probability of each response at its mean log odds against the others. Ranks as `ranking` does
-    within the allowed ranges, which a mean of probabilities would not."""
+    """Mean log odds of each response against the others, as a probability. Within the allowed
+    ranges it has the order of `ranking`; a mean of probabilities may not."""
     can_tell: list[list[bool]] | None
-    """Whether two responses are distinguished at the settings' strictness; None if there are too
-    few judged pairs. The log odds of the weights count as certain: only the margin is noisy."""
+    """Whether each two responses can be distinguished at the settings' strictness; None if there
+    are too few judged pairs. Only margins count as noisy, not the log odds of the weights."""
     terms: dict[str, list[list[float]]] = field(default_factory=dict)
-    """Log odds that each weighted feature adds for the row over the column."""
+    """Log odds of the row over the column that each weighted feature adds."""
     outside: list[list[str]] = field(default_factory=list)
-    """Reasons for which each response lies outside the ranges; empty if it lies inside."""
+    """Reasons why each response is outside the ranges; empty if it is inside."""
 
 
 def counts_of(text: str, length_tokens: int) -> dict[str, float]:
@@ -168,11 +171,11 @@ def choose(
     counts: Sequence[Mapping[str, float]],
     settings: Settings,
 ) -> Choice:
-    """The ranking and probabilities of responses under settings: margins at equal style, plus the
-    weights that were asked for.
+    """Rank responses under settings: the log odds of margins at equal style, plus the log odds of
+    the user's weights.
 
-    Log odds are antisymmetric, so a tie under all weights is a tie. Responses of equal means keep
-    their order.
+    Log odds are antisymmetric, so two responses with equal rewards and equal style tie under any
+    weights. Responses of equal means keep their order.
     """
     style, temperature = confidence.style, confidence.temperature or 1.0
     margin_weight = style.margin_weight if style else 1 / temperature
@@ -182,16 +185,16 @@ def choose(
     log_odds = margin_weight * margins + weighted
 
     outside = [_outside(count, settings.ranges) for count in counts]
-    # a mean over no responses would warn
+    # NumPy warns about a mean of an empty array
     means = log_odds.mean(axis=1).tolist() if len(rewards) else []
-    # sorting is stable: equal means keep their order
+    # sorting is stable, so equal means keep their order
     order = sorted(range(len(means)), key=lambda index: (bool(outside[index]), -means[index]))
     return Choice(
         order,
         means,
         bradley_terry.probabilities(torch.from_numpy(log_odds)).tolist(),
         _averages(log_odds),
-        # the noise is known for margins, so the weights' log odds are added as margins
+        # the noise is known in margins, so convert the weights' log odds to margins
         confidence._are_apart(margins + weighted / margin_weight, settings.strictness),
         {name: term.tolist() for name, term in terms.items()},
         outside,
@@ -199,14 +202,14 @@ def choose(
 
 
 def _margins(rewards: Sequence[float]) -> NDArray[np.float64]:
-    """The reward of the row minus that of the column, shape (K, K)."""
+    """The row's reward minus the column's, shape (K, K)."""
     column = np.array(rewards, dtype=np.float64)
     return column[:, None] - column[None, :]
 
 
 def _averages(log_odds: NDArray[np.float64]) -> list[float]:
-    """Probability of each response at its mean log odds against the others."""
-    # a response has log odds of 0 against itself; a single response has no others
+    """Mean log odds of each response against the others, as a probability."""
+    # log odds against itself are 0; a single response has no others
     means = log_odds.sum(axis=1) / max(1, len(log_odds) - 1)
     averages: list[float] = bradley_terry.probabilities(torch.from_numpy(means)).tolist()
     return averages
@@ -215,18 +218,18 @@ def _averages(log_odds: NDArray[np.float64]) -> list[float]:
 def _style_terms(
     counts: Sequence[Mapping[str, float]], weights: Mapping[str, float]
 ) -> dict[str, NDArray[np.float64]]:
-    """Log odds that each weighted feature adds for the row over the column."""
+    """Log odds of the row over the column that each weighted feature adds."""
     terms = {}
     for name, weight in weights.items():
         column = np.array([count[name] for count in counts])
-        # each response against each, as the chosen and as the rejected one
+        # compare each response, as the chosen one, with each, as the rejected one
         rows, columns = np.meshgrid(column, column, indexing="ij")
         terms[name] = weight * style_control.differences(rows, columns, "paper")
     return terms
 
 
 def _outside(count: Mapping[str, float], ranges: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The features of a response that lie outside their ranges."""
+    """The reasons why a response is outside the ranges."""
     return [
         f"{name} is {count[name]:g}, allowed are {low:g} to {high:g}"
         for name, (low, high) in ranges.items()

@@ -1,5 +1,5 @@
-"""`worldpm explain`: JSON lines in, JSON lines out, with the tokens and sentences that each reward
-rests on."""
+"""`worldpm explain`: reads JSON lines, and writes them with what each token and sentence adds to
+the reward."""
 
 import json
 import sys
@@ -16,16 +16,16 @@ from worldpm.scoring.scorer import Refused, Request, Scorer
 
 
 class Explanation(NamedTuple):
-    """The explanation of one response; None where --by leaves a part out."""
+    """The explanation of one response; a part is None if --by leaves it out."""
 
     tokens: TokenAttributions | None
     sentences: list[Sentence] | None
 
 
 def run(options: ExplainOptions) -> None:
-    """Write each line back to standard output with `explanations` added, one for each response."""
+    """Write each line to standard output, with an entry in `explanations` for each response."""
     if not options.file.is_file():
-        raise ConfigError(f"{options.file}: no such file")
+        raise ConfigError(f"{options.file}: no such file. Check the path.")
     scorer = Scorer.of(options.model, options)
 
     with console.progress("explain", total=None) as advance:
@@ -47,7 +47,7 @@ def _write(line: Line, explained: Sequence[Explanation]) -> None:
 
 
 def _to_json(explanation: Explanation) -> Mapping[str, object]:
-    """The parts that were asked for, with the names of their fields."""
+    """The requested parts, under the names of their fields."""
     parts: dict[str, object] = {}
     if explanation.tokens is not None:
         parts["tokens"] = explanation.tokens._asdict()

@@ -1,5 +1,5 @@
-"""Explanations of rewards: attributions to tokens by integrated gradients, and the share of each
-sentence."""
+"""Explanations of rewards: attributions to tokens by integrated gradients, and the contribution of
+each sentence."""
 
 import math
 import re
@@ -21,45 +21,46 @@ from worldpm.stats.precision import widest_float
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 MOST_SENTENCES, SENTENCES_AT_ONCE = 64, 8
 LARGEST_GAP = 0.01
-"""The share of the explained difference that attributions may miss before more points are taken."""
+"""The largest share of the reward difference that attributions may miss; above it, the integral is
+computed with more points."""
 FIRST_POINTS, MOST_POINTS, POINTS_AT_ONCE = 16, 256, 8
 
 
 class TokenAttributions(NamedTuple):
-    """The reward as a sum: that of the baseline, plus what each token adds."""
+    """A reward as a sum: the baseline's reward, plus an attribution for each token."""
 
     reward: float
     """In logits."""
     baseline_reward: float
-    """With every word of prompt and response replaced by the pad token; the template's own tokens
-    stay."""
+    """The reward if the pad token replaces every token of prompt and response. The tokens of the
+    template stay."""
     prompt: list[tuple[str, float]]
     """Token and attribution in logits, in order."""
     response: list[tuple[str, float]]
     """Token and attribution in logits, in order."""
     gap: float
-    """Reward minus baseline minus all attributions: 0 if the integral is exact."""
+    """Reward minus baseline reward minus all attributions; 0 if the integral is exact."""
     points: int
-    """Number of points at which the gradient was taken."""
+    """Number of points at which the gradient was computed."""
 
 
 class Sentence(NamedTuple):
-    """A part of a response and what it adds."""
+    """A part of a response, and its contribution to the reward."""
 
     text: str
     adds: float
-    """Reward with it minus reward without it, in logits."""
+    """Reward with the part minus reward without it, in logits."""
 
 
 Value = TypeVar("Value")
 
 
 class Run(Protocol):
-    """How a piece of work with the model is run: at once, or in a server between two rows of other
+    """Runs a piece of work with the model: at once, or, in a server, between rows of other
     requests."""
 
     def __call__(self, work: Callable[[], Value], /) -> Value:
-        """The result of the work."""
+        """Run the work, and return its result."""
 
 
 class _Path(NamedTuple):
@@ -73,7 +74,7 @@ class _Integral(NamedTuple):
     """An integral of the gradient along a path."""
 
     attributions: Tensor
-    """Of each token, in logits, shape (T,), float64."""
+    """Attribution of each token, in logits, shape (T,), float64."""
     gap: float
     """Reward difference minus the sum of the attributions."""
     points: int
@@ -85,10 +86,10 @@ def at_once(work: Callable[[], Value], /) -> Value:
 
 
 def of_tokens(scorer: Scorer, request: Request, *, run: Run = at_once) -> TokenAttributions:
-    """Integrated gradients of the reward of a request's one response.
+    """Integrated gradients of the reward of a request's only response.
 
     Raises:
-        DataError: If it is too long and the scorer does not cut.
+        DataError: If the request is too long and the scorer does not cut.
         NotFiniteError: If the reward is not finite.
 
     Source: Sundararajan, Taly and Yan, arXiv 1703.01365, equation 1 and proposition 1
@@ -99,8 +100,8 @@ def of_tokens(scorer: Scorer, request: Request, *, run: Run = at_once) -> TokenA
     reward, baseline = run(partial(_rewards, scorer, torch.stack([path.full, path.base])))
     if not math.isfinite(reward - baseline):
         raise NotFiniteError(
-            f"{request.name}: its reward is {reward}, and {baseline} without its words; the"
-            " checkpoint or its dtype is unfit"
+            f"{request.name}: its reward is {reward}, and {baseline} with its tokens replaced by"
+            " the pad token. Use another checkpoint, or --dtype float32."
         )
 
     integral = _complete_integral(scorer, path, reward - baseline, run)
@@ -134,13 +135,13 @@ def _rewards(scorer: Scorer, embeddings: Tensor) -> list[float]:
 
 
 def _path(scorer: Scorer, sequence: TokenSequence) -> _Path:
-    """The path from the text without its words to the text."""
+    """The path from the baseline, where the pad token replaces the text, to the text."""
     tokenizer, frame, device = scorer.encoder.tokenizer, scorer.encoder.frame, scorer.model.device
     pad = checkpoint.pad_token(tokenizer, frame) or frame.end_token or tokenizer.eos_token
     embed = scorer.model.backbone.get_input_embeddings()
     with torch.no_grad():
         full = embed(torch.tensor([sequence.ids], device=device))[0]
-        # one embedding for all words, broadcast over their positions
+        # one embedding, broadcast over all positions of the text
         neutral = embed(torch.tensor([tokenizer.convert_tokens_to_ids(pad)], device=device))
 
     is_word = torch.zeros(len(sequence.ids), dtype=torch.bool, device=full.device)
@@ -150,9 +151,9 @@ def _path(scorer: Scorer, sequence: TokenSequence) -> _Path:
 
 
 def _complete_integral(scorer: Scorer, path: _Path, difference: float, run: Run) -> _Integral:
-    """The integral with as many points as it needs: they are doubled until the attributions sum to
-    the reward difference that they explain."""
-    # differences near 0 need not be explained to the last bit
+    """The integral, with its number of points doubled until the attributions sum to the reward
+    difference."""
+    # a difference near 0 need not be matched exactly
     largest_gap = LARGEST_GAP * max(abs(difference), 0.01)
 
     points = FIRST_POINTS
@@ -165,13 +166,13 @@ def _complete_integral(scorer: Scorer, path: _Path, difference: float, run: Run)
 
 
 def _integrated(scorer: Scorer, path: _Path, points: int, run: Run) -> Tensor:
-    """The attribution of each token with Gauss-Legendre points, shape (T,), in the widest float
-    type of the device."""
+    """The attribution of each token by Gauss-Legendre quadrature, shape (T,), in the device's
+    widest float type."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
     shares, weights = (nodes + 1) / 2, weights / 2  # from -1..1 to 0..1
     device = path.full.device
     total = torch.zeros(len(path.full), dtype=widest_float(device), device=device)
-    # a few points at a time, so that a server computes rows of other requests in between
+    # a few points at a time, so that a server can compute rows of other requests in between
     for start in range(0, points, POINTS_AT_ONCE):
         part = slice(start, start + POINTS_AT_ONCE)
         total += run(partial(_weighted_slopes, scorer, path, shares[part], weights[part]))
@@ -181,13 +182,13 @@ def _integrated(scorer: Scorer, path: _Path, points: int, run: Run) -> Tensor:
 def _weighted_slopes(
     scorer: Scorer, path: _Path, shares: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> Tensor:
-    """Sum of some points of the path for the integral of each token, shape (T,), in the widest
-    float type of the device."""
+    """Weighted sum over some points of the path, for the integral of each token, shape (T,), in the
+    device's widest float type."""
     direction = path.full - path.base
     device = path.full.device
     along = torch.tensor(shares, dtype=path.full.dtype, device=device)
     points = (path.base + along[:, None, None] * direction).requires_grad_()
-    # one backward for all points: a reward depends on its row alone
+    # one backward pass for all points, because a reward depends on its row alone
     with torch.enable_grad():
         (slopes,) = torch.autograd.grad(scorer.model.of_embeddings(points).sum(), points)
 
@@ -198,7 +199,7 @@ def _weighted_slopes(
 
 
 def _texts(scorer: Scorer, ids: Sequence[int], values: Sequence[float]) -> list[tuple[str, float]]:
-    """Tokens as text, with their values; tokens that share a character are one entry."""
+    """Tokens as text, with their values. Tokens that share a character make one entry."""
     texts: list[tuple[str, float]] = []
     pending: list[int] = []
     total = 0.0
@@ -206,7 +207,7 @@ def _texts(scorer: Scorer, ids: Sequence[int], values: Sequence[float]) -> list[
         pending.append(token)
         total += value
         text = str(scorer.encoder.tokenizer.decode(pending))
-        # the replacement character: the last bytes are the start of a character
+        # a final replacement character: the last bytes are the start of a character
         if not text.endswith("\ufffd") or index == len(ids) - 1:
             texts.append((text, total))
             pending, total = [], 0.0
@@ -215,11 +216,11 @@ def _texts(scorer: Scorer, ids: Sequence[int], values: Sequence[float]) -> list[
 
 
 def of_sentences(scorer: Scorer, request: Request, *, run: Run = at_once) -> list[Sentence]:
-    """Drop of the reward of a request's one response without each of its sentences; the last part
-    holds all text after the 63rd.
+    """The drop of the reward when each sentence is removed from a request's only response. The last
+    part holds all text after the 63rd sentence.
 
     Raises:
-        DataError: If it is too long and the scorer does not cut.
+        DataError: If the request is too long and the scorer does not cut.
         NotFiniteError: If a reward is not finite.
     """
     (response,) = request.responses
@@ -229,7 +230,7 @@ def of_sentences(scorer: Scorer, request: Request, *, run: Run = at_once) -> lis
     for index in range(0, len(spans), SENTENCES_AT_ONCE):
         chunk = spans[index : index + SENTENCES_AT_ONCE]
         shortened = [response[:start] + response[end:] for start, end in chunk]
-        # the full response in every chunk: differences are between rewards of one group
+        # the full response is in every chunk, so that differences are between rewards of one group
         responses = [response, *shortened]
         full, *without = run(partial(_scored, scorer, request._replace(responses=responses)))
         for (start, end), reward in zip(chunk, without, strict=True):
@@ -242,7 +243,8 @@ def _scored(scorer: Scorer, request: Request) -> list[float]:
 
 
 def _spans(text: str) -> list[tuple[int, int]]:
-    """Start and end of each sentence with the white space after it; they cover the text."""
+    """Start and end of each sentence, with the white space after it. Together they cover the
+    text."""
     if not text:
         return []
 

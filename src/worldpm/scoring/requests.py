@@ -1,10 +1,10 @@
-"""Rows of users as requests: a prompt with its responses, or a conversation whose last message is
-judged.
+"""Rows of users as requests: a prompt with responses, or a conversation whose last message is
+scored.
 
     {"prompt": "How long?", "responses": ["An hour.", "Two."], "id": 7}
     {"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]}
 
-And the rows of preference sets, as `storage/dialogues` has them:
+Rows of preference sets are read too, in the forms of `storage/dialogues`:
 
     {"prompt": "How?", "response": "So."}
     {"prompt": "How?", "chosen": "So.", "rejected": "No."}
@@ -28,32 +28,32 @@ from worldpm.storage.dialogues import SetRow
 from worldpm.storage.json_files import Json
 
 FORM = (
-    'expected {"prompt": text or messages, "responses": [text, ...]}, {"messages": [..., {"role":'
-    ' "assistant", ...}]}, {"prompt", "response"} or {"prompt", "chosen", "rejected"}'
+    'Use {"prompt": text or messages, "responses": [text, ...]}, {"messages": [..., {"role":'
+    ' "assistant", ...}]}, {"prompt", "response"} or {"prompt", "chosen", "rejected"}.'
 )
 ROLES = ("system", "developer", "user", "assistant", "tool")
 FILES = (*rows.SUFFIXES, *rows.TABLES)
-"""Suffixes of files by their formats; files of other names are JSON lines."""
+"""Suffixes that name a format. Files with other names are JSON lines."""
 
 
 class Line(NamedTuple):
     """One row of a user's file."""
 
     row: Json
-    """All columns of the row, those that are not scored included."""
+    """All columns of the row, also those that are not scored."""
     requests: Sequence[Request | Refused]
-    """One, or two of a pair whose sides differ before their responses; Refused where nothing can
-    be scored."""
+    """One request, or two for a pair whose sides differ before their responses. Refused if nothing
+    can be scored."""
     is_single: bool
-    """Whether the row has one response, and so gets one reward and not a list."""
+    """Whether the row has a single response, and gets a reward instead of a list."""
 
 
 def read(path: Path | None, columns: Mapping[str, str]) -> Iterator[Line]:
-    """The rows of a file, or of JSON lines of standard input, in order; `columns` has their names
-    of columns by ours.
+    """The rows of a file, or of JSON lines on standard input, in order. `columns` maps our names of
+    columns to those of the file.
 
     Raises:
-        DataError: At a bad row, with its number, after those before it.
+        DataError: At a bad row, with its number, after the rows before it.
     """
     if path is None:
         yield from _lines(rows.numbered_lines(sys.stdin.buffer, "stdin"), "stdin", columns)
@@ -73,19 +73,19 @@ def _lines(
 
 
 def _as_json(row: Any, name: Path | str, number: int) -> Any:
-    """A row that can be written back: numbers of JSON lines must be finite; in tables NaN becomes
-    null, and values that JSON does not have become text.
+    """A row that can be written as JSON. In tables, NaN becomes null, and values without a JSON
+    type become text. In JSON lines, numbers must be finite.
 
     Raises:
-        DataError: If it cannot be written.
+        DataError: If the row cannot be written.
     """
     try:
-        # only a table holds values that the first encoder does not know
+        # only a table can hold values that `json` does not know
         json.dumps(row, allow_nan=False)
         return row
     except (TypeError, ValueError) as error:
         if not str(name).endswith(".parquet"):
-            raise DataError(name, f"not JSON ({error}); {FORM}", line=number) from error
+            raise DataError(name, f"not JSON ({error}). {FORM}", line=number) from error
         return msgspec.json.decode(msgspec.json.encode(row))
 
 
@@ -93,7 +93,7 @@ def _line(written: Json, row: Any, name: Path | str, number: int) -> Line:
     """The row with its requests."""
     request_name = f"{name}:{number}"
     if not isinstance(row, dict):
-        raise DataError(request_name, FORM)
+        raise DataError(request_name, f"has no known form. {FORM}")
 
     values = dialogues.columns(row, name, number)
     if values.responses is None and values.is_pair:
@@ -109,39 +109,39 @@ def parse_request(row: object, name: str) -> Request:
     """A row with a prompt and responses, or with a conversation, as a request.
 
     Raises:
-        DataError: If it has not one of the two forms.
+        DataError: If the row does not have one of the two forms.
     """
     if not isinstance(row, dict):
-        raise DataError(name, FORM)
+        raise DataError(name, f"has no known form. {FORM}")
     return _of_own_row(dialogues.columns(row, name, 0), name)
 
 
 def _of_own_row(values: SetRow, name: str) -> Request:
     if values.prompt is not None and isinstance(values.responses, list):
         if not all(isinstance(response, str) for response in values.responses):
-            raise DataError(name, f"a response is not text; {FORM}")
+            raise DataError(name, f"a response is not text. {FORM}")
         is_text = isinstance(values.prompt, str)
         prompt = [Message("user", values.prompt)] if is_text else _messages(values.prompt, name)
         return Request(name, prompt, values.responses)
 
     if values.messages is None or values.responses is not None:
-        raise DataError(name, FORM)
+        raise DataError(name, f"has no known form. {FORM}")
     messages = _messages(values.messages, name)
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise DataError(
-            name, f"the last message must be the assistant's, after at least one other; {FORM}"
+            name, f"the last message must be the assistant's, after at least one other. {FORM}"
         )
     return _judged(messages, name)
 
 
 def _messages(value: object, name: str) -> list[Message]:
     if not isinstance(value, list) or not value:
-        raise DataError(name, f"the messages are not a list with at least one message; {FORM}")
+        raise DataError(name, f"the messages are not a list with at least one message. {FORM}")
     try:
         messages = list(map(Message.of, value))
     except (TypeError, AttributeError) as error:
         raise DataError(
-            name, f"a message must have a role and a content that are text; {FORM}"
+            name, f"a message must have a role and a content that are text. {FORM}"
         ) from error
     _check_roles(messages, name)
     return messages
@@ -150,11 +150,14 @@ def _messages(value: object, name: str) -> list[Message]:
 def _check_roles(messages: Sequence[Message], name: str) -> None:
     for message in messages:
         if message.role not in ROLES:
-            raise DataError(name, f"the role {message.role!r} is none of {', '.join(ROLES)}")
+            raise DataError(
+                name, f"the role {message.role!r} is unknown. Use one of {', '.join(ROLES)}."
+            )
 
 
 def _of_pair(values: SetRow, name: str) -> list[Request | Refused]:
-    """The request of both sides; one for each if more than the texts of their responses differs."""
+    """The request of both sides. Each side has its own request if they differ before their
+    responses."""
     with _named(name):
         prompt, chosen, rejected = dialogues.sides(values)
     first, second = (_of_set_row([*prompt, *side], name) for side in (chosen, rejected))
@@ -184,11 +187,11 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, msgspec.ValidationError) as error:
-        raise DataError(name, f"cannot be read ({error}); {FORM}") from error
+        raise DataError(name, f"cannot be read ({error}). {FORM}") from error
 
 
 def _of_set_row(messages: Sequence[Message], name: str) -> Request | Refused:
-    """A conversation of a preference set: a row that could not be trained on has no reward."""
+    """The request of a preference set's row. A row that cannot be used for training is refused."""
     _check_roles(messages, name)
     if not any(message.content.strip() for message in messages[:-1]):
         return Refused(name, "its prompt has no text")
@@ -198,6 +201,6 @@ def _of_set_row(messages: Sequence[Message], name: str) -> Request | Refused:
 
 
 def _judged(messages: Sequence[Message], name: str) -> Request:
-    """The request for the last message of a conversation."""
+    """The request that scores the last message of a conversation."""
     *prompt, response = messages
     return Request(name, prompt, [response.content], replace(response, content=""))

@@ -1,5 +1,5 @@
-"""`worldpm score`: rows in, JSON lines out; every row keeps its position and its columns, and gets
-its rewards, or the reason why it has none."""
+"""`worldpm score`: reads rows and writes JSON lines. Every row keeps its position and columns, and
+gets its rewards or the reason why it has none."""
 
 import json
 import logging
@@ -31,9 +31,10 @@ from worldpm.storage.manifest import PROGRESS
 logger = logging.getLogger(__name__)
 
 STDOUT = 1
-"""The process's standard output."""
+"""File descriptor of standard output."""
 LINES_AT_ONCE = 256
-"""Lines that are scored, and with --out kept, together: a killed run loses at most these."""
+"""Number of lines that are scored together and, with --out, saved together. A killed run loses at
+most these."""
 
 
 class Chunk(NamedTuple):
@@ -41,12 +42,12 @@ class Chunk(NamedTuple):
 
     lines: list[Line]
     failure: DataError | None = None
-    """The error of the row after them, which stops the run."""
+    """The error of the row after these lines, which stops the run."""
 
 
 @dataclass
 class PartCounts:
-    """Contents of a part of the output."""
+    """Counts of a part of the output."""
 
     lines: int = 0
     errors: int = 0
@@ -58,19 +59,19 @@ Write = Callable[[Chunk, IO[bytes]], PartCounts]
 
 
 class Best(NamedTuple):
-    """The best response of a line; the fields are keys of the output."""
+    """The best response of a line. The fields are keys of the output."""
 
     best: int
-    """Its index."""
+    """Index of the best response."""
     lead: float
-    """Its reward minus the mean of all, in logits."""
+    """Its reward minus the mean reward of all responses, in logits."""
     kl_nats: float
-    """KL divergence of choosing it from all, in nats."""
+    """KL divergence of choosing the best of all responses, in nats."""
 
 
 def run(options: ScoreOptions) -> None:
-    """Stream the rows through the scorer; a bad row stops the run with its number, after the rows
-    before it were written."""
+    """Stream the rows through the scorer. A bad row stops the run with its number, after the rows
+    before it are written."""
     _check_paths(options)
     source = sources.of(options.model, options)
     scorer = Scorer.of(source, options)
@@ -90,7 +91,7 @@ def run(options: ScoreOptions) -> None:
 
     if counts.errors:
         logger.warning(
-            "%d of %d rows have no reward; `error` in their lines has the reason",
+            "%d of %d rows have no reward. The key `error` in their lines has the reason.",
             counts.errors,
             counts.lines,
         )
@@ -99,20 +100,20 @@ def run(options: ScoreOptions) -> None:
 def _check_paths(options: ScoreOptions) -> None:
     file, out = options.file, options.out
     if file is not None and (not file.exists() or file.is_dir()):
-        raise ConfigError(f"{file}: no such file")
+        raise ConfigError(f"{file}: no such file. Check the path.")
     if out is not None and out.is_dir():
-        raise ConfigError(f"--out {out}: a folder; name a file to write")
+        raise ConfigError(f"--out {out}: is a folder. Name a file to write.")
     if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: the folder {out.parent} is not there; make it first")
+        raise ConfigError(f"--out {out}: the folder {out.parent} does not exist. Create it first.")
 
-    # a file behind a link is emptied before the first row is read
+    # opening --out empties the file behind a link before the first row is read
     if file and out and out.is_symlink() and out.is_file() and file.samefile(out):
-        raise ConfigError(f"--out {out}: is the file that is read. Name another.")
+        raise ConfigError(f"--out {out}: is the input file. Name another file.")
 
 
 def _total(file: Path | None) -> int | None:
-    """Number of rows; None for streams, and for a file that cannot be read, which is reported at
-    the row."""
+    """Number of rows; None for streams and unreadable files. Reading the row will report the
+    error."""
     if file is None or not file.is_file():
         return None
     try:
@@ -122,12 +123,12 @@ def _total(file: Path | None) -> int | None:
 
 
 def _is_written_through(out: Path) -> bool:
-    """Whether a file is a link, a pipe or a device, which a new file must not replace."""
+    """Whether the output is a link, a pipe or a device, which a new file must not replace."""
     return out.is_symlink() or (out.exists() and not out.is_file())
 
 
 def _opened_through(out: Path) -> IO[bytes]:
-    # `>> log` would be emptied if its name, /dev/stdout, were opened anew
+    # if standard output is `>> log`, opening /dev/stdout again would empty the log
     if out.exists() and os.path.samestat(out.stat(), os.fstat(STDOUT)):
         return os.fdopen(os.dup(STDOUT), "wb")
     return out.open("wb")
@@ -149,18 +150,18 @@ def _chunks(lines: Iterator[Line]) -> Iterator[Chunk]:
 
 
 def _config(options: ScoreOptions, source: Source) -> Plain:
-    """Settings that decide the bytes of the output; lines of an earlier run stay only under the
-    same ones."""
+    """The settings that determine the output. A run resumes an earlier one only if all of them are
+    equal."""
     names = [*names_of(ModelOptions), "columns", "best", "allow", "weigh"]
     settings = {name: getattr(options, name) for name in names}
     status = options.file.stat() if options.file else None
-    # size and time show a change of the file without reading it
+    # size and time show that the file changed, without reading it
     file = [str(options.file), status.st_size, status.st_mtime_ns] if status else None
     return {"model": sources.fingerprint(source), **settings, "file": file}
 
 
 def _begin(out: Path, options: ScoreOptions, source: Source) -> folders.Output:
-    """The folder of parts beside the file; complete parts of a killed run stay in it."""
+    """Begin the folder of parts beside the file. It keeps the complete parts of a killed run."""
     return folders.begin_scratch(
         out.with_name(f"{out.name}.partial"),
         step="score",
@@ -186,17 +187,17 @@ def _write_file(
     write: Write,
     advance: console.Advance,
 ) -> PartCounts:
-    """Keep each chunk as a part, and join the parts at the end.
+    """Write each chunk as a part, and join the parts at the end.
 
-    A part holds the same lines in every run. So they are scored in the same rows, and the bytes are
-    those of a run that was not killed.
+    A part holds the same lines in every run. The model therefore scores them in the same rows, and
+    a resumed run writes the same bytes as an uninterrupted one.
     """
     total = PartCounts()
     with parts:
         if finished := len(list(parts.progress.glob("*.lines"))):
-            logger.info("%s: going on after %d lines", out, finished * LINES_AT_ONCE)
+            logger.info("%s: continuing after %d lines", out, finished * LINES_AT_ONCE)
 
-        # parts of the same lines are not scored again
+        # complete parts are not scored again
         names = []
         for number, chunk in enumerate(chunks):
             names.append(f"{PROGRESS}/{number:08}.lines")
@@ -220,10 +221,11 @@ def _write_part(write: Write, chunk: Chunk, aside: Path) -> Plain:
 def _write(
     scorer: Scorer, chunk: Chunk, target: IO[bytes], *, settings: Settings | None
 ) -> PartCounts:
-    """Score the lines and write them with their rewards; under `settings` with their best too.
+    """Score the lines, and write them with their rewards, and with `settings` also their best
+    response.
 
     Raises:
-        DataError: If a line is bad; those before it were written.
+        DataError: If a line is bad. The lines before it are written.
     """
     counts = PartCounts()
     asked = [
@@ -240,7 +242,7 @@ def _write(
         row = {**line.row, **added}
         target.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
-    # the lines before a bad one must be out before the error is
+    # write the lines before a bad one before its error
     target.flush()
     if chunk.failure:
         raise chunk.failure
@@ -250,7 +252,7 @@ def _write(
 def _added(
     line: Line, answers: Sequence[Scored | Refused], settings: Settings | None
 ) -> Mapping[str, object]:
-    """The keys that are added to a line: one reward to one response, a list to several."""
+    """The keys that are added to a line: a reward for a single response, or a list of rewards."""
     rewards: list[float] = []
     for answer in answers:
         if isinstance(answer, Refused):
@@ -259,7 +261,7 @@ def _added(
 
     if line.is_single:
         return {"reward": rewards[0]}
-    # responses to different prompts are not compared
+    # responses to different prompts cannot be compared
     request, answer = line.requests[0], answers[0]
     is_comparable = len(answers) == 1 and bool(rewards)
     if settings and is_comparable and isinstance(request, Request) and isinstance(answer, Scored):
@@ -268,14 +270,14 @@ def _added(
 
 
 def _best(request: Request, answer: Scored, settings: Settings) -> Best:
-    """The best of several responses under the settings."""
+    """The best of a line's responses under the settings."""
     rewards = answer.rewards
     counts = [
         counts_of(text, tokens)
         for text, tokens in zip(request.responses, answer.length_tokens, strict=True)
     ]
 
-    # no confidence: ties and order depend on rewards and settings alone
+    # an empty Confidence, so that ties and order depend only on rewards and settings
     best = choose(Confidence(), rewards, counts, settings).ranking[0]
     lead = rewards[best] - sum(rewards) / len(rewards)
     return Best(best, lead, kl_nats(len(rewards)))

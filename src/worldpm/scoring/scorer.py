@@ -1,5 +1,4 @@
-"""Text to rewards: the only such code, used by validation in training, evaluation, scoring and
-serving."""
+"""Text to rewards. Validation in training, evaluation, scoring and serving all use this code."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -24,36 +23,36 @@ from worldpm.records import ASSISTANT, Message
 from worldpm.storage.manifest import MANIFEST, verified_files
 
 ROW_TOKENS = 2048
-"""Tokens that a row of groups is filled up to; on CPUs longer rows are slower, and take more
-memory."""
+"""The most tokens of groups in one row. On CPUs, longer rows are slower and need more memory."""
 GROUPS_AT_ONCE = 64
-"""Groups that are sorted by length into rows together; it bounds the memory of a stream."""
+"""Number of groups that are packed into rows together. It bounds the memory of a stream."""
 
 
 class Request(NamedTuple):
     """One prompt and its responses."""
 
     name: str
-    """Start of error messages about it, for instance `in.jsonl:7`."""
+    """The start of error messages about the request, for instance `in.jsonl:7`."""
     prompt: Sequence[Message]
     responses: Sequence[str]
     last: Message = ASSISTANT
-    """The turn that a response is the content of; it may have tool calls."""
+    """The last turn, without its content, which is a response. It may have tool calls."""
 
 
 Prompt = str | Sequence[Message | Mapping[str, object]]
-"""A text, which is one user message, or messages, oldest first."""
+"""A text, taken as one user message, or messages, oldest first."""
 
 
 def request_of(name: str, prompt: Prompt, responses: Iterable[str]) -> Request:
-    """A request of values as Python users have them.
+    """A request from the arguments of a Python user.
 
     Raises:
-        TypeError: If `responses` is one text, or holds anything but texts, or a message is none.
+        TypeError: If `responses` is a single text, if it holds anything but texts, or if a message
+            is not a message.
     """
     if isinstance(responses, str | bytes | Mapping):
         raise TypeError(
-            f"responses: one {type(responses).__name__} was given. Give a list of texts."
+            f"responses: a single {type(responses).__name__} was given. Give a list of texts."
         )
     texts = list(responses)
     for index, text in enumerate(texts):
@@ -62,46 +61,47 @@ def request_of(name: str, prompt: Prompt, responses: Iterable[str]) -> Request:
 
     turns = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
     messages = [turn if isinstance(turn, Message) else Message.of(turn) for turn in turns]
-    # NumPy's texts are of a type of their own
+    # NumPy has its own type of text
     return Request(name, messages, list(map(str, texts)))
 
 
 class Refused(NamedTuple):
-    """Answer to a request that the chat template refuses."""
+    """The answer to a request that the chat template refuses."""
 
     name: str
-    """Of the request."""
+    """Name of the request."""
     reason: str
-    """Without the name."""
+    """The reason, without the name."""
 
 
 class EncodedRequest(NamedTuple):
-    """A request as tokens. Each list has an entry for each response."""
+    """A request as tokens. Each list has one entry per response."""
 
     request: Request
     group: EncodedGroup
-    """The different sequences, each once, so that equal ones tie to the last bit."""
+    """The distinct sequences. Responses with equal tokens share one, and so get exactly the same
+    reward."""
     indices: list[int]
-    """The sequence of each response in the group."""
+    """Index of each response's sequence in the group."""
     length_tokens: list[int]
-    """Tokens of each response's own words, before any cut."""
+    """Tokens of each response's text, before any cut."""
     truncated: list[bool]
     """Whether the prompt or the response was cut."""
 
     @property
     def sequence_tokens(self) -> list[int]:
-        """Tokens of the prompt with each response, as the model reads them."""
+        """Number of tokens that the model reads for the prompt with each response."""
         group = self.group
         return [len(group.prefix) + len(group.suffixes[index]) for index in self.indices]
 
 
 class Scored(NamedTuple):
-    """The answer to a request; each list is in the order of its responses."""
+    """The answer to a request. Each list has the order of its responses."""
 
     rewards: list[float]
-    """Logits: only differences at one prompt mean anything."""
+    """Rewards in logits. Only differences between responses to the same prompt have a meaning."""
     length_tokens: list[int]
-    """Tokens of the response's own words, before any cut."""
+    """Tokens of each response's text, before any cut."""
     truncated: list[bool]
     """Whether the prompt or the response was cut."""
 
@@ -109,10 +109,10 @@ class Scored(NamedTuple):
 def rewards_of(
     model: RewardModel, groups: Sequence[EncodedGroup], *, row_tokens: int = ROW_TOKENS
 ) -> list[list[float]]:
-    """Rewards of each group's responses, in order, without gradients; a group without responses has
-    none."""
+    """Rewards of each group's responses, in order, without gradients. A group without responses has
+    no rewards."""
     rewards: list[list[float]] = [[] for _ in groups]
-    # the model takes no empty groups
+    # the model does not accept empty groups
     computed = [index for index, group in enumerate(groups) if group.suffixes]
     rows = pack([groups[index].tokens for index in computed], row_tokens=row_tokens)
 
@@ -128,8 +128,8 @@ def rewards_of(
 class Scorer:
     """A loaded checkpoint that turns text into rewards.
 
-    A reward depends on the prompt and its response alone, up to rounding (about 1e-6 in float32),
-    and not on the batch, the padding or the other responses.
+    A reward depends only on the prompt and the response, up to rounding (about 1e-6 in float32). It
+    does not depend on the batch, the padding or the other responses.
     """
 
     def __init__(self, model: RewardModel, encoder: Encoder) -> None:
@@ -151,18 +151,18 @@ class Scorer:
         template_name: str | None = None,
         across_devices: bool = False,
     ) -> Self:
-        """The reward model in a folder or a hub repository.
+        """Load the reward model in a folder or a hub repository.
 
-        Inputs over the limit are refused unless `cut`. `max_length`, in tokens, defaults to the
-        checkpoint's, `dtype` to that of its weights, and `device` to the first GPU of
-        CUDA, or else Apple's, or else the CPU. `across_devices` spreads a model that is too large
-        for one device.
+        Inputs over the limit raise an error unless `cut` is set. `max_length`, in tokens, defaults
+        to the checkpoint's limit, and `dtype` to the type of its weights. `device` defaults to the
+        first CUDA GPU, else to Apple's GPU, else to the CPU. `across_devices` spreads a model that
+        is too large for one device.
 
         Raises:
             CheckpointError: If the folder is not a reward model, or lacks a part.
-            ConfigError: If it is not finished, if `max_length` exceeds the model's positions, or
-                if there is no such device.
-            DataError: If a file of it was altered.
+            ConfigError: If the folder is not finished, if `max_length` exceeds the model's
+                positions, or if the device does not exist.
+            DataError: If a file of the folder was altered.
         """
         # first, because the other steps take seconds
         target = device_of(device)
@@ -175,7 +175,7 @@ class Scorer:
                 chat_template=chat_template,
                 template_name=template_name,
             )
-        # folders of other programs have no manifest to check
+        # folders of other programs have no manifest
         if (source.folder / MANIFEST).is_file():
             verified_files(source.folder)
 
@@ -190,7 +190,7 @@ class Scorer:
 
     @classmethod
     def of(cls, model: Path | str | Source, options: ModelOptions) -> Self:
-        """The reward model in a folder or a hub repository, by the options of a verb."""
+        """Load the reward model in a folder or a hub repository with the options of a verb."""
         source = model
         if not isinstance(source, Source):
             source = sources.of(source, options)
@@ -205,7 +205,7 @@ class Scorer:
         )
 
     def cutting(self, max_length: int | None = None) -> Self:
-        """The same scorer, which cuts inputs over its own limits, or over `max_length` tokens."""
+        """A copy of this scorer that cuts inputs over its limits, or over `max_length` tokens."""
         limits = self.encoder.limits.within(max_length, cut=True)
         return type(self)(self.model, replace(self.encoder, limits=limits))
 
@@ -230,10 +230,10 @@ class Scorer:
         pandas or Polars.
 
         Raises:
-            TypeError: If `responses` is one text, or holds anything but texts.
+            TypeError: If `responses` is a single text, or holds anything but texts.
             TemplateRefusalError: If the chat template refuses the conversation.
-            DataError: If the input is longer than the checkpoint allows and cutting was not asked
-                for.
+            DataError: If the input is longer than the checkpoint allows and the scorer does not
+                cut.
             NotFiniteError: If a reward is not finite.
         """
         return self.answer(request_of("input", prompt, responses)).rewards
@@ -241,8 +241,9 @@ class Scorer:
     def rewards_many(
         self, pairs: Iterable[tuple[Prompt, Iterable[str]]], *, progress: bool = False
     ) -> Iterator[list[float]]:
-        """The rewards of the responses to each prompt, in order, computed in batches and streamed;
-        `progress` shows a bar. Raises as `rewards` does, at the prompt in question."""
+        """The rewards of the responses to each prompt, in order, computed in batches and streamed.
+        `progress` shows a bar. Errors are those of `rewards`, raised at the prompt that causes
+        them."""
         total = len(pairs) if isinstance(pairs, Sized) else None
         requests = (request_of(f"input {i}", *pair) for i, pair in enumerate(pairs))
         answers = self.score(requests)
@@ -255,36 +256,37 @@ class Scorer:
         """The rewards of one request.
 
         Raises:
-            TemplateRefusalError: If the chat template refuses it.
+            TemplateRefusalError: If the chat template refuses the request.
             DataError, NotFiniteError: See `score`.
         """
         encoded = encode(self.encoder, request)
         return scored(encoded, rewards_of(self.model, [encoded.group])[0])
 
     def score(self, requests: Iterable[Request]) -> Iterator[Scored | Refused]:
-        """The answer to each request, in order, streamed: memory does not grow with their number.
+        """The answer to each request, in order, streamed, so that memory does not grow with their
+        number.
 
         Raises:
-            DataError: If a request is too long and cutting was not asked for; those before it were
-                answered.
-            NotFiniteError: If a reward is not finite; the message names the request.
+            DataError: If a request is too long and the scorer does not cut. The requests before it
+                are answered first.
+            NotFiniteError: If a reward is not finite. The message names the request.
         """
         stream = iter(requests)
         while chunk := list(islice(stream, GROUPS_AT_ONCE)):
             encoded, failure = self._encode(chunk)
-            groups = [one.group for one in encoded if isinstance(one, EncodedRequest)]
+            groups = [entry.group for entry in encoded if isinstance(entry, EncodedRequest)]
             rewards = iter(rewards_of(self.model, groups))
-            for one in encoded:
-                yield one if isinstance(one, Refused) else scored(one, next(rewards))
+            for entry in encoded:
+                yield entry if isinstance(entry, Refused) else scored(entry, next(rewards))
 
-            # the requests before the failure are answered first
+            # raised only after the requests before it are answered
             if failure:
                 raise failure
 
     def _encode(
         self, requests: Sequence[Request]
     ) -> tuple[list[EncodedRequest | Refused], DataError | None]:
-        """The requests up to the first bad one, and the error of that."""
+        """The requests before the first bad one, and the error of the bad one."""
         encoded: list[EncodedRequest | Refused] = []
         for request in requests:
             try:
@@ -300,35 +302,35 @@ class Scorer:
 def _check_positions(max_length: int, positions: int) -> None:
     if max_length > positions:
         raise ConfigError(
-            f"--max-length {max_length}: the model was made for {positions} positions; ask for"
-            " at most that"
+            f"--max-length {max_length}: the model has only {positions} positions. Use a length of"
+            f" at most {positions}."
         )
 
 
 def encode(encoder: Encoder, request: Request) -> EncodedRequest:
-    """The tokens that a request's rewards are computed from.
+    """A request as the tokens that the model reads.
 
     Raises:
-        TemplateRefusalError: If the chat template refuses it.
-        DataError: If the prompt is empty, or it is too long and cutting was not asked for.
+        TemplateRefusalError: If the chat template refuses the request.
+        DataError: If the prompt is empty, or if the request is too long and `encoder` does not cut.
     """
     texts = {text: index for index, text in enumerate(dict.fromkeys(request.responses))}
     group = encoder.encode(request.prompt, list(texts), name=request.name, last=request.last)
 
-    # different texts may be equal tokens, for instance after a cut
+    # different texts can have equal tokens, for instance after a cut
     indices: dict[bytes, int] = {}
-    kept: list[int] = []
+    distinct: list[int] = []
     of_text: list[int] = []
     for number, suffix in enumerate(group.suffixes):
         index = indices.setdefault(np.asarray(suffix, dtype=np.int64).tobytes(), len(indices))
-        if index == len(kept):
-            kept.append(number)
+        if index == len(distinct):
+            distinct.append(number)
         of_text.append(index)
 
     numbers = [texts[response] for response in request.responses]
     return EncodedRequest(
         request,
-        group.at(kept),
+        group.at(distinct),
         [of_text[number] for number in numbers],
         [group.response_tokens[number] for number in numbers],
         [group.truncated[number] for number in numbers],
@@ -336,7 +338,7 @@ def encode(encoder: Encoder, request: Request) -> EncodedRequest:
 
 
 def scored(encoded: EncodedRequest, rewards: Sequence[float]) -> Scored:
-    """The answer for every response, by the rewards of the different sequences.
+    """The answer for every response, from the rewards of the distinct sequences.
 
     Raises:
         NotFiniteError: If a reward is not finite.
@@ -344,8 +346,8 @@ def scored(encoded: EncodedRequest, rewards: Sequence[float]) -> Scored:
     for number, index in enumerate(encoded.indices):
         if not math.isfinite(rewards[index]):
             raise NotFiniteError(
-                f"{encoded.request.name}: the reward of response {number} is {rewards[index]}; the"
-                " checkpoint or its dtype is unfit"
+                f"{encoded.request.name}: the reward of response {number} is {rewards[index]}. Use"
+                " another checkpoint, or --dtype float32."
             )
 
     chosen = [rewards[index] for index in encoded.indices]

@@ -1,2 +1,2 @@
-"""Rewards over HTTP: requests of many clients become rows of one model, and every decision is
-logged."""
+"""Rewards over HTTP: one model computes the requests of many clients in common rows, and every
+decision is logged."""

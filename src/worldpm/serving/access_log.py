@@ -13,8 +13,8 @@ from worldpm.serving.service import ERROR_KIND, KEY_NAME, OVERLOADED, REQUEST_ID
 logger = logging.getLogger("worldpm.access")
 
 EVERY_SECONDS = 1.0
-"""Of the requests that an overloaded server refuses, one is logged in this time, and the others are
-counted: at ten times the load, their lines would cost more than all other work on them."""
+"""An overloaded server logs one refused request in this time, and only counts the others. At ten
+times the load, a line for each would cost more than all other work on it."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Outcome:
     # Stays 500 if the application fails before it sends a status
     status: int = 500
     is_started: bool = False
-    """Whether a reply has begun."""
+    """Whether the reply has started."""
     body_bytes: int = 0
     reply_bytes: int = 0
 
@@ -37,13 +37,13 @@ class AccessLog:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._unlogged: int | None = None
-        """Refused since the last line; None if the next one gets a line."""
+        """Number of requests refused since the last line; None if the next one gets a line."""
 
     def note(self, scope: Scope, outcome: Outcome) -> None:
         """Log and count a request."""
         seconds = time.monotonic() - outcome.started
         kind = scope["state"].get(ERROR_KIND)
-        # The route's pattern, not the path: labels of a metric must be few
+        # The route's pattern, not the path, because a metric must have few labels
         route = scope["route"].path if "route" in scope else "other"
         self._metrics.requests.labels(route, outcome.status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
@@ -54,7 +54,7 @@ class AccessLog:
             _log(scope, outcome, seconds)
 
     def _is_logged(self) -> bool:
-        """Whether one more refused request gets a line of its own; counts it if not."""
+        """Whether a refused request gets its own line. Count it if not."""
         if self._unlogged is None:
             self._unlogged = 0
             asyncio.get_running_loop().call_later(EVERY_SECONDS, self._log_others)
@@ -63,7 +63,7 @@ class AccessLog:
         return False
 
     def _log_others(self) -> None:
-        """Log how many were refused without a line of their own."""
+        """Log the number of refused requests that got no line."""
         count, self._unlogged = self._unlogged, None
         if count:
             fields = {"http.response.status_code": 429, "error.type": OVERLOADED}

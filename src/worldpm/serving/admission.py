@@ -1,4 +1,4 @@
-"""Checks of every request before a route: host, key, load, size and time. Logs each one
+"""Checks of every request before its route: host, key, load, size and time. Each request is logged
 afterwards."""
 
 import asyncio
@@ -37,27 +37,28 @@ logger = logging.getLogger("worldpm.access")
 
 STATUS_TOO_LARGE = 413
 DISCARD_SECONDS = 1.0
-"""Time in which the rest of a body that is too large is read and discarded: many clients send all
-of it before they read a reply."""
+"""How long to read and discard the rest of a body that is too large. Many clients send the whole
+body before they read a reply."""
 LARGE_BYTES = 2**25
-"""Bytes beyond these of all bodies at once. Slow clients could fill the memory with them."""
+"""Limit for the large bytes (see `_Body.large_bytes`) of all bodies at once. Without it, slow
+clients could fill the memory."""
 
 
 class Admission:
-    """Checks each request before any route; logs and counts it after it."""
+    """Checks each request before its route, and logs and counts it afterwards."""
 
     def __init__(self, app: ASGIApp, *, service: Service) -> None:
         self._app, self._service = app, service
         self._slots = asyncio.Semaphore(service.limits.requests)
         self._large_bytes = 0
         self._most_large_bytes = max(LARGE_BYTES, 2 * service.limits.body_bytes)
-        # Large bodies are checked and parsed one at a time: neither lets other code run meanwhile
+        # Check and parse large bodies one at a time, because neither lets other code run
         self._parsing = asyncio.Lock()
         self._log = AccessLog(service.metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        # Start and shutdown of the application; there are no websockets
+        # Startup and shutdown of the application; there are no websockets
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -80,10 +81,10 @@ class Admission:
             await error_reply(scope, error)(scope, receive, send_and_note)
         except HungUpError:
             outcome.status = STATUS_CLIENT_GONE
-        # Without the error's own text in the reply, which may contain inputs
+        # The reply leaves out the error's text, which may contain inputs
         except Exception as error:
             logger.exception("a request failed")
-            message = f"{type(error).__name__}; the server's log has the rest"
+            message = f"{type(error).__name__}. The server's log has the details."
             failure = RefusedError(500, message, kind="InternalServerError")
             if not outcome.is_started:
                 await error_reply(scope, failure)(scope, receive, send_and_note)
@@ -91,10 +92,10 @@ class Admission:
             self._log.note(scope, outcome)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, outcome: Outcome) -> None:
-        """Pass the request on.
+        """Check the request and pass it on.
 
         Raises:
-            RefusedError: If it is not admitted.
+            RefusedError: If the request is not admitted.
             HungUpError: If the client closed the connection.
         """
         check_host(scope, self._service)
@@ -109,11 +110,11 @@ class Admission:
         try:
             await self._read(body, receive)
             outcome.body_bytes = scope["state"][BODY_BYTES] = body.size
-            # Only now known of a body that is packed, or declares no length
+            # The size of a compressed body, or of one without declared length, is known only now
             if body.size != declared:
                 self._check_load(body.size)
             scope["state"][ARRIVED] = time.monotonic()
-            # Only now: a client that sends half a body must not take a slot
+            # Take a slot only now, so that a client that sends half a body does not hold one
             await self._take_slot()
             try:
                 await self._pass_on(scope, body.content, receive, send)
@@ -124,7 +125,7 @@ class Admission:
             self._large_bytes -= body.large_bytes
 
     async def _read(self, body: "_Body", receive: Receive) -> None:
-        """Read the whole body in time."""
+        """Read the whole body within the time limit."""
         try:
             async with asyncio.timeout(self._service.limits.body_seconds):
                 while not body.is_complete:
@@ -134,22 +135,22 @@ class Admission:
                     finally:
                         self._large_bytes += body.large_bytes - large_before
                     if self._large_bytes > self._most_large_bytes:
-                        raise overloaded("many large bodies are inside", close=True)
+                        raise overloaded("the server has too many large bodies", close=True)
         except TimeoutError:
             raise RefusedError(
                 408, "the body did not arrive in time", kind="RequestTimeout", close=True
             ) from None
 
     def _check_load(self, body_bytes: int | None) -> None:
-        """Reject a request that could not be taken, before its body is read or parsed."""
+        """Reject a request that the server cannot take, before its body is read or parsed."""
         error = overload(self._service, body_bytes)
         if error is not None:
             raise error
 
     async def _take_slot(self) -> None:
-        """Take a slot, after waiting for one up to `queue_wait` seconds."""
+        """Take a slot. Wait for one for up to `queue_wait` seconds."""
         service = self._service
-        full = overloaded(f"{service.open_requests} requests are inside")
+        full = overloaded(f"the server has {service.open_requests} open requests")
         if service.limits.queue_wait <= 0 and self._slots.locked():
             raise full
         try:
@@ -163,7 +164,7 @@ class Admission:
     async def _check_body(self, content: bytes) -> None:
         if len(content) <= body_check.SMALL_BYTES:
             return
-        # In a thread: the event loop must answer others meanwhile
+        # In a thread, so that the event loop can answer other requests
         fault = await asyncio.to_thread(
             body_check.fault_of, content, most_values=self._service.limits.values
         )
@@ -171,7 +172,7 @@ class Admission:
             raise RefusedError(None, fault, kind="Bad Request")
 
     async def _pass_on(self, scope: Scope, content: bytes, receive: Receive, send: Send) -> None:
-        """Check the body and let a route answer."""
+        """Check the body and let the route answer."""
         if len(content) <= FREE_BYTES:
             await self._check_body(content)
             await self._app(scope, _replay(content, receive), send)
@@ -180,28 +181,31 @@ class Admission:
         await self._parsing.acquire()
         with contextlib.ExitStack() as parsed:
             parsed.callback(self._parsing.release)
-            # The route releases it once it has the body; a second release does nothing
+            # The route releases the lock once it has the body; a second release does nothing
             scope["state"][PARSED] = parsed.close
             await self._check_body(content)
             await self._app(scope, _replay(content, receive), send)
 
 
 class _Body:
-    """A body that arrives in parts, unpacked if it is packed."""
+    """A body that arrives in parts, and is decompressed if it is compressed."""
 
     def __init__(self, scope: Scope, most_bytes: int) -> None:
         self._most = most_bytes
         encoding = header(scope, b"content-encoding").lower()
         if encoding not in (b"", b"identity", b"gzip"):
             raise RefusedError(
-                415, "a body may be packed with gzip only", kind="Bad Request", close=True
+                415,
+                "the content encoding is not supported. Use gzip or none.",
+                kind="Bad Request",
+                close=True,
             )
-        # 16 more than the largest window: zlib then reads the header of gzip
+        # 16 more than the largest window makes zlib read gzip's header
         self._unpack = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == b"gzip" else None
         self._parts: list[bytes] = []
         self._arrived = 0
         self.size = 0
-        """Bytes that have arrived, unpacked."""
+        """Bytes that have arrived, after decompression."""
         self.is_complete = False
 
         declared = declared_bytes(scope)
@@ -210,7 +214,7 @@ class _Body:
 
     @property
     def content(self) -> bytes:
-        """All of it."""
+        """The whole body."""
         return b"".join(self._parts)
 
     @property
@@ -222,7 +226,7 @@ class _Body:
         """Add a part.
 
         Raises:
-            RefusedError: 413, if it is too large by now; 400, if it cannot be unpacked.
+            RefusedError: 413 if the body is now too large, 400 if it cannot be decompressed.
             HungUpError: If the client closed the connection before the end.
         """
         if message["type"] == "http.disconnect":
@@ -237,14 +241,14 @@ class _Body:
             part = self._unpacked(part)
         self._parts.append(part)
         self.size += len(part)
-        # The sum is checked too: a chunked body declares no length
+        # Check the sum too, because a chunked body declares no length
         if self.size > self._most:
             raise self._too_large()
 
     def _unpacked(self, part: bytes) -> bytes:
         assert self._unpack is not None
         try:
-            # One byte more than allowed, not all: a few bytes may become gigabytes
+            # At most one byte more than allowed, because a few bytes can become gigabytes
             unpacked = self._unpack.decompress(part, self._most - self.size + 1)
         except zlib.error:
             raise _not_packed() from None
@@ -255,12 +259,12 @@ class _Body:
         return unpacked
 
     def _too_large(self) -> RefusedError:
-        message = f"the body is larger than {self._most:,} bytes; send less at once"
+        message = f"the body is larger than {self._most:,} bytes. Send less at once."
         return RefusedError(STATUS_TOO_LARGE, message, kind="PayloadTooLarge", close=True)
 
 
 async def _discard(receive: Receive) -> None:
-    """Read the rest of a body, for a short time."""
+    """Read the rest of a body for a short time."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_SECONDS):
             while True:
@@ -271,15 +275,18 @@ async def _discard(receive: Receive) -> None:
 
 def _not_packed() -> RefusedError:
     return RefusedError(
-        400, "the body is not one whole gzip stream", kind="Bad Request", close=True
+        400,
+        "the body is not a single complete gzip stream. Compress it again.",
+        kind="Bad Request",
+        close=True,
     )
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A receiver that gives the whole body first, then the connection's later messages."""
+    """A receiver that first gives the whole body, and then the connection's later messages."""
     replayed = False
 
-    # Starlette's request reads the body again, and later waits here for a disconnect
+    # Starlette's request reads the body from here, and later waits here for a disconnect
     async def receive_again() -> Message:
         nonlocal replayed
         if replayed:

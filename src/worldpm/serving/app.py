@@ -1,4 +1,4 @@
-"""The whole application: the clients' routes, with limits before them, and those of operators."""
+"""The application: the routes of clients and operators, and the limits in front of them."""
 
 import asyncio
 import contextlib
@@ -24,13 +24,14 @@ from worldpm.storage.json_files import Json
 
 
 def build(service: Service, *, cors: Sequence[str] = ()) -> FastAPI:
-    """The application over a service; pages of the origins `cors` may call it in a browser."""
+    """Build the application over a service. Pages of the origins in `cors` may call it from a
+    browser."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         work = asyncio.create_task(service.backend.run())
         work.add_done_callback(_stop_if_dead)
-        # Only now: a load balancer sends requests as soon as /ready gives 200
+        # Set only now, because a load balancer sends requests as soon as /ready gives 200
         service.started = True
 
         yield
@@ -41,7 +42,7 @@ def build(service: Service, *, cors: Sequence[str] = ()) -> FastAPI:
         if service.decisions is not None:
             service.decisions.close()
 
-    # Unlike plain FastAPI, it serves the scripts of /docs itself: the server may have no internet
+    # FastAPIOffline serves the scripts of /docs itself, because there may be no internet
     app = FastAPIOffline(
         title="WorldPM",
         version=version("worldpm"),
@@ -66,7 +67,7 @@ def build(service: Service, *, cors: Sequence[str] = ()) -> FastAPI:
     app.add_middleware(Admission, service=service)
     _describe(app, needs_key=bool(service.keys))
     if cors:
-        # Outside of it: a browser asks for permission without a key
+        # Outside of Admission, because a browser's preflight request has no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=cors,
@@ -86,7 +87,7 @@ def _describe(app: FastAPI, *, needs_key: bool) -> None:
         "bearer": {"type": "http", "scheme": "bearer"},
         "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     }
-    # An empty way: no key is needed
+    # An empty entry means that no key is needed
     ways: list[dict[str, list[str]]] = [{name: []} for name in schemes]
     ways += [] if needs_key else [{}]
     plain = app.openapi
@@ -107,9 +108,9 @@ def _stop_if_dead(work: asyncio.Task[None]) -> None:
     """Stop the server if its backend dies, because requests would then wait forever."""
     if not work.cancelled():
         logging.getLogger(__name__).critical(
-            "the backend died; the server stops", exc_info=work.exception()
+            "the backend died, so the server stops", exc_info=work.exception()
         )
-        # A signal instead of an exit: uvicorn still answers and closes
+        # A signal instead of an exit lets uvicorn answer and close
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -136,7 +137,7 @@ def _operation(app: FastAPI, service: Service) -> None:
 
     @router.head("/health", include_in_schema=False)
     @router.get("/health", summary="200 while the process lives", response_class=Response)
-    # vLLM has it too, for SageMaker
+    # vLLM also has this route, for SageMaker
     @router.get("/ping", include_in_schema=False)
     async def health() -> Response:
         return Response()
@@ -156,8 +157,8 @@ def _operation(app: FastAPI, service: Service) -> None:
         model = service.identity
         return Reply(Version(version("worldpm"), model.name, model.sha256, model.template))
 
-    # The content type tells Prometheus the version of its text format
-    @router.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
+    # The content type contains the version of Prometheus's text format
+    @router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(
             service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8"

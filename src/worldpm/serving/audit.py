@@ -1,5 +1,5 @@
-"""Checks and uses of a server's decision log: verify the chain, export it, replay it, erase texts,
-and save a reference for drift."""
+"""`worldpm log`: verify a server's decision log, export it, replay it, erase texts, and save a
+reference for drift."""
 
 import logging
 from collections.abc import Iterator
@@ -28,13 +28,14 @@ from worldpm.storage.json_files import Plain, to_json, write_atomically
 logger = logging.getLogger(__name__)
 
 EXPORTED = (*COLUMNS, "digests")
-"""Columns of an export: `inputs` are the texts, null where they were erased or never kept."""
+"""Columns of an export. `inputs` holds the texts; it is null if they were erased or never
+stored."""
 DEFAULT_TOLERANCE = 1e-4
 """Largest difference of a reward in a replay, in logits."""
 
 
 def run(options: LogOptions) -> None:
-    """Do the action of the options.
+    """Run the action of the options.
 
     Raises:
         DataError: If the log is broken.
@@ -56,25 +57,24 @@ def _verify(options: LogOptions) -> None:
     if check.broken is not None:
         raise DataError(
             options.file,
-            f"{check.finding}; the {check.decisions:,} decisions before it are as they were"
-            " written",
+            f"{check.finding}. The {check.decisions:,} decisions before it are unchanged.",
         )
 
-    # A cut log is a valid chain too, so an auditor keeps its last hash elsewhere.
+    # A truncated log is still a valid chain, so auditors keep its last hash elsewhere.
     if options.head:
         hashes = {HASH_BEFORE_FIRST, check.before_first}
         hashes.update(row.hash for row in decision_files.rows(options.file))
         if options.head not in hashes:
             raise DataError(
                 options.file,
-                f"{options.head} is not in the chain: decisions at the end are missing, or old"
-                " files that held it were removed",
+                f"the chain does not contain {options.head}. Decisions at the end are missing, or"
+                " its old file was removed.",
             )
-    print(f"{check.decisions:,} decisions, all as they were written; the last hash is {check.head}")
+    print(f"{check.decisions:,} decisions, all unchanged; the last hash is {check.head}")
     if check.first > 1:
-        print(f"the log begins at decision {check.first:,}; older files are not here")
+        print(f"the log begins at decision {check.first:,}; older files are missing")
     if check.without_texts:
-        print(f"{check.without_texts:,} of them without texts, erased or never kept")
+        print(f"{check.without_texts:,} of them without texts, which were erased or never stored")
 
 
 def _selection(options: LogOptions) -> Selection:
@@ -82,13 +82,11 @@ def _selection(options: LogOptions) -> Selection:
 
 
 def _erase(options: LogOptions) -> None:
-    """Erase the texts of some decisions; their rows and the chain stay."""
+    """Erase the texts of some decisions. Their rows and the chain stay."""
     count = decision_files.erase(options.file, _selection(options))
     if not count:
-        raise DataError(
-            options.file, "no decision of the selection has texts. Check the selection."
-        )
-    print(f"erased the texts of {count:,} decisions; their digests and the chain stay")
+        raise DataError(options.file, "no selected decision has texts. Check the selection.")
+    print(f"erased the texts of {count:,} decisions; digests and chain are unchanged")
 
 
 def _out(options: LogOptions) -> Path:
@@ -99,7 +97,7 @@ def _out(options: LogOptions) -> Path:
     """
     out = options.out or Path()
     if not out.parent.is_dir() or out.is_dir():
-        raise ConfigError(f"--out {out}: name a file in a folder that is there")
+        raise ConfigError(f"--out {out}: is not a path of a file. Name a file in a folder.")
     return out
 
 
@@ -118,11 +116,11 @@ def _export(options: LogOptions) -> None:
     schema = pa.schema([(name, types.get(name, pa.string())) for name in EXPORTED])
     rows = map(_exported, decision_files.rows(options.file, _selection(options)))
 
-    # Written aside, so that a failed export leaves no half file.
+    # Write to a partial file first, so that a failed export leaves no incomplete file.
     aside = out.with_name(f"{out.name}.partial")
     try:
         count = parquet.write_parquet(aside, parquet.rows_to_batches(rows, schema), schema)
-        # It holds what the log keeps private
+        # The export is as private as the log
         aside.chmod(PRIVATE)
         aside.replace(out)
     finally:
@@ -149,7 +147,8 @@ def _reference(options: LogOptions) -> None:
     if count < drift.LEAST_REQUESTS:
         raise DataError(
             options.file,
-            f"holds {count} requests with a prompt. At least {drift.LEAST_REQUESTS} are needed.",
+            f"has only {count} requests with a prompt, but a reference needs"
+            f" {drift.LEAST_REQUESTS}. Select more.",
         )
 
     write_atomically(_out(options), to_json(series))
@@ -161,7 +160,7 @@ def _replay(options: LogOptions) -> None:
     scorer = Scorer.of(str(options.model), options)
     tolerance = DEFAULT_TOLERANCE if options.tolerance is None else options.tolerance
 
-    # Streamed: a log may be larger than memory.
+    # Stream the rows, because a log can be larger than memory.
     worst, count = 0.0, 0
     differing: list[int] = []
     without_texts = 0
@@ -179,18 +178,18 @@ def _replay(options: LogOptions) -> None:
     summary = f"{count:,} decisions scored again; the largest difference of a reward is {worst:.3g}"
     if differing:
         raise WorldPMError(
-            f"{summary}, and {len(differing):,} differ by more than {tolerance:g}, first number"
-            f" {differing[0]}"
+            f"{summary}, and {len(differing):,} differ by more than {tolerance:g}, the first is"
+            f" number {differing[0]}"
         )
     print(summary)
     if without_texts:
-        print(f"{without_texts:,} others cannot be: their texts were erased or never kept")
+        print(f"{without_texts:,} others have no texts, which were erased or never stored")
 
 
 def _scored_again(
     scorer: Scorer, options: LogOptions
 ) -> Iterator[tuple[DecisionRow, list[float] | None]]:
-    """Every selected row with the rewards that the model gives now; None without its texts."""
+    """Every selected row with the model's current rewards; None if its texts are missing."""
     for row in decision_files.rows(options.file, _selection(options)):
         cutting = scorer.cutting(row.cut_to)
         inputs = row.inputs

@@ -1,7 +1,5 @@
-"""Backends of the server, which compute rewards: here a scorer behind a queue.
-
-Another backend has the same two calls, `conversations` and `texts`.
-"""
+"""Backends of the server, which compute rewards. `LocalBackend` is a scorer behind a queue;
+`worldpm.serving.upstream` has another backend."""
 
 import asyncio
 import threading
@@ -28,14 +26,14 @@ Value = TypeVar("Value")
 Text = str | Sequence[int]
 """A text that the client rendered with the chat template, or its token ids."""
 EXPLAINED_AT_ONCE = 2
-"""Requests for explanations that are computed at once; others wait."""
+"""Number of requests for explanations that are computed at once. Others wait."""
 CHARACTERS_A_TOKEN = 16
-"""Characters of a text for each token of the model's limit, beyond which it is not read: with a cut
-too, it would be read whole. Four are usual."""
+"""Characters per token of the model's limit. Longer texts are rejected unread, even with a cut,
+because a cut also needs the whole text. Four characters per token are usual."""
 CHARACTERS_A_QUEUED_TOKEN = 8
-"""The same for all texts of a request together and the tokens of the queue."""
+"""Characters of all texts of a request per token of the queue. Longer requests are rejected."""
 CUT_TO_MODEL_LIMIT = -1
-"""In place of a number of tokens: cut to the model's own limit. vLLM uses the same number."""
+"""Value of `cut_to` that means the model's limit. vLLM uses the same number."""
 
 
 class UnavailableError(Exception):
@@ -50,9 +48,9 @@ class BackendReply(NamedTuple):
     length_tokens: list[int]
     """Tokens of each response, or of a whole text, before any cut."""
     truncated: list[bool]
-    """Whether prompt or response was cut."""
+    """Whether the prompt or the response was cut."""
     sequence_tokens: list[int]
-    """Tokens of prompt and response together, as the model reads them."""
+    """Number of tokens of prompt and response that the model reads."""
     computed_tokens: int
     """Tokens that the model computed: a shared prompt counts once."""
 
@@ -82,8 +80,8 @@ class Backend(Protocol):
         """A reply with one reward for each text. Raises the errors of `conversations`."""
 
     def seconds_until_room(self, tokens: float = 0.0) -> int | None:
-        """Expected seconds, at least 1, until the queue has room for about these tokens; None if it
-        has room."""
+        """Expected seconds, at least 1, until the queue has room for about this number of tokens;
+        None if it has room."""
 
     async def run(self) -> None:
         """Compute until cancelled."""
@@ -101,7 +99,7 @@ class LocalBackend:
         queue_wait: float = 0.0,
         on_stage: Callable[[str, float, RowStatistics | None], None],
     ) -> None:
-        """Where the queue has no room, requests wait up to `queue_wait` seconds for it."""
+        """If the queue is full, requests wait for up to `queue_wait` seconds."""
         self.scorer = scorer
         self._row_tokens, self._queue_tokens, self._on_stage = row_tokens, queue_tokens, on_stage
         self._queue_wait = queue_wait
@@ -128,9 +126,9 @@ class LocalBackend:
             return [scoring.encode(encoder, request) for request in requests]
 
         self._check_characters([text for request in requests for text in _texts(request)])
-        # All are encoded before the first is computed: a wrong request costs little
+        # Encode all requests before computing any, so that a wrong request costs little
         encoded = await self._read(encode, cut_to, deadline)
-        group_rewards = await self._rewards([one.group for one in encoded], deadline)
+        group_rewards = await self._rewards([request.group for request in encoded], deadline)
         return list(map(_reply, encoded, group_rewards))
 
     async def texts(
@@ -141,7 +139,7 @@ class LocalBackend:
         groups = await self._read(lambda encoder: encoder.read_texts(texts), cut_to, deadline)
         group_rewards = await self._rewards(groups, deadline)
 
-        # Texts that begin alike share a group; the replies are one a text again
+        # Texts with a common beginning share a group, but each text has its own reply
         replies: list[BackendReply] = []
         for group, rewards in zip(groups, group_rewards, strict=True):
             for text_group, reward in zip(group.apart, rewards, strict=True):
@@ -160,7 +158,7 @@ class LocalBackend:
 
         Raises:
             ExpiredError: If the deadline passed first.
-            TooLargeError: If a text is far too long to be read.
+            TooLargeError: If a text is far too long.
         """
         self._check_characters(_texts(request))
         abandoned = threading.Event()
@@ -176,13 +174,13 @@ class LocalBackend:
                 deadline, asyncio.get_running_loop().run_in_executor(self._explainers, work, run)
             )
         finally:
-            # After a result too, where it has no effect
+            # Also after a result, when it has no effect
             abandoned.set()
 
     async def tokens(self, text: str | Request, *, special: bool, deadline: float) -> list[int]:
-        """The token ids of a text, or of a whole conversation, uncut.
+        """The token ids of a text, or of a whole conversation, without a cut.
 
-        `special` adds the tokens that the tokenizer puts around a text.
+        `special` adds the special tokens that the tokenizer puts around a text.
 
         Raises:
             BusyError, ExpiredError, TooLargeError: See `Batcher.rewards`.
@@ -195,7 +193,7 @@ class LocalBackend:
                 partial(tokenize, text, add_special_tokens=special), deadline
             )
 
-        # `cutting()` lifts the length check, and `read` itself cuts nothing
+        # `cutting()` turns off the length check, and `read` cuts nothing
         encoder = self.scorer.cutting().encoder
         reading = partial(encoder.read, text.prompt, text.responses)
         sequences = await self._in_reader(reading, deadline)
@@ -212,7 +210,7 @@ class LocalBackend:
     async def _rewards(self, groups: Sequence[EncodedGroup], deadline: float) -> list[list[float]]:
         """Rewards of each group.
 
-        A group longer than a row is computed in parts, each with the prompt again.
+        A group longer than a row is computed in parts, which repeat the prompt.
         """
         parts = [_parts(group, self._row_tokens) for group in groups]
         flat = [part for group_parts in parts for part in group_parts]
@@ -242,8 +240,8 @@ class LocalBackend:
     async def _in_reader(self, read: Callable[[], Result], deadline: float) -> Result:
         """The result of a call in the tokenizer's thread.
 
-        A full queue rejects it before any tokenizing, unless requests wait for room. Calls that are
-        cancelled, or expire while they wait for the thread, never run.
+        A full queue rejects the call before any tokenizing, unless requests may wait for room.
+        Calls that are cancelled or expire while they wait for the thread do not run.
         """
         seconds = self.seconds_until_room()
         if self._queue_wait <= 0 and seconds is not None:
@@ -258,26 +256,26 @@ class LocalBackend:
             self._being_read -= 1
 
     def _check_characters(self, texts: Sequence[str]) -> None:
-        """Refuse texts that are far too long to be read.
+        """Reject texts that are far too long.
 
         Raises:
-            TooLargeError: If one is, or all are together.
+            TooLargeError: If a text is too long, or all texts together are.
         """
         most_tokens = self.scorer.encoder.limits.max_length
         most = max(ALWAYS_TOKENIZED_CHARACTERS, CHARACTERS_A_TOKEN * most_tokens)
         longest = max(map(len, texts), default=0)
         if longest > most:
             raise TooLargeError(
-                f"a text of {longest:,} characters; the model reads {most_tokens:,} tokens, and"
-                f" texts over {most:,} characters are not read, with a cut neither: send less"
+                f"a text has {longest:,} characters. The model reads {most_tokens:,} tokens, and"
+                f" texts over {most:,} characters are rejected even with a cut. Send less."
             )
 
         most_together = max(most, CHARACTERS_A_QUEUED_TOKEN * self._queue_tokens)
         together = sum(map(len, texts))
         if together > most_together:
             raise TooLargeError(
-                f"{together:,} characters in one request; at most {most_together:,} are read:"
-                " send less at once"
+                f"the request has {together:,} characters, but at most {most_together:,} are"
+                " accepted. Send less at once."
             )
 
 
@@ -288,7 +286,7 @@ async def before(deadline: float, work: Awaitable[Result]) -> Result:
         ExpiredError: If the deadline passed first.
     """
     try:
-        # `timeout` takes a duration, and a deadline may have passed already
+        # `timeout` takes a duration, and the deadline may have passed already
         async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
             return await work
     except TimeoutError:
@@ -296,15 +294,16 @@ async def before(deadline: float, work: Awaitable[Result]) -> Result:
 
 
 def _texts(request: Request) -> list[str]:
-    """The prompt's contents and the responses; what else messages have counts with them."""
+    """The contents and other texts of the prompt's messages, and the responses."""
     turns = [turn.content + turn.more for turn in request.prompt]
     return [*turns, *request.responses]
 
 
 def _parts(group: EncodedGroup, row_tokens: int) -> list[EncodedGroup]:
-    """The group in parts of at most `row_tokens` tokens; a longer response is a part alone."""
+    """The group in parts of at most `row_tokens` tokens. A response that is too long for this is a
+    part alone."""
     part_indices: list[list[int]] = [[]]
-    # Each part has the prompt again
+    # Each part repeats the prompt
     tokens = len(group.prefix)
     for index, suffix in enumerate(group.suffixes):
         if part_indices[-1] and tokens + len(suffix) > row_tokens:
@@ -317,7 +316,7 @@ def _parts(group: EncodedGroup, row_tokens: int) -> list[EncodedGroup]:
 
 
 def _reply(encoded: EncodedRequest, rewards: Sequence[float]) -> BackendReply:
-    """The reply to a request; its group holds equal sequences once."""
+    """The reply to a request, whose group holds equal sequences only once."""
     scored = scoring.scored(encoded, rewards)
     return BackendReply(
         rewards=scored.rewards,

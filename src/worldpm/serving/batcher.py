@@ -1,4 +1,4 @@
-"""Rows filled to a token budget with groups of many requests, the oldest first."""
+"""A queue that fills rows up to a token budget with groups of many requests, oldest first."""
 
 import asyncio
 import logging
@@ -17,20 +17,19 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Compute = Callable[[Sequence[EncodedGroup]], list[list[float]]]
 MEMORY = 0.9
-"""Weight of the earlier rows, or requests, in an average, after each."""
+"""Weight of earlier rows or requests in a moving average."""
 
 LARGEST_COMING = 64
-"""The queue's tokens over the size that a request which is being read is expected to have at
-most."""
+"""A request that is being read counts with at most the queue's tokens divided by this number."""
 LARGEST_EXPECTED = 2
-"""The queue's tokens over the size that a new request is expected to have at most."""
+"""A new request counts with at most the queue's tokens divided by this number."""
 
 
 class BusyError(Exception):
     """The queue is full. `seconds`, at least 1, is the expected time until it is empty."""
 
     def __init__(self, seconds: int) -> None:
-        super().__init__(f"the queue is full; try again in {seconds} s")
+        super().__init__(f"the queue is full. Try again in {seconds} s.")
         self.seconds = seconds
 
 
@@ -38,14 +37,14 @@ class ExpiredError(Exception):
     """The deadline passed before the work was done."""
 
     def __init__(self) -> None:
-        super().__init__("the deadline passed before it was computed")
+        super().__init__("the deadline passed before the request was computed")
 
 
 class TooLargeError(Exception):
     """A request has more tokens than the queue can hold."""
 
 
-# Compared by identity, because `deque.remove` must find this very group
+# Compared by identity, because `deque.remove` must find exactly this group
 @dataclass(eq=False)
 class Waiting:
     """A group in the queue."""
@@ -56,11 +55,11 @@ class Waiting:
     entered: float = field(default_factory=time.monotonic)
     """Seconds on the monotonic clock."""
     queued: bool = True
-    """False once it is in a row, or was removed."""
+    """False once the group is in a row or was removed."""
     done: asyncio.Future[list[float]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
-    """Its rewards, or the error that its request gets."""
+    """The group's rewards, or the error that its request gets."""
 
 
 class _Entry(NamedTuple):
@@ -68,7 +67,7 @@ class _Entry(NamedTuple):
 
     tokens: int
     turn: asyncio.Future[None]
-    """Done once the room is taken for it."""
+    """Done once the request has its room in the queue."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,9 @@ class RowStatistics:
     budget_tokens: int
     """Tokens that the row could hold."""
     seconds: float
-    """Time to compute it."""
+    """Time to compute the row."""
     waited_seconds: tuple[float, ...]
-    """Time of each group in the queue."""
+    """Time that each group spent in the queue."""
 
 
 class Batcher:
@@ -97,7 +96,7 @@ class Batcher:
         queue_wait: float = 0.0,
         on_row: Callable[[RowStatistics], None] = lambda _: None,
     ) -> None:
-        """Where the queue has no room, requests wait up to `queue_wait` seconds for it."""
+        """If the queue is full, requests wait for up to `queue_wait` seconds."""
         self._compute, self._on_row = compute, on_row
         self._row_tokens, self._queue_tokens = row_tokens, queue_tokens
         self._queue_wait = queue_wait
@@ -108,11 +107,11 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._tokens_per_second = 0.0
         self.waiting_tokens = 0
-        """Tokens in the queue, and those of requests that are about to enter it."""
+        """Tokens in the queue, and of requests that are about to enter it."""
 
     @property
     def waiting(self) -> int:
-        """Groups in the queue."""
+        """Number of groups in the queue."""
         return len(self._queue)
 
     def seconds_to_wait(self) -> int:
@@ -122,13 +121,14 @@ class Batcher:
         return max(1, math.ceil(self.waiting_tokens / self._tokens_per_second))
 
     def seconds_until_room(self, tokens: float = 0.0, *, coming: int = 0) -> int | None:
-        """Expected seconds until a request of about these tokens fits, after `coming` others of
-        average size; None if it fits now."""
+        """Expected seconds until a request of about this number of tokens fits, after `coming`
+        others of average size; None if it fits now."""
         if not self.waiting_tokens and not coming:
             return None
-        # At most a small share of the queue, or one client's large requests would keep others out
+        # At most a small share of the queue, so that one client's large requests do not exclude
+        # others
         average = min(self._request_tokens, self._queue_tokens / LARGEST_COMING)
-        # The estimate may be wrong: a queue that is almost empty tries every request
+        # The estimate may be wrong, so an almost empty queue tries every request
         expected = min(tokens, self._queue_tokens / LARGEST_EXPECTED)
         in_all = self.waiting_tokens + coming * average + expected
         return self.seconds_to_wait() if in_all > self._queue_tokens else None
@@ -141,9 +141,9 @@ class Batcher:
         The deadline is on the monotonic clock.
 
         Raises:
-            TooLargeError: If they do not fit into an empty queue.
-            BusyError: If they do not fit into the queue in time.
-            ExpiredError: If the deadline passed before they were computed.
+            TooLargeError: If the groups do not fit into an empty queue.
+            BusyError: If the groups do not fit into the queue in time.
+            ExpiredError: If the deadline passed before the groups were computed.
         """
         tokens = sum(group.tokens for group in groups)
         await self._take_room(tokens, deadline)
@@ -151,7 +151,7 @@ class Batcher:
 
         items = [Waiting(group, deadline) for group in groups]
         for item in items:
-            # asyncio warns of an exception that is never read; gather raises only the first
+            # Read every exception, or asyncio warns about it; gather raises only the first
             item.done.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._queue.extend(items)
         # Wakes `run`
@@ -174,15 +174,15 @@ class Batcher:
         """Count the tokens as waiting, once the queue has room for them.
 
         Raises:
-            TooLargeError: If it never will.
-            BusyError: If it has none in time.
+            TooLargeError: If the queue can never hold the tokens.
+            BusyError: If the queue has no room in time.
         """
         if tokens > self._queue_tokens:
             raise TooLargeError(
-                f"{tokens:,} tokens in one request; at most {self._queue_tokens:,} are taken: send"
-                " less at once"
+                f"the request has {tokens:,} tokens, but at most {self._queue_tokens:,} are"
+                " accepted. Send less at once."
             )
-        # Others that wait come first, so that a large request is not overtaken forever
+        # Waiting requests come first, so that small ones cannot overtake a large one forever
         if not self._entries and self.waiting_tokens + tokens <= self._queue_tokens:
             self.waiting_tokens += tokens
             return
@@ -201,8 +201,8 @@ class Batcher:
             raise
 
     def _leave(self, entry: _Entry) -> None:
-        """Forget an entry that waits no more, and give its room to the next."""
-        # Its turn may have come in the same moment; a cancelled wait cancels the future too
+        """Remove an entry that no longer waits, and give its room to the next."""
+        # The entry may have got its turn at the same moment; a cancelled wait cancels the future
         if entry.turn.done() and not entry.turn.cancelled():
             self.waiting_tokens -= entry.tokens
         elif entry in self._entries:
@@ -210,7 +210,7 @@ class Batcher:
         self._admit()
 
     def _admit(self) -> None:
-        """Take room for those that wait for it, in order."""
+        """Give room to waiting requests, in order."""
         while self._entries:
             first = self._entries[0]
             if self.waiting_tokens + first.tokens > self._queue_tokens:
@@ -223,9 +223,9 @@ class Batcher:
     def between_rows(self, work: Callable[[], Result]) -> Result:
         """The result of other work with the model, which runs after the current row.
 
-        Call it from another thread than the event loop's: it blocks until the work is done.
+        This blocks until the work is done, so do not call it from the event loop's thread.
         """
-        # The same thread as the rows': the model does one thing at a time
+        # The rows' thread, so that the model does one thing at a time
         return self._thread.submit(work).result()
 
     async def run(self) -> None:
@@ -241,12 +241,12 @@ class Batcher:
                     _resolve(item.done, outcome)
                 self._count(row, started)
 
-            # Cleared only here, after the last await: no group can arrive unseen
+            # Clear only here, after the last await, so that no new group is missed
             if not self._queue:
                 self._arrived.clear()
 
     def _next_row(self) -> list[Waiting]:
-        """The oldest groups up to the budget; a group over the budget is a row alone."""
+        """The oldest groups up to the budget. A group over the budget is a row alone."""
         row: list[Waiting] = []
         tokens = 0
         while self._queue and (not row or tokens + self._queue[0].group.tokens <= self._row_tokens):
@@ -264,8 +264,8 @@ class Batcher:
     def _outcomes(self, row: Sequence[Waiting]) -> list[list[float] | Exception]:
         """Rewards of each group, or its error.
 
-        Runs in the model's thread, perhaps after other work there, so cancelled and expired groups
-        are left out first.
+        This runs in the model's thread, perhaps after other work there, so it first leaves out
+        cancelled and expired groups.
         """
         now = time.monotonic()
         live = [item for item in row if not item.done.done() and now <= item.deadline]
@@ -278,7 +278,7 @@ class Batcher:
             return []
         try:
             return [*self._compute([item.group for item in row])]
-        # Any error: the other requests of the row must be answered
+        # Catch any error, because the other requests of the row must be answered
         except Exception as error:
             logger.exception("a row of %d groups failed", len(row))
             if len(row) == 1:
@@ -290,7 +290,7 @@ class Batcher:
         return outcomes
 
     def _count(self, row: Sequence[Waiting], started: float) -> None:
-        """Update the average speed and report the row."""
+        """Update the average speed, and report the row."""
         seconds = time.monotonic() - started
         tokens = sum(item.group.tokens for item in row)
         # The clock may not advance during a tiny row

@@ -1,4 +1,5 @@
-"""A client program whose API the server follows, and parts that the routes of all clients share."""
+"""Client programs whose APIs the server implements, and code that the routes of all clients
+share."""
 
 import json
 import time
@@ -19,22 +20,22 @@ from worldpm.storage.json_files import Json
 
 Element = TypeVar("Element")
 Many = Annotated[list[Element], Field(fail_fast=True)]
-"""A list whose first wrong element is the only one that is reported."""
+"""A list for which only the first wrong element is reported."""
 Texts = str | Many[str] | Many[int] | Many[Many[int]]
 """One text, several, or their token ids."""
 ERROR_CLIENT = "error_client"
-"""Key of the connection's state under which a route leaves the client that sent the body."""
+"""Key of the connection's state that holds the client that sent the body. A route sets it."""
 
 
 @dataclass(frozen=True)
 class OpenAIError:
-    """An error as OpenAI's, vLLM's and our own clients read it."""
+    """An error in the format of OpenAI's, vLLM's and our clients."""
 
     message: str
     type: str
     """Class of the error, for instance `BadRequestError`."""
     param: str | None
-    """Key of the body that is wrong, for instance `body.input`; None if the error has no key."""
+    """Wrong key of the body, for instance `body.input`; None if the error has no key."""
     code: int
     """HTTP status."""
 
@@ -47,7 +48,7 @@ class OpenAIErrorBody:
 
 
 class RequestBody(BaseModel):
-    """A body; the docstrings of its fields are in `/docs`."""
+    """A request body. `/docs` shows the docstrings of its fields."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -63,7 +64,7 @@ RENDERED = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n{GOO
 
 
 def example(content: Json) -> ConfigDict:
-    """The example of a body in `/docs`."""
+    """The configuration that shows an example of a body in `/docs`."""
     return ConfigDict(json_schema_extra={"examples": [content]})
 
 
@@ -79,33 +80,34 @@ def shows_all(_: ErrorDetails) -> bool:
 
 @dataclass(frozen=True)
 class Client:
-    """A client program whose API the server follows; each module of `routes` has one."""
+    """A client program whose API the server implements. Each module of `routes` has one."""
 
     heading: str
     """Title of its routes in `/docs`."""
     routes: Callable[[Service], APIRouter]
-    """Builds its routes over a service."""
+    """Builds the client's routes over a service."""
     paths: tuple[str, ...] = ()
     """Paths whose errors have this client's format. Every other path has vLLM's."""
     error_body: Callable[[RefusedError, int], object] = openai_error
-    """The body of an error with its HTTP status: a dataclass with the keys that this client
+    """Builds the body of an error with an HTTP status: a dataclass with the keys that this client
     reads."""
     error_type: type = OpenAIErrorBody
     """Type of the value of `error_body`."""
     invalid_status: int = 400
     """HTTP status of a body that fails validation."""
     union_bodies: tuple[type[BaseModel], ...] = ()
-    """Formats that are tried one after another on a route, left out of the location of an error."""
+    """Alternative formats of a route's body. Their names are left out of the location of an
+    error."""
     hides: Callable[[ErrorDetails], bool] = shows_all
-    """Whether a validation error only says that a body does not have this client's format.
+    """Whether a validation error only means that a body does not have this client's format.
 
-    Asked where several fields or formats failed, because most such bodies come from another client
-    of the same route.
+    It is used if several fields or formats failed, because most such bodies come from another
+    client of the same route.
     """
 
 
 def use_errors_of(client: Client, http: HttpRequest) -> None:
-    """Give the errors of one request a client's format, on a path that clients share."""
+    """Use a client's format for the errors of a request, on a path that clients share."""
     http.scope.setdefault("state", {})[ERROR_CLIENT] = client
 
 
@@ -116,10 +118,10 @@ def chosen_error_client(scope: Scope) -> Client | None:
 
 
 class Reply(JSONResponse):
-    """A JSON reply whose content may hold dataclasses; keys are in the order of their fields."""
+    """A JSON reply whose content can hold dataclasses. Keys have the order of their fields."""
 
     def render(self, content: Any) -> bytes:
-        """The bytes that starlette's own class makes of plain values."""
+        """The content as JSON bytes, equal to starlette's for plain values."""
         # `vars` for dataclasses, because `asdict` would copy every number of a large matrix
         text = json.dumps(
             content, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=vars
@@ -129,7 +131,7 @@ class Reply(JSONResponse):
 
 @dataclass(frozen=True)
 class ReplyHead:
-    """The first keys of vLLM's replies and of ours."""
+    """The first keys of our replies and of vLLM's."""
 
     id: str
     """Unique, `KIND-` and 16 hexadecimal digits."""
@@ -141,37 +143,37 @@ class ReplyHead:
 
 
 def head_of(call: Call, *, holds: str) -> Json:
-    """The fields of a `ReplyHead`. `holds` is the `object` of the reply."""
+    """The fields of a `ReplyHead`. `holds` is the value of `object`."""
     return vars(ReplyHead(call.reply_id, holds, int(time.time()), call.service.identity.name))
 
 
 Documented = dict[int | str, dict[str, Any]]
-"""Replies by status, as FastAPI takes them for `/docs`."""
+"""Replies by status, in FastAPI's form for `/docs`."""
 ERRORS = {
     400: "The body does not have the form of the route.",
     401: "An API key is needed.",
-    404: "No such model, or no such path.",
+    404: "The model or the path does not exist.",
     405: "The path takes another method.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
-    415: "The body is packed in another way than with gzip.",
+    415: "The content encoding is not gzip.",
     421: "The server does not answer to this host.",
     422: "The body cannot be answered, for instance because a text is too long.",
     429: "The server is full. Try again after `Retry-After` seconds.",
     500: "The server failed, or a reward is not finite.",
-    501: "The model is on another server, which does not do this.",
-    503: "The deadline passed, the model is not there, or the decision cannot be logged.",
+    501: "The model is on another server, which does not support this.",
+    503: "The deadline passed, the model is unavailable, or the decision cannot be logged.",
 }
 """Descriptions of statuses."""
 
 
 def reply_of(content: Any) -> Documented:
-    """The reply of a route, for `/docs`."""
+    """The documentation of a route's reply, for `/docs`."""
     return {200: {"model": content}}
 
 
 def errors_of(content: Any) -> Documented:
-    """The errors of a client's routes, for `/docs`."""
+    """The documentation of the errors of a client's routes, for `/docs`."""
     return {
         status: {"model": content, "description": description}
         for status, description in ERRORS.items()
@@ -179,12 +181,12 @@ def errors_of(content: Any) -> Documented:
 
 
 def is_single(texts: Texts) -> bool:
-    """Whether it is one text, or the ids of one."""
+    """Whether the input is a single text, or the token ids of a single text."""
     return isinstance(texts, str) or (bool(texts) and isinstance(texts[0], int))
 
 
 def as_list(texts: Texts) -> list[Text]:
-    """The texts; a single one is a list of one."""
+    """The texts as a list; a single text becomes a list of one."""
     if isinstance(texts, str):
         return [texts]
 

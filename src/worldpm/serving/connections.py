@@ -1,7 +1,7 @@
 """HTTP connections with limits of time, size and number.
 
-uvicorn closes idle connections, but waits forever for a client that sends half a header or never
-reads its reply, and its fast parser takes headers of any size.
+uvicorn closes idle connections. But it waits forever for a client that sends half a header or never
+reads its reply, and its fast parser accepts headers of any size.
 """
 
 import asyncio
@@ -24,31 +24,31 @@ FULL = (
     b"content-length: 36\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
     b"too many connections; try again soon"
 )
-"""Reply to a connection beyond the limit, where all others are at work."""
+"""Reply to a connection over the limit, if all other connections are busy."""
 
 
 HEADER_BYTES = 2**16
-"""Bytes of the headers of a request, its trailers included."""
+"""Largest number of bytes of a request's headers and trailers."""
 MOST_PIPELINED = 64
-"""Requests that a client may send on one connection before the first of them is answered."""
+"""Number of requests that a client may send on one connection before the first is answered."""
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """A connection whose headers arrive in time and whose replies are read in time.
+    """A connection with time limits for headers and for reading replies.
 
-    Beyond `most` connections, a new one takes the place of the one that has waited longest for a
-    request to begin or to be complete; if all are at work, it is refused.
+    If there are more than `most` connections, a new one replaces the one that has waited longest
+    for a complete request. If all are busy, the new one is refused.
     """
 
     header_seconds = 10.0
-    """From the first byte of a request, or from the connection's start, to the end of its
-    headers."""
+    """Time limit for headers, from the first byte of a request, or from the start of the
+    connection."""
     write_seconds = 30.0
-    """Time in which a client must take more of a reply that it lets wait."""
+    """Time in which a client must read some more of its reply."""
     most = 1024
-    """Connections at once."""
+    """Largest number of connections at once."""
     refusal: Callable[[Scope], Response | None] = staticmethod(lambda _: None)
-    """Gives the reply to a request that the application need not see."""
+    """Gives the reply to a refused request, which the application does not get; otherwise None."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -58,16 +58,16 @@ class BoundedConnection(HttpToolsProtocol):
         self._header_bytes = 0
         self._has_headers = False
         self._is_reading = False
-        """Whether a request has begun, and its end has not arrived."""
+        """Whether the start of a request has arrived, but not its end."""
 
     @property
     def _has_request(self) -> bool:
-        """Whether the headers of a request are there, and it is not answered."""
+        """Whether the headers of a request have arrived, and it is not answered yet."""
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
     def _is_at_work(self) -> bool:
-        """Whether a whole request is there, and it is not answered."""
+        """Whether a complete request has arrived, and it is not answered yet."""
         return self._has_request and not self.cycle.more_body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -80,14 +80,14 @@ class BoundedConnection(HttpToolsProtocol):
         self._await_header()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget its timers."""
+        """Cancel the connection's timers."""
         super().connection_lost(exc)
         for timer in (self._header_timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Read more of a request, whose headers must be complete in time."""
+        """Read more of a request, and start or cancel timers."""
         if not self._has_request and self._header_timer is None:
             self._await_header()
         self._unset_keepalive_if_required()
@@ -102,7 +102,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._await_next()
 
     def on_message_begin(self) -> None:
-        """Begin a request, if not too many wait."""
+        """Begin a request, unless too many are waiting."""
         if len(self.pipeline) > MOST_PIPELINED:
             raise ValueError("too many requests on one connection")
         super().on_message_begin()
@@ -114,19 +114,19 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header. Trailers are dropped: a proxy in front of us may not have checked them."""
+        """Add a header. Drop trailers, because a proxy in front may not have checked them."""
         self._count_header(name + value)
         if not self._has_headers:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Begin to answer the request, unless it is to be read again."""
+        """Begin to answer the request, unless it will be read again."""
         self._has_headers = True
         if not self.parser.should_upgrade():
             super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """End the request, unless it is to be read again."""
+        """End the request, unless it will be read again."""
         if not self.parser.should_upgrade():
             self._is_reading = False
             super().on_message_complete()
@@ -137,24 +137,24 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """Give the client some time to read its reply."""
+        """Start the time limit for reading the reply."""
         super().pause_writing()
         self._await_reader()
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Cancel the time limit, because the client reads again."""
         super().resume_writing()
         if self._write_timer is not None:
             self._write_timer.cancel()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, with what its client never read."""
+        """Close an idle connection, and drop what its client has not read."""
         super().timeout_keep_alive_handler()
-        # `close` would wait until the client takes what is left
+        # `close` would wait until the client has read the rest
         self.transport.abort()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        """Let the application answer a request, unless it is refused here."""
+        """Let the application answer a request, unless `refusal` refuses it."""
         reply = self.refusal(cast("Scope", cycle.scope))
         if reply is None:
             super()._start_asgi_task(cycle, app)
@@ -177,7 +177,7 @@ class BoundedConnection(HttpToolsProtocol):
         """Parse data.
 
         Raises:
-            httptools.HttpParserError: If it is not HTTP, or a limit is passed.
+            httptools.HttpParserError: If the data is not HTTP, or exceeds a limit.
         """
         while True:
             try:
@@ -188,9 +188,9 @@ class BoundedConnection(HttpToolsProtocol):
                 self.parser = httptools.HttpRequestParser(self)
 
     def _without_upgrade(self) -> bytes:
-        """The head of a request that asks for another protocol, as one that does not.
+        """The head of a request that asks for another protocol, without this upgrade.
 
-        Java's client asks for HTTP/2 first. The parser would not read the body of its request.
+        Java's client asks for HTTP/2 first. The parser would then not read the request's body.
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
@@ -229,21 +229,21 @@ class BoundedConnection(HttpToolsProtocol):
         self._write_timer = self.loop.call_later(self.write_seconds, self._reader_is_late, waiting)
 
     def _reader_is_late(self, waited_bytes: int) -> None:
-        """Drop a client that took nothing in the time; one that reads slowly may go on."""
+        """Drop a client that read nothing in the time; a client that reads slowly may continue."""
         if self.transport.get_write_buffer_size() >= waited_bytes:
             self.transport.abort()
         else:
             self._await_reader()
 
     def _make_room(self) -> bool:
-        """Close the connection that has waited longest; False if all others are at work."""
-        others = (cast("BoundedConnection", one) for one in self.connections if one is not self)
-        waiting = [one for one in others if not one._is_at_work]
+        """Close the connection that has waited longest; False if all others are busy."""
+        others = (cast("BoundedConnection", other) for other in self.connections)
+        waiting = [other for other in others if other is not self and not other._is_at_work]
         if not waiting:
             return False
 
-        longest = min(waiting, key=lambda one: one._waiting_since)
-        # Not when its transport reports it: more connections may come before
+        longest = min(waiting, key=lambda connection: connection._waiting_since)
+        # Now, not when the transport reports it, because more connections may arrive before that
         self.connections.discard(longest)
         longest.transport.abort()
         return True
@@ -256,7 +256,7 @@ def bounded(
     most: int,
     refusal: Callable[[Scope], Response | None],
 ) -> type[BoundedConnection]:
-    """The class of connections with these limits, which uvicorn creates itself."""
+    """The class of connections with these limits, for uvicorn, which creates the instances."""
     limits = {
         "header_seconds": header_seconds,
         "write_seconds": write_seconds,

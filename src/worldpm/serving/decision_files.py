@@ -34,14 +34,14 @@ class End(NamedTuple):
 
 
 ERASED_AT_ONCE = 500
-"""Decisions whose texts are erased in one transaction."""
+"""Number of decisions whose texts are erased in one transaction."""
 NOTHING = End(0, HASH_BEFORE_FIRST)
 """The end of a chain without decisions."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which decisions are read or erased; all that are set must fit."""
+    """Conditions for the decisions to read or erase. All conditions that are set must hold."""
 
     since: datetime | None = None
     until: datetime | None = None
@@ -49,10 +49,10 @@ class Selection:
     key: str | None = None
     """Name of an API key."""
     id: str | None = None
-    """Of a reply or a request."""
+    """Id of a reply or a request."""
 
     def where(self) -> tuple[str, dict[str, str]]:
-        """As a condition of SQL with its values."""
+        """The conditions as SQL, and its values."""
         conditions = {
             "at >= :since": _in_utc(self.since),
             "at < :until": _in_utc(self.until),
@@ -67,39 +67,39 @@ class Selection:
 
 EVERYTHING = Selection()
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, msgspec.MsgspecError)
-"""Errors of a row whose columns are not what was written."""
+"""Errors of a row whose columns were altered."""
 
 
 class LogCheck(NamedTuple):
     """Result of checking a whole log."""
 
     decisions: int
-    """Rows that were read."""
+    """Number of rows that were read."""
     broken: int | None
     """Number of the first row that does not fit the chain; None if all fit."""
     finding: str
-    """`whole`, or what is wrong with that row."""
+    """`whole`, or the fault of the first row that does not fit."""
     head: str
     """Hash of the last row that fits.
 
-    Kept outside the log, it shows later whether rows at the end are missing.
+    If you keep it outside the log, it shows later whether rows at the end are missing.
     """
     first: int = 1
-    """Number of the first row: above 1 where old files were removed."""
+    """Number of the first row; above 1 if old files were removed."""
     without_texts: int = 0
-    """Rows that lack a text: it was erased, or the log never had it."""
+    """Number of rows without texts, which were erased or never stored."""
     before_first: str = HASH_BEFORE_FIRST
-    """The hash that the first row follows."""
+    """Hash of the row before the first row."""
 
 
 def older(path: Path) -> list[Path]:
-    """The files of a log that were put aside, oldest first."""
+    """The older files of a log, oldest first."""
     pattern = re.compile(re.escape(path.stem) + r"\.\d{12}" + re.escape(path.suffix))
     return sorted(file for file in path.parent.iterdir() if pattern.fullmatch(file.name))
 
 
 def older_name(path: Path, number: int) -> Path:
-    """The name of a file that is put aside after the decision of this number."""
+    """The name of an older file; `number` is that of its last decision."""
     return path.with_name(f"{path.stem}.{number:012d}{path.suffix}")
 
 
@@ -107,23 +107,23 @@ def files_of(path: Path) -> list[Path]:
     """All files of a log, oldest first.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If there are no files.
     """
     if path.is_file():
         return [*older(path), path]
-    # A crash may have put the last file aside and not begun the next
+    # A crash may have happened after the rename of the last file, before the next was created
     files = older(path) if path.parent.is_dir() else []
     if not files:
-        raise ConfigError(f"{path}: no such file; `worldpm serve --log` writes one")
+        raise ConfigError(f"{path}: no such file. Write one with `worldpm serve --log`.")
     return files
 
 
 def rows(path: Path, selection: Selection = EVERYTHING) -> Iterator[DecisionRow]:
-    """The selected rows of all files in order.
+    """The selected rows of all files, in order.
 
     Raises:
-        ConfigError: If there is no such file.
-        DataError: If it is not a decision log, or a row was altered so that it cannot be read.
+        ConfigError: If the file does not exist.
+        DataError: If a file is not a decision log, or if a row was altered and cannot be read.
     """
     for file in files_of(path):
         for values, texts in _stored(file, selection):
@@ -138,8 +138,8 @@ def rows(path: Path, selection: Selection = EVERYTHING) -> Iterator[DecisionRow]
 
 
 def verify(path: Path) -> LogCheck:
-    """Check that every row is as it was written, that none between two is missing, and that the
-    texts which are there are those that were judged.
+    """Check that no row was altered, that no row between two others is missing, and that the stored
+    texts are those that were scored.
 
     Raises:
         ConfigError, DataError: See `rows`.
@@ -150,7 +150,7 @@ def verify(path: Path) -> LogCheck:
     for file in files_of(path):
         beginning = _beginning(file)
         if end is None:
-            # Without its oldest files, a chain begins later
+            # A chain begins later if its oldest files were removed
             end, first = End(beginning.number - 1, beginning.hash), beginning.number
             before_first = beginning.hash
 
@@ -161,8 +161,8 @@ def verify(path: Path) -> LogCheck:
                 return LogCheck(count, number, f"row {number} {finding}", end.hash, first)
             count += 1
             end = End(values[0], values[-1])
-            kept = {text.place for text in texts if text.text is not None}
-            without_texts += kept != row_of(values, ()).digests.keys()
+            stored = {text.name for text in texts if text.text is not None}
+            without_texts += stored != row_of(values, ()).digests.keys()
 
     head = (end or NOTHING).hash
     return LogCheck(count, None, "whole", head, first, without_texts, before_first)
@@ -170,7 +170,7 @@ def verify(path: Path) -> LogCheck:
 
 def _fault_of(values: tuple[Any, ...], texts: list[StoredText], end: End) -> str | None:
     """The fault of the row that follows the end of the chain; None if it fits."""
-    # Numbers are checked too: a gap shows even if someone computed the hashes again
+    # Check numbers too: they reveal a gap even if someone computed new hashes
     if values[0] != end.number + 1:
         return "is missing"
     if values[-2] != end.hash:
@@ -182,18 +182,18 @@ def _fault_of(values: tuple[Any, ...], texts: list[StoredText], end: End) -> str
         digests = row_of(values, ()).digests
     except UNREADABLE as error:
         return f"cannot be read ({error})"
-    kept = [text for text in texts if text.text is not None]
-    if any(digest_of(text) != digests.get(text.place) for text in kept):
+    stored = [text for text in texts if text.text is not None]
+    if any(digest_of(text) != digests.get(text.name) for text in stored):
         return "has a text that was altered"
     return None
 
 
 def erase(path: Path, selection: Selection) -> int:
-    """Erase the texts of the selected decisions in all files, with their salts; the number of
-    decisions that had any.
+    """Erase the texts and salts of the selected decisions in all files, and return the number of
+    decisions that had texts.
 
-    The bytes are overwritten, and the erasure is noted in the file. A server may write the log
-    meanwhile.
+    The bytes are overwritten, and the file records the erasure. A server can write the log at the
+    same time.
 
     Raises:
         ConfigError, DataError: See `rows`.
@@ -215,18 +215,20 @@ def erase(path: Path, selection: Selection) -> int:
                     connection.executemany("DELETE FROM texts WHERE decision = ?", part)
                     note = (datetime.now(UTC).isoformat(), json_text(values), len(part))
                     connection.execute("INSERT INTO erasures VALUES (?, ?, ?)", note)
-            # The write-ahead log has copies of the pages
+            # The write-ahead log contains copies of the pages
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if busy:
                 raise DataError(
-                    file, "is being read; copies of the texts remain until it is erased again"
+                    file,
+                    "another process is reading it, so copies of the texts remain. Erase again"
+                    " later.",
                 )
         total += len(numbers)
     return total
 
 
 def end_of_older(path: Path) -> End:
-    """Where the files that were put aside end."""
+    """The last decision of the older files."""
     files = older(path)
     if not files:
         return NOTHING
@@ -235,7 +237,7 @@ def end_of_older(path: Path) -> End:
 
 
 def end_of(connection: sqlite3.Connection) -> End:
-    """The last decision of an open file, or of the file before."""
+    """The last decision of an open file, or of the file before it."""
     last = connection.execute(
         "SELECT number, hash FROM decisions ORDER BY number DESC LIMIT 1"
     ).fetchone()
@@ -246,41 +248,45 @@ def end_of(connection: sqlite3.Connection) -> End:
 
 
 def last_at(path: Path) -> datetime:
-    """The moment of the last decision of a file; now if it has none."""
+    """The time of the last decision of a file; now if it has none."""
     with closing(_connect(path)) as connection, _readable(path):
         last = connection.execute("SELECT max(at) FROM decisions").fetchone()[0]
     return datetime.fromisoformat(last) if last else datetime.now(UTC)
 
 
 def check_columns(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse the table of another release.
+    """Reject the table of another release.
 
     Raises:
-        DataError: If the table is there and has other columns.
+        DataError: If the table exists and has other columns.
     """
     columns = connection.execute("SELECT name FROM pragma_table_info('decisions')").fetchall()
     if columns and tuple(name for (name,) in columns) != COLUMNS:
         raise DataError(
-            path, "has other columns: another release wrote it. Name another file, or use that one."
+            path,
+            "has other columns, because another release wrote it. Name another file, or use that"
+            " release.",
         )
 
 
 def _beginning(path: Path) -> End:
-    """The number of a file's first decision, with the hash of the one before."""
+    """The number of a file's first decision, and the hash of the decision before it."""
     with closing(_connect(path)) as connection, _readable(path):
         check_columns(connection, path)
         row = connection.execute("SELECT number, before FROM beginning").fetchone()
     if row is None:
-        raise DataError(path, "does not say where its chain begins: it was altered")
+        raise DataError(
+            path, "the beginning of its chain is missing: the file was altered. Restore it."
+        )
     return End(*row)
 
 
 def _stored(path: Path, selection: Selection) -> Iterator[tuple[tuple[Any, ...], list[StoredText]]]:
-    """The selected rows of a file in order, as they are in it, each with its texts."""
+    """The selected rows of a file, in order and unparsed, each with its texts."""
     where, values = selection.where()
     with closing(_connect(path)) as connection, _readable(path):
         check_columns(connection, path)
-        # Two cursors side by side: texts joined to rows would repeat the rows
+        # Two cursors in parallel, because a join would repeat the rows for each text
         decisions = connection.execute(
             f"SELECT {', '.join(COLUMNS)} FROM decisions WHERE {where} ORDER BY number", values
         )
@@ -292,34 +298,36 @@ def _stored(path: Path, selection: Selection) -> Iterator[tuple[tuple[Any, ...],
         texts_of = groupby(all_texts, key=itemgetter(0))
         number, texts = next(texts_of, (None, iter(())))
         for row in decisions:
-            # Texts of rows that are not there belong to an altered log
+            # Skip texts of missing rows, which only an altered log has
             while number is not None and number < row[0]:
                 number, texts = next(texts_of, (None, iter(())))
-            own = []
+            row_texts = []
             if number == row[0]:
-                own = [StoredText(*text[1:]) for text in texts]
+                row_texts = [StoredText(*text[1:]) for text in texts]
                 number, texts = next(texts_of, (None, iter(())))
-            yield row, own
+            yield row, row_texts
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ones that name the file."""
+    """Turn SQLite's errors into errors that name the file."""
     try:
         yield
     except sqlite3.Error as error:
-        raise DataError(path, f"not a decision log that can be read ({error})") from error
+        raise DataError(
+            path, f"not a decision log, or it is damaged ({error}). Check the path."
+        ) from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         return sqlite3.connect(path, timeout=1.0)
     except sqlite3.Error as error:
-        raise ConfigError(f"{path}: cannot be opened ({error})") from error
+        raise ConfigError(f"{path}: cannot be opened ({error}). Check the path.") from error
 
 
 def _in_utc(moment: datetime | None) -> str | None:
-    """The moment as the column `at` has it; one without a zone is taken as UTC."""
+    """The time in the format of the column `at`. A time without a zone is taken as UTC."""
     if moment is None:
         return None
     zoned = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

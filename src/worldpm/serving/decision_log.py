@@ -1,8 +1,8 @@
-"""The log of a running server: an append-only SQLite file whose rows carry the hash of the row
+"""The log of a running server: an append-only SQLite file in which each row has the hash of the row
 before.
 
-A decision is on the disk before its reply is sent. Decisions that wait together are committed
-together. A file that has grown to its limit is put aside, and the chain goes on in a new one:
+A decision is on disk before its reply is sent. Waiting decisions are committed together. A file
+that has reached its limit is renamed, and the chain continues in a new file:
 
     decisions.sqlite                 the newest decisions
     decisions.000000012345.sqlite    those up to number 12,345
@@ -38,17 +38,17 @@ from worldpm.storage.locks import try_lock
 logger = logging.getLogger(__name__)
 
 PRIVATE = 0o600
-"""Mode of the files: the owner alone reads and writes them."""
+"""Mode of the files: only the owner can read and write them."""
 RETRY_SECONDS = 2.0
-"""Time after a failed write until the next is tried, without a decision if none comes."""
+"""Time from a failed write to the next attempt, even if no new decision arrives."""
 UPKEEP_SECONDS = 3600.0
-"""Time after which old files are looked for, if no decision comes."""
+"""Time without decisions after which old files are removed."""
 BUSY_SECONDS = 10.0
-"""Time that a write waits for another process, such as one that erases."""
+"""Time that a write waits for another process, for instance one that erases texts."""
 ROTATION_SECONDS = 60.0
-"""Time after a failed rotation until the next is tried."""
+"""Time from a failed rotation to the next attempt."""
 FILE_DAYS = 1
-"""Days of decisions in a file, where files are removed by age."""
+"""Days of decisions in a file, if files are removed by age."""
 
 
 class Batch(NamedTuple):
@@ -59,12 +59,12 @@ class Batch(NamedTuple):
 
 
 class Retention(NamedTuple):
-    """How much of a log is kept, and in which files."""
+    """How long decisions are kept, and when a new file begins."""
 
     file_bytes: int | None = None
-    """Size at which a file is put aside; None for a single file."""
+    """Size at which a new file begins; None for a single file."""
     days: float | None = None
-    """Age at which a file that was put aside is removed; None keeps all."""
+    """Age at which an older file is removed; None keeps all files."""
 
 
 KEEP_ALL = Retention()
@@ -73,14 +73,14 @@ KEEP_ALL = Retention()
 class DecisionLog:
     """The log of a running server. Only one process can write it.
 
-    Without `keep_texts`, it holds digests and salts alone: who has a text can show that it is the
-    one that was judged.
+    Without `keep_texts`, it holds only digests and salts. A person who has a text can use them to
+    prove that this text was scored.
     """
 
     def __init__(
         self, path: Path, *, keep_texts: bool = True, retention: Retention = KEEP_ALL
     ) -> None:
-        # The lock must be of the file itself, whatever link leads to it
+        # Resolve links, so that the lock belongs to the file itself
         self.path = path = path.resolve()
         self._keep_texts, self._retention = keep_texts, retention
         self._lock = _lock(path)
@@ -95,34 +95,35 @@ class DecisionLog:
         except (sqlite3.Error, OSError, ValueError) as error:
             self._lock.release()
             raise ConfigError(
-                f"{path}: cannot be written as a decision log ({error}); name another file"
+                f"{path}: cannot be written as a decision log ({error}). Name another file."
             ) from error
         except DataError:
             self._lock.release()
             raise
 
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        # A daemon, so that a crash elsewhere does not wait for it forever
+        # A daemon, so that a crash elsewhere does not wait for this thread forever
         self._writer = threading.Thread(target=self._write, name="decisions", daemon=True)
         self._writer.start()
 
     @property
     def can_write(self) -> bool:
-        """False from a failed write until one succeeds; it is tried again without decisions."""
+        """False from a failed write until one succeeds. Writes are retried even without new
+        decisions."""
         return not self._has_failed and self._writer.is_alive()
 
     def __len__(self) -> int:
         return self._end.number
 
     def append(self, decisions: Sequence[Decision]) -> Future[None]:
-        """A future that is done when the decisions are on the disk, or holds the error.
+        """Write decisions. The returned future is done when they are on disk, or holds the error.
 
         Raises:
             ValueError: If a number is not finite. None of these decisions is written; other calls
                 are unaffected.
         """
         done: Future[None] = Future()
-        # Converted here, so that a wrong number fails the call and not the writer
+        # Convert here, so that a wrong number fails this call and not the writer
         records = [record_of(decision, keep_texts=self._keep_texts) for decision in decisions]
         self._queue.put(Batch(records, done))
         return done
@@ -134,25 +135,25 @@ class DecisionLog:
         """
         if not self._writer.is_alive():
             return
-        # None ends the writer after all that was put before
+        # None stops the writer after all earlier entries
         self._queue.put(None)
         self._writer.join()
         self._connection.close()
         self._lock.release()
 
     def _open(self, end: decision_files.End) -> None:
-        """Open the newest file; a new one goes on after `end`."""
-        # Made before SQLite makes it: its other files get the same mode
+        """Open the newest file. If it is new, its chain continues after `end`."""
+        # Create the file before SQLite does, so that SQLite's other files get the same mode
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, PRIVATE))
         self.path.chmod(PRIVATE)
         self._inode = self.path.stat().st_ino
-        # Opened in one thread and used in the writer's, never in two at once
+        # Opened in this thread and used in the writer's thread, never by both at once
         self._connection = sqlite3.connect(self.path, check_same_thread=False, timeout=BUSY_SECONDS)
         self._is_open = True
         try:
-            # With a write-ahead log, others can read while the server writes
+            # With a write-ahead log, other processes can read while the server writes
             self._connection.execute("PRAGMA journal_mode = WAL")
-            # FULL syncs the log at each commit: a decision outlives a power failure
+            # FULL syncs at each commit, so that decisions survive a power failure
             self._connection.execute("PRAGMA synchronous = FULL")
             decision_files.check_columns(self._connection, self.path)
             self._connection.executescript(TABLES)
@@ -173,13 +174,13 @@ class DecisionLog:
         self._is_open = False
 
     def _write(self) -> None:
-        """Commit all waiting decisions at once, again and again, until the log is closed."""
+        """Commit all waiting decisions at once, repeatedly, until the log is closed."""
         stopped = False
         while not stopped:
-            # A sync takes milliseconds: one for all that wait, instead of one for each
+            # A sync takes milliseconds, so use one for all waiting decisions
             waiting = self._waiting()
             stopped = None in waiting
-            # Skips batches whose request was cancelled; the others cannot be cancelled any more
+            # Skip batches whose request was cancelled; the others can no longer be cancelled
             batches = [
                 batch
                 for batch in waiting
@@ -188,7 +189,7 @@ class DecisionLog:
 
             try:
                 self._commit([record for batch in batches for record in batch.records])
-            # Any error, for instance a full disk: rewards that are not logged must not be sent
+            # Catch any error, for instance a full disk: unlogged rewards must not be sent
             except Exception as error:
                 self._has_failed = True
                 for batch in batches:
@@ -212,14 +213,14 @@ class DecisionLog:
 
     def _commit(self, records: Sequence[Record]) -> None:
         """Number and chain the rows, and write them in one transaction."""
-        # Closed by a rotation that failed
+        # A failed rotation closed the file
         if not self._is_open:
             self._open(self._end)
-        # A file that somebody removed would take the rows, and be gone with the process
+        # Check for removal: rows in a removed file would be lost with the process
         if self.path.stat().st_ino != self._inode:
             raise OSError("the file was removed or replaced")
         if not records:
-            # A write of the file's header, to see whether writing works
+            # Write the file's header, to test whether writing works
             self._connection.execute("PRAGMA user_version = 1")
             return
 
@@ -237,17 +238,17 @@ class DecisionLog:
             marks = ", ".join("?" * len(COLUMNS))
             self._connection.executemany(f"INSERT INTO decisions VALUES ({marks})", rows)
             self._connection.executemany("INSERT INTO texts VALUES (?, ?, ?, ?)", texts)
-        # Only after the commit, so that a failed one leaves the chain as it was
+        # Only after the commit, so that a failed commit leaves the chain unchanged
         self._end = decision_files.End(number, before)
         self._first_at = self._first_at or datetime.now(UTC)
 
     def _keep_within_limits(self, *, is_upkeep: bool) -> None:
-        """Put a full file aside, and remove old ones."""
+        """Start a new file if the current one is full, and remove old files."""
         most_bytes, days = self._retention
         is_old = days is not None and self._age() > timedelta(days=FILE_DAYS)
         is_full = most_bytes is not None and self._bytes() >= most_bytes
         is_due = (is_old or is_full) and time.monotonic() >= self._next_rotation
-        # Any error: a file that cannot be put aside is written on, and this thread must not end
+        # Catch any error: the log then continues in the same file, and this thread must not end
         try:
             if self._first_at is not None and is_due:
                 self._next_rotation = time.monotonic() + ROTATION_SECONDS
@@ -255,12 +256,12 @@ class DecisionLog:
             if is_upkeep or is_due:
                 self._remove_old_files()
         except Exception:
-            logger.exception("%s: cannot be put aside, or old files not removed", self.path)
-            # A closed file is opened again without a decision
+            logger.exception("%s: cannot start a new file or remove old ones", self.path)
+            # If the file is closed, the retry opens it again, even without a decision
             self._has_failed = not self._is_open
 
     def _age(self) -> timedelta:
-        """Age of the first decision of the file."""
+        """Age of the file's first decision."""
         now = datetime.now(UTC)
         return now - (self._first_at or now)
 
@@ -270,8 +271,8 @@ class DecisionLog:
         return self.path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
 
     def _put_aside(self) -> None:
-        """Rename the file, and go on in a new one, unless a reader has it open."""
-        # Without a wait for readers: decisions wait meanwhile
+        """Rename the file, and continue in a new one, unless a reader has it open."""
+        # Do not wait for readers, because decisions would wait too
         self._connection.execute("PRAGMA busy_timeout = 0")
         busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self._connection.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
@@ -279,7 +280,8 @@ class DecisionLog:
             return
 
         self._close_file()
-        # SQLite removes them with the last connection; a reader's would mix with the new file's
+        # SQLite removes these with the last connection. If they exist, a reader has the file open,
+        # and its files would mix with the new file's
         side = [self.path.with_name(self.path.name + end) for end in ("-wal", "-shm")]
         try:
             if not any(path.exists() for path in side):
@@ -289,7 +291,7 @@ class DecisionLog:
             self._open(self._end)
 
     def _remove_old_files(self) -> None:
-        """Remove the files whose last decision is older than the days that are kept."""
+        """Remove the files whose last decision is older than the retention time."""
         if self._retention.days is None:
             return
         oldest = datetime.now(UTC) - timedelta(days=self._retention.days)
@@ -299,29 +301,29 @@ class DecisionLog:
 
 
 def _lock(path: Path) -> BaseFileLock:
-    """A locked file beside the log, so that no second process writes it."""
+    """A locked file beside the log, so that only one process writes the log."""
     try:
         lock = try_lock(path.with_name(path.name + ".lock"), mode=PRIVATE)
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be written ({error.strerror}); name a file in a folder that is there"
+            f"{path}: cannot be written ({error.strerror}). Name a file in an existing folder."
         ) from error
 
     if lock is None:
         raise ConfigError(
-            f"{path}: another process is writing this decision log; name another file"
+            f"{path}: another process is writing this decision log. Name another file."
         )
     return lock
 
 
 def _unclosed(path: Path) -> str | None:
-    """A message if a killed process left a write-ahead log.
+    """A message if a killed process left a write-ahead log; None otherwise.
 
-    SQLite reads it again when it opens the file: whole commits stay, a torn last one does not.
+    SQLite reads it when it opens the file. Complete commits stay; an incomplete last one is lost.
     """
     wal = path.with_name(path.name + "-wal")
     if not wal.exists() or wal.stat().st_size == 0:
         return None
 
     size = f"{wal.stat().st_size:,} bytes of its write-ahead log"
-    return f"{path}: was not closed; {size} are read again, up to the last whole commit"
+    return f"{path}: was not closed. {size} are recovered, up to the last complete commit"

@@ -1,6 +1,6 @@
-"""Decisions as a server logs them, and their two tables.
+"""Decisions in a server's log, and their two tables.
 
-A row of `decisions`, with its JSON columns as text:
+A row of `decisions`, whose JSON columns are text:
 
     number 1, at 2026-01-01T00:00:00.000000+00:00, reply rewards-1f0c..., request 9e41...,
     route /v1/rewards, key ann, release 0.1.0, model 3f1a..., template ad1b..., temperature 1.3,
@@ -8,13 +8,13 @@ A row of `decisions`, with its JSON columns as text:
     inputs {"prompt.0": "5be1...", "responses.0": "c0ff...", "responses.1": "07d2..."},
     rewards [0.5, 1.5], probabilities [0.73, 0.5], milliseconds 12.5, before 0000..., hash 9c2e...
 
-The column `inputs` holds a digest of each text, and the hash of the row covers it. The texts
-themselves are rows of the table `texts`, which can be erased without a change of the chain:
+The column `inputs` holds a digest of each text, and the row's hash covers it. The texts are rows of
+the table `texts`. They can be erased without changing the chain:
 
     decision 1, place responses.0, salt (16 bytes), text "About 40 minutes."
 
-A digest is the SHA-256 of salt and text. Erasing removes the salt too, so a digest cannot be
-compared with guessed texts.
+A digest is the SHA-256 of salt and text. Erasing a text also removes the salt, so nobody can
+compare the digest with guessed texts.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from worldpm.storage.json_files import Json, Plain
 SqlValues = tuple[str | int | float | bytes | None, ...]
 """Values of a row, in the order of columns."""
 HASH_BEFORE_FIRST = "0" * 64
-"""In the first row, in place of the hash of the row before."""
+"""Value of `before` in the first row."""
 # STRICT, because SQLite otherwise stores any type in any column
 TABLES = """
 CREATE TABLE IF NOT EXISTS decisions (
@@ -80,7 +80,7 @@ COLUMNS = (
     "before",
     "hash",
 )
-"""Columns of the table `decisions`, in order; the hash is computed from those before it."""
+"""Columns of the table `decisions`, in order. The hash covers all columns before it."""
 JSON_COLUMNS: dict[str, Any] = {
     "settings": dict[str, Any],
     "queues": list[str] | None,
@@ -91,7 +91,8 @@ JSON_COLUMNS: dict[str, Any] = {
 """Types of the columns that hold JSON."""
 SALT_BYTES = 16
 PROMPT, RESPONSES, LAST, TEXT, IDS = "prompt", "responses", "last", "text", "ids"
-"""Places of texts; those of `PROMPT` and `RESPONSES` have a number after a point."""
+"""Names of texts, in the column `place`. After `PROMPT` and `RESPONSES` follow a point and a
+number."""
 
 
 @dataclass(frozen=True)
@@ -101,28 +102,28 @@ class ConversationInputs:
     prompt: list[Message]
     responses: list[str]
     last: Message = ASSISTANT
-    """The turn that a response is the content of; it may have tool calls."""
+    """The last turn, without its content, which is a response. It may have tool calls."""
 
     def content(self) -> Plain:
-        """As JSON."""
+        """The inputs as JSON."""
         last = {} if self.last == ASSISTANT else {LAST: self.last.turn()}
         prompt = [turn.turn() for turn in self.prompt]
         return {PROMPT: prompt, RESPONSES: self.responses, **last}
 
     def texts(self) -> dict[str, str]:
-        """Texts by their places: a message is JSON."""
+        """Texts by name. Messages are JSON."""
         texts = {f"{PROMPT}.{i}": json_text(turn.turn()) for i, turn in enumerate(self.prompt)}
         texts |= {f"{RESPONSES}.{i}": response for i, response in enumerate(self.responses)}
         return texts if self.last == ASSISTANT else {**texts, LAST: json_text(self.last.turn())}
 
     @property
     def reward_count(self) -> int:
-        """Number of rewards that they get."""
+        """Number of rewards of these inputs."""
         return len(self.responses)
 
     @property
     def prompt_text(self) -> str:
-        """The contents of the prompt's messages, one a line."""
+        """The contents of the prompt's messages, joined by line breaks."""
         return "\n".join(message.content for message in self.prompt)
 
 
@@ -134,27 +135,27 @@ class TextInputs:
     reward_count: ClassVar[int] = 1
 
     def content(self) -> Plain:
-        """As JSON."""
+        """The inputs as JSON."""
         return {TEXT: self.text}
 
     def texts(self) -> dict[str, str]:
-        """The text by its place."""
+        """The text by name."""
         return {TEXT: self.text}
 
 
 @dataclass(frozen=True)
 class IdInputs:
-    """The token ids of such a text."""
+    """The token ids of a text that the client rendered with the chat template."""
 
     ids: list[int]
     reward_count: ClassVar[int] = 1
 
     def content(self) -> Plain:
-        """As JSON."""
+        """The inputs as JSON."""
         return {IDS: self.ids}
 
     def texts(self) -> dict[str, str]:
-        """The ids as JSON by their place."""
+        """The ids as JSON, by name."""
         return {IDS: json_text(self.ids)}
 
 
@@ -162,14 +163,14 @@ Inputs = ConversationInputs | TextInputs | IdInputs
 
 
 def inputs_of(texts: Mapping[str, str]) -> Inputs:
-    """The inputs of texts by their places; the reverse of `texts`."""
+    """The inputs from their texts by name; the inverse of `texts`."""
     if TEXT in texts:
         return TextInputs(texts[TEXT])
     if IDS in texts:
         return IdInputs(json.loads(texts[IDS]))
 
     def numbered(kind: str) -> list[str]:
-        count = sum(place.startswith(f"{kind}.") for place in texts)
+        count = sum(name.startswith(f"{kind}.") for name in texts)
         return [texts[f"{kind}.{i}"] for i in range(count)]
 
     prompt = [Message.of(json.loads(turn)) for turn in numbered(PROMPT)]
@@ -179,14 +180,15 @@ def inputs_of(texts: Mapping[str, str]) -> Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The rewards of one prompt's responses, or of one text, and what they depend on."""
+    """The rewards of one prompt's responses, or of one text, with everything that they depend
+    on."""
 
     at: str
     """UTC, ISO 8601 with microseconds."""
     reply: str
-    """Id of the reply; the decisions of one reply share it."""
+    """Id of the reply, which all its decisions share."""
     request: str
-    """Id of the HTTP request, from its `X-Request-Id` or made here."""
+    """Id of the HTTP request, from its `X-Request-Id` or generated."""
     route: str
     key: str | None
     """The name of the API key; None if the server needs no key."""
@@ -197,22 +199,23 @@ class Decision:
     template: str | None
     """Hash of the chat template; None if the model is upstream."""
     temperature: float | None
-    """Divides margins into log odds for `probabilities`; None if they are not calibrated."""
+    """The divisor that turns margins into log odds for `probabilities`; None if margins are not
+    calibrated."""
     calibration: str | None
     """SHA-256 of temperature, judged margins and style model; None if margins are not
     calibrated."""
     settings: Json
-    """Preferences, rules, and `cut_to` in tokens if inputs were cut."""
+    """Preferences, rules, and `cut_to` in tokens if inputs may be cut."""
     queues: Sequence[str] | None
     """The queue of each response; None on routes without rules."""
     inputs: Inputs | None
-    """None in a row whose texts were erased or never kept."""
+    """None in a row whose texts were erased or never stored."""
     rewards: Sequence[float]
     """Logits, in the order of the responses."""
     probabilities: Sequence[float]
-    """That the best response is preferred to each; 0.5 for itself."""
+    """Probabilities that the best response is preferred to each response; 0.5 for itself."""
     milliseconds: float
-    """From the request's arrival to its rewards."""
+    """Time from the arrival of the request to its rewards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,9 +223,9 @@ class DecisionRow(Decision):
     """A decision that was read back from the log."""
 
     number: int
-    """From 1, without gaps."""
+    """Number of the row, from 1, without gaps."""
     digests: Mapping[str, str]
-    """Salted digests of its texts, by their places."""
+    """Salted digests of the texts, by name."""
     before: str
     """Hash of the row before."""
     hash: str
@@ -230,42 +233,44 @@ class DecisionRow(Decision):
 
     @property
     def cut_to(self) -> int | None:
-        """Tokens that the inputs were cut to; None if they were not to be cut."""
+        """Number of tokens that the inputs were cut to; None if cutting was off."""
         tokens: int | None = self.settings.get("cut_to")
         return tokens
 
     def decision(self) -> Decision:
-        """The decision without its place in the chain."""
+        """The decision without the columns of the chain."""
         return Decision(**{field.name: getattr(self, field.name) for field in fields(Decision)})
 
 
 class StoredText(NamedTuple):
     """A row of `texts` without its decision."""
 
-    place: str
+    name: str
+    """Name of the text, from the column `place`."""
     salt: bytes
     text: str | None
-    """None if only the digest is kept."""
+    """None if only the digest is stored."""
 
 
 class Record(NamedTuple):
-    """A decision as the columns of its row, but for number, `before` and hash; and its texts."""
+    """The columns of a decision's row, without number, `before` and hash, and the decision's
+    texts."""
 
     values: SqlValues
     texts: list[StoredText]
 
 
 def record_of(decision: Decision, *, keep_texts: bool) -> Record:
-    """The decision as it is stored.
+    """The decision in the form in which it is stored.
 
     Raises:
         ValueError: If a number is not finite.
     """
     inputs = decision.inputs.texts() if decision.inputs is not None else {}
     texts = [
-        StoredText(place, secrets.token_bytes(SALT_BYTES), text) for place, text in inputs.items()
+        StoredText(name, secrets.token_bytes(SALT_BYTES), text) for name, text in inputs.items()
     ]
-    digests = {text.place: digest_of(text) for text in texts}
+    digests = {text.name: digest_of(text) for text in texts}
     values = (
         decision.at,
         decision.reply,
@@ -288,10 +293,10 @@ def record_of(decision: Decision, *, keep_texts: bool) -> Record:
 
 
 def row_of(values: Sequence[object], texts: Sequence[StoredText]) -> DecisionRow:
-    """The row of a stored decision, with those of its texts that are there.
+    """The row of a stored decision. `inputs` is None unless all its texts are there.
 
     Raises:
-        ValueError, msgspec.DecodeError: If a column is not the JSON that was written.
+        ValueError, msgspec.DecodeError: If a column is not valid JSON of its type.
     """
     columns: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
     for name, kind in JSON_COLUMNS.items():
@@ -299,9 +304,9 @@ def row_of(values: Sequence[object], texts: Sequence[StoredText]) -> DecisionRow
         columns[name] = msgspec.json.decode(text, type=kind)
 
     digests = columns.pop("inputs")
-    kept = {text.place: text.text for text in texts if text.text is not None}
-    # Partly erased is erased
-    inputs = inputs_of(kept) if kept.keys() == digests.keys() else None
+    stored = {text.name: text.text for text in texts if text.text is not None}
+    # Inputs that are partly erased count as erased
+    inputs = inputs_of(stored) if stored.keys() == digests.keys() else None
     return DecisionRow(**columns, digests=digests, inputs=inputs)
 
 
@@ -311,13 +316,13 @@ def digest_of(text: StoredText) -> str:
 
 
 def hash_of(row: SqlValues) -> str:
-    """SHA-256 of all columns of a row but its hash."""
-    # JSON quotes the columns, so that no text can move from one to the next
+    """SHA-256 of all columns of a row except its hash."""
+    # JSON quotes the columns, so that no text can move to another column unnoticed
     return hashlib.sha256(json.dumps(list(row), ensure_ascii=False).encode()).hexdigest()
 
 
 def json_text(value: object) -> str:
-    """A JSON column's text.
+    """The text of a JSON column.
 
     Raises:
         ValueError: If a number is not finite.

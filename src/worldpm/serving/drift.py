@@ -1,8 +1,9 @@
 """Drift: whether requests or rewards have changed since a reference window was saved.
 
-Each request gives one value to each of four series, so that values are independent: reward and
-length of the first response, length of the prompt, and one hashed word of the prompt. Each window
-of the newest values is tested against the reference, a JSON file with a list for each series:
+Each request adds one value to each of four series, so that the values of a series are independent:
+the reward and length of the first response, the length of the prompt, and one hashed word of the
+prompt. Each window of new values is tested against the reference, a JSON file with a list for each
+series:
 
     {"reward": [0.5, ...], "response characters": [41.0, ...], "prompt characters": [30.0, ...],
      "word": [17.0, ...]}
@@ -28,15 +29,15 @@ Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
 SERIES = ("reward", "response characters", "prompt characters", "word")
 WORDS = 24
-"""Buckets of hashed words."""
+"""Number of buckets for hashed words."""
 WINDOW = 500
-"""Requests that are tested together."""
+"""Number of requests that are tested together."""
 LEAST_REQUESTS = 500
-"""Requests that a reference must have."""
+"""Least number of requests in a reference."""
 LEVEL = 0.01
 """Significance level of the corrected tests of one window, all series together."""
 LEAST_STABILITY_INDEX = 0.1
-"""Least population stability index of a drift: a smaller change does not matter, however
+"""Least population stability index of a drift. A smaller change does not matter, even if it is
 certain."""
 ADWIN_DELTA = 1e-4
 """ADWIN's probability of a false alarm."""
@@ -45,7 +46,7 @@ PSEUDO_COUNT = 0.5
 
 
 class Comparison(NamedTuple):
-    """One series of one window against the reference, before correction."""
+    """The test of one series of a window against the reference, before correction."""
 
     stability_index: float
     """Population stability index (PSI), at least 0."""
@@ -55,15 +56,15 @@ class Comparison(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One series of one window against the reference."""
+    """The test of one series of a window against the reference."""
 
     stability_index: float
     """PSI over tenths of the reference, at least 0; more than 0.25 is usually called a large
     change."""
     distance: float
-    """Kolmogorov-Smirnov's, 0 to 1; for words the total variation."""
+    """Kolmogorov-Smirnov distance, 0 to 1; for words, the total variation."""
     p_value: float
-    """Corrected for the number of series."""
+    """p-value, corrected for the number of series."""
 
     @property
     def drifted(self) -> bool:
@@ -74,7 +75,7 @@ class Change(NamedTuple):
 def values_of(reward: float, prompt: str, response: str) -> tuple[float, ...]:
     """A request's value in each series, in the order of `SERIES`."""
     prompt_words = prompt.split()
-    # The hash of the prompt picks the word: the same prompt always gives the same one
+    # The hash of the prompt selects the word, so a prompt always gives the same word
     index = xxhash.xxh64_intdigest(prompt.encode()) % max(1, len(prompt_words))
     word = prompt_words[index] if prompt_words else ""
     bucket = xxhash.xxh64_intdigest(word.lower().encode()) % WORDS
@@ -83,37 +84,37 @@ def values_of(reward: float, prompt: str, response: str) -> tuple[float, ...]:
 
 
 class Drift:
-    """The newest window, and the changes of the window before."""
+    """The current window, and the changes of the last full window."""
 
     def __init__(self, reference: Mapping[str, ArrayLike]) -> None:
         self.reference = {name: np.array(reference[name], dtype=np.float64) for name in SERIES}
         self.changes: dict[str, Change] = {}
-        """By series; empty before the first window is full."""
+        """Changes by series; empty until the first window is full."""
         self.shifts = 0
-        """Times that ADWIN detected a shift of the mean reward."""
+        """Number of times that ADWIN detected a shift of the mean reward."""
         self._window: list[tuple[float, ...]] = []
         self._adwin = ADWIN(delta=ADWIN_DELTA)  # type: ignore[no-untyped-call]
 
     def observe(self, values: tuple[float, ...]) -> bool:
-        """Add a request's values. True if they filled a window and `changes` are new."""
+        """Add a request's values. Return True if they filled a window, and `changes` are new."""
         self._window.append(values)
-        # ADWIN keeps its own window of the rewards, whose length adapts
+        # ADWIN has its own window of rewards, with an adaptive length
         self._adwin.update(values[0])  # type: ignore[no-untyped-call]
         self.shifts += int(self._adwin.drift_detected)
         if len(self._window) < WINDOW:
             return False
 
         self.changes = compare(self.reference, np.array(self._window, dtype=np.float64))
-        # Windows do not overlap, so that their tests are independent
+        # Clear the window, so that windows do not overlap and tests are independent
         self._window.clear()
         return True
 
 
 def compare(reference: Mapping[str, Array], window: Array) -> dict[str, Change]:
-    """Every series of a window, shape `(values, 4)`, against the reference.
+    """Test every series of a window, shape `(values, 4)`, against the reference.
 
-    Source: Kolmogorov-Smirnov and chi-square tests of two samples, Holm's correction; PSI as in
-    Siddiqi 2006, with half a count in every tenth so that an empty one does not make it infinite.
+    Source: two-sample Kolmogorov-Smirnov and chi-square tests, with Holm's correction; PSI as in
+    Siddiqi 2006, with half a count added to every bin, so that empty bins do not make it infinite.
     """
     comparisons: dict[str, Comparison] = {}
     for name, new in zip(SERIES, window.T, strict=True):
@@ -128,9 +129,9 @@ def compare(reference: Mapping[str, Array], window: Array) -> dict[str, Change]:
 
 
 def _compare_words(old: Array, new: Array) -> Comparison:
-    """Hashed words: chi-square test and total variation."""
+    """Compare hashed words: chi-square test and total variation."""
     counts = np.stack([np.bincount(buckets.astype(int), minlength=WORDS) for buckets in (old, new)])
-    # The test is not defined for a bucket that is empty in both samples, nor for a single bucket
+    # The test is undefined for buckets that are empty in both samples, and for a single bucket
     filled = counts.sum(axis=0) > 0
     p_value = 1.0
     if filled.sum() > 1:
@@ -142,12 +143,12 @@ def _compare_words(old: Array, new: Array) -> Comparison:
 
 
 def _compare_numbers(old: Array, new: Array) -> Comparison:
-    """Numbers: Kolmogorov-Smirnov test, and PSI over tenths of the reference."""
+    """Compare numbers: Kolmogorov-Smirnov test, and PSI over tenths of the reference."""
     # The exact p-value takes too long for thousands of values
     test = stats.ks_2samp(old, new, method="asymp")
 
     tenths = np.quantile(old, np.linspace(0, 1, 11)[1:-1])
-    # The last bin holds values above all of the reference; equal tenths merge into one bin
+    # The last bin holds values above the whole reference; equal tenths merge into one bin
     edges = np.unique([*tenths, np.nextafter(old.max(), np.inf)])
     counts = [
         np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
@@ -165,7 +166,7 @@ def _stability_index(old: Counts, new: Counts) -> float:
 
 
 def reference_of(decisions: Iterable[DecisionRow]) -> dict[str, list[float]]:
-    """The series of logged decisions; those without prompt or responses are left out."""
+    """The series of logged decisions. Decisions without a prompt or responses are left out."""
     series: dict[str, list[float]] = {name: [] for name in SERIES}
     for row in decisions:
         if not row.rewards or not isinstance(row.inputs, ConversationInputs):
@@ -177,13 +178,13 @@ def reference_of(decisions: Iterable[DecisionRow]) -> dict[str, list[float]]:
 
 
 def read(path: Path) -> dict[str, list[float]]:
-    """A reference that `worldpm log reference` wrote.
+    """Read a reference that `worldpm log reference` wrote.
 
     Raises:
         DataError: If the file has another form, or too few requests.
     """
     if not path.is_file():
-        raise DataError(path, "no such file; `worldpm log reference` writes one")
+        raise DataError(path, "no such file. Write one with `worldpm log reference`.")
 
     content = read_json(path)
     lists = isinstance(content, dict) and all(
@@ -191,14 +192,16 @@ def read(path: Path) -> dict[str, list[float]]:
     )
     if not lists:
         raise DataError(
-            path, f"expected lists of {', '.join(SERIES)}; `worldpm log reference` writes them"
+            path,
+            f"lacks a list of {', '.join(SERIES)}. Write the file with `worldpm log reference`.",
         )
     if not all(_are_numbers(content[name]) for name in SERIES):
         raise DataError(
-            path, "contains values that are not numbers. Write it with `worldpm log reference`."
+            path,
+            "contains values that are not numbers. Write the file with `worldpm log reference`.",
         )
     if min(len(content[name]) for name in SERIES) < LEAST_REQUESTS:
-        raise DataError(path, f"holds fewer than {LEAST_REQUESTS} requests; take a longer log")
+        raise DataError(path, f"has fewer than {LEAST_REQUESTS} requests. Use a longer log.")
     return content
 
 

@@ -19,7 +19,7 @@ BEGAN, ENDED = "drift.began", "drift.ended"
 
 @dataclass(frozen=True)
 class DriftData:
-    """Data of a message."""
+    """Data of a drift message."""
 
     model: str
     """Name of the model."""
@@ -29,18 +29,18 @@ class DriftData:
 
 
 class DriftMessages:
-    """Sends a message when a series begins to differ from the reference, or ends to."""
+    """Sends a message when a series begins or stops to differ from the reference."""
 
     def __init__(self, webhook: Webhook, identity: Identity, metrics: Metrics) -> None:
         self._webhook, self._identity, self._metrics = webhook, identity, metrics
         self._drifting: set[str] = set()
         self._queue: queue.SimpleQueue[tuple[str, DriftData]] = queue.SimpleQueue()
-        # One thread, so that messages keep their order and requests never wait for them; a daemon,
-        # so that the end of the server does not wait for a receiver that is gone
+        # One thread, so that messages keep their order and requests do not wait for them. A daemon,
+        # so that the server can stop while a receiver does not answer
         threading.Thread(target=self._send, name="webhook", daemon=True).start()
 
     def changed(self, changes: Mapping[str, Change]) -> None:
-        """Take the changes of a window by series."""
+        """Compare the changes of a window, by series, with the window before, and send messages."""
         now = {name for name, change in changes.items() if change.drifted}
         for kind, names in ((BEGAN, now - self._drifting), (ENDED, self._drifting - now)):
             if names:
@@ -55,7 +55,7 @@ class DriftMessages:
             result = "delivered"
             try:
                 self._webhook.post(kind, data)
-            # Any error: this thread must go on with the next message
+            # Catch any error, because this thread must continue with the next message
             except Exception as error:
                 logger.error("%s", error)
                 result = "failed"

@@ -1,7 +1,7 @@
-"""Refusals of an overloaded server, before the application sees a request.
+"""Refusals of an overloaded server, before the application gets the request.
 
-At ten times the load, nine requests of ten are refused: what each of them costs is taken from those
-that are answered.
+At ten times the load, nine of ten requests are refused. A cheap refusal leaves more time for the
+requests that are answered.
 """
 
 import time
@@ -24,10 +24,10 @@ from worldpm.serving.service import RefusedError, Service
 
 
 class EarlyRefusals:
-    """Gives the reply to a request that cannot be taken now."""
+    """Gives the reply to a request that the server cannot take now."""
 
     def __init__(self, service: Service, *, cors: bool) -> None:
-        """With `cors`, browsers may send requests, and their refusals need more headers."""
+        """`cors` is whether browsers may send requests; their refusals need more headers."""
         self._service, self._cors = service, cors
         self._log = AccessLog(service.metrics)
 
@@ -37,7 +37,7 @@ class EarlyRefusals:
         if is_other or (self._cors and any(name == b"origin" for name, _ in scope["headers"])):
             return None
         declared = declared_bytes(scope)
-        # Read by the application, which knows its size then
+        # The application reads the body, and then knows its size
         if declared is None:
             return None
         error = overload(self._service, declared)

@@ -1,4 +1,4 @@
-"""Errors as replies, each in the format of the client that sent the request."""
+"""Error replies, each in the format of the client that sent the request."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,15 +17,15 @@ from worldpm.serving.routes.vllm import VLLM
 from worldpm.serving.service import ERROR_KIND, HungUpError, RefusedError
 
 MOST_REPORTED = 16
-"""Validation errors of a body that are reported."""
+"""Largest number of validation errors of a body in a reply."""
 LONGEST_LOCATION = 200
-"""Characters of the location of an error."""
+"""Largest number of characters of an error's location."""
 STATUS_CLIENT_GONE = 499
-"""HTTP status in the log for a client that closed the connection; no client receives it."""
+"""HTTP status in the log if the client closed the connection. No client receives it."""
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Add a handler for each kind of error to the application."""
+    """Add a handler for each type of error to the application."""
 
     @app.exception_handler(RefusedError)
     async def refused(http: HttpRequest, error: RefusedError) -> Reply:
@@ -47,24 +47,24 @@ def handle_errors(app: FastAPI) -> None:
             http.scope, RefusedError(None, message, kind="Bad Request", param=fields[0].loc)
         )
 
-    # Raised by the framework for unknown paths and methods
+    # The framework raises it for unknown paths and methods
     @app.exception_handler(HTTPException)
     async def failed(http: HttpRequest, error: HTTPException) -> Reply:
         refusal = RefusedError(error.status_code, str(error.detail), kind="Bad Request")
         reply = error_reply(http.scope, refusal)
-        # A reply to a wrong method names the right ones
+        # Headers of a reply to a wrong method list the right methods
         reply.headers.update(error.headers or {})
         return reply
 
 
 @dataclass(frozen=True)
 class WrongField:
-    """A validation error; vLLM prints one a line in this form."""
+    """A validation error. Each is one line of the message, in vLLM's form."""
 
     type: str
     """Pydantic's name of the error, for instance `missing`."""
     loc: str
-    """Keys and indices down to the field, for instance `body.messages.0.role`."""
+    """Keys and indices of the field, for instance `body.messages.0.role`."""
     msg: str
     input: str
     """The value, shortened."""
@@ -75,7 +75,7 @@ def _shown(errors: Sequence[ErrorDetails]) -> Sequence[ErrorDetails]:
 
     Errors about other clients' formats on the same route are left out.
     """
-    # loc is ("body", FORMAT, field, ...) where several formats are tried, else ("body", field, ...)
+    # loc is ("body", FORMAT, field, ...) if a route has several formats, else ("body", field, ...)
     if len({error["loc"][1:2] for error in errors}) <= 1:
         return errors
     return [
@@ -90,7 +90,7 @@ def _wrong_field(error: ErrorDetails) -> WrongField:
 
 
 def _location(loc: Sequence[int | str]) -> str:
-    """Where an error is in the body, without the names of the formats that were tried."""
+    """The location of an error in the body, without the names of formats."""
     formats = {body.__name__ for client in CLIENTS for body in client.union_bodies}
     # pydantic calls a format with validators `function-after[VALIDATOR(), FORMAT]`
     parts = [
@@ -98,19 +98,19 @@ def _location(loc: Sequence[int | str]) -> str:
         for part in loc[1:]
         if part not in formats and not str(part).startswith("function-")
     ]
-    # A key may be as long as the body
+    # Shorten the location, because a key can be as long as the body
     return ".".join(["body", *parts])[:LONGEST_LOCATION]
 
 
 def _summary(value: object) -> str:
-    # A large input must not become a large error
+    # Shorten the value, so that a large input does not cause a large error
     if isinstance(value, dict | list):
         return f"<{type(value).__name__} of {len(value)} items>"
     return repr(value)[:80]
 
 
 def _error_client(scope: Scope) -> Client:
-    """The client in whose format the errors of a request are written."""
+    """The client whose format the errors of a request have."""
     chosen = chosen_error_client(scope)
     if chosen is not None:
         return chosen
@@ -120,7 +120,8 @@ def _error_client(scope: Scope) -> Client:
 
 
 def error_reply(scope: Scope, error: RefusedError) -> Reply:
-    """An error in the client's format, which the log and the metrics then know."""
+    """The reply with an error in the client's format. The log and the metrics get the error's
+    kind."""
     scope.setdefault("state", {})[ERROR_KIND] = error.kind
     headers = {}
     if error.retry_after is not None:

@@ -8,47 +8,51 @@ from worldpm.serving.batcher import RowStatistics
 from worldpm.serving.drift import Change
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-"""Bounds of the buckets of a duration."""
+"""Bounds of the buckets of durations, in seconds."""
 REWARDS = (-20, -10, -5, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 5, 10, 20)
 """Bounds of the buckets of rewards, in logits."""
 TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-"""Bounds of the buckets of lengths."""
+"""Bounds of the buckets of lengths, in tokens."""
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Bounds of the buckets of a share."""
+"""Bounds of the buckets of shares."""
 
-# A series that begins with its first error would show no increase by it
+# Without a start at 0, the first error of a kind would not show as an increase
 KINDS = (
     *("Overloaded", "DeadlineExceeded"),
     *("LogFailed", "UpstreamUnavailable", "NotFinite", "InternalServerError"),
 )
-"""Kinds of errors that alerts count, with 0 from the start: busy, and not working."""
+"""Kinds of errors in alerts, "busy" and "not working". Their counters start at 0."""
 
 
 class Metrics:
     """Counters of one server, in a separate registry."""
 
     def __init__(self) -> None:
-        # The library's global registry would add up several servers of one process, as in tests
+        # The global registry would add up several servers in one process, as in tests
         self.registry = CollectorRegistry()
 
         self.requests = self._counter("worldpm_requests", "Requests answered.", "route", "status")
         self.seconds = self._histogram(
-            "worldpm_request_seconds", "From arrival to answer.", SECONDS, "route"
+            "worldpm_request_seconds", "Time from arrival to answer.", SECONDS, "route"
         )
         self.errors = self._counter(
-            "worldpm_errors", "Replies with an error: of the client, busy, or not working.", "kind"
+            "worldpm_errors", "Error replies by kind: client error, busy, not working.", "kind"
         )
         for kind in KINDS:
             self.errors.labels(kind)
         self.stages = self._histogram(
             "worldpm_stage_seconds",
-            "Of a request: read, wait, log; of a row: row.",
+            "Time of a stage: read, wait and log of a request, and row.",
             SECONDS,
             "stage",
         )
 
-        self.tokens = self._counter("worldpm_tokens", "Tokens computed, prompts once.")
-        self.fill = self._histogram("worldpm_row_fill", "Tokens of a row over its budget.", SHARES)
+        self.tokens = self._counter(
+            "worldpm_tokens", "Tokens computed; a shared prompt counts once."
+        )
+        self.fill = self._histogram(
+            "worldpm_row_fill", "Tokens of a row as a share of its budget.", SHARES
+        )
         self.rewards = self._histogram("worldpm_reward", "Rewards in logits.", REWARDS)
         self.lengths = self._histogram("worldpm_response_tokens", "Tokens of a response.", TOKENS)
 
@@ -59,13 +63,13 @@ class Metrics:
             "worldpm_drift_p_value", "Corrected p-value of the latest window.", "of"
         )
         self.drifted = self._gauge(
-            "worldpm_drifted", "1 where the latest window differs, surely and noticeably.", "of"
+            "worldpm_drifted", "1 if the latest window differs significantly and noticeably.", "of"
         )
         self.shifts = self._gauge(
-            "worldpm_reward_shifts", "Times that the mean reward shifted, by ADWIN."
+            "worldpm_reward_shifts", "Shifts of the mean reward that ADWIN detected."
         )
         self.webhooks = self._counter(
-            "worldpm_webhooks", "Messages to the webhook: delivered or failed.", "result"
+            "worldpm_webhooks", "Webhook messages: delivered or failed.", "result"
         )
         for result in ("delivered", "failed"):
             self.webhooks.labels(result)
@@ -85,22 +89,22 @@ class Metrics:
     def watch_service(self, is_ready: Callable[[], bool], requests: Callable[[], int]) -> None:
         """Read the state of the service whenever the metrics are read."""
         self._gauge("worldpm_ready", "1 while /ready gives 200.").set_function(is_ready)
-        self._gauge("worldpm_open_requests", "Requests inside.").set_function(requests)
+        self._gauge("worldpm_open_requests", "Open requests.").set_function(requests)
 
     def watch_queue(self, groups: Callable[[], int], tokens: Callable[[], int]) -> None:
         """Read the queue's size whenever the metrics are read."""
-        # Functions, because values that are set would be old when they are read
-        self._gauge("worldpm_queue_groups", "Groups that wait.").set_function(groups)
-        self._gauge("worldpm_queue_tokens", "Tokens that wait.").set_function(tokens)
+        # Functions, because stored values would be outdated when they are read
+        self._gauge("worldpm_queue_groups", "Groups in the queue.").set_function(groups)
+        self._gauge("worldpm_queue_tokens", "Tokens in the queue.").set_function(tokens)
 
     def stage(self, name: str, seconds: float, row: RowStatistics | None = None) -> None:
-        """Record a stage that ended; a row has its statistics too."""
+        """Record the time of a stage, and the statistics of a row."""
         self.stages.labels(name).observe(seconds)
         if row is None:
             return
 
         self.tokens.inc(row.tokens)
-        # A single group over the budget is a row too, so its share can be above 1
+        # A single group over the budget is also a row, so the share can be above 1
         self.fill.observe(min(1.0, row.tokens / row.budget_tokens))
         for waited in row.waited_seconds:
             self.stages.labels("wait").observe(waited)

@@ -1,4 +1,5 @@
-"""Checks of a request that need no body: host, API key and load. Headers that every reply has."""
+"""Checks of a request that do not need its body (host, API key and load), and the headers of every
+reply."""
 
 import hmac
 import re
@@ -20,13 +21,13 @@ OPEN_PATHS = (
     *("/health", "/ping", "/ready", "/version", "/docs", "/openapi.json"),
     *page.PAGE_FILES,
 )
-"""Answered without an API key; every other path needs a key if the server has keys."""
+"""Paths that need no API key. Every other path needs a key if the server has keys."""
 ASSETS = "/docs-assets"
-"""Below it, without an API key too, are the scripts of `/docs`."""
+"""Folder of the scripts of `/docs`, which need no API key either."""
 FREE_BYTES = 2**16
-"""Bytes of a body that do not count as large."""
+"""Number of bytes of a body that do not count as large."""
 SENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-"""Ids of requests that are taken from the client, for its own log and ours."""
+"""Valid request ids of clients, which appear in the client's log and in ours."""
 PORT = re.compile(r":\d*$")
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -42,7 +43,7 @@ DOCS_POLICY = (
     b"content-security-policy",
     ALLOWED + b"; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'",
 )
-"""The script in the page of `/docs` is FastAPI's own, and shows no text of a request."""
+"""The policy of `/docs`, whose inline script comes from FastAPI and shows no text of a request."""
 
 
 def is_open(path: str) -> bool:
@@ -51,32 +52,32 @@ def is_open(path: str) -> bool:
 
 
 def is_always_taken(path: str) -> bool:
-    """Whether a path is answered by a full server too: operators need it most then."""
+    """Whether even a full server answers a path, because operators need it then."""
     return is_open(path) or path == "/metrics"
 
 
 def header(scope: Scope, name: bytes) -> bytes:
     """A header's value; empty if it is absent."""
-    # ASGI gives names of headers as bytes in lower case
+    # ASGI gives header names as bytes in lower case
     value: bytes = dict(scope["headers"]).get(name, b"")
     return value
 
 
 def declared_bytes(scope: Scope) -> int | None:
-    """The declared length of the body; None if it has none."""
+    """The declared length of the body; None if no length is declared."""
     declared = header(scope, b"content-length")
     return int(declared) if declared.isdigit() else None
 
 
 def add_request_id(scope: Scope) -> None:
-    """Put the client's id of the request into the scope, else a new one."""
+    """Put the client's request id, or else a new id, into the scope."""
     sent = header(scope, b"x-request-id").decode("latin-1")
     known = sent if SENT_REQUEST_ID.fullmatch(sent) else secrets.token_hex(8)
     scope.setdefault("state", {})[REQUEST_ID] = known
 
 
 def check_host(scope: Scope, service: Service) -> None:
-    """Reject requests that a page of another site sent to a server of this machine alone.
+    """Reject requests to other hosts, for instance from a page of another site to a local server.
 
     Raises:
         RefusedError: 421.
@@ -90,7 +91,7 @@ def check_host(scope: Scope, service: Service) -> None:
     if name not in hosts:
         raise RefusedError(
             421,
-            f"this server does not answer to the host {name[:80]!r}; start it with --allow-hosts",
+            f"this server does not answer to the host {name[:80]!r}. Start it with --allow-hosts.",
             kind="MisdirectedRequest",
         )
 
@@ -99,7 +100,7 @@ def recognise(scope: Scope, service: Service) -> None:
     """Put the name of the request's API key into the scope.
 
     Raises:
-        RefusedError: 401, if the server has keys and the request has none of them.
+        RefusedError: 401 if the server has keys, but the request has no valid key.
     """
     keys = service.keys
     if not keys:
@@ -108,30 +109,31 @@ def recognise(scope: Scope, service: Service) -> None:
     scheme, _, token = header(scope, b"authorization").partition(b" ")
     # the name of a scheme may be in any case (RFC 9110, 11.1)
     sent = token.strip() if scheme.lower() == b"bearer" else header(scope, b"x-api-key")
-    # Every key is compared, in constant time: the time of a reply must not reveal a key
+    # Compare every key in constant time, so that the time of a reply does not reveal a key
     names = [name for name, entry in keys.items() if hmac.compare_digest(entry.key.encode(), sent)]
 
     if names:
-        # Two names may have the same key
+        # Several names can have the same key
         scope["state"][KEY_NAME] = names[0]
     elif not is_open(scope["path"]):
         raise RefusedError(
-            401, "an API key is needed: Authorization: Bearer KEY", kind="Unauthorized"
+            401, "an API key is needed. Send Authorization: Bearer KEY.", kind="Unauthorized"
         )
 
 
 def overload(service: Service, body_bytes: int | None) -> RefusedError | None:
     """The error of a request that the server cannot take now; None if it can.
 
-    `body_bytes` is the declared length of a body that is not read yet, None if it has none.
+    `body_bytes` is the declared length of a body that is not read yet; None if no length is
+    declared.
     """
     if service.limits.queue_wait > 0:
         return None
 
-    # A body that is not read must not be waited for either
+    # Close the connection if the rest of the body is not read
     close = body_bytes is None or body_bytes > FREE_BYTES
     if service.open_requests >= service.limits.requests:
-        return overloaded(f"{service.open_requests} requests are inside", close=close)
+        return overloaded(f"the server has {service.open_requests} open requests", close=close)
     seconds = service.backend.seconds_until_room(service.tokens_per_byte * (body_bytes or 0))
     if seconds is not None:
         return overloaded("the queue is full", seconds=seconds, close=close)
@@ -139,14 +141,14 @@ def overload(service: Service, body_bytes: int | None) -> RefusedError | None:
 
 
 def overloaded(message: str, *, seconds: int = 1, close: bool = False) -> RefusedError:
-    """The error of a request that finds the server full."""
+    """The error of a request to a full server."""
     return RefusedError(
-        429, f"{message}; try again", kind=OVERLOADED, retry_after=seconds, close=close
+        429, f"{message}. Try again later.", kind=OVERLOADED, retry_after=seconds, close=close
     )
 
 
 def reply_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """Headers that every reply has."""
+    """The headers of every reply."""
     state = scope["state"]
     headers = [
         *SECURITY_HEADERS,

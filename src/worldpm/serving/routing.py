@@ -1,4 +1,4 @@
-"""Rule files, which send a response to a queue by its reward and its lead over the others.
+"""Rule files, which send a response to a queue by its reward and by its lead over the others.
 
     {"rules": [{"queue": "publish", "reward_at_least": 1.5},
                {"queue": "publish", "preferred_to_others": 0.9},
@@ -6,10 +6,12 @@
      "otherwise": "review",
      "costs": {"publish": {"wrong": 20}, "review": {"each": 1}, "senior": {"each": 3}}}
 
-The first rule whose conditions all hold decides. A support desk scores the draft of a ticket's
-answer beside a canned one, publishes drafts that are surely better and shows people the rest.
-Costs are for `worldpm route --check` alone, in any unit: of each response in a queue, and of one
-that does not belong there in addition.
+The first rule decides whose conditions all hold. For example, a support desk scores the draft of an
+answer together with a standard answer, publishes drafts that are clearly better, and shows the rest
+to people.
+
+Only `worldpm route --check` uses costs. They have any unit: `each` is the cost of every response in
+a queue, and `wrong` the additional cost of a response that does not belong there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +23,12 @@ from worldpm.errors import DataError
 from worldpm.scoring.confidence import Confidence
 from worldpm.storage.json_files import Json, read_json
 
-COST_FORM = '"costs" must be {QUEUE: {"each": NUMBER, "wrong": NUMBER}}, numbers from 0'
+COST_FORM = (
+    '"costs" has another form than {QUEUE: {"each": NUMBER, "wrong": NUMBER}}. Use this form, with'
+    " numbers from 0."
+)
 QUEUE = "queue"
-"""Key of a rule that is not a condition."""
+"""The only key of a rule that is not a condition."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,10 @@ class Condition:
     """One comparison with the number of a rule."""
 
     of_reward: bool
-    """Compares the reward; else the least probability to be preferred to another response."""
+    """True to compare the reward, False to compare the least probability to be preferred to another
+    response."""
     at_least: bool
-    """Holds at or above the number; else below it."""
+    """True to hold at or above the number, False to hold below it."""
 
 
 CONDITIONS = {
@@ -54,11 +60,11 @@ class Routed:
     """Number of the rule in the file, from 0; None if no rule held."""
     reward: float
     preferred_to_others: float | None
-    """The least calibrated probability that it is preferred to another response; None if it is
-    the only response."""
+    """The least calibrated probability that the response is preferred to another one; None if there
+    is no other response."""
 
     def meets(self, condition: Condition, bound: float) -> bool:
-        """Whether a condition holds; one on other responses never holds without them."""
+        """Whether a condition holds. A condition on other responses never holds without them."""
         value = self.reward if condition.of_reward else self.preferred_to_others
         if value is None:
             return False
@@ -71,29 +77,29 @@ class Rule:
 
     queue: str
     bounds: Mapping[str, float]
-    """Numbers by the keys of `CONDITIONS`; at least one."""
+    """Numbers by condition; at least one."""
     source: Json
-    """The rule as in the file, for the decision log."""
+    """The rule in the file's form, for the decision log."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Costs of the responses in a queue, in the units of the file."""
+    """Costs of the responses in a queue, in the file's unit."""
 
     each: float = 0.0
-    """Of each response, for instance the minutes of a person."""
+    """Cost of each response, for instance the minutes of a person."""
     wrong: float = 0.0
-    """In addition, of one that does not belong there."""
+    """Additional cost of a response that does not belong there."""
 
 
 @dataclass(frozen=True)
 class RoutingRules:
-    """The rules in order, and the queue of responses which no rule takes."""
+    """The rules in order, and the queue of responses for which no rule holds."""
 
     rules: tuple[Rule, ...]
     otherwise: str
     costs: Mapping[str, Cost] = field(default_factory=dict)
-    """By queue; a queue without one costs nothing."""
+    """Costs by queue. Other queues cost nothing."""
 
     @property
     def queues(self) -> set[str]:
@@ -102,20 +108,22 @@ class RoutingRules:
 
     @classmethod
     def read(cls, path: Path) -> "RoutingRules":
-        """The rules of a file.
+        """Read the rules of a file.
 
         Raises:
-            DataError: If it cannot be read, or a rule has no queue, no condition, or one that is
-                unknown or not a number.
+            DataError: If the file cannot be read, or if a rule has no queue, no condition, an
+                unknown condition, or a condition without a number.
         """
         if not path.is_file():
-            raise DataError(path, "no such rule file")
+            raise DataError(path, "no such file. Name a file with rules.")
 
         content = read_json(path)
         entries = content.get("rules") if isinstance(content, dict) else None
         otherwise = content.get("otherwise") if isinstance(content, dict) else None
         if not isinstance(entries, list) or not isinstance(otherwise, str):
-            raise DataError(path, 'expected {"rules": [...], "otherwise": QUEUE}')
+            raise DataError(
+                path, 'not a file with rules. Use the form {"rules": [...], "otherwise": QUEUE}.'
+            )
 
         rules: list[Rule] = []
         for number, entry in enumerate(entries):
@@ -123,17 +131,21 @@ class RoutingRules:
             if rule is None:
                 raise DataError(
                     path,
-                    f"rule {number}: needs a queue and numbers for some of {', '.join(CONDITIONS)};"
-                    f" it is {entry!r:.100}",
+                    f"rule {number} is {entry!r:.100}. Give it a queue, and numbers for some of"
+                    f" {', '.join(CONDITIONS)}.",
                 )
             rules.append(rule)
         costs = _costs(content.get("costs", {}))
-        found = cls(tuple(rules), otherwise, costs or {})
+        routing = cls(tuple(rules), otherwise, costs or {})
         if costs is None:
             raise DataError(path, COST_FORM)
-        if unknown := sorted(costs.keys() - found.queues):
-            raise DataError(path, f"costs of {unknown[0]!r}, which is not a queue of the rules")
-        return found
+        if unknown := sorted(costs.keys() - routing.queues):
+            raise DataError(
+                path,
+                f"has costs of {unknown[0]!r}, which is not a queue of the rules. Use the name of a"
+                " queue.",
+            )
+        return routing
 
     def routed(self, confidence: Confidence, rewards: Sequence[float]) -> list[Routed]:
         """The queue of each response of a prompt."""
@@ -157,7 +169,7 @@ class RoutingRules:
 
 
 def _rule(entry: object) -> Rule | None:
-    """A rule of the file; None if it has no queue, no condition, or a wrong one."""
+    """A rule of the file; None if it has no queue, no condition, or an invalid condition."""
     if not isinstance(entry, dict) or not isinstance(entry.get(QUEUE), str) or not entry[QUEUE]:
         return None
 
@@ -182,5 +194,5 @@ def _costs(entries: object) -> dict[str, Cost] | None:
 
 
 def _is_number(value: object) -> bool:
-    # JSON's true is an int in Python, and Python reads NaN and 1e999
+    # In Python, JSON's true is an int, and NaN and 1e999 are read as numbers
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -1,4 +1,4 @@
-"""`worldpm route`: rows of a file to queues, or a check of the rules on labelled rows:
+"""`worldpm route`: the queues of a file's rows, or a check of the rules on labelled rows:
 
 {"prompt": "My parcel?", "responses": ["It arrives on Monday.", "We will see."],
  "queues": ["publish", null]}
@@ -45,7 +45,7 @@ def run(options: RouteOptions) -> RulesCheck | None:
     rules = RoutingRules.read(options.rules)
     file = options.file or options.check
     assert file is not None
-    # all rows are read first: a bad one stops the run before the model is loaded
+    # read all rows first, so that a bad row stops the run before the model is loaded
     read = list(_rows(file))
     labels = [_labels(row, file, rules) for row in read] if options.check else []
 
@@ -53,17 +53,17 @@ def run(options: RouteOptions) -> RulesCheck | None:
     confidence = _confidence(source, options)
     scored = list(_rewards(read, Scorer.of(source, options)))
     if options.check is None:
-        for one, rewards in zip(read, scored, strict=True):
+        for entry, rewards in zip(read, scored, strict=True):
             queues = [routed.queue for routed in rules.routed(confidence, rewards)]
-            content = {**one.row, "rewards": rewards, QUEUES: queues}
+            content = {**entry.row, "rewards": rewards, QUEUES: queues}
             sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
         return None
 
     labelled = [
-        LabelledRewards(prompt_id(one.request.prompt), rewards, queues)
-        for one, rewards, queues in zip(read, scored, labels, strict=True)
+        LabelledRewards(prompt_id(entry.request.prompt), rewards, queues)
+        for entry, rewards, queues in zip(read, scored, labels, strict=True)
     ]
-    if not any(queue for one in labelled for queue in one.queues):
+    if not any(queue for group in labelled for queue in group.queues):
         raise DataError(file, "labels no response. Give queues that are not null.")
     result = check(rules, labelled, confidence)
     print(_report(result, rules))
@@ -74,27 +74,32 @@ def run(options: RouteOptions) -> RulesCheck | None:
 
 def _rows(file: Path) -> Iterator[_NumberedRow]:
     if not file.is_file():
-        raise ConfigError(f"{file}: no such file")
+        raise ConfigError(f"{file}: no such file. Check the path.")
     for line, row in enumerate(rows.read(file), start=1):
         yield _NumberedRow(row, line, parse_request(row, f"{file}:{line}"))
 
 
-def _labels(one: _NumberedRow, file: Path, rules: RoutingRules) -> list[str | None]:
+def _labels(entry: _NumberedRow, file: Path, rules: RoutingRules) -> list[str | None]:
     """The right queues of a row.
 
     Raises:
-        DataError: If it has not one for each response, or one is not a queue of the rules.
+        DataError: If the row does not have a queue for each response, or if a queue is not in the
+            rules.
     """
-    queues, count = one.row.get(QUEUES), len(one.request.responses)
+    queues, count = entry.row.get(QUEUES), len(entry.request.responses)
     if not isinstance(queues, list) or len(queues) != count:
         raise DataError(
-            file, f"queues is {queues!r:.100}; expected {count}, one a response", line=one.line
+            file,
+            f"queues is {queues!r:.100}. Give {count}, one for each response.",
+            line=entry.line,
         )
     known_or_none = (*rules.queues, None)
     wrong = [queue for queue in queues if queue not in known_or_none]
     if wrong:
         known = ", ".join(sorted(rules.queues))
-        raise DataError(file, f"{wrong[0]!r:.100} is not a queue; there are {known}", line=one.line)
+        raise DataError(
+            file, f"{wrong[0]!r:.100} is not a queue. Use one of {known}.", line=entry.line
+        )
     return queues
 
 
@@ -106,36 +111,37 @@ def _confidence(source: Source, options: RouteOptions) -> Confidence:
 
 
 def _rewards(read: Sequence[_NumberedRow], scorer: Scorer) -> Iterator[list[float]]:
-    for scores in scorer.score(one.request for one in read):
+    for scores in scorer.score(entry.request for entry in read):
         if isinstance(scores, Refused):
             raise TemplateRefusalError(scores.name, scores.reason)
         yield list(scores.rewards)
 
 
 def _report(result: RulesCheck, rules: RoutingRules) -> str:
-    """Markdown tables: the rules as they are, then each condition over thresholds."""
-    own = result.as_they_are
+    """Markdown tables: the rules of the file, then each condition with other thresholds."""
+    unchanged = result.as_they_are
     lines = [
         f"{result.responses:,} labelled responses of {result.prompts:,} prompts",
         "",
-        *_table(HEADINGS, [_cells(queue) for queue in own.queues]),
+        *_table(HEADINGS, [_cells(queue) for queue in unchanged.queues]),
     ]
     if rules.costs:
-        lines.append(f"\ncost of 100 responses: {own.cost:.1f} ({_ends(own.cost_interval)})")
+        ends = _ends(unchanged.cost_interval)
+        lines.append(f"\ncost of 100 responses: {unchanged.cost:.1f} ({ends})")
     for sweep in result.sweeps:
         lines += ["", *_sweep_lines(sweep, rules)]
     return "\n".join(lines)
 
 
 def _sweep_lines(sweep: Sweep, rules: RoutingRules) -> list[str]:
-    """The queue of a rule over thresholds of one condition."""
+    """The results of a rule's queue over thresholds of one condition."""
     queue = rules.rules[sweep.rule].queue
     table = []
     for result in sweep.results:
-        (own,) = [one for one in result.queues if one.queue == queue]
+        (of_rule,) = [of_queue for of_queue in result.queues if of_queue.queue == queue]
         mark = " (file)" if result.threshold == sweep.file_threshold else ""
         cost = [f"{result.cost:.1f}", _ends(result.cost_interval)] if rules.costs else []
-        table.append([f"{result.threshold:.3f}{mark}", *_cells(own)[1:], *cost])
+        table.append([f"{result.threshold:.3f}{mark}", *_cells(of_rule)[1:], *cost])
 
     cost_headings = ("cost of 100", "95 %") if rules.costs else ()
     lines = [
@@ -146,7 +152,7 @@ def _sweep_lines(sweep: Sweep, rules: RoutingRules) -> list[str]:
     if rules.costs:
         elsewhere = sweep.cheapest_cost_elsewhere
         if elsewhere is not None:
-            held_out = f"; {elsewhere:.1f} for 100 responses that it was not chosen on"
+            held_out = f"; held-out cost of 100 responses: {elsewhere:.1f}"
         else:
             held_out = ""
         lines.append(f"\ncheapest at {sweep.cheapest:.3f}{held_out}")

@@ -1,5 +1,5 @@
-"""How good a rule file is on labelled responses: precision, recall and cost of each queue, as it is
-and with other thresholds."""
+"""Checks of a rule file on labelled responses: precision, recall and cost of each queue, with the
+file's thresholds and with others."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,82 +13,83 @@ from worldpm.serving.routing import CONDITIONS, Routed, RoutingRules
 from worldpm.stats.uncertainty import Interval, clustered_interval
 
 DECILES = np.linspace(0.1, 0.9, 9)
-"""Of the observed values: the thresholds that are tried beside that of the file."""
+"""Quantiles of the observed values that are tried as thresholds, in addition to the file's."""
 Names = NDArray[np.str_]
 RESAMPLES = 2000
 ITEMS_OF_COST = 100
-"""Number of responses to which a reported cost refers."""
+"""Reported costs are costs of this number of responses."""
 
 
 class LabelledRewards(NamedTuple):
     """The responses of one prompt, scored and labelled."""
 
     prompt: str
-    """Id of the prompt; its responses are drawn together."""
+    """Id of the prompt. Its responses are resampled together."""
     rewards: Sequence[float]
     queues: Sequence[str | None]
-    """The right queue of each response; None if it is not labelled."""
+    """The right queue of each response; None if the response is not labelled."""
 
 
 @dataclass(frozen=True)
 class QueueResult:
-    """One queue under one set of rules."""
+    """Results of one queue under a set of rules."""
 
     queue: str
     sent: int
-    """Responses that the rules send there."""
+    """Number of responses that the rules send to the queue."""
     right: int
-    """Responses that belong there."""
+    """Number of responses that belong to the queue."""
     precision: float | None
-    """Share of the sent that belong there; None without any."""
+    """Share of sent responses that belong to the queue; None if none is sent."""
     precision_interval: Interval | None
-    """95 %, prompts drawn as a whole."""
+    """95 % interval, by resampling prompts."""
     recall: float | None
-    """Share of those that belong there that are sent; None without any."""
+    """Share of the queue's right responses that are sent to it; None if it has none."""
     recall_interval: Interval | None
 
 
 @dataclass(frozen=True)
 class RulesResult:
-    """One set of rules."""
+    """Results of a set of rules."""
 
     threshold: float | None
-    """In place of the file's; None for the rules as they are."""
+    """The threshold that replaces the file's; None for the unchanged rules."""
     queues: list[QueueResult]
     cost: float
-    """Of 100 responses, in the units of the file; 0 without costs."""
+    """Cost of 100 responses, in the file's unit; 0 if the file has no costs."""
     cost_interval: Interval | None
-    """95 %; None where all prompts cost the same."""
+    """95 % interval; None if all prompts cost the same."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One condition of one rule over thresholds."""
+    """Results for one condition of a rule over thresholds."""
 
     rule: int
     """Number of the rule in the file, from 0."""
     condition: str
     file_threshold: float
     results: list[RulesResult]
-    """By rising threshold, that of the file among them."""
+    """Results in order of threshold, including the file's threshold."""
     cheapest: float
     """The threshold of least cost."""
     cheapest_cost_elsewhere: float | None
-    """Cost of 100 responses where each half of the prompts takes the threshold that is the cheapest
-    on the other half: a choice looks better on the responses it was made on. None with one
+    """Held-out cost of 100 responses: each half of the prompts uses the threshold that is cheapest
+    on the other half. A threshold looks too good on the responses that chose it. None with a single
     prompt."""
 
 
 @dataclass(frozen=True)
 class RulesCheck:
-    """How good a rule file is."""
+    """The check of a rule file."""
 
     responses: int
-    """That are labelled."""
+    """Number of labelled responses."""
     prompts: int
     as_they_are: RulesResult
+    """Results of the unchanged rules."""
     sweeps: list[Sweep]
-    """One for each condition of each rule."""
+    """One sweep for each condition of each rule."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +99,20 @@ class _Labelled:
     groups: Sequence[LabelledRewards]
     confidence: Confidence
     right: Names
-    """The right queue of each."""
+    """The right queue of each response."""
     prompts: Names
+    """The prompt id of each response."""
 
     @classmethod
     def of(cls, groups: Sequence[LabelledRewards], confidence: Confidence) -> "_Labelled":
-        pairs = [(one.prompt, queue) for one in groups for queue in one.queues if queue is not None]
+        pairs = [
+            (group.prompt, queue) for group in groups for queue in group.queues if queue is not None
+        ]
         prompts, right = np.array(pairs, dtype=np.str_).reshape(-1, 2).T
         return cls(groups, confidence, right, prompts)
 
     def sent(self, rules: RoutingRules) -> Names:
-        """The queue that the rules send each response to."""
+        """The queue of each response under the rules."""
         queues = [routed.queue for routed in self._routed(rules)]
         return np.array(queues, dtype=np.str_)
 
@@ -123,9 +127,9 @@ class _Labelled:
         return [float(value) for value in np.quantile(known, DECILES)] if known else []
 
     def _routed(self, rules: RoutingRules) -> Iterator[Routed]:
-        for one in self.groups:
-            routed = rules.routed(self.confidence, one.rewards)
-            for each, queue in zip(routed, one.queues, strict=True):
+        for group in self.groups:
+            routed = rules.routed(self.confidence, group.rewards)
+            for each, queue in zip(routed, group.queues, strict=True):
                 if queue is not None:
                     yield each
 
@@ -133,7 +137,7 @@ class _Labelled:
 def check(
     rules: RoutingRules, groups: Sequence[LabelledRewards], confidence: Confidence
 ) -> RulesCheck:
-    """Judge the rules, with each threshold as it is and at the deciles of what it is compared with.
+    """Check the rules, unchanged and with each threshold at the deciles of the compared values.
 
     Raises:
         ValueError: If no response is labelled.
@@ -154,28 +158,30 @@ def check(
 
 
 def _sweep(rules: RoutingRules, number: int, condition: str, labelled: _Labelled) -> Sweep:
-    """A condition of a rule at its thresholds."""
-    own = rules.rules[number].bounds[condition]
-    thresholds = sorted({own, *labelled.deciles(rules, condition)})
+    """Results for a condition of a rule over thresholds."""
+    file_threshold = rules.rules[number].bounds[condition]
+    thresholds = sorted({file_threshold, *labelled.deciles(rules, condition)})
     sent = [labelled.sent(_with_threshold(rules, number, condition, value)) for value in thresholds]
     costs = np.stack([_costs(rules, queues, labelled) for queues in sent])
     return Sweep(
         rule=number,
         condition=condition,
-        file_threshold=own,
+        file_threshold=file_threshold,
         results=[
             _result(rules, value, queues, labelled)
             for value, queues in zip(thresholds, sent, strict=True)
         ],
-        cheapest=_cheapest(costs.mean(axis=1), thresholds, own),
+        cheapest=_cheapest(costs.mean(axis=1), thresholds, file_threshold),
         cheapest_cost_elsewhere=_cost_elsewhere(costs, labelled.prompts),
     )
 
 
-def _cheapest(costs: NDArray[np.float64], thresholds: Sequence[float], own: float) -> float:
-    """The threshold of least cost; the file's where it is among several."""
+def _cheapest(
+    costs: NDArray[np.float64], thresholds: Sequence[float], file_threshold: float
+) -> float:
+    """The threshold of least cost; if there are several, preferably the file's."""
     least = [value for value, cost in zip(thresholds, costs, strict=True) if cost == costs.min()]
-    return own if own in least else least[0]
+    return file_threshold if file_threshold in least else least[0]
 
 
 def _with_threshold(rules: RoutingRules, number: int, condition: str, value: float) -> RoutingRules:
@@ -215,7 +221,7 @@ def _queue_result(name: str, sent: Names, labelled: _Labelled) -> QueueResult:
 
 
 def _share(hits: NDArray[np.bool_], prompts: Names) -> tuple[float | None, Interval | None]:
-    """The share of hits with its interval; None without any trial."""
+    """The share of hits with its interval; None if `hits` is empty."""
     if not len(hits):
         return None, None
     interval = clustered_interval(hits, np.ones(len(hits)), prompts, resamples=RESAMPLES)
@@ -223,7 +229,7 @@ def _share(hits: NDArray[np.bool_], prompts: Names) -> tuple[float | None, Inter
 
 
 def _known(interval: Interval) -> Interval | None:
-    """The interval; None in place of NaN ends."""
+    """The interval; None if its ends are NaN."""
     return interval if interval.low <= interval.high else None
 
 
@@ -238,7 +244,7 @@ def _costs(rules: RoutingRules, sent: Names, labelled: _Labelled) -> NDArray[np.
 
 
 def _cost_elsewhere(costs: NDArray[np.float64], prompts: Names) -> float | None:
-    """Cost of 100 responses where each half of the prompts chooses for the other.
+    """Cost of 100 responses if each half of the prompts chooses the threshold for the other half.
 
     `costs` has a row for each threshold.
     """

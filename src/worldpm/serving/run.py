@@ -1,5 +1,5 @@
-"""`worldpm serve`: a checkpoint behind HTTP, with our own routes, those of other servers' clients,
-and a page to try it."""
+"""`worldpm serve`: serves a checkpoint over HTTP, with our own routes, routes for clients of other
+servers, and a page to try it."""
 
 import json
 import logging
@@ -40,13 +40,13 @@ logger = logging.getLogger(__name__)
 SWITCH_SECONDS = 5e-4
 """Longest time that a thread keeps the interpreter's lock while another waits for it."""
 KEEP_ALIVE_SECONDS = 30
-"""After which an idle connection is closed."""
+"""Time after which an idle connection is closed."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-"""Addresses of this machine alone."""
+"""Addresses that only this machine can reach."""
 LEAST_VALUES = 2**16
-"""Values that a body may have, however small the queue is."""
+"""Number of values that a body may always have, even with a small queue."""
 SHUTDOWN_SECONDS = 5
-"""Time that replies may take after the deadline of the last request."""
+"""Time for replies after the deadline of the last request."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class ServedModel:
     backend: Backend
     identity: Identity
     confidence: Confidence
-    """Calibration of its margins."""
+    """Calibration of the model's margins."""
 
 
 def run(options: ServeOptions) -> None:
-    """Serve until SIGTERM or Ctrl-C. Accepted requests are then answered, and no new ones taken."""
+    """Serve until SIGTERM or Ctrl-C. Then answer accepted requests, and accept no new ones."""
     if options.json_logs or not sys.stdout.isatty():
         _log_as_json()
     application, service = assemble(options)
@@ -81,10 +81,10 @@ def run(options: ServeOptions) -> None:
         timeout_graceful_shutdown=int(options.deadline_seconds + options.queue_wait)
         + SHUTDOWN_SECONDS,
     )
-    # The model's thread waits for the interpreter's lock after every operation
+    # After every operation, the model's thread waits for the interpreter's lock
     sys.setswitchinterval(SWITCH_SECONDS)
 
-    # Bound before uvicorn starts, so that port 0 is a real port in the log
+    # Bind before uvicorn starts, so that the log shows the real port for port 0
     sock = listening.bind_socket()
     logger.info(
         "serving %s on http://%s:%d", service.identity.name, options.host, sock.getsockname()[1]
@@ -97,7 +97,7 @@ def run(options: ServeOptions) -> None:
 
 
 def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
-    """The application and its service, with the model loaded and tried."""
+    """Build the application and its service, and load and try the model."""
     rules = RoutingRules.read(options.rules) if options.rules else None
     keys = _read_keys(options.keys) if options.keys else {}
     metrics = Metrics()
@@ -105,13 +105,13 @@ def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
 
     decisions = _decision_log(options)
     if decisions is not None and decisions.repaired:
-        logger.warning("%s; it has %d decisions", decisions.repaired, len(decisions))
+        logger.warning("%s. The log has %d decisions.", decisions.repaired, len(decisions))
 
     # MiB to bytes
     limits = RequestLimits(
         body_bytes=int(options.max_body_mib * 2**20),
         inputs=options.max_inputs,
-        # Token ids that fit into the queue, twice, since a cut may shorten them
+        # Twice the token ids that fit into the queue, because a cut may shorten inputs
         values=max(LEAST_VALUES, 2 * options.queue_tokens),
         requests=options.max_requests,
         seconds=options.deadline_seconds,
@@ -145,9 +145,10 @@ def _decision_log(options: ServeOptions) -> DecisionLog | None:
 
 
 def _hosts(options: ServeOptions) -> frozenset[str] | None:
-    """The names of a server of this machine alone; None for one that others can reach.
+    """The accepted host names of a server that only this machine can reach; None accepts all.
 
-    A page in a browser here could else send it requests, by a name that it points to 127.0.0.1.
+    Without this check, a web page in a local browser could send requests to the server, through a
+    domain name that points to 127.0.0.1.
     """
     names = {name.lower().rstrip(".") for name in options.allow_hosts}
     if options.host in LOOPBACK or options.host.startswith("127."):
@@ -156,7 +157,7 @@ def _hosts(options: ServeOptions) -> frozenset[str] | None:
 
 
 def _local(options: ServeOptions, metrics: Metrics) -> ServedModel:
-    """A scorer in this process, behind its queue."""
+    """A scorer in this process, behind a queue."""
     model = str(options.model)
     source = sources.of(model, options)
     folder = source.folder.resolve()
@@ -166,10 +167,10 @@ def _local(options: ServeOptions, metrics: Metrics) -> ServedModel:
     if options.calibration is not None:
         calibrated = confidence_of(options.calibration, folder.name, sha256=sha256)
 
-    # Decides whether prompts are shared, before the first client waits for it
+    # The first use determines whether prompts are shared, so do it before clients wait
     scorer.rewards("Is anybody there?", ["Yes."])
 
-    # Clients may name the model by its path too, as verl does
+    # Clients may also name the model by its path, for instance verl
     identity = Identity(
         name=options.name or folder.name,
         sha256=sha256,
@@ -191,14 +192,14 @@ def _local(options: ServeOptions, metrics: Metrics) -> ServedModel:
 
 
 def _upstream(options: ServeOptions) -> ServedModel:
-    """A vLLM on another machine."""
+    """The model of a vLLM server on another machine."""
     url = str(options.upstream).rstrip("/")
     identity = identify(url)
     calibrated = Confidence()
     if options.calibration is not None:
         calibrated = confidence_of(options.calibration, Path(identity.name).name)
 
-    # The backend calls the model by its own name there, whatever clients call it here
+    # The backend uses the model's upstream name; clients of this server may use another
     backend = UpstreamBackend(url, identity.name)
     return ServedModel(backend, replace(identity, name=options.name or identity.name), calibrated)
 
@@ -231,34 +232,36 @@ def _drift_watch(options: ServeOptions, identity: Identity, metrics: Metrics) ->
 
 
 def _read_keys(path: Path) -> Mapping[str, ApiKey]:
-    """API keys by their names.
+    """Read the API keys, by name.
 
     The file: `{"ann": {"key": "s3cret", "settings": {"strictness": 0.7}}, "bob": {"key": "x"}}`.
     """
     try:
         content = json.loads(read_private(path, "--keys"))
     except ValueError as error:
-        raise DataError(path, f"not JSON ({error}). Mend the file.") from error
-    form = 'expected {NAME: {"key": TEXT, "settings": {...}}}'
+        raise DataError(path, f"not JSON ({error}). Fix the file.") from error
+    form = 'Use the form {NAME: {"key": TEXT, "settings": {...}}}.'
     if not isinstance(content, dict) or not content:
-        raise DataError(path, form)
+        raise DataError(path, f"has no API keys. {form}")
 
     keys: dict[str, ApiKey] = {}
     for name, entry in content.items():
         key = entry.get("key") if isinstance(entry, dict) else None
         if not isinstance(key, str) or not key:
-            raise DataError(path, f"{name}: {form}")
+            raise DataError(path, f"{name} has no key. {form}")
         if not re.fullmatch(r"[\x21-\x7e]+", key):
             raise DataError(
                 path,
-                f"{name}: a key has characters that a header cannot carry. Use visible ASCII.",
+                f"the key of {name} has characters that a header cannot contain. Use visible"
+                " ASCII.",
             )
         try:
             preferences = Preferences(**entry.get("settings", {}))
         # TypeError: settings are not an object
         except (ValidationError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
             raise DataError(
-                path, f"the settings of {name}: {' '.join(str(error).split())[:200]}"
+                path, f"the settings of {name} are invalid ({reason}). Fix them."
             ) from error
         keys[name] = ApiKey(key, preferences.settings())
     return keys
@@ -274,6 +277,6 @@ def _log_as_json() -> None:
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
-    # They log each request, which our own access log does
+    # These log each request, but our access log does that already
     for chatty in ("uvicorn.access", "httpx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Rewards for every route: within limits and deadlines, logged before they are sent, counted."""
+"""Rewards for every route, within limits and deadlines. They are logged before they are sent."""
 
 import asyncio
 import contextlib
@@ -48,20 +48,21 @@ REQUEST_ID = "request_id"
 REPLY_ID = "reply_id"
 """Key of the connection's state that holds the id of a reply with rewards."""
 BODY_BYTES = "body_bytes"
-"""Key of the connection's state that holds the bytes of the body, unpacked."""
+"""Key of the connection's state that holds the number of bytes of the decompressed body."""
 PARSED = "parsed"
-"""Key of the connection's state that holds what to call once a route has the body."""
+"""Key of the connection's state that holds a function, which a route calls once it has the body."""
 ARRIVED = "arrived"
-"""Key of the connection's state that holds when the body was complete, on the monotonic clock."""
+"""Key of the connection's state that holds the time of the complete body, on the monotonic
+clock."""
 ERROR_KIND = "error_kind"
 """Key of the connection's state that holds the kind of the error of the reply."""
 
 OVERLOADED = "Overloaded"
-"""Kind of the error of a request that is refused because the server is full."""
+"""Kind of the error of a request that a full server refuses."""
 
 
 class RefusedError(Exception):
-    """A request that gets an HTTP error in place of rewards."""
+    """The HTTP error that a request gets instead of rewards."""
 
     def __init__(
         self,
@@ -73,8 +74,8 @@ class RefusedError(Exception):
         retry_after: int | None = None,
         close: bool = False,
     ) -> None:
-        """Without a status it is the one that the client expects for a wrong body; `close` ends
-        the connection, because a body was not read."""
+        """Without a status, the reply has the client's status for invalid bodies. `close` ends the
+        connection, because the body was not read."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -94,17 +95,17 @@ class RequestLimits:
 
     body_bytes: int = 4 * 2**20
     inputs: int = 256
-    """Responses, or texts, of one request."""
+    """Number of responses, or of texts, in one request."""
     values: int = 2**20
-    """Elements of all lists and objects of a body."""
+    """Number of elements of all lists and objects of a body."""
     requests: int = 512
-    """Requests in the server at once."""
+    """Number of open requests at once."""
     seconds: float = 60.0
     """Deadline, unless the request sets an earlier one."""
     body_seconds: float = 30.0
     """Time in which a body must arrive."""
     queue_wait: float = 0.0
-    """Seconds that a request waits where the server is full; 0 rejects it at once."""
+    """Seconds that a request waits if the server is full; 0 rejects it immediately."""
 
 
 @dataclass(frozen=True)
@@ -112,19 +113,19 @@ class Identity:
     """The model behind the server."""
 
     name: str
-    """Clients call it by this name, and replies give it."""
+    """The model's name in requests and replies."""
     sha256: str
     """Hash of the weights, or the address of an upstream model."""
     template: str | None
     """Hash of the chat template; None if the model is upstream."""
     max_length: int | None
-    """Tokens of prompt and response; None if unknown."""
+    """Largest number of tokens of prompt and response; None if unknown."""
     dtype: str | None = None
     """Compute type, for instance `float32`; None if the model is upstream."""
     row_tokens: int | None = None
-    """Tokens of a row of the model; None if the model is upstream."""
+    """Number of tokens of a row of the model; None if the model is upstream."""
     also: tuple[str, ...] = ()
-    """Further names that clients may use: verl names a model by its path."""
+    """Other names that clients may use, for instance the model's path, which verl uses."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class ApiKey:
 
     key: str
     settings: Settings
-    """Used where a request has no settings."""
+    """Settings of requests that have none."""
 
 
 @dataclass
@@ -150,21 +151,21 @@ class Service:
     rules: RoutingRules | None = None
     """Rules of `/v1/route`; None if the route is off."""
     keys: Mapping[str, ApiKey] = field(default_factory=dict)
-    """API keys by their names; empty if the server needs no key."""
+    """API keys by name; empty if the server needs no key."""
     listeners: list[Listener] = field(default_factory=list)
     """Called with the replies and inputs of every request, for instance to watch for drift."""
     hosts: frozenset[str] | None = None
-    """Names in lower case under which requests may address the server; None allows all."""
+    """Accepted host names, in lower case; None accepts all."""
     started: bool = False
     """Whether requests are accepted."""
     open_requests: int = 0
-    """Requests in the server now."""
+    """Number of open requests."""
     tokens_per_byte: float = 0.0
-    """Average tokens that the model computed for a byte of a body; 0 before the first reply."""
+    """Average number of computed tokens per byte of a body; 0 before the first reply."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are accepted, and can be answered."""
+        """Whether requests are accepted and can be answered."""
         return self.started and (self.decisions is None or self.decisions.can_write)
 
     def computed(self, tokens: int, *, body_bytes: int) -> None:
@@ -175,7 +176,7 @@ class Service:
         self.tokens_per_byte = ratio
 
     def of(self, http: HttpRequest, kind: str) -> "Call":
-        """The call of one HTTP request; `kind` begins the id of its reply."""
+        """The call of one HTTP request. `kind` is the prefix of the reply's id."""
         call = Call(self, http, f"{kind}-{secrets.token_hex(8)}")
         state = http.scope.setdefault("state", {})
         state[REPLY_ID] = call.reply_id
@@ -191,7 +192,7 @@ class Service:
             RefusedError: 404, with vLLM's message.
         """
         if name is not None and name not in (self.identity.name, *self.identity.also):
-            # The name is part of the reply, which must be encodable
+            # The reply contains the name, which must therefore be encodable
             check_text(name)
             raise RefusedError(404, f"The model `{name}` does not exist.", kind="NotFoundError")
 
@@ -203,18 +204,18 @@ class Call:
     service: Service
     http: HttpRequest
     reply_id: str
-    """Of its reply and its decisions."""
+    """Id of the reply and its decisions."""
     queues: Callable[[Sequence[float]], list[str]] | None = None
-    """Gives the queue of each response by the rewards; None without rules."""
+    """Gives the queue of each response from the rewards; None without rules."""
     settings: Json = field(default_factory=dict)
-    """Settings that the decision log keeps: preferences, rules, or the cut."""
+    """Settings for the decision log: preferences, rules, or the cut."""
     started: float = field(default_factory=time.monotonic)
-    """On the monotonic clock."""
+    """Start of the call on the monotonic clock."""
 
     @property
     def key_name(self) -> str | None:
         """The name of the request's API key; None if the server needs no key."""
-        # Set by `app.Admission`
+        # `Admission` sets it
         name: str | None = self.http.scope.get("state", {}).get(KEY_NAME)
         return name
 
@@ -253,7 +254,7 @@ class Call:
         )
 
     def _note_cut(self, cut_to: int | None) -> None:
-        """Log the tokens that inputs are cut to: repeating a decision needs them."""
+        """Log the number of tokens that inputs are cut to, which a replay needs."""
         if cut_to is not None:
             tokens = self.service.identity.max_length if cut_to == CUT_TO_MODEL_LIMIT else cut_to
             self.settings = {**self.settings, "cut_to": tokens}
@@ -267,7 +268,7 @@ class Call:
         if count > service.limits.inputs:
             raise RefusedError(
                 422,
-                f"{count} inputs; at most {service.limits.inputs} fit into one request",
+                f"the request has {count} inputs. Send at most {service.limits.inputs} at once.",
                 kind="TooManyInputs",
             )
         # One check for all texts of all inputs
@@ -291,7 +292,7 @@ class Call:
         )
         for listener in service.listeners:
             listener(replies, inputs)
-        # Last, and awaited: no reward is sent before its decision is on the disk
+        # Last, and awaited, so that no reward is sent before its decision is on disk
         await self._log(replies, inputs)
         return replies
 
@@ -304,7 +305,7 @@ class Call:
         task = asyncio.ensure_future(work)
         disconnect = asyncio.ensure_future(_hung_up(self.http))
 
-        # `wait` raises no error of either task, unlike `gather`
+        # `wait`, unlike `gather`, raises no error of either task
         try:
             await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
@@ -318,7 +319,7 @@ class Call:
         """The deadline on the monotonic clock. The request's header can only make it earlier.
 
         Raises:
-            RefusedError: 422, if the header is not a positive number.
+            RefusedError: 422 if the header is not a positive number.
         """
         seconds = self.service.limits.seconds
         header = self.http.headers.get(TIMEOUT_HEADER)
@@ -327,23 +328,23 @@ class Call:
                 client_seconds = float(header)
             except ValueError:
                 client_seconds = -1.0
-            # `not >` instead of `<=`: NaN must be rejected too
+            # `not >` instead of `<=`, so that NaN is rejected too
             if not client_seconds > 0:
                 raise RefusedError(
                     422,
-                    f"{TIMEOUT_HEADER}: {header!r} is not a number of seconds above 0",
+                    f"{TIMEOUT_HEADER}: {header!r} is not a number above 0. Send seconds.",
                     kind="ValidationError",
                 )
             seconds = min(seconds, client_seconds)
 
-        # From the whole body on, which has a limit of its own; waiting for a place counts
+        # Starts with the complete body, which has its own time limit, and includes waiting
         return self.started + seconds
 
     async def _log(self, replies: Sequence[BackendReply], inputs: Sequence[Inputs]) -> None:
-        """Write the decisions to the disk.
+        """Write the decisions to disk.
 
         Raises:
-            RefusedError: 503, if that fails. The rewards are then not sent.
+            RefusedError: 503 if this fails. The rewards are then not sent.
         """
         service, log = self.service, self.service.decisions
         if log is None:
@@ -357,7 +358,7 @@ class Call:
         except (sqlite3.Error, OSError) as error:
             raise RefusedError(
                 503,
-                f"the decision cannot be logged ({error}), so it is not given",
+                f"the decision cannot be logged ({error}), so it is not sent. Try again later.",
                 kind="LogFailed",
                 retry_after=5,
             ) from error
@@ -397,16 +398,16 @@ class Call:
 
 
 async def refusing(work: Awaitable[Result]) -> Result:
-    """The result of the work, with the backend's errors as HTTP errors.
+    """The result of the work. Errors of the backend become HTTP errors.
 
     Raises:
-        RefusedError: In place of the backend's errors.
+        RefusedError: Instead of the backend's errors.
     """
     try:
         return await work
     except BusyError as error:
         raise RefusedError(429, str(error), kind=OVERLOADED, retry_after=error.seconds) from error
-    # No Retry-After: it will never fit
+    # No Retry-After, because the request will never fit
     except TooLargeError as error:
         raise RefusedError(422, str(error), kind="TooManyTokens") from error
     except UnavailableError as error:
@@ -420,8 +421,8 @@ async def refusing(work: Awaitable[Result]) -> Result:
 
 
 async def _hung_up(http: HttpRequest) -> None:
-    """Return when the client closes the connection; the body must be read before."""
-    # Starlette raises RuntimeError when a closed connection is read again
+    """Return when the client closes the connection. The body must be read before."""
+    # Starlette raises RuntimeError if a closed connection is read again
     with contextlib.suppress(RuntimeError):
         while (await http.receive())["type"] != "http.disconnect":
             pass

@@ -1,7 +1,7 @@
-"""Rewards from a vLLM on another machine, with our routes, page, limits and log in front of it.
+"""Rewards from a vLLM server on another machine, with our routes, page, limits and log in front.
 
-Conversations are sent as messages, so vLLM's chat template counts. It must end a conversation with
-the token at which the reward is read, as the templates of our checkpoints do.
+Conversations are sent as messages, so vLLM applies its chat template. The template must end a
+conversation with the token at which the reward is read, like the templates of our checkpoints.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from worldpm.storage.json_files import Plain
 Result = TypeVar("Result")
 Reply = TypeVar("Reply")
 CALLS_AT_ONCE = 64
-"""Calls in flight together; vLLM batches them."""
+"""Number of concurrent calls, which vLLM batches."""
 IDENTIFY_SECONDS = 10
-"""Time that the upstream server may take to name its model."""
+"""Time limit for the upstream server to name its model."""
 
 
 class _Model(msgspec.Struct, frozen=True):
@@ -42,13 +42,13 @@ class _ModelsReply(msgspec.Struct, frozen=True):
 
 
 class _Classes(msgspec.Struct, frozen=True):
-    """What `/classify` gives of one input."""
+    """The part of `/classify`'s reply for one input."""
 
     probs: list[float | None]
 
 
 class _Usage(msgspec.Struct, frozen=True):
-    """Tokens that were read."""
+    """Number of tokens of the input."""
 
     prompt_tokens: int
 
@@ -72,7 +72,7 @@ class Classified(NamedTuple):
     reward: float
     """Logits."""
     tokens: int
-    """As the model read them, after any cut."""
+    """Number of tokens that the model read, after any cut."""
 
 
 class ResponseReply(NamedTuple):
@@ -92,19 +92,20 @@ def identify(url: str) -> Identity:
     """
     try:
         reply = httpx.get(f"{url}/v1/models", timeout=IDENTIFY_SECONDS).raise_for_status()
-        # The first of several: a pooling server has one model, and perhaps adapters after it
+        # The first entry: a pooling server has one model, perhaps followed by adapters
         model = msgspec.json.decode(reply.content, type=_ModelsReply).data[0]
         return Identity(model.id, f"upstream {url} {model.id}", None, model.max_model_len)
     except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, IndexError) as error:
         raise ConfigError(
-            f"--upstream {url}: no vLLM answers at /v1/models ({error or type(error).__name__})"
+            f"--upstream {url}: no vLLM answers at /v1/models ({error or type(error).__name__})."
+            " Check the URL."
         ) from error
 
 
 class UpstreamBackend:
     """Calls `/classify` and `/tokenize` once for each response.
 
-    With a cut, `/tokenize` is called for the whole conversation too.
+    With a cut, it also calls `/tokenize` for the whole conversation.
     """
 
     def __init__(self, url: str, model: str) -> None:
@@ -149,7 +150,7 @@ class UpstreamBackend:
 
     async def _conversation(self, request: Request, *, cut_to: int | None) -> BackendReply:
         prompt = [message.turn() for message in request.prompt]
-        # Equal responses are computed once, so a tie is a tie to the last bit
+        # Compute equal responses once, so that they tie exactly
         distinct = list(dict.fromkeys(request.responses))
         calls = [self._response(prompt, response, cut_to=cut_to) for response in distinct]
         reply_of = dict(zip(distinct, await _together(calls), strict=True))
@@ -166,7 +167,7 @@ class UpstreamBackend:
     async def _response(
         self, prompt: Sequence[Plain], response: str, *, cut_to: int | None
     ) -> ResponseReply:
-        """One response to a prompt; all calls run together."""
+        """The reply for one response to a prompt. All calls run concurrently."""
         messages = [*prompt, {"role": "assistant", "content": response}]
         classify = asyncio.ensure_future(self._classify({"messages": messages}, cut_to=cut_to))
         length = asyncio.ensure_future(
@@ -190,58 +191,62 @@ class UpstreamBackend:
         reply = await self._post("/classify", body, _ClassifyReply)
 
         reward = reply.data[0].probs[0]
-        # JSON has no NaN: vLLM writes null in its place
+        # JSON has no NaN, so vLLM writes null
         if reward is None or not math.isfinite(reward):
-            raise NotFiniteError(f"upstream gave {reward!r} for a reward")
+            raise NotFiniteError(f"upstream: gave {reward!r} as a reward. Check its model.")
         return Classified(reward, reply.usage.prompt_tokens)
 
     async def _count(self, body: Plain) -> int:
-        """The tokens of a text, or of a conversation, uncut."""
+        """The number of tokens of a text, or of a conversation, without a cut."""
         return (await self._post("/tokenize", body, _TokenizeReply)).count
 
     async def _post(self, route: str, body: Plain, reply_type: type[Reply]) -> Reply:
-        """The JSON of a reply.
+        """Call a route, and parse its reply.
 
         Raises:
-            UnavailableError: If no server answers, or it fails, or its reply has another form.
-            BusyError: If it is overloaded.
-            DataError: If it rejects the body.
+            UnavailableError: If the server does not answer, fails, or replies in another form.
+            BusyError: If the server is overloaded.
+            DataError: If the server rejects the body.
         """
         try:
             async with self._free:
-                # No timeout: the caller has a deadline
+                # No timeout, because the caller has a deadline
                 reply = await self._client.post(
                     route, json={"model": self._model, **body}, timeout=None
                 )
         except httpx.HTTPError as error:
-            raise UnavailableError(f"upstream does not answer ({type(error).__name__})") from error
+            raise UnavailableError(
+                f"upstream: does not answer ({type(error).__name__}). Try again later."
+            ) from error
 
         if reply.status_code in (429, 503):
-            # The header may be a date too, which is not worth parsing
+            # A date in the header is ignored
             seconds = reply.headers.get("retry-after", "")
             raise BusyError(int(seconds) if seconds.isdigit() else 1)
         if reply.status_code >= 500:
-            raise UnavailableError(f"upstream answered {reply.status_code}: {reply.text[:300]}")
+            raise UnavailableError(f"upstream: answered {reply.status_code}: {reply.text[:300]}")
         if reply.status_code != 200:
             raise DataError("upstream", f"answered {reply.status_code}: {reply.text[:300]}")
         try:
             return msgspec.json.decode(reply.content, type=reply_type)
         except msgspec.DecodeError as error:
-            raise UnavailableError(f"upstream answered in another form ({error})") from error
+            raise UnavailableError(
+                f"upstream: its reply has another form ({error}). Check that it is vLLM."
+            ) from error
 
 
 async def _together(
     calls: Sequence[Awaitable[Result]], deadline: float | None = None
 ) -> list[Result]:
     """All results, in order. Raises the errors of `_finish`."""
-    # Started together
+    # Start all calls before waiting for any
     tasks = [asyncio.ensure_future(call) for call in calls]
     await _finish(tasks, deadline)
     return [task.result() for task in tasks]
 
 
 async def _finish(tasks: Sequence[asyncio.Future[Any]], deadline: float | None = None) -> None:
-    """Wait for all tasks; the first error, or the deadline, cancels the rest.
+    """Wait for all tasks. The first error, or the deadline, cancels the others.
 
     Raises:
         ExpiredError: If the deadline passed.

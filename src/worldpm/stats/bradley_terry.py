@@ -25,9 +25,9 @@ class Pairs(NamedTuple):
     strength: Tensor
     """Vote or rating gap, above 0."""
     probability: Tensor
-    """That chosen is truly the better one, 0.5 to 1."""
+    """Probability that chosen is truly better, 0.5 to 1."""
     weight: Tensor
-    """What the pair counts in a sum or mean, at least 0."""
+    """Weight of the pair in a sum or mean, at least 0."""
 
 
 class Objective(NamedTuple):
@@ -35,18 +35,18 @@ class Objective(NamedTuple):
     2."""
 
     loss: Literal["bradley-terry", "plackett-luce"] = "bradley-terry"
-    """Compare pairs, or all responses that a response is preferred to at once."""
+    """Compare pairs, or compare each response with all that it is preferred to at once."""
     target_margin: float = 0.0
     """Logits of margin required at a strength of e - 1 = 1.72, growing with its logarithm."""
     label_smoothing: float = 0.0
-    """Share of labels taken to be drawn by a coin, 0 to 1."""
+    """Share of labels that are assumed to be random, 0 to 1."""
     centring: float = 0.0
     """Coefficient of the penalty that keeps rewards around 0."""
 
 
 def objective_nats(rewards: Tensor, pairs: Pairs, objective: Objective) -> Tensor:
-    """The weighted sum of the training loss over a row's pairs, not divided by anything; 0 for a
-    row without pairs.
+    """The weighted sum of the training loss over a row's pairs, not normalized; 0 for a row without
+    pairs.
 
     `rewards` has shape `(responses,)`. NaN rewards give NaN.
     """
@@ -100,7 +100,7 @@ def target_margins(strength: Tensor, scale: float) -> Tensor:
 
 
 def smoothed(probability: Tensor, share: float) -> Tensor:
-    """The label when a share of all labels is a coin's: `(1 - share) p + share / 2`.
+    """The label if a share of all labels is random: `(1 - share) p + share / 2`.
 
     Source: Szegedy et al., arXiv 1512.00567, section 7, for two classes.
     """
@@ -108,8 +108,8 @@ def smoothed(probability: Tensor, share: float) -> Tensor:
 
 
 def centring_penalties(rewards: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
-    """`(reward chosen + reward rejected)^2` of each pair, shape `(pairs,)`: the loss alone leaves a
-    prompt's mean free.
+    """`(reward chosen + reward rejected)^2` of each pair, shape `(pairs,)`. Without this penalty
+    the loss does not determine the mean reward of a prompt.
 
     Source: Eisenstein et al., arXiv 2312.09244, equation 2.
     """
@@ -117,13 +117,13 @@ def centring_penalties(rewards: Tensor, chosen: Tensor, rejected: Tensor) -> Ten
 
 
 def plackett_luce_nats(rewards: Tensor, pairs: Pairs) -> Tensor:
-    """Weighted sum over responses i of `-log(exp r_i / (exp r_i + sum of exp r_j))`, j all that i
-    is preferred to.
+    """Weighted sum over responses i of `-log(exp r_i / (exp r_i + sum of exp r_j))`, where j are
+    the responses that i is preferred to.
 
-    For a full ranking these are the stages of Plackett and Luce; responses that tie are not
-    compared, and labels are taken as certain. A stage weighs as much as its pairs together, so two
-    responses give the Bradley-Terry loss, and the unit is nats per pair. A pair that is listed
-    twice weighs twice and is compared once.
+    For a full ranking these are the stages of Plackett and Luce. Responses that tie are not
+    compared, and labels are assumed to be certain. The weight of a stage is the sum of its pairs'
+    weights, so two responses give the Bradley-Terry loss, and the unit is nats per pair. A pair
+    that is listed twice has twice the weight and is compared once.
 
     Source: Plackett 1975, Luce 1959; as a loss ListMLE, Xia et al. 2008.
     """
@@ -141,7 +141,7 @@ def plackett_luce_nats(rewards: Tensor, pairs: Pairs) -> Tensor:
     pair_margins = margins(rewards, chosen, rejected)
 
     # The loss of stage i is ln(1 + sum of exp(-margin)) over its pairs: a logsumexp of 0 and the
-    # negative margins. The largest of them is taken out first, so that exp cannot overflow. It
+    # negative margins. The largest of them is subtracted first, so that exp cannot overflow. It
     # cancels in the result, so it needs no gradient.
     largest = torch.zeros(responses, dtype=pair_margins.dtype, device=pair_margins.device)
     largest = largest.scatter_reduce(0, chosen, -pair_margins.detach(), reduce="amax")
@@ -153,14 +153,14 @@ def plackett_luce_nats(rewards: Tensor, pairs: Pairs) -> Tensor:
 
 
 def probabilities(margins: Tensor) -> Tensor:
-    """That the first of two responses is preferred, at margins in logits: `sigmoid(margin)`, 0 to
-    1, any shape."""
+    """Probabilities that the first of two responses is preferred: `sigmoid(margin)`, 0 to 1, for
+    margins in logits of any shape."""
     return torch.sigmoid(margins)
 
 
 def probability(margin: float) -> float:
     """`probabilities` of one margin, without overflow."""
-    # exp is only taken of numbers at most 0: Python raises an error for exp(710).
+    # exp gets only numbers of at most 0: Python raises an error for exp(710).
     if margin >= 0:
         return 1 / (1 + math.exp(-margin))
     return math.exp(margin) / (1 + math.exp(margin))
@@ -190,6 +190,6 @@ def weighted_mean(values: Tensor, weights: Tensor) -> float:
     total = float(weights.double().sum())
     if values.numel() == 0 or not total > 0:
         raise ValueError(
-            f"a mean over {values.numel()} pairs with total weight {total} does not exist"
+            f"the mean over {values.numel()} pairs with total weight {total} is undefined"
         )
     return float((values.double() * weights.double()).sum() / total)

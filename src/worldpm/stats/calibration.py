@@ -1,5 +1,5 @@
-"""How to read a margin: the temperature that makes it a probability, and how well the probabilities
-agree with the labels."""
+"""Calibration of margins: the temperature that turns them into probabilities, and the agreement of
+the probabilities with the labels."""
 
 import math
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ optimum."""
 
 
 class Bin(NamedTuple):
-    """The pairs whose preference probability fell into one bin."""
+    """The pairs whose preference probability is in one bin."""
 
     probability: float
     """Mean predicted probability, 0.5 to 1."""
     right: float
-    """Share that was right; a tie, or a pair whose label is a coin's, is half right."""
+    """Share of right pairs; a tie, or a pair whose label is 0.5, counts as half right."""
     pairs: int
     """Number of pairs, at least 1."""
     weight: float
@@ -34,7 +34,7 @@ class Bin(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """Whether pairs called with 80 % are right in 80 % of cases."""
+    """Agreement of predictions and labels: of pairs predicted at 80 %, 80 % should be right."""
 
     bins: list[Bin]
     """From 0.5 to 1, without empty ones."""
@@ -44,11 +44,12 @@ class Reliability(NamedTuple):
 
 
 def temperature(margins: Tensor, probability: Tensor, weights: Tensor) -> float:
-    """The T of least Bradley-Terry loss of `margins / T`; float tensors of shape `(pairs,)`.
+    """The T with the least Bradley-Terry loss of `margins / T`; float tensors of shape `(pairs,)`.
 
-    If every margin is right, no T is sharp enough. The labels are then smoothed by one more pair of
-    each kind, so that 30 pairs without a fault do not make the next one certain. If margins carry
-    no information, T is large, a bound of the search. Margins that are all 0 give 1.
+    If every margin is right, the loss falls without limit as T falls. The labels are then smoothed
+    by one more pair of each kind, so that 30 right pairs do not make the next one certain. If
+    margins carry no information, T is large, at the bound of the search. Margins that are all 0
+    give 1.
 
     Source: Guo et al., arXiv 1706.04599, section 4.2; Platt 1999, section 2.2, for the labels `(n p
     + 1) / (n + 2)`.
@@ -73,7 +74,7 @@ def temperature(margins: Tensor, probability: Tensor, weights: Tensor) -> float:
 def _best_temperature(
     margins: Tensor, labels: Tensor, weights: Tensor, sharpest: float, flattest: float
 ) -> float:
-    """The temperature of least loss between two bounds."""
+    """The temperature with the least loss between two bounds."""
 
     def loss(log_temperature: float) -> float:
         scaled = margins.double() / math.exp(log_temperature)
@@ -92,9 +93,9 @@ def _best_temperature(
 def reliability(
     margins: Tensor, probability: Tensor, weights: Tensor, *, bins: int = 10
 ) -> Reliability:
-    """Predicted probability against the share right, over bins of equal width.
+    """Predicted probability against the share of right pairs, over bins of equal width.
 
-    The probability of a pair is that of the response with the higher reward, 0.5 to 1.
+    The probability of a pair belongs to the response with the higher reward, 0.5 to 1.
 
     `margins` are in logits, already divided by a temperature. Empty bins are left out.
 
@@ -131,15 +132,15 @@ def _bin(predicted: Tensor, right: Tensor, weights: Tensor) -> Bin:
 
 
 def sure_beyond(margins: Sequence[float], level: float) -> float | None:
-    """The margin, in the same units and at least 0, beyond which the response of higher reward is
-    called the better one.
+    """The margin, in the same units and at least 0, beyond which a pair is decided: the response
+    with the higher reward is then called better.
 
     `margins` are chosen minus rejected, of labelled pairs, one from each prompt. Of new pairs like
-    them, at least `level` are then either called right or not called at all. None if there are too
-    few pairs to give that level.
+    them, at least a share of `level` is then decided correctly or left undecided. None if there are
+    too few pairs for this level.
 
     Source: split conformal prediction, Vovk et al. 2005; Angelopoulos and Bates, arXiv 2107.07511,
-    section 1, with `-margin` as score. The set of answers always holds the likelier one.
+    section 1, with `-margin` as score. The set of answers always contains the likelier answer.
     """
     # The new pair is one of n + 1 exchangeable pairs, hence the + 1.
     rank = math.ceil((len(margins) + 1) * level)

@@ -1,4 +1,4 @@
-"""Preferences of groups as index tensors, the form that every formula takes."""
+"""Preferences of groups as index tensors, the input of every formula."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,5 +1,5 @@
-"""Best of n: the expected quality of the response of highest reward among n, exact, by counting all
-subsets."""
+"""Best of n: the exact expected quality of the response with the highest reward among n, by
+counting all subsets."""
 
 import math
 
@@ -11,12 +11,12 @@ Array = NDArray[np.float64]
 
 
 def expected_picks(rewards: ArrayLike, qualities: ArrayLike) -> Array:
-    """Mean quality of the response of highest reward in a random subset of n of the N responses,
-    for n = 1 .. N.
+    """Mean quality of the response with the highest reward in a random subset of n of the N
+    responses, for n = 1 .. N.
 
-    Both arguments have shape `(N,)`, and so has the result. All subsets count equally; among
-    responses that tie for the highest reward in a subset the pick is random. The first entry is the
-    mean of all, the last the pick among all.
+    Both arguments and the result have shape `(N,)`. All subsets count equally, and the pick among
+    responses that tie for the highest reward is random. The first entry is the mean of all
+    responses, and the last is the pick among all responses.
 
     Raises:
         ValueError: If there are no responses, or a reward is NaN.
@@ -32,7 +32,7 @@ def expected_picks(rewards: ArrayLike, qualities: ArrayLike) -> Array:
             f"{len(reward_values)} rewards, {nan_count} of them NaN; score every response first"
         )
 
-    # Responses of one reward form a level; a random pick among them has the level's mean quality.
+    # Responses with equal rewards form a level; a random pick among them has its mean quality.
     _, level, counts = np.unique(reward_values, return_inverse=True, return_counts=True)
     level_means = np.bincount(level, weights=quality_values) / counts
     at_or_below = np.cumsum(counts)

@@ -1,8 +1,8 @@
-"""How much of a judge's preferences style explains: coefficients, phi, and accuracy within and
-across styles.
+"""The share of a judge's preferences that style explains: coefficients, phi, and accuracy within
+and across styles.
 
-Controlling for style *fits* style, it does not remove it. The model next to the margin takes
-everything that style predicts of the labels, whatever the cause.
+Controlling for style *fits* style; it does not remove it. The style features beside the margin
+absorb everything that style predicts about the labels, whatever the cause.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_]
 Normalisation = Literal["paper", "arena"]
 
 FOLDS = 5
-"""Parts of a cross-fit, each judged by coefficients of the others."""
+"""Parts of a cross-fit; each is judged by coefficients of the others."""
 ILL_CONDITIONED = 1e4
 """Condition number of the scaled features' covariance beyond which single coefficients cannot be
 interpreted."""
@@ -32,7 +32,7 @@ PROMPTS_PER_COEFFICIENT = 10
 coefficient give a warning."""
 MOST_NEWTON_STEPS = 100
 SATURATED_VARIANCE = 1e-9
-"""Largest `p (1 - p)` of any pair at which the search did not converge: all pairs are certain, and
+"""If no pair has a larger `p (1 - p)`, the search did not converge: all pairs are certain, and
 larger coefficients would fit no worse."""
 MARGIN_COLUMN = 0
 """Index of the margin among the columns of a fit."""
@@ -46,9 +46,9 @@ class StyledPairs:
     margin: Array
     """Reward of the chosen minus that of the rejected response, in logits."""
     probability: Array
-    """That chosen is truly the better one, 0 to 1."""
+    """Probability that chosen is truly better, 0 to 1."""
     weight: Array
-    """What a pair counts, at least 0."""
+    """Weight of a pair, at least 0."""
     cluster: Sequence[str]
     """The prompt's id."""
     chosen: Mapping[str, Array]
@@ -62,16 +62,17 @@ class Fit(NamedTuple):
     """`P(chosen) = sigmoid(alpha margin + beta z)`, z the scaled style differences."""
 
     coefficients: Array
-    """Of the margin, then of each feature, per standard deviation of its difference."""
+    """Coefficients of the margin, then of each feature, per standard deviation of its
+    difference."""
     deviations: Array
-    """Of the coefficients, robust to pairs of one prompt that depend on each other."""
+    """Standard deviations of the coefficients, robust to dependence of pairs of one prompt."""
     converged: bool
-    """False where the labels are separable, so that no finite coefficients are best."""
+    """False if the labels are separable, so that no finite coefficients are best."""
 
 
 @dataclass(frozen=True)
 class Performance:
-    """How well logits agree with the labels, pairs counted by their weight."""
+    """Agreement of logits with the labels, with each pair counted by its weight."""
 
     accuracy: float
     """Share of pairs with a positive logit, 0 to 1; a tie counts half."""
@@ -97,12 +98,12 @@ class StyleControl:
     """A judge's performance with style as a covariate."""
 
     cross_fitted: Performance
-    """Each pair judged by coefficients of other prompts' pairs, 5 folds by prompt."""
+    """Each pair is judged by coefficients of other prompts' pairs, in 5 folds by prompt."""
     in_sample: Performance
-    """Each pair judged by coefficients that it took part in, as in the paper."""
+    """Each pair is judged by coefficients fitted to all pairs, as in the paper."""
     margin_only: Performance
-    """Without style. The accuracy is that of the raw margin, as in the paper's uncontrolled
-    figures; the loss is at a cross-fitted coefficient of the margin."""
+    """Performance without style. The accuracy uses the raw margin, as in the paper's uncontrolled
+    figures, and the loss uses a cross-fitted coefficient of the margin."""
     coefficients: dict[str, Coefficient]
     """`margin` first, then the features that could be fitted."""
     warnings: list[str]
@@ -114,17 +115,18 @@ class Phi:
     """Phi coefficients with "has more of this feature", over the pairs that differ in it."""
 
     prediction: float | None
-    """Of the sign of the margin, -1 to 1; None if no pair differs."""
+    """Phi of the sign of the margin, -1 to 1; None if no pair differs."""
     label: float | None
-    """Of the label, -1 to 1: the taste of the data's own judges. None if no pair differs."""
+    """Phi of the label, -1 to 1: the taste of the people who labelled the data. None if no pair
+    differs."""
     pairs: int
     """Pairs that differ in the feature."""
 
 
 @dataclass(frozen=True)
 class LevelAccuracy:
-    """Accuracy by the styles of both sides; rows are levels of the chosen response, columns of the
-    rejected one."""
+    """Accuracy by the styles of both sides; rows are levels of the chosen response, and columns are
+    levels of the rejected response."""
 
     levels: list[str]
     """Names of rows and columns, plainest first."""
@@ -207,7 +209,7 @@ def _usable_features(pairs: StyledPairs, normalisation: Normalisation) -> _Featu
 
     warnings = [f"{name} differs in {prompts[name]} prompts only; left out" for name in rare]
     warnings += [
-        f"{name} speaks for the same side in all {prompts[name]} prompts; left out"
+        f"{name} favours the same side in all {prompts[name]} prompts; left out"
         for name in one_sided
     ]
     usable = {name: z[name] for name in z if name not in rare and name not in one_sided}
@@ -252,16 +254,16 @@ def _collinearity_warnings(x: Array, pairs: StyledPairs) -> list[str]:
     prompts, coefficients = len(set(pairs.cluster)), x.shape[1]
     if prompts < PROMPTS_PER_COEFFICIENT * coefficients:
         warnings.append(
-            f"{prompts} prompts for {coefficients} coefficients; {PROMPTS_PER_COEFFICIENT} for each"
-            " are few already"
+            f"{prompts} prompts for {coefficients} coefficients; at least"
+            f" {PROMPTS_PER_COEFFICIENT} prompts per coefficient are needed"
         )
 
-    # Features have units of their own, which must not count. A column of zeros has no size.
+    # The units of features differ and must not matter. A column of zeros has no size.
     sizes = np.sqrt((x**2).mean(axis=0))
     scaled = x / np.where(sizes > 0, sizes, 1)
     if np.linalg.cond(scaled.T @ scaled) > ILL_CONDITIONED:
         warnings.append(
-            "margin and style features go together so closely that single coefficients are not"
+            "margin and style features are correlated so strongly that single coefficients are not"
             " identified"
         )
 
@@ -272,11 +274,11 @@ def _fit_warnings(fitted: Fit) -> list[str]:
     """Reasons not to interpret single coefficients, from the fit."""
     warnings = []
     if fitted.coefficients[MARGIN_COLUMN] == 0:
-        warnings.append("the margin goes against the labels; its coefficient is held at 0")
+        warnings.append("the margin contradicts the labels; its coefficient is held at 0")
     if not fitted.converged:
         warnings.append(
-            "margin and style together call every pair right, so the coefficients have no finite"
-            " best values"
+            "margin and style together predict every pair correctly, so the coefficients have no"
+            " finite best values"
         )
     return warnings
 
@@ -289,12 +291,12 @@ def fit(
     *,
     nonnegative: int | None = None,
 ) -> Fit:
-    """Coefficients of least weighted Bradley-Terry loss of `x @ coefficients`, x of shape `(pairs,
-    features)`, by Newton's method.
+    """Coefficients with the least weighted Bradley-Terry loss of `x @ coefficients`, for x of shape
+    `(pairs, features)`, by Newton's method.
 
-    There is no intercept: the order of the two sides of a pair is arbitrary. The coefficient of the
-    column `nonnegative` is held at 0 where it would fall below; None leaves all free. Not converged
-    where the labels are separable.
+    The model has no intercept, because the order of the two sides of a pair is arbitrary. The
+    coefficient of the column `nonnegative` is held at 0 if it would be negative; None leaves all
+    free. The fit does not converge if the labels are separable.
 
     Source: White 1982 for the deviations, summed by cluster as in Cameron, Gelbach and Miller 2008.
     """
@@ -442,8 +444,8 @@ def phi_by_feature(pairs: StyledPairs) -> dict[str, Phi]:
 
 
 def by_length(pairs: StyledPairs) -> dict[str, float | None]:
-    """Accuracy where the chosen response is the longer, the shorter, or as long; None where there
-    is no such pair."""
+    """Accuracy where the chosen response is longer, shorter, or as long; None if there is no such
+    pair."""
     more = np.sign(pairs.chosen["length"] - pairs.rejected["length"])
     return {
         "chosen longer": _accuracy(pairs, more == 1),

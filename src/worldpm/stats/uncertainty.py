@@ -1,5 +1,5 @@
-"""Intervals and tests by resampling clusters: pairs of one prompt are not independent, prompts
-are."""
+"""Intervals and tests by resampling clusters: prompts are independent, but pairs of one prompt are
+not."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 CHUNK_DRAWS = 4_000_000
-"""Random draws held in memory at once."""
+"""Most random draws in memory at once."""
 NORMAL_975, NORMAL_80 = 1.959964, 0.841621
-"""Normal quantiles: 97.5 % and 80 % of errors are below, in standard deviations."""
+"""The 97.5 % and 80 % quantiles of the standard normal distribution."""
 DETECTABLE_ERRORS = NORMAL_975 + NORMAL_80
-"""Standard errors of a difference that a two-sided 5 % test finds in 80 % of cases."""
+"""Size, in standard errors, of a difference that a two-sided 5 % test detects in 80 % of cases."""
 
 Array = NDArray[np.float64]
 
@@ -37,18 +37,19 @@ _UNKNOWN = Interval(float("nan"), float("nan"))
 
 
 class Difference(NamedTuple):
-    """How far the first of two judges is ahead on the same pairs."""
+    """The lead of the first of two judges on the same pairs."""
 
     estimate: float
-    """Weighted mean of the first minus that of the second."""
+    """Weighted mean of the first judge minus weighted mean of the second."""
     interval: Interval
-    """Of the estimate; NaN ends with one cluster, or where all clusters differ alike."""
+    """Interval of the estimate. Its ends are NaN with one cluster, or if the difference is equal in
+    all clusters."""
     p_value: float
-    """Two-sided, that so large a difference comes from judges that are equally good; 1 / (1 +
-    resamples) at least."""
+    """Two-sided probability that equally good judges differ this much; at least 1 / (1 +
+    resamples)."""
     detectable: float
-    """The smallest true difference that these prompts would show at 5 % in 80 % of cases; NaN where
-    all prompts differ alike."""
+    """The smallest true difference that a 5 % test on these prompts detects in 80 % of cases; NaN
+    where the interval has NaN ends."""
 
 
 def clustered_interval(
@@ -62,9 +63,9 @@ def clustered_interval(
 ) -> Interval:
     """95 % interval of the weighted mean of `values`, all three of shape `(pairs,)`.
 
-    The bootstrap draws whole clusters with replacement and takes the weighted mean of each draw. If
-    all clusters are alike, it has no width. `shares` (values from 0 to 1) that are all 0 or all 1
-    then get the exact interval of as many trials; other values get NaN ends.
+    The bootstrap draws whole clusters with replacement and computes the weighted mean of each draw.
+    If all clusters are equal, this interval has no width. `shares` (values from 0 to 1) that are
+    all 0 or all 1 then get the exact interval for one trial per cluster; other values get NaN ends.
 
     Source: Efron and Tibshirani 1993, percentile bootstrap; Cameron, Gelbach and Miller 2008,
     section 2 (pairs cluster); Clopper and Pearson 1934.
@@ -78,7 +79,7 @@ def clustered_interval(
         bound = 0.025 ** (1 / len(numerators))
         return Interval(bound, 1.0) if interval.high else Interval(0.0, 1 - bound)
 
-    # Comparing NaN ends gives False, so they end here too.
+    # Comparing NaN ends gives False, so this also covers NaN ends.
     return interval if interval.low < interval.high else _UNKNOWN
 
 
@@ -91,13 +92,13 @@ def paired_difference(
     seed: int = 0,
     resamples: int = 10_000,
 ) -> Difference:
-    """The first judge's weighted mean minus the second's, all of shape `(pairs,)`, with paired
-    interval and test.
+    """The first judge's weighted mean minus the second's, with paired interval and test; all
+    arguments have shape `(pairs,)`.
 
     The interval draws whole clusters with replacement, the pairs of both judges together. The test
     exchanges the judges at random in whole clusters, which changes nothing if they are equally
-    good. Interval and detectable difference are NaN with one cluster, or where the judges differ
-    alike in all; the p-value of one cluster is 1.
+    good. Interval and detectable difference are NaN with one cluster, or if the judges differ
+    equally in all clusters. With one cluster the p-value is 1.
 
     Source: Efron and Tibshirani 1993, chapters 8 and 15.
     """
@@ -115,8 +116,8 @@ def paired_difference(
 
 
 def _exchange_test(numerators: Array, *, seed: int, resamples: int) -> float:
-    """The share of random signs of the clusters that give as large a sum, the observed one
-    counted."""
+    """The share of random signs of the clusters that give at least as large a sum; the observed
+    signs count as one draw."""
     # Clusters without a difference add 0 under either sign, so they need no draw.
     moving = numerators[numerators != 0]
     if len(moving) == 0:
@@ -141,14 +142,14 @@ def _exchange_test(numerators: Array, *, seed: int, resamples: int) -> float:
 
 
 def detectable(interval: Interval) -> float:
-    """The smallest true distance of a mean from a fixed number that a 5 % test finds in 80 % of
+    """The smallest true distance of a mean from a fixed number that a 5 % test detects in 80 % of
     cases, derived from the mean's interval."""
     return DETECTABLE_ERRORS * (interval.high - interval.low) / (2 * NORMAL_975)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number, in the same order: any of them below 0.05 is a finding
-    of the whole family.
+    """P-values corrected for their number, in the same order: any of them below 0.05 is significant
+    for the whole family.
 
     Source: Holm 1979, the step-down procedure.
     """
@@ -157,7 +158,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     smallest_first = sorted(range(len(p_values)), key=p_values.__getitem__)
 
     for rank, index in enumerate(smallest_first):
-        # A running maximum: a larger p-value never becomes the smaller one by its correction.
+        # The running maximum keeps the order: a larger p-value is not corrected to a smaller one.
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
         adjusted[index] = largest
 

@@ -1,4 +1,4 @@
-"""Prompts and responses in rows of other people's sets, in the forms that are usual on the hub.
+"""Prompts and responses in rows of preference sets, in the forms that are common on the hub.
 
 The known forms, by an example row:
 
@@ -9,9 +9,9 @@ The known forms, by an example row:
 - `chosen` and `rejected` with a `prompt` (or `question`, or `instruction`; `system` before it), or
   with an implicit prompt, the common beginning of both. They are texts or lists of messages (TRL,
   RLHFlow's pairs), or dialogues of `Human:` and `Assistant:` turns (hh-rlhf). Lists with the
-  complete dialogue are taken as they are; only a system turn beside them is put before them.
-- `prompt`, `response` and a `helpfulness` rating on rows that follow each other (HelpSteer2). Its
-  later turns begin with `<extra_id_1>User` or `<extra_id_1>Assistant`.
+  complete dialogue are used as given; only a separate system turn is put before them.
+- `prompt`, `response` and a `helpfulness` rating on consecutive rows (HelpSteer2). Later turns of a
+  prompt begin with `<extra_id_1>User` or `<extra_id_1>Assistant`.
 - `instruction` and `completions`, each with `response` and a rating (UltraFeedback).
 """
 
@@ -28,9 +28,9 @@ from worldpm.errors import DataError
 from worldpm.records import Message
 
 RATINGS = ("rating", "overall_score", "helpfulness", "score")
-"""Names of ratings; the first that a response has is taken. --columns names the first."""
+"""Names of ratings; the first that a response has counts. --columns sets the first."""
 PROMPTS = ("prompt", "question", "instruction")
-"""Names of prompts; the first that a row has is taken."""
+"""Names of prompts; the first that a row has counts."""
 BEYOND_TEXT = ("tool_calls", "reasoning_content", "thinking")
 """Keys of a message that a response of a preference group, which is text, cannot have."""
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
@@ -41,20 +41,20 @@ FORMS = (
     " instruction and completions"
 )
 LARGEST_MARGIN = 80.0
-"""Logits; the strength that stands for a larger margin does not fit a table's 32 bits."""
+"""Logits; the strength of a larger margin does not fit the 32 bits of a table."""
 
 Messages = tuple[Message, ...]
 
 
 class RatedRow(NamedTuple):
-    """A row: a prompt, and responses with ratings or in the order chosen, rejected."""
+    """A row: a prompt, with rated responses or with a chosen and a rejected response."""
 
     prompt: Messages
     responses: tuple[str, ...]
     ratings: tuple[float, ...]
     """One for each response; empty for a pair."""
     strength: float = 1.0
-    """Of a pair; see `Preference`."""
+    """Strength of a pair; see `Preference`."""
 
 
 class Sides(NamedTuple):
@@ -126,7 +126,7 @@ def columns(row: object, path: Path | str, number: int) -> SetRow:
 
 
 def rated_row(row: object, path: Path | str, number: int) -> RatedRow | str:
-    """A row with a preference or with ratings, or the reason why it holds none.
+    """Read a row with a preference or with ratings; a text is the reason to drop the row.
 
     Raises:
         DataError: If it has none of the known forms.
@@ -155,7 +155,7 @@ def unknown_form(row: object, path: Path | str, number: int) -> DataError:
 
 
 def pair(row: object) -> RatedRow | str:
-    """A row with `chosen` and `rejected`, or the reason why it holds no preference.
+    """Read a row with `chosen` and `rejected`; a text is the reason to drop the row.
 
     Each side is a response, or a complete dialogue that ends with the response.
 
@@ -209,8 +209,9 @@ def completion_texts(values: SetRow) -> list[str]:
 
 
 def _strength(values: SetRow) -> float:
-    """The strength of a pair: of a margin, as TRL's `RewardTrainer` reads it, `exp(margin) - 1`, so
-    that `--target-margin 1` requires that margin; else the gap of the scores, at least 0; else 1.
+    """The strength of a pair: `exp(margin) - 1` for a margin, so that `--target-margin 1` requires
+    this margin, as TRL's `RewardTrainer` does. Without a margin it is the gap of the scores, at
+    least 0, and without scores it is 1.
 
     Raises:
         TypeError, ValueError: If the margin is not a number, or too large.
@@ -276,8 +277,8 @@ def _sides(values: SetRow, prompt: Messages) -> Sides:
     chosen = messages(values.chosen, role="assistant")
     rejected = messages(values.rejected, role="assistant")
 
-    # Sides may repeat the prompt. If they still begin with another turn than the answer, they are
-    # complete dialogues, and the column has only a part of their prompt.
+    # Sides may repeat the prompt. If after it they do not begin with the answer, they are complete
+    # dialogues, and the column has only a part of their prompt.
     after_chosen, after_rejected = _after(prompt, chosen), _after(prompt, rejected)
     if prompt and not (_is_dialogue(after_chosen) and _is_dialogue(after_rejected)):
         return Sides(prompt, after_chosen, after_rejected)
@@ -346,8 +347,8 @@ def _system_turn(values: SetRow, prompt: Messages) -> Message | None:
 
 
 def asked(prompt: object) -> Messages:
-    """The messages of a prompt, without an assistant's turn that it only opens. HelpSteer2's marks
-    begin turns.
+    """The messages of a prompt, without an empty assistant's turn at its end. HelpSteer2's marks
+    separate turns.
 
     Raises:
         TypeError, msgspec.ValidationError: If it is neither a text nor a list of messages.
@@ -389,8 +390,8 @@ def messages(value: object, *, role: str = "user") -> Messages:
 
 
 def single_spaced(text: str) -> str:
-    """The text with one space in place of each run of white space: responses that are equal then
-    never form a pair."""
+    """The text with one space in place of each run of white space. Responses whose texts are then
+    equal never form a pair."""
     return " ".join(text.split())
 
 

@@ -1,8 +1,8 @@
 """The folder that a step writes: finished when, and only when, its manifest exists.
 
-While a step runs, `.progress/` holds its settings and a record of every part that is done, so that
-the same command goes on where a killed run stopped. Files appear under their final names only when
-whole (written aside, synced, renamed).
+While a step runs, `.progress/` holds its settings and a record of every finished part, so that the
+same command resumes a killed run. Files get their final names only when they are complete: they are
+written under another name, synced and renamed.
 """
 
 import json
@@ -44,7 +44,7 @@ from worldpm.storage.manifest import (
 )
 
 MARKER = "run"
-"""The file in `.progress/` that says which run is writing."""
+"""The file in `.progress/` that describes the run which writes the folder."""
 LOCK = "lock"
 """The file in `.progress/` that the writing process holds locked."""
 
@@ -55,14 +55,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PartRecord:
-    """A part that is done, in `.progress/`."""
+    """A finished part, in `.progress/`."""
 
     result: object
-    """What its `build` returned, as plain values."""
+    """The return value of its `build`, as plain values."""
     sha256: str
-    """Of the part's file."""
+    """Hash of the part's file."""
     seconds: float
-    """That it took to build."""
+    """Time to build the part."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class Timing:
 
     part: str
     seconds: float
-    """Of the monotonic clock, to a millisecond."""
+    """Duration by the monotonic clock, rounded to milliseconds."""
     peak_memory_mib: int | None = None
     """Largest resident memory of the process; None for a part."""
 
 
 class Output:
-    """The folder that a step is writing; use `begin` to get one, and `finish` as the last act."""
+    """The folder that a step is writing; `begin` makes one, and `finish` is the last call."""
 
     def __init__(self, path: Path, run: Run, lock: BaseFileLock) -> None:
         self.path = path
@@ -87,13 +87,13 @@ class Output:
 
     @property
     def progress(self) -> Path:
-        """Where the step may keep what it needs to go on; it is removed when the step finishes."""
+        """The folder for what the step needs to resume; it is removed when the step finishes."""
         return self.path / PROGRESS
 
     def part(self, name: str, build: Callable[[Path], Result]) -> Result:
-        """Build the file `name`, or take it as a killed run left it.
+        """Build the file `name`, or use the file that a killed run finished.
 
-        `build` writes to a path and returns what to remember of the part, as plain values.
+        `build` writes to a path and returns a result, as plain values, which a resumed run reads.
         """
         key = name.replace("/", "-")
         record_path, target = self.progress / f"{key}.json", self.path / name
@@ -101,7 +101,7 @@ class Output:
             record = read_record(record_path, PartRecord)
             if target.exists() and sha256(target) == record.sha256:
                 if not name.startswith(PROGRESS):
-                    logger.info("%s: done before", name)
+                    logger.info("%s: already done", name)
                 return cast(Result, record.result)
 
         started = time.monotonic()
@@ -113,17 +113,17 @@ class Output:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(aside, target)
         sync_folder(target.parent)
-        # the record comes after its file: a record without its file would vouch for nothing
+        # the record is written after its file, so that no record exists without a file
         record = PartRecord(result, digest, time.monotonic() - started)
         write_atomically(record_path, to_json(record))
         return result
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file of the step whole."""
+        """Write a small file of the step atomically."""
         write_atomically(self.path / name, content)
 
     def join(self, names: Sequence[str], target: Path) -> None:
-        """Write the parts one after another as one file, whole or not at all; remove the folder."""
+        """Join the parts atomically into one file, then remove the folder."""
         aside = self.progress / "joined"
         with aside.open("wb") as joined:
             for name in names:
@@ -136,18 +136,18 @@ class Output:
         sync_folder(target.parent)
         self.discard()
         self.release()
-        with suppress(OSError):  # another process may have begun in it
+        with suppress(OSError):  # another process may already use the folder
             self.path.rmdir()
 
     def discard(self) -> None:
-        """Remove all parts, so that another command may take the folder."""
+        """Remove all parts, so that another command may use the folder."""
         for entry in self.path.iterdir():
             if entry != self.progress:
                 _remove(entry)
         self._clear_progress()
 
     def _clear_progress(self) -> None:
-        """Remove all of `.progress/` but the lock that this process holds."""
+        """Remove everything in `.progress/` except the lock that this process holds."""
         for entry in self.progress.iterdir():
             if entry.name != LOCK:
                 _remove(entry)
@@ -166,14 +166,14 @@ class Output:
         dropped = {name: dict(reasons) for name, reasons in (drops or {}).items()}
         manifest = Manifest(**vars(self.run), counts=dict(counts), drops=dropped, files=hashes)
 
-        # the rename is the moment at which the folder is finished
+        # with this rename the folder is finished
         write_atomically(self.progress / MANIFEST, to_json(manifest))
         os.replace(self.progress / MANIFEST, self.path / MANIFEST)
         sync_folder(self.path)
         self._clear_progress()
 
     def _write_timings(self) -> None:
-        """Add the parts and the whole step to what the step itself wrote of its timings."""
+        """Add the timings of the parts and of the whole step to those that the step wrote."""
         timings = []
         for path in sorted(self.progress.glob("*.json")):
             seconds = read_json(path).get("seconds")  # a step keeps other files here too
@@ -197,23 +197,23 @@ class Output:
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, ConfigError | DataError) and not self._has_begun():
-            # nothing is lost, and a corrected command may take the folder
+            # nothing is lost, and a corrected command may use the folder
             self._clear_progress()
         self.release()
 
     def release(self) -> None:
-        """Let other processes write the folder."""
+        """Release the lock, so that other processes can write the folder."""
         if not self._lock.is_locked:
             return
 
-        # removed while it is locked, because afterwards it may be the file of another process
+        # remove the file while it is locked: afterwards another process may own it
         (self.progress / LOCK).unlink(missing_ok=True)
         self._lock.release()
-        with suppress(OSError):  # it holds files, or is gone
+        with suppress(OSError):  # it contains files, or does not exist
             self.progress.rmdir()
 
     def _has_begun(self) -> bool:
-        """Whether anything is finished that the same command would not make again."""
+        """Whether any part is finished that a resumed run would reuse."""
         if any(entry != self.progress for entry in self.path.iterdir()):
             return True
         return any(entry.is_dir() or entry.suffix == ".json" for entry in self.progress.iterdir())
@@ -222,14 +222,14 @@ class Output:
 def begin(
     path: Path, *, step: str, config: Plain, inputs: Sequence[Input], command: str = ""
 ) -> Output | None:
-    """The folder to write, or None where it is finished with the same config and inputs already.
+    """Open the folder to write; None if it is already finished with the same config and inputs.
 
     Raises:
-        ConfigError: If another process is writing it, or it holds something else: then nothing in
-            it is touched.
+        ConfigError: If another process is writing it, or it contains something else. Nothing in it
+            is changed.
     """
     run = _run(step, config, inputs, command)
-    # without `.progress/` no process writes the folder, so it needs no lock and stays untouched
+    # without `.progress/` no process writes the folder, so it needs no lock and stays unchanged
     if path.is_dir() and not (path / PROGRESS).exists():
         if (path / MANIFEST).exists():
             _refuse_or_skip(path, run)
@@ -251,18 +251,19 @@ def begin(
 
 
 def _refuse_or_skip(path: Path, run: Run) -> None:
-    """Report that a finished folder is of the same run, or raise ConfigError if it is not."""
+    """Log that the same run finished the folder, or raise ConfigError if it was another run."""
     _check_same_run(path, "finished", read_manifest(path), run, FINISHED_KEYS)
     logger.info("%s is finished already, with the same settings and inputs: nothing to do", path)
 
 
 def begin_scratch(path: Path, *, step: str, config: Plain, resume: bool) -> Output:
-    """A folder for the parts of one file, which `Output.join` writes and ends.
+    """Open a folder for the parts of one file; `Output.join` writes the file.
 
-    Parts of an earlier run with the same config stay if `resume`; those of other runs are removed.
+    With `resume`, parts of an earlier run with the same config are kept. All other parts are
+    removed.
 
     Raises:
-        ConfigError: If another process is writing it, or it holds something else.
+        ConfigError: If another process is writing it, or it contains something else.
     """
     output = _locked(path, _run(step, config, [], ""))
     try:
@@ -279,9 +280,9 @@ def begin_scratch(path: Path, *, step: str, config: Plain, resume: bool) -> Outp
 
 
 FINISHED_KEYS = ("step", "config", "inputs")
-"""A finished folder stands for the same settings and inputs under any versions and words."""
+"""A finished folder is reused if these are equal, whatever the versions and the command line."""
 UNFINISHED_KEYS = ("format", "step", "config", "inputs", "versions")
-"""An unfinished folder goes on only under the same versions: its parts must fit together."""
+"""An unfinished folder is resumed only if these are equal: its parts must fit together."""
 
 
 def _run(step: str, config: Plain, inputs: Sequence[Input], command: str) -> Run:
@@ -291,11 +292,9 @@ def _run(step: str, config: Plain, inputs: Sequence[Input], command: str) -> Run
 
 
 def _locked(path: Path, run: Run) -> Output:
-    """The folder, made where it is absent, with a lock that ends with the process."""
+    """Make the folder if it does not exist, and lock it until the process ends."""
     if path.exists() and not path.is_dir():
-        raise ConfigError(
-            f"{path}: a file stands where the output folder should be; choose another --out"
-        )
+        raise ConfigError(f"{path}: is a file, and the output is a folder. Choose another --out.")
 
     progress = path / PROGRESS
     progress.mkdir(parents=True, exist_ok=True)
@@ -305,13 +304,13 @@ def _locked(path: Path, run: Run) -> Output:
         lock = None
     if lock is None:
         raise ConfigError(
-            f"{path}: another process is writing this folder; wait for it or choose another --out"
+            f"{path}: another process is writing this folder. Wait for it, or choose another --out."
         )
     return Output(path, run, lock)
 
 
 def _claim(output: Output) -> None:
-    """Note the run in an empty folder, or check that the parts in it are of this run."""
+    """Record the run in an empty folder, or check that the parts in it belong to this run."""
     marker, lock = output.progress / MARKER, output.progress / LOCK
     begun = [
         entry
@@ -321,7 +320,7 @@ def _claim(output: Output) -> None:
     if marker.exists() and begun:
         earlier = read_record(marker, Run)
         _check_same_run(output.path, "unfinished", earlier, output.run, UNFINISHED_KEYS)
-        logger.info("%s: going on where an earlier run stopped", output.path)
+        logger.info("%s: resuming where an earlier run stopped", output.path)
         return
 
     _check_empty(output.path)
@@ -333,8 +332,8 @@ def _check_empty(path: Path) -> None:
     foreign = sorted(entry.name for entry in path.iterdir() if entry.name != PROGRESS)
     if foreign:
         raise ConfigError(
-            f"{path}: holds other files ({', '.join(foreign[:3])}); choose an empty or new"
-            " folder for --out"
+            f"{path}: contains other files ({', '.join(foreign[:3])}). Choose an empty or new"
+            " folder for --out."
         )
 
 
@@ -347,8 +346,9 @@ def _check_same_run(path: Path, state: str, earlier: Run, run: Run, keys: Sequen
 
     if differences:
         raise ConfigError(
-            f"{path}: holds the {state} output of `worldpm {earlier.step}` with other settings"
-            f" or inputs ({'; '.join(differences[:3])}); choose another --out, or remove the folder"
+            f"{path}: contains the {state} output of `worldpm {earlier.step}` with other settings"
+            f" or inputs ({'; '.join(differences[:3])}). Choose another --out, or remove the"
+            " folder."
         )
 
 
@@ -356,7 +356,7 @@ def _differences(name: str, before: object, now: object) -> list[str]:
     if before == now:
         return []
     if name == "inputs":
-        return ["its inputs had other contents or names"]
+        return ["its inputs had different contents or names"]
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return [f"{name} was {before!r}, now {now!r}"]
 
@@ -378,7 +378,7 @@ def _remove(entry: Path) -> None:
 
 
 def sync_file(path: Path) -> str:
-    """Wait until a file is on the disk; its SHA-256."""
+    """Wait until a file is on the disk, and return its SHA-256."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return sha256(path)

@@ -1,4 +1,4 @@
-"""JSON on disk: dataclasses out and in, whole files or nothing."""
+"""JSON files: dataclasses are written atomically and read back."""
 
 import json
 import os
@@ -11,10 +11,10 @@ import msgspec
 from worldpm.errors import DataError
 
 Json = dict[str, Any]
-"""An object of JSON whose keys are not ours: a row of a foreign file, a body, settings by name."""
+"""A JSON object whose keys others define: a row of their file, a body, settings by name."""
 
 Plain = Mapping[str, object]
-"""Values on their way to JSON or Parquet: written, and never read by key."""
+"""Values to write as JSON or Parquet; they are never read by key."""
 
 Record = TypeVar("Record")
 
@@ -30,7 +30,7 @@ def to_json(value: object) -> bytes:
 
 
 def read_json(path: Path) -> Json:
-    """A JSON object of keys that the caller knows.
+    """Read a JSON object; the caller checks its keys.
 
     Raises:
         DataError: If it is not JSON.
@@ -43,7 +43,7 @@ def read_json(path: Path) -> Json:
 
 
 def read_record(path: Path, record: type[Record]) -> Record:
-    """A JSON file as the dataclass that `to_json` wrote.
+    """Read a JSON file as the dataclass that `to_json` wrote.
 
     Raises:
         DataError: If it is not JSON, lacks a field, or has a value of another type.
@@ -51,13 +51,15 @@ def read_record(path: Path, record: type[Record]) -> Record:
     try:
         return msgspec.json.decode(path.read_bytes(), type=record)
     except msgspec.ValidationError as error:
-        raise DataError(path, f"lacks what it should hold ({error}). Make it again.") from error
+        raise DataError(
+            path, f"lacks a value or has a wrong one ({error}). Make it again."
+        ) from error
     except msgspec.DecodeError as error:
         raise DataError(path, f"not JSON ({error}). Make it again.") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write aside, sync, rename: after a crash the file is the old or the new one, never half."""
+    """Write a temporary file, sync and rename it: a crash leaves the old or the new content."""
     aside = path.with_name(path.name + ".partial")
     with aside.open("wb") as file:
         file.write(content)
@@ -69,7 +71,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until a folder's entries are on the disk, so that a rename outlives a crash."""
+    """Wait until a folder's entries are on the disk, so that a rename survives a crash."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -8,15 +8,15 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 
 def try_lock(path: Path, *, mode: int = 0o644) -> BaseFileLock | None:
-    """A lock on a file, which is made where it is absent; None if another process holds it.
+    """Lock a file, which is made if it does not exist; None if another process holds the lock.
 
-    The holder may remove the file before it releases the lock: others then notice that their file
-    has no name any more.
+    The holder may remove the file before it releases the lock. Other processes then notice that the
+    file no longer has a name.
 
     Raises:
         OSError: If the file cannot be made.
     """
-    # filelock would make the folder
+    # filelock would make a missing folder
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 

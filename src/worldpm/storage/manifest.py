@@ -40,24 +40,24 @@ class Input:
     bytes: int | None = None
     """Size of its files; None for a benchmark, which is hashed by its items."""
     sha256: str
-    """Of a file's bytes, of a folder's manifest, or of a benchmark's items."""
+    """Hash of a file's bytes, of a folder's manifest, or of a benchmark's items."""
     items: int | None = None
     """Items of a benchmark; None for files and folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a step does: the same run, started again, goes on where it stopped."""
+    """The work of a step. The same run, started again, resumes where it stopped."""
 
     format: int = FORMAT
-    """Version of the folder's form."""
+    """Version of the folder's format."""
     step: str
     """The verb that writes the folder."""
     command: str = ""
-    """The command but for --out, --workers and --engine, paths by their last names; empty if none
-    was typed."""
+    """The command without --out, --workers and --engine, with only the last names of paths; empty
+    if no command started the run."""
     config: Json
-    """Settings that decide the result, as they took effect."""
+    """Effective settings that determine the result."""
     inputs: list[Input]
     """In the order given."""
     versions: dict[str, str]
@@ -69,7 +69,7 @@ class Manifest(Run):
     """A finished run."""
 
     counts: Json = field(default_factory=dict)
-    """The step's own counts."""
+    """Counts of the step."""
     drops: dict[str, dict[str, int]] = field(default_factory=dict)
     """Dropped rows by site or input, and reason."""
     files: dict[str, str | None] = field(default_factory=dict)
@@ -82,13 +82,13 @@ def versions() -> dict[str, str]:
     for name in LIBRARIES:
         try:
             releases[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # of an extra that was left out
+        except importlib.metadata.PackageNotFoundError:  # its extra is not installed
             continue
     return releases
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a step of this project wrote the folder, to its end or not."""
+    """Whether a step of this project wrote the folder, finished or not."""
     return (folder / MANIFEST).exists() or (folder / PROGRESS).exists()
 
 
@@ -96,7 +96,7 @@ def read_manifest(folder: Path, *, made_by: str | None = None) -> Manifest:
     """The manifest of a finished folder; `made_by` names the steps that may have made it (`a|b`).
 
     Raises:
-        ConfigError: If the folder is absent, unfinished, of another format, or made by another
+        ConfigError: If the folder is missing, unfinished, of another format, or made by another
             step.
         DataError: If the manifest is damaged.
     """
@@ -107,7 +107,7 @@ def read_manifest(folder: Path, *, made_by: str | None = None) -> Manifest:
     path = folder / MANIFEST
     if not path.exists():
         raise ConfigError(
-            f"{folder}: not finished (it has no {MANIFEST}); run the command that makes it again"
+            f"{folder}: not finished (it has no {MANIFEST}). Run the command that made it again."
         )
 
     content = read_json(path)
@@ -121,8 +121,8 @@ def read_manifest(folder: Path, *, made_by: str | None = None) -> Manifest:
 
     if made_by is not None and manifest.step not in made_by.split("|"):
         raise ConfigError(
-            f"{folder}: made by `worldpm {manifest.step}`, but what `worldpm {made_by}` makes is"
-            " needed here"
+            f"{folder}: made by `worldpm {manifest.step}`, but a folder of `worldpm {made_by}` is"
+            " needed. Name one."
         )
     return manifest
 
@@ -133,14 +133,14 @@ def _check_format(folder: Path, content: object) -> None:
 
     if (version := content.get("format", 1)) != FORMAT:
         raise ConfigError(
-            f"{folder}: written in format {version}, and this version of worldpm reads format"
+            f"{folder}: written in format {version}, but this version of worldpm reads format"
             f" {FORMAT}. Make it again with `worldpm {content['step']}`, or read it with the"
             " version that wrote it."
         )
 
 
 def describe(path: Path) -> Input:
-    """An input: a file, or a finished folder, whose manifest vouches for its files.
+    """Describe an input: a file, or a finished folder, whose files are checked by its manifest.
 
     Raises:
         ConfigError: If there is no such file, or the folder is not finished.
@@ -166,7 +166,7 @@ def verified_files(folder: Path) -> list[str]:
     for name, digest in hashes.items():
         path = folder / name
         if not path.is_file() or (digest is not None and sha256(path) != digest):
-            raise DataError(path, "missing, or not as its manifest has it; make the folder again")
+            raise DataError(path, "missing or changed since it was written. Make the folder again.")
     return sorted(hashes)
 
 

@@ -12,7 +12,7 @@ if find_spec("resource"):
 def peak_mib() -> int:
     """Largest resident memory of this process so far, in MiB.
 
-    Systems without POSIX's `resource` give psutil's peak (Windows), or else the present size.
+    Systems without POSIX's `resource` give psutil's peak (Windows), or else the current size.
     """
     if find_spec("resource"):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

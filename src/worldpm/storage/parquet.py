@@ -33,7 +33,7 @@ def write_parquet(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Sche
 
 
 def _regrouped(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Tables of ROWS_PER_GROUP rows, however the batches were cut."""
+    """Tables of ROWS_PER_GROUP rows, whatever the sizes of the batches."""
     pending: list[pa.Table] = []
     rows = 0
 
@@ -44,8 +44,8 @@ def _regrouped(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator
         if rows >= ROWS_PER_GROUP:
             table = pa.concat_tables(pending)
             while table.num_rows >= ROWS_PER_GROUP:
-                # The writer's pages follow the chunks, so one chunk gives the same bytes whatever
-                # the batches were.
+                # The writer's pages follow the chunks, so a single chunk gives the same bytes for
+                # any sizes of batches.
                 yield table.slice(0, ROWS_PER_GROUP).combine_chunks()
                 table = table.slice(ROWS_PER_GROUP)
             pending, rows = [table], table.num_rows
@@ -76,8 +76,8 @@ def write_rows(path: Path, rows: Iterable[Plain], schema: pa.Schema) -> int:
 
 
 def paths_of(*paths: Path) -> list[Path]:
-    """The tables of several folders, sorted by name within each, in the order given; a Parquet file
-    is its own table."""
+    """The tables of several folders in the order given, sorted by name within each; a path may also
+    be a Parquet file."""
     tables: list[Path] = []
     for path in paths:
         tables += [path] if path.is_file() else sorted(path.glob("*.parquet"))
@@ -99,7 +99,7 @@ def columns_of(path: Path) -> list[str]:
 
 
 def open_parquet(path: Path, columns: Sequence[str] = ()) -> pq.ParquetFile:
-    """The file, checked to have the columns.
+    """Open a file and check that it has the columns.
 
     Raises:
         DataError: If the file is not Parquet or lacks a column.
@@ -134,8 +134,8 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Json
 def read_records(
     path: Path, record: type[Record], *, without: Sequence[str] = ()
 ) -> Iterator[Record]:
-    """The rows of a Parquet file as dataclasses, in order, read from the columns of its fields;
-    columns `without` are not read, and those fields keep their defaults.
+    """The rows of a Parquet file as dataclasses, in order. Fields in `without` are not read and
+    keep their defaults.
 
     Raises:
         DataError: If the file is not Parquet, is damaged, lacks a column, or has a value of another
@@ -167,7 +167,7 @@ def read_batches(
             row_groups=row_groups,
         )
     except MemoryError:
-        # Arrow's memory error is also an ArrowException, but it says nothing of the file.
+        # Arrow's memory error is also an ArrowException, but the file is not damaged.
         raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(path, f"damaged ({_one_line(error)}). Get or make it again.") from error

@@ -1,7 +1,7 @@
-"""Rows of other people's tables: Parquet, CSV, JSON and JSON lines; all but Parquet also compressed
-(`.gz`, `.zst`).
+"""Rows of tables from other sources: Parquet, CSV, JSON and JSON lines; all but Parquet may be
+compressed (`.gz`, `.zst`).
 
-A file of JSON lines holds one row a line:
+A file of JSON lines has one row per line:
 
     {"prompt": "How?", "chosen": "So.", "rejected": "No."}
 """
@@ -22,7 +22,7 @@ from worldpm.errors import DataError
 from worldpm.storage import parquet
 
 Row = Mapping[str, object]
-"""An object in a file of others: its values must be checked before they are used."""
+"""A row from another source: its values must be checked before they are used."""
 Numbered = tuple[int, Any]
 """A row with the number of its line, or of the row in a format without lines, from 1."""
 
@@ -32,7 +32,7 @@ LISTS = (".json", ".json.gz", ".json.zst")
 SUFFIXES = (".parquet", *LINES, *LISTS)
 COMPRESSED = (".gz", ".zst")
 LARGEST_CELL = 1 << 26
-"""Characters of a cell of a CSV file; the library's own limit is less than a long text has."""
+"""Most characters in a cell of a CSV file; the library's default is too small for long texts."""
 
 
 def read(path: Path, *, nan: bool = False) -> Iterator[Any]:
@@ -68,7 +68,7 @@ def numbered(path: Path, *, nan: bool = False, as_written: bool = False) -> Iter
 
 
 def count(path: Path) -> int:
-    """Number of rows: from the footer of a Parquet file; other files are read once.
+    """The number of rows, from the footer of a Parquet file or by reading another file once.
 
     Raises:
         DataError: If it cannot be read.
@@ -78,7 +78,7 @@ def count(path: Path) -> int:
     if not _is_lines(path):
         return sum(1 for _ in numbered(path))
 
-    # the lines alone, because parsing them takes ten times as long
+    # lines are counted without parsing, which takes ten times as long
     with _opened(path) as file:
         return sum(1 for line in file if line.strip())
 
@@ -97,8 +97,7 @@ def numbered_lines(
 
 
 def renamed(row: Any, columns: Mapping[str, str], path: Path | str, number: int) -> Any:
-    """A row with the names of columns that others give them replaced by ours; `columns` has their
-    names by ours.
+    """A row with other names of columns replaced by ours; `columns` maps our names to them.
 
     Raises:
         DataError: If the row lacks one of them.
@@ -113,13 +112,13 @@ def renamed(row: Any, columns: Mapping[str, str], path: Path | str, number: int)
             f" {', '.join(map(str, row))[:80]}",
             line=number,
         )
-    # Their names may be ours for another column, so all are taken out before any is put in.
+    # A name may be both theirs and ours for different columns, so remove all before adding any.
     others = {name: value for name, value in row.items() if name not in columns.values()}
     return {**others, **{ours: row[theirs] for ours, theirs in columns.items()}}
 
 
 def _kind(path: Path) -> str:
-    """The suffix of a file's name, without that of a compression."""
+    """The suffix of a file's name, without a suffix for compression."""
     return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
@@ -132,14 +131,14 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     """The content of a file, decompressed.
 
     Raises:
-        DataError: If it is damaged or cut.
+        DataError: If it is damaged or truncated.
     """
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as unzipped:
                 yield cast(IO[bytes], unzipped)
         elif path.suffix == ".zst":
-            # unlike the library of Zstandard itself, Arrow notices a cut file
+            # Arrow detects a truncated file, unlike the Zstandard library
             with (
                 pa.CompressedInputStream(pa.OSFile(str(path)), "zstd") as stream,
                 io.BufferedReader(stream) as buffered,
@@ -168,7 +167,7 @@ def _rows_of_csv(path: Path, as_written: bool) -> Iterator[Numbered]:
                     raise DataError(
                         path,
                         f"has more or fewer cells than the {len(lines.fieldnames or ())} names of"
-                        " the first",
+                        " the first line",
                         line=lines.line_num,
                     )
                 if not as_written:
@@ -212,8 +211,8 @@ def _parse(text: bytes, path: Path | str, line: int | None, nan: bool) -> Any:
     try:
         content = json.loads(text, parse_constant=float if nan else _refuse)
 
-        # An unpaired surrogate comes from a `\u` escape or from the byte ED, which `json` lets
-        # pass; other texts are spared the encoding, which takes as long as the parsing.
+        # An unpaired surrogate comes from a `\u` escape or from the byte ED, which `json` accepts.
+        # Other texts need no check, which takes as long as the parsing.
         if b"\\u" in text or b"\xed" in text:
             json.dumps(content, ensure_ascii=False).encode()
         return content

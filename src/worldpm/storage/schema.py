@@ -296,7 +296,7 @@ def _response(row: _TextRow, content: str) -> Response:
 
 
 def _preference(row: _PairRow, responses: int) -> Preference:
-    """A preference in a group of that many responses.
+    """A preference in a group with this number of responses.
 
     Raises:
         ValueError: If a value is null or out of its range.
@@ -308,23 +308,22 @@ def _preference(row: _PairRow, responses: int) -> Preference:
 
     # NaN fails every comparison, so each check is written as the range that passes.
     if row.weight is None or not 0 < row.weight < math.inf:
-        raise ValueError(f"a preference weighs {row.weight}; a finite number above 0 is needed")
+        raise ValueError(f"a preference has the weight {row.weight}; it must be finite and above 0")
     if row.strength is None or not 0 <= row.strength < math.inf:
         raise ValueError(
-            f"a preference has the strength {row.strength}; a finite number that is not negative is"
-            " needed"
+            f"a preference has the strength {row.strength}; it must be finite and not negative"
         )
 
     probability = 1.0 if row.probability is None else row.probability
     if not 0 <= probability <= 1:
-        raise ValueError(f"a preference has the probability {probability}; 0 to 1 is possible")
+        raise ValueError(f"a preference has the probability {probability}; it must be from 0 to 1")
     return Preference(chosen, rejected, row.strength, probability, row.weight)
 
 
 def _index(index: int | None, side: str, responses: int) -> int:
     if index is None or index not in range(responses):
         raise ValueError(
-            f"{side} is {index}; an index of its {responses} responses is needed, from 0"
+            f"{side} is {index}; it must be an index of the {responses} responses, from 0"
         )
     return index
 
@@ -352,7 +351,7 @@ def _response_to_row(response: Response) -> Plain:
 
 
 def _preference_to_row(preference: Preference) -> Plain:
-    # `asdict` copies deeply, which costs much where a group has a hundred pairs.
+    # `asdict` copies deeply, which is slow if a group has a hundred pairs.
     return {
         "chosen": preference.chosen,
         "rejected": preference.rejected,

@@ -1,9 +1,8 @@
 """The data engine: plain SQL over Parquet files and work on batches of rows, by DuckDB in this
 process or by Spark.
 
-No other module uses DuckDB or Spark. A query uses only what both run: standard joins and window
-functions, no function of one engine alone. `NULLS LAST` is always written, because the defaults
-differ.
+No other module uses DuckDB or Spark. Queries use only features of both engines, such as standard
+joins and window functions. They always write `NULLS LAST`, because the defaults differ.
 """
 
 import os
@@ -28,7 +27,7 @@ ROWS_OF_A_RESULT = 4096
 DUCKDB_MEMORY = "1GB"
 """Memory that DuckDB may use before it writes to the disk."""
 DUCKDB_MOST_THREADS = 8
-"""Every thread needs a share of DuckDB's memory, so more of them would run out of it."""
+"""Every thread needs a share of DuckDB's memory, so more threads would exhaust it."""
 SPARK = {
     "spark.master": "local[*]",
     "spark.app.name": "worldpm",
@@ -47,10 +46,10 @@ class Database(Protocol):
     """Named tables of one engine, and queries over them."""
 
     def read(self, name: str, paths: Sequence[Path]) -> None:
-        """Name the rows of Parquet files that all have the same columns."""
+        """Make a named table of Parquet files that all have the same columns."""
 
     def keep(self, name: str, query: str) -> None:
-        """Compute a query once and name its rows."""
+        """Compute a query once and make a named table of its rows."""
 
     def count(self, name: str) -> int:
         """Rows of a named table."""
@@ -68,7 +67,7 @@ class DuckDB:
                 "temp_directory": str(spill),
                 "memory_limit": DUCKDB_MEMORY,
                 "threads": min(cores() or 1, DUCKDB_MOST_THREADS),
-                # Queries whose order counts say so, and the others need less memory this way.
+                # Queries that need an order have ORDER BY; the others need less memory this way.
                 "preserve_insertion_order": False,
             }
         )
@@ -92,7 +91,7 @@ class DuckDB:
 
 
 class Spark:
-    """Spark SQL, in the session that `spark-submit` names or a local one."""
+    """Spark SQL, in the session of `spark-submit` or a local one."""
 
     def __init__(self) -> None:
         self._session = spark_session()
@@ -106,7 +105,7 @@ class Spark:
         self._session.sql(query).cache().createOrReplaceTempView(name)
 
     def rewrite(self, name: str, work: Rewrite) -> None:
-        """Replace a named table by the results of `work`, which takes and returns batches of the
+        """Replace a named table by the results of `work`, which maps batches to batches with the
         same columns."""
 
         def rewritten(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -137,7 +136,7 @@ class Spark:
 
 
 def spark_session() -> Any:
-    """The session that `spark-submit` names, or else a local one.
+    """The session of `spark-submit`, or else a local one.
 
     Raises:
         ConfigError: If Spark or Java is not installed.
@@ -149,7 +148,7 @@ def spark_session() -> Any:
         settings = pyspark.SparkConf()
         for name, value in SPARK.items():
             settings.setIfMissing(name, value)
-        # workers must run this Python, and Spark starts the first `python3` unless told otherwise
+        # Spark's workers must run this Python; by default they run the first `python3`
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         return sql.SparkSession.builder.config(conf=settings).getOrCreate()
     except (errors.PySparkException, OSError, RuntimeError) as error:
@@ -171,8 +170,8 @@ def map_batches(
     workers: int,
     engine: Engine = "duckdb",
 ) -> Iterator[Result]:
-    """The results of `work` for the batches of rows of a Parquet file, in order, from that many
-    processes or from Spark's.
+    """The results of `work` for the batches of rows of a Parquet file, in order, computed in
+    `workers` processes or by Spark.
 
     A batch has at most `parquet.ROWS_AT_ONCE` rows and never spans two row groups of the file.
     `work` and its results must be picklable.
@@ -180,7 +179,7 @@ def map_batches(
     Raises:
         DataError: If the file is not Parquet or lacks a column of the schema.
     """
-    # Opened first: Spark's own error about a missing column would name no file.
+    # Open the file first, because Spark's error about a missing column does not name the file.
     row_groups = range(open_parquet(path, schema.names).metadata.num_row_groups)
 
     if engine == "spark":
@@ -206,10 +205,10 @@ def _map_in_spark(path: Path, work: Callable[[pa.RecordBatch], Result]) -> Itera
                 {"first_row": [batch["row_index"][0].as_py()], "result": [result]}
             )
 
-    # Spark promises no order of rows, but its hidden column has the index of each in the file.
+    # Spark guarantees no order of rows, but a hidden column has the index of each row in the file.
     rows = spark_session().read.parquet(str(path)).select("*", "_metadata.row_index")
 
-    # Persisted, because sorting goes over the results twice, and would do the work twice.
+    # Persist the results: sorting reads them twice, and would otherwise compute them twice.
     results = rows.mapInArrow(pickled, "first_row long, result binary").persist()
     for row in results.orderBy("first_row").toLocalIterator():
         yield pickle.loads(row.result)

@@ -1,4 +1,4 @@
-"""Work in other processes, with results in order and a bounded number of tasks on the way."""
+"""Work in other processes, with results in order and a bounded number of pending tasks."""
 
 import gc
 import multiprocessing
@@ -17,7 +17,7 @@ import psutil
 from worldpm.errors import WorldPMError
 
 TASKS_AHEAD = 3
-"""Tasks on the way for each process: one computed, the others waiting."""
+"""Pending tasks for each process: one is computed, the others wait."""
 LARGE_BYTES = 16 << 20
 """Above this size of the input, processes save more time than their start takes."""
 GARBAGE_THRESHOLD = 100_000
@@ -27,20 +27,20 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _work: Callable[[Any], Any]
-"""The function of a worker process: sent once, not with every task."""
+"""The function of a worker process, which is sent once, not with every task."""
 
 
 def in_order(
     work: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int
 ) -> Iterator[Result]:
-    """The results of `work` in the order of the tasks, from that many processes; 0 works in this
-    process.
+    """The results of `work` in the order of the tasks, computed in `workers` processes; with 0, in
+    this process.
 
     `work`, its tasks and its results must be picklable. The error of a task is raised in place of
     its result.
 
     Raises:
-        WorldPMError: If a process was ended from outside.
+        WorldPMError: If a worker process was killed.
     """
     if not workers:
         yield from map(work, tasks)
@@ -60,12 +60,12 @@ def in_order(
         done = True
     except BrokenProcessPool as error:
         raise WorldPMError(
-            "a worker was ended from outside, perhaps for lack of memory. Run the command again to"
-            " go on, with fewer --workers if the verb has them."
+            "a worker process was killed, perhaps because memory ran out. Run the command again to"
+            " continue, with fewer --workers if the verb has this option."
         ) from error
     finally:
-        # After an error or an early close the results are not needed, so the workers are ended:
-        # `shutdown` alone would wait for the tasks that they compute.
+        # After an error or an early close the results are not needed, so the workers are ended.
+        # `shutdown` alone would wait for their current tasks.
         if not done:
             for process in list(pool._processes.values()):
                 process.terminate()
@@ -77,9 +77,9 @@ def _prepare(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
 
-    # Ctrl-C reaches all processes of a terminal; only the parent acts on it, and ends the workers.
+    # Ctrl-C reaches all processes of a terminal. Only the parent reacts, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A batch makes many objects that live until it is done, and a collection would visit them all.
+    # A batch makes many objects that live until it is done, and each collection visits them all.
     gc.set_threshold(GARBAGE_THRESHOLD)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -108,8 +108,8 @@ def cores() -> int:
 
 
 def workers_for(size_bytes: int, workers: int | None) -> int:
-    """The number of processes for an input: `workers` if set, else one a core for a large input,
-    and 0 for a small one, where the start would take longer than the work."""
+    """The number of processes for an input: `workers` if set, else one per core for a large input.
+    It is 0 for a small input, because starting processes would take longer than the work."""
     if workers is not None:
         return workers
     return cores() if size_bytes > LARGE_BYTES else 0

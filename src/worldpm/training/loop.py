@@ -1,9 +1,9 @@
 """The training loop: packed rows of complete groups, one optimizer step per `batch_pairs` pairs,
 and an exact resume.
 
-The loss of a step is that of its preferences, divided by the sum of their weights, however many
-rows and processes it took. Every process runs equally many rows, an empty one if the step has no
-more for it: sharded engines would otherwise deadlock.
+The loss of a step is the sum over its preferences, divided by the sum of their weights. It does not
+depend on the number of rows and processes. All processes run the same number of rows, because
+sharded engines would otherwise deadlock; a process without a row left runs an empty one.
 """
 
 import logging
@@ -47,51 +47,51 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_SAVES = 60.0
 COMPUTING_PER_SAVING = 20
-"""A run computes at least this many times as long as it saves."""
+"""Least ratio of the time that a run computes to the time that it saves."""
 GROUPS_TO_MEASURE = 1000
-"""Train groups that measure a model without validation groups."""
+"""Number of train groups that measure a model if there are no validation groups."""
 BRADLEY_TERRY = Objective()
 
 Keep = Callable[[Tensors, ValidationMetrics], None]
-"""Takes a snapshot in every process: the weights, which only the first one has, and their
-metrics."""
+"""Takes the weights of a snapshot and their metrics. Every process calls it, but only the first
+process has the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of the loop; defaults are the paper's where it gives them."""
+    """The settings of the loop. The defaults are the paper's, where the paper gives a value."""
 
     lr: float
     """Learning rate after the warm-up."""
     batch_pairs: int
-    """Preference pairs at which a step closes."""
+    """Number of preference pairs at which a step is full."""
     epochs: float
     """Passes over the groups."""
     max_steps: int | None
-    """Optimizer steps in place of `epochs`; None goes by `epochs`."""
+    """Optimizer steps, instead of `epochs`; None if `epochs` sets the length."""
     weight_decay: float
-    """AdamW's, for matrices."""
+    """AdamW's weight decay, applied to matrices."""
     warmup: float
     """Share of the steps in which the learning rate rises."""
     decay: float
     """Share of the steps, at the end, in which the learning rate falls to 0."""
     seed: int
-    """Of the order of the groups."""
+    """The seed of the order of the groups."""
     dtype: torch.dtype = torch.float32
     """The compute type."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The course of the learning rate between warm-up and decay."""
     objective: Objective = BRADLEY_TERRY
     row_tokens: int = scorer.ROW_TOKENS
-    """Tokens up to which a row is filled with groups."""
+    """The most tokens of groups in one row."""
     validations: int = 5
-    """Validations of the run, evenly spread, one of them after the last step."""
+    """Number of validations, evenly spread; the last follows the last step."""
     snapshots: int = 0
-    """Snapshots of the weights, at steps that are spread evenly over their logarithm."""
+    """Number of snapshots of the weights, at steps evenly spread over their logarithm."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's."""
+    """AdamW's betas."""
     clip_norm: float = 1.0
-    """Norm to which larger gradients are scaled down."""
+    """The largest gradient norm; larger gradients are scaled down to it."""
 
 
 class StepResult(NamedTuple):
@@ -99,7 +99,7 @@ class StepResult(NamedTuple):
 
     metrics: StepMetrics
     save_due: bool
-    """Whether the first process wants a state to be saved; the same in all processes."""
+    """Whether to save a state. The first process decides, and all processes get its decision."""
 
 
 class StepSums(NamedTuple):
@@ -110,11 +110,11 @@ class StepSums(NamedTuple):
     credits: float
     """Weights of the pairs with a positive margin; a tie counts half."""
     save_due: float
-    """Above 0 if the first process wants a state to be saved."""
+    """Above 0 if the first process decided to save a state."""
 
 
 class SaveClock:
-    """Decides when a state is due: rarely enough that saving takes a small share of the run."""
+    """Decides when to save a state, so that saving takes only a small share of the run."""
 
     def __init__(self) -> None:
         self._saved = time.monotonic()
@@ -125,14 +125,14 @@ class SaveClock:
         return time.monotonic() - self._saved >= self._pause
 
     def saved(self, seconds: float) -> None:
-        """Note that a save has ended, which took `seconds`."""
+        """Record the end of a save that took `seconds`."""
         self._saved = time.monotonic()
         self._pause = max(SECONDS_BETWEEN_SAVES, COMPUTING_PER_SAVING * seconds)
 
 
 class Trainer:
-    """One run: a model, its groups, the folder of its metrics, and the folder of the states that it
-    resumes from."""
+    """One run: a model, its groups, the folder of its metrics, and the folder of its saved
+    states."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class Trainer:
         self.best_weights: Tensors = {}
         self.shares_prefix = self._shares_prefix()
         self._warn_of_long_groups()
-        # all steps, known ahead: a resumed run needs only the number of its next one
+        # all steps are known ahead, so a resumed run needs only the number of its next step
         self.steps = steps_of(
             train.pairs,
             batch_pairs=settings.batch_pairs,
@@ -167,8 +167,8 @@ class Trainer:
         )
 
     def run(self, keep: Keep | None = None) -> None:
-        """Train to the end, from the last state if there is one; the model then has the weights of
-        least validation loss. `keep` is called for each snapshot."""
+        """Train to the end, starting from the last saved state if there is one. Call `keep` for
+        each snapshot, and finally give the model its weights of least validation loss."""
         self.resume()
         on_main = self.accelerator.is_main_process
         speed = Speed.of(self.accelerator, self.settings.dtype) if on_main else None
@@ -186,23 +186,23 @@ class Trainer:
                 validates = metrics.step in validation_steps
                 if validates and len(self.validation):
                     self._validate()
-                # gathering weights takes every process, so all of them keep snapshots
+                # all processes must gather weights together, so all of them call `keep`
                 if metrics.step in kept_steps and keep is not None:
                     keep(weights_of(self.model), self._metrics_now())
-                # a validation may have new best weights, which a resume would miss
+                # a validation can find new best weights, and a resume needs them
                 if validates or save_due:
                     started = time.monotonic()
                     self.save()
                     clock.saved(time.monotonic() - started)
                 advance(note=f"loss {metrics.loss_nats:.3f} accuracy {metrics.accuracy:.3f}")
 
-        # without validation groups the last weights stay
+        # without validation groups the model keeps its last weights
         if self.totals.best:
             put_weights(self.model, self.best_weights)
         self.model.eval()
 
     def _timed_step(self, speed: Speed | None, *, save_due: bool) -> StepResult:
-        """The next step, with its rows in `metrics.jsonl` and `timings.jsonl`; only the first
+        """Run the next step, and log it in `metrics.jsonl` and `timings.jsonl`. Only the first
         process has a `speed`."""
         indices = self.steps[self.totals.step]
         started = time.monotonic()
@@ -222,7 +222,7 @@ class Trainer:
         return result
 
     def step(self, indices: Indices, *, save_due: bool = False) -> StepResult:
-        """One optimizer step over groups; all processes take `save_due` from the first one.
+        """Take one optimizer step over groups. All processes use the first process's `save_due`.
 
         Raises:
             TrainingError: If the loss or the gradient is not finite.
@@ -243,7 +243,7 @@ class Trainer:
                 f" {norm} (groups {names}, ...). {self._advice()}"
             )
 
-        # under DeepSpeed both do nothing: the engine has stepped in the last backward
+        # both do nothing under DeepSpeed, which took its step in the last backward
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._count(indices, weight)
@@ -257,7 +257,7 @@ class Trainer:
         return StepResult(metrics, bool(sums.save_due))
 
     def _backward(self, indices: Indices, weight: float, *, save_due: bool) -> StepSums:
-        """Add up the gradients of a step's rows, whose pairs weigh `weight` together."""
+        """Add up the gradients of a step's rows; `weight` is the sum of their pairs' weights."""
         sizes = self._sizes(self.train)[indices]
         rows, filler = self._rows(sizes), int(indices[np.argmin(sizes)])
         device = self.accelerator.device
@@ -267,39 +267,38 @@ class Trainer:
         for number, row in enumerate(rows):
             examples = [self.train[int(indices[i])] for i in row] or [self.train[filler]]
             with self._synchronizing(last=number == len(rows) - 1):
-                # an empty row runs the filler, whose gradients become 0
+                # for an empty row, the model runs the filler group; dividing by infinity makes its
+                # gradients 0
                 loss, pair_credits = self._row(examples, weight if row else math.inf)
-                # engines average the gradients over processes; the loss is already divided by the
-                # sum over all of them
+                # engines average gradients over the processes, but the loss is already divided by
+                # the weights of all processes
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             sums[0] += loss.detach()
             sums[1] += pair_credits
 
-        # one exchange for all three numbers
+        # exchange all three numbers at once
         return StepSums(*cast(Tensor, self.accelerator.reduce(sums)).tolist())
 
     def _clip(self) -> float:
-        """Scale large gradients down; their norm before."""
+        """Scale large gradients down, and return their norm before that."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        # FSDP2 gives a sharded tensor
+        # FSDP2 returns a sharded tensor
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def _advice(self) -> str:
-        """The way out of a loss or reward that is not finite."""
-        return (
-            f"Lower --lr, or use --dtype float32. The last state that was saved is in {self.state}."
-        )
+        """The advice that ends a message about a loss or reward that is not finite."""
+        return f"Lower --lr, or use --dtype float32. The last saved state is in {self.state}."
 
     def _shares_prefix(self) -> bool:
-        """Whether the model shares prompts; its first use decides, under the engine that will run
-        it, so every process must call.
+        """Run the model once, under its engine, to learn whether it shares prompts. Every process
+        must call this.
 
         Raises:
-            ConfigError: If it shares none, and the engine needs the same number of forward passes
-                in each process.
+            ConfigError: If the model shares no prompts, and the engine needs the same number of
+                forward passes in each process.
         """
         self.model.eval()
-        # any group decides it; the smallest is the cheapest
+        # any group will do, and the smallest is the cheapest
         smallest = int(np.argmin(self.train.tokens))
         with torch.no_grad():
             self.model([self.train[smallest].encoded])
@@ -312,8 +311,8 @@ class Trainer:
         if gathers and self.accelerator.num_processes > 1 and not shares:
             raise ConfigError(
                 "--model: it shares no prompts, so processes would run different numbers of forward"
-                " passes, and FSDP2 or ZeRO-3 would deadlock. Use DDP or ZeRO-2, with"
-                " --gradient-checkpointing where memory is short."
+                " passes, and FSDP2 or ZeRO-3 would deadlock. Use DDP or ZeRO-2, and"
+                " --gradient-checkpointing if memory is short."
             )
         return shares
 
@@ -322,30 +321,30 @@ class Trainer:
         long_groups = int((sizes > self.settings.row_tokens).sum())
         if long_groups and self.accelerator.is_main_process:
             logger.warning(
-                "%d groups are longer than a row of %d tokens, the longest %d: each runs as a row"
-                " of its own, and takes its memory",
+                "%d groups are longer than a row of %d tokens, the longest %d. Each of them runs"
+                " alone, and needs more memory than a full row.",
                 long_groups,
                 self.settings.row_tokens,
                 sizes.max(),
             )
 
     def _sizes(self, store: TokenStore) -> NDArray[np.int64]:
-        """Tokens that the model runs for each group."""
+        """Number of tokens that the model runs for each group."""
         return store.tokens if self.shares_prefix else store.tokens_apart
 
     def _rows(self, sizes: NDArray[np.int64]) -> list[list[int]]:
-        """This process's rows of groups that run together, as indices into `sizes`; all processes
-        have equally many, some of them empty."""
+        """This process's rows, each a list of indices into `sizes`. All processes have the same
+        number of rows, so some rows are empty."""
         rows = pack(sizes.tolist(), row_tokens=self.settings.row_tokens)
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        # up to the next multiple of the processes
+        # fill up to the next multiple of the number of processes
         rows += [[] for _ in range(-len(rows) % processes)]
         return rows[process::processes]
 
     def _synchronizing(self, *, last: bool) -> AbstractContextManager[object]:
-        """Exchange gradients once a step; engines that shard them exchange every row, or each
-        process would hold all gradients."""
-        # DeepSpeed steps after the row that synchronizes
+        """Exchange gradients once a step. Engines that shard gradients exchange them after every
+        row, because each process would otherwise hold all of them."""
+        # DeepSpeed takes its step after the row that synchronizes
         self.accelerator.gradient_state._set_sync_gradients(last)
         if zero.is_zero(self.accelerator):
             return nullcontext()
@@ -354,12 +353,12 @@ class Trainer:
         return cast(AbstractContextManager[object], self.accelerator.no_sync(self.model))
 
     def _lr_share(self) -> float:
-        """Share of the learning rate in the next step, above 0: it rises in the warm-up, then is 1
-        or half a cosine, and falls in the decay."""
+        """Factor of the learning rate in the next step, above 0. It rises in the warm-up, stays at
+        1 or follows half a cosine, and falls in the decay."""
         step, total = self.totals.step, len(self.steps)
         warm_steps = max(1, round(self.settings.warmup * total))
         decay_steps = max(1, round(self.settings.decay * total))
-        # above 0 in the first step, whose number is 0, and in the last, total - 1
+        # above 0 in the first step, number 0, and in the last, number total - 1
         share = min(1.0, (step + 1) / warm_steps, (total - step) / decay_steps)
         if self.settings.schedule == "cosine" and step >= warm_steps:
             angle = math.pi * (step - warm_steps + 1) / (total - warm_steps + 1)
@@ -367,8 +366,7 @@ class Trainer:
         return share
 
     def _row(self, examples: Sequence[Example], weight: float) -> tuple[Tensor, Tensor]:
-        """The row's share of the step's loss, divided by `weight`, and its weighted credits, not
-        divided."""
+        """The row's loss, divided by `weight`, and its weighted credits, not divided."""
         rewards = self.model([example.encoded for example in examples])
         pairs = pairs_of(
             [(len(example.encoded.suffixes), example.preferences) for example in examples],
@@ -377,7 +375,7 @@ class Trainer:
         loss = bradley_terry.objective_nats(rewards, pairs, self.settings.objective) / weight
 
         margins = bradley_terry.margins(rewards.detach(), pairs.chosen, pairs.rejected)
-        # credits of NaN do not exist, and the loss will stop the run; a filler counts nothing
+        # NaN margins have no credits, and their loss will stop the run; a filler counts for nothing
         if torch.isnan(margins).any() or math.isinf(weight):
             return loss, torch.zeros((), device=rewards.device)
         return loss, (bradley_terry.pair_credits(margins) * pairs.weight).sum()
@@ -400,7 +398,7 @@ class Trainer:
         )
 
     def _log(self, row: StepMetrics | ValidationMetrics) -> None:
-        """Write a row of `metrics.jsonl`, and send the same numbers to a tracker."""
+        """Append a row to `metrics.jsonl`, and send the same numbers to the tracker."""
         if self.accelerator.is_main_process:
             step_metrics.append(self.folder / METRICS, row)
             values = step_metrics.row_to_json(row)
@@ -412,12 +410,12 @@ class Trainer:
             return
 
         gradient = (
-            f"with a spike of the gradient norm {drop.spike:.1f} deviations high"
+            f"with a spike of {drop.spike:.1f} deviations in the gradient norm"
             if drop.is_epiphany
-            else "without a spike of the gradient"
+            else "without a spike in the gradient norm"
         )
         logger.info(
-            "step %d: the loss dropped at once by %.3f nats, %s (p = %.1e)",
+            "step %d: the loss dropped suddenly by %.3f nats, %s (p = %.1e)",
             drop.step,
             drop.drop_nats,
             gradient,
@@ -425,7 +423,8 @@ class Trainer:
         )
 
     def _validate(self) -> None:
-        """Measure the validation split, and keep the trained weights of least loss aside."""
+        """Measure the validation split, and remember the trained weights if their loss is the least
+        so far."""
         metrics = self.measure(self.validation)
         self._log(metrics)
         if self.accelerator.is_main_process:
@@ -442,8 +441,8 @@ class Trainer:
             self.best_weights = weights_of(self.model, trained_only=True)
 
     def measure(self, store: TokenStore, *, at_most: int | None = None) -> ValidationMetrics:
-        """The metrics of a split, or of its first groups, with the current weights; every process
-        must call.
+        """The metrics of a split, or of its first `at_most` groups, with the current weights. Every
+        process must call this.
 
         Raises:
             TrainingError: If a reward is not finite.
@@ -456,7 +455,7 @@ class Trainer:
             groups = [store[index].encoded for index in row or [filler]]
             row_tokens = sum(group.tokens for group in groups)
             rewards = scorer.rewards_of(self.model, groups, row_tokens=row_tokens)
-            # an empty row drops the rewards of the filler
+            # for an empty row, zip drops the rewards of the filler
             of_process += zip(row, rewards, strict=False)
 
         by_group: dict[int, list[float]] = dict(gather_object(of_process))
@@ -470,43 +469,43 @@ class Trainer:
         return split_metrics(in_order, store, self.totals.position)
 
     def kept_metrics(self) -> ValidationMetrics:
-        """Metrics of the weights that a finished run keeps: the best, or without validation groups
-        the last."""
+        """Metrics of the weights that a finished run keeps: the best ones, or the last ones if
+        there are no validation groups."""
         return self.totals.best or self._metrics_now()
 
     def _metrics_now(self) -> ValidationMetrics:
-        """Metrics of the current weights: on validation groups, or without them on some train
-        groups."""
+        """Metrics of the current weights on the validation groups, or on some train groups if there
+        are none."""
         if len(self.validation):
             return self.measure(self.validation)
         return self.measure(self.train, at_most=GROUPS_TO_MEASURE)
 
     def save(self) -> None:
-        """Write the state; every process must call."""
+        """Write the state. Every process must call this."""
         state = SavedState(self.totals, self.best_weights)
         save_state(self.state, self.accelerator, self.model, _unwrapped(self.optimizer), state)
 
     def resume(self) -> None:
-        """Go on from the last complete state, if there is one; metrics logged after it are
-        removed."""
+        """Continue from the last complete state, if there is one, and remove metrics that were
+        logged after it."""
         saved = load_last(self.state, self.accelerator, self.model, _unwrapped(self.optimizer))
         if saved is not None:
             self.totals, self.best_weights = saved
-            logger.info("going on after step %d of %d", self.totals.step, len(self.steps))
-        # the steps after the state are run, and logged, a second time
+            logger.info("continuing after step %d of %d", self.totals.step, len(self.steps))
+        # the run repeats the steps after the state, and logs them a second time
         if self.accelerator.is_main_process:
             for name in (METRICS, TIMINGS):
                 step_metrics.keep_until(self.folder / name, self.totals.step)
 
 
 def even_steps(total: int, count: int) -> set[int]:
-    """`count` steps up to and with `total`, evenly spread."""
+    """`count` evenly spread steps; the last is `total`."""
     return {round(total * (i + 1) / count) for i in range(count)}
 
 
 def snapshot_steps(total: int, snapshots: int) -> set[int]:
-    """Steps up to `total`, even over their logarithm, from a 200th of the run; fewer than
-    `snapshots` where some are the same."""
+    """Steps from a 200th of `total` to `total`, evenly spread over their logarithm. Equal steps
+    count once, so there can be fewer than `snapshots`."""
     first = max(1, round(total / 200))
     return {round(first * (total / first) ** (i / max(1, snapshots - 1))) for i in range(snapshots)}
 
@@ -514,10 +513,10 @@ def snapshot_steps(total: int, snapshots: int) -> set[int]:
 def split_metrics(
     rewards: Sequence[Sequence[float]], store: TokenStore, position: Position
 ) -> ValidationMetrics:
-    """The metrics of the first groups of a store, whose rewards are given.
+    """The metrics of the first groups of a store, from their rewards.
 
     Raises:
-        ValueError: If these groups have no pair.
+        ValueError: If these groups have no pairs.
     """
     pairs = pairs_of((len(group), store[i].preferences) for i, group in enumerate(rewards))
     # sums over thousands of rewards would lose digits in float32
@@ -548,9 +547,9 @@ def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
         {"params": vectors, "weight_decay": 0.0},
     ]
 
-    # with adapters no vectors are trained
+    # adapters train no vectors
     trained_groups = [group for group in groups if group["params"]]
-    # fused: one call for all weights is faster, on a CPU too
+    # fused: one call for all weights is faster, also on a CPU
     return torch.optim.AdamW(trained_groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 

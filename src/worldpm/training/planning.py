@@ -1,5 +1,4 @@
-"""Plans of large trainings: placements on GPUs, their memory, the time and the cost, before a GPU
-is rented."""
+"""Plans of large training runs, made before you rent a GPU: placements, memory, time and cost."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,12 +28,12 @@ from worldpm.options.plan import PlanOptions
 USABLE_MEMORY = 0.9
 """Share of a GPU's memory that tensors may fill; the driver and the allocator take the rest."""
 GATHERED_LAYERS = 2
-"""Layers that a sharding engine holds complete at a time: the running one and the next one."""
+"""Number of complete layers that a sharding engine holds: the running layer and the next one."""
 CHECKPOINTING = " with --gradient-checkpointing"
 
 
 class TypicalGroup(NamedTuple):
-    """The shape of a group, by which rows and operations are planned."""
+    """The assumed shape of all groups, from which the plan computes rows and operations."""
 
     prompt: int = 512
     """Tokens."""
@@ -56,11 +55,11 @@ class Placement:
     """One way to place the run on the GPUs, with the memory that each of them needs."""
 
     name: str
-    """As users name it, with the options that it takes."""
+    """The name that users know, with the options that it needs."""
     weights: int
     """Bytes of weights, gradients and optimizer, with gathered and cast copies."""
     activations: int
-    """Bytes that the backward of one row needs."""
+    """Bytes that the backward pass of one row needs."""
 
     @property
     def total(self) -> int:
@@ -73,17 +72,17 @@ class Work:
     """The operations of the run, and the time they take."""
 
     token_factor: float
-    """Tokens that the model runs for each unique token; 1 if it shares prompts."""
+    """Number of tokens that the model runs per unique token; 1 if it shares prompts."""
     tokens: float
-    """Tokens that the model runs."""
+    """Number of tokens that the model runs."""
     flops: int
-    """Operations of forward and backward."""
+    """Floating-point operations of forward and backward passes."""
     hours: float
     """Wall time on all GPUs together."""
     gpu_hours: float
     """Hours times GPUs."""
     price: float | None
-    """Of all GPU hours, in the currency of --price; None if no price was given."""
+    """Price of all GPU hours, in the currency of --price; None if no price was given."""
 
 
 @dataclass(frozen=True)
@@ -92,20 +91,20 @@ class Plan:
 
     options: PlanOptions
     cost: ModelCost
-    """Parameters of the model, and operations a token."""
+    """Parameters of the model, and operations per token."""
     shares_prompts: bool
     """Whether the model runs a prompt once for all its responses."""
     placements: tuple[Placement, ...]
-    """From the fastest to the one that needs least memory."""
+    """In order, from the fastest to the one that needs the least memory."""
     best: Placement | None
-    """The first that fits; None if none does."""
+    """The first placement that fits; None if none fits."""
     gathered_bytes: int
-    """Memory of the host that the first process needs to save."""
+    """Host memory that the first process needs to save."""
     work: Work
 
 
 def run(options: PlanOptions) -> Plan:
-    """Print the plan."""
+    """Compute the plan of a run, and print it."""
     result = plan(options)
     _print_plan(result)
     return result
@@ -115,7 +114,7 @@ def plan(options: PlanOptions) -> Plan:
     """The plan of a run.
 
     Raises:
-        ConfigError: If there is no such model, or its memory depends on the contents of tensors.
+        ConfigError: If the model does not exist, or its memory depends on the contents of tensors.
         CheckpointError: If the model's config cannot be read.
     """
     model_config = _model_config(options.model)
@@ -128,24 +127,24 @@ def plan(options: PlanOptions) -> Plan:
         shares_prompts=shared,
         placements=placements,
         best=next((placement for placement in placements if fits(placement, options)), None),
-        # weights and moments, and the best weights beside them
+        # weights, moments, and the best weights
         gathered_bytes=MASTER_BYTES * cost.parameters,
         work=_work(cost, options, shared=shared),
     )
 
 
 def fits(placement: Placement, options: PlanOptions) -> bool:
-    """Whether a GPU holds it, with a reserve."""
+    """Whether a placement fits into a GPU's memory, with a reserve."""
     return placement.total <= USABLE_MEMORY * options.memory * GIB
 
 
 def placements_of(
     model_config: PreTrainedConfig, cost: ModelCost, options: PlanOptions, *, shared: bool
 ) -> Iterator[Placement]:
-    """From the fastest to the one that needs least memory: complete on each GPU, then sharded; then
-    the same with gradient checkpointing.
+    """Placements from the fastest to the one that needs the least memory: complete on each GPU,
+    sharded, then both with gradient checkpointing.
 
-    `shared` says whether the model shares prompts; one that does not is not sharded.
+    `shared` is whether the model shares prompts. A model that does not share them is not sharded.
     """
     row = _row(options.row_tokens or GPU_ROW_TOKENS, shared=shared)
     activations = {
@@ -173,14 +172,14 @@ def _weight_bytes(
     cast_bytes = 2 if options.dtype == "bfloat16" else 0
     state = MASTER_BYTES * cost.parameters
     placements = {"DDP" if options.gpus > 1 else "one GPU": state + cast_bytes * cost.parameters}
-    # engines that gather weights refuse models that share no prompts
+    # `train` rejects models that share no prompts with engines that gather weights
     if options.gpus == 1 or not shared:
         return placements
 
     # engines gather weights in the compute type: 2 bytes in bfloat16, 4 in float32
     gathered_bytes = cast_bytes or 4
     layer = cost.non_embedding // model_config.get_text_config().num_hidden_layers
-    # embeddings belong to the outermost module, which stays gathered
+    # embeddings belong to the outermost module, and its weights stay gathered
     embeddings = cost.parameters - cost.non_embedding
     gathered = gathered_bytes * (GATHERED_LAYERS * layer + embeddings)
     shard = state // options.gpus
@@ -199,14 +198,14 @@ def _row(row_tokens: int, *, shared: bool) -> list[EncodedGroup]:
 def _work(cost: ModelCost, options: PlanOptions, *, shared: bool) -> Work:
     """The work of the run, scaled up from one typical group."""
     (group,) = _row(TYPICAL_GROUP.tokens, shared=True)
-    # a model that shares no prompts runs one sequence a response
+    # a model that shares no prompts runs one sequence per response
     sequences = [group] if shared else group.apart
     sequence_tokens = sum(sequence.tokens for sequence in sequences)
 
     tokens = options.pairs * options.tokens_per_pair * sequence_tokens / TYPICAL_GROUP.tokens
     attended = attended_pairs(sequences) / sequence_tokens * tokens
     flops = train_flops(cost, tokens=int(tokens), attended=int(attended))
-    # a teraflop is 1e12 operations, an hour 3600 seconds
+    # a teraflop is 1e12 operations, and an hour has 3600 seconds
     hours = flops / (options.gpus * options.peak_tflops * 1e12 * options.mfu) / 3600
     gpu_hours = hours * options.gpus
     return Work(
@@ -223,14 +222,14 @@ def _model_config(name: str) -> PreTrainedConfig:
     if name in sizes.SIZES:
         size = sizes.SIZES[name]
         return sizes.config_of(size, vocabulary=size.vocabulary)
-    # of a hub's repository the config alone, not the weights
+    # download only the config of a hub repository, not the weights
     return checkpoint.load_config(sources.find(name, files=("config.json",)))
 
 
 def _print_plan(plan: Plan) -> None:
-    """Print the model, its placements, the best of them, and the cost."""
+    """Print the model, its placements, the best placement, and the cost."""
     console = Console(highlight=False)
-    # the path of a model must not be broken into lines
+    # soft_wrap: the console must not break the path of a model into lines
     console.print(
         f"{plan.options.model}: {plan.cost.parameters / 1e9:.3g} billion parameters,"
         f" {plan.cost.non_embedding / 1e9:.3g} without embeddings",
@@ -239,9 +238,9 @@ def _print_plan(plan: Plan) -> None:
     console.print(_table(plan))
 
     console.print(
-        f"Take {plan.best.name}."
+        f"Use {plan.best.name}."
         if plan.best
-        else "None fits: take more GPUs, a smaller --row-tokens, or adapters (--lora-rank)."
+        else "No placement fits. Use more GPUs, a smaller --row-tokens, or adapters (--lora-rank)."
     )
     gathered = plan.gathered_bytes / GIB
     console.print(f"To save, the first process gathers {gathered:.1f} GiB in the host's memory.")
@@ -250,7 +249,7 @@ def _print_plan(plan: Plan) -> None:
 
 
 def _table(plan: Plan) -> Table:
-    """The placements, with the memory that each needs."""
+    """A table of the placements and their memory."""
     options = plan.options
     table = Table(
         "placement",
@@ -273,13 +272,13 @@ def _table(plan: Plan) -> Table:
 
 
 def _work_lines(plan: Plan) -> Iterator[str]:
-    """Tokens, operations, time and price in words."""
+    """Tokens, operations, time and price as lines of text."""
     options, work = plan.options, plan.work
 
     if not plan.shares_prompts:
         yield (
-            "It shares no prompts: each response runs with its own,"
-            f" {work.token_factor:.2g} times the tokens. FSDP2 and ZeRO-3 refuse it."
+            "The model shares no prompts: it reads the prompt again for each response,"
+            f" {work.token_factor:.2g} times the tokens. FSDP2 and ZeRO-3 cannot train it."
         )
     yield (
         f"{options.pairs:.3g} pairs, {work.tokens:.3g} tokens, {work.flops:.3g} FLOPs:"
@@ -287,6 +286,5 @@ def _work_lines(plan: Plan) -> Iterator[str]:
     )
     if work.price is not None:
         yield (
-            f"{work.price:,.0f} at {options.price:g} for a GPU and hour"
-            f" ({work.gpu_hours:,.0f} GPU hours)"
+            f"{work.price:,.0f} at {options.price:g} per GPU hour ({work.gpu_hours:,.0f} GPU hours)"
         )

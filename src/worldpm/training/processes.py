@@ -1,4 +1,4 @@
-"""Processes and devices of a training run, and their speed at matrix products."""
+"""Processes and devices of a training run, and their speed in matrix products."""
 
 import os
 from dataclasses import dataclass
@@ -27,37 +27,37 @@ FSDP2_COMMAND = (
     " ...`"
 )
 PATIENCE = timedelta(days=7)
-"""Time that processes wait for the first one, which tokenizes and writes."""
+"""How long processes wait for the first process, which tokenizes and writes."""
 
 
 def accelerator(
     dtype: torch.dtype, *, tracker: str | None = None, folder: Path | None = None
 ) -> Accelerator:
-    """The processes and devices of this run, as `accelerate launch` or `torchrun` started it; one
-    process if neither did.
+    """The processes and devices that `accelerate launch` or `torchrun` set up; one process if
+    neither started this run.
 
-    `tracker` is a tracker of Accelerate's; its files, if it has any, go to `folder`.
+    `tracker` is the name of one of Accelerate's trackers, which writes its files to `folder`.
 
     Raises:
-        ConfigError: If the first version of FSDP was asked for, whose state no other engine could
-            go on from, or if the tracker's library is absent.
+        ConfigError: If the run uses the first version of FSDP, whose state no other engine can
+            load, or if the tracker's library is not installed.
     """
     if tracker and tracker not in map(str, get_available_trackers()):
         raise ConfigError(
-            f"--tracker {tracker}: its library is not installed; `pip install {tracker}`"
+            f"--tracker {tracker}: its library is not installed. Run `pip install {tracker}`."
         )
 
     # an earlier run of this process may have had another compute type
     AcceleratorState._reset_state()
     on_cpu = default_device().type == "cpu"
-    # the launcher sets it; Accelerate then refuses its `cpu`
+    # if the launcher set this variable, Accelerate rejects `cpu=True`
     by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     group = InitProcessGroupKwargs(
         timeout=PATIENCE, backend="gloo" if on_cpu and by_deepspeed else None
     )
-    # gradients are then once in memory, not twice
+    # with views, gradients are in memory once, not twice
     views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    # the loop accumulates by itself, whatever the environment says
+    # the loop accumulates gradients itself, and ignores the environment's setting
     accumulation = GradientAccumulationPlugin(num_steps=1)
 
     processes = Accelerator(
@@ -75,9 +75,9 @@ def accelerator(
 
 def _configure_fsdp(processes: Accelerator, dtype: torch.dtype) -> None:
     if not processes.is_fsdp2:
-        raise ConfigError(f"FSDP version 1 is not supported; {FSDP2_COMMAND}")
+        raise ConfigError(f"FSDP: version 1 is not supported. Use version 2: {FSDP2_COMMAND}.")
 
-    # gradients are summed, and rewards given out, in float32: bfloat16 rewards would tie
+    # sum gradients and return rewards in float32, because bfloat16 rewards would tie
     if dtype == torch.bfloat16:
         policy = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32
@@ -87,14 +87,14 @@ def _configure_fsdp(processes: Accelerator, dtype: torch.dtype) -> None:
 
 @dataclass(frozen=True)
 class Speed:
-    """The measure of a run's steps."""
+    """The matrix rate of a run's devices, against which its steps are measured."""
 
     peak: float
-    """Operations per second of all devices together, by their own matrix products."""
+    """Operations per second of all devices together, measured on matrix products."""
 
     @classmethod
     def of(cls, accelerator: Accelerator, dtype: torch.dtype) -> Self:
-        """Measure the device; takes a moment."""
+        """Measure the device, which takes a moment."""
         return cls(costs.matrix_rate(accelerator.device, dtype) * accelerator.num_processes)
 
     def timing(

@@ -1,6 +1,6 @@
 """Preference groups to a checkpoint: a built-in size from scratch, or a model trained further.
 
-Started by `accelerate launch` or `torchrun` it runs in many processes, and the first one writes.
+Under `accelerate launch` or `torchrun`, training runs in many processes. The first process writes.
 """
 
 import contextlib
@@ -61,11 +61,12 @@ logger = logging.getLogger(__name__)
 Split = Literal["train", "validation"]
 TOKENIZER, SNAPSHOTS = "tokenizer", "snapshots"
 PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS = 3e-6, 10_240, 1
-"""Source: WorldPM, arXiv 2505.10527, appendix A.3. A built-in size has its own."""
+"""Source: WorldPM, arXiv 2505.10527, appendix A.3. Built-in sizes have other values."""
 FEW_STEPS = 20
-"""Steps below which a run warns: the default step has 10,240 pairs, more than many sets."""
+"""Runs with fewer steps print a warning: the default step has 10,240 pairs, more than many sets
+contain."""
 FIXED_SETTINGS = ("objective", "validations", "betas", "clip_norm")
-"""Settings without an option of their name, which the manifest leaves out."""
+"""Settings that are left out of the manifest because no option has their name."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ class TrainResult:
     """A finished training."""
 
     folder: Path
-    """The checkpoint, which plain transformers loads."""
+    """The checkpoint, which transformers can load without our code."""
     kept_step: int
-    """The step whose weights it has."""
+    """The step whose weights are in the checkpoint."""
     metrics: ValidationMetrics | None
-    """Of these weights on the validation groups; None if there are none."""
+    """Metrics of these weights on the validation groups; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class StoreContents:
 
     counts: StoreCounts
     drops: dict[str, int]
-    """Rows of plain preference sets, groups and pairs that were left out, by reason."""
+    """Number of left-out rows of preference sets, groups and pairs, by reason."""
 
 
 class Contents(NamedTuple):
@@ -101,21 +102,21 @@ class Loaded(NamedTuple):
 
     encoder: Encoder
     model: RewardModel
-    """The bare model; that of the trainer is wrapped by the engine that runs it."""
+    """The unwrapped model. The trainer's model is wrapped by the engine that runs it."""
     trainer: Trainer
 
 
 def run(options: TrainOptions) -> TrainResult:
-    """Do `worldpm train`."""
+    """Run `worldpm train`."""
     return train(options)
 
 
 def train(options: TrainOptions) -> TrainResult:
-    """Train, and write the weights of least validation loss; a finished folder of the same options
-    and inputs is left as it is.
+    """Train, and write the weights of least validation loss. A finished folder of the same options
+    and inputs stays unchanged.
 
     Raises:
-        ConfigError: If options do not fit one another, the model or the groups.
+        ConfigError: If the options contradict each other, the model or the groups.
         DataError: If a file of groups is damaged.
         CheckpointError: If the model to train further cannot be loaded.
         TrainingError: If a loss or a reward is not finite.
@@ -127,7 +128,7 @@ def train(options: TrainOptions) -> TrainResult:
         columns=column_names(options.columns),
     )
     settings = _settings(options)
-    # beside OUT: a tracker may write after the folder is finished and hashed
+    # not in OUT, because a tracker may write after OUT is finished and hashed
     tracking = options.out.with_name(f"{options.out.name}.tracking")
     accelerator = accelerator_of(settings.dtype, tracker=options.tracker, folder=tracking)
 
@@ -136,7 +137,7 @@ def train(options: TrainOptions) -> TrainResult:
     if accelerator.is_main_process:
         output = _begin(options, settings, data, source)
         finished = None if output else read_result(options.out)
-    # the other processes wait here for the first one to look
+    # the other processes wait here until the first one has looked
     (finished,) = broadcast_object_list([finished])
     if finished is not None:
         return finished
@@ -148,10 +149,10 @@ def train(options: TrainOptions) -> TrainResult:
 
 
 def read_result(folder: Path) -> TrainResult:
-    """The result of a finished training, from its folder.
+    """Read the result of a finished training run from its folder.
 
     Raises:
-        ConfigError: If the folder is not finished, or is not of a training.
+        ConfigError: If the folder is not finished, or is not from a training run.
         DataError: If one of its files is damaged.
     """
     counts = counts_of(folder, read_manifest(folder, made_by="train"))
@@ -161,7 +162,7 @@ def read_result(folder: Path) -> TrainResult:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One process of a training. Its steps, in order: prepare, load, train, write."""
+    """One process of a training run. Its steps, in order: prepare, load, train, write."""
 
     options: TrainOptions
     settings: Settings
@@ -170,7 +171,7 @@ class TrainingRun:
     """The model to train further; None for a built-in size."""
     accelerator: Accelerator
     output: Output | None
-    """The folder to write; None in all processes but the first, which write nothing."""
+    """The folder to write; None in all processes but the first, because only the first writes."""
 
     @property
     def progress(self) -> Path:
@@ -178,7 +179,7 @@ class TrainingRun:
         return self.options.out / PROGRESS
 
     def complete(self) -> TrainResult:
-        """Take all steps; every process must call."""
+        """Run all steps. Every process must call this."""
         contents = self.prepare()
         # the other processes read what the first one prepared
         self.accelerator.wait_for_everyone()
@@ -192,8 +193,8 @@ class TrainingRun:
         return TrainResult(self.options.out, metrics.step, loaded.trainer.totals.best)
 
     def prepare(self) -> Contents | None:
-        """Write the tokenizer and the tokens of each split, unless an earlier start of the run did;
-        None in all processes but the first."""
+        """Write the tokenizer and the tokens of each split, unless an earlier start of the run did.
+        Return None in all processes but the first."""
         if self.output is None:
             return None
 
@@ -217,7 +218,7 @@ class TrainingRun:
         """Write the tokens of one split."""
 
         def build(aside: Path) -> Plain:
-            # filled while the groups are read
+            # reading the groups fills it
             drops: Counter[str] = Counter()
             groups = self.data.groups(split, drops)
             examples = token_store.encode(
@@ -240,15 +241,15 @@ class TrainingRun:
         """Open the tokens, and load or build the model.
 
         Raises:
-            ConfigError: If the options leave no step to take.
+            ConfigError: If the options give a run without any step.
         """
         encoder = _encoder(self.options, self.source, self.progress / TOKENIZER)
         train_store = TokenStore([self.progress / "train.tokens"])
         validation_store = TokenStore([self.progress / "validation.tokens"])
         if not len(validation_store) and self.output is not None:
             logger.warning(
-                "no validation groups: the last weights are kept, not those of least validation"
-                " loss"
+                "no validation groups: the checkpoint will have the last weights, not those of"
+                " least validation loss"
             )
 
         model = _model(self.options, self.source, encoder.tokenizer)
@@ -263,29 +264,30 @@ class TrainingRun:
         )
         if not trainer.steps:
             raise ConfigError(
-                f"--epochs {self.settings.epochs}: of {len(train_store)} groups that is less than"
-                " one, so there is nothing to train on. Raise it."
+                f"--epochs {self.settings.epochs}: this share of {len(train_store)} groups is less"
+                " than one group, so there is nothing to train on. Raise it."
             )
         if len(trainer.steps) < FEW_STEPS:
             logger.warning(
-                "--batch-pairs %d: %d steps in all. A model learns little in so few: lower it, or"
-                " raise --epochs.",
+                "--batch-pairs %d: the run has only %d steps, in which a model learns little. Lower"
+                " --batch-pairs, or raise --epochs.",
                 self.settings.batch_pairs,
                 len(trainer.steps),
             )
         return Loaded(encoder, model, trainer)
 
     def train(self, loaded: Loaded) -> None:
-        """Train to the end, from the last state if there is one, and write the snapshots."""
+        """Train to the end, starting from the last saved state if there is one, and write the
+        snapshots."""
         config = _config(self.options, self.settings)
         self.accelerator.init_trackers("worldpm", config=config)
         loaded.trainer.run(partial(self._write_snapshot, loaded))
 
     def write(self, loaded: Loaded, contents: Contents | None) -> ValidationMetrics:
-        """Write the checkpoint and finish the folder; the metrics of the kept weights. Every
-        process must call."""
+        """Write the checkpoint, finish the folder, and return the metrics of the written weights.
+        Every process must call this."""
         trainer = loaded.trainer
-        # gathering and measuring take every process, writing only the first
+        # every process gathers and measures; only the first writes
         weights, metrics = weights_of(trainer.model), trainer.kept_metrics()
         if self.output is not None and contents is not None:
             self._write_checkpoint(self.output, self.options.out, loaded, weights, metrics)
@@ -297,9 +299,9 @@ class TrainingRun:
         return metrics
 
     def _drops(self, contents: Contents) -> dict[str, dict[str, int]]:
-        """Dropped rows, groups and pairs by their data and reason."""
+        """Counts of dropped rows, groups and pairs, by kind of data and reason."""
         drops = {"preference sets": contents.train.drops}
-        # without --validation the same rows were read for training
+        # without --validation, both splits come from the same rows
         if self.options.validation:
             drops["validation sets"] = contents.validation.drops
         return drops
@@ -313,7 +315,7 @@ class TrainingRun:
         run = self.output.run
         name = f"{self.output.path.resolve().name}-{metrics.step:06}"
         folder = self.output.path / SNAPSHOTS / name
-        # the step in its settings tells the snapshots of a run apart
+        # the step in the settings distinguishes the snapshots of a run
         config = {**run.config, "snapshot": metrics.step}
         snapshot = folders.begin(
             folder, step=run.step, config=config, inputs=run.inputs, command=run.command
@@ -331,13 +333,13 @@ class TrainingRun:
         weights: Tensors,
         metrics: ValidationMetrics,
     ) -> None:
-        """Write tokenizer, config, weights and description."""
+        """Write the tokenizer, config, weights and description."""
         tokenizer = loaded.encoder.tokenizer
         save_tokenizer(tokenizer, folder)
         plain_weights = adapters.merged(weights)
         checkpoint.save(loaded.model, plain_weights, folder, pad_token_id=tokenizer.pad_token_id)
 
-        # a run reads its groups first, and then the model that it trains further
+        # the inputs of a run are its groups, then the model that it trains further
         groups = output.run.inputs[: len(self.data.inputs)]
         description = describe_encoder(
             loaded.encoder,
@@ -365,7 +367,7 @@ class TrainingRun:
 
 def _run_id(run: Run) -> str:
     """A hash of the settings and inputs of a run."""
-    # without unset fields: a field that inputs get later must not rename old runs
+    # without unset fields, so that a field added to inputs later does not rename old runs
     inputs = [input_to_json(entry) for entry in run.inputs]
     return hashlib.sha256(to_json([run.config, inputs])).hexdigest()[:16]
 
@@ -374,18 +376,18 @@ def _find_source(options: TrainOptions) -> Source | None:
     """The model to train further; None for a built-in size.
 
     Raises:
-        ConfigError: If --model names nothing that could be trained.
+        ConfigError: If --model does not name a model that can be trained.
     """
     built_in = options.model in SIZES
     if not built_in and "/" not in options.model and not Path(options.model).exists():
         raise ConfigError(
             f"--model {options.model}: neither a built-in size ({', '.join(SIZES)}) nor a folder"
-            " nor a hub id (OWNER/NAME)"
+            " nor a hub id (OWNER/NAME). Use one of these."
         )
     if built_in and (given := changed(options, names_of(SourceOptions))):
         raise ConfigError(
-            f"{given[0]}: {options.model} is a built-in size, which has its own tokenizer and"
-            " template. Leave it out, or name a model."
+            f"{given[0]}: {options.model} is a built-in size with its own tokenizer and template."
+            f" Leave {given[0]} out, or name a model."
         )
 
     if built_in:
@@ -396,7 +398,7 @@ def _find_source(options: TrainOptions) -> Source | None:
 def _begin(
     options: TrainOptions, settings: Settings, data: TrainingData, source: Source | None
 ) -> Output | None:
-    """The folder to write; None if it is finished.
+    """Begin the folder to write; None if it is already finished.
 
     Raises:
         ConfigError: If the folder holds something else, or there are no train groups.
@@ -405,14 +407,16 @@ def _begin(
     if source is not None:
         inputs.append(sources.fingerprint(source))
 
-    # before the folder is begun, so that other groups may take it
+    # checked before the folder is begun, so that another run can still use it
     if next(data.groups("train", Counter()), None) is None:
         raise ConfigError(
-            f"{options.groups[0]}: the train split is empty. Add sites, or give the other splits a"
-            " smaller share."
+            f"{options.groups[0]}: the train split is empty. Add sites, or make the other splits"
+            " smaller."
         )
     if options.validation and next(data.groups("validation", Counter()), None) is None:
-        raise ConfigError(f"--validation {options.validation[0]}: has no preference. Name others.")
+        raise ConfigError(
+            f"--validation {options.validation[0]}: has no preferences. Name another file."
+        )
     _warn_of_margins(options, data)
 
     return folders.begin(
@@ -428,18 +432,18 @@ def _warn_of_margins(options: TrainOptions, data: TrainingData) -> None:
     paths = [] if options.target_margin else data.with_column("margin")
     if paths:
         logger.warning(
-            "%s: the column margin is not used. Pass --target-margin 1 to require its margins.",
+            "%s: the column margin is not used. Pass --target-margin 1 to use its margins.",
             ", ".join(map(str, paths[:3])),
         )
 
 
 def _settings(options: TrainOptions) -> Settings:
-    """The settings of the loop: an option, or the built-in size's, or the paper's."""
+    """The settings of the loop: the option's value, else the built-in size's, else the paper's."""
     size = SIZES.get(options.model)
     lr, batch_pairs, epochs, decay = PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS, 0.0
     if size is not None:
         lr, batch_pairs, epochs = size.lr, size.batch_pairs, size.epochs
-        # a cosine falls by itself
+        # a cosine schedule already falls to 0
         decay = size.decay if options.schedule == "constant" else 0.0
 
     return Settings(
@@ -469,7 +473,7 @@ def _default_row_tokens() -> int:
 
 
 def _config(options: TrainOptions, settings: Settings) -> Plain:
-    """Every setting of the run as it took effect, for the manifest and for trackers."""
+    """Every setting in effect, for the manifest and for trackers."""
     is_path = Path(options.model).exists()
     limits = _limits(options)
     of_loop = asdict(settings)
@@ -490,7 +494,7 @@ def _config(options: TrainOptions, settings: Settings) -> Plain:
         "remote_code": options.remote_code,
         "chat_template": options.chat_template,
         "template_name": options.template_name,
-        # texts, because trackers take no lists
+        # strings, because trackers do not accept lists
         "columns": ",".join(map("=".join, column_names(options.columns).items())),
         "validation": " ".join(Path(name).name for name in options.validation),
         "dtype": _name_of(settings.dtype),
@@ -504,12 +508,12 @@ def _name_of(dtype: torch.dtype) -> str:
 def _new_tokenizer(
     options: TrainOptions, data: TrainingData, source: Source | None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of the run, with a template that carries the frame: the model's, or one trained
-    on the train split."""
+    """The tokenizer of the run: the model's, or a new one trained on the train split. Its template
+    contains the frame."""
     if source is not None:
         encoder = checkpoint.encoder_of(source, checkpoint.load_config(source))
         tokenizer = encoder.tokenizer
-        # a token that ends no text, and a template that gives the frame without our code
+        # the pad token must not end a text, and the template must give the frame without our code
         tokenizer.pad_token = checkpoint.pad_token(tokenizer, encoder.frame)
         template = str(tokenizer.chat_template)
         tokenizer.chat_template = chat.standing_alone(template, encoder.frame)
@@ -532,7 +536,7 @@ def _texts(groups: Iterator[PreferenceGroup]) -> Iterator[str]:
 
 
 def _limits(options: TrainOptions) -> Limits:
-    """The lengths of the run's sequences."""
+    """The length limits of the run's sequences."""
     limits = Limits.of(options.max_length)
     if options.prompt_length is None:
         return limits
@@ -543,7 +547,7 @@ def _encoder(options: TrainOptions, source: Source | None, tokenizer_folder: Pat
     """The encoder of the run, which cuts texts over the limits.
 
     Raises:
-        ConfigError: If --max-length is more than the model has positions.
+        ConfigError: If --max-length is larger than the model's number of positions.
     """
     limits = _limits(options)
     tokenizer = checkpoint.load_tokenizer(Source(tokenizer_folder))
@@ -556,8 +560,8 @@ def _encoder(options: TrainOptions, source: Source | None, tokenizer_folder: Pat
 
     if options.max_length > positions:
         raise ConfigError(
-            f"--max-length {options.max_length}: the model has {positions} positions. Ask for at"
-            " most that."
+            f"--max-length {options.max_length}: the model has only {positions} positions. Use a"
+            f" length of at most {positions}."
         )
     return Encoder(tokenizer, frame, limits)
 
@@ -565,14 +569,14 @@ def _encoder(options: TrainOptions, source: Source | None, tokenizer_folder: Pat
 def _model(
     options: TrainOptions, source: Source | None, tokenizer: PreTrainedTokenizerBase
 ) -> RewardModel:
-    """The model to train: weights in float32, but for those that adapters leave frozen."""
+    """The model to train. Its weights are in float32, except those that adapters leave frozen."""
     if source is None:
         model = reward_model.build(SIZES[options.model], tokenizer, seed=options.seed)
     else:
         compute_type = torch_dtype(options.dtype) or training_dtype()
-        # weights that an optimizer changes by little steps must be float32, frozen ones need not
+        # an optimizer makes small changes to weights, which need float32; frozen weights do not
         dtype = compute_type if options.lora_rank else torch.float32
-        # a fresh head is drawn from the seed, and the random state of the process stays as it was
+        # draw a new head from the seed, and leave the random state of the process unchanged
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
             model = checkpoint.load(source, dtype=dtype, fresh_head=True)
@@ -581,7 +585,7 @@ def _model(
         adapters.add(model, rank=options.lora_rank, seed=options.seed)
     if options.gradient_checkpointing:
         model.backbone.activation_checkpointing_enable()
-    # last, since it compiles the layers as they then are
+    # last, because it compiles the layers in their final form
     if options.compile:
         reward_model.compile_layers(model)
     return model
@@ -591,8 +595,8 @@ def _warn_of_cuts(stored: StoreCounts) -> None:
     share = stored.truncated_responses / max(1, stored.responses)
     if share > TOLD_CUT:
         logger.warning(
-            "%.0f %% of the training responses, or their prompts, are cut; a larger --max-length"
-            " reads more of them",
+            "%.0f %% of the training responses, or their prompts, are cut. A larger --max-length"
+            " reads more of them.",
             100 * share,
         )
 

@@ -1,9 +1,9 @@
-"""The state of a run that a resume needs: weights, optimizer and random state, in one file whatever
-the processes.
+"""The saved state from which a run resumes: weights, optimizer and random state, in one file for
+all processes.
 
-The tensors are gathered under the model's own names, so a run may go on with another number of
-processes or another way of sharding. A state is written aside, hashed, and named by its note last;
-a damaged one is skipped. The note is
+The file holds complete tensors under the model's parameter names. A run can therefore resume with
+another number of processes or another way of sharding. A state is written to a partial file, hashed
+and renamed; its note is written last. Damaged states are skipped. The note is
 
     {"sha256": "5d...", "seen": {"step": 40, "groups": 812, "pairs": 2560, ..., "best": {...}}}
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import msgspec
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -39,7 +40,7 @@ from worldpm.training.zero import Tensors
 logger = logging.getLogger(__name__)
 
 STATES_ON_DISK = 2
-"""The older one is a reserve, should the disk have lost part of the newer."""
+"""Two, so that a run can use the older state if the newer one is damaged."""
 TENSORS, NOTE = "state.safetensors", "state.json"
 MODEL, OPTIMIZER, BEST, RANDOM = "model/", "optimizer/", "best/", "random/torch"
 """Prefixes of the tensors in a state, and the name of torch's random state."""
@@ -47,23 +48,23 @@ MODEL, OPTIMIZER, BEST, RANDOM = "model/", "optimizer/", "best/", "random/torch"
 
 @dataclass(frozen=True)
 class Totals:
-    """How far a run has come; its position in the data is a function of `step`."""
+    """Totals of a run so far. Its position in the data is a function of `step`."""
 
     step: int = 0
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     groups: int = 0
-    """Groups, repeated ones counted each time."""
+    """Number of groups; repeated groups count each time."""
     pairs: int = 0
     """Preference pairs of these groups."""
     effective_pairs: float = 0.0
     """Sum of the weights of these pairs, not rounded."""
     tokens: int = 0
-    """Tokens of these groups, a prompt counted once for all its responses."""
+    """Tokens of these groups; a prompt counts once for all its responses."""
     flops: int = 0
-    """Operations of forward and backward: a prompt once where the model shares it, and else once
-    for each response."""
+    """Operations of forward and backward passes. A prompt counts once if the model shares it, and
+    otherwise once for each response."""
     best: ValidationMetrics | None = None
-    """The validation of least loss; None before the first."""
+    """The validation of least loss; None before the first validation."""
 
     def plus(
         self, *, groups: int, pairs: int, effective_pairs: float, tokens: int, flops: int
@@ -92,28 +93,27 @@ class Totals:
         )
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(msgspec.Struct, frozen=True):
     """The note beside the tensors of a state, written after them."""
 
     sha256: str
-    """Of the file of tensors."""
-    seen: Totals
-    """How far the run had come."""
+    """Hash of the file of tensors."""
+    totals: Totals = msgspec.field(name="seen")
+    """Totals of the run up to this state."""
 
 
 class SavedState(NamedTuple):
-    """A state that the model and the optimizer were given."""
+    """The parts of a state that are not in the model and the optimizer."""
 
     totals: Totals
     best_weights: Tensors
-    """Trained weights of least validation loss, in the first process; empty elsewhere, or before
-    the first validation."""
+    """Trained weights of least validation loss. Empty before the first validation, and in all
+    processes but the first."""
 
 
 def weights_of(model: nn.Module, *, trained_only: bool = False) -> Tensors:
-    """All weights, or the trained ones, in the memory of the first process; every process must
-    call, and the others get nothing."""
+    """All weights, or only the trained ones, in the memory of the first process. Every process must
+    call this; the others get nothing."""
     if _is_engine(model):
         return zero.weights_of(model, trained_only=trained_only)
 
@@ -122,17 +122,18 @@ def weights_of(model: nn.Module, *, trained_only: bool = False) -> Tensors:
         full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only
     )
     weights = get_model_state_dict(model, options=options)
-    # a state dict of one process is the parameters themselves, which the next step changes
+    # in a single process, the state dict holds the parameters themselves, and the next step would
+    # change them
     return {name: torch.as_tensor(tensor).clone() for name, tensor in weights.items()}
 
 
 def _is_engine(model: nn.Module) -> bool:
-    """Whether the model is DeepSpeed's engine, which holds weights and moments in partitions."""
+    """Whether the model is a DeepSpeed engine, which holds weights and moments in partitions."""
     return hasattr(model, "zero_optimization_stage")
 
 
 def _moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensors]:
-    """The optimizer's moments, by the names of the weights."""
+    """The optimizer's moments, by names of weights."""
     if _is_engine(model):
         return zero.moments_of(model)
 
@@ -144,13 +145,13 @@ def _moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 def _put_moments(
     model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensors]
 ) -> None:
-    """Give the optimizer the moments that the first process holds."""
+    """Load the moments that the first process holds into the optimizer."""
     if _is_engine(model):
         zero.put_moments(model, broadcast_object_list([moments])[0])
         return
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    # the groups of parameters stay those of this run; only the moments are replaced
+    # replace only the moments, and keep this run's groups of parameters
     state: dict[str, Any] = {**get_optimizer_state_dict(model, optimizer, options=options)}
     state["state"] = moments
     set_optimizer_state_dict(
@@ -159,27 +160,27 @@ def _put_moments(
 
 
 def _reshard(model: nn.Module) -> None:
-    """FSDP leaves outer weights gathered after a forward without gradients, and the optimizer does
-    not know the gathered ones."""
+    """Shard FSDP's outer weights again. They stay gathered after a forward pass without gradients,
+    and the optimizer does not know the gathered tensors."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def put_weights(model: nn.Module, weights: Tensors) -> None:
-    """Give the model the weights that the first process holds; weights without a name in it stay as
-    they are."""
+    """Load the weights that the first process holds into the model. Weights that are not in
+    `weights` stay unchanged."""
     if _is_engine(model):
         zero.put_weights(model, broadcast_object_list([weights])[0])
         return
 
     _reshard(model)
-    # not strict: a state holds no frozen weights
+    # not strict, because a state holds no frozen weights
     set_model_state_dict(model, dict(weights), options=_from_first_process(strict=False))
 
 
 def _from_first_process(*, strict: bool) -> StateDictOptions:
-    """Complete tensors in the first process, sent to the others where there are any."""
+    """Options for complete tensors in the first process, which are sent to any other processes."""
     many = torch.distributed.is_available() and torch.distributed.is_initialized()
     return StateDictOptions(
         full_state_dict=True, cpu_offload=not many, broadcast_from_rank0=many, strict=strict
@@ -193,7 +194,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: SavedState,
 ) -> None:
-    """Write the state after a step, and remove all but the last few; every process must call."""
+    """Write the state after a step, and remove old states. Every process must call this."""
     weights = weights_of(model, trained_only=True)
     moments = _moments_of(model, optimizer)
     if not accelerator.is_main_process:
@@ -211,21 +212,21 @@ def save(
 
 
 def _write(target: Path, tensors: Tensors, totals: Totals) -> None:
-    """Write one state; its note comes last, so a state with a note is complete."""
+    """Write one state, and its note last, so that a state with a note is complete."""
     target.mkdir(parents=True, exist_ok=True)
-    # an earlier run may have stopped at the same step
+    # the run may have stopped at this step before
     (target / NOTE).unlink(missing_ok=True)
     aside = target / f"{TENSORS}.partial"
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)
-    # the hash shows later whether the disk kept the whole file
+    # a later run checks the hash, to find damaged files
     digest = sync_file(aside)
     aside.replace(target / TENSORS)
     write_atomically(target / NOTE, to_json(Note(digest, totals)))
 
 
 def _remove_old(folder: Path, step: int) -> None:
-    """Remove all states but the last complete ones up to a step."""
-    # an incomplete one of a later step, from before a restart, would hide the states of this run
+    """Remove all states except the last complete ones up to a step."""
+    # an incomplete state of a later step, from before a restart, would hide this run's states
     complete = [
         state
         for state in sorted(folder.iterdir())
@@ -239,9 +240,9 @@ def _remove_old(folder: Path, step: int) -> None:
 def load_last(
     folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> SavedState | None:
-    """Give model and optimizer the last complete state; None where there is none. Every process
-    must call."""
-    # only the first process reads; the others get the tensors from it
+    """Load the last complete state into model and optimizer, and return it; None if there is none.
+    Every process must call this."""
+    # only the first process reads, and sends the tensors to the others
     totals, tensors = _read_last(folder) if accelerator.is_main_process else (None, {})
     (totals,) = broadcast_object_list([totals])
     if totals is None:
@@ -254,25 +255,25 @@ def load_last(
         moments.setdefault(parameter, {})[moment] = tensor
     _put_moments(model, optimizer, moments)
 
-    # only the first process read them
+    # only the first process has read tensors
     if tensors:
         torch.set_rng_state(tensors[RANDOM])
     return SavedState(totals, _without_prefix(BEST, tensors))
 
 
 def _read_last(folder: Path) -> tuple[Totals | None, Tensors]:
-    """The last state whose file has the hash of its note; None where there is none."""
+    """The last state whose file matches the hash in its note; None if there is none."""
     for state in sorted(folder.glob("*"), reverse=True):
         try:
             note = read_record(state / NOTE, Note)
             digest = sha256(state / TENSORS)
         except (OSError, DataError):
-            logger.warning("%s: incomplete, so not used", state)
+            logger.warning("%s: this state is incomplete, so it is not used", state)
             continue
 
         if digest == note.sha256:
-            return note.seen, load_file(state / TENSORS)
-        logger.warning("%s: not as it was saved, so not used", state)
+            return note.totals, load_file(state / TENSORS)
+        logger.warning("%s: this state changed after it was saved, so it is not used", state)
     return None, {}
 
 

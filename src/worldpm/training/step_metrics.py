@@ -1,7 +1,7 @@
 """The numbers of a training run on disk: `metrics.jsonl`, `timings.jsonl`, and the counts in the
 manifest.
 
-Rows of `metrics.jsonl` are of two kinds, for a step and for the validation after one:
+`metrics.jsonl` has two kinds of rows, for a step and for a validation after a step:
 
     {"step": 1, "groups_seen": 21, "pairs_seen": 66, "effective_pairs_seen": 20.5,
      "tokens_seen": 4711, "flops_seen": 33000000000,
@@ -21,33 +21,33 @@ from worldpm.storage.manifest import MANIFEST, Manifest
 
 METRICS = "metrics.jsonl"
 VALIDATION = "validation/"
-"""Prefix of the keys that are measured on validation groups."""
+"""Prefix of the keys of metrics that are measured on validation groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """The data and operations that a run has taken after a step."""
+    """The data and operations that a run has used up to and including a step."""
 
     step: int
-    """Optimizer steps, from 1."""
+    """Optimizer step, from 1."""
     groups_seen: int
-    """Groups, repeated ones counted each time."""
+    """Number of groups; repeated groups count each time."""
     pairs_seen: int
     """Preference pairs of these groups."""
     effective_pairs_seen: float
     """Sum of the weights of these pairs, rounded to six decimals."""
     tokens_seen: int
-    """Tokens of these groups, a prompt counted once for all its responses."""
+    """Tokens of these groups; a prompt counts once for all its responses."""
     flops_seen: int
-    """Operations of forward and backward over these groups."""
+    """Operations of forward and backward passes over these groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics(Position):
-    """A row of `metrics.jsonl`: one optimizer step, measured on its own groups."""
+    """A row of `metrics.jsonl`: one optimizer step, measured on the groups of the step."""
 
     loss_nats: float
-    """Objective, divided by the weights of the pairs."""
+    """Objective, divided by the sum of the weights of the pairs."""
     accuracy: float
     """Weighted share of preferences with a positive margin, 0 to 1."""
     grad_norm: float
@@ -58,11 +58,11 @@ class StepMetrics(Position):
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationMetrics(Position):
-    """Metrics of validation groups with the weights after a step; in `metrics.jsonl` the keys of
-    its own fields have the prefix `validation/`.
+    """Metrics of validation groups with the weights after a step. In `metrics.jsonl`, the keys of
+    the fields of this class have the prefix `validation/`.
 
-    A run without validation groups measures some of its train groups instead, for the rewards that
-    the checkpoint describes.
+    A run without validation groups measures some of its train groups instead, because the
+    checkpoint's description needs statistics of rewards.
     """
 
     loss_nats: float
@@ -72,11 +72,11 @@ class ValidationMetrics(Position):
     pairs: int
     """Preference pairs of the groups."""
     reward_mean: float
-    """Of all responses, in logits."""
+    """Mean over all responses, in logits."""
     reward_std: float
     """Population standard deviation over all responses, in logits."""
     temperature: float
-    """Divisor of the margins at which their loss is least; above 0."""
+    """Divisor of the margins that minimizes their loss; above 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +90,9 @@ class StepTiming:
     pairs_per_second: float
     """Preference pairs of all processes together."""
     tokens_per_second: float
-    """Tokens of all processes together, a prompt counted once."""
+    """Tokens of all processes together; a prompt counts once."""
     mfu: float
-    """Useful operations as a share of the devices' own matrix rate."""
+    """Useful operations per second, as a share of the devices' measured matrix rate."""
 
 
 @dataclass(frozen=True)
@@ -100,41 +100,41 @@ class MetricsLog:
     """The rows of a `metrics.jsonl`, by kind, in order of their steps."""
 
     steps: list[StepMetrics]
-    """One for each optimizer step."""
+    """One row for each optimizer step."""
     validations: list[ValidationMetrics]
     """Empty for a run without validation groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCounts:
-    """The counts in the manifest of a finished training."""
+    """The counts in the manifest of a finished training run."""
 
     parameters: int
-    """All weights of the model, adapters included."""
+    """Number of all weights of the model, with adapters."""
     trained_parameters: int
-    """Weights that the optimizer changes."""
+    """Number of weights that the optimizer changes."""
     train_groups: int
     """Groups of the train split."""
     validation_groups: int
-    """Groups of the validation split; 0 keeps the last weights."""
+    """Groups of the validation split. If it is 0, the checkpoint has the last weights."""
     truncated_train_responses: int
-    """Responses of the train split that were cut, or whose prompt was."""
+    """Responses of the train split that were cut, or whose prompt was cut."""
     train_responses: int
     """Responses of the train split."""
     steps: int
     """Optimizer steps of the run."""
     pairs_seen: int
-    """Preference pairs, repeated ones counted each time."""
+    """Preference pairs; repeated pairs count each time."""
     effective_pairs_seen: float
     """Sum of the weights of these pairs, rounded to six decimals."""
     tokens_seen: int
-    """Tokens, a prompt counted once for all its responses."""
+    """Tokens; a prompt counts once for all its responses."""
     kept_step: int
-    """The step whose weights make the checkpoint."""
+    """The step whose weights are in the checkpoint."""
 
 
 def row_to_json(row: StepMetrics | ValidationMetrics | StepTiming) -> dict[str, float]:
-    """A row with its keys as in the file."""
+    """A row with the keys that it has in the file."""
     if not isinstance(row, ValidationMetrics):
         return asdict(row)
 
@@ -148,13 +148,13 @@ def row_to_json(row: StepMetrics | ValidationMetrics | StepTiming) -> dict[str, 
 
 def append(path: Path, row: StepMetrics | ValidationMetrics | StepTiming) -> None:
     """Add a row to `metrics.jsonl` or `timings.jsonl`."""
-    # opened for each row, so that a killed run loses at most its last line
+    # open the file for each row, so that a killed run loses at most its last line
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row_to_json(row)) + "\n")
 
 
 def read_metrics(folder: Path) -> MetricsLog:
-    """The `metrics.jsonl` of a training.
+    """Read the `metrics.jsonl` of a training run.
 
     Raises:
         DataError: If the file is missing, or a row cannot be read.
@@ -172,7 +172,9 @@ def read_metrics(folder: Path) -> MetricsLog:
             else:
                 log.validations.append(msgspec.convert(plain, ValidationMetrics))
     except (OSError, ValueError) as error:
-        raise DataError(path, f"not the metrics of a training ({error}). Train again.") from error
+        raise DataError(
+            path, f"not the metrics of a training run ({error}). Train again."
+        ) from error
 
     return log
 
@@ -188,23 +190,23 @@ def keep_until(path: Path, last_step: int) -> None:
             step = json.loads(line).get("step")
         except ValueError:
             break
-        # the last rows of `timings.jsonl` are of the whole run, without a step
+        # the last rows of `timings.jsonl` are about the whole run and have no step
         if isinstance(step, int) and step <= last_step:
             lines.append(line + "\n")
     write_atomically(path, "".join(lines).encode())
 
 
 def counts_of(folder: Path, manifest: Manifest) -> TrainCounts:
-    """The counts of a finished training, whose manifest is given.
+    """The counts of a finished training run, from its manifest.
 
     Raises:
-        DataError: If they are those of another step, or of a snapshot.
+        DataError: If the manifest is from another verb, or from a snapshot.
     """
     try:
         return msgspec.convert(manifest.counts, TrainCounts)
     except msgspec.ValidationError as error:
         raise DataError(
             folder / MANIFEST,
-            f"its counts are not those of a finished training ({error}). Name the folder of a run,"
-            " not a snapshot, or train again.",
+            f"not the manifest of a finished training run ({error}). Name the folder of a run, not"
+            " of a snapshot, or train again.",
         ) from error

@@ -20,9 +20,9 @@ def steps_of(
 ) -> list[Indices]:
     """The groups of each optimizer step, a pure function of the arguments.
 
-    Every epoch is a new permutation. A step closes at the first group that reaches `batch_pairs`;
-    groups are never split. The run ends after `max_steps` steps or else after `epochs` passes,
-    whose last step may be smaller.
+    Every epoch is a new permutation. A step ends with the first group that reaches `batch_pairs`;
+    groups are never split. The run ends after `max_steps` steps if given, and otherwise after
+    `epochs` passes. The last step of the passes can be smaller.
     """
     counts = np.asarray(pair_counts, dtype=np.int64)
     passes = epochs if max_steps is None else None
@@ -30,7 +30,7 @@ def steps_of(
     pending = np.zeros(0, dtype=np.int64)
 
     for order in _epochs(len(counts), seed=seed, epochs=passes):
-        # groups that did not fill a step go before the next epoch
+        # groups that did not fill a step come before those of the next epoch
         pending = np.concatenate([pending, order])
         for step in _full_steps(pending, counts, batch_pairs):
             steps.append(step)
@@ -42,8 +42,8 @@ def steps_of(
 
 
 def _full_steps(order: Indices, counts: NDArray[np.int64], batch_pairs: int) -> Iterator[Indices]:
-    """Groups in order, cut where their pairs reach `batch_pairs`; an incomplete last step is left
-    out."""
+    """Full steps of the groups in `order`: each ends where its pairs reach `batch_pairs`. An
+    incomplete last step is left out."""
     pairs, start = np.cumsum(counts[order]), 0
     while True:
         pairs_before = pairs[start - 1] if start else 0
@@ -55,11 +55,12 @@ def _full_steps(order: Indices, counts: NDArray[np.int64], batch_pairs: int) -> 
 
 
 def _epochs(groups: int, *, seed: int, epochs: float | None) -> Iterator[Indices]:
-    """One permutation after another, the last cut short; without `epochs` they do not end."""
+    """One permutation after another. The last is cut short if `epochs` is not a whole number, and
+    without `epochs` there is no last one."""
     remaining = math.inf if epochs is None else round(epochs * groups)
     epoch = 0
     while remaining > 0 and groups:
-        # a generator for each epoch: a resumed run draws the same order without the earlier ones
+        # a new generator for each epoch, so that a resumed run need not draw the earlier epochs
         order = np.random.default_rng([seed, epoch]).permutation(groups)
         yield order if remaining >= groups else order[: int(remaining)]
         remaining, epoch = remaining - groups, epoch + 1

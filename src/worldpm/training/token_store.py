@@ -1,7 +1,7 @@
-"""Groups as tokens on disk, encoded once, before the first step, and mapped into memory.
+"""Groups as tokens on disk, encoded once before the first step and mapped into memory.
 
-A store is an Arrow file. Any group of it can be read at any time, so the order of training is a
-true permutation, and a resumed run needs only its step. One row, a group of two responses:
+A store is an Arrow file. Training can read its groups in any order, so the order is a true
+permutation, and a resumed run needs only its step. One row, a group of two responses:
 
     {"name": "site/1", "prefix": [5, 6], "suffixes": [[7, 0], [8, 9, 0]],
      "response_tokens": [1, 2], "truncated": [false, false],
@@ -70,10 +70,10 @@ class StoreCounts:
     """Preference pairs of all groups."""
     responses: int = 0
     truncated_responses: int = 0
-    """Responses that were cut, or whose prompt was."""
+    """Responses that were cut, or whose prompt was cut."""
 
     def plus(self, examples: Sequence[Example]) -> "StoreCounts":
-        """The counts with more examples."""
+        """The counts after adding examples."""
         encoded = [example.encoded for example in examples]
         return StoreCounts(
             groups=self.groups + len(examples),
@@ -89,7 +89,7 @@ def write(path: Path, examples: Iterable[Example]) -> StoreCounts:
     counts = StoreCounts()
     stream = iter(examples)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-        # a batch at a time, so memory does not grow with the data
+        # one batch at a time, so that memory does not grow with the data
         while batch := list(islice(stream, ROWS_PER_BATCH)):
             rows = [_row(example) for example in batch]
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
@@ -116,38 +116,38 @@ class TokenStore(Sequence[Example]):
     """The groups of one split, from any number of files, in order."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Open the files; six numbers a group are held in memory."""
+        """Open the files. Six numbers per group are held in memory."""
         self._batches: list[pa.RecordBatch] = []
         for path in paths:
-            # mapped: the system keeps in memory what is read, and gives it up under pressure
+            # mapped: the system caches the pages that are read, and can free them at any time
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             for index in range(reader.num_record_batches):
                 self._batches.append(reader.get_batch(index))
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
         self.tokens = self._by_group(_token_counts)
-        """Tokens that each group costs in a row."""
+        """Number of tokens of each group in a row."""
         self.attended = self._by_group(_attended_counts)
-        """Pairs of a query and a key that meet in each group's row, as `costs.attended_pairs`
-        counts them."""
+        """Number of query-key pairs of each group in a row, counted like
+        `costs.attended_pairs`."""
         self.tokens_apart = self._by_group(_token_counts_apart)
-        """Tokens that each group costs a model that shares no prompts."""
+        """Number of tokens of each group in a model that shares no prompts."""
         self.attended_apart = self._by_group(_attended_counts_apart)
-        """Pairs of a query and a key of each group, in a model that shares no prompts."""
+        """Number of query-key pairs of each group in a model that shares no prompts."""
         self.pairs = self._by_group(_pair_counts)
-        """Preference pairs of each group."""
+        """Number of preference pairs of each group."""
         self.weights = self._by_group(_weights)
         """Sum of the weights of each group's preferences."""
 
     def _by_group(self, column: Column[Number]) -> NDArray[Number]:
-        # an empty batch gives a store without groups an array of the right type
+        # with an empty batch, even a store without groups gives an array of the right type
         empty = pa.RecordBatch.from_pylist([], schema=SCHEMA)
         return np.concatenate([column(batch) for batch in [*self._batches, empty]])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    # no slices: a store is larger than memory
+    # no slices, because a store can be larger than memory
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -175,8 +175,8 @@ def _lengths(column: pa.ListArray) -> NDArray[np.int64]:
 
 
 def _sums(values: NDArray[Number], lengths: NDArray[np.int64]) -> NDArray[Number]:
-    """Sums of consecutive runs of the values."""
-    # with a 0 in front, a run from the start is a difference too
+    """Sums of consecutive runs of the values, whose lengths are given."""
+    # the 0 in front makes the first run a difference of totals too
     totals = np.zeros(len(values) + 1, dtype=values.dtype)
     np.cumsum(values, out=totals[1:])
     ends = np.cumsum(lengths)
@@ -195,7 +195,7 @@ def _attended_counts(batch: pa.RecordBatch) -> NDArray[np.int64]:
     prefix = _lengths(batch.column("prefix"))
     lengths, responses = _lengths(suffixes.flatten()), _lengths(suffixes)
 
-    # the prefix with itself, each suffix with the prefix, each suffix with itself
+    # pairs within the prefix, of each suffix with the prefix, and within each suffix
     return (
         prefix * (prefix + 1) // 2
         + prefix * _sums(lengths, responses)
@@ -213,7 +213,7 @@ def _attended_counts_apart(batch: pa.RecordBatch) -> NDArray[np.int64]:
 
 
 def _lengths_apart(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens of each prompt with one response, and each group's number of responses."""
+    """Tokens of each prompt with one response, and the number of responses of each group."""
     suffixes = batch.column("suffixes")
     responses = _lengths(suffixes)
     prefixes = np.repeat(_lengths(batch.column("prefix")), responses)
@@ -239,11 +239,11 @@ def encode(
     *,
     workers: int = 0,
 ) -> Iterator[Example]:
-    """The groups as examples, in order; `workers` processes encode them, 0 means this process.
-    `tokenizer` is its folder. Groups and pairs that are left out are counted in `drops`.
+    """The groups as examples, in order. `workers` processes encode them; 0 means this process.
+    `tokenizer` is a folder. `drops` counts groups and pairs that are left out.
 
     Raises:
-        DataError: If a prompt has no message.
+        DataError: If a prompt has no messages.
     """
     stream = iter(groups)
     # one group is too little work to send to a process
@@ -256,7 +256,7 @@ def encode(
 
 
 class _Encoded(NamedTuple):
-    """What one task makes of its groups."""
+    """The result of one task: examples of its groups, and counts of drops."""
 
     examples: list[Example]
     drops: Counter[str]
@@ -276,16 +276,16 @@ def _encode(
 
 
 def _example(encoder: Encoder, group: PreferenceGroup, drops: Counter[str]) -> Example | None:
-    """The group as tokens; None if nothing of it can be trained on."""
+    """The group as tokens; None if no pair of it can be trained on."""
     responses = [response.content for response in group.responses]
     try:
-        # both sides of a pair are read after the same prompt
+        # the model must read both responses of a pair after the same prompt
         encoded = encoder.encode(group.prompt, responses, name=group.group_id, one_prompt=True)
     except TemplateRefusalError:
         drops["group that the chat template refuses"] += 1
         return None
 
-    # equal tokens have equal rewards, from which nothing can be learnt
+    # a pair with equal tokens always has equal rewards, so the model cannot learn from it
     suffixes = [np.asarray(suffix, dtype=np.int64).tobytes() for suffix in encoded.suffixes]
     preferences = [
         pair for pair in group.preferences if suffixes[pair.chosen] != suffixes[pair.rejected]
@@ -302,12 +302,12 @@ def _example(encoder: Encoder, group: PreferenceGroup, drops: Counter[str]) -> E
 def _weighing_as_much(
     preferences: Sequence[Preference], whole: Sequence[Preference]
 ) -> list[Preference]:
-    """Some preferences of a group with the weight of all of them."""
+    """Some preferences of a group, scaled to the total weight of all its preferences."""
     factor = sum(pair.weight for pair in whole) / sum(pair.weight for pair in preferences)
     return [replace(pair, weight=pair.weight * factor) for pair in preferences]
 
 
 @lru_cache(maxsize=1)
 def _tokenizer(folder: Path, written_ns: int) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, loaded once in each process and for each time it was written."""
+    """The tokenizer of a folder, loaded once per process, and again if its file was rewritten."""
     return checkpoint.load_tokenizer(sources.Source(folder))

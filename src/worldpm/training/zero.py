@@ -1,8 +1,8 @@
-"""DeepSpeed's ZeRO: the engine does the optimizer's step itself, and holds weights and moments in
-its own partitions.
+"""DeepSpeed's ZeRO: the engine takes the optimizer's step itself, and partitions weights and
+moments.
 
-Tensors gathered here have the names and the form of every other state, so that a run may move to
-ZeRO and away from it.
+Tensors gathered here have the same names and form as in other states, so a run can switch between
+ZeRO and other engines.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def configure(accelerator: Accelerator, *, clip_norm: float) -> None:
-    """Leave the size of a step, its accumulation and its loss to the training loop; the engine
-    clips, because it steps right after."""
+    """Let the training loop decide the size of a step, its accumulation and its loss. The engine
+    clips gradients, because it takes its step right after the last backward pass."""
     config: dict[str, Any] = accelerator.state.deepspeed_plugin.deepspeed_config
     config.update(
         train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, gradient_clipping=clip_norm
@@ -36,8 +36,8 @@ def stage_of(accelerator: Accelerator) -> int:
 
 
 def weights_of(engine: nn.Module, *, trained_only: bool) -> Tensors:
-    """All weights, the trained ones in float32, by the model's own names; every process must call,
-    and gets them."""
+    """All weights by the model's parameter names; trained ones are in float32. Every process must
+    call this, and gets the weights."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -73,8 +73,8 @@ def moments_of(engine: Any) -> dict[str, Tensors]:
 
 
 def put_weights(engine: nn.Module, weights: Tensors) -> None:
-    """Give the engine weights, which every process must hold: the float32 ones of the optimizer,
-    and those that the next forward reads."""
+    """Load weights into the engine: the optimizer's float32 copies, and the weights of the next
+    forward pass. Every process must hold them."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_set_full_fp32_param
 
@@ -87,16 +87,16 @@ def put_weights(engine: nn.Module, weights: Tensors) -> None:
 
 
 def put_moments(engine: Any, moments: dict[str, Tensors]) -> None:
-    """Give the engine AdamW's moments and step, which every process must hold."""
+    """Load AdamW's moments and step into the engine. Every process must hold them."""
     from deepspeed.utils import safe_set_full_optimizer_state
 
     step = max((float(values["step"]) for values in moments.values()), default=0.0)
-    # stage 3 and the lower ones name their float32 partitions differently
+    # stage 3 has another name for float32 partitions than stages 1 and 2
     partitions = (
         getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
         or engine.optimizer.single_partition_of_fp32_groups
     )
-    # before the first step AdamW has no state that could be filled
+    # before the first step AdamW has no state, so create it
     for partition in partitions:
         zeros = {moment: torch.zeros_like(partition) for moment in MOMENTS}
         engine.optimizer.optimizer.state[partition] = {"step": torch.tensor(step), **zeros}
@@ -109,7 +109,7 @@ def put_moments(engine: Any, moments: dict[str, Tensors]) -> None:
 
 
 def _parameters(engine: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters by the model's own names."""
+    """The parameters by the model's names, without the engine's prefix."""
     # the engine holds the model as its `module`
     return {
         name.removeprefix("module."): parameter for name, parameter in engine.named_parameters()
@@ -117,15 +117,15 @@ def _parameters(engine: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _link(engine: Any) -> None:
-    """Tie weights to their moments again: stages 1 and 2 do it only at the first step, when AdamW
-    may have no moments yet."""
+    """Link weights to their moments again. Stages 1 and 2 do this only at the first step, when
+    AdamW may have no moments yet."""
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _steps(engine: Any) -> float:
-    """Steps that AdamW has taken."""
+    """Number of steps that AdamW has taken."""
     wrapped = getattr(engine.optimizer, "optimizer", engine.optimizer)
     # one state for each partition
     steps = [float(state["step"]) for state in wrapped.state.values() if "step" in state]

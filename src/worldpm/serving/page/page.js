@@ -40,10 +40,10 @@ const MARKED_WORDS = 3;
 const STATUS_UNAUTHORIZED = 401;
 const STATUS_NOT_HERE = 501;
 
-/* The running comparison; a newer one aborts it, and its late replies change nothing. */
+/* The running comparison. A newer one aborts it, and its late replies are ignored. */
 let running = new AbortController();
 
-/* An error reply of the server, or no reply at all. */
+/* An error reply of the server, or a missing reply. */
 class Failure extends Error {
   constructor(message, status) {
     super(message);
@@ -60,7 +60,7 @@ function element(tag, text, attributes = {}) {
   return made;
 }
 
-/* Certainty is never shown: a probability rounds to 100 % long before it is 1. */
+/* Never show 0 % or 100 %, because a probability rounds to 100 % long before it is 1. */
 function percent(p) {
   if (p > 0.995) return "over 99 %";
   if (p < 0.005) return "under 1 %";
@@ -101,7 +101,7 @@ function removeAnswer(block) {
   const index = areas().indexOf(block.querySelector("textarea"));
   block.remove();
   nameAnswers();
-  // Without this, the keyboard's place on the page would be lost with the button
+  // Without this, keyboard users would lose their position with the removed button
   areas()[Math.min(index, areas().length - 1)].focus();
 }
 
@@ -127,7 +127,7 @@ function load(example = {prompt: "", answers: ["", ""]}) {
   example.answers.forEach(text => addAnswer(text));
 }
 
-/* The settings of the form; undefined if all fields are empty: those of the API key then apply. */
+/* The settings of the form; undefined if all fields are empty, so that the API key's apply. */
 function settings() {
   const given = {};
   const [shortest, longest] = [$("shortest").value, $("longest").value];
@@ -168,7 +168,7 @@ function messageOf(reply, content) {
 
 /* ---- The results ---- */
 
-/* What the page shows of a reply: with weights, the odds and ties under these weights. */
+/* The parts of a reply that the page shows; if weights are set, the odds and ties under them. */
 function viewOf(reply) {
   const {style, averages, confidence} = reply;
   const isWeighted = Object.keys(style.terms).length > 0;
@@ -197,14 +197,14 @@ function headline(view, level) {
     return `Can't tell answers ${list([best, ...unsure])} apart at a level of ${percent(level)}`
       + under;
 
-  // Weights can make a ring: the best on average may lose to one of the others
+  // Weights can form a cycle: the best on average may lose to one of the others
   const above = rivals.filter(j => probabilities[best][j] < 0.5);
   if (above.length)
     return `Answer ${NAMES[best]} is best on average, but ${list(above)} is preferred to it`;
   return `Answer ${NAMES[best]} is ${canTell ? "preferred" : "ahead"}${under}`;
 }
 
-/* How far the headline can be trusted, and under which settings. */
+/* The reliability of the headline, and its settings. */
 function why(reply, view) {
   const {temperature, source} = reply.confidence;
   const sentences = [];
@@ -257,7 +257,7 @@ function card(text, reply, view, i, place) {
   return made;
 }
 
-/* The text below says the same, so screen readers skip the bar. */
+/* The text below has the same information, so screen readers skip the bar. */
 function bar(p) {
   const outer = element("div", undefined, {class: "bar", "aria-hidden": "true"});
   const inner = element("span");
@@ -299,7 +299,7 @@ function showStyle(reply) {
 
 function tableRow([first, ...rest], tag, scope) {
   const made = element("tr");
-  // The empty corner heads nothing
+  // The empty corner is not a heading
   made.append(first ? element("th", first, {scope}) : element("td"));
   made.append(...rest.map(cell => element(tag, cell, tag === "th" ? {scope} : {})));
   return made;
@@ -316,19 +316,19 @@ async function explain(body, signal) {
     $("explanation").replaceChildren(
       "Marked words count ", element("span", "for", {class: "key for"}), " or ",
       element("span", "against", {class: "key against"}),
-      " an answer: integrated gradients of its reward, starting from the same text with its words"
-      + " blanked out.");
+      " an answer. The marks are integrated gradients of its reward, from a baseline in which all"
+      + " words are blank.");
   } catch (error) {
     if (signal.aborted) return;
-    // With --upstream the weights are on another server, which is no fault
+    // With --upstream the weights are on another server, which is not an error
     $("explanation").textContent = error.status === STATUS_NOT_HERE
       ? "This server does not explain rewards: the model runs on another server."
-      : `There is no explanation: ${error.message}`;
+      : `The rewards cannot be explained: ${error.message}`;
   }
 }
 
-/* The answer with its tokens coloured, then the strongest ones as text for those who can't see
-   or tell colours. */
+/* The answer with coloured tokens, then the strongest tokens as text, for people who cannot see
+   or distinguish the colours. */
 function heat(tokens) {
   const made = element("div");
   const text = element("p", undefined, {class: "tokens"});
@@ -391,7 +391,7 @@ async function compare() {
     const reply = await ask("v1/rewards", {...body, settings: settings()}, signal);
     $("status").textContent = "";
     show(body.responses, reply);
-    // Someone who has gone on to another field keeps the focus there
+    // Do not move the focus if the user has gone to another field
     if (document.activeElement === focused) $("headline").focus();
     await explain(body, signal);
     if (!signal.aborted) document.body.dataset.done = "true";
@@ -434,7 +434,7 @@ function start() {
     event.preventDefault();
     compare();
   };
-  // The browser cannot point at a wrong field that is folded away
+  // Open the details, because the browser cannot show an invalid field in closed ones
   $("form").addEventListener("invalid", ({target}) => {
     const folded = target.closest("details");
     if (folded) folded.open = true;
@@ -442,7 +442,7 @@ function start() {
   document.addEventListener("keydown", event => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
   });
-  // Browsers fill in the fields of an earlier visit, which would not fit to the example
+  // Browsers restore the fields of an earlier visit, which would not match the example
   $("form").reset();
   $("key").value = "";
   $("example").value = "0";

@@ -1,4 +1,4 @@
-"""HTTP routes, one module per client whose API they follow."""
+"""HTTP routes, one module per client whose API they implement."""
 
 from worldpm.serving.client import Client
 from worldpm.serving.routes.get_reward import GET_REWARD

@@ -1,6 +1,6 @@
-"""OpenRLHF's remote reward model: whole texts in, rewards out.
+"""OpenRLHF's remote reward model: gets whole texts and replies with rewards.
 
-Source: OpenRLHF 0.11.2, `openrlhf/cli/serve_rm.py` and `openrlhf/utils/agent.py`;
+Source: OpenRLHF 0.11.2, `openrlhf/cli/serve_rm.py` and `openrlhf/utils/agent.py`. OpenRLHF's option
 `--reward.remote_url` names the route.
 """
 
@@ -23,7 +23,7 @@ from worldpm.serving.service import Service
 
 
 class GetReward(RequestBody):
-    """Texts of prompt and response together, with their special tokens."""
+    """Texts, each with prompt, response and special tokens."""
 
     model_config = example({"query": [RENDERED]})
 
@@ -37,7 +37,7 @@ class ExtraLogs:
     """Numbers that OpenRLHF adds to its log."""
 
     length_tokens: list[int]
-    """Of each text."""
+    """Number of tokens of each text."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class GetRewardReply:
     """Rewards of the texts, in order."""
 
     rewards: list[float]
-    """Logits; OpenRLHF's loss uses them."""
+    """Rewards in logits, which OpenRLHF's loss uses."""
     scores: list[float]
-    """The same; OpenRLHF filters prompts by them."""
+    """The same rewards. OpenRLHF uses them to filter prompts."""
     extra_logs: ExtraLogs
 
 
 def routes(service: Service) -> APIRouter:
-    """`/get_reward`."""
+    """The route `/get_reward`."""
     router = APIRouter()
 
     @router.post(

@@ -1,4 +1,4 @@
-"""Our own routes: a prompt and all its responses are one request."""
+"""Our own routes, which take a prompt with all its responses in one request."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -34,14 +34,14 @@ Feature = Literal["length", "headers", "lists", "bold", "code", "links"]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Value = TypeVar("Value", float, bool)
 MOST_EXPLAINED = 16
-"""Responses that are explained in one request."""
+"""Largest number of responses that are explained in one request."""
 MOST_COMPARED = 32
-"""Responses up to which a reply holds their matrices. Those of 256 empty responses, a body of a
-kilobyte, would be ten megabytes."""
+"""Largest number of responses for which a reply has matrices. A body of one kilobyte with 256 empty
+responses would otherwise get ten megabytes of matrices."""
 
 
 class Strict(RequestBody):
-    """A body in which a misspelt name is an error."""
+    """A body that rejects unknown keys, such as misspelt names."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,7 +51,7 @@ class Turn(Strict):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | None = None
-    """None only beside tool calls."""
+    """The text; may be None if there are tool calls."""
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
     name: str | None = None
@@ -61,24 +61,24 @@ class Turn(Strict):
     @model_validator(mode="after")
     def _has_words(self) -> Self:
         if self.content is None and not self.tool_calls:
-            raise ValueError("a message has neither content nor tool calls")
+            raise ValueError("a message has neither content nor tool calls. Give it one of them.")
         return self
 
     def message(self) -> Message:
-        """The message with what chat templates read of it."""
+        """The message, with all fields that chat templates read."""
         return Message.of(self.model_dump())
 
 
 class Preferences(Strict):
-    """Settings of a choice between responses; they do not change rewards."""
+    """Settings of a choice between responses. They do not change rewards."""
 
     strictness: Annotated[float, Field(ge=0.5, lt=1)] = LEVEL
     """The level at which two responses are distinguished."""
     ranges: dict[Feature, tuple[Number, Number]] = Field(default_factory=dict)
-    """Allowed counts, `length` in tokens. Responses outside are named and ranked after the
-    others."""
+    """Allowed counts by feature, `length` in tokens. Responses outside are marked, and ranked after
+    the others."""
     weights: dict[Feature, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
-    """Log odds for each unit of a style difference, which runs from -1 to 1."""
+    """Log odds for each unit of a style difference, which is between -1 and 1."""
 
     @model_validator(mode="after")
     def _low_before_high(self) -> Self:
@@ -88,7 +88,7 @@ class Preferences(Strict):
         return self
 
     def settings(self) -> Settings:
-        """The same for `scoring.confidence`."""
+        """The settings in the form of `scoring.confidence`."""
         return Settings(**self.model_dump())
 
 
@@ -104,15 +104,15 @@ class PromptAndResponses(Strict):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        # An empty list is given too: only None is absent.
+        # An empty list counts as given; only None counts as absent.
         has_messages = self.messages is not None
         has_prompt_or_responses = self.prompt is not None or self.responses is not None
         has_both = self.prompt is not None and self.responses is not None
 
         if has_messages == has_both or (has_messages and has_prompt_or_responses):
-            raise ValueError("give either prompt and responses, or messages")
+            raise ValueError("Give either prompt and responses, or messages.")
         if self.messages is not None and self.messages[-1].role not in ("assistant", "tool"):
-            raise ValueError("the last of the messages must be the assistant's, or a tool's")
+            raise ValueError("The last message must be the assistant's or a tool's.")
         return self
 
     def request(self) -> Request:
@@ -128,90 +128,93 @@ class PromptAndResponses(Strict):
 
     @property
     def cut_to(self) -> int | None:
-        """The tokens to cut to, as the backend takes them."""
+        """The backend's argument `cut_to`."""
         return CUT_TO_MODEL_LIMIT if self.cut else None
 
 
 class Rewards(PromptAndResponses):
-    """`/v1/rewards`."""
+    """Body of `/v1/rewards`."""
 
     model_config = example({"prompt": QUESTION, "responses": [GOOD, POOR]})
 
     settings: Preferences | None = None
-    """Those of the API key unless given."""
+    """Preference settings; by default those of the API key."""
 
 
 class Explain(PromptAndResponses):
-    """`/v1/explain`."""
+    """Body of `/v1/explain`."""
 
     model_config = example({"prompt": QUESTION, "responses": [GOOD, POOR]})
 
     tokens: bool = True
     """Attribute each reward to the tokens of prompt and response, by integrated gradients."""
     sentences: bool = True
-    """Give the loss of each reward without each of its sentences."""
+    """Give the drop of each reward when a sentence is removed, for each sentence."""
 
 
 class Route(PromptAndResponses):
-    """`/v1/route`."""
+    """Body of `/v1/route`."""
 
     model_config = example({"prompt": QUESTION, "responses": [GOOD, POOR]})
 
 
 @dataclass(frozen=True)
 class RewardConfidence:
-    """Certainty of the choice between responses."""
+    """Confidence in the choice between responses."""
 
     level: float
-    """At which two responses are distinguished."""
+    """The level at which two responses are distinguished."""
     can_tell: list[list[bool]] | None
-    """Whether the response of the row is distinguished from that of the column. Also None if there
-    are too few judged pairs."""
+    """Whether the row's response is distinguished from the column's. Also None if there are too few
+    judged pairs."""
     temperature: float | None
-    """Divides margins into log odds; None if they are not calibrated."""
+    """The divisor that turns margins into log odds; None if margins are not calibrated."""
     source: str | None
     """Name of the pairs of the calibration; None if margins are not calibrated."""
 
 
 @dataclass(frozen=True)
 class Averages:
-    """Probability of each response at its mean log odds against the others.
+    """Mean log odds of each response against the others, as a probability.
 
-    Equal to the pair's probability if there are two responses, and 0.5 if there is one.
+    For two responses this is the pair's probability, and for a single response 0.5.
     """
 
     without_settings: list[float]
-    """In the order of the rewards."""
+    """Averages without settings. A higher reward has a higher average."""
     at_equal_style: list[float] | None
-    """None without a style model."""
+    """Averages at equal style; None without a style model."""
     with_settings: list[float]
-    """In the order of `ranking`, except for responses outside the allowed ranges."""
+    """Averages under the settings. They decide `ranking`, except for responses outside the allowed
+    ranges."""
     as_in_calibration: list[float] | None
-    """None without a style model."""
+    """Averages with the judges' weights of style; None without a style model."""
 
 
 @dataclass(frozen=True)
 class StyleReport:
     """Style of the responses, and probabilities under several weights of style.
 
-    A matrix holds the probability that the response of the row is preferred to the column's.
+    Matrices of probabilities hold the probability that the row's response is preferred to the
+    column's.
     """
 
     counts: list[dict[str, float]]
-    """Of each response, by feature; `length` in tokens."""
+    """Counts of each response by feature, `length` in tokens."""
     outside: list[list[str]]
     """Reasons why each response is outside the allowed ranges."""
     at_equal_style: list[list[float]] | None
-    """Also None without a style model."""
+    """Probabilities at equal style; also None without a style model."""
     with_settings: list[list[float]] | None
+    """Probabilities under the settings."""
     can_tell_with_settings: list[list[bool]] | None
-    """As `confidence.can_tell`, with the log odds of the weights added to the margins."""
+    """Like `confidence.can_tell`, with the log odds of the weights added to the margins."""
     terms: dict[str, list[list[float]]] | None
     """Log odds that each weighted feature adds."""
     as_in_calibration: list[list[float]] | None
-    """With the weights of the judges' pairs; also None without a style model."""
+    """Probabilities with the judges' weights of style; also None without a style model."""
     weights_of_calibration: dict[str, float] | None
-    """None without a style model."""
+    """The judges' weights of style; None without a style model."""
 
 
 @dataclass(frozen=True)
@@ -219,29 +222,29 @@ class RewardUsage:
     """Tokens of a request."""
 
     response_tokens: list[int]
-    """Of each response, before any cut."""
+    """Tokens of each response, before any cut."""
     sequence_tokens: list[int]
-    """Of prompt and response, as the model reads them."""
+    """Tokens of prompt and response that the model reads, for each response."""
     computed_tokens: int
-    """A shared prompt counts once."""
+    """Tokens that the model computed; a shared prompt counts once."""
 
 
 @dataclass(frozen=True)
 class RewardsReply(ReplyHead):
-    """Reply of `/v1/rewards`; lists are in the order of the responses, and a matrix is None where
-    there are more than `MOST_COMPARED` of them."""
+    """Reply of `/v1/rewards`. Lists have the order of the responses. Matrices are None if there are
+    more than 32 responses."""
 
     rewards: list[float]
-    """Logits."""
+    """Rewards in logits."""
     ranking: list[int]
     """Indices of the responses, best first."""
     probabilities: list[list[float]] | None
-    """That the response of the row is preferred to that of the column, without settings."""
+    """Probabilities that the row's response is preferred to the column's, without settings."""
     averages: Averages
     confidence: RewardConfidence
     style: StyleReport
     settings: Json
-    """Preferences that were used."""
+    """The preference settings in effect."""
     truncated: list[bool]
     usage: RewardUsage
 
@@ -251,9 +254,9 @@ class Explanation:
     """Explanation of one response."""
 
     tokens: Json | None
-    """Fields of `TokenAttributions`; None unless asked for."""
+    """Fields of `TokenAttributions`; None if not requested."""
     sentences: list[Json] | None
-    """Fields of each `Sentence`; None unless asked for."""
+    """Fields of each `Sentence`; None if not requested."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,7 @@ class RouteReply(ReplyHead):
 
 
 def routes(service: Service) -> APIRouter:
-    """`/v1/rewards`, `/v1/explain`, `/v1/route`."""
+    """The routes `/v1/rewards`, `/v1/explain` and `/v1/route`."""
     router = APIRouter(prefix="/v1")
 
     @router.post(
@@ -284,7 +287,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post(
         "/explain",
-        summary="Which tokens and sentences a reward rests on",
+        summary="Contributions of tokens and sentences to each reward",
         responses=reply_of(ExplanationReply),
     )
     async def explain(body: Explain, http: HttpRequest) -> Reply:
@@ -292,7 +295,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post(
         "/route",
-        summary="The queue that the rule file sends a response to",
+        summary="The queue of each response, by the rule file",
         responses=reply_of(RouteReply),
     )
     async def route(body: Route, http: HttpRequest) -> Reply:
@@ -308,7 +311,7 @@ def _begin(service: Service, body: PromptAndResponses, http: HttpRequest, kind: 
 
 async def _rewards(call: Call, body: Rewards) -> Reply:
     request = body.request()
-    # Settings of a request replace those of its key, they are not merged.
+    # A request's settings replace those of its key; they are not merged.
     settings = body.settings.settings() if body.settings else _key_settings(call)
     call.settings = _settings_content(settings)
     (reply,) = await call.conversations([request], cut_to=body.cut_to)
@@ -323,7 +326,7 @@ def _key_settings(call: Call) -> Settings:
 
 
 def _settings_content(settings: Settings) -> Json:
-    """Settings as the reply and the decision log have them."""
+    """Settings in the form of the reply and the decision log."""
     return {
         "strictness": settings.strictness,
         "ranges": settings.ranges,
@@ -400,7 +403,7 @@ def _style_report(
 
 
 def _of_few(matrix: list[list[Value]] | None) -> list[list[Value]] | None:
-    """The matrix; None where the responses are too many for it."""
+    """The matrix; None if there are too many responses."""
     return matrix if matrix is not None and len(matrix) <= MOST_COMPARED else None
 
 
@@ -408,15 +411,18 @@ async def _explain(call: Call, body: Explain) -> Reply:
     service, request = call.service, body.request()
     if not isinstance(service.backend, LocalBackend):
         raise RefusedError(
-            501, "explanations need the weights, which are upstream", kind="NotImplemented"
+            501,
+            "explanations need the model's weights, which are on another server.",
+            kind="NotImplemented",
         )
     if len(request.responses) > MOST_EXPLAINED:
         raise RefusedError(
             422,
-            f"{len(request.responses)} responses; at most {MOST_EXPLAINED} are explained at once",
+            f"the request has {len(request.responses)} responses. Send at most {MOST_EXPLAINED} at"
+            " once.",
             kind="TooManyInputs",
         )
-    # Explanations do not go through `Call.conversations`, which checks texts
+    # Check texts here, because explanations do not use `Call.conversations`, which checks them
     check_text("".join([*(message.content for message in request.prompt), *request.responses]))
 
     backend = service.backend
@@ -431,7 +437,7 @@ async def _explain(call: Call, body: Explain) -> Reply:
 def _explanations(
     scorer: Scorer, request: Request, run: explanations.Run, *, tokens: bool, sentences: bool
 ) -> list[Explanation]:
-    """An explanation for each response; `run` runs each piece of work with the model."""
+    """An explanation for each response. `run` runs each piece of work with the model."""
     responses: list[Explanation] = []
     for number, response in enumerate(request.responses):
         single = request._replace(name=f"response {number}", responses=[response])
@@ -449,9 +455,9 @@ async def _route(call: Call, body: Route) -> Reply:
     service, rules = call.service, call.service.rules
     if rules is None:
         raise RefusedError(
-            404, "no rules; start the server with --rules FILE", kind="NotFoundError"
+            404, "the server has no rules. Start it with --rules FILE.", kind="NotFoundError"
         )
-    # The log keeps the rules, because the file may change later
+    # Log the rules, because the file may change later
     call.settings = {
         "rules": [rule.source for rule in rules.rules],
         "otherwise": rules.otherwise,

@@ -1,5 +1,5 @@
-"""The page at `/` with its script and style, which a strict Content-Security-Policy allows because
-they are files of their own."""
+"""The page at `/` with its script and style, which are separate files because of the strict
+Content-Security-Policy."""
 
 from functools import partial
 from importlib.resources import files
@@ -12,7 +12,7 @@ PAGE_FILES = {
     "/page/page.js": ("page.js", "text/javascript"),
     "/page/page.css": ("page.css", "text/css"),
 }
-"""File and media type by path. All are answered without an API key."""
+"""File and media type by path. None of them needs an API key."""
 
 
 def routes() -> APIRouter:

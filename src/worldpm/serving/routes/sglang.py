@@ -1,5 +1,5 @@
-"""SGLang's routes for reward models: raw rewards as embeddings of one number, which verl's client
-reads.
+"""SGLang's routes for reward models, which verl's client uses. Rewards are embeddings of one
+number.
 
 Source: SGLang 0.5.23, `/classify` with `text` or `input_ids`, and `/v1/embeddings`.
 """
@@ -29,7 +29,7 @@ from worldpm.serving.service import Service
 
 
 class Classify(RequestBody):
-    """`/classify` of texts, or of token ids."""
+    """Body of `/classify`: texts or token ids."""
 
     model_config = example({"text": [RENDERED]})
 
@@ -39,20 +39,20 @@ class Classify(RequestBody):
     @model_validator(mode="after")
     def _one_input(self) -> "Classify":
         if (self.text is None) == (self.input_ids is None):
-            raise ValueError("give either text or input_ids")
+            raise ValueError("Give either text or input_ids.")
         return self
 
     @property
     def inputs(self) -> Texts:
         """The text or texts, or their token ids."""
-        # The validator above leaves exactly one of the two
+        # The validator above ensures that exactly one of the two is given
         inputs = self.text if self.text is not None else self.input_ids
         assert inputs is not None
         return inputs
 
 
 class Embeddings(RequestBody):
-    """`/v1/embeddings`."""
+    """Body of `/v1/embeddings`."""
 
     model_config = example({"input": [RENDERED]})
 
@@ -62,12 +62,12 @@ class Embeddings(RequestBody):
 
 @dataclass(frozen=True)
 class MetaInfo:
-    """SGLang's account of one input."""
+    """SGLang's metadata of one input."""
 
     id: str
     """Unique, 32 hexadecimal digits."""
     finish_reason: None
-    """Always None: nothing is generated."""
+    """Always None, because nothing is generated."""
     prompt_tokens: int
     cached_tokens: int
     """Always 0."""
@@ -78,7 +78,7 @@ class ClassifyReply:
     """Reply of `/classify` to one input."""
 
     embedding: tuple[float]
-    """The raw reward in logits."""
+    """The reward in logits."""
     meta_info: MetaInfo
 
 
@@ -87,7 +87,7 @@ class Embedding:
     """Reply of `/v1/embeddings` to one input."""
 
     embedding: tuple[float]
-    """The raw reward in logits."""
+    """The reward in logits."""
     index: int
     object: str = "embedding"
 
@@ -112,7 +112,7 @@ class EmbeddingsReply:
 
 
 async def classify(service: Service, body: Classify, http: HttpRequest) -> Reply:
-    """One object for one input, a list for a list."""
+    """Reply to `/classify`: an object for a single input, a list for a list."""
     replies = await service.of(http, "classify").texts(as_list(body.inputs))
     content = [_classified(reply) for reply in replies]
     return Reply(content[0] if is_single(body.inputs) else content)
@@ -129,12 +129,12 @@ def _classified(reply: BackendReply) -> ClassifyReply:
 
 
 def routes(service: Service) -> APIRouter:
-    """`/v1/embeddings`; `/classify` is in `routes.vllm`, which has the same path."""
+    """The route `/v1/embeddings`. `/classify` is in `routes.vllm`, which has the same path."""
     router = APIRouter()
 
     @router.post(
         "/v1/embeddings",
-        summary="The raw reward as an embedding of one number",
+        summary="The reward as an embedding of one number",
         responses=reply_of(EmbeddingsReply),
     )
     async def embeddings(body: Embeddings, http: HttpRequest) -> Reply:
@@ -149,7 +149,8 @@ def routes(service: Service) -> APIRouter:
 
 
 def _is_wrong_choice(error: ErrorDetails) -> bool:
-    """Whether `/classify` only misses SGLang's keys: vLLM's bodies have neither of them."""
+    """Whether the body only lacks SGLang's keys, which vLLM's bodies for `/classify` do not
+    have."""
     return error["type"] == "value_error"
 
 

@@ -1,7 +1,7 @@
 """The routes of Hugging Face's text-embeddings-inference (TEI) for classifiers and rerankers.
 
 Source: https://github.com/huggingface/text-embeddings-inference, `router/src/http/types.rs`. A pair
-is read as prompt and response.
+is a prompt and a response.
 """
 
 from collections.abc import Sequence
@@ -34,11 +34,11 @@ from worldpm.stats import bradley_terry
 
 Pair = tuple[str, str]
 LABEL = "LABEL_0"
-"""Name of the only label, as transformers names it."""
+"""Transformers' name of a single label."""
 
 
 class Predict(RequestBody):
-    """`/predict`: a text, a pair, or a list of either in lists, as in TEI."""
+    """Body of `/predict`: a text, a pair, or a list of lists with one or two texts, as in TEI."""
 
     model_config = example({"inputs": [QUESTION, GOOD], "raw_scores": True})
 
@@ -48,7 +48,7 @@ class Predict(RequestBody):
 
     @property
     def rows(self) -> Sequence[Sequence[str]]:
-        """Texts, or pairs, each as a list."""
+        """Texts or pairs, each as a list."""
         if isinstance(self.inputs, str):
             return [[self.inputs]]
         if isinstance(self.inputs, tuple):
@@ -57,7 +57,7 @@ class Predict(RequestBody):
 
 
 class RerankTexts(RequestBody):
-    """`/rerank` with `texts`."""
+    """Body of `/rerank` with `texts`."""
 
     model_config = example({"query": QUESTION, "texts": [GOOD, POOR]})
 
@@ -122,18 +122,18 @@ class Info:
     max_input_length: int | None
     """Tokens; None if unknown."""
     max_batch_tokens: int | None
-    """Tokens of a row; None if the model is upstream."""
+    """Number of tokens of a row; None if the model is upstream."""
     tokenization_workers: int
     version: str
     """Release of this package."""
     max_client_batch_size: int
-    """Inputs of one request."""
+    """Largest number of inputs of one request."""
     max_concurrent_requests: int
 
 
 @dataclass(frozen=True)
 class TeiError:
-    """An error as TEI's clients read it."""
+    """An error in the format of TEI's clients."""
 
     error: str
     """The message."""
@@ -142,7 +142,7 @@ class TeiError:
 
 async def rerank(service: Service, body: RerankTexts, http: HttpRequest) -> Reply:
     """The texts, best first."""
-    # The path is vLLM's, but only TEI's clients send `texts`
+    # The path belongs to vLLM, but only TEI's clients send `texts`
     use_errors_of(TEI, http)
     request = Request("query", (Message("user", body.query),), body.texts)
     (reply,) = await service.of(http, "rerank").conversations(
@@ -158,7 +158,7 @@ async def rerank(service: Service, body: RerankTexts, http: HttpRequest) -> Repl
 
 
 def routes(service: Service) -> APIRouter:
-    """`/predict` and `/info`; `/rerank` is in `routes.vllm`, which has the same path."""
+    """The routes `/predict` and `/info`. `/rerank` is in `routes.vllm`, which has the same path."""
     router = APIRouter()
 
     @router.post(
@@ -203,14 +203,16 @@ def _info(service: Service) -> Info:
 async def _predict(
     service: Service, rows: Sequence[Sequence[str]], http: HttpRequest, *, cut_to: int | None
 ) -> list[BackendReply]:
-    """Rewards of texts, read as they are, or of pairs, read as conversations.
+    """Rewards of texts, which are complete, or of pairs, which become conversations.
 
     Raises:
-        RefusedError: If a batch holds both.
+        RefusedError: If a batch contains both.
     """
     call = service.of(http, "predict")
     if len({len(row) for row in rows}) > 1:
-        raise RefusedError(422, "a batch holds texts and pairs; send one kind", kind="Validation")
+        raise RefusedError(
+            422, "the batch contains texts and pairs. Send only one kind.", kind="Validation"
+        )
 
     if rows and len(rows[0]) == 1:
         return await call.texts([text for (text,) in rows], cut_to=cut_to)
@@ -222,7 +224,7 @@ async def _predict(
 
 
 def _score(reward: float, *, raw: bool) -> float:
-    """TEI gives the sigmoid of a model with one label, unless raw scores are asked for."""
+    """The reward if raw scores are requested, otherwise its sigmoid, as in TEI for one label."""
     return reward if raw else bradley_terry.probability(reward)
 
 
@@ -231,7 +233,8 @@ def _error(error: RefusedError, _: int) -> TeiError:
 
 
 def _lacks_texts(error: ErrorDetails) -> bool:
-    """Whether `/rerank` only misses `texts`: bodies of vLLM, Cohere and Jina have `documents`."""
+    """Whether the body only lacks `texts`. Bodies of vLLM, Cohere and Jina for `/rerank` have
+    `documents` instead."""
     return "texts" in error["loc"]
 
 

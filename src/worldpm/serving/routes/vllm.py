@@ -1,9 +1,9 @@
-"""The routes of vLLM's pooling server, which verl calls too, and the rerank routes that Cohere's
-and Jina's clients share with it.
+"""The routes of vLLM's pooling server, which verl's client also uses, and the rerank routes, which
+Cohere's and Jina's clients share.
 
-Source: replies of vLLM 0.32, recorded in `tests/serving/vllm_replies.txt`. Two things differ from
-vLLM. A query and a document are read as prompt and response in the model's chat template. A text
-gets the end token at which the reward is read, unless it ends with it.
+Source: replies of vLLM 0.32, recorded in `tests/serving/vllm_replies.txt`. There are two
+differences from vLLM. A query and a document become prompt and response in the model's chat
+template. A text gets the end token at which the reward is read, unless it ends with this token.
 """
 
 import time
@@ -42,11 +42,11 @@ from worldpm.serving.service import Call, RefusedError, Service, check_text, ref
 from worldpm.stats import bradley_terry
 
 LABEL = "LABEL_0"
-"""Name of the only label, as transformers names it."""
+"""Transformers' name of a single label."""
 
 
 class Part(RequestBody):
-    """A part of a message; parts other than text are rejected."""
+    """A part of a message. Only text parts are accepted."""
 
     type: Literal["text"]
     text: str
@@ -59,23 +59,24 @@ class Turn(RequestBody):
     content: str | Many[Part]
 
     def message(self) -> Message:
-        """The message with its content as one text: parts become lines, as in vLLM."""
+        """The message with its content as one text. Parts become lines, as in vLLM."""
         if isinstance(self.content, str):
             return Message(self.role, self.content)
         return Message(self.role, "\n".join(part.text for part in self.content))
 
 
 class Options(RequestBody):
-    """Options of every request for rewards."""
+    """Options of all requests for rewards."""
 
     model: str | None = None
     use_activation: bool | None = None
     truncate_prompt_tokens: Literal[-1] | Annotated[int, Field(ge=1)] | None = None
-    """Tokens of prompt and response that a longer input is cut to; -1 is the model's own limit."""
+    """Number of tokens of prompt and response that longer inputs are cut to; -1 is the model's
+    limit."""
 
 
 class OfText(Options):
-    """`/classify` and `/pooling` of rendered texts or token ids."""
+    """Body of `/classify` and `/pooling` with rendered texts or token ids."""
 
     model_config = example({"input": [RENDERED]})
 
@@ -83,7 +84,7 @@ class OfText(Options):
 
 
 class OfMessages(Options):
-    """`/classify` and `/pooling` of a conversation, whose last message is scored."""
+    """Body of `/classify` and `/pooling` with a conversation, whose last message is scored."""
 
     model_config = example({"messages": CONVERSATION})
 
@@ -91,19 +92,19 @@ class OfMessages(Options):
 
 
 class PoolText(OfText):
-    """`/pooling` of texts."""
+    """Body of `/pooling` with texts."""
 
     task: str | None = None
 
 
 class PoolMessages(OfMessages):
-    """`/pooling` of a conversation."""
+    """Body of `/pooling` with a conversation."""
 
     task: str | None = None
 
 
 class ScorePairs(Options):
-    """`/score`: one query, or one for each document, under any of vLLM's names for them."""
+    """Body of `/score`: one query, or one query per document, under any of vLLM's names."""
 
     model_config = example({"queries": QUESTION, "documents": [GOOD, POOR]})
 
@@ -117,7 +118,7 @@ class ScorePairs(Options):
 
 
 class Tokenize(RequestBody):
-    """`/tokenize` of a text."""
+    """Body of `/tokenize` with a text."""
 
     model_config = example({"prompt": QUESTION})
 
@@ -127,14 +128,14 @@ class Tokenize(RequestBody):
 
 
 class TokenizeMessages(RequestBody):
-    """`/tokenize` of a conversation that ends with the assistant's message."""
+    """Body of `/tokenize` with a conversation that ends with the assistant's message."""
 
     model_config = example({"messages": CONVERSATION, "add_generation_prompt": False})
 
     model: str | None = None
     messages: Annotated[Many[Turn], Field(min_length=2)]
     add_generation_prompt: Literal[False]
-    """vLLM's default opens another turn, but a scored conversation is complete."""
+    """Must be false. vLLM's default opens another turn, but a scored conversation is complete."""
 
 
 class Document(RequestBody):
@@ -144,7 +145,7 @@ class Document(RequestBody):
 
 
 class Rerank(Options):
-    """`/rerank` of vLLM, Cohere and Jina."""
+    """Body of `/rerank`, as sent by clients of vLLM, Cohere and Jina."""
 
     model_config = example({"query": QUESTION, "documents": [GOOD, POOR]})
 
@@ -179,7 +180,7 @@ class Classified:
     index: int
     label: str
     probs: list[float]
-    """One number: the sigmoid of the reward, or the raw reward if asked for."""
+    """One number: the sigmoid of the reward, or the reward if `use_activation` is false."""
     num_classes: int
 
 
@@ -273,7 +274,7 @@ class RerankReply:
     model: str
     usage: RerankUsage
     results: list[Rank] | list[DocumentRank]
-    """Best first."""
+    """Documents, best first."""
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,7 @@ class ModelsReply:
 
 
 def routes(service: Service) -> APIRouter:
-    """`/classify`, `/pooling`, `/score`, `/rerank`, `/tokenize` and `/v1/models`."""
+    """The routes `/classify`, `/pooling`, `/score`, `/rerank`, `/tokenize` and `/v1/models`."""
     router = APIRouter()
     _add_classifying(router, service)
     _add_ranking(router, service)
@@ -324,13 +325,13 @@ def _add_classifying(router: APIRouter, service: Service) -> None:
     @router.put("/classify", include_in_schema=False)
     @router.post(
         "/classify",
-        summary="vLLM's and SGLang's classify: the key `text` or `input_ids` makes it SGLang's",
+        summary="vLLM's and SGLang's classify; `text` or `input_ids` selects SGLang's",
         responses=reply_of(ClassifyReply | sglang.ClassifyReply | list[sglang.ClassifyReply]),
     )
     async def classify(
         body: Annotated[OfText | OfMessages | sglang.Classify, Body()], http: HttpRequest
     ) -> Reply:
-        # The union above chose the format by its keys
+        # The union above selected the format by its keys
         if isinstance(body, sglang.Classify):
             return await sglang.classify(service, body, http)
 
@@ -352,7 +353,7 @@ def _add_classifying(router: APIRouter, service: Service) -> None:
         if body.task not in (None, "classify"):
             raise RefusedError(
                 400,
-                f"Unsupported task: {body.task!r}; this model has 'classify'",
+                f"Unsupported task: {body.task!r}. Use 'classify'.",
                 kind="BadRequestError",
                 param="task",
             )
@@ -372,7 +373,7 @@ def _add_ranking(router: APIRouter, service: Service) -> None:
 
     @router.post(
         "/score",
-        summary="vLLM's score: queries are prompts, documents are responses",
+        summary="vLLM's score; queries are prompts, and documents are responses",
         responses=reply_of(ScoreReply),
     )
     @router.post("/v1/score", include_in_schema=False)
@@ -381,7 +382,7 @@ def _add_ranking(router: APIRouter, service: Service) -> None:
 
     @router.post(
         "/rerank",
-        summary="vLLM's, Cohere's, Jina's and TEI's rerank: the key `texts` makes it TEI's",
+        summary="vLLM's, Cohere's, Jina's and TEI's rerank; `texts` selects TEI's",
         responses={
             **errors_of(OpenAIErrorBody | tei.TeiError),
             **reply_of(RerankReply | list[tei.Rank] | list[tei.TextRank]),
@@ -402,12 +403,12 @@ async def _score(service: Service, body: ScorePairs, http: HttpRequest) -> Reply
     if len(queries) not in (1, len(documents)):
         raise RefusedError(
             400,
-            f"Input lengths must be either 1:1, 1:N or N:N; {len(queries)} queries and"
-            f" {len(documents)} documents came",
+            f"Input lengths must be either 1:1, 1:N or N:N. The request has {len(queries)} queries"
+            f" and {len(documents)} documents.",
             kind="BadRequestError",
         )
 
-    # One query is one request, so that its prompt is computed once
+    # Use one request for one query, so that its prompt is computed once
     if len(queries) == 1:
         requests = [_request(queries[0], documents)]
     else:
@@ -461,13 +462,13 @@ def _results(
 
 
 def _add_model_routes(router: APIRouter, service: Service) -> None:
-    """Add the routes about tokenizer and model."""
+    """Add the routes about the tokenizer and the model."""
 
     @router.post("/tokenize", summary="vLLM's tokenize", responses=reply_of(TokenizeReply))
     async def tokenize(body: Tokenize | TokenizeMessages, http: HttpRequest) -> Reply:
         return await _tokenize(service, body, http)
 
-    @router.get("/v1/models", summary="The model that answers", responses=reply_of(ModelsReply))
+    @router.get("/v1/models", summary="The served model", responses=reply_of(ModelsReply))
     async def models() -> Reply:
         name = service.identity.name
         model = Model(
@@ -486,14 +487,14 @@ async def _tokenize(
 ) -> Reply:
     service.check_model(body.model)
     if not isinstance(service.backend, LocalBackend):
-        raise RefusedError(501, "the tokenizer is upstream", kind="NotImplemented")
+        raise RefusedError(501, "the tokenizer is on another server.", kind="NotImplemented")
 
     text: str | Request
     if isinstance(body, Tokenize):
         text, special = body.prompt, body.add_special_tokens
         check_text(text)
     else:
-        # The chat template has the special tokens
+        # The chat template adds the special tokens
         text, special = _conversation(body.messages), False
         check_text("".join([*(message.content for message in text.prompt), *text.responses]))
 
@@ -507,17 +508,17 @@ async def _read(call: Call, body: OfText | OfMessages) -> list[BackendReply]:
     """A reply for each input."""
     call.service.check_model(body.model)
     cut_to = _cut_to(call.service, body)
-    # Texts are rendered already; messages go through our chat template
+    # Texts are already rendered; messages need our chat template
     if isinstance(body, OfText):
         return await call.texts(as_list(body.input), cut_to=cut_to)
     return await call.conversations([_conversation(body.messages)], cut_to=cut_to)
 
 
 def _conversation(turns: Sequence[Turn]) -> Request:
-    """A conversation as a request: its last message is the response.
+    """A conversation as a request, whose response is the last message.
 
     Raises:
-        RefusedError: If that message is not the assistant's, or is the only one.
+        RefusedError: If the last message is not the assistant's, or is the only one.
     """
     if len(turns) < 2 or turns[-1].role != "assistant":
         raise RefusedError(
@@ -532,10 +533,10 @@ def _conversation(turns: Sequence[Turn]) -> Request:
 
 
 def _cut_to(service: Service, options: Options) -> int | None:
-    """The tokens to cut to, as the backend takes them.
+    """The backend's argument `cut_to`.
 
     Raises:
-        RefusedError: If they are more than the model's limit.
+        RefusedError: If it exceeds the model's limit.
     """
     tokens, most = options.truncate_prompt_tokens, service.identity.max_length
     if tokens is not None and most is not None and tokens > most:
@@ -553,7 +554,7 @@ def _request(query: str, documents: Sequence[str]) -> Request:
 
 
 def _first_list(body: ScorePairs, names: Sequence[str]) -> list[str]:
-    """The value of the first key that the body has, as a list."""
+    """The value of the first of these keys that the body has, as a list."""
     for name in names:
         value: str | list[str] | None = getattr(body, name)
         if value is not None:
@@ -565,7 +566,7 @@ def _first_list(body: ScorePairs, names: Sequence[str]) -> list[str]:
 
 
 def _activated(reward: float, use_activation: bool | None) -> float:
-    """The sigmoid of the reward, as vLLM gives it for one label, or the raw reward if asked for."""
+    """The sigmoid of the reward, as in vLLM for one label, or the reward without activation."""
     return reward if use_activation is False else float(bradley_terry.probability(reward))
 
 
@@ -577,6 +578,6 @@ def _usage(replies: Sequence[BackendReply]) -> Usage:
 VLLM = Client(
     "vLLM",
     routes,
-    # The formats of `/tokenize` are not listed: errors there name the format they belong to
+    # Without the formats of `/tokenize`, because errors there name their format
     union_bodies=(OfText, OfMessages, PoolText, PoolMessages, Rerank),
 )

@@ -1,11 +1,11 @@
-# Two commands do all the set-up: `make demo` and `make test`. They need Python >= 3.11, git and make; uv is used where it is.
+# `make demo` and `make test` each do the whole set-up. They need Python >= 3.11, git and make, and use uv if it is installed.
 PYTHON ?= python3
-# The release of torch that the tests run with. The package takes any newer one: make TORCH=torch test
+# The release of torch that the tests run with. The package also works with newer ones: make TORCH=torch test
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-# uv does not read pip's configuration, so a folder of wheels named there (a CPU build of torch, say) is passed on to it.
+# uv does not read pip's configuration. If that names a folder of wheels (a CPU build of torch, say), pass the folder to uv.
 PIP_LINKS := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 ifdef UV
   VENV := uv venv --quiet --allow-existing --python $(PYTHON) .venv
@@ -17,38 +17,38 @@ endif
 
 .PHONY: demo ladder ladder-small test proofs lint wheel check format lock clean
 
-demo: .venv/installed  ## the whole road on a simulated forum: a table here, demo/report.html to look at
+demo: .venv/installed  ## run the whole pipeline on a simulated forum; print a table and write demo/report.html
 	$(BIN)/worldpm demo --out demo
 
-ladder: .venv/installed  ## scaling laws of two simulated forums, about two hours on two cores: ladder/skills/report.html
+ladder: .venv/installed  ## fit scaling laws on two simulated forums, in about two hours on two cores: ladder/skills/report.html
 	PATH=$(CURDIR)/$(BIN):$$PATH runs/skills.sh ladder full
 
 ladder-small: .venv/installed  ## the same with fewer and smaller models, in about eight minutes
 	PATH=$(CURDIR)/$(BIN):$$PATH runs/skills.sh ladder-small small
 
-test: .venv/installed-dev  ## all tests, two at a time with a core each
+test: .venv/installed-dev  ## run all tests, two at a time with a core each
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-proofs: .venv/installed-dev  ## slow evidence: simulations, thousands of cases, a browser
+proofs: .venv/installed-dev  ## run slow evidence: simulations, thousands of cases, a browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m proof
 
-lint: .venv/installed-dev  ## format, lint and types, changing nothing
+lint: .venv/installed-dev  ## check format, lint and types without changing files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-wheel: .venv/installed-dev  ## build a wheel into dist/, check it, and score with it in an environment of its own
+wheel: .venv/installed-dev  ## build a wheel into dist/, check it, and score with it in a fresh environment
 	rm -f dist/worldpm-*.whl
 	$(BIN)/python -m hatchling build -t wheel -d dist
 	$(BIN)/python -m tests.built_wheel dist/worldpm-*.whl build/wheel
 
-check: lint test wheel  ## what CI runs
+check: lint test wheel  ## run everything that CI runs
 
-format: .venv/installed-dev  ## write the format, mend what the linter can
+format: .venv/installed-dev  ## format the code, and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock:  ## choose the newest versions of all packages but torch and what its builds need, and hash those of the image (needs uv)
+lock:  ## pin the newest versions of all packages except torch and its CUDA packages, with hashes for the image (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-annotate --all-extras \
 	  --custom-compile-command "make lock" --no-emit-package torch --output-file requirements.lock pyproject.toml
 	sed -i.old -E '/^(nvidia-|cuda-|triton==)/d' requirements.lock && rm requirements.lock.old
@@ -57,7 +57,7 @@ lock:  ## choose the newest versions of all packages but torch and what its buil
 	  --custom-compile-command "make lock" --no-emit-package torch --output-file deploy/image.lock pyproject.toml -
 	sed -i.old -E '/^(nvidia-|cuda-|triton==)/,/[^\\]$$/d' deploy/image.lock && rm deploy/image.lock.old
 
-clean:  ## remove the environment, wheels, and what the demo and the ladders wrote
+clean:  ## remove the environment, wheels, and the output of the demo and the ladders
 	rm -rf .venv build dist demo ladder ladder-small
 
 .venv/bin/python:

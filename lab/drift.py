@@ -1,5 +1,5 @@
-"""How often does the drift watch cry wolf, and what does it see? Prints a table of 2,000 windows
-for each case.
+"""How often does the drift check raise false alarms, and which changes does it detect? Prints a
+table of 2,000 windows per case.
 
 python lab/drift.py
 """
@@ -19,7 +19,7 @@ def stream(
     longer: float = 1.0,
     topic: float = 0.0,
 ) -> np.ndarray:
-    """Requests with normal rewards, log-normal lengths and words with Zipf's frequencies."""
+    """Simulated requests: normal rewards, log-normal lengths, words with Zipf's frequencies."""
     zipf = 1 / np.arange(1, drift.WORDS + 1)
     words = generator.choice(drift.WORDS, size=size, p=zipf / zipf.sum())
     words = np.where(generator.random(size) < topic, 5, words)
@@ -38,24 +38,25 @@ def main() -> None:
         "a quarter on one topic": {"topic": 0.25},
     }
     print(
-        "| case | corrected test below 1 % | told as drift | ADWIN, shifts in 100,000 requests"
+        "| case | corrected test below 1 % | reported as drift | ADWIN, shifts in 100,000 requests"
         " |\n|---|--:|--:|--:|"
     )
     for name, case in cases.items():
         generator = np.random.default_rng(0)
-        certain = told = 0
+        significant = drifted = 0
         for number in range(WINDOWS):
             if number % 50 == 0:
                 reference = dict(zip(drift.SERIES, stream(generator, 2000).T, strict=True))
             changes = drift.compare(reference, stream(generator, drift.WINDOW, **case)).values()
-            certain += any(change.p_value < drift.LEVEL for change in changes)
-            told += any(change.drifted for change in changes)
+            significant += any(change.p_value < drift.LEVEL for change in changes)
+            drifted += any(change.drifted for change in changes)
         watch = drift.Drift(reference)
         for values in np.concatenate(
             [stream(generator, 50_000), stream(generator, 50_000, **case)]
         ):
             watch.observe(tuple(values))
-        print(f"| {name} | {certain / WINDOWS:.1%} | {told / WINDOWS:.1%} | {watch.shifts} |")
+        shares = f"{significant / WINDOWS:.1%} | {drifted / WINDOWS:.1%}"
+        print(f"| {name} | {shares} | {watch.shifts} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Kill a step at random moments, start it again each time, and compare every bit with a run that
-was left alone.
+"""Kill a verb at random moments, restart it each time, and compare every bit of its results with an
+uninterrupted run.
 
 python lab/kills.py train [--kills 20] [--seed 0]
-python lab/kills.py data DUMP... [--kills 50]   ingest and group, as speed/forum_dump.py writes
-dumps
+python lab/kills.py data DUMP... [--kills 50]   ingest and group; speed/forum_dump.py writes dumps
 """
 
 import argparse
@@ -63,13 +62,13 @@ def main() -> None:
 def hunt(
     words: Words, folder: Path, rng: random.Random, kills: int, files: tuple[str, ...] = ()
 ) -> None:
-    """So many kills, in as many runs as they take; `files`, or all that are not timings, must equal
-    those of a run that was left alone."""
+    """Kill the verb `kills` times, in as many runs as needed. `files`, or all files except timings,
+    must equal those of an uninterrupted run."""
     whole = folder / str(words[0])
     started = time.monotonic()
     assert start(*words, "--out", whole).wait() == 0
     seconds = time.monotonic() - started
-    print(f"{words[0]} left alone: {seconds:.1f} s", flush=True)
+    print(f"{words[0]} without kills: {seconds:.1f} s", flush=True)
     compared = files or sorted(
         str(path.relative_to(whole))
         for path in whole.rglob("*")
@@ -83,14 +82,14 @@ def hunt(
         for file in compared:
             assert (out / file).read_bytes() == (whole / file).read_bytes(), file
     print(
-        f"{words[0]}: {done} kills in {runs} runs: {', '.join(compared)} equal to the last bit each"
-        " time",
+        f"{words[0]}: {done} kills in {runs} runs. Each time the files equal those of a run without"
+        f" kills to the last bit: {', '.join(compared)}",
         flush=True,
     )
 
 
 def with_kills(words: Words, out: Path, rng: random.Random, seconds: float, *, at_most: int) -> int:
-    """Run to the end, killed at random moments on the way; how often that was."""
+    """Run to the end with kills at random moments. Return the number of kills."""
     kills = 0
     while True:
         process = start(*words, "--out", out)
@@ -100,13 +99,14 @@ def with_kills(words: Words, out: Path, rng: random.Random, seconds: float, *, a
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
-            kept = sorted(
+            finished = sorted(
                 path.name
                 for path in (out / PROGRESS).glob("**/*")
                 if path.suffix == ".json" or path.parent.name == "resume"
             )
             print(
-                f"{out.name}, kill {kills}: done before {', '.join(kept) or 'nothing'}", flush=True
+                f"{out.name}, kill {kills}: finished before: {', '.join(finished) or 'nothing'}",
+                flush=True,
             )
         else:
             assert process.returncode == 0, process.returncode

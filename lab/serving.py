@@ -1,9 +1,9 @@
 """A server under faults: `python lab/serving.py overload|kills|attacks MODEL`.
 
-overload: answers at two and ten times of what it can do, beside the rate without refusals, server
-and clients on a core each, in rounds by turns. kills: 100 times kill -9 under load; every
-acknowledged decision must be in the log, and the chain whole. attacks: bodies of 4 MB that cost the
-most, on every route: bytes of the replies, seconds of /health, memory.
+overload: rate of answers at two and ten times the server's capacity, as a share of the rate without
+refusals. Rounds alternate, and server and clients have one core each. kills: kill -9 under load,
+100 times; the log must contain every acknowledged decision, and its chain must be intact. attacks:
+the most expensive bodies of 4 MB on every route: bytes of the replies, seconds of /health, memory.
 """
 
 import asyncio
@@ -30,7 +30,8 @@ from worldpm.serving.decisions import ConversationInputs
 SECONDS, ROUNDS, KILLS, WORKERS = 20, 5, 100, 512
 TIMES = (2, 10)
 STEADY = {"4 responses": 16, "16 responses": 4}
-"""Clients that send the next request after each answer: the server is busy, and refuses none."""
+"""Clients that send the next request after each answer: they keep the server busy, and it refuses
+none."""
 CLIENT_CORE, SERVER_CORE = 0, 1
 PROMPT = "word " * 20
 BODY = {"prompt": PROMPT, "responses": [f"answer {number} " * 15 for number in range(16)]}
@@ -84,8 +85,8 @@ def memory_mib(process: subprocess.Popen[bytes], *, peak: bool = False) -> int:
 
 
 class Load:
-    """Requests from many connections: at a fixed rate, whatever becomes of them, or each after the
-    answer to the one before."""
+    """Requests on many connections: at a fixed rate that does not depend on the answers, or each
+    after the answer to the previous request."""
 
     def __init__(self, url: str, name: str, per_second: float | None) -> None:
         self._address = url.removeprefix("http://").split(":")
@@ -98,10 +99,10 @@ class Load:
         )
         self.answers: Counter[int] = Counter()
         self.seconds: list[float] = []
-        """Of the answers with rewards, from when they were due."""
+        """Latencies of the answers with rewards, from the time when the request was due."""
 
     async def run(self) -> float:
-        """Rewards a second, without the first quarter of the time."""
+        """Answers with rewards per second, without the first quarter of the time."""
         due: asyncio.Queue[float] = asyncio.Queue()
         tasks = [asyncio.create_task(self._work(due)) for _ in range(self._workers)]
         if self._per_second is not None:
@@ -165,18 +166,18 @@ def overload(model: str) -> None:
                     shares[times].append(asyncio.run(load.run()) / steady)
                     late = sorted(load.seconds)[int(0.99 * len(load.seconds))]
                     print(
-                        f"  {times:>2} times: {shares[times][-1]:.0%} of it; 99 % within"
+                        f"  {times:>2} times: {shares[times][-1]:.0%} of that rate; 99 % within"
                         f" {late:.2f} s; {dict(load.answers)}; {memory_mib(process)} MiB",
                         flush=True,
                     )
-                    # The queue becomes empty
+                    # Wait until the queue is empty
                     time.sleep(5)
             for times, of_steady in shares.items():
                 print(f"{name}, {times} times: median {statistics.median(of_steady):.0%}")
 
 
 def attack_bodies() -> dict[str, bytes]:
-    """The worst bodies by name."""
+    """The most expensive bodies by name."""
 
     def of(head: str, unit: str, tail: str, size: int = ATTACK_BYTES) -> bytes:
         count = (size - len(head) - len(tail)) // len(unit)
@@ -229,7 +230,7 @@ def attacks(model: str) -> None:
 
 @contextmanager
 def slowest_health(url: str) -> Iterator[list[float]]:
-    """Times of /health while something else goes on."""
+    """Latencies of /health, in seconds, while the block runs."""
     times: list[float] = []
     ended = threading.Event()
 
@@ -247,15 +248,15 @@ def slowest_health(url: str) -> Iterator[list[float]]:
 
 
 def kills(model: str) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        log = Path(place) / "log.sqlite"
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log.sqlite"
         acknowledged: set[str] = set()
         for number in range(KILLS):
             with server(model, "--log", log) as (process, url):
                 acknowledged |= asyncio.run(until_killed(process, url, number))
         with server(model, "--log", log):
             pass
-        found = decision_files.verify(log)
+        result = decision_files.verify(log)
         prompts = {
             row.inputs.prompt[0].content
             for row in decision_files.rows(log)
@@ -263,8 +264,8 @@ def kills(model: str) -> None:
         }
         lost = len(acknowledged - prompts)
         print(
-            f"{KILLS} kills, {len(acknowledged):,} acknowledged, {found.decisions:,} in the log,"
-            f" {lost} lost, chain {found.finding}"
+            f"{KILLS} kills, {len(acknowledged):,} acknowledged, {result.decisions:,} in the log,"
+            f" {lost} lost, chain {result.finding}"
         )
 
 
@@ -272,8 +273,8 @@ async def until_killed(process: subprocess.Popen[bytes], url: str, number: int) 
     acknowledged: set[str] = set()
     async with httpx.AsyncClient(timeout=60) as client:
 
-        async def one(place: int) -> None:
-            prompt = f"prompt {number} {place}"
+        async def one(index: int) -> None:
+            prompt = f"prompt {number} {index}"
             try:
                 if (
                     await client.post(
@@ -284,13 +285,13 @@ async def until_killed(process: subprocess.Popen[bytes], url: str, number: int) 
             except httpx.TransportError:
                 pass
 
-        await one(-1)  # a model that is warm answers within the burst
+        await one(-1)  # warm the model, so that it answers within the burst
 
         async def killer() -> None:
             await asyncio.sleep(0.05 + 0.01 * number)
             os.kill(process.pid, signal.SIGKILL)
 
-        await asyncio.gather(killer(), *(one(place) for place in range(64 + 4 * number)))
+        await asyncio.gather(killer(), *(one(index) for index in range(64 + 4 * number)))
     return acknowledged
 
 

@@ -3,10 +3,10 @@ a newer one.
 
     python lab/vote_rules.py older.7z newer.7z
 
-Pairs are those that the older dump shows; what counts is which of two answers *gained* more votes
-until the newer one, for later totals contain the earlier votes and prove nothing. The default's
-probabilities are learned from the older dump alone. Every rule that gives no probability gets the
-best constant there is, its own accuracy, which it could not have known.
+Pairs come from the older dump. A rule is right if the answer it prefers *gained* more votes until
+the newer dump. Totals of the newer dump prove nothing, because they contain the earlier votes. The
+default rule learns its probabilities from the older dump alone. A rule without probabilities gets
+the best possible constant: its own accuracy, which it could not have known.
 """
 
 import sys
@@ -50,18 +50,18 @@ def main(older: str, newer: str) -> None:
     rows = {rule: list(judged(before, votes_after, rule, noise)) for rule in RULES}
     flat = noise._replace(age_power=0.0, delay_power=0.0)
     rows["default, chance alone"] = list(judged(before, votes_after, "default", flat))
-    for rule, found in rows.items():
-        show(rule, found)
+    for rule, judgements in rows.items():
+        show(rule, judgements)
     show("all, later has more votes", [row for row in rows["default"] if row[3]])
     show("all, earlier has more votes", [row for row in rows["default"] if not row[3]])
-    gap = np.array([one[1] for one in rows["default"]])
-    right = np.array([one[0] for one in rows["default"]])
+    probability = np.array([row[1] for row in rows["default"]])
+    right = np.array([row[0] for row in rows["default"]])
     for low, high in ((0.5, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 0.9), (0.9, 1.01)):
-        inside = (gap >= low) & (gap < high)
+        inside = (probability >= low) & (probability < high)
         if inside.any():
             print(
-                f"said {low:.1f} to {min(high, 1):.1f}: right in {right[inside].mean():.3f} of"
-                f" {inside.sum()}"
+                f"probability {low:.1f} to {min(high, 1):.1f}: right in {right[inside].mean():.3f}"
+                f" of {inside.sum()}"
             )
 
 
@@ -79,8 +79,8 @@ def threads_of(dump: str, out: Path) -> list[Thread]:
 def judged(
     before: list[Thread], after: dict[tuple[str, str], int], rule: Rule, noise: vote_noise.VoteNoise
 ):
-    """Right, probability, thread and whether the chosen answer is the later one, of each pair of a
-    rule that gained differently."""
+    """For each pair of a rule whose answers gained different votes: whether the rule is right, its
+    probability, the thread, and whether the chosen answer is the later one."""
     for thread in before:
         gains = [
             after.get((thread.thread_id, answer.response_id), answer.votes) - answer.votes
@@ -97,7 +97,7 @@ def judged(
 
 
 def pairs(answers: tuple[Answer, ...], rule: Rule, noise: vote_noise.VoteNoise) -> list[Preference]:
-    """The rule's pairs; of the paper's, all that it could draw."""
+    """Pairs of a rule; for the paper's rule, all pairs that it could draw."""
     if rule != "worldpm":
         return list(votes.preferences(answers, rule=rule, seed=[0], noise=noise))
     net = [answer.votes + answer.accepted for answer in answers]
@@ -108,13 +108,13 @@ def pairs(answers: tuple[Answer, ...], rule: Rule, noise: vote_noise.VoteNoise) 
     ]
 
 
-def show(rule: str, found: list) -> None:
-    right, said = (np.array([row[i] for row in found], dtype=float) for i in (0, 1))
-    low, high = clustered_interval(right, np.ones(len(right)), [row[2] for row in found])
-    chance = np.clip(said, 0.5, 0.999) if (said < 1).any() else np.full(len(right), right.mean())
+def show(rule: str, rows: list) -> None:
+    right, given = (np.array([row[i] for row in rows], dtype=float) for i in (0, 1))
+    low, high = clustered_interval(right, np.ones(len(right)), [row[2] for row in rows])
+    chance = np.clip(given, 0.5, 0.999) if (given < 1).any() else np.full(len(right), right.mean())
     loss = -np.log(np.where(right > 0, chance, 1 - chance)).mean()
-    weighted = np.average(right, weights=np.maximum(2 * said - 1, 1e-9))
-    threads = len({row[2] for row in found})
+    weighted = np.average(right, weights=np.maximum(2 * given - 1, 1e-9))
+    threads = len({row[2] for row in rows})
     numbers = f"{right.mean():10.3f}{low:10.3f} to {high:.3f}{loss:10.4f}{weighted:10.3f}"
     print(f"{rule:26}{len(right):7} of {threads:3}{numbers}")
 

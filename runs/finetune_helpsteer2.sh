@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Fine-tune a WorldPM checkpoint on nvidia/HelpSteer2 with the paper's settings (arXiv 2505.10527, section 4): 128 pairs a step, two epochs,
-# the checkpoint of least validation loss. The learning rate of this stage is not published; 3e-6 is that of the training.
+# the checkpoint with the lowest validation loss. The paper does not give the learning rate of this stage; 3e-6 is the rate of its training.
 #   runs/finetune_helpsteer2.sh CHECKPOINT OUT [DATA] [more options of worldpm train]
-# DATA is a folder of the set's files, or its hub id; on many GPUs: accelerate launch -m worldpm.cli train ...
+# DATA is a folder with the files of the set, or its hub id. On several GPUs: accelerate launch -m worldpm.cli train ...
 set -euo pipefail
 model=${1:?a checkpoint: a folder, or a hub id such as Qwen/WorldPM-72B}
 out=${2:?a folder to write}

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A ladder: every size with every seed on one stream of groups, snapshots at log-spaced amounts of data, each judged on
-# every test, and the laws of all of it. Stopped at any moment, the same command goes on; what is finished is not run again.
+# A ladder: train every size with every seed on the same groups, save snapshots at log-spaced amounts of data, evaluate each
+# snapshot on every test, and fit laws to all results. If it is interrupted, the same command resumes and skips finished parts.
 #
 #   runs/ladder.sh OUT GROUPS "SIZES" "SEEDS" TEST... [-- TRAINING OPTIONS]
 #
 #   runs/ladder.sh ladder groups "w16 w32 w64 w128" "0 1 2" threads/tests/*.parquet
 #
-# SIZES are built-in ones, or folders or hub ids of models; TESTS are what `worldpm evaluate --on` takes. JOBS runs at a time,
-# one a core unless set; LAUNCH is what starts a training, `worldpm` unless set; SNAPSHOTS of a run are judged, 12 unless set;
-# RESAMPLES are drawn for intervals, 1000 unless set.
+# SIZES are built-in sizes, or folders or hub ids of models. TESTS are arguments of `worldpm evaluate --on`. Variables: JOBS is the
+# number of parallel runs (one per core by default), LAUNCH the command that starts a training (`worldpm` by default), SNAPSHOTS the
+# number of snapshots per run (12 by default), and RESAMPLES the number of resamples for intervals (1000 by default).
 set -euo pipefail
 if [ $# -lt 5 ]; then
   sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
@@ -26,7 +26,7 @@ mkdir -p "$out/runs" "$out/results" "$out/logs"
 
 name_of() { basename "${1%/}"; } # SIZE
 if twice=$(for size in $sizes; do name_of "$size"; done | sort | uniq -d) && [ -n "$twice" ]; then
-  echo "two sizes are called" $twice "and would take each other's runs: rename a folder" >&2
+  echo "two sizes are called" $twice "and would share the folder of their runs. Rename a folder." >&2
   exit 2
 fi
 
@@ -42,7 +42,7 @@ rung() { # SIZE SEED
 rungs=$(( $(wc -w <<< "$sizes") * $(wc -w <<< "$seeds") ))
 echo "$rungs trainings, $JOBS at a time; their logs are in $out/logs"
 
-# the largest first, so that no core waits for the last one
+# Start the largest first, so that no core is idle while the last one runs
 pids=() failed=0
 for size in $(printf '%s\n' $sizes | tac); do
   for seed in $seeds; do
@@ -51,9 +51,9 @@ for size in $(printf '%s\n' $sizes | tac); do
   done
 done
 while [ -n "$(jobs -rp)" ]; do wait -n || failed=1; done
-[ "$failed" = 0 ] || { echo "some rungs failed; their logs are in $out/logs, the same command goes on" >&2; exit 1; }
+[ "$failed" = 0 ] || { echo "some runs failed. Read their logs in $out/logs; the same command resumes." >&2; exit 1; }
 
-# a ladder that grew has other laws; they are the only part that is made again
+# New results change the laws, so remove the old laws; nothing else is computed again
 if [ ! -f "$out/laws/manifest.json" ] || [ -n "$(find "$out/results" -name manifest.json -newer "$out/laws/manifest.json")" ]; then
   rm -rf "$out/laws" "$out/report.html"
 fi

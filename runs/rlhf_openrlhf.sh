@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# OpenRLHF's PPO or GRPO with rewards from a server, or from a file that it loads. Needs OpenRLHF and its GPUs; not run here.
+# OpenRLHF's PPO or GRPO with rewards from a server, or from a file that it loads. Needs OpenRLHF and its GPUs; untested.
 #
 #   worldpm serve checkpoint --port 8000 &
 #   runs/rlhf_openrlhf.sh POLICY PROMPTS http://127.0.0.1:8000/get_reward [OPTIONS OF train_ppo_ray ...]
 #
-# The route reads whole texts in the policy's template. Where that is not the reward model's, give plain questions without a template
-# and name the file instead of a URL: it takes the prompt off the text and fills the reward model's own template.
+# The route reads whole texts in the policy's template. If the reward model has another template, give plain questions without a
+# template, and give the file instead of a URL: it removes the prompt from the text and applies the reward model's template.
 #
 #   WORLDPM_REWARD_MODEL=checkpoint runs/rlhf_openrlhf.sh POLICY PROMPTS \
 #     "$(python -c 'import worldpm.rlhf.openrlhf as file; print(file.__file__)')"

@@ -1,11 +1,11 @@
-"""A policy learns from a reward model: TRL's GRPO with `worldpm.rlhf.trl`, from a model of a few
-hundred thousand parameters up.
+"""Train a policy with rewards: TRL's GRPO with `worldpm.rlhf.trl`, for models from a few hundred
+thousand parameters up.
 
     python runs/rlhf_trl.py REWARD_MODEL POLICY GROUPS OUT [STEPS]
 
 REWARD_MODEL is a folder or the URL of `worldpm serve`. POLICY is a language model, or `tiny`:
-random weights with the reward model's tokenizer, which is enough to see that the reward rises on a
-CPU. Prompts are those of the training split of GROUPS. Needs the extra `rlhf`.
+random weights with the reward model's tokenizer. With `tiny` the reward rises visibly on a CPU.
+Prompts come from the training split of GROUPS. Needs the extra `rlhf`.
 """
 
 import sys
@@ -28,10 +28,10 @@ def main(reward_model: str, policy: str, groups: str, out: str, steps: int) -> N
         reward_model if policy == "tiny" else policy, padding_side="left"
     )
     model = tiny_policy(tokenizer) if policy == "tiny" else policy
-    found = islice(TrainingData.find([groups]).groups("train", Counter()), PROMPTS)
+    examples = islice(TrainingData.find([groups]).groups("train", Counter()), PROMPTS)
     prompts = [
         [{"role": message.role, "content": message.content} for message in group.prompt]
-        for group in found
+        for group in examples
     ]
     rate = (
         {"learning_rate": 5e-3, "lr_scheduler_type": "constant"}
@@ -77,7 +77,7 @@ def main(reward_model: str, policy: str, groups: str, out: str, steps: int) -> N
 
 
 def tiny_policy(tokenizer: AutoTokenizer) -> Qwen2ForCausalLM:
-    """Random weights of two layers."""
+    """A model of two layers with random weights."""
     ends = {
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

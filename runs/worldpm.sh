@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The paper's ladder: Qwen2.5 from 0.5B to 72B on one pass over the groups of the whole network, with its settings (arXiv
-# 2505.10527, appendix A.3): 10,240 pairs a step, lr 3e-6 constant after 10 % warm-up, 2,048 tokens; judged on its test sets.
+# The paper's ladder: train Qwen2.5 from 0.5B to 72B on one pass over the groups of all sites, with the paper's settings (arXiv
+# 2505.10527, appendix A.3): 10,240 pairs a step, lr 3e-6 constant after 10 % warm-up, 2,048 tokens. Evaluate on its test sets.
 #   runs/worldpm.sh OUT GROUPS BENCHMARKS ["SIZES"] [more options of worldpm train]
-# BENCHMARKS holds one folder per benchmark. On several machines: give accelerate its words in LAUNCH.
+# BENCHMARKS contains one folder per benchmark. On several machines, set LAUNCH to the accelerate command with its options.
 set -euo pipefail
 out=${1:?a folder to write}
 groups=${2:?a folder of groups}

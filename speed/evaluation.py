@@ -1,12 +1,13 @@
 """Evaluation speed: benchmarks through the scorer against padded batches of plain transformers.
 
-    python speed/evaluation.py ../benchmarks pandalm finegrained-rlhf      # a folder of benchmarks,
-    and names python speed/evaluation.py - rm-bench rewardbench2 best-of-k           # made texts
-    with the shapes of these
+    # a folder of benchmarks, and names
+    python speed/evaluation.py ../benchmarks pandalm finegrained-rlhf
+    # synthetic texts with the shapes of these benchmarks
+    python speed/evaluation.py - rm-bench rewardbench2 best-of-k
 
-The model is 8 layers x 512 with random weights; both sides get the same items, template and dtype,
-in this process, in turns. What the token counts allow is the number of padded tokens over the
-number of unique ones.
+The model has 8 layers x 512 and random weights. Both sides get the same items, template and dtype,
+in this process and in turns. The column `allowed` is the ratio that the token counts allow: padded
+tokens over unique tokens.
 """
 
 import argparse
@@ -49,12 +50,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", help="of benchmarks, or - for made texts")
+    parser.add_argument("folder", help="folder of benchmarks, or - for synthetic texts")
     parser.add_argument("names", nargs="+")
-    parser.add_argument("--responses", type=int, default=128, help="of each set, the first ones")
+    parser.add_argument("--responses", type=int, default=128, help="first responses of each set")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument(
-        "--rounds", type=int, default=2, help="of each side, in turns; the best counts"
+        "--rounds", type=int, default=2, help="rounds of each side, in turns; the best counts"
     )
     options = parser.parse_args()
     print(
@@ -95,10 +96,10 @@ def made(name: str) -> list[Item]:
 
 
 def cut(items: list[Item], responses: int) -> list[Item]:
-    kept: list[Item] = []
-    while items and sum(len(item.responses) for item in kept) < responses:
-        kept.append(items.pop(0))
-    return kept
+    first: list[Item] = []
+    while items and sum(len(item.responses) for item in first) < responses:
+        first.append(items.pop(0))
+    return first
 
 
 def measure(name: str, items: list[Item], options: argparse.Namespace) -> None:
@@ -163,7 +164,7 @@ def measure(name: str, items: list[Item], options: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def padded(plain: Qwen2ForSequenceClassification, rows: list[torch.Tensor]) -> torch.Tensor:
-    """Right-padded rows, each read at its own end."""
+    """Rewards of right-padded rows, each read at the last token of its row."""
     ends = torch.tensor([len(row) - 1 for row in rows])
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask = (torch.arange(ids.shape[1])[None] <= ends[:, None]).long()

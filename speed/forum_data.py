@@ -1,11 +1,11 @@
-"""From a dump to groups: `python speed/forum_data.py DUMP... [--reference]`, dumps as
-`speed/forum_dump.py` writes them.
+"""Speed from a dump to groups: `python speed/forum_data.py DUMP... [--reference]`. Dumps are files
+as `speed/forum_dump.py` writes them.
 
-Each dump goes through `worldpm ingest` and `worldpm group` with all defaults, as a user types them;
-peak memory is that of all processes together (their proportional set sizes, summed every 0.3 s).
-Then every stage of the first dump alone, in one process. With --reference the first dump also goes
-through what people write first: lxml's iterparse, markdownify, and pandas to join, sort and pair
-(`pip install lxml markdownify pandas`).
+Runs `worldpm ingest` and `worldpm group` on each dump with all defaults. Peak memory is the sum of
+the proportional set sizes of all processes, measured every 0.3 s. Then times each stage of the
+first dump alone, in one process. With --reference also runs a simple script on the first dump:
+lxml's iterparse, markdownify, and pandas to join, sort and pair (`pip install lxml markdownify
+pandas`).
 """
 
 import argparse
@@ -36,8 +36,9 @@ def main() -> None:
     parser.add_argument("dumps", type=Path, nargs="+")
     parser.add_argument("--reference", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.dumps[0].parent) as place:
-        ours = [whole(dump, Path(place) / dump.parent.name) for dump in options.dumps]
+    with tempfile.TemporaryDirectory(dir=options.dumps[0].parent) as name:
+        folder = Path(name)
+        ours = [whole(dump, folder / dump.parent.name) for dump in options.dumps]
         if options.reference:
             start = time.monotonic()
             pairs = reference(options.dumps[0])
@@ -46,17 +47,17 @@ def main() -> None:
                 f"lxml, markdownify, pandas: {seconds:.1f} s, {pairs:,} pairs;"
                 f" {seconds / ours[0]:.1f} times ours"
             )
-        stages(options.dumps[0], Path(place))
+        stages(options.dumps[0], folder)
 
 
-def whole(dump: Path, place: Path) -> float:
-    """Seconds of both verbs."""
-    place.mkdir()
+def whole(dump: Path, folder: Path) -> float:
+    """Seconds that both verbs take together."""
+    folder.mkdir()
     megabytes = dump.stat().st_size / 1e6
     total = 0.0
     for words in (
-        ["ingest", str(dump), "--out", str(place / "threads")],
-        ["group", str(place / "threads"), "--out", str(place / "groups")],
+        ["ingest", str(dump), "--out", str(folder / "threads")],
+        ["group", str(folder / "threads"), "--out", str(folder / "groups")],
     ):
         seconds, memory_mib = timed([sys.executable, "-m", "worldpm.cli", *words])
         total += seconds
@@ -72,14 +73,14 @@ def whole(dump: Path, place: Path) -> float:
 
 
 def timed(command: list[str]) -> tuple[float, int]:
-    """Seconds, and the peak of the summed memory of the command's processes, in MiB."""
+    """Seconds of a command, and the peak of the summed memory of its processes in MiB."""
     start, peak = time.monotonic(), 0
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             peak = max(peak, sum(map(_proportional_kib, _tree(process.pid))))
             time.sleep(0.3)
     if process.returncode:
-        sys.exit(f"{' '.join(command)} gave {process.returncode}")
+        sys.exit(f"{' '.join(command)} exited with {process.returncode}")
     return time.monotonic() - start, peak // 1024
 
 
@@ -92,10 +93,10 @@ def _tree(root: int) -> list[int]:
             )
         except OSError:
             continue
-    found = [root]
-    for process in found:
-        found += children.get(process, [])
-    return found
+    tree = [root]
+    for process in tree:
+        tree += children.get(process, [])
+    return tree
 
 
 def _proportional_kib(process: int) -> int:
@@ -107,7 +108,7 @@ def _proportional_kib(process: int) -> int:
 
 
 def reference(dump: Path) -> int:
-    """Pairs of answers with different votes to one question, bodies in Markdown."""
+    """Number of pairs of answers to one question with different votes, with bodies in Markdown."""
     import pandas as pd
     from lxml import etree
     from markdownify import markdownify
@@ -136,15 +137,15 @@ def reference(dump: Path) -> int:
     return pairs
 
 
-def stages(dump: Path, place: Path) -> None:
-    """What each stage takes, one after the other, in one process."""
+def stages(dump: Path, folder: Path) -> None:
+    """Time each stage, one after the other, in one process."""
     megabytes, rules = dump.stat().st_size / 1e6, GroupRules()
 
     def stage(name: str, work: Callable[[], Result]) -> Result:
         start = time.monotonic()
-        found = work()
+        result = work()
         print(f"  {name:22} {(time.monotonic() - start) * 1000 / megabytes:5.1f} ms/MB", flush=True)
-        return found
+        return result
 
     print(f"stages of {megabytes:,.0f} MB, one process:")
     stage(
@@ -153,7 +154,7 @@ def stages(dump: Path, place: Path) -> None:
             batch.num_rows for batch in stackexchange.read_posts(dump, site="site", drops=Counter())
         ),
     )
-    raw, threads, bands = (place / name for name in ("posts", "threads", "bands"))
+    raw, threads, bands = (folder / name for name in ("posts", "threads", "bands"))
     stage(
         "parse and write posts",
         lambda: joining.write_posts(raw, stackexchange.read_posts(dump, site="s", drops=Counter())),
@@ -161,7 +162,7 @@ def stages(dump: Path, place: Path) -> None:
     bare = stage(
         "join",
         lambda: list(
-            joining.join_threads(raw, source="s", site="s", text=None, spill=place).threads
+            joining.join_threads(raw, source="s", site="s", text=None, spill=folder).threads
         ),
     )
     bodies = [
@@ -172,24 +173,25 @@ def stages(dump: Path, place: Path) -> None:
     ]
     stage("HTML to Markdown", lambda: sum(len(from_html(body)) for body in bodies))
     stage("write threads", lambda: parquet.write_parquet(threads, bare, schema.THREADS))
-    joined = joining.join_threads(raw, source="s", site="s", text=from_html, spill=place).threads
+    joined = joining.join_threads(raw, source="s", site="s", text=from_html, spill=folder).threads
     parquet.write_parquet(threads, joined, schema.THREADS)
     batches = stage("read threads", lambda: list(parquet.read_batches(threads)))
     stage(
         "records of threads", lambda: sum(1 for batch in batches for _ in schema.threads_of(batch))
     )
-    seen = stage(
+    statistics = stage(
         "learn (with records)",
         lambda: [thread_batches.see(batch, rules=rules, one_in=4) for batch in batches],
     )
-    parquet.write_parquet(bands, (one.bands for one in seen), near_duplicates.SCHEMA)
-    again = stage("find duplicates", lambda: near_duplicates.duplicates([bands], spill=place))
+    batch_bands = (batch.bands for batch in statistics)
+    parquet.write_parquet(bands, batch_bands, near_duplicates.SCHEMA)
+    again = stage("find duplicates", lambda: near_duplicates.duplicates([bands], spill=folder))
     make = {"rules": rules, "learned": Learned(duplicates=again), "sieves": thread_batches.Sieves()}
     made = stage(
         "group (with records)",
         lambda: [thread_batches.make(batch, **make).groups for batch in batches],
     )  # type: ignore[arg-type]
-    stage("write groups", lambda: parquet.write_parquet(place / "groups", made, schema.GROUPS))
+    stage("write groups", lambda: parquet.write_parquet(folder / "groups", made, schema.GROUPS))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""A dump of any size with the statistics of real ones: `python speed/forum_dump.py 3e9
-OUT/large.example.com/Posts.xml`.
+"""Write a dump of any size with the statistics of real dumps:
 
-Lengths, answers per question, votes, shares of accepted answers and of HTML elements are those of
-the posts of ai.stackexchange.com and matheducators.stackexchange.com; words follow Zipf's law with
-Mandelbrot's shift. One post in a hundred says again what an earlier one said, with a word changed.
-The same arguments make the same bytes.
+    python speed/forum_dump.py 3e9 OUT/large.example.com/Posts.xml
+
+Lengths, answers per question, votes, and shares of accepted answers and of HTML elements match the
+posts of ai.stackexchange.com and matheducators.stackexchange.com. Words follow Zipf's law with
+Mandelbrot's shift. One post in a hundred repeats an earlier post with one word added. The same
+arguments give the same bytes.
 """
 
 import argparse
@@ -25,18 +26,18 @@ SYLLABLES = [
     for b in ("a", "e", "i", "o", "u", "er")
 ]
 ANSWERS = np.array([0.10, 0.33, 0.22, 0.14, 0.075, 0.04, 0.03, 0.017, 0.012, 0.01, 0.026])
-"""Shares of questions with 0, 1, 2, ... answers; the last is 10 and more."""
+"""Shares of questions with 0, 1, 2, ... answers; the last is for 10 or more."""
 LOG_CHARACTERS = {"q": (6.45, 0.75), "a": (6.92, 0.78)}
 """Mean and standard deviation of the logarithm of a body's characters."""
 CHARACTERS_A_WORD = 7.0
-"""With its space and its share of HTML."""
+"""Characters of a word with its space and its share of HTML."""
 INLINE = (
     ('<a href="https://example.com/{}">{}</a>', 0.9),
     ("<em>{}</em>", 0.8),
     ("<strong>{}</strong>", 0.5),
     ("<code>{}</code>", 0.5),
 )
-"""Elements around a word, and how many a post has."""
+"""Elements around a word, and the mean number of each in a post."""
 BLOCKS = (
     ("<ul>\n<li>{}</li>\n<li>{}</li>\n</ul>", 0.3),
     ("<blockquote>\n<p>{}</p>\n</blockquote>", 0.23),
@@ -46,11 +47,11 @@ BLOCKS = (
 )
 WORDS_A_PARAGRAPH, WORDS_A_PIECE = 42, 12
 AGAIN, ACCEPTED = 0.01, 0.52
-"""Shares of posts that repeat another, and of answered questions that accepted an answer."""
+"""Share of posts that repeat another, and share of answered questions with an accepted answer."""
 
 
 class Post(NamedTuple):
-    """A row to come, sorted by its date."""
+    """A row that is still to be written, sorted by its date."""
 
     date: datetime
     number: int
@@ -61,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bytes", type=float, help="how many, about")
+    parser.add_argument("bytes", type=float, help="approximate size of the dump")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def rows(seed: int) -> Iterator[str]:
-    """Rows without end, by date: an answer's row comes where its date falls, among later
+    """Endless rows in the order of their dates, so that an answer's row may follow later
     questions."""
     random = np.random.default_rng(seed)
     bodies = Bodies(random)
@@ -125,7 +126,7 @@ def _row(post: Post, accepted: int | None, bodies: "Bodies", random: np.random.G
 
 
 class Bodies:
-    """HTML bodies, escaped as a dump has them."""
+    """HTML bodies, escaped as in a dump."""
 
     def __init__(self, random: np.random.Generator) -> None:
         self._random = random
@@ -140,7 +141,7 @@ class Bodies:
         self._earlier: list[str] = []
 
     def words(self, count: int) -> str:
-        """A run of words; one in twelve ends a clause."""
+        """Random words; about one in twelve ends a clause."""
         while len(self._pool) < count:
             drawn = np.searchsorted(self._cumulative, self._random.random(1 << 20)).tolist()
             ends = np.searchsorted([0.92, 0.96], self._random.random(1 << 20)).tolist()
@@ -153,7 +154,7 @@ class Bodies:
         return " ".join(taken)
 
     def next(self, kind: str) -> str:
-        """One body; now and then an earlier one with its first word changed."""
+        """One body; in some cases an earlier body with one word added at the start."""
         if self._earlier and self._random.random() < AGAIN:
             again = self._earlier[int(self._random.integers(len(self._earlier)))]
             return again.replace("&lt;p&gt;", f"&lt;p&gt;{self.words(1)} ", 1)
@@ -184,8 +185,8 @@ class Bodies:
 
 
 def escaped(html: str) -> str:
-    """As an attribute's value."""
-    return re.sub(r"[&<>\"\n]", lambda found: ESCAPES[found[0]], html)
+    """HTML as the value of an attribute."""
+    return re.sub(r"[&<>\"\n]", lambda match: ESCAPES[match[0]], html)
 
 
 ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\n": "&#xA;"}

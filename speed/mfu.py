@@ -1,11 +1,11 @@
-"""Useful operations of a training step, as a share of what this machine's own matrix products
-reach.
+"""Useful operations of a training step, as a share of the rate of this machine's matrix products.
 
     python speed/mfu.py --shape 8x512            # or qwen2.5-0.5b, and on a GPU qwen2.5-1.5b
-    python speed/mfu.py --profile                # where the rest goes
+    python speed/mfu.py --profile                # prints the time of each operation
 
-Useful are 6 N for each unique token, and attention where a query may look; the peak is the best of
-three large square matrix products of the same dtype, before and after.
+Useful operations are 6 N per unique token, and attention over unmasked pairs of query and key. The
+peak is the best rate of large square matrix products of the same dtype, measured before and after
+the step.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
         "--row-tokens",
         type=int,
         default=2048,
-        help="of a row; on a CPU that is what training takes",
+        help="tokens of a row; the default is that of training on a CPU",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
@@ -80,7 +80,7 @@ def main() -> None:
             torch.cuda.synchronize()
         return (time.perf_counter() - started) / rounds
 
-    seconds(2)  # the first use is checked, and compiled
+    seconds(2)  # the first steps include the check of the shared path, and compilation
     peaks = [costs.matrix_rate(device, dtype)]
     took = seconds(options.rounds)
     peaks.append(costs.matrix_rate(device, dtype))

@@ -1,11 +1,11 @@
-"""Scoring speed: nine responses of 100 tokens to one prompt of 600, shared, padded, and one at a
-time.
+"""Scoring speed: nine responses of 100 tokens to one prompt of 600, with a shared prompt, in padded
+batches, and one at a time.
 
     python speed/scoring.py
 
-The others are what people run today: padded batches of plain transformers, and one response at a
-time, as the released model's README has it. All sides get the same token ids, model and dtype, in
-this process, in turns.
+The alternatives are what people run today: padded batches of plain transformers, and one response
+at a time as in the released model's README. All sides get the same token ids, model and dtype, in
+this process and in turns.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--groups", type=int, default=4)
     parser.add_argument(
-        "--rounds", type=int, default=3, help="of each side, in turns; the best counts"
+        "--rounds", type=int, default=3, help="rounds of each side, in turns; the best counts"
     )
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
@@ -65,17 +65,17 @@ def main() -> None:
     ]
     sides: dict[str, Callable[[], list[float]]] = {
         "worldpm, shared": lambda: [
-            reward for found in scorer.rewards_of(model, groups) for reward in found
+            reward for rewards in scorer.rewards_of(model, groups) for reward in rewards
         ],
         "transformers, padded batches": lambda: padded(plain, groups),
         "transformers, one at a time": lambda: one_at_a_time(plain, groups),
     }
     seconds = {name: [] for name in sides}
-    found = {}
+    rewards = {}
     for _ in range(options.rounds):
         for name, side in sides.items():
             started = time.perf_counter()
-            found[name] = torch.tensor(side())
+            rewards[name] = torch.tensor(side())
             seconds[name].append(time.perf_counter() - started)
     ours = "worldpm, shared"
     print(
@@ -84,16 +84,16 @@ def main() -> None:
     )
     for name, times in seconds.items():
         rate = options.groups * RESPONSES / min(times)
-        apart = float((found[name] - found[ours]).abs().max())
+        apart = float((rewards[name] - rewards[ours]).abs().max())
         print(
             f"{name:30} {rate:8.2f} responses/s, ours is {min(times) / min(seconds[ours]):5.2f}"
-            f" times as fast; {apart:.1g} apart"
+            f" times as fast; rewards differ by at most {apart:.1g}"
         )
 
 
 @torch.no_grad()
 def padded(plain: Qwen2ForSequenceClassification, groups: list[EncodedGroup]) -> list[float]:
-    """A batch for each group; all rows here have one length, so the mask says that nothing is
+    """Rewards with one batch per group. All rows have the same length here, so the mask has no
     padding."""
     rewards: list[float] = []
     for group in groups:

@@ -1,10 +1,10 @@
-"""Serving speed: 32 clients with two responses of 100 tokens to a prompt of 300 each, 8 layers x
-512.
+"""Serving speed: 32 clients, each request with two responses of 100 tokens to a prompt of 300, a
+model of 8 layers x 512.
 
     python speed/serving.py [--dtype float32] [--clients 32] [--requests 96]
 
-Sides, one after the other, on the same requests: `worldpm serve` with many clients and with one at
-a time; the server that people write first, FastAPI over a padded batch of a request's two texts in
+Runs these sides one after the other on the same requests: `worldpm serve` with many clients and
+with one; a simple FastAPI server, which computes the two texts of a request as a padded batch in
 plain transformers; and the scorer alone, in one call.
 """
 
@@ -75,8 +75,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=96)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "model"
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "model"
         asked = make(folder, options.requests)
         ours = [
             sys.executable,
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def make(folder: Path, count: int) -> list[dict]:
-    """A model with a tokenizer of its own, and requests of the right number of tokens."""
+    """Write a model with its tokenizer. Return requests with the right numbers of tokens."""
     rng = np.random.default_rng(0)
     words = [
         "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=rng.integers(3, 8)))
@@ -143,8 +143,8 @@ def make(folder: Path, count: int) -> list[dict]:
     (folder / "manifest.json").write_text(json.dumps({"step": "train", "files": {}}))
 
     def text(tokens: int) -> str:
-        found = " ".join(rng.choice(words, size=2 * tokens))
-        return tokenizer.decode(tokenizer.encode(found)[:tokens])
+        long = " ".join(rng.choice(words, size=2 * tokens))
+        return tokenizer.decode(tokenizer.encode(long)[:tokens])
 
     return [
         {"prompt": text(PROMPT), "responses": [text(RESPONSE), text(RESPONSE)]}
@@ -155,8 +155,8 @@ def make(folder: Path, count: int) -> list[dict]:
 async def load(
     url: str, asked: Sequence[dict], clients: int
 ) -> tuple[float, torch.Tensor, list[float]]:
-    """Seconds for all requests, the rewards, and the seconds of each; a first few requests are not
-    counted."""
+    """Seconds for all requests, the rewards, and the latency of each request in seconds. The first
+    two requests, which warm the server, are not counted."""
     rewards: list[list[float]] = [[] for _ in asked]
     latencies: list[float] = []
     todo = iter(range(len(asked)))
@@ -173,11 +173,11 @@ async def load(
             await client.post("/v1/rewards", json=asked[0])
 
         async def one() -> None:
-            for place in todo:
+            for index in todo:
                 started = time.perf_counter()
-                reply = await client.post("/v1/rewards", json=asked[place])
+                reply = await client.post("/v1/rewards", json=asked[index])
                 latencies.append(time.perf_counter() - started)
-                rewards[place] = reply.raise_for_status().json()["rewards"]
+                rewards[index] = reply.raise_for_status().json()["rewards"]
 
         started = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(clients)))
@@ -192,8 +192,8 @@ def alone(folder: Path, asked: Sequence[dict], dtype: str) -> tuple[float, torch
     ]
     list(scorer.score(requests[:2]))
     started = time.perf_counter()
-    found = torch.tensor([one.rewards for one in scorer.score(requests)])
-    return time.perf_counter() - started, found
+    rewards = torch.tensor([result.rewards for result in scorer.score(requests)])
+    return time.perf_counter() - started, rewards
 
 
 def show(rows: Sequence[tuple[str, float, torch.Tensor, list[float]]], dtype: str) -> None:
@@ -210,7 +210,7 @@ def show(rows: Sequence[tuple[str, float, torch.Tensor, list[float]]], dtype: st
         rate = len(rewards) / seconds
         print(
             f"{name:45} {rate:6.2f} requests/s, ours is {seconds / ours[1]:5.2f} times as fast;"
-            f" {apart:.1g} apart  {waits}"
+            f" rewards differ by at most {apart:.1g}  {waits}"
         )
 
 

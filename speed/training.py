@@ -1,13 +1,14 @@
 """Training speed: WorldPM against TRL's RewardTrainer at its fastest batch size, on the same pairs,
 model and dtype.
 
-    python speed/training.py site.7z             # threads of a Stack Exchange site, all
-    vote-differing pairs python speed/training.py train.jsonl.gz      # pairs of a plain preference
-    set, such as hh-rlhf
+    # threads of a Stack Exchange site, with all pairs whose votes differ
+    python speed/training.py site.7z
+    # pairs of a plain preference set, such as hh-rlhf
+    python speed/training.py train.jsonl.gz
 
-Needs the extra `rlhf`. Every side runs in a process of its own, one after the other,
-so that the peak memory is its own. Both read the same texts in the same template; pairs with a text
-of 1,024 tokens or more are left out.
+Needs the extra `rlhf`. The sides run one after the other, each in a separate process, so that their
+peak memory is separate. Both read the same texts in the same template. Pairs with a text of 1,024
+tokens or more are left out.
 """
 
 import argparse
@@ -51,9 +52,9 @@ def main() -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="our layers, by torch.compile; its own time is not counted",
+        help="compile our layers with torch.compile; the time of compilation is not counted",
     )
-    parser.add_argument("--row-tokens", type=int, default=4096, help="of our rows")
+    parser.add_argument("--row-tokens", type=int, default=4096, help="tokens of our rows")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -70,8 +71,7 @@ def main() -> None:
 
 
 def prepare(options: argparse.Namespace, work: Path) -> None:
-    """Groups of short texts with about the wanted number of pairs, a tokenizer, and a model, as
-    files."""
+    """Write files: groups of short texts with about `--pairs` pairs, a tokenizer, and a model."""
     import torch
     from transformers import Qwen2Config
 
@@ -122,7 +122,7 @@ def prepare(options: argparse.Namespace, work: Path) -> None:
 
 
 def read(path: Path, work: Path):  # type: ignore[no-untyped-def]
-    """All groups of a site, capped at 8 responses, or of a plain preference set."""
+    """All groups of a site, with at most 8 responses each, or of a plain preference set."""
     from worldpm import cli
     from worldpm.datasets import preference_sets
     from worldpm.storage import parquet, schema
@@ -164,9 +164,9 @@ def measure(options: argparse.Namespace, work: str, side: str) -> Json:
     )
     if done.returncode:
         sys.exit(done.stderr)
-    found: Json = json.loads(done.stdout.splitlines()[-1])
-    print(side, found, flush=True)
-    return found
+    result: Json = json.loads(done.stdout.splitlines()[-1])
+    print(side, result, flush=True)
+    return result
 
 
 def one_side(options: argparse.Namespace) -> Json:
@@ -215,7 +215,8 @@ def train_worldpm(options: argparse.Namespace, groups: list[Json]) -> tuple[int,
         model.backbone.activation_checkpointing_enable()
     if options.compile:
         reward_model.compile_layers(model)
-    for example in examples[:2]:  # the first use is checked, and compiled: not a part of every step
+    # The first uses include the check of the shared path and compilation, which later steps lack
+    for example in examples[:2]:
         model.train()([example.encoded]).sum().backward()
     model.zero_grad()
     settings = loop.Settings(
@@ -311,13 +312,14 @@ def train_trl(options: argparse.Namespace, groups: list[Json]) -> tuple[int, int
 def print_table(sides: dict[str, Json]) -> None:
     ours, others = (
         sides["worldpm"],
-        {side: found for side, found in sides.items() if side != "worldpm"},
+        {side: result for side, result in sides.items() if side != "worldpm"},
     )
     best = max(others, key=lambda side: others[side]["pairs_per_second"])
     print(f"\n{'':10} {'pairs/s':>8} {'tokens':>9} {'peak MiB':>9}")
-    for side, found in sides.items():
+    for side, result in sides.items():
         print(
-            f"{side:10} {found['pairs_per_second']:8.2f} {found['tokens']:9} {found['peak_mib']:9}"
+            f"{side:10} {result['pairs_per_second']:8.2f} {result['tokens']:9}"
+            f" {result['peak_mib']:9}"
         )
     print(
         f"\n{ours['pairs_per_second'] / others[best]['pairs_per_second']:.2f} times the pairs per"

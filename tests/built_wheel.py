@@ -2,7 +2,7 @@
 
     python -m tests.built_wheel WHEEL FOLDER
 
-FOLDER becomes a virtual environment with the wheel. Other packages are those of this environment.
+FOLDER becomes a virtual environment with the wheel. Other packages come from this environment.
 """
 
 import json
@@ -25,7 +25,7 @@ TURNS = [{"role": "user", "content": "How long?"}, {"role": "assistant", "conten
 
 
 def main(wheel: Path, folder: Path) -> None:
-    """Check the wheel; an AssertionError names what is wrong."""
+    """Check the wheel. An AssertionError names the fault."""
     metadata = check_contents(wheel)
     program = install(wheel, folder)
     version = answer(program, folder, "--version").strip()
@@ -41,7 +41,7 @@ def main(wheel: Path, folder: Path) -> None:
 
 
 def check_contents(wheel: Path) -> Metadata:
-    """The metadata of a wheel that has all files of the package, and the licence."""
+    """Check that a wheel has all files of the package and the licence. Return its metadata."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (path,) = (name for name in names if name.endswith(".dist-info/METADATA"))
@@ -63,7 +63,8 @@ def check_contents(wheel: Path) -> Metadata:
 
 
 def install(wheel: Path, folder: Path) -> Path:
-    """The program of a wheel in an environment of its own, which sees the packages of this one."""
+    """Install a wheel in a new environment, which uses the packages of this one. Return the
+    program."""
     venv.create(folder, clear=True, with_pip=False)
     scripts = folder / ("Scripts" if os.name == "nt" else "bin")
     python = str(scripts / "python")
@@ -73,7 +74,7 @@ def install(wheel: Path, folder: Path) -> Path:
         command = ["uv", "pip", "install", "--python", python, "--offline"]
     subprocess.run([*command, "--quiet", "--no-deps", str(wheel)], check=True)
 
-    # only now, so that the installer sees no other worldpm
+    # after the installation, so that the installer sees no other worldpm
     (packages,) = folder.glob("**/site-packages")
     (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     code = "import worldpm; print(worldpm.__file__)"
@@ -83,7 +84,7 @@ def install(wheel: Path, folder: Path) -> Path:
 
 
 def answer(program: Path, folder: Path, *words: object) -> str:
-    """What a program of the environment writes, without the settings of this one."""
+    """Output of a program of the environment, run without the PYTHONPATH of this one."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [str(program), *map(str, words)],

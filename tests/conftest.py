@@ -1,4 +1,4 @@
-"""What many tests need: small dumps, and one small road walked once."""
+"""Fixtures and helpers of many tests: small dumps, and one small run of the whole pipeline."""
 
 import fcntl
 import gc
@@ -21,8 +21,7 @@ from worldpm.records import Answer, Thread
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LONGEST = ("test_runs", "test_road", "test_processes", "test_engines", "test_plan", "test_rlhf")
-"""Files of the tests that take longest: they come first, so that at the end no process waits for
-the other."""
+"""Files with the slowest tests. They run first, so that no process waits for another at the end."""
 
 QUESTION = (
     '<row Id="{id}" PostTypeId="1" CreationDate="2020-01-0{id}T00:00:00.000" Score="3"'
@@ -40,7 +39,7 @@ TWO_ANSWERS = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--data DIR`: where real dumps, benchmarks and published scores are."""
+    """Add `--data DIR`, the folder of real dumps, benchmarks and published scores."""
     default = REPOSITORY.parent / "shared" / "data"
     parser.addoption(
         "--data",
@@ -53,16 +52,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def real_data(request: pytest.FixtureRequest) -> Path:
-    """The folder of real data; the tests that need it skip where it is absent."""
+    """The folder of real data. Tests that need it are skipped if it does not exist."""
     folder: Path = request.config.getoption("--data")
     if not folder.is_dir():
-        pytest.skip(f"no real data in {folder}; name its folder with --data DIR")
+        pytest.skip(f"no real data in {folder}; give their folder with --data DIR")
     return folder.resolve()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Leave what is imported out of garbage collections: half a million objects that stay."""
+    """Leave imported objects out of garbage collections: half a million that are never freed."""
     gc.disable()
     try:
         return (yield)
@@ -72,12 +71,12 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first; else the order stays."""
+    """Run slow tests first, and the others in the usual order."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def posts_xml(rows: Sequence[str]) -> bytes:
-    """A Posts.xml as the dumps have it, with its BOM."""
+    """A Posts.xml as in the dumps, with its BOM."""
     body = "\n".join(f"  {row}" for row in rows)
     return (
         b"\xef\xbb\xbf"
@@ -88,7 +87,7 @@ def posts_xml(rows: Sequence[str]) -> bytes:
 @pytest.fixture(scope="session")
 def one_measure() -> Iterator[None]:
     """Measure the device's rate of matrix products once for all trainings of this process."""
-    # not above: what workers run is in modules of tests too, and they would all import torch
+    # imported here, because workers import test modules too and would all import torch
     from worldpm.model import costs
 
     with pytest.MonkeyPatch.context() as patch:
@@ -115,14 +114,14 @@ def dump(tmp_path: Path) -> Callable[..., Path]:
 
 
 def run(*words: object) -> int:
-    """The exit code of a command, as a user types it but within this process."""
+    """Run a command in this process. Return its exit code."""
     return cli.main([str(word) for word in words])
 
 
 def spawn(
     *words: object, stdin: bytes | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """A command as a process of its own."""
+    """Run a command in a separate process."""
     command = [sys.executable, "-m", "worldpm.cli", *map(str, words)]
     return subprocess.run(
         command, input=stdin, capture_output=True, check=False, cwd=cwd, timeout=300
@@ -131,12 +130,12 @@ def spawn(
 
 @pytest.fixture
 def warm_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers of a step are forked from a server that has imported everything, not spawned."""
+    """Fork workers from a server that has imported everything, instead of spawning them."""
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
 
 
 def thread_of(*votes: int, bodies: Sequence[str] | None = None, name: str = "site/1") -> Thread:
-    """A thread whose answers have these votes."""
+    """A thread with an answer for each number of votes."""
     first, _ = hobbies.simulate(1, seed=0)[0]
     answers = tuple(
         Answer(
@@ -167,9 +166,9 @@ def thread_of(*votes: int, bodies: Sequence[str] | None = None, name: str = "sit
 
 
 def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
-    """A folder that one of the processes of a run of tests builds for all of them."""
+    """A folder that one test process builds for all processes of the test run."""
     base = factory.getbasetemp()
-    # each process has a folder of its own below that of the run
+    # each process has its folder inside that of the test run
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, built = shared / name, shared / f"{name}.built"
     with (shared / f"{name}.lock").open("w") as lock:
@@ -183,13 +182,13 @@ def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], Non
 
 @pytest.fixture(scope="session")
 def road(one_measure: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `threads`, `groups`, `checkpoint` and `results` of a forum of 150 threads,
-    trained for four steps."""
+    """A folder with the pipeline's output on a forum of 150 threads: `threads`, `groups`,
+    `checkpoint` (trained for four steps) and `results`."""
     return once(tmp_path_factory, "road", walk)
 
 
 def walk(folder: Path) -> None:
-    """The road in a folder."""
+    """Run the pipeline in a folder."""
     assert run("simulate", "--threads", 150, "--out", folder / "threads") == 0
     assert run("group", folder / "threads", "--out", folder / "groups") == 0
     options = ("--model", "tiny", "--max-steps", 4, "--dtype", "float32", "--max-length", 256)

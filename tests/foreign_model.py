@@ -1,5 +1,5 @@
-"""A tiny reward model as others publish them: a folder of transformers with a template of its own,
-and nothing of ours."""
+"""A tiny reward model as others publish them: a folder of transformers with a chat template, and no
+file of ours."""
 
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ STRICT = (
     "{{ raise_exception('roles must alternate') }}{% endif %}"
     "<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
 )
-"""Turns must alternate, as Gemma and Mistral want it."""
+"""A template that requires alternating turns, as those of Gemma and Mistral do."""
 
 
 def make(folder: Path, template: str = CHATML) -> Path:
-    """Write the model; its tokenizer puts a begin token before each text, whatever the template."""
+    """Write the model. Its tokenizer puts a begin token before each text, with any template."""
     tokenizer = train_tokenizer(TEXTS, vocabulary=400, max_length=256)
     tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
     begin = tokenizer.convert_tokens_to_ids("<|begin|>")
@@ -51,7 +51,7 @@ def make(folder: Path, template: str = CHATML) -> Path:
 
 
 def plain_reward(folder: Path, turns: list[dict[str, Any]]) -> float:
-    """What plain transformers gives: the template's text, without a second begin token."""
+    """Reward of plain transformers for the template's text, without a second begin token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

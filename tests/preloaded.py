@@ -1,11 +1,11 @@
-"""What the server of warm starts imports before it is asked for processes."""
+"""Imports of the server for warm starts, before it forks processes."""
 
 import gc
 from importlib import import_module
 
 STEPS = ("forums", "preferences", "training", "evaluation", "laws", "scoring", "serving")
 
-# the objects of the packages stay, and collections would visit them, also in each process
+# the packages' objects are never freed, but collections in each process would visit them
 gc.disable()
 for step in STEPS:
     import_module(f"worldpm.{step}.run")

@@ -1,5 +1,5 @@
-"""The architecture holds: rooms import downwards, without rings, and each thing is written in one
-place."""
+"""The code follows ARCHITECTURE.md: rooms import only rooms before them, imports have no cycles,
+and each thing is written once."""
 
 import ast
 import re
@@ -72,10 +72,11 @@ PROJECTS = {
     "sklearn": "scikit-learn",
     "starlette": "fastapi",
 }
-"""The project that brings a module of another name, or of its own dependencies."""
+"""Projects of modules whose name differs, or which are dependencies of the project."""
 MOST_INNER_IMPORTS, MOST_TYPE_CHECKING = 11, 3
 MOST_JSON_SIGNATURES, MOST_STRING_KEYS = 25, 400
-"""Results are dataclasses: untyped objects stay at the boundary, where files of others are read."""
+"""Results are dataclasses. Untyped objects stay at the boundary, where the code reads files of
+others."""
 
 
 @cache
@@ -93,8 +94,8 @@ def tree(path: Path) -> ast.Module:
 
 
 def imported(node: ast.AST) -> Iterator[str]:
-    """Names of all modules imported below a node; of `from package import name` both, where the
-    name may be a module."""
+    """Names of all modules imported below a node. `from package import name` gives both names,
+    because the second may be a module."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.Import):
             yield from (alias.name for alias in inner.names)
@@ -104,8 +105,8 @@ def imported(node: ast.AST) -> Iterator[str]:
 
 
 def internal(module: str) -> set[str]:
-    """Modules of the package that a module imports; the package of a submodule is not counted, for
-    it is empty."""
+    """Modules of the package that a module imports, without the packages of submodules, which are
+    empty."""
     names = {name for name in imported(tree(modules()[module])) if name in modules()}
     return {name for name in names if modules()[name].name != "__init__.py"}
 
@@ -135,7 +136,7 @@ def test_a_room_imports_only_rooms_before_it() -> None:
     assert climbs == []
 
 
-def test_there_is_no_ring_of_imports() -> None:
+def test_there_is_no_cycle_of_imports() -> None:
     graph = {module: internal(module) - {module} for module in inside()}
     while leaves := [module for module, targets in graph.items() if not targets & graph.keys()]:
         for module in leaves:
@@ -149,7 +150,7 @@ def rooms_imported_by(name: str) -> set[str]:
     }
 
 
-def test_a_benchmark_never_sees_a_model_and_a_model_never_sees_a_forum() -> None:
+def test_benchmarks_never_import_a_model_and_models_never_import_a_forum() -> None:
     assert not rooms_imported_by("benchmarks") & {"model", "scoring", "training"}
     assert not rooms_imported_by("model") & {"forums", "datasets", "preferences"}
 
@@ -192,7 +193,7 @@ def importers(*packages: str) -> set[str]:
     }
 
 
-def test_one_module_speaks_to_the_data_engine() -> None:
+def test_one_module_uses_the_data_engine() -> None:
     assert importers("duckdb", "pyspark", "ibis") == {"worldpm.storage.tables"}
 
 
@@ -224,7 +225,7 @@ def test_core_rooms_import_no_package_of_an_extra() -> None:
 
 
 def test_scoring_and_serving_load_no_package_of_data_or_plots() -> None:
-    # river, transformers and httpx import these where they are installed
+    # river, transformers and httpx import these if they are installed
     named = NOT_CORE - {"accelerate", "pandas", "sklearn", "zstandard"}
     code = (
         "import sys, worldpm.scoring.run, worldpm.scoring.explaining, worldpm.serving.run,"
@@ -232,13 +233,16 @@ def test_scoring_and_serving_load_no_package_of_data_or_plots() -> None:
         f" worldpm.rlhf.judge;print(sorted({named!r} &"
         " {name.split('.')[0] for name in sys.modules}))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert found.stdout.strip() == "[]"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    )
+    assert process.stdout.strip() == "[]"
 
 
 @cache
 def declared() -> dict[str, set[str]]:
-    """Names of the projects in pyproject.toml, by extra; the core's are under an empty name."""
+    """Names of the projects in pyproject.toml, by extra. The projects of the core have an empty
+    name."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     lists = {"": project["dependencies"], **project["optional-dependencies"]}
     return {
@@ -248,7 +252,7 @@ def declared() -> dict[str, set[str]]:
 
 
 def packages_at_start(module: str) -> set[str]:
-    """Projects whose packages are imported when a module is, by itself and by what it imports."""
+    """Projects whose packages a module imports when it is imported, itself or through others."""
     waiting, reached, packages = [module], {module}, set[str]()
     while waiting:
         for name in imported_at_start(tree(modules()[waiting.pop()])):
@@ -262,7 +266,8 @@ def packages_at_start(module: str) -> set[str]:
 
 
 def imported_at_start(node: ast.AST) -> Iterator[str]:
-    """Names of all modules that are imported when a module is, without those in functions."""
+    """Names of all modules that a module imports when it is imported, without those in
+    functions."""
     for inner in ast.iter_child_nodes(node):
         if isinstance(inner, ast.Import | ast.ImportFrom):
             yield from imported(inner)
@@ -280,7 +285,7 @@ def test_a_verb_names_just_the_extras_that_it_imports(verb: str) -> None:
     assert all(packages & declared()[extra] for extra in named)
 
 
-def test_one_extra_has_all_that_a_user_can_use_but_spark() -> None:
+def test_the_extra_all_has_every_extra_for_users_except_spark() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     (everything,) = extras["all"]
@@ -301,7 +306,7 @@ def inner_imports() -> list[str]:
     )
 
 
-def test_imports_are_at_the_top_but_for_optional_packages() -> None:
+def test_imports_are_at_the_top_except_for_optional_packages() -> None:
     assert len(inner_imports()) <= MOST_INNER_IMPORTS, inner_imports()
     assert (
         len(
@@ -330,7 +335,7 @@ def json_signatures() -> list[str]:
 
 
 def string_key_reads() -> int:
-    """Reads such as `row["name"]` and `row.get("name")`, which no type checker sees."""
+    """Number of reads such as `row["name"]` and `row.get("name")`, which no type checker checks."""
     count = 0
     for module in inside():
         for node in ast.walk(tree(modules()[module])):
@@ -377,8 +382,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         "import sys, worldpm, worldpm.cli; print([m for m in ('torch', 'transformers', 'pyarrow',"
         " 'duckdb', 'numpy') if m in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert found.stdout.strip() == "[]"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    )
+    assert process.stdout.strip() == "[]"
 
 
 def test_tests_mirror_the_rooms() -> None:

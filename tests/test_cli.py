@@ -19,7 +19,7 @@ from worldpm.cli import VERBS
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hashes of all files but the timings."""
+    """Hashes of all files except the timings."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "timings.jsonl"]
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -28,13 +28,13 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, road: Path) -> Path:
-    """Inputs for every step, and under `whole/` what each makes of them without a stop."""
+def inputs(tmp_path_factory: pytest.TempPathFactory, road: Path) -> Path:
+    """Inputs of every step, and under `whole/` the output of each step without a stop."""
     import py7zr
 
     from tests.conftest import posts_xml
 
-    folder = tmp_path_factory.mktemp("house")
+    folder = tmp_path_factory.mktemp("inputs")
     for site in ("a.test", "b.test"):
         rows = [
             row
@@ -56,11 +56,11 @@ def house(tmp_path_factory: pytest.TempPathFactory, road: Path) -> Path:
 
 
 STEPS: dict[str, tuple[str, ...]] = {
-    "ingest": ("{house}/a.test.7z", "{house}/b.test.7z"),
+    "ingest": ("{inputs}/a.test.7z", "{inputs}/b.test.7z"),
     "simulate": ("--threads", "200"),
-    "group": ("{house}/whole/ingest",),
+    "group": ("{inputs}/whole/ingest",),
     "train": (
-        "{house}/forum",
+        "{inputs}/forum",
         "--model",
         "w16",
         "--max-steps",
@@ -72,7 +72,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         "--dtype",
         "float32",
     ),
-    "evaluate": ("{house}/model", "--on", "{house}/forum"),
+    "evaluate": ("{inputs}/model", "--on", "{inputs}/forum"),
 }
 SIGNS = {
     "ingest": ("a.test.parquet", "b.test.posts", "b.test.parquet"),
@@ -83,13 +83,13 @@ SIGNS = {
 }
 
 
-def words_of(house: Path, verb: str) -> list[str]:
-    return [verb, *(word.format(house=house) for word in STEPS[verb])]
+def words_of(inputs: Path, verb: str) -> list[str]:
+    return [verb, *(word.format(inputs=inputs) for word in STEPS[verb])]
 
 
 def reached(out: Path, name: str) -> bool:
     return (
-        any(found for place in ("", ".progress") for found in (out / place).glob(name))
+        any(path for subfolder in ("", ".progress") for path in (out / subfolder).glob(name))
         or (out / "manifest.json").exists()
     )
 
@@ -98,32 +98,32 @@ def reached(out: Path, name: str) -> bool:
     ("verb", "sign"), [(verb, sign) for verb, signs in SIGNS.items() for sign in signs]
 )
 def test_a_killed_step_run_again_ends_in_the_same_bytes(
-    house: Path, tmp_path: Path, verb: str, sign: str
+    inputs: Path, tmp_path: Path, verb: str, sign: str
 ) -> None:
     out = tmp_path / "out"
-    started = start(tmp_path, *words_of(house, verb), "--out", out)
+    started = start(tmp_path, *words_of(inputs, verb), "--out", out)
     started.stop_when(lambda: reached(out, sign), signal.SIGKILL)
-    assert run(*words_of(house, verb), "--out", out) == 0
-    assert contents(out) == contents(house / "whole" / verb)
+    assert run(*words_of(inputs, verb), "--out", out) == 0
+    assert contents(out) == contents(inputs / "whole" / verb)
 
 
-def test_ctrl_c_is_one_message_and_nothing_is_lost(house: Path, tmp_path: Path) -> None:
+def test_ctrl_c_gives_one_message_and_loses_nothing(inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    started = start(tmp_path, *words_of(house, "train"), "--out", out)
+    started = start(tmp_path, *words_of(inputs, "train"), "--out", out)
     code, error = started.stop_when(lambda: reached(out, "tokenizer/tokenizer.json"), signal.SIGINT)
     assert code == 1
     assert (
         error.strip().splitlines()[-1]
-        == "worldpm train: interrupted; run the same command again, and it goes on where it stopped"
+        == "worldpm train: interrupted. Run the same command again to continue where it stopped."
     )
     assert "Traceback" not in error
-    assert run(*words_of(house, "train"), "--out", out) == 0
-    assert contents(out) == contents(house / "whole" / "train")
+    assert run(*words_of(inputs, "train"), "--out", out) == 0
+    assert contents(out) == contents(inputs / "whole" / "train")
 
 
-def test_two_runs_into_one_folder_at_once_are_refused(house: Path, tmp_path: Path) -> None:
+def test_two_runs_into_one_folder_at_once_are_refused(inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ("train", house / "forum", "--model", "tiny", "--max-steps", 5000, "--out", out)
+    words = ("train", inputs / "forum", "--model", "tiny", "--max-steps", 5000, "--out", out)
     first = start(tmp_path, *words)
     while not (out / ".progress" / "run").exists():
         time.sleep(0.01)
@@ -135,30 +135,30 @@ def test_two_runs_into_one_folder_at_once_are_refused(house: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("verb", list(STEPS))
-def test_a_full_disk_is_one_message_and_leaves_no_manifest(
-    house: Path, tmp_path: Path, verb: str
+def test_a_full_disk_gives_one_message_and_leaves_no_manifest(
+    inputs: Path, tmp_path: Path, verb: str
 ) -> None:
     out = tmp_path / "out"
-    started = start(tmp_path, *words_of(house, verb), "--out", out, limit_bytes=2500)
+    started = start(tmp_path, *words_of(inputs, verb), "--out", out, limit_bytes=2500)
     code, error = started.finish()
     assert code == 1, error
     assert "Traceback" not in error
-    assert "what was finished is kept" in error.strip().splitlines()[-1]
+    assert "Finished parts are kept" in error.strip().splitlines()[-1]
     assert not (out / "manifest.json").exists()
-    assert run(*words_of(house, verb), "--out", out) == 0
-    assert contents(out) == contents(house / "whole" / verb)
+    assert run(*words_of(inputs, verb), "--out", out) == 0
+    assert contents(out) == contents(inputs / "whole" / verb)
 
 
 @pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)])
-def test_help_answers_every_verb(verb: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_has_help(verb: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*verb, "--help") == 0
     assert "usage: worldpm" in capsys.readouterr().out
 
 
-def test_help_answers_a_user() -> None:
-    found = spawn("score", "--help")
-    assert found.returncode == 0
-    assert b"usage: worldpm score" in found.stdout
+def test_help_works_in_a_separate_process() -> None:
+    process = spawn("score", "--help")
+    assert process.returncode == 0
+    assert b"usage: worldpm score" in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -168,19 +168,19 @@ def test_help_answers_a_user() -> None:
         (["ingest"], "Missing from worldpm ingest: --out PATH"),
         (["ingest", "x.7z", "--out", "o", "--fast"], "Unrecognized options: --fast"),
         (["group", "t", "--out", "o", "--rule", "best"], "invalid choice 'best'"),
-        (["group", "t", "--out", "o", "--max-responses", "1"], "a preference needs at least 2"),
-        (["group", "t", "--out", "o", "--test-share", "0.95"], "must leave room for training"),
+        (["group", "t", "--out", "o", "--max-responses", "1"], "the first must be at least 2"),
+        (["group", "t", "--out", "o", "--test-share", "0.95"], "leave no threads for training"),
         (
             ["train", "g", "--model", "tiny", "--out", "o", "--lr", "-1"],
             "--lr is -1.0; it must be above 0",
         ),
         (["train", "g", "--model", "tiny", "--out", "o", "--max-length", "8"], "at least 16"),
-        (["simulate", "--threads", "0", "--out", "o"], "at least 1 thread"),
+        (["simulate", "--threads", "0", "--out", "o"], "the first must be at least 1"),
         (["report", "--out", "o.html"], "no folder given"),
         (["report", "nowhere", "--out", "o.html"], "nowhere: no such file or folder"),
     ],
 )
-def test_wrong_words_get_one_message_and_exit_code_2(
+def test_wrong_arguments_give_one_message_and_exit_code_2(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*words) == 2
@@ -189,18 +189,18 @@ def test_wrong_words_get_one_message_and_exit_code_2(
     assert len(error.strip().splitlines()) == 1
 
 
-def test_no_words_at_all_tell_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_arguments_the_verbs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 2
-    told = capsys.readouterr().out
-    assert all(verb in told for verb in VERBS)
+    output = capsys.readouterr().out
+    assert all(verb in output for verb in VERBS)
 
 
-def test_a_reader_that_leaves_early_is_no_error_to_see(road: Path) -> None:
+def test_a_reader_that_closes_a_pipe_early_causes_no_traceback(road: Path) -> None:
     lines = '{"prompt": "How?", "responses": ["So."]}\n' * 200
     command = f"{sys.executable} -m worldpm.cli score {road / 'checkpoint'} | head -n 1"
-    found = subprocess.run(
+    process = subprocess.run(
         command, shell=True, input=lines.encode(), capture_output=True, check=False, env=os.environ
     )
-    assert len(found.stdout.splitlines()) == 1
-    assert b"Traceback" not in found.stderr
-    assert b"BrokenPipe" not in found.stderr
+    assert len(process.stdout.splitlines()) == 1
+    assert b"Traceback" not in process.stderr
+    assert b"BrokenPipe" not in process.stderr

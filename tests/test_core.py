@@ -1,4 +1,4 @@
-"""The core alone: what works without the packages of extras, and without modules of POSIX."""
+"""The core works without the packages of extras, and without modules of POSIX."""
 
 import json
 import re
@@ -29,7 +29,7 @@ from worldpm import cli
 
 
 def without(modules: list[str], code: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """A program in a process of its own that cannot import some modules."""
+    """Run a program in a separate process that cannot import some modules."""
     command = [sys.executable, "-c", START + code, json.dumps(modules), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
@@ -46,7 +46,7 @@ print(json.dumps(results))
 
 
 class Result(NamedTuple):
-    """What a command did."""
+    """Exit code and output of a command."""
 
     code: int
     output: str
@@ -54,7 +54,7 @@ class Result(NamedTuple):
 
 
 def run_all(modules: list[str], *lines: Sequence[object]) -> list[Result]:
-    """Command lines, one after another in one process that cannot import some modules."""
+    """Run command lines, one after another in one process that cannot import some modules."""
     words = [[str(word) for word in line] for line in lines]
     done = without(modules, RUN_ALL, json.dumps(words))
     assert done.returncode == 0, done.stderr
@@ -71,7 +71,7 @@ LEAST_WORDS = {
     "serve": ("IN",),
     "log": ("verify", "IN"),
 }
-"""Words that each verb with an extra accepts; IN is a path that exists."""
+"""Arguments that each verb with an extra accepts; IN is a path that exists."""
 
 
 def test_the_core_alone_scores_and_other_verbs_name_their_extra_on_one_line(

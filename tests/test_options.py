@@ -1,4 +1,4 @@
-"""The words of the command line as options: groups, other names, configuration files, endings."""
+"""Options of the command line: groups, other names, configuration files, final messages."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TRAIN = ("train", "groups", "--model", "tiny", "--out", "out")
 
 @pytest.fixture(autouse=True)
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working folder with what examples name."""
+    """A working folder with the files and folders that examples name."""
     monkeypatch.chdir(tmp_path)
     for name in ("groups", "threads", "checkpoint", "results", "ladder", "dumps"):
         (tmp_path / name).mkdir()
@@ -119,7 +119,7 @@ def test_a_configuration_is_checked(tmp_path: Path, text: str, message: str | No
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_has_an_example_that_the_parser_takes_and_every_option(
+def test_help_has_every_option_and_an_example_that_the_parser_accepts(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
@@ -136,7 +136,7 @@ def test_help_has_an_example_that_the_parser_takes_and_every_option(
         flag = f"--{field.name.replace('_', '-')}"
         doc = parsing._docs(options)[field.name]
         assert flag in shown or doc.split()[0] in shown, field.name
-    # no group is shown of which an option is missing in the class
+    # every option of a group exists in the class, so help shows all groups
     grouped = parsing._grouped(options)
     assert grouped <= {field.name for field in fields(options)}
 
@@ -158,7 +158,7 @@ def test_long_lists_of_options_are_in_groups() -> None:
         ("log", "verify", "nowhere"),
     ],
 )
-def test_a_path_that_is_not_there_is_told_before_heavy_imports(words: tuple[str, ...]) -> None:
+def test_an_absent_path_is_reported_before_heavy_imports(words: tuple[str, ...]) -> None:
     program = (
         "import sys; from worldpm import cli; code = cli.main(sys.argv[1:]);"
         " assert not {'torch', 'transformers', 'duckdb', 'pyarrow'} & sys.modules.keys();"
@@ -171,7 +171,7 @@ def test_a_path_that_is_not_there_is_told_before_heavy_imports(words: tuple[str,
     assert "nowhere: no such file or folder" in done.stderr
 
 
-def test_a_verb_ends_with_what_it_wrote_and_what_may_come_next(
+def test_a_verb_ends_with_its_output_and_a_next_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run("simulate", "--threads", 20, "--out", "forum") == 0
@@ -190,7 +190,7 @@ def test_a_verb_ends_with_what_it_wrote_and_what_may_come_next(
     }
 
 
-def test_every_next_command_is_one_that_the_parser_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parser_accepts_every_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parsing, "_check_inputs", lambda _: None)
     for verb in VERBS.values():
         options = parse(verb.options, "worldpm", shlex.split(verb.options.EXAMPLE)[2:])
@@ -200,7 +200,7 @@ def test_every_next_command_is_one_that_the_parser_takes(monkeypatch: pytest.Mon
             assert parse(VERBS[following].options, "worldpm", words), command
 
 
-def test_results_are_json_where_they_are_asked_for(
+def test_results_are_json_on_request(
     road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("evaluate", road / "checkpoint", "--on", road / "groups", "--out", tmp_path / "r")
@@ -236,10 +236,10 @@ def test_a_run_of_few_steps_warns(
 ) -> None:
     words = ("--model", "tiny", "--max-steps", 2, "--dtype", "float32", "--max-length", 128)
     assert run("train", road / "groups", *words, "--out", tmp_path / "few") == 0
-    assert "2 steps in all" in capsys.readouterr().err
+    assert "the run has only 2 steps" in capsys.readouterr().err
 
 
-def test_no_color_means_none() -> None:
+def test_no_color_turns_colors_off() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "worldpm.cli", "train", "--help"],
         capture_output=True,
@@ -250,7 +250,7 @@ def test_no_color_means_none() -> None:
     assert "\x1b[" not in done.stdout
 
 
-def test_the_readme_names_no_verb_that_is_not_there() -> None:
+def test_the_readme_names_only_verbs_that_exist() -> None:
     text = (REPOSITORY / "README.md").read_text()
     named = set(re.findall(r"^\s*worldpm (\w+)", text, re.MULTILINE))
     assert named <= VERBS.keys()

@@ -1,4 +1,4 @@
-"""Files that describe the project to programs: metadata, citation, workflows, forms of issues."""
+"""Files that describe the project to programs: metadata, citation, workflows, issue forms."""
 
 import re
 import tomllib
@@ -11,14 +11,14 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROJECT: Any = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FORMS = sorted((REPOSITORY / ".github").rglob("*.yml"))
-INDEX_NAME = re.compile(r"pip install\s+['\"]?worldpm(\[[\w,]+\])?['\"]?(\s|`|$)")
+INDEX_NAME = re.compile(r"pip install\s+['\"]?worldpm(\[[\w,]+\])?['\"]?(\s(?! *@)|`|$)")
 
 
 def read(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def test_metadata_name_the_licence_and_every_python_of_the_matrix() -> None:
+def test_the_metadata_have_the_licence_and_every_python_of_the_matrix() -> None:
     assert PROJECT["license"] == "Apache-2.0"
     assert "Apache License" in (REPOSITORY / "LICENSE").read_text(encoding="utf-8")[:200]
     # a licence expression forbids a licence classifier (PEP 639)
@@ -40,7 +40,7 @@ def test_the_workflow_runs_what_developers_run() -> None:
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.name)
-def test_a_form_of_github_is_valid_yaml_with_what_github_needs(path: Path) -> None:
+def test_every_github_file_is_valid_yaml_with_the_required_keys(path: Path) -> None:
     form = read(path)
     if path.parent.name == "workflows":
         assert {"name", "jobs", "permissions"} <= form.keys()
@@ -53,7 +53,7 @@ def test_a_form_of_github_is_valid_yaml_with_what_github_needs(path: Path) -> No
         assert len(set(ids)) == len(ids)
 
 
-def test_the_citation_is_of_this_release_and_names_the_paper() -> None:
+def test_the_citation_has_this_release_and_the_paper() -> None:
     citation = read(REPOSITORY / "CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     assert citation["version"] == PROJECT["version"]
@@ -64,7 +64,7 @@ def test_the_citation_is_of_this_release_and_names_the_paper() -> None:
     assert "2505.10527" in citation["references"][0]["url"]
 
 
-def test_no_page_or_message_claims_a_name_on_an_index() -> None:
+def test_no_page_or_message_installs_the_package_from_an_index() -> None:
     suffixes = (".py", ".md", ".sh", ".html", ".js")
     claims = [
         f"{path.relative_to(REPOSITORY)}: {match[0]}"

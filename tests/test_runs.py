@@ -1,4 +1,4 @@
-"""The stories under runs/ do what they say, on toys."""
+"""The scripts in runs/ work with tiny models and data."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ STEPS = {"helpsteer2": (128, 2 * 60), "ultrafeedback": (512, 2 * 60 * 5), "rlhfl
 def story(
     name: str, *words: object, cwd: Path, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """A script of `runs/` as a user starts it."""
+    """Run a script of `runs/` as a user would."""
     command = ["bash", str(RUNS / name), *map(str, words)]
     with warm_program.on_the_path(cwd) as environment:
         return subprocess.run(
@@ -55,7 +55,7 @@ def story(
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_fine_tuning_run_takes_the_papers_settings(name: str, road: Path, tmp_path: Path) -> None:
+def test_a_fine_tuning_run_uses_the_papers_settings(name: str, road: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for split, rows in (("train", SETS[name]), ("validation", SETS[name][:8])):
         (tmp_path / "data" / f"{split}.jsonl").write_text(
@@ -81,7 +81,7 @@ def test_a_fine_tuning_run_takes_the_papers_settings(name: str, road: Path, tmp_
 
 
 @pytest.mark.proof
-def test_a_ladder_trains_judges_and_fits_and_goes_on(road: Path, tmp_path: Path) -> None:
+def test_a_ladder_trains_evaluates_fits_and_resumes(road: Path, tmp_path: Path) -> None:
     words = (
         "ladder.sh",
         "out",
@@ -113,13 +113,13 @@ def test_a_ladder_trains_judges_and_fits_and_goes_on(road: Path, tmp_path: Path)
     assert {law["n_points"] for law in laws if law["x"] == ["N", "D"]} == {3 * 4}
 
 
-def test_two_models_of_one_name_are_no_ladder(tmp_path: Path) -> None:
+def test_a_ladder_refuses_two_models_with_one_name(tmp_path: Path) -> None:
     done = story("ladder.sh", "out", "groups", "a/model/ b/model", "0", "groups", cwd=tmp_path)
     assert done.returncode == 2
     assert "two sizes are called model" in done.stderr
 
 
-def test_a_rung_that_fails_is_named_and_the_ladder_stops(road: Path, tmp_path: Path) -> None:
+def test_a_failed_run_is_named_and_the_ladder_stops(road: Path, tmp_path: Path) -> None:
     done = story("ladder.sh", "out", road / "groups", "w15", "0", road / "groups", cwd=tmp_path)
     assert done.returncode == 1
     assert "w15-s0 failed:" in done.stderr

@@ -1,4 +1,5 @@
-"""Messages to a webhook: signed as the specification says, sent again, and told when they fail."""
+"""Messages to a webhook are signed by the specification, sent again, and reported when they
+fail."""
 
 import json
 import threading
@@ -31,7 +32,7 @@ def secret(tmp_path: Path) -> Path:
 
 
 class Receiver(HTTPServer):
-    """Answers with the statuses it has, in order, and then 204."""
+    """A server that answers with these statuses in order, and then with 204."""
 
     def __init__(self, *statuses: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -69,13 +70,13 @@ def receiver(*statuses: int) -> Iterator[Receiver]:
 
 
 def test_the_signature_is_the_one_of_the_specification(secret: Path) -> None:
-    # the example of the specification's own libraries
+    # the example of the specification's reference libraries
     webhook = Webhook.read("http://x", secret)
     headers = webhook.headers("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_a_message_is_sent_again_with_its_id_until_it_is_taken(secret: Path) -> None:
+def test_a_message_is_sent_again_with_its_id_until_it_is_accepted(secret: Path) -> None:
     with receiver(500, 503) as there:
         Webhook.read(there.url, secret).post("drift.began", {"a": 1}, waits=(0, 0))
     (first, body), (second, _), (third, last) = there.received
@@ -86,7 +87,7 @@ def test_a_message_is_sent_again_with_its_id_until_it_is_taken(secret: Path) -> 
     assert content["timestamp"].endswith("+00:00")
 
 
-def test_a_message_that_nobody_takes_is_an_error(secret: Path) -> None:
+def test_a_message_that_no_receiver_accepts_is_an_error(secret: Path) -> None:
     with receiver(500, 500) as there, pytest.raises(WorldPMError, match="it answers 500"):
         Webhook.read(there.url, secret).post("drift.began", {}, waits=(0,))
     gone = Webhook.read("http://127.0.0.1:1/", secret)
@@ -100,7 +101,7 @@ def test_a_redirect_is_not_a_delivery(secret: Path) -> None:
     assert len(there.received) == 1
 
 
-def test_a_message_that_fails_in_any_way_does_not_end_the_messages(secret: Path) -> None:
+def test_a_failed_message_does_not_stop_later_messages(secret: Path) -> None:
     changes = {"reward": drift.Change(float("inf"), 0.5, 1e-9)}
     metrics = Metrics()
     with receiver() as there:
@@ -126,11 +127,11 @@ def test_secrets_are_private_and_long_enough(tmp_path: Path, secret: Path) -> No
         Webhook.read("http://x", tmp_path / "none")
 
 
-def test_options_name_a_whole_webhook(secret: Path) -> None:
+def test_options_name_a_complete_webhook(secret: Path) -> None:
     for options, message in (
         ({"webhook": "http://x"}, "belong together"),
         ({"webhook": "ftp://x", "webhook_secret": secret}, "not a URL"),
-        ({"webhook": "http://ann:pass@x", "webhook_secret": secret}, "without a user's name"),
+        ({"webhook": "http://ann:pass@x", "webhook_secret": secret}, "without a user name"),
         ({"webhook": "http://[::1", "webhook_secret": secret}, "not a URL"),
         ({"webhook": "http://x/\u00e4", "webhook_secret": secret}, "not a URL"),
         ({"webhook": "http://x", "webhook_secret": secret}, "needs --reference"),
@@ -139,7 +140,7 @@ def test_options_name_a_whole_webhook(secret: Path) -> None:
             ServeOptions(model="m", **options)
 
 
-def test_drift_is_told_when_it_begins_and_when_it_ends(secret: Path) -> None:
+def test_drift_is_reported_when_it_begins_and_when_it_ends(secret: Path) -> None:
     far, near = drift.Change(1.0, 0.5, 1e-9), drift.Change(0.0, 0.0, 1.0)
     identity = Identity("rm", "abc", None, None)
     with receiver() as there:
@@ -150,8 +151,8 @@ def test_drift_is_told_when_it_begins_and_when_it_ends(secret: Path) -> None:
             assert there.got.acquire(timeout=10)
 
     contents: list[Json] = [json.loads(body) for _, body in there.received]
-    told = [(content["type"], list(content["data"]["series"])) for content in contents]
-    assert told == [
+    events = [(content["type"], list(content["data"]["series"])) for content in contents]
+    assert events == [
         ("drift.began", ["reward"]),
         ("drift.began", ["length"]),
         ("drift.ended", ["reward"]),
@@ -160,10 +161,10 @@ def test_drift_is_told_when_it_begins_and_when_it_ends(secret: Path) -> None:
     assert contents[0]["data"]["series"]["reward"]["stability_index"] == 1.0
 
 
-def test_an_audit_tells_its_significant_gaps(road: Path, tmp_path: Path, secret: Path) -> None:
+def test_an_audit_reports_its_significant_gaps(road: Path, tmp_path: Path, secret: Path) -> None:
     file = tmp_path / "labelled.jsonl"
     rows = [
-        # of one language the model is always right, of the other always wrong, whatever it prefers
+        # with any model, all pairs of one language are right and all of the other are wrong
         {
             "prompt": f"q {i}",
             "responses": ["yes", "no"],

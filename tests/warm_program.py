@@ -1,5 +1,5 @@
-"""A `worldpm` program for scripts and launchers that does not pay for its imports: it asks the test
-for a command, which is started warm."""
+"""A `worldpm` program for scripts and launchers that starts without import time: it asks the test
+process for the command, which is forked with all imports done."""
 
 import os
 import threading
@@ -21,12 +21,13 @@ cat "$asked/output"
 cat "$asked/error" >&2
 exit "$(cat "$asked/code")"
 """
-"""Its output and its exit code are those of the command."""
+"""The program. It passes on the output and the exit code of the command."""
 
 
 @contextmanager
 def on_the_path(folder: Path) -> Iterator[dict[str, str]]:
-    """Variables of this process, with the program on the path. It works within the context."""
+    """Environment variables of this process, with the program on the path. The program works only
+    inside the context."""
     asked, programs = folder / "asked", folder / "programs"
     for made in (asked, programs):
         made.mkdir(exist_ok=True)
@@ -45,7 +46,7 @@ def on_the_path(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _answer(asked: Path, done: threading.Event) -> None:
-    """Run the commands that are asked for; end those that still run when all is done."""
+    """Run the requested commands. At the end kill those that still run."""
     commands: dict[Path, Command] = {}
     while not done.is_set():
         for path in asked.glob("*/words"):

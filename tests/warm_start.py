@@ -1,4 +1,4 @@
-"""Commands as processes that do not pay for their imports: each is forked from a server that has
+"""Commands as processes that start without import time: each is forked from a server that has
 imported everything once."""
 
 import multiprocessing
@@ -22,13 +22,13 @@ FORKS.set_forkserver_preload(["tests.preloaded"])
 
 @dataclass(frozen=True)
 class Streams:
-    """Standard streams of a process that starts."""
+    """Standard streams of a new process."""
 
     output: Path
     error: Path
-    """May be the file of the output, as with `2>&1`."""
+    """May be the same file as `output`, as with `2>&1`."""
     input: Connection | None = None
-    """The end of a pipe to read from, as in a shell; nothing is read if None."""
+    """The reading end of a pipe, as in a shell; None for no input."""
 
     def redirect(self) -> None:
         """Make them the standard streams of this process."""
@@ -40,7 +40,7 @@ class Streams:
         if self.input is not None:
             os.dup2(self.input.fileno(), 0)
             self.input.close()
-            # multiprocessing has put another object there
+            # multiprocessing has replaced sys.stdin
             sys.stdin = os.fdopen(0, closefd=False)
 
 
@@ -72,32 +72,32 @@ class Command:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         self.send_signal(signal.SIGKILL)
 
     def wait(self, timeout: float = 120) -> int:
-        """Wait for its end: the exit code, negative for a signal."""
+        """Wait for the end. Return the exit code, negative for a signal."""
         self.process.join(timeout)
         code = self.process.exitcode
         if code is None:
-            # pytest would wait for it at its own end
+            # otherwise pytest would wait for it on exit
             self.kill()
             self.process.join()
             raise AssertionError("the command did not end")
         return code
 
     def communicate(self, timeout: float = 120) -> tuple[bytes, bytes]:
-        """Wait for its end: what it wrote to standard output and to standard error."""
+        """Wait for the end. Return standard output and standard error."""
         self.wait(timeout)
         return self.streams.output.read_bytes(), self.streams.error.read_bytes()
 
     def finish(self, *, seconds: float = 120) -> tuple[int, str]:
-        """Wait for its end: the exit code, negative for a signal, and what was said."""
+        """Wait for the end. Return the exit code, negative for a signal, and standard error."""
         code = self.wait(seconds)
         return code, self.streams.error.read_text(errors="replace")
 
     def stop_when(self, sign: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
-        """Wait for the sign, send the signal, and wait for the end."""
+        """Wait until `sign()` is true, send the signal, and wait for the end."""
         deadline = time.monotonic() + 120
         while self.process.is_alive() and not sign() and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -107,10 +107,10 @@ class Command:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a process finds beside its streams."""
+    """Surroundings of a process other than its streams."""
 
     limit_bytes: int | None = None
-    """The size that a file may have, as on a full disk."""
+    """Maximum size of a file, to simulate a full disk."""
     directory: Path = field(default_factory=Path.cwd)
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
@@ -147,7 +147,7 @@ def start_main(
 
 
 def finished(folder: Path, *words: object, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
-    """A command that has read its input from a pipe, and its output."""
+    """Run a command that reads its input from a pipe. Return its exit code and output."""
     reading, writing = FORKS.Pipe(duplex=False)
     with writing:
         with reading:
@@ -164,7 +164,7 @@ def _run(
     streams: Streams,
     surroundings: Surroundings,
 ) -> None:
-    # a suite in the background ignores Ctrl-C, and so would what it starts
+    # a test run in the background ignores Ctrl-C, and its processes would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(surroundings.environment)

@@ -20,7 +20,7 @@ TOLERANCE_SECONDS = 300
 
 
 class Receiver(ThreadingHTTPServer):
-    """Verifies events by the Standard Webhooks specification, and starts the command."""
+    """Server that verifies events by the Standard Webhooks specification and starts the command."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__((options.host, options.port), Handler)
@@ -34,11 +34,11 @@ class Receiver(ThreadingHTTPServer):
         """Status and text of the reply to one event."""
         signed = hmac.new(self.key, f"{name}.{sent}.".encode() + body, hashlib.sha256).digest()
         expected = b"v1," + base64.b64encode(signed)
-        # A sender that changes its secret signs with the old and the new one
+        # A sender that is changing its secret signs with both the old and the new secret
         if not any(hmac.compare_digest(expected, s.encode()) for s in signatures.split()):
             return 401, "wrong signature"
         if not sent.isdecimal() or abs(time.time() - int(sent)) > TOLERANCE_SECONDS:
-            return 400, "webhook-timestamp is too old, or in the future"
+            return 400, "webhook-timestamp is more than 5 minutes off"
         try:
             kind = json.loads(body)["type"]
         except (ValueError, TypeError, KeyError, RecursionError):
@@ -47,17 +47,17 @@ class Receiver(ThreadingHTTPServer):
             return self.act(name, int(sent), kind)
 
     def act(self, name: str, sent: int, kind: object) -> tuple[int, str]:
-        """Start the command, unless the event is a repeated one or the last start is recent."""
-        oldest = time.time() - TOLERANCE_SECONDS  # older events fail by their timestamp
+        """Start the command, unless the event is repeated or the last start is recent."""
+        oldest = time.time() - TOLERANCE_SECONDS  # the timestamp check rejects older events
         self.seen = {other: at for other, at in self.seen.items() if at >= oldest}
-        # 200, because a sender repeats an event if it did not get the first reply
+        # Reply 200, because a sender repeats an event if it did not get the first reply
         if name in self.seen:
             return 200, "repeated webhook-id: nothing started"
         reply = "nothing started"
         if kind == "drift.began" and time.monotonic() - self.last_start >= self.every:
             command = [part.replace("{time}", str(int(time.time()))) for part in self.command]
             try:
-                # No shell, and nothing from the event
+                # No shell, and no data from the event
                 subprocess.run(command, check=True, timeout=30, stdin=subprocess.DEVNULL)
             except (OSError, subprocess.SubprocessError) as error:
                 print(f"the command failed: {error}", flush=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Batch size at equal data: the paper's figure 9 held the number of steps, so that larger batches had seen more.
+# Batch size at equal data. The paper's figure 9 fixes the number of steps instead, so its larger batches see more data.
 #   runs/studies/batch_size.sh OUT THREADS [TEST...]
 set -euo pipefail
 out=${1:?a folder to write} threads=${2:?a folder of threads}

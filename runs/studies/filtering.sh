@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does it help to drop the training pairs that a reward model contradicts, or does that only teach the judge's taste? The paper's
-# tables 10 to 12: trained on all pairs, on those the judge agrees with, and on those it contradicts, beside the judge itself.
+# tables 10 to 12: train on all pairs, on pairs that the judge agrees with, and on pairs that it contradicts. Evaluate the judge too.
 #   runs/studies/filtering.sh OUT THREADS JUDGE [TEST...]
 set -euo pipefail
 out=${1:?a folder to write} threads=${2:?a folder of threads} judge=${3:?a reward model}

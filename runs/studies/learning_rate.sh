@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's figure 10: learning rates, all else equal.
+# The paper's figure 10: several learning rates with all other settings equal.
 #   runs/studies/learning_rate.sh OUT THREADS [TEST...]
 set -euo pipefail
 out=${1:?a folder to write} threads=${2:?a folder of threads}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One random pair of a thread, as the paper takes it, or more, or all with weights, each with as many passes over the threads?
+# How many pairs should a thread give: one random pair as in the paper, more, or all with weights? All make equally many passes.
 #   runs/studies/pairs_per_thread.sh OUT THREADS [TEST...]
 set -euo pipefail
 out=${1:?a folder to write} threads=${2:?a folder of threads}

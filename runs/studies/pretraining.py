@@ -1,14 +1,14 @@
-"""Does preference pre-training on a forum help fine-tuning on a small human set? The paper's
-promise, with the control it left out.
+"""Does preference pre-training on a forum help fine-tuning on a small human set? Tests the paper's
+claim, with a control that the paper does not have.
 
     python runs/studies/pretraining.py GROUPS BENCHMARK=FOLDER OUT [SIZE]
 
-Three starts of one size and tokenizer: from scratch; trained on the forum's preferences; trained as
-a language model on the same text, for as many tokens (so also as many operations, but for its
-output layer). Each is fine-tuned on 100, 300 and 1,000 pairs of the set and judged on held-out
-prompts, five-fold, with two seeds. Of two learning rates each start and amount takes the one of
-least validation loss in the first fold. Differences are paired by prompt. Stopped at any moment,
-the same command goes on.
+Compares three starts of one size and tokenizer: random weights; weights trained on the forum's
+preferences; weights trained as a language model on the same text and number of tokens (and so with
+the same number of operations, except for the output layer). Fine-tunes each on 100, 300 and 1,000
+pairs of the set and evaluates it on held-out prompts, five-fold, with two seeds. Each start and
+amount uses the learning rate, out of two, with the lower validation loss in the first fold.
+Differences are paired by prompt. If it is interrupted, the same command resumes.
 """
 
 import json
@@ -86,8 +86,8 @@ def run(*words: object) -> None:
 
 
 def language_model(out: Path, size: str, groups: str, encoder: Encoder, *, tokens: int) -> None:
-    """Train the size as a language model on each response after its prompt, and write it as plain
-    transformers does."""
+    """Train a language model of this size on responses after their prompts, and save it in the
+    format of transformers."""
     if (out / "config.json").exists():
         return
     torch.manual_seed(0)
@@ -96,21 +96,21 @@ def language_model(out: Path, size: str, groups: str, encoder: Encoder, *, token
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=reward_model.SIZES[size].lr, betas=(0.9, 0.99), weight_decay=0.1
     )
-    seen, step = 0, 0
-    while seen < tokens:
+    read, step = 0, 0
+    while read < tokens:
         for batch in batches(groups, encoder, seed=step):
             loss = model(**batch).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            seen, step = seen + int(batch["attention_mask"].sum()), step + 1
+            read, step = read + int(batch["attention_mask"].sum()), step + 1
             if step % 50 == 0:
                 print(
-                    f"language model: {seen:,} of {tokens:,} tokens, loss {float(loss):.3f} nats",
+                    f"language model: {read:,} of {tokens:,} tokens, loss {float(loss):.3f} nats",
                     flush=True,
                 )
-            if seen >= tokens:
+            if read >= tokens:
                 break
     save(model, encoder.tokenizer, out)
 
@@ -123,7 +123,7 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
 
 
 def batches(groups: str, encoder: Encoder, *, seed: int) -> Iterator[Json]:
-    """Padded rows of about 2,048 tokens: each thread's prompt with one of its responses."""
+    """Padded batches of about 2,048 tokens: each row is a thread's prompt with one response."""
     generator = np.random.default_rng(seed)
     rows = []
     for group in TrainingData.find([groups]).groups("train", Counter()):
@@ -134,12 +134,12 @@ def batches(groups: str, encoder: Encoder, *, seed: int) -> Iterator[Json]:
                 *map(int, encoded.suffixes[int(generator.integers(len(encoded.suffixes)))]),
             ]
         )
-    order = sorted(generator.permutation(len(rows)), key=lambda place: len(rows[place]) // 64)
+    order = sorted(generator.permutation(len(rows)), key=lambda index: len(rows[index]) // 64)
     chunks: list[list[list[int]]] = [[]]
-    for place in order:
-        if chunks[-1] and (len(chunks[-1]) + 1) * max(map(len, [*chunks[-1], rows[place]])) > 2048:
+    for index in order:
+        if chunks[-1] and (len(chunks[-1]) + 1) * max(map(len, [*chunks[-1], rows[index]])) > 2048:
             chunks.append([])
-        chunks[-1].append(rows[place])
+        chunks[-1].append(rows[index])
     for number in generator.permutation(len(chunks)):
         width = max(map(len, chunks[number]))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in chunks[number]])
@@ -148,34 +148,34 @@ def batches(groups: str, encoder: Encoder, *, seed: int) -> Iterator[Json]:
 
 
 def folds(items: Sequence[Item]) -> dict[str, int]:
-    """Which fold tests each prompt."""
+    """The fold that tests each prompt."""
     prompts = sorted({item.prompt_id for item in items})
     order = np.random.default_rng(0).permutation(len(prompts))
-    return {prompts[place]: number % FOLDS for number, place in enumerate(order)}
+    return {prompts[index]: number % FOLDS for number, index in enumerate(order)}
 
 
 def fine_tuned(
     out: Path, start: str, amount: int, items: Sequence[Item], fold_of: dict[str, int]
 ) -> Iterator[tuple[str, float, float]]:
-    """Prompt, credit and weight of every pair of every fold and seed, each judged by a model that
-    never saw its prompt."""
+    """Prompt, credit and weight of every pair in every fold and seed. The model that scores a pair
+    was not trained on its prompt."""
     rates: tuple[float, ...] = RATES
     for fold in range(FOLDS):
         tested = [item for item in items if fold_of[item.prompt_id] == fold]
         for seed in SEEDS:
-            place = out / "tuned" / f"fold{fold}-pairs{amount}-seed{seed}"
+            folder = out / "tuned" / f"fold{fold}-pairs{amount}-seed{seed}"
             write_sets(
-                place,
+                folder,
                 [item for item in items if fold_of[item.prompt_id] != fold],
                 tested,
                 amount,
                 seed,
             )
-            tuned = {rate: tune(place, out / start, start, rate, seed) for rate in rates}
+            tuned = {rate: tune(folder, out / start, start, rate, seed) for rate in rates}
             rate = min(tuned, key=lambda rate: least_validation_loss(tuned[rate]))
             rates, best = (rate,), tuned[rate]
-            results = place / f"{start}-results"
-            run("evaluate", best, "--on", place / "test.parquet", "--out", results)
+            results = folder / f"{start}-results"
+            run("evaluate", best, "--on", folder / "test.parquet", "--out", results)
             judged = Judged(tested, rewards(results, tested))
             pairs = scored_pairs(judged)
             columns = (pairs.prompts, pairs.margins.tolist(), pairs.weights.tolist())
@@ -183,8 +183,8 @@ def fine_tuned(
                 yield prompt, 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0, weight
 
 
-def tune(place: Path, model: Path, start: str, rate: float, seed: int) -> Path:
-    tuned = place / f"{start}-{rate:g}"
+def tune(folder: Path, model: Path, start: str, rate: float, seed: int) -> Path:
+    tuned = folder / f"{start}-{rate:g}"
     options = (
         "--lr",
         rate,
@@ -197,7 +197,7 @@ def tune(place: Path, model: Path, start: str, rate: float, seed: int) -> Path:
         "--seed",
         seed,
     )
-    run("train", place / "tune.parquet", "--model", model, *options, "--out", tuned)
+    run("train", folder / "tune.parquet", "--model", model, *options, "--out", tuned)
     return tuned
 
 
@@ -206,21 +206,21 @@ def least_validation_loss(folder: Path) -> float:
 
 
 def write_sets(
-    place: Path, others: Sequence[Item], tested: Sequence[Item], amount: int, seed: int
+    folder: Path, others: Sequence[Item], tested: Sequence[Item], amount: int, seed: int
 ) -> None:
-    """`tune.parquet` with so many pairs and some prompts for validation, and `test.parquet`."""
-    if (place / "test.parquet").exists():
+    """Write `tune.parquet` with `amount` pairs and some validation prompts, and `test.parquet`."""
+    if (folder / "test.parquet").exists():
         return
-    place.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     order = np.random.default_rng(seed).permutation(len(others))
-    validation, kept, pairs = [others[i] for i in order[:VALIDATION_PROMPTS]], [], 0
+    validation, train, pairs = [others[i] for i in order[:VALIDATION_PROMPTS]], [], 0
     for i in order[VALIDATION_PROMPTS:]:
         if pairs >= amount:
             break
-        kept.append(others[i])
+        train.append(others[i])
         pairs += len(others[i].preferences)
     tune_rows = [
-        *(as_group(item, "train") for item in kept),
+        *(as_group(item, "train") for item in train),
         *(as_group(item, "validation") for item in validation),
     ]
     for name, groups in (
@@ -228,7 +228,7 @@ def write_sets(
         ("test", [as_group(item, "test") for item in tested]),
     ):
         rows = parquet.rows_to_batches(map(schema.group_to_row, groups), schema.GROUPS)
-        parquet.write_parquet(place / f"{name}.parquet", rows, schema.GROUPS)
+        parquet.write_parquet(folder / f"{name}.parquet", rows, schema.GROUPS)
 
 
 def as_group(item: Item, split: str) -> PreferenceGroup:
@@ -244,15 +244,15 @@ def as_group(item: Item, split: str) -> PreferenceGroup:
 
 
 def rewards(results: Path, items: Sequence[Item]) -> list[list[float]]:
-    found: dict[str, list[float]] = {}
+    by_item: dict[str, list[float]] = {}
     for row in parquet.read_rows(results / "rewards.parquet"):
-        found.setdefault(row["item"], []).append(row["reward"])
-    return [found[item.item] for item in items]
+        by_item.setdefault(row["item"], []).append(row["reward"])
+    return [by_item[item.item] for item in items]
 
 
 def show(amount: int, judged: dict[str, list[tuple[str, float, float]]]) -> dict[str, Difference]:
-    """Accuracy of each start at one amount, and how far the forum's start is ahead of the
-    others."""
+    """Print the accuracy of each start at one amount. Return the differences between the forum's
+    start and the others."""
     gaps = {}
     columns = {
         start: tuple(map(np.array, zip(*rows, strict=True))) for start, rows in judged.items()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does a model of one site judge the others? The paper's figure 2: train on each, test on all.
+# Does a model that was trained on one site judge the others well? The paper's figure 2: train on each site, test on all.
 #   runs/studies/sources.sh OUT SOURCE...          archives, or folders of threads
 set -euo pipefail
 out=${1:?a folder to write}

@@ -1,4 +1,4 @@
-"""Every benchmark: its files as its authors publish them, its own metric by hand, and the messages
+"""Every benchmark: its files as its authors publish them, its metric by hand, and the messages
 about damaged files."""
 
 import gzip
@@ -47,7 +47,7 @@ from worldpm.storage.json_files import Json, Plain, to_json
 
 
 def write(path: Path, rows: Sequence[Plain] | Plain) -> None:
-    """A list as the suffix of the file wants it."""
+    """Write a list in the format of the file's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         assert isinstance(rows, list)
@@ -289,7 +289,7 @@ FILES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def laid(tmp_path: Path) -> Callable[[str], Path]:
-    """Write the files of a benchmark and give its folder."""
+    """A function that writes the files of a benchmark and returns its folder."""
 
     def lay(name: str) -> Path:
         for path, rows in FILES[name].items():
@@ -300,7 +300,7 @@ def laid(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def written(native: Plain) -> Json:
-    """Aggregates as `metrics.json` holds them."""
+    """Aggregates as they are in `metrics.json`."""
     content: Json = json.loads(to_json(native))
     return content
 
@@ -332,7 +332,7 @@ def test_a_benchmark_reads_its_own_files_and_puts_the_better_response_first(
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_a_perfect_judge_gets_everything_right_and_a_tied_one_only_what_its_rule_gives(
+def test_perfect_rewards_are_all_right_and_tied_rewards_half_right(
     name: str, laid: Callable[[str], Path]
 ) -> None:
     benchmark = BENCHMARKS[name]
@@ -355,31 +355,31 @@ def test_a_subset_has_the_keys_of_a_benchmark_without_subsets(laid: Callable[[st
 
 
 @pytest.mark.parametrize("name", sorted(set(BENCHMARKS) - {"best-of-n"}))
-def test_an_absent_benchmark_says_what_to_download_and_where_it_goes(
+def test_the_error_about_an_absent_benchmark_names_the_download_and_its_folder(
     name: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"download .*to that folder"):
+    with pytest.raises(ConfigError, match=r"Download .*to that folder"):
         BENCHMARKS[name].read(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"rewardmath", "helpsteer2"}))
-def test_a_row_that_lacks_something_is_named(
+def test_a_row_that_lacks_fields_is_named(
     name: str, laid: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = laid(name)
     for path, rows in FILES[name].items():
         lacking: Any = {key: [{}] for key in rows} if isinstance(rows, dict) else [{"other": 1}]
         write(folder / path, lacking)
-    with pytest.raises(DataError, match=r"row 1 is not of the format of"):
+    with pytest.raises(DataError, match=r"row 1 does not have the format of"):
         BENCHMARKS[name].read(folder)
 
 
 @pytest.mark.parametrize("name", ["rewardmath", "helpsteer2"])
-def test_a_file_whose_rows_belong_together_is_named(name: str, laid: Callable[[str], Path]) -> None:
+def test_a_file_with_several_rows_per_item_is_named(name: str, laid: Callable[[str], Path]) -> None:
     folder = laid(name)
     for path in FILES[name]:
         write(folder / path, [{"other": 1}])
-    with pytest.raises(DataError, match=r"not of the format of .*; download it again"):
+    with pytest.raises(DataError, match=r"does not have the format of .*\. Download it again"):
         BENCHMARKS[name].read(folder)
 
 
@@ -387,7 +387,7 @@ def test_a_file_whose_rows_belong_together_is_named(name: str, laid: Callable[[s
     ("name", "change", "message"),
     [
         ("offsetbias", {"output_1": None}, r"row 1 .*, got `null` - at `\$.output_1`"),
-        ("offsetbias", {"label": 3}, r"row 1 .*label 3, not 1 or 2"),
+        ("offsetbias", {"label": 3}, r"row 1 .*label 3 is not 1 or 2"),
         ("auto-j", {"response 2": 7}, r"row 1 .*, got `int` - at `\$.response 2`"),
         ("shp", {"score_A": "9"}, r"row 1 .*, got `str` - at `\$.score_A`"),
         ("best-of-n", {"qualities": [0, 1]}, r"row 1 .*3 responses and 2 qualities"),
@@ -416,19 +416,19 @@ def test_a_prompt_may_be_messages(laid: Callable[[str], Path]) -> None:
         assert [message.content for message in item.prompt] == ["Q?", "A.", "Why?"]
 
 
-def test_a_cut_file_and_a_doubled_id_are_refused(laid: Callable[[str], Path]) -> None:
+def test_a_truncated_file_and_a_repeated_id_are_refused(laid: Callable[[str], Path]) -> None:
     folder = laid("judgebench")
     path = next(folder.rglob("*.jsonl"))
     text = path.read_text()
     path.write_text(text + "\n" + text)
-    with pytest.raises(DataError, match=r"row 2: a second item named 'p'"):
+    with pytest.raises(DataError, match=r"row 2: a second item is named 'p'"):
         judgebench.read(folder)
     path.write_text(text[:-9])
     with pytest.raises(DataError, match="not JSON"):
         judgebench.read(folder)
 
 
-def test_items_that_the_release_has_more_are_counted() -> None:
+def test_missing_items_of_the_release_are_counted() -> None:
     items = [better_first("length bias", "0", "Q?", ["yes"], ["no"])]
     counts = missing(evalbiasbench.EVALBIASBENCH, items)
     assert counts["length bias"] == 16
@@ -513,7 +513,7 @@ def test_rewardbench2_ties_by_hand() -> None:
 
 
 def test_rm_bench_difficulties_by_hand() -> None:
-    # the plain right answer loses to every styled wrong one, the styled right ones win everything
+    # the plain right answer loses to every styled wrong answer; the styled right answers always win
     judged = table(row_of([1.0, 5.0, 6.0], [0.0, 2.0, 3.0], subset="chat"))
     native = written(rm_bench.native(judged))
     assert native["matrix"]["chat"] == [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
@@ -566,7 +566,7 @@ def test_rewardmath_ranks_the_right_solution_last_of_a_tie() -> None:
     assert native["mean reciprocal rank"] == pytest.approx((1 / 2 + 1) / 2)
 
 
-def test_ppe_curves_end_at_the_pick_among_all(laid: Callable[[str], Path]) -> None:
+def test_ppe_curves_end_with_the_best_of_all_responses(laid: Callable[[str], Path]) -> None:
     items = [item for item in ppe.read(laid("ppe")) if item.subset == "mbpp_plus"]
     assert items[0].item == "mbpp_plus/claude-3-haiku/q"
     assert items[0].qualities == [1.0] * 2 + [0.0] * 30
@@ -576,7 +576,7 @@ def test_ppe_curves_end_at_the_pick_among_all(laid: Callable[[str], Path]) -> No
     assert native["best of k"][0] == pytest.approx(2 / 32)
 
 
-def test_a_prompt_with_one_response_leaves_the_curve_of_the_others() -> None:
+def test_a_prompt_with_one_response_is_left_out_of_the_curve() -> None:
     answers = (Response("a"), Response("b"))
     items = [
         Item("all", str(i), str(i), (), answers[: len(qualities)], (), None, qualities)
@@ -604,18 +604,18 @@ def test_best_of_n_by_hand(laid: Callable[[str], Path]) -> None:
     assert native["kl_nats"] == pytest.approx([0, 0.19314718, 0.43194562])
 
 
-def test_hhh_texts_come_without_their_wrapping(laid: Callable[[str], Path]) -> None:
+def test_hhh_texts_are_read_without_their_wrapping(laid: Callable[[str], Path]) -> None:
     item = hhh_alignment.read(laid("hhh-alignment"))[0]
     assert [message.content for message in item.prompt] == ["Q?"]
 
 
-def test_the_preset_takes_one_pair_of_rm_bench_and_no_haiku(laid: Callable[[str], Path]) -> None:
+def test_the_preset_uses_one_pair_of_rm_bench_and_no_haiku(laid: Callable[[str], Path]) -> None:
     judged = {
         name: judged_by_order(BENCHMARKS[name].read(laid(name)))
         for name in PRESETS["worldpm"].needs
     }
     result = PRESETS["worldpm"].judge(judged)
-    # the toy's only right and wrong code is Haiku's, and its files have no such subsets
+    # the only code here is Haiku's, and the files do not have these subsets
     assert result.missing == [
         "LLMBar",
         "MBPP-Plus",
@@ -685,7 +685,7 @@ REAL = {
 
 
 @pytest.mark.parametrize("name", sorted(REAL))
-def test_real_files_hold_what_their_authors_say(real_data: Path, name: str) -> None:
+def test_real_files_have_the_counts_of_their_authors(real_data: Path, name: str) -> None:
     items = BENCHMARKS[name].read(real_data / "benchmarks" / name)
     assert (len(items), sum(len(item.preferences) for item in items)) == REAL[name]
     assert missing(BENCHMARKS[name], items) == {}

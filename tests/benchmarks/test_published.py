@@ -1,4 +1,5 @@
-"""Published raw rewards give the published figures; only these tests read their formats."""
+"""Published raw rewards give the published figures. Only these tests read the formats of the
+rewards."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Sudden drops of a training loss are found, and not where there are none."""
+"""Sudden drops of a training loss are detected, with few false alarms."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def training(steps: int, *, drop: float = 0.0, at: int = 0, seed: int = 0) -> tu
     return losses, norms
 
 
-def test_of_two_hundred_smooth_runs_at_most_four_raise_an_alarm() -> None:
+def test_at_most_four_of_two_hundred_smooth_runs_raise_an_alarm() -> None:
     alarms = sum(bool(sudden_drops.find(*training(600, seed=seed))) for seed in range(200))
     assert alarms <= 4
 
@@ -45,7 +45,7 @@ def test_a_run_that_is_too_short_has_no_drop() -> None:
     assert sudden_drops.find(*training(40, drop=0.3, at=20)) == []
 
 
-def test_losses_that_are_all_alike_have_no_drop() -> None:
+def test_constant_losses_have_no_drop() -> None:
     for value in np.linspace(0.1, 1.0, 200):
         assert sudden_drops.find(np.full(400, value), np.ones(400)) == []
 

@@ -1,4 +1,4 @@
-"""Fits return planted parameters with intervals, and points that cannot be fitted give errors."""
+"""Fits recover planted parameters with intervals, and unsuitable points raise errors."""
 
 import math
 
@@ -19,15 +19,15 @@ def points(y: Array, x: Array = SIZES) -> Points:
 
 
 def seeds(of_size: Array, *, noise: float, count: int = 3, seed: int = 0) -> Points:
-    """`count` runs of every size, each with noise of its own."""
+    """`count` runs of every size, each with independent noise."""
     generator = np.random.default_rng(seed)
     y = np.repeat(of_size, count) * np.exp(generator.normal(0, noise, size=count * len(of_size)))
     return points(y, np.repeat(SIZES, count))
 
 
 def grid(surface: Array, n: Array, d: Array, *, noise: float, seed: int = 0) -> Points:
-    """A ladder of three seeds: `surface` over sizes and amounts, one run a size and seed, whose
-    points share some of the noise."""
+    """A ladder of three seeds: `surface` over sizes and amounts. There is one run per size and
+    seed, and the points of a run share some of their noise."""
     generator = np.random.default_rng(seed)
     x, y, runs = [], [], []
     for row, size in enumerate(n):
@@ -41,7 +41,7 @@ def grid(surface: Array, n: Array, d: Array, *, noise: float, seed: int = 0) -> 
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_the_slopes_of_a_form_are_its_differences(name: str) -> None:
+def test_the_slopes_of_a_form_match_numerical_differences(name: str) -> None:
     form = FORMS[name]
     generator = np.random.default_rng(0)
     x = generator.uniform(1, 50, size=(form.axes, 9))
@@ -62,7 +62,7 @@ def test_locations_name_parameters_and_axes_in_their_order(form: Form) -> None:
     assert all(location.axis < form.axes for location in form.locations)
 
 
-def test_values_a_person_can_check() -> None:
+def test_values_of_forms_by_hand() -> None:
     x = np.array([[4.0, 16.0]])
     values = {
         "power": ([8.0, 0.5], [4.0, 2.0]),
@@ -84,7 +84,7 @@ def test_values_a_person_can_check() -> None:
 @pytest.mark.parametrize(
     "planted", [(1.69, 406.4, 410.7, 0.465, 0.155), (1.69, 406.4, 410.7, 0.34, 0.28)]
 )
-def test_noiseless_points_give_back_what_was_planted(
+def test_noiseless_points_recover_the_planted_parameters(
     objective: Objective, planted: tuple[float, ...]
 ) -> None:
     n, d = (
@@ -100,23 +100,23 @@ def test_noiseless_points_give_back_what_was_planted(
     assert (fitted.at_bound, len(fitted.optima)) == ((), 1)
 
 
-def test_the_huber_loss_is_not_moved_by_an_outlier() -> None:
+def test_an_outlier_does_not_move_a_huber_fit() -> None:
     y = 5 * SIZES**-0.1
     y[3] *= 3
     assert fit(FORMS["power"], SIZES[None], y, HUBER).theta[1] == pytest.approx(0.1, abs=1e-3)
     assert abs(fit(FORMS["power"], SIZES[None], y, LOG_SQUARES).theta[1] - 0.1) > 0.005
 
 
-def test_a_floor_that_is_not_there_is_at_its_bound() -> None:
+def test_an_absent_floor_is_at_its_bound() -> None:
     assert fit(FORMS["power_floor"], SIZES[None], 5 * SIZES**-0.3, LOG_SQUARES).at_bound == ("E",)
 
 
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        (np.ones(2), "3 parameters, and there are 2"),
+        (np.ones(2), "3 parameters, but there are only 2"),
         (np.array([1, 0, 2, 3.0]), "0 or below"),
-        (np.array([1, np.nan, 2, 3]), "not numbers"),
+        (np.array([1, np.nan, 2, 3]), "not finite numbers"),
     ],
 )
 def test_points_that_cannot_be_fitted_are_an_error(y: Array, message: str) -> None:
@@ -124,7 +124,7 @@ def test_points_that_cannot_be_fitted_are_an_error(y: Array, message: str) -> No
         fit(FORMS["power_floor"], SIZES[None, : len(y)], y, HUBER)
 
 
-def test_only_curves_over_a_distance_take_an_x_of_zero() -> None:
+def test_only_curves_over_a_distance_accept_an_x_of_zero() -> None:
     x, y = np.linspace(0, 3, 12)[None], np.linspace(0.1, 0.5, 12)
     assert fit(FORMS["gao_best_of_n"], x, y, SQUARES).converged
     with pytest.raises(ValueError, match="0 or below"):
@@ -132,12 +132,12 @@ def test_only_curves_over_a_distance_take_an_x_of_zero() -> None:
 
 
 def test_a_turn_far_outside_the_data_is_at_its_bound() -> None:
-    # u^-alpha with u beyond the turn: any earlier turn fits as well
+    # all points are beyond the turn, so any earlier turn fits equally well
     y = math.log(2) * (1 + SIZES / 1e-3) ** -0.3
     assert "x0" in fit(FORMS["saturating"], SIZES[None], y, LOG_SQUARES).at_bound
 
 
-def test_whole_runs_and_whole_prompts_are_drawn() -> None:
+def test_whole_runs_and_whole_prompts_are_resampled() -> None:
     sums, weights = np.array([[1.0, 0.0], [2.0, 2.0], [3.0, 0.0]]), np.ones(2)
     drawn = evidence.resample(
         Points(np.array([[1, 2, 3.0]]), sums.sum(axis=1) / 2, np.array([0, 0, 1]), sums, weights),
@@ -146,29 +146,29 @@ def test_whole_runs_and_whole_prompts_are_drawn() -> None:
     )
     assert (drawn.weights[:, 0] == drawn.weights[:, 1]).all()
     assert set(drawn.weights.sum(axis=1)) <= {0 + 2 * 1.0, 2 * 2.0, 2 + 1.0}
-    # the share of the first prompt decides, for all points alike
+    # the share of the first prompt determines all points
     share = drawn.y[:, 0]
     np.testing.assert_allclose(drawn.y[:, 2], 3 * share)
     assert set(share) == {0.0, 0.5, 1.0}
 
 
 @pytest.mark.proof
-def test_intervals_hold_what_was_planted_about_as_often_as_they_say() -> None:
+def test_intervals_contain_the_planted_value_about_as_often_as_stated() -> None:
     held = {"bootstrap": 0, "profile": 0}
     for seed in range(30):
         some = seeds(0.3 + 20 * SIZES**-0.4, noise=0.01, seed=seed)
-        found = fit(FORMS["power_floor"], some.x, some.y, LOG_SQUARES)
+        fitted = fit(FORMS["power_floor"], some.x, some.y, LOG_SQUARES)
         low, high = evidence.bootstrap(
-            found, some, LOG_SQUARES, evidence.resample(some, seed=seed, resamples=200)
+            fitted, some, LOG_SQUARES, evidence.resample(some, seed=seed, resamples=200)
         ).intervals["alpha"]
         held["bootstrap"] += low <= 0.4 <= high
-        low, high = evidence.profile(some, "alpha", found)
+        low, high = evidence.profile(some, "alpha", fitted)
         held["profile"] += low <= 0.4 <= high
     assert held["bootstrap"] >= 25
     assert held["profile"] >= 25
 
 
-def test_the_slope_of_a_power_law_is_minus_its_exponent_and_runs_are_its_units() -> None:
+def test_the_slope_of_a_power_law_is_minus_its_exponent_and_runs_are_the_units() -> None:
     exact = seeds(5 * SIZES**-0.25, noise=0.0)
     assert evidence.slope(
         exact, evidence.resample(exact, seed=0, resamples=20)
@@ -177,22 +177,22 @@ def test_the_slope_of_a_power_law_is_minus_its_exponent_and_runs_are_its_units()
     # one degree of freedom
     x = np.tile(SIZES, 2)
     two = Points(x[None], np.concatenate([SIZES**-0.2, SIZES**-0.4]), np.repeat([0, 1], len(SIZES)))
-    found = evidence.slope(two, evidence.resample(two, seed=0, resamples=20))
-    assert found.interval == pytest.approx((-0.3 - 1.2706, -0.3 + 1.2706), abs=1e-3)
+    slope = evidence.slope(two, evidence.resample(two, seed=0, resamples=20))
+    assert slope.interval == pytest.approx((-0.3 - 1.2706, -0.3 + 1.2706), abs=1e-3)
 
 
 def test_prompts_that_all_runs_share_widen_the_slope() -> None:
-    """Two prompts, of slopes -0.1 and -0.3: three equal runs tell nothing of another prompt, so
-    their agreement is no proof."""
+    """Two prompts have slopes of -0.1 and -0.3. Three equal runs agree, but their agreement proves
+    nothing about other prompts."""
     x = np.tile(SIZES, 3)
     sums = np.stack([x**-0.1, x**-0.3], axis=1)
     three = Points(x[None], sums.mean(axis=1), np.repeat(range(3), len(SIZES)), sums, np.ones(2))
-    found = evidence.slope(three, evidence.resample(three, seed=0, resamples=200))
-    assert found.interval.low < -0.3
-    assert found.interval.high > -0.1
+    slope = evidence.slope(three, evidence.resample(three, seed=0, resamples=200))
+    assert slope.interval.low < -0.3
+    assert slope.interval.high > -0.1
 
 
-def test_the_slope_of_few_runs_of_one_point_is_held_as_often_as_it_says() -> None:
+def test_slope_intervals_of_few_runs_of_one_point_have_their_stated_coverage() -> None:
     held = 0
     for seed in range(200):
         five = points(
@@ -214,12 +214,12 @@ def test_four_sizes_are_enough_for_a_law(count: int) -> None:
     assert said.form in verdicts.SMOOTH
 
 
-def test_the_largest_third_is_foretold_from_the_rest() -> None:
+def test_the_largest_third_is_predicted_from_the_rest() -> None:
     some = points(5 * SIZES**-0.25)
     marked = evidence.largest(some)
     assert marked.sum() == 3
     assert evidence.extrapolation_error(FORMS["power"], some, HUBER, marked) < 1e-9
-    # a constant foretells the mean of the five smaller ones
+    # a constant predicts the mean of the five smaller sizes
     y = np.array([1, 1, 1, 1, 1, 2, 2, 2.0])
     assert evidence.extrapolation_error(
         FORMS["constant"], points(y), SQUARES, marked
@@ -239,13 +239,11 @@ def test_the_largest_third_is_foretold_from_the_rest() -> None:
     ],
     ids=["power", "flat", "noisy", "rising", "step", "a fall that ends", "a wide turn"],
 )
-def test_a_series_over_size_gets_the_word_it_deserves(
-    of_size: Array, noise: float, word: str
-) -> None:
+def test_a_series_over_size_gets_the_right_verdict(of_size: Array, noise: float, word: str) -> None:
     some = seeds(of_size, noise=noise)
-    found = verdicts.of_line(some, evidence.resample(some, seed=0, resamples=200))
-    assert found.word == word, found
-    assert found.form not in ("broken", "sigmoid") or word == "not identified", found
+    verdict = verdicts.of_line(some, evidence.resample(some, seed=0, resamples=200))
+    assert verdict.word == word, verdict
+    assert verdict.form not in ("broken", "sigmoid") or word == "not identified", verdict
 
 
 def test_three_sizes_or_one_decade_identify_nothing() -> None:
@@ -266,7 +264,7 @@ def smooth(n: Array, d: Array) -> Array:
 
 
 def gated(n: Array, d: Array) -> Array:
-    """Nothing is learned below a hundred thousand parameters, whatever the data."""
+    """Losses of models that learn nothing below a hundred thousand parameters, with any data."""
     gate = 1 / (1 + (n[:, None] / 1e5) ** -6.0)
     return np.asarray(
         math.log(2) - (math.log(2) - 0.1) * gate * (1 - (1 + d[None, :] / 3000) ** -1.5)
@@ -274,21 +272,21 @@ def gated(n: Array, d: Array) -> Array:
 
 
 @pytest.mark.proof
-def test_sizes_that_never_learn_are_told_from_sizes_that_learn_late() -> None:
-    found = verdicts.of_plane(grid(gated(N, D), N, D, noise=0.01))
-    assert found.word == "emergent", found
-    place = found.evidence.place
-    assert place is not None
-    assert place.low is not None
-    assert place.high is not None
-    assert 4e4 < place.low < place.high < 3e5
+def test_sizes_that_never_learn_are_distinguished_from_sizes_that_learn_late() -> None:
+    verdict = verdicts.of_plane(grid(gated(N, D), N, D, noise=0.01))
+    assert verdict.word == "emergent", verdict
+    threshold = verdict.evidence.threshold
+    assert threshold is not None
+    assert threshold.low is not None
+    assert threshold.high is not None
+    assert 4e4 < threshold.low < threshold.high < 3e5
     for seed in range(3):
         late = verdicts.of_plane(grid(smooth(N, D), N, D, noise=0.02, seed=seed))
         assert late.word == "power law", late
 
 
 @pytest.mark.parametrize("steepness", [1.3, 2.0])
-def test_sizes_that_learn_ever_better_are_not_emergent(steepness: float) -> None:
+def test_steady_improvement_with_size_is_not_emergent(steepness: float) -> None:
     gate = 1 / (1 + (N[:, None] / 1e5) ** -steepness)
     wide = math.log(2) - (math.log(2) - 0.1) * gate * (1 - (1 + D[None, :] / 3000) ** -1.5)
     assert verdicts.of_plane(grid(wide, N, D, noise=0.01)).word == "power law"
@@ -299,36 +297,36 @@ def test_sizes_that_learn_ever_better_are_not_emergent(steepness: float) -> None
 
 
 @pytest.mark.proof
-def test_a_loss_that_only_data_lowers_is_no_law_of_both() -> None:
-    found = verdicts.of_plane(
+def test_a_loss_that_falls_only_with_data_is_not_a_law_of_both() -> None:
+    verdict = verdicts.of_plane(
         grid(0.2 + 4 * D[None, :] ** -0.4 * np.ones((8, 1)), N, D, noise=0.01)
     )
-    assert (found.word, "with D only" in found.reason) == ("not identified", True), found
+    assert (verdict.word, "only with D" in verdict.reason) == ("not identified", True), verdict
 
 
 def test_two_amounts_of_data_are_too_few_for_a_plane() -> None:
-    found = verdicts.of_plane(grid(smooth(N, D[:2]), N, D[:2], noise=0.01))
-    assert (found.word, found.reason[:5]) == ("not identified", "data:")
+    verdict = verdicts.of_plane(grid(smooth(N, D[:2]), N, D[:2], noise=0.01))
+    assert (verdict.word, verdict.reason[:5]) == ("not identified", "data:")
 
 
 def test_one_run_has_no_intervals() -> None:
     some = Points(SIZES[None], 5 * SIZES**-0.3, np.zeros(8, dtype=np.int64))
-    found = fit(FORMS["power"], some.x, some.y, LOG_SQUARES)
+    fitted = fit(FORMS["power"], some.x, some.y, LOG_SQUARES)
     spread = evidence.bootstrap(
-        found, some, LOG_SQUARES, evidence.resample(some, seed=0, resamples=20)
+        fitted, some, LOG_SQUARES, evidence.resample(some, seed=0, resamples=20)
     )
     assert np.isnan(list(spread.intervals["alpha"])).all()
     assert len(spread.theta) == 0
 
 
 @pytest.mark.proof
-def test_a_plane_without_trend_has_none() -> None:
+def test_a_constant_loss_over_a_plane_has_no_trend() -> None:
     assert verdicts.of_plane(grid(np.full((8, 9), 0.69), N, D, noise=0.003)).word == "no trend"
     rising = 0.69 + 0.05 * np.log(D / D[0])[None, :] * np.ones((8, 1))
     assert verdicts.of_plane(grid(rising, N, D, noise=0.003)).word == "not identified"
     assert (
         verdicts.of_plane(grid(np.full((8, 9), 0.69), N, D, noise=0.4)).word == "not identified"
-    )  # too noisy to rule a trend out
+    )  # too noisy to exclude a trend
 
 
 def test_the_three_approaches_find_the_planted_frontier() -> None:
@@ -336,17 +334,17 @@ def test_the_three_approaches_find_the_planted_frontier() -> None:
     sizes, amounts = np.geomspace(1e3, 1e7, 17), np.geomspace(1e2, 1e7, 60)
     n, d = (axis.ravel() for axis in np.meshgrid(sizes, amounts, indexing="ij"))
     loss = curve(FORMS["joint"], theta[None], np.stack([n, d]))[0][0]
-    found = compute_optimal.compare(
+    approaches = compute_optimal.compare(
         Runs(n, d, 6 * n * d, loss, np.repeat(np.arange(17), 60)), seed=0, resamples=8
     )
-    assert found.flops_per_parameter_and_pair == pytest.approx(6)
-    assert found.joint is not None
-    assert found.joint.exponent == pytest.approx(0.6, abs=1e-4)
-    assert found.isoflop.exponent == pytest.approx(0.6, abs=0.03)
-    assert found.envelope.exponent == pytest.approx(
+    assert approaches.flops_per_parameter_and_pair == pytest.approx(6)
+    assert approaches.joint is not None
+    assert approaches.joint.exponent == pytest.approx(0.6, abs=1e-4)
+    assert approaches.isoflop.exponent == pytest.approx(0.6, abs=0.03)
+    assert approaches.envelope.exponent == pytest.approx(
         0.6, abs=0.1
-    )  # it can only take sizes that were trained
-    best, budget = found.joint.optimal_n[4], found.budgets_flops[4]
+    )  # it can only choose among the sizes that were trained
+    best, budget = approaches.joint.optimal_n[4], approaches.budgets_flops[4]
     assert best is not None
     losses = [
         curve(FORMS["joint"], theta[None], np.array([[best * k], [budget / 6 / best / k]]))[0][0, 0]

@@ -1,4 +1,4 @@
-"""Plain preference sets, in each of the forms that others publish."""
+"""Plain preference sets in each of the forms that others publish."""
 
 import gzip
 import json
@@ -34,7 +34,7 @@ def read(
     return train + list(preference_sets.read([path], "validation", Counter())), +drops
 
 
-def test_a_set_is_what_lies_in_the_folder_itself(tmp_path: Path) -> None:
+def test_a_set_contains_only_files_directly_in_its_folder(tmp_path: Path) -> None:
     rows = [{"prompt": f"How {n}?", "chosen": "So.", "rejected": "No."} for n in range(40)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "other").mkdir()
@@ -132,7 +132,7 @@ def test_a_dialogue_of_many_turns_keeps_them_as_its_prompt(tmp_path: Path) -> No
     assert group.responses[0].content == "So.\n\nHuman stays"
 
 
-def test_a_system_column_stands_before_the_question(tmp_path: Path) -> None:
+def test_a_system_column_becomes_the_first_message(tmp_path: Path) -> None:
     (group,), _ = read(
         tmp_path,
         {
@@ -147,7 +147,7 @@ def test_a_system_column_stands_before_the_question(tmp_path: Path) -> None:
     assert [response.content for response in group.responses] == ["A cat is so.", "A cat is not."]
 
 
-def test_what_stands_beside_whole_dialogues_is_not_lost(tmp_path: Path) -> None:
+def test_columns_beside_whole_dialogues_are_not_lost(tmp_path: Path) -> None:
     opened = [{"role": "assistant", "content": "Hello."}, *turns("How?")]
     sides = {"chosen": [*opened, *turns("x", "So.")[1:]], "rejected": turns("x", "No.")[1:]}
     (group,), drops = read(tmp_path, {"prompt": opened, **sides})
@@ -189,7 +189,7 @@ def test_turns_that_helpsteer2_marks_are_messages(tmp_path: Path) -> None:
     ]
 
 
-def test_the_prompt_of_bare_texts_is_what_both_begin_with(tmp_path: Path) -> None:
+def test_the_prompt_of_plain_texts_is_their_common_beginning(tmp_path: Path) -> None:
     (group,), _ = read(tmp_path, {"chosen": "The sky is blue.", "rejected": "The sky is bleak."})
     assert group.prompt == (Message("user", "The sky is"),)
     assert [response.content for response in group.responses] == ["blue.", "bleak."]
@@ -226,7 +226,7 @@ def test_helpsteer2_rows_that_share_a_prompt_are_compared_by_helpfulness(tmp_pat
     ]
 
 
-def test_ultrafeedback_ratings_give_all_pairs_that_weigh_one_together(tmp_path: Path) -> None:
+def test_ultrafeedback_ratings_give_all_pairs_with_a_total_weight_of_1(tmp_path: Path) -> None:
     answers = [
         {"response": str(rating), "overall_score": rating} for rating in (4.0, 2.0, 2.0, 1.0)
     ]
@@ -295,7 +295,7 @@ def test_ultrafeedback_ratings_give_all_pairs_that_weigh_one_together(tmp_path: 
         ),
     ],
 )
-def test_what_holds_no_preference_is_dropped_with_its_reason(
+def test_rows_without_a_preference_are_dropped_with_their_reason(
     row: Any, reason: str, tmp_path: Path
 ) -> None:
     groups, drops = read(tmp_path, row, FORMS["texts"])
@@ -331,7 +331,7 @@ def test_what_holds_no_preference_is_dropped_with_its_reason(
         ("{", "train.jsonl:2: not JSON"),
     ],
 )
-def test_a_row_of_no_known_form_stops_the_run_with_its_line(
+def test_a_row_of_unknown_form_stops_the_run_with_its_line(
     line: str, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "train.jsonl"
@@ -340,14 +340,14 @@ def test_a_row_of_no_known_form_stops_the_run_with_its_line(
         list(preference_sets.read([path], "train", Counter()))
 
 
-def test_a_torn_archive_is_named(tmp_path: Path) -> None:
+def test_a_truncated_archive_is_named(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(FORMS["texts"]).encode() * 1000, mtime=0)[:50])
     with pytest.raises(DataError, match="not readable"):
         list(preference_sets.read([path], "train", Counter()))
 
 
-def test_a_set_without_a_validation_file_lends_a_share_of_its_prompts(tmp_path: Path) -> None:
+def test_without_a_validation_file_a_share_of_the_prompts_is_held_out(tmp_path: Path) -> None:
     rows = [{"prompt": f"How {i}?", "chosen": "So.", "rejected": "No."} for i in range(2000)]
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -413,8 +413,8 @@ def test_a_set_may_be_in_any_format_alone_or_in_a_folder(
     name: str, content: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    for place in (tmp_path / name, tmp_path):
-        (group,) = groups_of(TrainingData.find([str(place)]).plain[0])
+    for path in (tmp_path / name, tmp_path):
+        (group,) = groups_of(TrainingData.find([str(path)]).plain[0])
         assert group.prompt == USER
         assert [response.content for response in group.responses] == ["So.", "No."]
     assert rows_of_files.count(tmp_path / name) == 1
@@ -433,7 +433,7 @@ def test_cells_of_csv_stay_as_they_are_written(tmp_path: Path) -> None:
     assert second.responses[0].content == long
 
 
-def test_a_torn_file_of_zstandard_is_named(tmp_path: Path) -> None:
+def test_a_truncated_zstandard_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zstandard.compress((LINE + b"\n") * 1000)[:-9])
     with pytest.raises(DataError, match=r"a.jsonl.zst: not readable \(Truncated"):
@@ -487,7 +487,7 @@ def test_a_split_under_several_names_counts_once(tmp_path: Path) -> None:
     lines = [json.dumps({**PAIR, "prompt": f"How {i}?"}) + "\n" for i in range(40)]
     for name in ("train_prefs", "train_sft", "train_gen", "test_prefs", "test_sft"):
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-    # the same row twice in one file is two rows
+    # a row that is twice in one file counts as two rows
     (tmp_path / "train_gen.jsonl").write_text("".join([*lines, lines[0]]))
 
     drops: Counter[str] = Counter()
@@ -498,7 +498,7 @@ def test_a_split_under_several_names_counts_once(tmp_path: Path) -> None:
     assert len(preference_set.read(tmp_path)) == 40
 
 
-def test_rows_of_other_ratings_or_tool_calls_are_no_copies(tmp_path: Path) -> None:
+def test_rows_that_differ_in_ratings_or_tool_calls_are_not_copies(tmp_path: Path) -> None:
     rated = {"prompt": "How?", "response": "So."}
     called = [{**CALL, "tool_call_id": name} for name in "ab"]
     for number in range(2):
@@ -553,7 +553,7 @@ def test_columns_of_other_names_are_read_under_ours(tmp_path: Path) -> None:
     assert data.with_column("bad") == []
 
 
-def test_a_rating_that_columns_name_goes_before_others(tmp_path: Path) -> None:
+def test_a_rating_that_columns_name_takes_precedence(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = [
         {"prompt": "How?", "response": text, "helpfulness": 3, "correctness": rating}
@@ -574,13 +574,13 @@ def test_a_column_that_is_absent_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", ["prompt", "prompt=", "answer=good", "prompt=a,prompt=b"])
-def test_columns_are_ours_with_theirs(words: str) -> None:
+def test_wrong_columns_are_refused(words: str) -> None:
     with pytest.raises(ConfigError, match="--columns "):
         column_names([words])
 
 
 def test_columns_need_a_plain_set(road: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--columns: .* is not a plain preference set"):
+    with pytest.raises(ConfigError, match="--columns: applies only to plain preference sets"):
         TrainingData.find([str(road / "groups")], columns={"prompt": "question"})
 
 
@@ -598,7 +598,7 @@ def pairs_of(path: Path, name: str, count: int) -> None:
     path.write_text("".join(rows))
 
 
-def test_with_a_validation_set_nothing_is_lent_and_names_of_files_hold(tmp_path: Path) -> None:
+def test_with_a_validation_set_no_training_prompt_is_held_out(tmp_path: Path) -> None:
     pairs_of(tmp_path / "train.jsonl", "train", 200)
     pairs_of(tmp_path / "val.jsonl", "val", 3)
     pairs_of(tmp_path / "test.jsonl", "test", 3)
@@ -624,7 +624,7 @@ def test_a_validation_file_is_not_trained_on(tmp_path: Path) -> None:
     train, validation = held(data)
     assert {prompt[0] for prompt in train} == {"a"}
     assert {prompt[0] for prompt in validation} == {"b"}
-    with pytest.raises(ConfigError, match="has all files that are to be trained on"):
+    with pytest.raises(ConfigError, match="contains all training files"):
         TrainingData.find(names, validation=names)
 
 
@@ -651,7 +651,7 @@ def test_groups_to_validate_on_give_their_validation_split(road: Path, tmp_path:
     assert len(held(data)[0]) == 3
 
 
-def test_hh_rlhf_is_read_whole_but_for_the_five_pairs_that_differ_earlier(real_data: Path) -> None:
+def test_hh_rlhf_is_read_completely_except_five_pairs_that_differ_earlier(real_data: Path) -> None:
     drops: Counter[str] = Counter()
     path = real_data / "benchmarks" / "hh-rlhf" / "harmless-base_test.jsonl.gz"
     groups = list(preference_sets.read([path], "test", drops))

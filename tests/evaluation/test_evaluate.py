@@ -30,7 +30,7 @@ from worldpm.storage.manifest import read_manifest
 def item(
     name: str, texts: Sequence[str], preferences: Sequence[tuple[int, int]], *, subset: str = "a"
 ) -> Item:
-    """Response i was written on day i + 1; the pairs weigh 1 together."""
+    """An item whose response i was written on day i + 1. The weights of its pairs sum to 1."""
     responses = [
         Response(text, created=datetime(2020, 1, i + 1, tzinfo=UTC)) for i, text in enumerate(texts)
     ]
@@ -45,16 +45,16 @@ ITEMS = [
 
 
 def test_metrics_by_hand() -> None:
-    found = metrics(Judged(ITEMS, [[2.0, 1.0, 1.0], [0.0, 1.0]]))
-    assert found.n == 4
-    assert found.ties == 1
-    assert found.accuracy == pytest.approx((1 + 1 + 0.5) / 3 / 2)
-    assert found.accuracy_unweighted == pytest.approx(2.5 / 4)
-    assert found.prompts == 2
-    assert found.interval == pytest.approx([0.0, 5 / 6])
-    # longer: right on all of x, wrong on y, shorter the other way; earlier: right on (0, 1) and (0,
-    # 2) of x and on y
-    assert found.nulls == {
+    measures = metrics(Judged(ITEMS, [[2.0, 1.0, 1.0], [0.0, 1.0]]))
+    assert measures.n == 4
+    assert measures.ties == 1
+    assert measures.accuracy == pytest.approx((1 + 1 + 0.5) / 3 / 2)
+    assert measures.accuracy_unweighted == pytest.approx(2.5 / 4)
+    assert measures.prompts == 2
+    assert measures.interval == pytest.approx([0.0, 5 / 6])
+    # "longer" is right on all of x and wrong on y, "shorter" the reverse. "earlier" is right on y,
+    # and on (0, 1) and (0, 2) of x
+    assert measures.nulls == {
         "longer": pytest.approx(0.5),
         "shorter": 0.5,
         "earlier": pytest.approx((2 / 3 + 1) / 2),
@@ -75,7 +75,7 @@ def test_undated_responses_have_no_earlier_baseline() -> None:
     assert metrics(Judged([undated], [[3.0, 1.0, 2.0]])).nulls["earlier"] is None
 
 
-def test_the_better_set_is_what_nothing_is_preferred_to() -> None:
+def test_a_response_is_preferred_if_no_other_is_preferred_to_it() -> None:
     assert ITEMS[0].preferred == [True, False, False]
     assert item("z", ["a", "b", "c"], [(0, 2), (1, 2)]).preferred == [True, True, False]
 
@@ -105,14 +105,14 @@ def test_results_keep_the_raw_rewards_and_the_metrics_follow_from_them(road: Pat
             False,
         )
         by_item.setdefault(row["item"], []).append(row["reward"])
-    found = read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]
+    result = read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]
     measures = metrics(Judged(items, [by_item[one.item] for one in items]))
     again = json.loads(to_json(measures))
-    kept = found["benchmarks"]["groups"]
-    assert {key: kept[key] for key in again} == again
-    assert kept["domain"] == "forum"
-    assert kept["subsets"].keys() == {"simulated"}
-    assert found["conditions"]["max_length"] == 256
+    written = result["benchmarks"]["groups"]
+    assert {key: written[key] for key in again} == again
+    assert written["domain"] == "forum"
+    assert written["subsets"].keys() == {"simulated"}
+    assert result["conditions"]["max_length"] == 256
 
 
 def test_the_tables_of_results_fit_together(road: Path) -> None:
@@ -128,14 +128,14 @@ def test_the_tables_of_results_fit_together(road: Path) -> None:
 def two_outputs(
     folder: Path, change: Callable[[list[dict[str, object]]], None] | None = None
 ) -> Path:
-    for place in llmbar.PLACES.values():
+    for subset in llmbar.PLACES.values():
         rows: list[dict[str, object]] = [
             {"input": "Say yes.", "output_1": "no", "output_2": "yes", "label": 2}
         ]
         if change:
             change(rows)
-        (folder / "LLMBar" / place).mkdir(parents=True)
-        (folder / "LLMBar" / place / "dataset.json").write_text(json.dumps(rows))
+        (folder / "LLMBar" / subset).mkdir(parents=True)
+        (folder / "LLMBar" / subset / "dataset.json").write_text(json.dumps(rows))
     return folder
 
 
@@ -162,10 +162,10 @@ def test_llmbars_own_average_is_the_plain_mean_of_the_adversarial_subsets(tmp_pa
     }
 
 
-def test_an_absent_benchmark_says_what_to_download_and_where_it_goes(tmp_path: Path) -> None:
+def test_the_error_about_an_absent_benchmark_names_the_download(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"download https://github.com/princeton-nlp/LLMBar .* and copy it to that folder",
+        match=r"Download https://github.com/princeton-nlp/LLMBar .* and copy it to that folder",
     ):
         llmbar.read(tmp_path / "llmbar")
 
@@ -183,7 +183,7 @@ def test_a_benchmark_of_another_format_is_refused(
     tmp_path: Path, change: Callable[[list[dict[str, object]]], None]
 ) -> None:
     with pytest.raises(
-        DataError, match=r"not of the format of https://github.com/princeton-nlp/LLMBar"
+        DataError, match=r"does not have the format of https://github.com/princeton-nlp/LLMBar"
     ):
         llmbar.read(two_outputs(tmp_path, change))
 
@@ -193,12 +193,12 @@ def test_a_benchmark_of_another_format_is_refused(
     [
         (
             ("evaluate", "nowhere", "--on", "llmbar"),
-            "nowhere: no such file or folder, and no hub id (OWNER/NAME). Check the path.",
+            "nowhere: no such file or folder, and not a hub id (OWNER/NAME). Check the path.",
         ),
         (("evaluate", "{road}/checkpoint", "--on", "rm-bunch"), "neither a benchmark (rm-bench, "),
         (
             ("evaluate", "{road}/checkpoint", "--on", "llmbar", "--benchmarks", "nowhere"),
-            "`LLMBar/Natural/dataset.json` is not there",
+            "`LLMBar/Natural/dataset.json` does not exist",
         ),
         (("evaluate", "{road}/groups", "--on", "llmbar"), "made by `worldpm group`"),
         (("evaluate", "{road}/checkpoint", "--on", "{road}/threads"), "made by `worldpm simulate`"),
@@ -227,15 +227,18 @@ def test_a_benchmark_of_another_format_is_refused(
         ),
         (
             ("train", "{road}/groups", "--model", "{road}/checkpoint", "--revision", "abc"),
-            "is a folder or file, which has none",
+            "is a folder or file, which has no revisions",
         ),
         (
             ("train", "{road}/groups", "--model", "tiny", "--weight-decay", "-1"),
             "--weight-decay is -1.0; it must not be negative",
         ),
-        (("group", "{road}/threads", "--filter-margin", "3"), "name its model"),
-        (("group", "{road}/threads", "--contaminated", "report"), "name its texts"),
-        (("export", "{road}/groups", "--licence", "mit"), "--licence does not go with --to pairs"),
+        (("group", "{road}/threads", "--filter-margin", "3"), "Name its model"),
+        (("group", "{road}/threads", "--contaminated", "report"), "Name its benchmarks or files"),
+        (
+            ("export", "{road}/groups", "--licence", "mit"),
+            "--licence: has no effect with --to pairs",
+        ),
         (
             ("export", "{road}/checkpoint", "--to", "model", "--results", "{road}/groups"),
             "made by `worldpm group`",
@@ -253,7 +256,7 @@ def test_wrong_inputs_are_named(
     assert message in capsys.readouterr().err
 
 
-def test_the_longer_output_wins_in_llmbar_as_often_as_is_known(real_data: Path) -> None:
+def test_the_longer_output_wins_in_llmbar_as_often_as_published(real_data: Path) -> None:
     items = llmbar.read(real_data / "benchmarks" / "llmbar")
     longer = {
         name: metrics(Judged(chosen, [[0.0, 0.0]] * len(chosen))).nulls["longer"]
@@ -307,28 +310,30 @@ def test_a_plain_preference_set_is_a_benchmark(
         "checkpoint"
     ]
     assert of_folder["benchmarks"]["set"]["n"] == 12
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["checkpoints"]["checkpoint"]
-    assert (found["benchmarks"]["mine"]["n"], found["benchmarks"]["mine"]["prompts"]) == (12, 12)
-    told = capsys.readouterr().out
-    assert f"{found['benchmarks']['mine']['accuracy']:.3f}" in told  # with its conditions
-    assert found["conditions"]["template_hash"] in told
+    result = json.loads((tmp_path / "out" / "metrics.json").read_text())["checkpoints"][
+        "checkpoint"
+    ]
+    assert (result["benchmarks"]["mine"]["n"], result["benchmarks"]["mine"]["prompts"]) == (12, 12)
+    output = capsys.readouterr().out
+    assert f"{result['benchmarks']['mine']['accuracy']:.3f}" in output  # with its conditions
+    assert result["conditions"]["template_hash"] in output
 
 
-def test_altered_and_damaged_inputs_are_told(
+def test_altered_and_damaged_inputs_are_reported(
     road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     groups = shutil.copytree(road / "groups", tmp_path / "groups")
     (table,) = groups.glob("*.parquet")
     whole, rows = table.read_bytes(), pq.read_table(table)
-    pq.write_table(rows.slice(0, len(rows) - 1), table)  # whole to look at, but not what was made
+    pq.write_table(rows.slice(0, len(rows) - 1), table)  # valid, but not the original
     judge = ("evaluate", road / "checkpoint", "--on")
     for words in ((*judge, groups), ("report", groups), ("train", groups, "--model", "tiny")):
         assert run(*words, "--out", tmp_path / "out") == 2
-        assert f"{table}: missing, or not as its manifest has it" in capsys.readouterr().err
+        assert f"{table}: missing or changed since it was written" in capsys.readouterr().err
     table.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
     assert (
         run(*judge, table, "--out", tmp_path / "out") == 2
-    )  # a file has no manifest that could vouch for it
+    )  # a single file has no manifest to check it against
     assert f"{table}: damaged (" in capsys.readouterr().err
     table.write_bytes(whole)
     (groups / "manifest.json").unlink()
@@ -337,13 +342,13 @@ def test_altered_and_damaged_inputs_are_told(
         assert "not finished (it has no manifest.json)" in capsys.readouterr().err
 
 
-def test_other_qualities_are_other_items() -> None:
+def test_items_with_other_qualities_have_another_hash() -> None:
     item = Item("all", "0", "p", (), (Response("a"), Response("b")), (), None, (1.0, 1.0))
-    found, other = (
+    described, other = (
         catalogue.describe("pandalm", [one]) for one in (item, replace(item, qualities=(0.0, 0.0)))
     )
-    assert found.sha256 != other.sha256
-    assert (found.name, found.items, found.bytes) == ("pandalm", 1, len(repr([item])))
+    assert described.sha256 != other.sha256
+    assert (described.name, described.items, described.bytes) == ("pandalm", 1, len(repr([item])))
 
 
 RAW = {"benchmark": "pandalm", "subset": "pandalm", "item": "0"}
@@ -370,22 +375,22 @@ def judge_raw(rows: Sequence[dict[str, object]], folder: Path, *words: object) -
     )
 
 
-def test_raw_rewards_are_judged_by_the_same_code(tmp_path: Path) -> None:
+def test_the_same_code_evaluates_raw_rewards(tmp_path: Path) -> None:
     others = [
         {**row, "item": "1", "reward": 0.0, "subset": "all"} for row in PAIR
-    ]  # of one subset, so its name says nothing
+    ]  # one subset, so its name does not matter
     assert judge_raw([*PAIR, *others], tmp_path) == 0
-    found = read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"]["benchmarks"][
+    result = read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"]["benchmarks"][
         "pandalm"
     ]
-    assert (found["accuracy"], found["ties"], found["native"]) == (
+    assert (result["accuracy"], result["ties"], result["native"]) == (
         0.75,
         1,
         {"accuracy without ties": 0.5},
     )
-    assert found["missing_items"] == {"pandalm": 892}
-    assert found["style"] is None
-    assert found["nulls"] == {
+    assert result["missing_items"] == {"pandalm": 892}
+    assert result["style"] is None
+    assert result["nulls"] == {
         "longer": None,
         "shorter": None,
         "earlier": None,
@@ -409,10 +414,10 @@ def test_raw_rewards_are_judged_by_the_same_code(tmp_path: Path) -> None:
             [{**PAIR[0], "benchmark": "rmb"}, {**PAIR[1], "benchmark": "rmb"}],
             "has no rewards on pandalm, but on rmb",
         ),
-        ([], "holds no row"),
+        ([], "has no rows"),
     ],
 )
-def test_raw_rewards_with_holes_are_refused(
+def test_incomplete_or_invalid_raw_rewards_are_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     rows: Sequence[dict[str, object]],
@@ -442,7 +447,7 @@ def test_raw_rewards_must_be_of_the_benchmarks_own_items(
     assert "lacks 1 of the benchmark's 2 items" in capsys.readouterr().err
     unknown = [{**row, "item": name} for row in PAIR for name in ("0", "1", "7")]
     assert judge_raw(unknown, tmp_path, "--benchmarks", tmp_path / "b") == 2
-    assert "1 items are not the benchmark's" in capsys.readouterr().err
+    assert "1 items are not in the benchmark" in capsys.readouterr().err
     assert (
         judge_raw(
             [{**row, "item": name} for row in PAIR for name in ("0", "1")],
@@ -462,11 +467,11 @@ def test_raw_rewards_must_be_of_the_benchmarks_own_items(
         == 2
     )
     assert "prefers other responses than the benchmark" in capsys.readouterr().err
-    found = read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"]["benchmarks"][
+    result = read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"]["benchmarks"][
         "pandalm"
     ]
-    assert found["nulls"]["first"] == 1.0
-    assert found["style"]["unit_of_length"] == "characters"
+    assert result["nulls"]["first"] == 1.0
+    assert result["style"]["unit_of_length"] == "characters"
 
 
 def test_raw_rewards_of_two_models_are_compared_item_by_item(
@@ -497,7 +502,7 @@ def test_raw_rewards_of_two_models_are_compared_item_by_item(
         None,
         None,
         1.0,
-    )  # the same in all
+    )  # both have the same rewards
     assert (
         run(
             "evaluate",
@@ -531,8 +536,8 @@ def test_a_checkpoint_and_its_own_raw_rewards_get_the_same_metrics(
         == 0
     )
     one, again = (
-        read_json(place / "metrics.json")["checkpoints"]["checkpoint"]
-        for place in (road / "results", tmp_path / "again")
+        read_json(folder / "metrics.json")["checkpoints"]["checkpoint"]
+        for folder in (road / "results", tmp_path / "again")
     )
     assert one["benchmarks"]["groups"].keys() == again["benchmarks"]["groups"].keys()
     differing = {
@@ -542,17 +547,19 @@ def test_a_checkpoint_and_its_own_raw_rewards_get_the_same_metrics(
     }
     assert differing == {
         "calibration"
-    }  # only the checkpoint itself knows the temperature of its validation
+    }  # only the checkpoint has the temperature from its validation
     assert one["benchmarks"]["groups"]["calibration"]["source"] == "validation"
 
 
-def test_conditions_are_told_with_the_score(road: Path) -> None:
-    told = read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]["conditions"]
-    assert told["last_tokens"][-1] == told["end_token"] == "<|endoftext|>"
-    assert told["first_tokens"][:2] == ["<|im_start|>", "system"]
-    assert told["batch_invariance"]["largest_difference"] < 1e-5
-    assert told["batch_invariance"]["responses"] > 8
-    assert told["truncated_share"] == {"groups": 0.0}
+def test_conditions_are_reported_with_the_score(road: Path) -> None:
+    conditions = read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"][
+        "conditions"
+    ]
+    assert conditions["last_tokens"][-1] == conditions["end_token"] == "<|endoftext|>"
+    assert conditions["first_tokens"][:2] == ["<|im_start|>", "system"]
+    assert conditions["batch_invariance"]["largest_difference"] < 1e-5
+    assert conditions["batch_invariance"]["responses"] > 8
+    assert conditions["truncated_share"] == {"groups": 0.0}
 
 
 def test_conditions_of_rewards_that_an_earlier_run_made_are_the_same(road: Path) -> None:
@@ -579,27 +586,27 @@ def test_checkpoints_are_compared_and_shown_side_by_side(road: Path, tmp_path: P
         )
         == 0
     )
-    found = read_json(tmp_path / "results" / "metrics.json")
+    results = read_json(tmp_path / "results" / "metrics.json")
     assert [
         (row["first"], row["second"], row["difference"], row["p_value_holm"])
-        for row in found["comparisons"]
+        for row in results["comparisons"]
     ] == [("checkpoint", "copy", 0, 1)]
     assert (
-        found["checkpoints"]["copy"]["conditions"]["overlap_with_training"]["groups"] > 0.5
+        results["checkpoints"]["copy"]["conditions"]["overlap_with_training"]["groups"] > 0.5
     )  # the forum repeats its sentences
     whole = read_json(road / "results" / "metrics.json")["checkpoints"]["checkpoint"]["benchmarks"][
         "groups"
     ]["items"]
-    drawn = found["checkpoints"]["copy"]["benchmarks"]["groups"]["items"]
+    drawn = results["checkpoints"]["copy"]["benchmarks"]["groups"]["items"]
     assert 0 < drawn <= whole
-    assert found["checkpoints"]["copy"]["conditions"]["strata"] == {"groups": {"open": drawn}}
+    assert results["checkpoints"]["copy"]["conditions"]["strata"] == {"groups": {"open": drawn}}
     assert run("report", tmp_path / "results", "--out", tmp_path / "r.html") == 0
     page = (tmp_path / "r.html").read_text()
     assert "Checkpoints side by side" in page
     assert "Judged wrong by the widest margin" in page
 
 
-def test_an_evaluation_goes_on_without_scoring_anything_again(
+def test_a_resumed_evaluation_scores_nothing_again(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation_run, "ITEMS_AT_ONCE", 5)
@@ -658,20 +665,20 @@ def test_items_of_one_prompt_are_scored_as_one_group(road: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("evaluate", "--on", "llmbar"), "name checkpoints, or --rewards, or --verdicts"),
-        (("evaluate", "x", "--rewards", "y.jsonl", "--on", "llmbar"), "one of three"),
+        (("evaluate", "--on", "llmbar"), "and checkpoints, --rewards or --verdicts"),
+        (("evaluate", "x", "--rewards", "y.jsonl", "--on", "llmbar"), "exactly one of the three"),
         (
             ("evaluate", "--rewards", "y.jsonl", "--on", "llmbar", "--strata", "forum"),
-            "goes with checkpoints",
+            "applies to checkpoints only",
         ),
         (
             ("evaluate", "--verdicts", "y.json", "--on", "llmbar"),
-            "goes with --on arena-hard or --on alpacaeval",
+            "needs --on arena-hard or --on alpacaeval",
         ),
         (("evaluate", "a/x", "--on", "worldpm", "--benchmarks", "none"), "no such folder"),
         (
             ("evaluate", "{road}/checkpoint", "--on", "worldpm", "--benchmarks", "none"),
-            "none/rm-bench: `chat_filtered.json` is not there",
+            "none/rm-bench: `chat_filtered.json` does not exist",
         ),
         (("evaluate", "{road}/checkpoint", "--on", "pandalm=none"), "not a hub id"),
         (
@@ -684,7 +691,7 @@ def test_items_of_one_prompt_are_scored_as_one_group(road: Path) -> None:
         ),
     ],
 )
-def test_wrong_words_are_told(
+def test_wrong_options_are_reported(
     road: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -709,7 +716,7 @@ def test_folders_made_under_other_conditions_are_compared_with_a_warning(
 
 
 def rows_of_strict_turns(folder: Path, count: int) -> Path:
-    """A preference set of which one row has two user turns in a row."""
+    """A preference set in which one row has two consecutive user turns."""
     rows = [
         {
             "prompt": [{"role": "user", "content": f"How many grams, {number}?"}],
@@ -763,12 +770,12 @@ def test_a_set_whose_items_are_all_refused_is_an_error(
         ),
     ],
 )
-def test_many_cut_responses_are_told(share: float, warning: str | None) -> None:
+def test_many_cut_responses_give_a_warning(share: float, warning: str | None) -> None:
     conditions = Conditions(truncated_share={"a": share})
     assert conditions.cut_warnings.get("a") == warning
 
 
-def test_a_set_that_is_mostly_cut_is_told_on_the_terminal_and_on_the_page(
+def test_the_terminal_and_the_page_warn_of_a_set_that_is_mostly_cut(
     road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("evaluate", road / "checkpoint", "--on", road / "groups", "--cut", "--max-length", 24)

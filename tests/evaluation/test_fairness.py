@@ -1,4 +1,4 @@
-"""Fairness gaps: planted ones are reported, with numbers that can be checked by hand."""
+"""Fairness gaps: planted gaps are reported, with numbers that were computed by hand."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from worldpm.evaluation.group_gaps import Gap, Pair, ValueResult
 
 
 def pairs_of(errors: dict[str, list[float]]) -> list[Pair]:
-    """A pair for each error, each of another prompt; an error of 1 is a margin of -1."""
+    """A pair for each error, each with a different prompt. An error of 1 is a margin of -1."""
     return [
         Pair(f"{value}{number}", {"language": value}, 1 - 2 * error, 0.0)
         for value, column in errors.items()
@@ -21,24 +21,24 @@ def pairs_of(errors: dict[str, list[float]]) -> list[Pair]:
 
 
 def error_gap(result: ValueResult) -> Gap:
-    """The gap of errors, which the value must have."""
+    """The gap of errors of a value that must have one."""
     assert result.error_gap is not None
     return result.error_gap
 
 
 def reward_gap(result: ValueResult) -> Gap:
-    """The gap of rewards, which the value must have."""
+    """The gap of rewards of a value that must have one."""
     assert result.reward_gap is not None
     return result.reward_gap
 
 
 def ends(interval: tuple[float, float] | None) -> tuple[float, float]:
-    """The ends of an interval that must be known."""
+    """The ends of an interval that must not be None."""
     assert interval is not None
     return interval
 
 
-def test_errors_rewards_and_gaps_are_those_counted_by_hand() -> None:
+def test_errors_rewards_and_gaps_by_hand() -> None:
     results = group_gaps.gaps(
         pairs_of({"en": [0.0] * 18 + [1.0] * 2, "fi": [0.0] * 10 + [1.0] * 10, "is": [1.0] * 3}),
         "language",
@@ -48,7 +48,7 @@ def test_errors_rewards_and_gaps_are_those_counted_by_hand() -> None:
     assert (en.error, fi.error, rare.error) == (0.1, 0.5, 1.0)
     assert en.reward == pytest.approx((18 * 0.5 - 2 * 0.5) / 20)
     assert error_gap(en).difference == pytest.approx(2 / 20 - 13 / 23)
-    assert rare.error_gap is None  # three prompts say nothing
+    assert rare.error_gap is None  # three prompts are too few
     assert ends(error_gap(en).interval)[1] < 0
     assert error_gap(en).p_value_holm < 0.05
 
@@ -58,7 +58,7 @@ def test_a_tie_is_half_an_error() -> None:
 
 
 @pytest.mark.proof
-def test_chance_is_no_gap() -> None:
+def test_random_errors_give_no_gap() -> None:
     generator = np.random.default_rng(0)
     alarms = 0
     for _ in range(20):
@@ -69,7 +69,8 @@ def test_chance_is_no_gap() -> None:
 
 
 def test_a_group_without_errors_may_be_like_the_others() -> None:
-    """Three of 60 are errors; none of twelve says little: by Clopper and Pearson up to 0.265."""
+    """Three of 60 pairs are errors. No error among twelve still allows a rate of up to 0.265,
+    by Clopper and Pearson."""
     none, _ = group_gaps.gaps(pairs_of({"a": [0.0] * 12, "b": [0.0] * 57 + [1.0] * 3}), "language")
     assert none.error_interval == pytest.approx((0.0, 1 - 0.025 ** (1 / 12)))
     low, high = ends(error_gap(none).interval)
@@ -95,7 +96,7 @@ def test_groups_that_differ_in_spread_alone_have_no_gap() -> None:
     assert missed <= 6
 
 
-def test_groups_that_are_all_alike_have_a_gap_without_an_interval() -> None:
+def test_groups_with_constant_rewards_have_a_gap_without_an_interval() -> None:
     pairs = [
         Pair(f"{name}{n}", {"a": name}, reward, reward)
         for name, reward in (("x", 1.0), ("y", 2.0))
@@ -144,7 +145,7 @@ def test_the_command_prints_a_table_and_names_bad_lines(
     assert ":1: contains an unpaired surrogate" in capsys.readouterr().err
     lines.write_text(json.dumps({**rows[0], "preferred": 2}) + "\n")
     assert run("fairness", road / "checkpoint", lines, "--by", "language") == 2
-    assert ":1: preferred is 2; expected the index of a response, 0 to 1" in capsys.readouterr().err
+    assert ":1: preferred is 2. Give the index of a response, 0 to 1." in capsys.readouterr().err
 
 
 def test_a_prompt_counts_once_however_many_pairs_it_has() -> None:
@@ -158,7 +159,7 @@ def test_a_prompt_counts_once_however_many_pairs_it_has() -> None:
     assert error_gap(a).difference == pytest.approx(a.error - b.error)
 
 
-def test_two_values_have_one_gap_seen_from_both_sides() -> None:
+def test_the_gaps_of_two_values_differ_only_in_sign() -> None:
     a, b = (
         error_gap(result)
         for result in group_gaps.gaps(

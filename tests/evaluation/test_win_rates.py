@@ -15,7 +15,8 @@ from worldpm.storage.json_files import read_json
 
 
 def arena(folder: Path, *verdicts: tuple[str | None, str | None], answers: bool = False) -> Path:
-    """One row per pair of games: in the first the baseline is A, in the second the model is."""
+    """Write one row per pair of games. The baseline is A in the first game, the model in the
+    second."""
     rows = [
         {
             "uid": str(i),
@@ -65,7 +66,7 @@ def test_a_strong_verdict_of_arena_hard_counts_three_times(tmp_path: Path) -> No
     assert rate.style_controlled is None
 
 
-def test_the_sides_of_a_verdict_may_be_named_either_way(tmp_path: Path) -> None:
+def test_a_verdict_may_name_its_sides_in_either_order(tmp_path: Path) -> None:
     battles = win_rates.read_arena_hard(arena(tmp_path, ("B>A", "B<<A")))
     assert [(battle.credit, battle.weight) for battle in battles] == [(1.0, 1.0), (1.0, 3.0)]
 
@@ -78,7 +79,7 @@ def test_a_row_with_a_failed_game_is_left_out_whole(tmp_path: Path) -> None:
 
 
 def test_style_control_of_equal_texts_is_the_plain_win_rate(tmp_path: Path) -> None:
-    # the style difference hardly varies, so that at its mean the generator wins as often as it does
+    # the style difference hardly varies, so the win rate at its mean is the plain win rate
     verdicts = [("A<B", "A>B"), ("A>B", "A<B"), ("A<B", "A>B"), ("A<B", "A<B")] * 5
     battles = win_rates.read_arena_hard(arena(tmp_path, *verdicts, answers=True))
     rate = win_rates.judge(battles)["mine"]
@@ -111,17 +112,17 @@ def test_categories_and_judges_are_not_mixed(tmp_path: Path) -> None:
     }
 
 
-def test_alpacas_draws_count_half_and_failures_not(tmp_path: Path) -> None:
+def test_draws_of_alpacaeval_count_half_and_failures_are_left_out(tmp_path: Path) -> None:
     battles = win_rates.read_alpaca_eval(
         alpaca(tmp_path / "a.json", [1.0, 2.0, 0, 1.5, 1.75, None])
     )
     assert [battle.credit for battle in battles] == [0.0, 1.0, 0.5, 0.5, 0.75]
 
 
-def test_length_control_takes_away_what_length_bought(tmp_path: Path) -> None:
+def test_length_control_removes_the_advantage_of_length(tmp_path: Path) -> None:
     bought = [
         1.0 + min(1.0, 0.2 + 0.25 * (i % 4)) for i in range(40)
-    ]  # the longer its text, the surer it wins
+    ]  # the longer the text, the more certain the win
     rate = win_rates.judge(win_rates.read_alpaca_eval(alpaca(tmp_path / "a.json", bought)))["mine"]
     assert rate.length_controlled is not None
     assert rate.length_controlled.length_weight > 0
@@ -141,10 +142,10 @@ def test_difficulties_are_used_where_the_file_has_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preference", [3.0, "text", [1]])
-def test_a_verdict_that_is_none_is_refused(tmp_path: Path, preference: Any) -> None:
-    with pytest.raises(DataError, match="row 1 is not of the judge's format"):
+def test_an_invalid_verdict_is_refused(tmp_path: Path, preference: Any) -> None:
+    with pytest.raises(DataError, match="row 1 does not have the judge's format"):
         win_rates.read_alpaca_eval(alpaca(tmp_path / "a.json", [preference]))
-    with pytest.raises(DataError, match="row 1 is not of the judge's format"):
+    with pytest.raises(DataError, match="row 1 does not have the judge's format"):
         win_rates.read_arena_hard(arena(tmp_path, ("A>A", "A=B")))
 
 

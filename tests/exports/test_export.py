@@ -1,4 +1,4 @@
-"""Pairs as others read them."""
+"""Exports: pairs, ONNX graphs and model folders for other programs."""
 
 import csv
 from pathlib import Path
@@ -47,13 +47,13 @@ def test_every_pair_of_every_group_is_written_with_its_prompt(road: Path, export
 
 def test_huggingface_datasets_loads_the_folder(exported: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    found = datasets.load_dataset(str(exported), cache_dir=str(exported.parent / "cache"))
-    assert set(found) == {"train", "validation", "test"}
-    assert found["train"][0]["chosen"][0]["role"] == "assistant"
-    assert found["train"].num_rows == read_manifest(exported).counts["train"]["pairs"]
+    splits = datasets.load_dataset(str(exported), cache_dir=str(exported.parent / "cache"))
+    assert set(splits) == {"train", "validation", "test"}
+    assert splits["train"][0]["chosen"][0]["role"] == "assistant"
+    assert splits["train"].num_rows == read_manifest(exported).counts["train"]["pairs"]
 
 
-def test_our_own_training_reads_it_back(exported: Path) -> None:
+def test_training_reads_exported_pairs(exported: Path) -> None:
     from collections import Counter
 
     drops: Counter[str] = Counter()
@@ -71,14 +71,14 @@ def test_our_own_training_reads_it_back(exported: Path) -> None:
     assert sum(drops.values()) == 0
 
 
-def test_credits_go_along(road: Path, exported: Path) -> None:
+def test_the_export_includes_credits(road: Path, exported: Path) -> None:
     with (exported / "ATTRIBUTION.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     responses = sum(
         len(row["responses"]) for row in parquet.read_rows(road / "groups" / "simulated.parquet")
     )
     groups = sum(1 for _ in parquet.read_rows(road / "groups" / "simulated.parquet"))
-    assert len(rows) == responses + groups  # who answered, and who asked
+    assert len(rows) == responses + groups  # one credit per answer and one per question
     assert "CC BY-SA" in (exported / "README.md").read_text()
 
 
@@ -92,7 +92,7 @@ def test_a_folder_of_something_else_is_refused(
 
 def test_an_onnx_graph_gives_the_same_rewards(road: Path, tmp_path: Path) -> None:
     onnx = pytest.importorskip("worldpm.exports.onnx", reason="onnxruntime is not installed")
-    # a graph of fewer layers is made sooner
+    # the export of a graph with fewer layers is faster
     small = ("--model", "w64", "--max-steps", 2, "--max-length", 128, "--dtype", "float32")
     checkpoint = tmp_path / "checkpoint"
     assert run("train", road / "groups", *small, "--out", checkpoint) == 0
@@ -108,14 +108,14 @@ def test_an_onnx_graph_gives_the_same_rewards(road: Path, tmp_path: Path) -> Non
         ["Two words.", "Many more words than that, in fact.", ""],
     )
     group = scorer.encoder.encode([Message("user", prompt)], responses)
-    found = onnx.Runtime(tmp_path / "onnx" / "model.onnx").rewards([group])[0]
-    assert found == pytest.approx(scorer.rewards(prompt, responses), abs=1e-4)
+    rewards = onnx.Runtime(tmp_path / "onnx" / "model.onnx").rewards([group])[0]
+    assert rewards == pytest.approx(scorer.rewards(prompt, responses), abs=1e-4)
     assert (tmp_path / "onnx" / "model_int8.onnx").stat().st_size < (
         tmp_path / "onnx" / "model.onnx"
     ).stat().st_size / 2
 
 
-def test_groups_without_validation_are_no_probe(
+def test_a_probe_without_validation_groups_is_refused(
     road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxruntime")
@@ -166,6 +166,6 @@ def test_a_model_folder_scores_the_same_and_has_its_card(road: Path, tmp_path: P
         assert expected in card
     assert (
         run("export", road / "checkpoint", "--out", tmp_path / "x") == 2
-    )  # pairs are made of groups
+    )  # pairs come from groups, not from a checkpoint
     assert run("export", road / "groups", "--to", "onnx", "--out", tmp_path / "y") == 2
     assert run("export", road / "groups", "--int8", "--out", tmp_path / "z") == 2

@@ -17,7 +17,7 @@ def rows(folder: Path) -> dict[str, list[Json]]:
     return {path.name: list(parquet.read_rows(path)) for path in sorted(folder.glob("*.parquet"))}
 
 
-@pytest.mark.skipif(NO_SPARK, reason="Spark (the extra spark) or Java is not here")
+@pytest.mark.skipif(NO_SPARK, reason="Spark (the extra spark) or Java is not installed")
 def test_threads_and_groups_are_the_same_row_by_row(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -49,8 +49,8 @@ def test_threads_and_groups_are_the_same_row_by_row(
         assert sum(map(len, duckdb_rows.values())) > 0
 
 
-@pytest.mark.skipif(find_spec("pyspark") is not None, reason="pyspark is here")
-def test_without_spark_one_message_says_what_is_missing(
+@pytest.mark.skipif(find_spec("pyspark") is not None, reason="pyspark is installed")
+def test_without_spark_one_message_names_the_missing_extra(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "Posts.xml").write_bytes(posts_xml(TWO_ANSWERS))

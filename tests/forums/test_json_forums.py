@@ -1,4 +1,4 @@
-"""Reddit's dumps and threads of other forums, from lines of JSON."""
+"""Reddit's dumps and threads of other forums, as JSON lines."""
 
 import gzip
 import json
@@ -107,7 +107,7 @@ def test_submissions_and_comments_become_threads_of_top_level_comments(
     assert [(r.response_id, r.votes) for r in thread.responses] == [
         ("t1_c2", 8),
         ("t1_c1", 4),
-    ]  # by date, not as the site has them
+    ]  # in the order of their dates, not of the file
     assert read_manifest(tmp_path / "threads").drops["ask"] == {
         "deleted or removed": 2,
         "reply to a comment": 1,
@@ -152,7 +152,7 @@ def test_every_reason_to_leave_out_a_row_of_reddit(change: Json, reason: str) ->
     assert drops == {reason: 1}
 
 
-def test_a_submission_of_hidden_votes_is_left_out_and_others_stay() -> None:
+def test_posts_with_hidden_votes_are_left_out_and_others_stay() -> None:
     drops: Counter[str] = Counter()
     hidden = {**SUBMISSION, "score_hidden": True}
     assert reddit_posts(hidden, drops=drops) == []
@@ -170,11 +170,11 @@ def test_a_submission_of_hidden_votes_is_left_out_and_others_stay() -> None:
         ("x.jsonl", "x"),
     ],
 )
-def test_submissions_and_comments_share_a_name(name: str, site: str) -> None:
+def test_submissions_and_comments_share_the_name_of_a_site(name: str, site: str) -> None:
     assert reddit.site_of(Path(name)) == site
 
 
-def test_rows_of_our_own_tables_are_threads_too(tmp_path: Path) -> None:
+def test_rows_of_our_thread_tables_can_be_ingested(tmp_path: Path) -> None:
     (tmp_path / "desk.jsonl").write_bytes(lines(THREAD))
     assert run("ingest", tmp_path / "desk.jsonl", "--out", tmp_path / "threads") == 0
 
@@ -194,7 +194,7 @@ def test_rows_of_our_own_tables_are_threads_too(tmp_path: Path) -> None:
     assert [thread.thread_id for thread in threads] == [
         "desk/7",
         "desk/other/7",
-    ]  # of two sites none is lost
+    ]  # threads of both sites are kept
     assert [answer.response_id for answer in threads[0].responses] == [
         answer["response_id"] for answer in row["responses"]
     ]
@@ -248,7 +248,7 @@ def test_a_months_submissions_and_comments_become_threads(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["RC_2015-01.zst", "ask_comments.jsonl.gz", "ask.comments.jsonl"])
-def test_files_of_comments_are_told_by_their_names(name: str) -> None:
+def test_files_of_comments_are_recognised_by_their_names(name: str) -> None:
     assert reddit.part_of(Path(name)) == "comments"
     assert (
         reddit.part_of(Path(name.replace("RC", "RS").replace("comments", "submissions")))
@@ -262,10 +262,10 @@ def test_two_files_of_comments_of_one_site_are_refused(
     for suffix in (".jsonl", ".jsonl.gz"):
         (tmp_path / f"ask_comments{suffix}").write_bytes(PACK[suffix](lines(COMMENT)))
     assert run("ingest", *tmp_path.glob("ask_*"), "--out", tmp_path / "threads") == 2
-    assert "is the same site (ask)" in capsys.readouterr().err
+    assert "is also a dump of ask" in capsys.readouterr().err
 
 
-def test_threads_of_any_forum_come_as_documented(tmp_path: Path) -> None:
+def test_threads_of_any_forum_are_read_as_documented(tmp_path: Path) -> None:
     (tmp_path / "tickets.jsonl").write_bytes(
         lines(
             THREAD,
@@ -306,7 +306,7 @@ def test_odd_values_of_a_response_are_counted(change: Json) -> None:
     assert drops == {"response without id, body, votes or date, or with an odd value": 1}
 
 
-def test_a_long_run_of_one_letter_is_not_held(tmp_path: Path) -> None:
+def test_a_long_line_is_not_kept_in_memory(tmp_path: Path) -> None:
     import resource
 
     (tmp_path / "x.zst").write_bytes(
@@ -321,7 +321,7 @@ def test_broken_lines_are_counted_up_to_a_share(tmp_path: Path) -> None:
     path, drops = tmp_path / "x.jsonl", Counter[str]()
     path.write_bytes(b'{"a": 1}\n' * 900 + b"{broken\n" * 9 + b"[1]\n" + b'{"a": 1}\n' * 100)
     assert len(list(json_lines.read(path, drops))) == 1000
-    assert drops == {"line that is no JSON object": 10}
+    assert drops == {"line that is not a JSON object": 10}
 
     for content in (
         b'{"a": 1}\n' * 500 + b"{broken\n" * 11,
@@ -335,7 +335,7 @@ def test_broken_lines_are_counted_up_to_a_share(tmp_path: Path) -> None:
         list(json_lines.read(path, Counter()))
 
 
-def test_an_endless_line_is_skipped_without_being_held(
+def test_an_endless_line_is_skipped_in_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_lines, "LINE_LIMIT_BYTES", 1000)
@@ -354,20 +354,20 @@ def test_several_frames_are_read_one_after_the_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".zst", ".jsonl.gz"])
-def test_a_cut_archive_gives_what_comes_before_and_then_an_error(
+def test_a_truncated_archive_gives_its_first_rows_and_then_an_error(
     tmp_path: Path, suffix: str
 ) -> None:
     rows = [{"a": i, "text": f"{i * 7919 % 1000003} {i}" * 20} for i in range(20_000)]
     content = PACK[suffix](lines(*rows))
     (tmp_path / f"x{suffix}").write_bytes(content[: len(content) // 2])
     numbers: list[object] = []
-    with pytest.raises(DataError, match="damaged or cut after"):
+    with pytest.raises(DataError, match="damaged or truncated after"):
         numbers.extend(row["a"] for row in json_lines.read(tmp_path / f"x{suffix}", Counter()))
     assert 1000 < len(numbers) < 20_000
     assert numbers == list(range(len(numbers)))
 
 
-def test_a_cut_dump_leaves_the_folder_unfinished_and_other_sites_done(
+def test_a_truncated_dump_leaves_the_folder_unfinished_and_other_sites_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(THREAD))
@@ -379,7 +379,7 @@ def test_a_cut_dump_leaves_the_folder_unfinished_and_other_sites_done(
         run("ingest", tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz", "--out", tmp_path / "threads")
         == 2
     )
-    assert "b.jsonl.gz: damaged or cut after" in capsys.readouterr().err
+    assert "b.jsonl.gz: damaged or truncated after" in capsys.readouterr().err
     assert (tmp_path / "threads" / "a.parquet").exists()
     assert not (tmp_path / "threads" / "manifest.json").exists()
 
@@ -393,7 +393,7 @@ def test_a_cut_dump_leaves_the_folder_unfinished_and_other_sites_done(
         ("x y.jsonl", lines(THREAD), (), "does not give the name of a site"),
     ],
 )
-def test_what_a_file_is_must_be_clear(
+def test_a_file_of_unclear_format_or_site_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     name: str,
@@ -450,7 +450,7 @@ def test_threads_of_one_id_do_not_share_answers(tmp_path: Path) -> None:
     assert [post["title"] for post in posts if post["parent_id"] is None] == ["bread"]
     assert len(posts) == 3
     assert drops == {
-        "thread whose id stood before": 1,
+        "thread with the id of an earlier thread": 1,
         "thread without id, text or date, or with an odd value": 2,
     }
 
@@ -466,14 +466,14 @@ def test_two_dates_of_a_subreddit_are_refused(
     assert "two dumps of a site" in capsys.readouterr().err
 
 
-def test_a_dump_without_a_thread_says_why(
+def test_the_error_about_a_dump_without_threads_gives_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({**THREAD, "id": None}) + "\n")
     assert run("ingest", path, "--format", "threads", "--out", tmp_path / "out") == 2
     assert (
-        "no thread is in it (thread without id, text or date, or with an odd value: 1)"
+        "contains no threads (thread without id, text or date, or with an odd value: 1)"
         in capsys.readouterr().err
     )
 

@@ -39,5 +39,5 @@ from worldpm.forums.markdown import from_html
         ("", ""),
     ],
 )
-def test_what_a_post_holds_survives(html: str, markdown: str) -> None:
+def test_the_content_of_a_post_survives(html: str, markdown: str) -> None:
     assert from_html(html) == markdown

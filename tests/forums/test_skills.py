@@ -1,4 +1,4 @@
-"""The forum of skills holds what it says."""
+"""The forum of skills has the properties that its documentation states."""
 
 import json
 from itertools import permutations
@@ -13,7 +13,7 @@ from worldpm.storage import parquet
 
 
 def walked(body: str) -> str:
-    """Where the ball is, followed by hand."""
+    """The cup with the ball after all moves, computed independently."""
     start, *moves = body.removeprefix("ball ").split()
     cups = [name == start for name in skills.CUPS]
     for move in moves:
@@ -45,7 +45,7 @@ def test_moves_do_not_commute_so_their_order_counts() -> None:
     assert ends == {("near", "far"): "right", ("far", "near"): "middle"}
 
 
-def test_two_tastes_of_the_tests_are_the_forums_and_two_are_turned_round() -> None:
+def test_two_tastes_of_the_tests_match_the_forum_and_two_are_reversed() -> None:
     for group in skills.tests(seed=0, variant="skills")["taste"]:
         taste = int(group.site[-1]) - 1
         liked = skills.TASTES[taste][0]

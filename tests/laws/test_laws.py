@@ -1,4 +1,4 @@
-"""Tables and ladders become laws, by the command line."""
+"""Laws from tables and ladders, by the command line."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ def table(path: Path, rows: Iterable[Json]) -> Path:
 
 
 def json_lines(path: Path, rows: Iterable[Json]) -> Path:
-    """A file of JSON lines of the rows."""
+    """A file with the rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -72,11 +72,11 @@ def drops_of(folder: Path) -> dict[str, int]:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Laws without figures, which take longer than the fits; other tests look at those."""
+    """Skip the figures, which take longer than the fits. Other tests check them."""
     monkeypatch.setattr(figures, "files", lambda _: {})
 
 
-def test_a_table_gives_back_the_planted_law(tmp_path: Path) -> None:
+def test_a_table_gives_the_planted_law(tmp_path: Path) -> None:
     path = table(tmp_path / "table.csv", chinchilla())
     (law,) = fit_laws(tmp_path / "laws", path, "--form", "joint", resamples=20)
     planted = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.465, "beta": 0.155}
@@ -96,7 +96,7 @@ def test_a_table_gives_back_the_planted_law(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_values_give_the_laws_that_the_files_hold(tmp_path: Path) -> None:
+def test_the_function_returns_the_laws_that_the_command_writes(tmp_path: Path) -> None:
     path = table(tmp_path / "table.csv", chinchilla())
     fit_laws(tmp_path / "laws", path, "--form", "joint")
     measured = measurements.read([path], y="loss", axes=("N", "D", "C"))
@@ -118,7 +118,7 @@ def test_the_same_command_again_does_nothing_and_other_options_are_refused(
     assert "choose" in capsys.readouterr().err
 
 
-def test_the_published_errors_of_gadre_come_out(real_data: Path, tmp_path: Path) -> None:
+def test_fits_reproduce_the_published_errors_of_gadre(real_data: Path, tmp_path: Path) -> None:
     with (real_data / "published" / "gadre" / "gadre_104_models.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["dataset"] == "rpj"]
     runs = {row["name"].removeprefix("rpj-"): row for row in rows}
@@ -201,7 +201,7 @@ def test_a_run_has_one_size_and_a_name_may_be_zero(tmp_path: Path) -> None:
     ]
     path = json_lines(tmp_path / "t.jsonl", rows)
 
-    # The same file twice brings nothing new.
+    # The same file twice adds nothing new.
     for inputs in ([path], [path, path]):
         (law,) = fit_laws(tmp_path / f"laws{len(inputs)}", *inputs, "--form", "joint")
         assert (law["runs"], law["n_points"]) == (8, 16)
@@ -232,7 +232,7 @@ def test_missing_names_of_a_parquet_table_are_not_names(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_data_that_grows_with_size_gives_a_law_of_size_alone(tmp_path: Path) -> None:
-    """As in a ladder where every model reads twenty tokens for each parameter."""
+    """A ladder in which every model reads twenty tokens per parameter."""
     sizes = np.geomspace(1e6, 1e9, 8).tolist()
     rows = [{"N": n, "D": 20 * n, "loss": 1.7 + 400 * n**-0.34} for n in sizes]
     laws = fit_laws(tmp_path / "laws", table(tmp_path / "t.csv", rows), resamples=20)
@@ -289,7 +289,7 @@ def test_an_accuracy_that_rises_from_zero_is_drawn(tmp_path: Path) -> None:
     assert run("report", tmp_path / "laws", "--out", tmp_path / "report.html") == 0
 
 
-def test_a_torn_table_is_named_with_its_line(
+def test_a_damaged_table_is_named_with_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "t.csv"
@@ -304,25 +304,25 @@ def test_a_torn_table_is_named_with_its_line(
     ("rows", "options", "message"),
     [
         ([{"N": 1, "loss": "nan"}], (), "no point to fit (1 not a number)"),
-        ([{"size": 1, "loss": 0.5}], (), "needed are loss and at least one of N, D, C"),
-        ([{"N": 1, "value": 0.5}], (), "needed are loss"),
+        ([{"size": 1, "loss": 0.5}], (), "Add loss and at least one of N, D, C"),
+        ([{"N": 1, "value": 0.5}], (), "Add loss"),
         (
             [{"N": 5, "loss": 0.5}, {"N": 5, "loss": 0.6}],
             (),
-            "with 1 value of N; there is no axis to fit along: one of N, D, C must vary",
+            "1 value of N, so there is no axis to fit along. Within a series, one of N, D, C must",
         ),
         (
             [{"D": d, "loss": 1 / d} for d in (2, 3, 4)],
             ("--form", "joint"),
-            "3 values of D; there is no axis to fit along with --form joint",
+            "3 values of D, so there is no axis to fit along with --form joint",
         ),
         (
             [{"N": 5, "accuracy": 0.5}],
             ("--y", "accuracy", "--form", "emergent"),
-            "models a loss that starts at ln 2. It cannot be fitted to accuracies",
+            "models a loss that starts at ln 2, so it cannot be fitted to accuracies",
         ),
         ([{"N": 1, "accuracy": 1.5}], ("--y", "accuracy"), "1 accuracy outside 0 to 1"),
-        ([{"N": 1, "loss": 0.5}], ("--form", "gao_rl"), "needed are gain and at least one of d"),
+        ([{"N": 1, "loss": 0.5}], ("--form", "gao_rl"), "Add gain and at least one of d"),
         (
             [{"N": n, "loss": 1 / n, "family": f"f{n % 2}"} for n in range(1, 9)],
             (),
@@ -330,7 +330,7 @@ def test_a_torn_table_is_named_with_its_line(
         ),
     ],
 )
-def test_tables_that_say_nothing_are_refused(
+def test_tables_without_usable_data_are_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     rows: list[Json],
@@ -352,7 +352,7 @@ def test_families_may_be_mixed_where_losses_are_calibrated(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_few_points_are_warned_of(tmp_path: Path) -> None:
+def test_few_points_give_a_warning(tmp_path: Path) -> None:
     rows = [{"N": n, "loss": 3 * n**-0.1} for n in (100, 150, 200)]
     laws = fit_laws(tmp_path / "laws", table(tmp_path / "t.csv", rows), resamples=20)
     by_form = {law["form"]: law for law in laws}
@@ -360,11 +360,11 @@ def test_few_points_are_warned_of(tmp_path: Path) -> None:
 
     assert power["verdict"] == "not identified"
     assert (
-        "the first axis has 3 different values over 0.30 decades; 4 values and 1.5 decades are"
-        " needed"
+        "the first axis has 3 distinct values over 0.30 decades, but a law needs 4 values and 1.5"
+        " decades"
     ) in power["warnings"]
     assert broken["parameters"] is None
-    assert broken["warnings"] == ["broken has 5 parameters, and there are 3 different points"]
+    assert broken["warnings"] == ["broken has 5 parameters, but there are only 3 different points"]
 
 
 @pytest.fixture(scope="module")

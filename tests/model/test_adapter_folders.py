@@ -1,5 +1,5 @@
-"""Adapters of PEFT, as TRL saves them, give the rewards that PEFT gives, merged into their base
-model."""
+"""Adapters of PEFT, as TRL saves them, are merged into their base model and give the rewards that
+PEFT gives."""
 
 import shutil
 import sys
@@ -28,7 +28,7 @@ from worldpm.errors import CheckpointError, ConfigError, DataError
 from worldpm.model import adapter_folders, checkpoint, sources
 
 peft: Any = pytest.importorskip("peft", reason="adapters need the extra lora")
-# PEFT's own, of transformers and of the adapters that it is asked for here
+# warnings of PEFT about transformers and about the adapters of these tests
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore:The following:RuntimeWarning"
 )
@@ -46,8 +46,8 @@ def train_adapter(
     with_tokenizer: bool = True,
     more_tokens: int = 0,
 ) -> list[float]:
-    """Write an adapter whose weights are random, and not those that change nothing; the rewards
-    that PEFT gives with it."""
+    """Write an adapter with random weights, because PEFT's initial weights change nothing. Return
+    the rewards that PEFT gives with it."""
     config = config or peft.LoraConfig(task_type=task, **LORA)
     tokenizer = AutoTokenizer.from_pretrained(base)
     is_classifier = task == CLASSIFIER
@@ -81,7 +81,7 @@ def train_adapter(
 def assert_rewards(folder: Path, expected: list[float]) -> None:
     scorer = Scorer.load(folder)
     assert scorer.rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-5, rel=1e-5)
-    # merged: a model like any other
+    # after merging it is a model like any other
     assert not any("lora" in name for name in scorer.model.state_dict())
     assert all(parameter.requires_grad for parameter in scorer.model.parameters())
 
@@ -127,7 +127,7 @@ def test_an_adapter_of_a_mixture_of_experts_gives_the_rewards_that_peft_gives(
 
 
 def add_to_experts(plain: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Add low-rank products to the experts of a Mixtral, and write their factors down under the
+    """Add low-rank products to the experts of a Mixtral. Add their factors to `weights` under the
     names of transformers 4, which had a layer for each expert."""
     generator = torch.Generator().manual_seed(2)
     prefix = "base_model.model.model.layers"
@@ -164,16 +164,18 @@ def test_an_adapter_of_experts_as_transformers_4_named_them_gives_the_same_rewar
 
 def test_an_adapter_of_a_reward_model_has_its_own_head_or_that_of_its_base(tmp_path: Path) -> None:
     base = llama(tmp_path / "base")
-    own = train_adapter(base, tmp_path / "own")
+    expected = train_adapter(base, tmp_path / "own")
     config = peft.LoraConfig(**LORA)
     borrowed = train_adapter(base, tmp_path / "borrowed", config)
     assert "score" not in str(adapter_folders.Adapter.read(tmp_path / "borrowed").names)
-    assert own != borrowed
-    assert_rewards(tmp_path / "own", own)
+    assert expected != borrowed
+    assert_rewards(tmp_path / "own", expected)
     assert_rewards(tmp_path / "borrowed", borrowed)
 
 
-def test_an_adapter_of_our_checkpoint_reads_text_as_that_does(road: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_our_checkpoint_reads_text_as_its_base_does(
+    road: Path, tmp_path: Path
+) -> None:
     base = Path(shutil.copytree(road / "checkpoint", tmp_path / "base"))
     for name, with_tokenizer in (("with", True), ("without", False)):
         folder = tmp_path / name
@@ -181,12 +183,12 @@ def test_an_adapter_of_our_checkpoint_reads_text_as_that_does(road: Path, tmp_pa
         assert_rewards(folder, expected)
 
     (base / "config.json").write_text("{}")
-    with pytest.raises(DataError, match=r"config.json: missing, or not as its manifest has it"):
+    with pytest.raises(DataError, match=r"config.json: missing or changed since it was written"):
         Scorer.load(tmp_path / "with")
 
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])
-def test_the_tokenizer_is_the_adapters_or_else_its_bases(
+def test_the_tokenizer_comes_from_the_adapter_or_else_from_its_base(
     tmp_path: Path, with_tokenizer: bool
 ) -> None:
     base, folder = language_model(tmp_path / "base"), tmp_path / "adapter"
@@ -202,7 +204,7 @@ def test_an_adapter_with_more_tokens_than_its_base_brings_their_rows(tmp_path: P
     source = sources.find(folder)
     rows = checkpoint.load_config(source).vocab_size
     assert rows == checkpoint.load_config(sources.find(base)).vocab_size + 3
-    # and without them its tokenizer has ids that the base's embedding has not
+    # without these rows the tokenizer would have ids that the base's embedding lacks
     assert len(checkpoint.encoder_of(source, checkpoint.load_config(source)).tokenizer) == rows
 
 
@@ -212,7 +214,7 @@ def test_a_base_model_may_be_named_by_a_relative_path(
 ) -> None:
     language_model(tmp_path / "base")
     expected = train_adapter(tmp_path / "base", tmp_path / "runs" / "adapter")
-    # from the working directory, as PEFT has it, or else from the adapter
+    # relative to the working directory, as in PEFT, or else to the adapter
     name = "../base" if moved else "base"
     change(tmp_path / "runs" / "adapter" / "adapter_config.json", base_model_name_or_path=name)
     if moved:
@@ -241,7 +243,7 @@ def test_a_base_model_is_found_in_the_hubs_cache_without_the_network(
     assert_rewards(folder, expected)
 
 
-def test_an_adapter_without_its_base_model_names_it_and_what_to_do(tmp_path: Path) -> None:
+def test_the_error_about_an_absent_base_model_names_it_and_a_fix(tmp_path: Path) -> None:
     base, folder = language_model(tmp_path / "base"), tmp_path / "adapter"
     train_adapter(base, folder)
     base.rename(tmp_path / "elsewhere")
@@ -260,7 +262,7 @@ def rewrite(folder: Path, change: Callable[[Weights], Weights]) -> None:
 
 
 def without(word: str) -> Callable[[Path], None]:
-    """Take the weights with `word` in their names out of an adapter."""
+    """A function that removes the weights with `word` in their names from an adapter."""
     return lambda folder: rewrite(
         folder, lambda weights: {name: weights[name] for name in weights if word not in name}
     )
@@ -306,14 +308,17 @@ def no_base(folder: Path) -> None:
         (without("layers.1"), r"does not fit the base model .*missing \['base_model.*layers.1"),
         (another_layer, r"does not fit the base model .*left over \['base_model.*layers.7"),
         (other_width, r"its head has weights .* are expected"),
-        (two_labels, "its head has 2 labels, and a reward model has one"),
+        (two_labels, "its head has 2 labels, but a reward model has one"),
         (pickled, r"adapter's weights are pickle \(adapter_model.bin\), which can run code"),
         (whole_model, r"a whole model \(model.safetensors\) and an adapter .* remove adapter_conf"),
-        (adapter_of_an_adapter, r"is an adapter, too\. Merge that into its own base model first"),
+        (
+            adapter_of_an_adapter,
+            r"is also an adapter\. First merge that adapter into its base model",
+        ),
         (no_base, "base_model_name_or_path"),
     ],
 )
-def test_an_adapter_that_is_not_whole_is_refused_with_the_reason(
+def test_a_broken_adapter_is_refused_with_the_reason(
     tmp_path: Path, harm: Callable[[Path], None], message: str
 ) -> None:
     base, folder = language_model(tmp_path / "base"), tmp_path / "adapter"
@@ -323,7 +328,7 @@ def test_an_adapter_that_is_not_whole_is_refused_with_the_reason(
         Scorer.load(folder)
 
 
-def test_learned_tokens_are_refused_as_what_cannot_be_merged(tmp_path: Path) -> None:
+def test_learned_tokens_are_refused_because_they_cannot_be_merged(tmp_path: Path) -> None:
     base, folder = language_model(tmp_path / "base"), tmp_path / "adapter"
     train_adapter(base, folder, peft.PromptTuningConfig(task_type=CLASSIFIER, num_virtual_tokens=2))
     with pytest.raises(CheckpointError, match=r"\(PROMPT_TUNING\) .* cannot be merged"):
@@ -345,7 +350,7 @@ def test_an_adapter_of_a_language_model_is_refused_for_scores_and_trained_with_a
     assert all(torch.allclose(backbone[name], expected[name], atol=1e-6) for name in expected)
 
 
-def test_training_goes_on_from_an_adapter_and_ends_in_a_plain_checkpoint(
+def test_training_starts_from_an_adapter_and_ends_in_a_plain_checkpoint(
     road: Path, tmp_path: Path
 ) -> None:
     base, folder, out = language_model(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out"
@@ -358,7 +363,7 @@ def test_training_goes_on_from_an_adapter_and_ends_in_a_plain_checkpoint(
     assert not any("lora" in name for name in plain.state_dict())
 
 
-def test_another_base_model_is_another_input(tmp_path: Path) -> None:
+def test_the_fingerprint_of_an_adapter_includes_its_base_model(tmp_path: Path) -> None:
     base, folder = language_model(tmp_path / "base"), tmp_path / "adapter"
     train_adapter(base, folder)
     before = sources.fingerprint(sources.find(folder))
@@ -368,7 +373,7 @@ def test_another_base_model_is_another_input(tmp_path: Path) -> None:
     assert before.sha256 != after.sha256
 
 
-def test_what_an_adapter_learned_of_bfloat16_weights_is_not_rounded_away(tmp_path: Path) -> None:
+def test_merging_into_bfloat16_weights_does_not_round_an_adapter_away(tmp_path: Path) -> None:
     base, folder = language_model(tmp_path / "base"), tmp_path / "adapter"
     AutoModelForCausalLM.from_pretrained(base).bfloat16().save_pretrained(base)
     train_adapter(base, folder)
@@ -384,12 +389,12 @@ def test_what_an_adapter_learned_of_bfloat16_weights_is_not_rounded_away(tmp_pat
     merged = peft.PeftModel.from_pretrained(plain, folder).merge_and_unload().model.state_dict()
     scorer = Scorer.load(folder)
     assert scorer.dtype == torch.float32
-    found = scorer.model.backbone.state_dict()
-    assert all(torch.allclose(found[name], merged[name], atol=1e-7) for name in merged)
+    tensors = scorer.model.backbone.state_dict()
+    assert all(torch.allclose(tensors[name], merged[name], atol=1e-7) for name in merged)
     assert Scorer.load(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_without_peft_an_adapter_says_what_to_install(
+def test_without_peft_the_error_names_the_extra_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, folder = language_model(tmp_path / "base"), tmp_path / "adapter"

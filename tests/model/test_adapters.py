@@ -26,7 +26,7 @@ from worldpm.model.reward_model import from_config
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *RECURRENT])
-def test_merged_weights_are_the_base_and_the_product_of_the_adapters(family: str) -> None:
+def test_merged_weights_are_the_base_plus_the_product_of_the_adapters(family: str) -> None:
     changes = {**FAMILIES, **RECURRENT}[family]
     model = model_of(family, changes)
     plain = model_of(family, changes)
@@ -51,7 +51,7 @@ def test_experts_have_no_adapters_and_a_message_says_so(
     model = model_of(family, FAMILIES[family])
     with caplog.at_level("INFO"):
         adapters.add(model, rank=2, seed=0)
-    assert "the experts have no adapters and stay as they are" in caplog.text
+    assert "the experts have no adapters and stay unchanged" in caplog.text
     trained = [name for name, tensor in model.named_parameters() if tensor.requires_grad]
     assert trained
     assert not any("experts" in name.replace("shared_expert", "") for name in trained)
@@ -100,7 +100,7 @@ def test_a_mixture_of_experts_is_trained_with_adapters_into_a_plain_checkpoint(
     assert not any("experts" in name for name in changed)
 
 
-def test_what_adapters_learned_of_bfloat16_weights_is_not_rounded_away() -> None:
+def test_merging_into_bfloat16_weights_does_not_round_adapters_away() -> None:
     model = model_of("llama", FAMILIES["llama"]).bfloat16()
     adapters.add(model, rank=2, seed=0)
     before = {
@@ -119,7 +119,7 @@ def test_what_adapters_learned_of_bfloat16_weights_is_not_rounded_away() -> None
         for name, tensor in before.items()
         if name.endswith("weight")
     ]
-    assert min(changed) > 0.9  # of bfloat16's weights hardly one would be
+    assert min(changed) > 0.9  # in bfloat16 hardly any weight would change
 
 
 def test_only_adapters_and_the_head_are_trained_and_both_are_saved(
@@ -159,7 +159,7 @@ def test_only_adapters_and_the_head_are_trained_and_both_are_saved(
     ).rewards(PROMPT, RESPONSES)
 
 
-def test_a_stopped_adapter_run_ends_in_the_same_bits(
+def test_a_resumed_adapter_run_ends_in_the_same_bits(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from worldpm.training.loop import Trainer

@@ -1,4 +1,4 @@
-"""Checkpoints: what we save, plain transformers loads; what is damaged is refused."""
+"""Checkpoints: plain transformers loads them, and damaged ones are refused."""
 
 import json
 import shutil
@@ -54,14 +54,14 @@ def test_the_template_alone_gives_the_text_that_the_model_reads(
         Message("assistant", "Of which flour?"),
         Message("user", "Rye."),
     ]
-    for response, found in zip(
+    for response, conversation in zip(
         RESPONSES, chat.render(tokenizer, prompt, RESPONSES, frame=chat.Frame()), strict=True
     ):
         turns = [
             {"role": m.role, "content": m.content}
             for m in (*prompt, Message("assistant", response))
         ]
-        assert tokenizer.apply_chat_template(turns, tokenize=False) == found.text
+        assert tokenizer.apply_chat_template(turns, tokenize=False) == conversation.text
     again = chat.standing_alone(str(tokenizer.chat_template), chat.Frame())
     assert again == tokenizer.chat_template
 
@@ -76,7 +76,7 @@ def test_a_template_that_asks_for_the_day_gets_a_fixed_one(road: Path, frame: ch
     assert chat.standing_alone(tokenizer.chat_template, frame) == tokenizer.chat_template
 
 
-def test_the_folder_says_how_it_is_to_be_read(road: Path) -> None:
+def test_the_folder_describes_how_the_model_reads_text(road: Path) -> None:
     config = json.loads((road / "checkpoint" / "config.json").read_text())
     assert config["architectures"] == ["Qwen2ForSequenceClassification"]
     assert config["problem_type"] == "regression"
@@ -157,12 +157,12 @@ def other_template(folder: Path) -> None:
             drop_head,
             (
                 r"Qwen2ForSequenceClassification without head weights \(score.\*\): its weights are"
-                r" not whole"
+                r" incomplete"
             ),
         ),
-        (two_labels, "2 labels, and a reward model has one"),
+        (two_labels, "2 labels, but a reward model has one"),
         (nan_head, "the reward of response 0 is nan"),
-        (other_template, "chat template is not the one it was trained with"),
+        (other_template, "chat template differs from the one in training"),
         (lambda folder: (folder / "model.safetensors").unlink(), "it has no model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"torn"), "damaged"),
         (
@@ -176,11 +176,11 @@ def other_template(folder: Path) -> None:
         ),
     ],
 )
-def test_a_checkpoint_that_is_not_whole_is_refused(copy: Path, harm: object, message: str) -> None:
+def test_a_damaged_checkpoint_is_refused(copy: Path, harm: object, message: str) -> None:
     assert callable(harm)
     harm(copy)
     with pytest.raises(
-        (DataError, CheckpointError), match=r"missing, or not as its manifest has it|worldpm.json"
+        (DataError, CheckpointError), match=r"missing or changed since it was written|worldpm.json"
     ):
         Scorer.load(copy)
     sign(copy)
@@ -189,7 +189,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(copy: Path, harm: object, mes
 
 
 def sign(folder: Path) -> None:
-    """Make the manifest agree with what the folder holds, as if it had been written so."""
+    """Write a manifest with the hashes of the folder's present files."""
     manifest = read_manifest(folder)
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
     hashes: dict[str, str | None] = {str(path.relative_to(folder)): sha256(path) for path in files}
@@ -210,7 +210,7 @@ def test_equal_responses_have_equal_rewards_to_the_last_bit(road: Path) -> None:
     assert first == second != other
 
 
-def test_the_requests_before_one_that_is_too_long_are_answered(road: Path) -> None:
+def test_requests_before_one_over_the_limit_are_answered(road: Path) -> None:
     requests = [
         scorer.Request(str(i), [Message("user", "word " * (5000 if i == 3 else 1))], ["a"])
         for i in range(5)
@@ -221,7 +221,7 @@ def test_the_requests_before_one_that_is_too_long_are_answered(road: Path) -> No
         next(answers)
 
 
-def test_training_goes_on_from_a_checkpoint(road: Path, tmp_path: Path) -> None:
+def test_training_starts_from_a_checkpoint(road: Path, tmp_path: Path) -> None:
     from tests.conftest import run
 
     words = (

@@ -1,4 +1,4 @@
-"""The device that a model runs on: CUDA's, or else Apple's, or else the CPU."""
+"""The device of a model: CUDA, or else Apple's GPU, or else the CPU."""
 
 import pytest
 import torch
@@ -35,6 +35,6 @@ def test_sums_on_apple_gpus_are_float32_because_they_have_no_float64() -> None:
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has an Apple GPU")
-def test_a_missing_apple_gpu_is_one_message() -> None:
+def test_a_missing_apple_gpu_gives_one_message() -> None:
     with pytest.raises(ConfigError, match=r"--device mps: not available here .*such as cpu"):
         devices.device_of("mps")

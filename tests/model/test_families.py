@@ -1,5 +1,5 @@
-"""The packed row is exact for every family of decoders, with the mechanism that makes each of them
-different."""
+"""Packed rows are exact for every family of decoders, including the mechanism that is special to
+each family."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -141,7 +141,7 @@ def test_rewards_and_gradients_of_a_shared_row_are_those_of_separate_rows(family
     assert (gradients(model, again) - plain_gradients).norm() < 1e-5 * plain_gradients.norm()
 
 
-def test_separate_rows_leave_a_model_that_still_decides_for_itself() -> None:
+def test_after_separate_rows_a_model_still_checks_whether_it_shares_prompts() -> None:
     family = next(iter(FAMILIES))
     model = model_of(family, FAMILIES[family]).eval()
     with model.separate_rows():
@@ -162,10 +162,10 @@ def test_a_recurrent_model_falls_back_to_separate_rows_with_one_message(
         record.message.split(", so ")[1]
         for record in caplog.records
         if "so each response" in record.message
-    ] == ["each response runs as a row of its own"]
+    ] == ["each response runs as a separate row"]
     model.train()
     model.backbone.activation_checkpointing_enable()
-    gradients(model, model(GROUPS[1:2]))  # the recomputation, too, is the model's own
+    gradients(model, model(GROUPS[1:2]))  # recomputation uses the model's attention, too
     model.eval()
     alone = torch.cat(
         [model([group(one.prefix, [suffix])]) for one in GROUPS for suffix in one.suffixes]

@@ -1,4 +1,4 @@
-"""GGUF files are language models: trained with a new head, and refused for scores."""
+"""GGUF files are language models: training gives them a new head, and scoring refuses them."""
 
 import json
 from pathlib import Path
@@ -36,13 +36,13 @@ NAMES = {
 
 
 def interleaved(matrix: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """A query's or key's matrix with the rows of each head as llama.cpp rotates them."""
+    """A query's or key's matrix with the rows of each head in the order that llama.cpp rotates."""
     halves = matrix.reshape(heads, 2, matrix.shape[0] // heads // 2, matrix.shape[1])
     return halves.swapaxes(1, 2).reshape(matrix.shape)
 
 
 def stored(model: PreTrainedModel) -> dict[str, NDArray[np.float32]]:
-    """The weights as a GGUF file has them."""
+    """The weights with the names and the layout of a GGUF file."""
     weights = {}
     for name, tensor in model.state_dict().items():
         array = tensor.numpy().astype(np.float32)
@@ -122,7 +122,7 @@ def test_a_gguf_file_has_the_weights_and_hidden_states_of_the_plain_model(tmp_pa
     assert tokenizer.chat_template == same.chat_template
 
 
-def test_other_models_files_beside_a_gguf_file_do_not_count(tmp_path: Path) -> None:
+def test_other_models_files_beside_a_gguf_file_are_ignored(tmp_path: Path) -> None:
     plain = write(tmp_path / "model.gguf")
     language_model(tmp_path, LlamaConfig(**{**SHAPE, "hidden_size": 16}))  # type: ignore[arg-type]
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -154,14 +154,14 @@ def test_a_gguf_file_is_trained_into_a_plain_checkpoint(
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["config"]["model"] == "model.gguf"
     assert manifest["inputs"][-1]["name"] == "model.gguf"
-    # the same command again finds it finished
+    # the same command again sees that the folder is finished
     assert run(*words, "--out", "out") == 0
 
 
 def test_a_gguf_file_is_refused_for_scores(tmp_path: Path) -> None:
     write(tmp_path / "model.gguf")
     with pytest.raises(
-        CheckpointError, match=r"without a reward head. Make a reward model of it with `worldpm tr"
+        CheckpointError, match=r"without a reward head. Make a reward model from it with `worldpm"
     ):
         Scorer.load(tmp_path / "model.gguf")
 
@@ -174,14 +174,14 @@ def test_a_gguf_file_with_a_head_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not is_gguf_available(), reason="GGUF files need the extra gguf")
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"no model", b"GGUF" + b"\x03" * 40])
-def test_a_torn_gguf_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_gguf_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.gguf").write_bytes(content)
     with pytest.raises(CheckpointError, match="not a readable GGUF file"):
         sources.find(tmp_path / "model.gguf")
 
 
 @pytest.mark.skipif(is_gguf_available(), reason="gguf is installed")
-def test_without_gguf_the_error_says_what_to_install(
+def test_without_gguf_the_error_names_the_extra_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], road: Path
 ) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
@@ -194,5 +194,5 @@ def test_without_gguf_the_error_says_what_to_install(
 
 def test_another_file_is_refused_with_its_folder_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match="only those of GGUF are models"):
+    with pytest.raises(ConfigError, match="is a file, but not a GGUF file"):
         Scorer.load(tmp_path / "model.safetensors")

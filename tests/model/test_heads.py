@@ -1,4 +1,4 @@
-"""Models that are no reward models of ours are refused with the true reason and the way out."""
+"""Models without a reward head that we can read are refused with the reason and a fix."""
 
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,13 @@ def test_a_head_of_several_labels_is_refused_with_their_number(tmp_path: Path) -
     with pytest.raises(CheckpointError, match=r"has 3 labels, .* Save the row of one .* or train"):
         Scorer.load(folder)
 
-    # the way out leads on
+    # the suggested fix works
     rewrite(folder, lambda weights: weights | {"score.weight": weights["score.weight"][1:2]})
     assert Scorer.load(folder).rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-5)
 
 
 VALUE_HEAD = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)}
-"""As TRL's AutoModelForCausalLMWithValueHead saves it."""
+"""A value head as TRL's AutoModelForCausalLMWithValueHead saves it."""
 
 
 def policy(folder: Path) -> Path:
@@ -74,7 +74,7 @@ def policy(folder: Path) -> Path:
 
 @pytest.mark.parametrize("beside", [True, False])
 @pytest.mark.parametrize("fresh_head", [True, False])
-def test_a_value_head_is_not_taken_for_a_reward(
+def test_a_value_head_is_not_read_as_a_reward_head(
     tmp_path: Path, beside: bool, fresh_head: bool
 ) -> None:
     folder = policy(tmp_path / "policy")

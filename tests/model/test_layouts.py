@@ -1,5 +1,5 @@
-"""Folders of reward models that others made: read as their authors read them, without running their
-code."""
+"""Folders of reward models that others made are read as their authors read them, without running
+their code."""
 
 import json
 import re
@@ -56,8 +56,8 @@ def change(path: Path, **entries: Any) -> None:
 
 @pytest.fixture
 def released(tmp_path: Path) -> Path:
-    """A small model in the layout of the released WorldPM weights, in two shards, with the code
-    that must not run."""
+    """A small model in the layout of the released WorldPM weights: two shards, and Python code that
+    must not run."""
     folder = tmp_path / "WorldPM-0B"
     folder.mkdir()
     torch.manual_seed(0)
@@ -108,7 +108,7 @@ def released(tmp_path: Path) -> Path:
 
 
 def by_hand(folder: Path, text: str) -> float:
-    """What `modeling_qwen2_rm.py` computes for one text: the head at the last token."""
+    """The reward that `modeling_qwen2_rm.py` computes for one text: the head at the last token."""
     tokenizer = checkpoint.load_tokenizer(sources.Source(folder))
     tensors = {
         name: tensor
@@ -201,8 +201,8 @@ def test_a_released_model_is_trained_further_and_keeps_its_layout(
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
-    """A reward model of others, Llama with a template and a begin token of its own, and no pad
-    token."""
+    """A reward model as others publish them: a Llama with its own template and begin token, and
+    without a pad token."""
     folder = tmp_path / "llama"
     tokenizer = train_tokenizer(TEXTS, vocabulary=400, max_length=512)
     tokenizer.add_special_tokens(
@@ -226,7 +226,7 @@ def llama(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_model_of_others_is_read_at_its_templates_last_token(llama: Path) -> None:
+def test_other_models_are_read_at_the_last_token_of_their_template(llama: Path) -> None:
     tokenizer = checkpoint.load_tokenizer(sources.Source(llama))
     plain = LlamaForSequenceClassification.from_pretrained(llama).eval()  # type: ignore[no-untyped-call]
     expected = []
@@ -239,7 +239,7 @@ def test_a_model_of_others_is_read_at_its_templates_last_token(llama: Path) -> N
     assert Scorer.load(llama).rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_model_of_others_whose_template_asks_for_the_day_always_reads_the_same(
+def test_other_models_whose_template_has_a_date_always_read_the_same_date(
     llama: Path,
 ) -> None:
     tokenizer = checkpoint.load_tokenizer(sources.Source(llama))
@@ -302,17 +302,20 @@ def language_model(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (two_labels, "2 labels, and a reward model has one"),
+        (two_labels, "2 labels, but a reward model has one"),
         (no_head, "LlamaForSequenceClassification without head weights"),
         (no_layer, r"missing \['layers.1.mlp.up_proj.weight'\]"),
-        (pickle, "its weights are pickle .* have them converted to safetensors"),
+        (pickle, "its weights are pickle .* Convert them to safetensors"),
         (no_template, "no chat template"),
         (no_tokenizer, "no readable tokenizer|no tokenizer.json"),
-        (remote_code, "Python of its own, which is not run; .* --remote-code and --revision"),
-        (language_model, "it is not a reward model. Make one of it with `worldpm train --model`"),
+        (
+            remote_code,
+            "Python code in the folder, which is not run. .* --remote-code and --revision",
+        ),
+        (language_model, "it is not a reward model. Make one from it with `worldpm train --model`"),
     ],
 )
-def test_a_folder_that_is_no_whole_reward_model_is_refused_with_the_way_out(
+def test_a_folder_without_a_complete_reward_model_is_refused_with_a_fix(
     llama: Path, harm: Callable[[Path], None], message: str
 ) -> None:
     harm(llama)
@@ -339,7 +342,7 @@ def test_a_language_model_gets_a_fresh_head_in_training_only(llama: Path) -> Non
     assert model.score.weight.shape == (1, 32)
 
 
-def test_other_weights_of_the_same_size_are_another_input(llama: Path) -> None:
+def test_other_weights_of_the_same_size_have_another_fingerprint(llama: Path) -> None:
     before = sources.fingerprint(sources.Source(llama))
     tensors = load_file(llama / "model.safetensors")
     save_file(
@@ -353,7 +356,7 @@ def test_other_weights_of_the_same_size_are_another_input(llama: Path) -> None:
 
 
 def test_more_positions_than_the_model_has_are_refused(llama: Path) -> None:
-    with pytest.raises(ConfigError, match="made for 256 positions"):
+    with pytest.raises(ConfigError, match="has only 256 positions"):
         Scorer.load(llama, max_length=1000)
 
 
@@ -361,17 +364,17 @@ def test_the_pad_token_is_never_the_end_token() -> None:
     tokenizer = train_tokenizer(TEXTS, vocabulary=400, max_length=512)
     frame = chat.frame_of(tokenizer)
     assert checkpoint.pad_token(tokenizer, frame) == "<|pad|>"
-    tokenizer.pad_token = frame.end_token  # as Qwen2.5's tokenizers have it
+    tokenizer.pad_token = frame.end_token  # as in Qwen2.5's tokenizers
     assert checkpoint.pad_token(tokenizer, frame) == "<|pad|>"
 
 
 SAVED = [
     family for family in FAMILIES if family not in ("cohere2", "granite")
-]  # transformers has no class for those
+]  # transformers has no class for these two
 
 
 @pytest.mark.parametrize("family", SAVED)
-def test_what_we_save_plain_transformers_loads_and_gives_the_same_rewards(
+def test_plain_transformers_loads_saved_models_and_gives_the_same_rewards(
     family: str, tmp_path: Path
 ) -> None:
     model = model_of(family, FAMILIES[family]).eval()
@@ -381,7 +384,9 @@ def test_what_we_save_plain_transformers_loads_and_gives_the_same_rewards(
     )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     weights, config = (tmp_path / name for name in ("model.safetensors", "config.json"))
-    assert weights.stat().st_mode == config.stat().st_mode  # a server of another user may read both
+    assert (
+        weights.stat().st_mode == config.stat().st_mode
+    )  # a server that runs as another user can read both
     ids = torch.tensor([[*GROUPS[0].prefix, *GROUPS[0].suffixes[0]]])
     ids[ids == 3] = 4
     ids[0, -1] = 5
@@ -393,7 +398,7 @@ def test_what_we_save_plain_transformers_loads_and_gives_the_same_rewards(
 
 
 @pytest.mark.parametrize("family", ["cohere2", "granite"])
-def test_a_family_without_a_class_of_its_own_is_loaded_by_us(family: str, tmp_path: Path) -> None:
+def test_a_family_without_a_class_in_transformers_is_loaded(family: str, tmp_path: Path) -> None:
     model = model_of(family, FAMILIES[family]).eval()
     checkpoint.save(model, dict(model.state_dict()), tmp_path, pad_token_id=None)
     again = checkpoint.load(sources.Source(tmp_path))
@@ -401,7 +406,7 @@ def test_a_family_without_a_class_of_its_own_is_loaded_by_us(family: str, tmp_pa
         assert torch.allclose(again(GROUPS), model(GROUPS), atol=1e-6)
 
 
-def test_prompts_are_read_alike_by_encoder_and_scorer(released: Path) -> None:
+def test_the_encoder_of_a_model_has_the_frame_and_limits_of_its_layout(released: Path) -> None:
     config = AutoConfig.from_pretrained(released, trust_remote_code=False)
     encoder = checkpoint.encoder_of(sources.Source(released), config)
     assert encoder == Encoder(encoder.tokenizer, chat.Frame(), Limits(256, 128))

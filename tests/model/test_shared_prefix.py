@@ -1,4 +1,4 @@
-"""What a plan says, against what is counted by hand; exactness for every family stands in
+"""Plans of rows, checked against plans made by hand. Exactness for every family is in
 test_families."""
 
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def test_a_reward_does_not_depend_on_its_neighbours_or_their_order(model: Reward
     assert torch.allclose(together, alone, atol=1e-5, rtol=0)
 
 
-def test_positions_go_on_where_the_prompt_ended() -> None:
+def test_positions_continue_where_the_prompt_ended() -> None:
     plan = plan_row([group([5, 6], [7, 8, 0], [9, 0])])
     assert plan.input_ids.tolist() == [[5, 6, 7, 8, 0, 9, 0]]
     assert plan.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
@@ -111,32 +111,34 @@ def variable_length(
     enable_gqa: bool,
     num_splits: int,
 ) -> Tensor:
-    """What the documentation of `varlen_attn` promises, written out, with the causal mask aligned
-    bottom right."""
+    """A reference of `varlen_attn` written from its documentation, with the causal mask aligned at
+    the bottom right."""
     assert max_q == int(queries.diff().max())
     assert max_k == int(keys.diff().max())
     assert enable_gqa is (query.shape[1] != key.shape[1])
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     pieces = []
-    for place in range(len(queries) - 1):
-        q = query[queries[place] : queries[place + 1]].transpose(0, 1)
-        k, v = (x[keys[place] : keys[place + 1]].transpose(0, 1) for x in (key, value))
+    for index in range(len(queries) - 1):
+        q = query[queries[index] : queries[index + 1]].transpose(0, 1)
+        k, v = (x[keys[index] : keys[index + 1]].transpose(0, 1) for x in (key, value))
         distance = (
             torch.arange(q.shape[1])[:, None] + k.shape[1] - q.shape[1] - torch.arange(k.shape[1])
         )
-        seen = (distance >= -window_size[1]) & ((window_size[0] < 0) | (distance <= window_size[0]))
+        visible = (distance >= -window_size[1]) & (
+            (window_size[0] < 0) | (distance <= window_size[0])
+        )
         scores = (q @ k.transpose(1, 2)) * (scale or q.shape[-1] ** -0.5)
-        pieces.append((scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(0, 1))
+        pieces.append((scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v).transpose(0, 1))
     return torch.cat(pieces)
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_the_variable_length_call_means_what_the_other_path_computes(
+def test_the_variable_length_path_gives_the_results_of_the_other_path(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel itself needs a GPU; its arguments are checked against a reference that does what
-    its documentation says."""
+    """The kernel itself needs a GPU, so its arguments are checked with a reference that follows
+    its documentation."""
     monkeypatch.setattr(shared_prefix, "varlen_attn", variable_length)
     plan = plan_row(GROUPS)
     tokens = plan.input_ids.shape[1]
@@ -145,8 +147,8 @@ def test_the_variable_length_call_means_what_the_other_path_computes(
     expected, _ = shared_prefix.attend(
         torch.nn.Module(), query, key, value, None, plan=plan, scaling=0.3, sliding_window=window
     )
-    found = shared_prefix._variable_length(plan, query, key, value, 0.3, window)
-    assert torch.allclose(found, expected, atol=1e-5)
+    attended = shared_prefix._variable_length(plan, query, key, value, 0.3, window)
+    assert torch.allclose(attended, expected, atol=1e-5)
 
 
 def test_a_cpu_rounds_the_attention_of_short_sequences_once() -> None:
@@ -157,13 +159,13 @@ def test_a_cpu_rounds_the_attention_of_short_sequences_once() -> None:
     exact, _ = shared_prefix.attend(
         module, query.float(), key.float(), value.float(), None, plan=plan
     )
-    for found in (
+    for rounded in (
         shared_prefix.attend(module, query, key, value, None, plan=plan)[0],
         _under_autocast(
             shared_prefix.attend, module, query.float(), key.float(), value.float(), None, plan=plan
         )[0],
     ):
-        assert torch.equal(found, exact.bfloat16())
+        assert torch.equal(rounded, exact.bfloat16())
 
 
 def _under_autocast(
@@ -180,7 +182,7 @@ def test_the_same_seed_gives_the_same_model() -> None:
     assert not torch.equal(first["score.weight"], other["score.weight"])
 
 
-def test_an_array_of_tokens_is_as_good_as_a_list(model: RewardModel) -> None:
+def test_arrays_of_tokens_give_the_same_rewards_as_lists(model: RewardModel) -> None:
     arrays = [
         EncodedGroup(np.array(g.prefix), [np.array(s) for s in g.suffixes], [], []) for g in GROUPS
     ]

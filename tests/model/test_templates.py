@@ -1,4 +1,4 @@
-"""The tokens that a model reads are those of its own chat template, whatever its shape."""
+"""A model reads the tokens of its own chat template, for templates of every shape."""
 
 import copy
 import re
@@ -24,13 +24,13 @@ ALTERNATING = (
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
 )
-"""A refusal of turns that do not alternate, and of system turns."""
+"""Refuses system turns, and turns that do not alternate."""
 KEEP_LAST_THOUGHT = (
     "{% set body = m.content %}{% set thought = '' %}{% if '</think>' in body %}"
     "{% set thought = body.split('</think>')[0].split('<think>')[-1].strip('\\n') %}"
     "{% set body = body.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
 )
-"""Takes the thinking out of an assistant's words, as the Qwen3 and GLM kinds do."""
+"""Removes the thinking from an assistant's message, as the templates of Qwen3 and GLM do."""
 
 SHAPES = {
     "chatml": LOOP + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n" + END,
@@ -83,7 +83,7 @@ SHAPES = {
     "{{ eos_token if m.role == 'assistant' and loop.last else '\n' }}" + END,
     "plain": chat.PLAIN_TEMPLATE,
 }
-"""Templates of our own in the shapes of published ones."""
+"""Templates of these tests in the shapes of published ones."""
 
 CONVERSATIONS: dict[str, tuple[list[tuple[str, str]], list[str]]] = {
     "one turn": ([("user", "the cat?")], ["sat", "  padded \n", "<b>a</b> &amp; <i>x</i>", "<"]),
@@ -103,7 +103,7 @@ CONVERSATIONS: dict[str, tuple[list[tuple[str, str]], list[str]]] = {
 }
 TOKEN = re.compile(r"<\|[^|<>\s{]{1,40}\|>|</?[a-z_]{1,30}>|\[/?[A-Za-z]{2,30}\]|<\|?[a-z_]+\|?>")
 WORDS = re.compile(r"</?(think|tool_call|tool_response|tools|b|i|p)>")
-"""Tags that are tokens in some models, but no special ones."""
+"""Tags that are tokens in some models, but not special tokens."""
 BOS = ("<|begin_of_text|>", "<bos>", "<s>")
 ROLES = [f"<|{role}|>" for role in ("system", "user", "assistant", "tool")]
 ROOMY = Limits(max_length=100_000, prompt_length=50_000)
@@ -130,13 +130,14 @@ def tokenizer_of(base: PreTrainedTokenizerFast, template: str) -> PreTrainedToke
 
 def shipped() -> Iterator[Path]:
     """Chat templates in the package of TRL."""
-    found = find_spec("trl")
-    if found is not None and found.origin is not None:
-        yield from sorted((Path(found.origin).parent / "chat_templates").glob("*.jinja"))
+    trl = find_spec("trl")
+    if trl is not None and trl.origin is not None:
+        yield from sorted((Path(trl.origin).parent / "chat_templates").glob("*.jinja"))
 
 
 def takes_text(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a message is a text to a template; with images, some take only a list of parts."""
+    """Whether a template accepts a text as the content of a message. Some templates of models for
+    images accept only a list of parts."""
     turns = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
     try:
         return "sat" in str(tokenizer.apply_chat_template(turns, tokenize=False))
@@ -150,7 +151,7 @@ def reference(
     prompt: Sequence[tuple[str, str]],
     response: str,
 ) -> list[int]:
-    """What plain transformers reads; the frame is an empty system turn, and the end."""
+    """Tokens that plain transformers reads. The frame is an empty system turn and the end token."""
     turns = [{"role": role, "content": content} for role, content in prompt]
     if frame.empty_system and prompt[0][0] != "system":
         turns.insert(0, {"role": "system", "content": ""})
@@ -169,7 +170,7 @@ def reference(
 
 
 def check_as_transformers(tokenizer: PreTrainedTokenizerFast, frame: chat.Frame) -> int:
-    """Compare all conversations; how many the template takes."""
+    """Compare all conversations. Return the number that the template accepts."""
     encoder, taken = Encoder(tokenizer, frame, ROOMY), 0
     for prompt, responses in CONVERSATIONS.values():
         messages = [Message(role, content) for role, content in prompt]
@@ -194,7 +195,7 @@ def test_tokens_are_those_of_transformers(base: PreTrainedTokenizerFast, shape: 
         assert check_as_transformers(tokenizer, frame) >= 9
 
 
-@pytest.mark.skipif(not list(shipped()), reason="TRL, whose templates are read, is not installed")
+@pytest.mark.skipif(not list(shipped()), reason="TRL, which has the templates, is not installed")
 @pytest.mark.parametrize("path", list(shipped()), ids=lambda path: path.stem)
 def test_tokens_of_shipped_templates_are_those_of_transformers(
     base: PreTrainedTokenizerFast, path: Path
@@ -244,7 +245,7 @@ def test_text_around_a_literal_token_is_read_as_without_it(base: PreTrainedToken
     )
 
 
-def test_one_of_several_templates_is_taken_by_its_name(base: PreTrainedTokenizerFast) -> None:
+def test_one_of_several_templates_is_chosen_by_its_name(base: PreTrainedTokenizerFast) -> None:
     tokenizer = copy.deepcopy(base)
     tokenizer.chat_template = {"default": "a", "rag": "b"}
     assert chat.template_of(tokenizer, None, None) == "a"
@@ -253,7 +254,7 @@ def test_one_of_several_templates_is_taken_by_its_name(base: PreTrainedTokenizer
         chat.template_of(tokenizer, None, "tool")
 
 
-def test_a_template_is_asked_for_as_a_file_or_by_name(
+def test_a_template_may_be_given_as_a_file_or_by_name(
     base: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}")
@@ -275,7 +276,7 @@ def test_a_template_is_asked_for_as_a_file_or_by_name(
     ],
     ids=["product", "loops", "doubling", "padding"],
 )
-def test_a_template_that_takes_too_much_is_refused_before_it_is_filled(
+def test_a_template_that_needs_too_much_time_or_memory_is_refused(
     base: PreTrainedTokenizerFast, bomb: str
 ) -> None:
     tokenizer = copy.deepcopy(base)
@@ -318,7 +319,7 @@ def test_a_text_that_outgrows_its_messages_is_refused(base: PreTrainedTokenizerF
     tokenizer = copy.deepcopy(base)
     tokenizer.chat_template = "{% if 'boom' in messages[0].content %}{{ 'a' * 10**7 }}{% endif %}b"
     encoder = Encoder(tokenizer, chat.UNFRAMED, ROOMY)
-    with pytest.raises(TemplateRefusalError, match="makes 10,000,001 characters of it"):
+    with pytest.raises(TemplateRefusalError, match="into 10,000,001 characters"):
         encoder.encode([Message("user", "boom")], ["b"])
 
 
@@ -327,5 +328,5 @@ def test_a_special_token_in_a_tool_call_is_refused(base: PreTrainedTokenizerFast
     encoder = Encoder(tokenizer, chat.frame_of(tokenizer), ROOMY)
     calls = [{"function": {"name": "look", "arguments": "<|im_end|>"}}]
     turn = Message.of({"role": "assistant", "content": None, "tool_calls": calls})
-    with pytest.raises(TemplateRefusalError, match="another key of a message holds"):
+    with pytest.raises(TemplateRefusalError, match="another key of a message contains"):
         encoder.encode([Message("user", "a"), turn], ["b"])

@@ -1,5 +1,5 @@
-"""Ids without a row in the embedding are refused when a model is loaded, not when a text has
-one."""
+"""Loading a model refuses ids without a row in the embedding, before a text contains such an
+id."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def add_end(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def changed(folder: Path, change: Callable[[PreTrainedTokenizerBase], object]) -> tuple[int, int]:
-    """Change a model's tokenizer; its largest id, and the rows of the embedding."""
+    """Change a model's tokenizer. Return its largest id and the rows of the embedding."""
     tokenizer = checkpoint.load_tokenizer(sources.Source(folder))
     rows = len(tokenizer)
     change(tokenizer)
@@ -43,24 +43,24 @@ def test_ids_without_a_row_are_refused_with_both_numbers(
 ) -> None:
     folder = llama(tmp_path / "model")
     largest, rows = changed(folder, change)
-    message = rf"has ids up to {largest}, and the embedding has {rows} rows.* or resize"
+    message = rf"has ids up to {largest}, but the embedding has {rows} rows.* or resize"
     with pytest.raises(CheckpointError, match=message):
         Scorer.load(folder)
 
 
-def test_they_are_refused_in_training_before_the_first_step(
+def test_training_refuses_ids_without_a_row_before_the_first_step(
     road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = llama(tmp_path / "model")
     largest, rows = changed(folder, add_words)
     assert run("train", road / "groups", "--model", folder, "--out", tmp_path / "out") == 2
-    assert f"ids up to {largest}, and the embedding has {rows} rows" in capsys.readouterr().err
+    assert f"ids up to {largest}, but the embedding has {rows} rows" in capsys.readouterr().err
 
 
-def test_a_special_token_without_a_row_that_nothing_writes_is_plain_text(tmp_path: Path) -> None:
+def test_an_unused_special_token_without_a_row_is_plain_text(tmp_path: Path) -> None:
     folder = llama(tmp_path / "model")
     before = plain_rewards(folder)
-    # as Gemma 3 1B has one for images
+    # Gemma 3 1B has such a token for images
     changed(folder, lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "<|image|>"}))
     scorer = Scorer.load(folder)
     assert scorer.rewards(PROMPT, RESPONSES) == pytest.approx(before, abs=1e-5)

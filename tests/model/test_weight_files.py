@@ -1,5 +1,5 @@
-"""Files of weights as other programs leave them: read as transformers reads them, or refused with
-the reason."""
+"""Weight files of other programs are read as transformers reads them, or refused with the
+reason."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ Weights = dict[str, Tensor]
 
 
 def save_tokenizer(folder: Path) -> int:
-    """Write a tokenizer like Llama's; the number of its tokens."""
+    """Write a tokenizer like Llama's. Return its number of tokens."""
     tokenizer = train_tokenizer(TEXTS, vocabulary=400, max_length=512)
     tokenizer.add_special_tokens({"bos_token": "<|begin|>", "eos_token": "<|eot|>"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>"]})
@@ -40,7 +40,7 @@ def save_tokenizer(folder: Path) -> int:
 
 
 def llama(folder: Path, *, seed: int = 0, more_rows: int = 0, tied: bool = False) -> Path:
-    """Write a reward model of others."""
+    """Write a reward model as others publish them."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=save_tokenizer(folder) + more_rows,
@@ -85,11 +85,11 @@ def rewrite(folder: Path, change: Callable[[Weights], Weights]) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def write_shards(folder: Path, tensors: Weights, *, place: str = "") -> None:
-    """Write weights as two shards with an index that names them in `place`."""
+def write_shards(folder: Path, tensors: Weights, *, subfolder: str = "") -> None:
+    """Write weights as two shards in a subfolder, with an index that names them."""
     index: dict[str, str] = {}
     for number, is_head in enumerate((False, True), start=1):
-        name = f"{place}model-0000{number}-of-00002.safetensors"
+        name = f"{subfolder}model-0000{number}-of-00002.safetensors"
         shard = {key: tensor for key, tensor in tensors.items() if ("score" in key) is is_head}
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_file(shard, folder / name, metadata={"format": "pt"})
@@ -97,7 +97,7 @@ def write_shards(folder: Path, tensors: Weights, *, place: str = "") -> None:
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
-def test_a_single_file_counts_before_an_older_index_with_its_shards(tmp_path: Path) -> None:
+def test_a_single_file_takes_precedence_over_an_index_with_its_shards(tmp_path: Path) -> None:
     folder, older = llama(tmp_path / "model"), llama(tmp_path / "older", seed=1)
     expected = plain_rewards(folder)
     write_shards(folder, load_file(older / WEIGHTS))
@@ -105,7 +105,7 @@ def test_a_single_file_counts_before_an_older_index_with_its_shards(tmp_path: Pa
     assert Scorer.load(folder).rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-5)
 
 
-def test_an_index_without_its_shards_is_no_obstacle_beside_a_single_file(tmp_path: Path) -> None:
+def test_an_index_without_its_shards_is_ignored_beside_a_single_file(tmp_path: Path) -> None:
     folder = llama(tmp_path / "model")
     write_shards(folder, load_file(folder / WEIGHTS))
     for path in folder.glob("model-*.safetensors"):
@@ -117,12 +117,12 @@ def test_an_index_without_its_shards_is_no_obstacle_beside_a_single_file(tmp_pat
 def test_shards_are_read_where_there_is_no_single_file(tmp_path: Path) -> None:
     folder = llama(tmp_path / "model")
     expected = plain_rewards(folder)
-    write_shards(folder, load_file(folder / WEIGHTS), place="shards/")
+    write_shards(folder, load_file(folder / WEIGHTS), subfolder="shards/")
     (folder / WEIGHTS).unlink()
     assert Scorer.load(folder).rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_file_that_a_config_names_counts_before_others(tmp_path: Path) -> None:
+def test_the_file_that_a_config_names_takes_precedence(tmp_path: Path) -> None:
     folder, other = llama(tmp_path / "model"), llama(tmp_path / "other", seed=1)
     shutil.copy(other / WEIGHTS, folder / "other.safetensors")
     change(folder / "config.json", transformers_weights="other.safetensors")
@@ -136,14 +136,15 @@ def test_the_file_that_a_config_names_counts_before_others(tmp_path: Path) -> No
     assert Scorer.load(tmp_path / "saved").rewards(PROMPT, RESPONSES) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("place", ["../", "{folder}/"])
-def test_shards_outside_the_folder_are_refused(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("outside", ["../", "{folder}/"])
+def test_shards_outside_the_folder_are_refused(tmp_path: Path, outside: str) -> None:
     folder = llama(tmp_path / "model")
-    place = place.format(folder=tmp_path / "outside")
-    write_shards(folder, load_file(folder / WEIGHTS), place=place)
+    outside = outside.format(folder=tmp_path / "outside")
+    write_shards(folder, load_file(folder / WEIGHTS), subfolder=outside)
     (folder / WEIGHTS).unlink()
     with pytest.raises(
-        CheckpointError, match=rf"names {place}model-00001-of-00002.*, which is outside the folder"
+        CheckpointError,
+        match=rf"names {outside}model-00001-of-00002.*, which is outside the folder",
     ):
         Scorer.load(folder)
 
@@ -190,7 +191,7 @@ WRAPPED: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("wrapped", WRAPPED.values(), ids=WRAPPED)
-def test_names_that_compilers_and_engines_put_around_modules_are_taken_out(
+def test_name_parts_that_compilers_and_engines_add_are_removed(
     tmp_path: Path, wrapped: Callable[[str], str]
 ) -> None:
     folder = llama(tmp_path / "model")
@@ -203,7 +204,7 @@ def test_names_that_compilers_and_engines_put_around_modules_are_taken_out(
     assert set(load_file(tmp_path / "saved" / WEIGHTS)) == names
 
 
-def test_a_weight_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_a_weight_with_two_names_is_refused(tmp_path: Path) -> None:
     folder = llama(tmp_path / "model")
     rewrite(folder, lambda weights: weights | {"_orig_mod.score.weight": -weights["score.weight"]})
     with pytest.raises(CheckpointError, match="are the same weight"):
@@ -212,7 +213,7 @@ def test_a_weight_that_is_there_twice_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("in_config", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_and_gives_the_rewards_of_plain_transformers(
+def test_half_precision_is_kept_and_gives_the_rewards_of_plain_transformers(
     tmp_path: Path, dtype: torch.dtype, in_config: bool
 ) -> None:
     folder = llama(tmp_path / "model")
@@ -220,11 +221,11 @@ def test_half_precision_stays_and_gives_the_rewards_of_plain_transformers(
     change(folder / "config.json", dtype=str(dtype).removeprefix("torch.") if in_config else None)
     scorer = Scorer.load(folder)
     assert scorer.dtype == dtype
-    # the head and the sum of its products are in float32 here
+    # our head computes its products and their sum in float32
     assert scorer.rewards(PROMPT, RESPONSES) == pytest.approx(plain_rewards(folder), abs=2e-3)
     expected = plain_rewards(folder, torch.float32)
-    found = Scorer.load(folder, dtype=torch.float32).rewards(PROMPT, RESPONSES)
-    assert found == pytest.approx(expected, abs=1e-5)
+    rewards = Scorer.load(folder, dtype=torch.float32).rewards(PROMPT, RESPONSES)
+    assert rewards == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("in_config", [True, False])
@@ -246,7 +247,7 @@ def test_more_rows_than_tokens_and_a_tied_embedding_are_fine(
     assert Scorer.load(folder).rewards(PROMPT, RESPONSES) == pytest.approx(expected, abs=1e-5)
 
 
-def test_an_embedding_with_other_rows_than_the_config_has_is_named_with_both(
+def test_an_embedding_whose_rows_differ_from_the_config_is_refused_with_both_numbers(
     tmp_path: Path,
 ) -> None:
     folder = llama(tmp_path / "model")
@@ -259,9 +260,7 @@ def test_an_embedding_with_other_rows_than_the_config_has_is_named_with_both(
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_an_embedding_that_is_stored_as_the_tied_head_alone_is_found(
-    tmp_path: Path, tied: bool
-) -> None:
+def test_an_embedding_stored_only_as_the_tied_head_is_read(tmp_path: Path, tied: bool) -> None:
     config = LlamaConfig(vocab_size=save_tokenizer(tmp_path), tie_word_embeddings=tied, **SHAPE)  # type: ignore[arg-type]
     model = LlamaForCausalLM(config)
     model.save_pretrained(tmp_path)

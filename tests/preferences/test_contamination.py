@@ -1,4 +1,4 @@
-"""Overlap with benchmarks, stratified sets, and rows of others' files."""
+"""Overlap with benchmarks, stratified sets, and rows of files that others made."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ def group(prompt: str, *responses: str) -> PreferenceGroup:
     )
 
 
-def test_the_longest_run_of_words_is_found_whatever_stands_between_them() -> None:
+def test_the_longest_run_of_words_is_found_despite_case_and_punctuation() -> None:
     index = Index({"bench": [better_first("a", "x", f"Before. {WORDS}", ["yes"], ["no"])]})
     shared = " ".join(WORDS.upper().split()[:15])
     (overlap,) = index.overlaps(group(f"so, {shared}!"))
@@ -40,19 +40,19 @@ def test_the_longest_run_of_words_is_found_whatever_stands_between_them() -> Non
     assert [overlap.length_words for overlap in index.overlaps(group("Q", "a", WORDS))] == [20]
 
 
-def test_a_set_phrase_of_many_items_is_no_overlap() -> None:
+def test_a_phrase_that_many_items_share_is_not_an_overlap() -> None:
     index = Index(
         {"bench": [better_first("a", str(i), f"{i} {WORDS}", ["yes"], ["no"]) for i in range(11)]}
     )
     assert index.overlaps(group(WORDS)) == []
 
 
-def test_many_items_of_one_prompt_are_no_set_phrase() -> None:
+def test_a_prompt_that_many_items_share_is_an_overlap() -> None:
     items = [better_first("a", str(i), WORDS, [f"yes {i}"], ["no"]) for i in range(30)]
     assert len(Index({"bench": items}).overlaps(group(WORDS))) == 30
 
 
-def test_items_that_overlap_are_told_by_benchmark() -> None:
+def test_items_that_overlap_are_listed_by_benchmark() -> None:
     index = Index(
         {name: [better_first("a", name, WORDS, ["yes"], ["no"])] for name in ("one", "two")}
     )
@@ -146,14 +146,14 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, mess
         list(rows.read(tmp_path / name))
 
 
-def test_any_text_of_a_file_is_looked_for(tmp_path: Path) -> None:
+def test_all_texts_of_a_file_are_compared(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(json.dumps({"a": [{"b": WORDS}], "c": 3}) + "\n")
     assert Index({"mine": texts_in(tmp_path / "mine.jsonl")}).found_in([group(WORDS)]) == {
         "mine": {"0"}
     }
 
 
-def test_rows_of_one_prompt_are_no_set_phrase(tmp_path: Path) -> None:
+def test_a_prompt_that_many_rows_share_is_an_overlap(tmp_path: Path) -> None:
     (tmp_path / "best.jsonl").write_text(
         "".join(json.dumps({"prompt": WORDS, "response": str(i)}) + "\n" for i in range(11))
     )

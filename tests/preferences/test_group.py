@@ -34,7 +34,7 @@ def split_of(thread: Thread) -> splits.Split:
     return grouping.split_of(thread, GroupRules(), Learned())
 
 
-def test_the_prompt_is_title_and_body_and_the_origin_travels_along() -> None:
+def test_the_prompt_is_title_and_body_and_responses_keep_their_origin() -> None:
     group, drops = made(thread_of(3, 1))
     assert group is not None
 
@@ -72,7 +72,7 @@ def test_a_thread_is_dropped_for_a_counted_reason(thread: Thread, drops: dict[st
     assert made(thread) == (None, drops)
 
 
-def test_of_answers_with_one_text_the_most_voted_is_kept_and_the_earliest_of_as_many() -> None:
+def test_of_equal_answers_the_most_voted_is_kept_and_in_a_tie_the_earliest() -> None:
     bodies = ["\u306f\u3044\u3002", "no", "\u306f\u3044\u3002\u3000", "\u306f\u3044\u3002\n"]
     group, drops = made(thread_of(1, 2, 5, 5, bodies=bodies))
     assert group is not None
@@ -161,13 +161,13 @@ def test_a_record_survives_the_disk(tmp_path: Path) -> None:
     assert schema.group_from_row(row, tmp_path) == group
 
     for preference in row["preferences"]:
-        del preference["probability"]  # a label that is taken as certain
+        del preference["probability"]  # then the label counts as certain
     assert {
         preference.probability for preference in schema.group_from_row(row, tmp_path).preferences
     } == {1.0}
 
 
-def test_rows_make_the_same_bytes_however_they_were_batched(tmp_path: Path) -> None:
+def test_rows_make_the_same_bytes_in_batches_of_any_size(tmp_path: Path) -> None:
     group, _ = made(thread_of(3, 1))
     assert group is not None
     rows = [schema.group_to_row(group)] * 20_000
@@ -195,7 +195,7 @@ def test_the_table_is_readable_without_our_code(road: Path) -> None:
     assert all(weight == pytest.approx(n, rel=1e-5) for n, weight in splits_of_table.values())
 
 
-def test_a_site_without_a_thread_of_two_answers_is_an_error_that_says_so(
+def test_a_site_without_a_thread_of_two_answers_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lone = [thread_of(1, name=f"site/{i}") for i in range(3)]
@@ -214,7 +214,7 @@ def test_a_site_without_a_thread_of_two_answers_is_an_error_that_says_so(
     assert not (tmp_path / "groups" / "manifest.json").exists()
 
 
-def test_rules_that_leave_nothing_leave_the_folder_free(road: Path, tmp_path: Path) -> None:
+def test_rules_that_drop_everything_do_not_block_the_folder(road: Path, tmp_path: Path) -> None:
     assert (
         run("group", road / "threads", "--out", tmp_path / "groups", "--min-characters", 99_999)
         == 2
@@ -222,7 +222,7 @@ def test_rules_that_leave_nothing_leave_the_folder_free(road: Path, tmp_path: Pa
     assert run("group", road / "threads", "--out", tmp_path / "groups") == 0
 
 
-def test_a_bare_parquet_file_of_groups_trains_with_a_warning_and_is_judged(
+def test_a_parquet_file_of_groups_without_a_manifest_is_trained_and_evaluated_on(
     road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = list(parquet.read_rows(road / "groups" / "simulated.parquet"))
@@ -262,23 +262,27 @@ SOUND = {"chosen": 0, "rejected": 1, "strength": 1.0, "probability": 1.0, "weigh
     [
         ({"preferences": []}, "lacks a prompt, a text or a preference"),
         ({"prompt": []}, "lacks a prompt, a text or a preference"),
-        ({"responses": None}, r"chosen is \d; an index of its 0 responses"),
+        ({"responses": None}, r"chosen is \d; it must be an index of the 0 responses"),
         (
             {"preferences": [{**SOUND, "rejected": 9}]},
-            r"rejected is 9; an index of its \d responses",
+            r"rejected is 9; it must be an index of the \d responses",
         ),
-        ({"preferences": [{**SOUND, "chosen": -1}]}, "chosen is -1; an index"),
+        ({"preferences": [{**SOUND, "chosen": -1}]}, "chosen is -1; it must be an index"),
         ({"preferences": [{**SOUND, "rejected": 0}]}, "response 0 is preferred to itself"),
-        ({"preferences": [{**SOUND, "weight": 0.0}]}, "weighs 0.0; a finite number above 0"),
-        ({"preferences": [{**SOUND, "weight": None}]}, "weighs None"),
+        (
+            {"preferences": [{**SOUND, "weight": 0.0}]},
+            "the weight 0.0; it must be finite and above 0",
+        ),
+        ({"preferences": [{**SOUND, "weight": None}]}, "the weight None"),
         ({"preferences": [{**SOUND, "strength": None}]}, "the strength None"),
         ({"preferences": [{**SOUND, "strength": float("nan")}]}, "the strength nan"),
-        ({"preferences": [{**SOUND, "probability": 1.5}]}, "the probability 1.5; 0 to 1"),
+        (
+            {"preferences": [{**SOUND, "probability": 1.5}]},
+            "the probability 1.5; it must be from 0 to 1",
+        ),
     ],
 )
-def test_a_group_that_says_nothing_sensible_is_refused(
-    road: Path, change: dict[str, object], message: str
-) -> None:
+def test_an_invalid_group_is_refused(road: Path, change: dict[str, object], message: str) -> None:
     path = road / "groups" / "simulated.parquet"
     row = next(parquet.read_rows(path))
     with pytest.raises(DataError, match=r"simulated.parquet: group 'simulated/\d+'.*" + message):
@@ -359,7 +363,7 @@ def test_personal_data_is_masked_and_counted() -> None:
     assert group.responses[0].content == "mail [e-mail]"
 
 
-def test_pairs_of_a_thread_are_drawn_and_weigh_one() -> None:
+def test_pairs_of_a_thread_are_sampled_with_a_total_weight_of_1() -> None:
     thread = next(
         t
         for t in (thread_of(*range(6), name=f"site/{i}") for i in range(9))
@@ -372,7 +376,7 @@ def test_pairs_of_a_thread_are_drawn_and_weigh_one() -> None:
     assert group == made(thread, GroupRules(pairs_per_thread=4))[0]
 
 
-def test_pairs_of_other_gaps_are_dropped_from_training_alone() -> None:
+def test_pairs_of_other_gaps_are_dropped_from_training_only() -> None:
     named = [thread_of(0, 1, 4, 9, name=f"site/{i}") for i in range(40)]  # gaps 1, 3, 4, 5, 8, 9
     rules = GroupRules(least_gap=3, most_gap=5)
     train, test = (next(t for t in named if split_of(t) == split) for split in ("train", "test"))
@@ -449,16 +453,16 @@ def test_one_copy_of_a_thread_stays_with_its_answers(tmp_path: Path) -> None:
 
     assert near_duplicates.duplicates([tmp_path / "x"], spill=tmp_path) == {
         "beta/1"
-    }  # its answers go with it, and oust none
+    }  # its answers are dropped with it, and replace no others
 
 
 def bands_of(*texts: Text) -> list[list[int]]:
-    """The bands of each text, by its name."""
+    """The bands of each text, in the order of the texts."""
     rows = near_duplicates.bands(texts).to_pylist()
     return [[row["band"] for row in rows if row["name"] == text.name] for text in texts]
 
 
-def test_texts_that_share_less_than_half_are_no_duplicates() -> None:
+def test_texts_that_share_less_than_half_are_not_duplicates() -> None:
     words = [f"word{i}" for i in range(200)]
     half_shared = [*words[:100], *(f"other{i}" for i in range(100))]
     first, second = bands_of(
@@ -470,7 +474,7 @@ def test_texts_that_share_less_than_half_are_no_duplicates() -> None:
 @pytest.mark.parametrize(
     ("old", "new"), [(" word7 of", " \u201cword7\u201d of"), (" ", "\u00a0"), (" ", " \u2014 ")]
 )
-def test_punctuation_beyond_ascii_makes_no_other_text(old: str, new: str) -> None:
+def test_punctuation_beyond_ascii_does_not_change_a_text(old: str, new: str) -> None:
     first, second = bands_of(
         Text(1, "a", 1, LONG, "t"), Text(1, "b", 1, LONG.replace(old, new), "t")
     )
@@ -523,7 +527,7 @@ def test_a_texts_bands_do_not_depend_on_its_neighbours() -> None:
 
 
 def finished(folder: Path, **sites: list[Thread]) -> Path:
-    """A folder of threads as `ingest` writes it."""
+    """Write a folder of threads as `ingest` does."""
     output = folders.begin(folder, step="ingest", config={}, inputs=[])
     assert output is not None
     with output:
@@ -558,9 +562,7 @@ def varied(site: str, count: int) -> list[Thread]:
     ]
 
 
-def test_threads_that_ask_the_same_few_words_are_in_one_split_and_long_ones_go_by_their_ids() -> (
-    None
-):
+def test_threads_with_the_same_short_question_are_in_one_split() -> None:
     enough, few = (
         "word " * (near_duplicates.LEAST_WORDS - len(["title", "which", "then", *less]))
         for less in ([], ["one"])
@@ -589,7 +591,7 @@ def test_threads_that_ask_the_same_few_words_are_in_one_split_and_long_ones_go_b
     assert len({split_of(thread) for thread in other_bodies}) == 3
 
 
-def test_a_near_duplicate_of_another_site_never_sits_in_another_split(tmp_path: Path) -> None:
+def test_a_near_duplicate_of_another_site_is_never_in_another_split(tmp_path: Path) -> None:
     first_site = [replace(t, body=f"{t.title} {LONG}", votes=1) for t in varied("a", 30)]
     second_site = [
         replace(t, body=first.body, title=first.title, votes=2)
@@ -610,13 +612,13 @@ def test_a_near_duplicate_of_another_site_never_sits_in_another_split(tmp_path: 
         for line in (tmp_path / "groups" / "rejects.jsonl").read_text().splitlines()
     ]
     assert [(row["name"], row["reason"]) for row in rejects] == [
-        ("a/0", "thread that is nearly another of more votes")
+        ("a/0", "thread that nearly repeats another with more votes")
     ]
     assert run("report", tmp_path / "groups", "--out", tmp_path / "r.html") == 0
     assert "Examples of what was dropped" in (tmp_path / "r.html").read_text()
 
 
-def test_what_is_dropped_anyway_ousts_no_other(tmp_path: Path) -> None:
+def test_a_thread_that_is_dropped_anyway_does_not_replace_its_duplicate(tmp_path: Path) -> None:
     lonely, useful = varied("a", 2)
     same = f"a question {LONG}"
     lonely = replace(lonely, body=same, title="", votes=10, responses=lonely.responses[:1])
@@ -662,7 +664,7 @@ def test_splits_by_site_and_by_time(tmp_path: Path) -> None:
 SPLITS = ("train", "validation", "test")
 
 
-def test_who_is_to_be_credited_stands_in_a_table(tmp_path: Path) -> None:
+def test_a_table_lists_everyone_to_credit(tmp_path: Path) -> None:
     import csv
 
     assert (
@@ -702,7 +704,7 @@ def test_no_name_in_the_table_of_credits_is_a_formula(tmp_path: Path, author: st
     assert names == {f"'{author}"}
 
 
-def test_groups_that_overlap_with_a_benchmark_are_told_and_dropped(tmp_path: Path) -> None:
+def test_groups_that_overlap_with_a_benchmark_are_reported_and_dropped(tmp_path: Path) -> None:
     bad, good = varied("a", 2)
     threads = finished(tmp_path / "threads", a=[replace(bad, body=LONG), good])
     (tmp_path / "bench.jsonl").write_text(json.dumps({"prompt": LONG}) + "\n")
@@ -771,10 +773,10 @@ def test_threads_that_the_filters_template_refuses_are_dropped_and_counted(
     assert run(*command, "--out", tmp_path / "groups") == 0
 
     even, plain = read_groups(tmp_path / "groups"), read_groups(road / "groups")
-    kept = [
+    accepted = [
         group for group in plain if group.split != "train" or len(group.prompt[0].content) % 2 == 0
     ]
-    assert {group.group_id for group in even} == {group.group_id for group in kept}
+    assert {group.group_id for group in even} == {group.group_id for group in accepted}
     drops = read_manifest(tmp_path / "groups").drops["simulated"]
     reason = "thread that the chat template of --filter-with refuses"
-    assert drops[reason] == len(plain) - len(kept)
+    assert drops[reason] == len(plain) - len(accepted)

@@ -44,7 +44,7 @@ def test_the_order_of_the_answers_does_not_matter() -> None:
     assert named([0, 1, 2, 3]) == named([3, 1, 0, 2])
 
 
-def test_the_paper_takes_one_pair_and_counts_acceptance_as_a_vote() -> None:
+def test_the_papers_rule_draws_one_pair_and_counts_acceptance_as_a_vote() -> None:
     answers = thread_of(2, 2).responses
     accepted = (
         answers[0],
@@ -61,7 +61,7 @@ def test_the_paper_takes_one_pair_and_counts_acceptance_as_a_vote() -> None:
     )
 
 
-def test_the_paper_draws_every_pair_of_a_thread_equally_often() -> None:
+def test_the_papers_rule_draws_every_pair_of_a_thread_equally_often() -> None:
     answers = thread_of(3, 2, 1).responses
     drawn = [votes.preferences(answers, rule="worldpm", seed=[seed])[0] for seed in range(600)]
     counts = [
@@ -86,7 +86,7 @@ def test_a_small_thread_is_kept_whole(count: int) -> None:
 
 
 def dated(votes_: Sequence[int], days: Sequence[int]) -> tuple[Answer, ...]:
-    """Answers with these votes, written so many days after the first of January."""
+    """Answers with these votes, written these numbers of days after the first of January."""
     answers = thread_of(*votes_).responses
     return tuple(
         replace(a, created=datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=day))
@@ -115,7 +115,7 @@ def test_shp_takes_only_pairs_whose_better_answer_is_the_later_and_has_twice_the
     assert [p.weight for p in preferences] == [0.5, 0.5]
 
 
-def test_equal_exposure_and_equal_votes_are_a_coin() -> None:
+def test_equal_exposure_and_equal_votes_have_a_probability_of_one_half() -> None:
     noise = VoteNoise(
         age_power=0.0, delay_power=0.0, spread=0.5, now=datetime(2021, 1, 1, tzinfo=UTC).timestamp()
     )
@@ -123,7 +123,7 @@ def test_equal_exposure_and_equal_votes_are_a_coin() -> None:
     assert noise.probabilities(answers, [(0, 1), (1, 0)]) == pytest.approx([0.5, 0.5])
 
 
-def test_a_wider_gap_is_surer_and_no_pair_is_turned_round() -> None:
+def test_a_wider_gap_is_more_certain_and_no_pair_is_reversed() -> None:
     noise = VoteNoise(
         age_power=1.0,
         delay_power=-0.5,
@@ -137,11 +137,11 @@ def test_a_wider_gap_is_surer_and_no_pair_is_turned_round() -> None:
     early, late = (
         noise.probabilities(dated([5, 4], days), [(0, 1)])[0] for days in ([0, 30], [30, 0])
     )
-    assert early == 0.5  # one vote more is no evidence for an answer that had all the time
+    assert early == 0.5  # one vote more is not evidence for an answer that had more time
     assert late > gaps[0]
 
 
-def test_a_planted_head_start_is_found_and_its_probabilities_hold() -> None:
+def test_a_planted_head_start_is_estimated_and_probabilities_are_calibrated() -> None:
     generator = np.random.default_rng(0)
     threads, truth = [], []
     for _ in range(3000):

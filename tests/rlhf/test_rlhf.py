@@ -1,5 +1,5 @@
-"""Rewards for trainers of policies: each protocol gives the scorer's rewards, and a policy learns
-from them."""
+"""Rewards for trainers of policies: each protocol gives the scorer's rewards, and a policy can
+learn from them."""
 
 import asyncio
 import json
@@ -81,7 +81,7 @@ def test_openrlhf_gets_the_rewards_of_texts_that_begin_with_their_prompts(
 @pytest.mark.parametrize(
     ("prompt", "query"),
     [
-        # through a tokenizer that composes letters
+        # the tokenizer composes letters
         ("Where is the cafe\u0301?", "Where is the caf\u00e9? There."),
         (
             "an old story. " * 40 + "Where is the cat?",
@@ -90,7 +90,7 @@ def test_openrlhf_gets_the_rewards_of_texts_that_begin_with_their_prompts(
         ("", " There."),
     ],
 )
-def test_openrlhf_composes_letters_and_cuts_prompts_from_their_left(
+def test_openrlhf_texts_may_have_composed_letters_and_prompts_cut_on_the_left(
     prompt: str, query: str
 ) -> None:
     assert _after(prompt, query) == " There."
@@ -110,7 +110,7 @@ def test_parts_become_lines_and_parts_other_than_text_are_rejected(road: Path) -
     assert rewards == pytest.approx(function(["About"], ["About\nan hour."]), abs=1e-6)
 
     for content in (None, [{"type": "image", "url": "x"}], 7):
-        with pytest.raises(ConfigError, match="rewards are of text"):
+        with pytest.raises(ConfigError, match="Only text can be scored"):
             function([prompt], [[{"role": "assistant", "content": content}]])
 
 
@@ -127,11 +127,11 @@ def test_verl_gets_one_reward_at_a_time(road: Path, offline: list[float]) -> Non
         {"question": PROMPTS[2]},
     ]
     for extra in extras:
-        score = compute_score("d", ANSWERS[2], None, extra, place=checkpoint)["score"]
+        score = compute_score("d", ANSWERS[2], None, extra, source=checkpoint)["score"]
         assert score == pytest.approx(offline[2], abs=1e-5)
 
     with pytest.raises(ConfigError, match="neither `prompt` nor `question`"):
-        compute_score("d", "a", None, {}, place=checkpoint)
+        compute_score("d", "a", None, {}, source=checkpoint)
 
 
 def test_a_server_gives_the_rewards_of_the_folder(road: Path, offline: list[float]) -> None:
@@ -164,7 +164,7 @@ class FullServer(BaseHTTPRequestHandler):
         """Keep the test's output clean."""
 
 
-def test_a_full_server_is_asked_again() -> None:
+def test_requests_to_a_full_server_are_repeated() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), FullServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         judge = RemoteJudge(f"http://127.0.0.1:{server.server_port}")
@@ -173,7 +173,7 @@ def test_a_full_server_is_asked_again() -> None:
     assert rollouts == RolloutRewards([1.0, 1.0], [2, 2])
 
 
-@pytest.mark.filterwarnings("ignore")  # of its libraries
+@pytest.mark.filterwarnings("ignore")  # warnings of its libraries
 def test_openrlhf_reads_rewards_with_its_own_client(road: Path, offline: list[float]) -> None:
     agent = pytest.importorskip(
         "openrlhf.utils.agent", reason=f"OpenRLHF {NOT_INSTALLED}", exc_type=ImportError
@@ -190,7 +190,7 @@ def test_openrlhf_reads_rewards_with_its_own_client(road: Path, offline: list[fl
     assert reply["rewards"] == reply["scores"] == pytest.approx(offline, abs=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore")  # of its libraries
+@pytest.mark.filterwarnings("ignore")  # warnings of its libraries
 def test_verl_reads_rewards_with_its_own_client(road: Path, offline: list[float]) -> None:
     reward_loop = pytest.importorskip(
         "verl.experimental.reward_loop.reward_loop",
@@ -241,7 +241,7 @@ def test_guards_limit_and_weigh_and_do_nothing_when_unset() -> None:
     rewards, lengths, texts = [1.0, 2.0, 4.0], [10, 30, 90], ["a", "b", "c"]
     assert Guards().values(rewards, lengths, texts) == rewards
     outside = Guards(ranges={"length": (5, 50)}).values(rewards, lengths, texts)
-    assert outside == pytest.approx([1.0, 2.0, 0.0])  # the lowest less one
+    assert outside == pytest.approx([1.0, 2.0, 0.0])  # one below the lowest
     weighed = Guards(weights={"length": -1.0}).values(rewards, lengths, texts)
     assert weighed[0] == pytest.approx(1.0 + (20 / 40 + 80 / 100) / 3)  # shorter than both others
     assert sum(weighed) == pytest.approx(sum(rewards))
@@ -300,7 +300,8 @@ def test_trl_gets_the_reward_of_a_conversation_with_tool_calls(road: Path) -> No
 
 @contextmanager
 def replying(*statuses: int, header: str | None = None) -> Iterator[str]:
-    """A server that gives these statuses in turn, 0 being a closed connection, and then rewards."""
+    """A server that replies with these statuses in turn, and then with rewards. A status of 0
+    closes the connection."""
     waiting = list(statuses)
 
     class Handler(BaseHTTPRequestHandler):
@@ -319,7 +320,7 @@ def replying(*statuses: int, header: str | None = None) -> Iterator[str]:
             self.wfile.write(body)
 
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-            """Nothing is logged."""
+            """Log nothing."""
 
     started = HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=started.serve_forever, daemon=True)
@@ -340,7 +341,7 @@ def replying(*statuses: int, header: str | None = None) -> Iterator[str]:
         (503, "soon"),
     ],
 )
-def test_a_server_that_fails_for_a_moment_is_asked_again(
+def test_requests_to_a_server_that_fails_briefly_are_repeated(
     status: int, header: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judge, "SECONDS_BETWEEN_ATTEMPTS", 0.01)
@@ -350,7 +351,7 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(
     assert rewards.rewards == [1.5]
 
 
-def test_a_date_to_wait_for_is_a_number_of_seconds() -> None:
+def test_a_date_to_retry_at_becomes_a_number_of_seconds() -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     assert 25 < judge._seconds_to_wait(soon) <= 30
     assert judge._seconds_to_wait("Wed, 21 Oct 2015 07:28:00 GMT") == 0

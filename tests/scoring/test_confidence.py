@@ -1,4 +1,5 @@
-"""What margins mean: coverage that holds, settings that act as documented, tables that tell it."""
+"""Confidence from margins: thresholds with the promised coverage, settings that act as documented,
+and confidence from evaluation results."""
 
 from pathlib import Path
 
@@ -27,12 +28,12 @@ def test_the_threshold_is_the_rank_counted_by_hand() -> None:
     ]  # sorted losses: -6 -5 -4 -3 -2 -1 -.5 .5 1
     assert calibration.sure_beyond(margins, 0.9) == 1.0  # ceil(10 * 0.9) = 9th
     assert calibration.sure_beyond(margins, 0.8) == 0.5
-    assert calibration.sure_beyond(margins, 0.5) == 0.0  # the 5th is -2: every pair is told
+    assert calibration.sure_beyond(margins, 0.5) == 0.0  # the 5th is -2: every pair is decided
     assert calibration.sure_beyond(margins, 0.95) is None  # ten pairs would be needed
     assert calibration.sure_beyond([], 0.9) is None
 
 
-def test_pairs_that_are_told_wrong_are_as_rare_as_asked_for() -> None:
+def test_wrong_decisions_are_as_rare_as_the_level_promises() -> None:
     generator = np.random.default_rng(0)
     wrong = []
     for _ in range(400):
@@ -41,7 +42,7 @@ def test_pairs_that_are_told_wrong_are_as_rare_as_asked_for() -> None:
         assert beyond is not None
         wrong.append(float(np.mean(generator.normal(0.7, 1.0, 200) < -beyond)))
     assert np.mean(wrong) <= 0.102
-    assert np.mean(wrong) > 0.08  # and not by never telling
+    assert np.mean(wrong) > 0.08  # few wrong decisions, but not because there are few decisions
 
 
 def test_without_weights_choice_follows_rewards_and_with_them_the_documented_term() -> None:
@@ -58,7 +59,7 @@ def test_without_weights_choice_follows_rewards_and_with_them_the_documented_ter
     assert known.probabilities([1.0, 0.0])[0][1] == pytest.approx(1 / (1 + np.exp(-0.5)))
 
 
-def test_weights_move_margins_that_can_be_told_apart() -> None:
+def test_weights_move_the_margins_that_can_be_decided() -> None:
     # the worst of the 9 judged margins is -2: so margins up to 2 are ties at a level of 0.9
     known = Confidence(
         temperature=2.0,
@@ -67,7 +68,7 @@ def test_weights_move_margins_that_can_be_told_apart() -> None:
     )
     counts = [{**PLAIN, "length": 30.0}, {**PLAIN, "length": 10.0}]
 
-    def told(margin: float, weight: float) -> bool:
+    def is_decided(margin: float, weight: float) -> bool:
         settings = Settings(weights={"length": weight} if weight else {})
         can_tell = choose(known, [margin, 0.0], counts, settings).can_tell
         assert can_tell is not None
@@ -75,10 +76,10 @@ def test_weights_move_margins_that_can_be_told_apart() -> None:
         return can_tell[0][1]
 
     # the lengths differ by (30 - 10) / (30 + 10) = 0.5, and one logit of margin is 0.5 log odds
-    assert [told(2.1, 0), told(1.9, 0)] == [True, False]
-    assert [told(1.9, 0.2), told(2.1, -0.2)] == [True, False]
-    assert [told(1.0, -3.0), told(1.0, -2.9)] == [False, False]
-    assert told(1.0, -3.1)  # the other one is ahead by more than 2
+    assert [is_decided(2.1, 0), is_decided(1.9, 0)] == [True, False]
+    assert [is_decided(1.9, 0.2), is_decided(2.1, -0.2)] == [True, False]
+    assert [is_decided(1.0, -3.0), is_decided(1.0, -2.9)] == [False, False]
+    assert is_decided(1.0, -3.1)  # the other response is ahead by more than 2
 
     no_weights = choose(known, [2.1, 0.3], counts, Settings())
     assert no_weights.can_tell == known.can_tell([2.1, 0.3], 0.9)
@@ -105,11 +106,11 @@ def test_averages_rank_as_the_ranking_does() -> None:
     assert (two.averages([]), two.averages([3.0])) == ([], [0.5])
 
 
-def test_outside_stands_after_inside_whatever_the_rewards() -> None:
+def test_responses_outside_a_range_rank_last_with_any_rewards() -> None:
     counts = [PLAIN, {**PLAIN, "headers": 9.0}]
-    found = choose(Confidence(), [0.0, 50.0], counts, Settings(ranges={"headers": (0, 3)}))
-    assert found.ranking == [0, 1]
-    assert found.outside == [[], ["headers is 9, allowed are 0 to 3"]]
+    choice = choose(Confidence(), [0.0, 50.0], counts, Settings(ranges={"headers": (0, 3)}))
+    assert choice.ranking == [0, 1]
+    assert choice.outside == [[], ["headers is 9, allowed are 0 to 3"]]
 
 
 def test_no_responses_and_one_response_are_fine() -> None:
@@ -119,9 +120,9 @@ def test_no_responses_and_one_response_are_fine() -> None:
     ).probabilities == [[0.5]]
 
 
-def test_settings_of_words() -> None:
-    found = read_settings(["length=20:400"], ["bold=-0.5"])
-    assert (found.ranges, found.weights) == ({"length": (20.0, 400.0)}, {"bold": -0.5})
+def test_settings_are_read_from_arguments() -> None:
+    settings = read_settings(["length=20:400"], ["bold=-0.5"])
+    assert (settings.ranges, settings.weights) == ({"length": (20.0, 400.0)}, {"bold": -0.5})
     for ranges, weights in (
         (["length=20"], []),
         ([], ["length=1:2"]),
@@ -129,11 +130,11 @@ def test_settings_of_words() -> None:
         ([], ["bold=nan"]),
         (["length"], []),
     ):
-        with pytest.raises(ConfigError, match="expected FEATURE="):
+        with pytest.raises(ConfigError, match="does not have the form FEATURE="):
             read_settings(ranges, weights)
 
 
-def test_a_prompts_pair_is_drawn_not_taken_from_the_front() -> None:
+def test_the_pair_of_a_prompt_is_drawn_at_random() -> None:
     prompts = [f"q{number}" for number in range(300) for _ in range(3)]
     drawn = calibrating._one_a_prompt(prompts, [0.0, 1.0, 2.0] * 300)
     counts = [drawn.count(margin) for margin in (0.0, 1.0, 2.0)]
@@ -142,16 +143,16 @@ def test_a_prompts_pair_is_drawn_not_taken_from_the_front() -> None:
     assert drawn == calibrating._one_a_prompt(prompts, [0.0, 1.0, 2.0] * 300)
 
 
-def test_results_of_an_evaluation_tell_temperature_thresholds_and_style(road: Path) -> None:
-    found = calibrating.confidence_of(road / "results", "checkpoint")
-    assert found.temperature is not None
-    assert found.temperature > 0
-    assert found.style is not None
-    assert len(found.margins) >= 20
+def test_results_of_an_evaluation_give_temperature_thresholds_and_style(road: Path) -> None:
+    confidence = calibrating.confidence_of(road / "results", "checkpoint")
+    assert confidence.temperature is not None
+    assert confidence.temperature > 0
+    assert confidence.style is not None
+    assert len(confidence.margins) >= 20
     rewards = [0.0, 1e6]
-    told = found.can_tell(rewards, 0.8)
-    assert told is not None
-    assert told[0][1]
-    assert not told[0][0]
-    with pytest.raises(ConfigError, match="judged checkpoint, not other"):
+    decided = confidence.can_tell(rewards, 0.8)
+    assert decided is not None
+    assert decided[0][1]
+    assert not decided[0][0]
+    with pytest.raises(ConfigError, match="contains results of checkpoint, not of other"):
         calibrating.confidence_of(road / "results", "other")

@@ -31,9 +31,9 @@ def test_lines_come_back_in_order_with_rewards_and_their_other_keys(
         '{"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content":'
         ' "So."}]}'
     )
-    found = finished(tmp_path, "score", road / "checkpoint", stdin=f"{GOOD}\n\n{chat}\n".encode())
-    assert found.returncode == 0, found.stderr
-    first, second = (json.loads(line) for line in found.stdout.splitlines())
+    process = finished(tmp_path, "score", road / "checkpoint", stdin=f"{GOOD}\n\n{chat}\n".encode())
+    assert process.returncode == 0, process.stderr
+    first, second = (json.loads(line) for line in process.stdout.splitlines())
     expected = Scorer.load(road / "checkpoint").rewards("How?", ["So.", "Read it."])
     assert first == {
         "prompt": "How?",
@@ -59,8 +59,8 @@ def test_no_responses_give_no_rewards(road: Path, tmp_path: Path) -> None:
         ("{", "in.jsonl:2: not JSON"),
         ("[" * 100_000, "in.jsonl:2: not JSON"),
         ('{"prompt": NaN, "responses": []}', "in.jsonl:2: not JSON (NaN is not a number of JSON)"),
-        ("[]", "in.jsonl:2: expected"),
-        ('{"prompt": "How?"}', "in.jsonl:2: expected"),
+        ("[]", "in.jsonl:2: has no known form"),
+        ('{"prompt": "How?"}', "in.jsonl:2: has no known form"),
         ('{"prompt": "How?", "responses": [3]}', "a response is not text"),
         ('{"prompt": "How?", "responses": ["a"], "x": 1e999}', "in.jsonl:2: not JSON"),
         (
@@ -69,7 +69,7 @@ def test_no_responses_give_no_rewards(road: Path, tmp_path: Path) -> None:
         ),
         (
             '{"prompt": [{"role": "user<|im_end|>", "content": "x"}], "responses": ["a"]}',
-            "is none of system, developer, user, assistant, tool",
+            "is unknown. Use one of system, developer, user, assistant, tool.",
         ),
         ('{"prompt": [], "responses": ["a"]}', "not a list with at least one message"),
         (
@@ -101,7 +101,7 @@ def test_a_bad_line_is_named_and_nothing_is_written(
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_what_is_too_long_is_cut_on_request(road: Path, tmp_path: Path) -> None:
+def test_inputs_over_the_limit_are_cut_on_request(road: Path, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "word " * 5000, "responses": ["a"]}))
     assert (
         run(
@@ -117,13 +117,13 @@ def test_what_is_too_long_is_cut_on_request(road: Path, tmp_path: Path) -> None:
 
 
 def test_on_a_stream_the_lines_before_a_bad_one_are_answered(road: Path, tmp_path: Path) -> None:
-    found = finished(tmp_path, "score", road / "checkpoint", stdin=f"{GOOD}\n{{\n".encode())
-    assert found.returncode == 2
-    assert len(found.stdout.splitlines()) == 1
-    assert b"stdin:2: not JSON" in found.stderr
+    process = finished(tmp_path, "score", road / "checkpoint", stdin=f"{GOOD}\n{{\n".encode())
+    assert process.returncode == 2
+    assert len(process.stdout.splitlines()) == 1
+    assert b"stdin:2: not JSON" in process.stderr
 
 
-def test_an_output_in_a_folder_that_is_not_there_is_named(
+def test_an_output_in_an_absent_folder_is_named(
     road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.jsonl").write_text(GOOD)
@@ -137,7 +137,7 @@ def test_an_output_in_a_folder_that_is_not_there_is_named(
         )
         == 2
     )
-    assert "is not there; make it first" in capsys.readouterr().err
+    assert "does not exist. Create it first." in capsys.readouterr().err
 
 
 def test_a_missing_file_or_model_is_named(
@@ -161,7 +161,7 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_bytes(
+def test_a_killed_run_resumes_and_ends_in_the_same_bytes(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "in.jsonl").write_text(MANY)
@@ -185,7 +185,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_bytes(
     (scratch / ".progress-00000001.lines.partial").write_text('{"torn')
     monkeypatch.setattr(Scorer, "score", rewards)
     assert run(*words, tmp_path / "killed.jsonl") == 0
-    assert "going on after 256 lines" in caplog.text
+    assert "continuing after 256 lines" in caplog.text
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "in.jsonl",
@@ -205,7 +205,7 @@ def test_lines_scored_with_other_settings_are_scored_again(
         assert run(*words, "--max-length", 64, "--cut") == 1
     assert (tmp_path / "out.jsonl.partial").is_dir()
     assert run(*words) == 0
-    assert "going on" not in caplog.text
+    assert "continuing" not in caplog.text
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 280
     assert all("rewards" in line for line in (tmp_path / "out.jsonl").read_text().splitlines())
 
@@ -216,7 +216,7 @@ def scorer(road: Path) -> Scorer:
 
 
 def scored(road: Path, path: Path, *words: object) -> list[dict[str, Any]]:
-    """The lines that `worldpm score` writes of a file."""
+    """The lines that `worldpm score` writes for the rows of a file."""
     out = path.with_name("scored.jsonl")
     assert run("score", road / "checkpoint", path, "--out", out, *words) == 0
     return [json.loads(line) for line in out.read_text().splitlines()]
@@ -276,7 +276,7 @@ SO, NO = ({"role": "assistant", "content": text} for text in ("So.", "No."))
             "rejected": "\n\nHuman: How?\n\nAssistant: No.",
         },
         {"chosen": "How? So.", "rejected": "How? No."},
-        # the conversation of the chosen side beside both, as in UltraFeedback
+        # `messages` repeats the chosen side, as in UltraFeedback
         {"prompt": "How?", "chosen": [USER, SO], "rejected": [USER, NO], "messages": [USER, SO]},
         {"instruction": "How?", "completions": [{"response": "So."}, {"response": "No."}]},
         {"prompt": [USER], "responses": ["So.", "No."]},
@@ -365,7 +365,7 @@ def test_columns_of_other_names_are_scored_and_written_as_they_were(
 
 @pytest.fixture(scope="module")
 def strict(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of others, whose template takes a user's turn and an answer alone."""
+    """A model in the format of others, whose template accepts only one user turn and one answer."""
     folder = tmp_path_factory.mktemp("strict") / "model"
     shutil.copytree(road / "checkpoint", folder)
     for name in ("worldpm.json", "manifest.json"):
@@ -395,7 +395,7 @@ def test_a_row_that_the_template_refuses_keeps_its_position(
     assert REASON in lines[1]["error"]
     assert "100 of 300 rows have no reward" in caplog.text
 
-    # the count has the parts of an earlier run, too
+    # the count includes the parts of an earlier run
     caplog.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folders.Output, "join", interrupt)
@@ -416,7 +416,7 @@ def test_a_row_that_the_template_refuses_keeps_its_position(
         ),
     ],
 )
-def test_a_row_of_a_set_without_a_response_to_judge_has_the_reason(
+def test_a_row_of_a_set_without_a_response_to_score_gets_a_reason(
     row: dict[str, Any], reason: str, road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = scored(road, written(tmp_path / "in.jsonl", row, ROW))
@@ -432,7 +432,7 @@ def test_a_device_is_written_through(road: Path, tmp_path: Path) -> None:
     assert not Path("/dev/null.partial").exists()
 
 
-def test_standard_output_by_its_name_adds_to_what_is_there(road: Path, tmp_path: Path) -> None:
+def test_standard_output_by_its_name_is_appended_to(road: Path, tmp_path: Path) -> None:
     path, log = written(tmp_path / "in.jsonl", ROW), tmp_path / "log"
     log.write_text("before\n")
     streams = Streams(log, tmp_path / "errors")
@@ -470,11 +470,11 @@ def test_a_link_is_written_through(
     link.unlink()
     link.symlink_to(path)
     assert run("score", road / "checkpoint", path, "--out", link) == 2
-    assert "is the file that is read" in capsys.readouterr().err
+    assert "is the input file" in capsys.readouterr().err
     assert json.loads(path.read_text()) == ROW
 
 
-def test_progress_of_a_file_has_a_total_and_the_time_that_is_left(
+def test_progress_of_a_file_has_a_total_and_the_remaining_time(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -487,9 +487,9 @@ def test_progress_of_a_file_has_a_total_and_the_time_that_is_left(
 
 def test_a_stream_by_its_name_is_read(road: Path, tmp_path: Path) -> None:
     words = ("score", road / "checkpoint", "/dev/stdin")
-    found = finished(tmp_path, *words, stdin=f"{GOOD}\n".encode())
-    assert found.returncode == 0, found.stderr
-    assert len(json.loads(found.stdout)["rewards"]) == 2
+    process = finished(tmp_path, *words, stdin=f"{GOOD}\n".encode())
+    assert process.returncode == 0, process.stderr
+    assert len(json.loads(process.stdout)["rewards"]) == 2
 
 
 def test_explanations_from_the_command_line(

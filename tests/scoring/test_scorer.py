@@ -1,5 +1,5 @@
-"""The scorer as Python users call it: what it takes, what it refuses, and one reward on each
-road."""
+"""The scorer as Python users call it: the inputs that it accepts and refuses, and equal rewards on
+every path."""
 
 from pathlib import Path
 
@@ -39,14 +39,16 @@ def test_responses_are_lists_tuples_or_columns(scorer: Scorer) -> None:
     assert scorer.rewards(PROMPT, pandas.Series(RESPONSES)) == rewards
 
 
-def test_responses_of_polars_are_taken(scorer: Scorer) -> None:
+def test_responses_of_polars_are_accepted(scorer: Scorer) -> None:
     polars = pytest.importorskip("polars", reason="polars is not installed")
     rewards = scorer.rewards(PROMPT, RESPONSES)
     assert scorer.rewards(PROMPT, polars.Series(RESPONSES)) == rewards
 
 
 def test_one_text_as_responses_is_an_error(scorer: Scorer) -> None:
-    with pytest.raises(TypeError, match=r"responses: one str was given\. Give a list of texts\."):
+    with pytest.raises(
+        TypeError, match=r"responses: a single str was given\. Give a list of texts\."
+    ):
         scorer.rewards(PROMPT, "About 14.")
 
 
@@ -55,7 +57,7 @@ def test_a_missing_response_is_an_error_that_names_it(scorer: Scorer) -> None:
         scorer.rewards(PROMPT, ["About 14.", float("nan")])  # type: ignore[list-item]
 
 
-def test_a_message_without_words_is_an_error(scorer: Scorer) -> None:
+def test_a_message_without_text_is_an_error(scorer: Scorer) -> None:
     with pytest.raises(TypeError, match="the role 'user' and the content None"):
         scorer.rewards([{"role": "user", "content": None}], RESPONSES)
 
@@ -67,7 +69,7 @@ def test_many_prompts_are_streamed_in_order(scorer: Scorer) -> None:
     assert many[69] == pytest.approx(scorer.rewards(*pairs[69]), abs=1e-5)
 
 
-def test_a_scorer_and_the_package_say_what_they_are(scorer: Scorer) -> None:
+def test_a_scorer_describes_itself_and_the_package_has_a_version(scorer: Scorer) -> None:
     assert "parameters, float32 on cpu, at most 256 tokens)" in repr(scorer)
     assert worldpm.__version__.count(".") >= 1
 
@@ -81,7 +83,7 @@ def test_texts_that_are_equal_tokens_after_a_cut_tie_to_the_last_bit(scorer: Sco
     assert answer.truncated == [True] * 7
 
 
-def test_a_reward_depends_on_its_prompt_and_response_alone_also_if_another_is_cut(
+def test_a_reward_depends_only_on_its_prompt_and_response_even_if_another_is_cut(
     scorer: Scorer,
 ) -> None:
     cutting = scorer.cutting(100)
@@ -94,7 +96,7 @@ def test_a_reward_depends_on_its_prompt_and_response_alone_also_if_another_is_cu
     )
 
 
-def test_a_conversation_that_the_template_refuses_is_refused_alone(strict: Path) -> None:
+def test_only_the_conversation_that_the_template_refuses_is_refused(strict: Path) -> None:
     scorer = Scorer.load(strict)
     one, two = [Message("user", "a")], [Message("user", "a"), Message("user", "b")]
     requests = [Request(f"line {i}", prompt, ["c"]) for i, prompt in enumerate((one, two, one))]
@@ -103,12 +105,12 @@ def test_a_conversation_that_the_template_refuses_is_refused_alone(strict: Path)
     assert first == last
     assert refused == Refused(
         "line 1",
-        "the chat template refuses it (roles must alternate). Its roles or their order are not the"
-        " model's.",
+        "the chat template rejects it (roles must alternate). Use the roles and the order of turns"
+        " that the model expects.",
     )
-    with pytest.raises(TemplateRefusalError, match=r"^input: the chat template refuses it"):
+    with pytest.raises(TemplateRefusalError, match=r"^input: the chat template rejects it"):
         scorer.rewards(two, ["c"])
-    with pytest.raises(DataError, match=r"^input 1: the chat template refuses it"):
+    with pytest.raises(DataError, match=r"^input 1: the chat template rejects it"):
         list(scorer.rewards_many([(one, ["c"]), (two, ["c"])]))
 
 
@@ -132,11 +134,11 @@ def test_rendered_text_gets_no_begin_token_that_its_template_does_not_write(
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     text = str(scorer.encoder.tokenizer.apply_chat_template(turns, tokenize=False))
     (group,) = scorer.encoder.read_texts([text])
-    own = scorer.encoder.encode([Message("user", "a")], ["b"])
-    assert [*group.prefix, *group.suffixes[0]] == [*own.prefix, *own.suffixes[0]]
+    encoded = scorer.encoder.encode([Message("user", "a")], ["b"])
+    assert [*group.prefix, *group.suffixes[0]] == [*encoded.prefix, *encoded.suffixes[0]]
 
 
-def test_rendered_text_gets_the_begin_token_that_a_client_took_off(strict: Path) -> None:
+def test_rendered_text_gets_the_begin_token_that_a_client_removed(strict: Path) -> None:
     scorer = Scorer.load(strict)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     text = str(scorer.encoder.tokenizer.apply_chat_template(turns, tokenize=False))
@@ -145,7 +147,7 @@ def test_rendered_text_gets_the_begin_token_that_a_client_took_off(strict: Path)
     assert one == two
 
 
-def test_tool_calls_are_read_as_the_template_has_them(tmp_path: Path) -> None:
+def test_tool_calls_are_read_as_the_template_renders_them(tmp_path: Path) -> None:
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
         "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}</call>{% endfor %}"

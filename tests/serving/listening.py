@@ -18,7 +18,7 @@ from worldpm.serving.service import Service
 
 @contextmanager
 def address_of(road: Path, **options: Any) -> Iterator[tuple[str, int]]:
-    """Where a real server listens, in a thread of this process."""
+    """Run a real server in a thread of this process. Yield its address."""
     with listening(road, **options) as (address, _):
         yield address
 
@@ -27,7 +27,7 @@ def address_of(road: Path, **options: Any) -> Iterator[tuple[str, int]]:
 def listening(
     road: Path, *, connections: int = 100, header_seconds: float = 5.0, **options: Any
 ) -> Iterator[tuple[tuple[str, int], Service]]:
-    """Where a real server listens, and its service."""
+    """Run a real server in a thread of this process. Yield its address and its service."""
     application, service = assemble(ServeOptions(model=str(road / "checkpoint"), **options))
     limits = bounded(
         header_seconds=header_seconds,

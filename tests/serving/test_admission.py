@@ -1,4 +1,4 @@
-"""What the server does with clients that are slow, many, or not to be trusted."""
+"""The server limits clients that are slow, numerous or not trusted."""
 
 import contextlib
 import gzip
@@ -50,7 +50,7 @@ Connect = Callable[[tuple[str, int]], socket.socket]
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
-    """Opens connections, and closes them at the end."""
+    """A function that opens connections, which are closed after the test."""
     with contextlib.ExitStack() as opened:
 
         def connect(address: tuple[str, int]) -> socket.socket:
@@ -85,7 +85,7 @@ HALF_BODY = (
 )
 
 
-def test_half_sent_bodies_take_no_place_of_others_and_end(road: Path, connect: Connect) -> None:
+def test_half_sent_bodies_do_not_block_others_and_time_out(road: Path, connect: Connect) -> None:
     with address_of(road, max_requests=2, body_seconds=1.5) as address:
         slow = [connect(address) for _ in range(20)]
         for connection in slow:
@@ -112,7 +112,7 @@ def test_headers_that_do_not_arrive_end_the_connection(
         assert is_closed_within(connection, 10)
 
 
-def test_a_new_connection_takes_the_place_of_the_longest_idle(road: Path, connect: Connect) -> None:
+def test_a_new_connection_replaces_the_longest_idle_one(road: Path, connect: Connect) -> None:
     with address_of(road, connections=10) as address:
         idle = [connect(address) for _ in range(30)]
         assert post(address).status_code == 200
@@ -122,7 +122,9 @@ def test_a_new_connection_takes_the_place_of_the_longest_idle(road: Path, connec
         assert idle[-1].recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_half_sent_bodies_give_way_and_whole_requests_do_not(road: Path, connect: Connect) -> None:
+def test_new_connections_replace_half_sent_bodies_but_not_whole_requests(
+    road: Path, connect: Connect
+) -> None:
     with listening(road, connections=5) as (address, service):
         half = [connect(address) for _ in range(5)]
         for connection in half:
@@ -155,7 +157,7 @@ def test_a_client_that_never_reads_its_reply_is_dropped(road: Path) -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(address)
             connection.settimeout(8)
-            # Replies are more than the connection holds, so that the server must close it
+            # the replies exceed the buffers of the connection, so the server must close it
             connection.sendall(request * 40)
             end = time.monotonic() + 8
             with contextlib.suppress(ConnectionError):
@@ -180,7 +182,7 @@ def test_a_client_that_never_reads_its_reply_is_dropped(road: Path) -> None:
     ],
     ids=["many", "long", "address", "pipelined", "trailers", "proxy", "two lengths"],
 )
-def test_a_head_without_bounds_ends_the_connection(
+def test_an_oversized_or_invalid_head_ends_the_connection(
     road: Path, connect: Connect, sent: bytes
 ) -> None:
     with address_of(road) as address:
@@ -196,7 +198,7 @@ def test_a_head_without_bounds_ends_the_connection(
 
 
 @pytest.mark.parametrize("step", [1, 50, 10_000])
-def test_a_client_that_asks_for_another_protocol_is_answered_in_this_one(
+def test_a_client_that_asks_for_another_protocol_is_answered_in_http_1(
     road: Path, connect: Connect, step: int
 ) -> None:
     content = json.dumps(BODY).encode()
@@ -240,12 +242,12 @@ def test_large_bodies_at_once_have_a_limit(
         for connection in large:
             connection.close()
         time.sleep(0.2)
-        # what the closed ones held is free again
+        # the memory of the closed connections is free again
         whole = {**BODY, "responses": ["a"], "prompt": "a " * 90_000, "cut": True}
         assert post(address, whole).status_code == 200
 
 
-def test_a_full_server_lets_requests_wait_if_asked_to(road: Path) -> None:
+def test_a_full_server_lets_requests_wait_with_queue_wait(road: Path) -> None:
     body = {"prompt": "word " * 30, "responses": ["a", "b"]}
     options = {"queue_tokens": 300, "row_tokens": 200, "max_requests": 4}
     for queue_wait, statuses in ((0.0, {200, 429}), (30.0, {200})):
@@ -257,14 +259,14 @@ def test_a_full_server_lets_requests_wait_if_asked_to(road: Path) -> None:
         assert {reply.status_code for reply in replies} == statuses
 
 
-def test_a_wait_for_room_ends_and_gives_its_turn_to_the_next(road: Path) -> None:
+def test_a_wait_for_the_queue_ends_and_the_next_request_is_tried(road: Path) -> None:
     body = {"prompt": "word " * 30, "responses": ["a", "b"]}
     with served(road, queue_tokens=300, row_tokens=200, queue_wait=0.05) as (client, backend):
         held = threading.Event()
-        backend.batcher._thread.submit(held.wait)  # the model is at work for long
+        backend.batcher._thread.submit(held.wait)  # the model is busy for a long time
         with ThreadPoolExecutor(16) as pool:
             waiting = [pool.submit(client.post, "/v1/rewards", json=body) for _ in range(16)]
-            # some are in the queue, and the rest are refused once they have waited
+            # some are in the queue, and the others are refused after they have waited
             while sum(reply.done() for reply in waiting) < 8:
                 time.sleep(0.01)
             held.set()
@@ -278,7 +280,7 @@ def test_a_full_queue_rejects_before_the_body_is_read(road: Path) -> None:
     with served(road, queue_tokens=300) as (client, backend):
         client.post("/v1/rewards", json=BODY)
         backend.batcher.waiting_tokens = 300
-        # a body that is read and is no JSON is a 422
+        # if the server read the body, which is not JSON, it would reply 422
         reply = client.post("/v1/rewards", content=b"{")
         assert reply.status_code == 429
         assert int(reply.headers["retry-after"]) >= 1
@@ -317,7 +319,7 @@ def test_a_full_server_refuses_early_as_the_application_would(
         counted = service.metrics.errors.labels("Overloaded")
         assert counted._value.get() == 3
 
-        # The connection stays, and is used again once there is room
+        # The connection stays open, and can be used again when the queue has space
         connection = connect(address)
         content = json.dumps(BODY).encode()
         whole = HALF_BODY[:-1].replace(b"1000", b"%d" % len(content)) + content
@@ -330,7 +332,7 @@ def test_a_full_server_refuses_early_as_the_application_would(
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_request_is_expected_to_have_the_tokens_of_others_of_its_size(road: Path) -> None:
+def test_the_tokens_of_a_request_are_estimated_from_others_of_its_size(road: Path) -> None:
     with served(road, queue_tokens=1000) as (client, backend):
         short, long = BODY, {**BODY, "responses": ["word " * 60, "other " * 60]}
         for _ in range(3):
@@ -338,12 +340,12 @@ def test_a_request_is_expected_to_have_the_tokens_of_others_of_its_size(road: Pa
         backend.batcher.waiting_tokens = 800
         assert client.post("/v1/rewards", json=short).status_code == 200
         assert client.post("/v1/rewards", json=long).status_code == 429
-        # No estimate keeps a request out of an empty queue
+        # An estimate never keeps a request out of an empty queue
         backend.batcher.waiting_tokens = 0
         assert client.post("/v1/rewards", json=long).status_code == 200
 
 
-def test_texts_far_beyond_the_limit_are_refused_unread(road: Path) -> None:
+def test_texts_far_beyond_the_limit_are_refused_before_tokenizing(road: Path) -> None:
     text = "a " * 150_000
     with client_of(road) as client:
         for route, body in (
@@ -370,7 +372,7 @@ def test_many_responses_get_no_matrices(road: Path) -> None:
     assert content["probabilities"] is content["style"]["with_settings"] is None
 
 
-def test_packed_bodies_are_read_within_the_limit_of_unpacked_ones(road: Path) -> None:
+def test_compressed_bodies_have_the_limit_of_uncompressed_ones(road: Path) -> None:
     packed = {"content-encoding": "gzip", "content-type": "application/json"}
 
     def send(content: bytes, **headers: str) -> Any:
@@ -423,7 +425,7 @@ def test_every_reply_forbids_frames_sniffing_and_foreign_scripts(road: Path) -> 
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
 
 
-def test_pages_of_named_origins_may_call_and_no_others(road: Path) -> None:
+def test_only_pages_of_named_origins_may_call_the_server(road: Path) -> None:
     def allowed(client: TestClient, origin: str) -> str | None:
         headers = {"origin": origin, "access-control-request-method": "POST"}
         reply = client.options("/v1/rewards", headers=headers)
@@ -474,23 +476,23 @@ def test_logged_errors_have_their_kind_and_ids(
         (b'{"a":' + b"[" * 40 + b"]" * 40 + b"}" + b" " * 9000, "nests lists"),
         (b'{"a":1,' * 40 + b" " * 9000, "nests lists"),
         (b"{" + b",".join(b'"%d":1' % i for i in range(3000)) + b"}", "3,000 keys"),
-        # other parsers would take these, and then see all keys
+        # other parsers would accept these and read all keys
         (b'{"z":NaN,' + b",".join(b'"%d":1' % i for i in range(3000)) + b"}", "not JSON in UTF-8"),
         (("{" + ",".join(f'"{i}":1' for i in range(3000)) + "}").encode("utf-16"), "not JSON"),
-        # brackets, commas and quotes in a text count for nothing
+        # brackets, commas and quotes within a text do not count
         (b'{"a":"' + b'[{,:\\"' * 100_000 + b'"}', None),
         (b'{"a":"' + b"\\\\" * 50_000 + b'"}', None),
-        # no end of the string
+        # the string does not end
         (b'{"a":"' + b'\\"' * 1_000_000, None),
         (b'{"a":[' + b"12345," * 500_000 + b"1]}", None),
         (b"\xff\xfe" * 10_000, None),
     ],
 )
-def test_the_outline_of_a_body_tells_its_fault(body: bytes, fault: str | None) -> None:
+def test_the_outline_of_a_body_shows_its_fault(body: bytes, fault: str | None) -> None:
     started = time.monotonic()
-    found = body_check.fault_of(body)
-    assert found is None if fault is None else fault in str(found)
-    # a second of the interpreter's lock would be a second of /health
+    message = body_check.fault_of(body)
+    assert message is None if fault is None else fault in str(message)
+    # the check holds the interpreter's lock, which delays /health by the same time
     assert time.monotonic() - started < 5
 
 
@@ -524,7 +526,7 @@ def test_numbers_that_json_lacks_are_refused(road: Path, tmp_path: Path) -> None
     assert "NaN or infinite" in reply.text
 
 
-def test_the_deadline_of_a_request_counts_its_wait_for_a_place(road: Path) -> None:
+def test_the_deadline_of_a_request_includes_its_wait_for_a_slot(road: Path) -> None:
     with served(road, max_requests=1, queue_wait=30) as (client, backend):
         client.post("/v1/rewards", json=BODY)
         held = threading.Event()
@@ -542,14 +544,14 @@ def test_the_deadline_of_a_request_counts_its_wait_for_a_place(road: Path) -> No
 
 def test_a_body_that_is_too_large_is_answered_before_the_connection_ends(road: Path) -> None:
     with address_of(road) as (host, port):
-        # this client reads nothing before it has sent all
+        # this client reads nothing before it has sent the whole body
         connection = http.client.HTTPConnection(host, port, timeout=30)
         connection.request("POST", "/v1/rewards", body=b" " * 5_000_000)
         assert connection.getresponse().status == 413
         connection.close()
 
 
-def test_a_few_large_requests_keep_no_small_ones_out(road: Path) -> None:
+def test_a_few_large_requests_do_not_keep_small_ones_out(road: Path) -> None:
     with served(road, queue_tokens=100_000) as (_, backend):
         batcher = backend.batcher
         batcher._request_tokens = 90_000

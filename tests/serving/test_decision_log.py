@@ -1,4 +1,5 @@
-"""The decision log: acknowledged decisions are in it, and altered or lost ones are detected."""
+"""The decision log contains every acknowledged decision, and altered or lost decisions are
+detected."""
 
 import hashlib
 import json
@@ -75,7 +76,7 @@ def alter(path: Path, *statements: str) -> None:
     connection.close()
 
 
-def test_a_log_goes_on_where_it_stopped(log: Path) -> None:
+def test_a_log_continues_where_it_stopped(log: Path) -> None:
     writer = DecisionLog(log)
     assert len(writer) == 5
     assert writer.repaired is None
@@ -113,7 +114,7 @@ def test_a_row_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert [row.before for row in rows[1:]] == [row.hash for row in rows[:-1]]
 
 
-def test_a_decision_that_cannot_be_written_harms_no_other(tmp_path: Path) -> None:
+def test_a_decision_that_cannot_be_written_does_not_affect_others(tmp_path: Path) -> None:
     writer = DecisionLog(tmp_path / "log.sqlite")
     with pytest.raises(ValueError, match="JSON compliant"):
         writer.append([replace(decision(0), settings={"bound": float("inf")})])
@@ -179,7 +180,7 @@ def test_one_process_writes_and_others_read(log: Path) -> None:
 
 
 def test_a_file_that_is_not_a_log_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "log").write_text("hello, this is no database" * 100)
+    (tmp_path / "log").write_text("hello, this is not a database" * 100)
     with pytest.raises(ConfigError, match="cannot be written as a decision log"):
         DecisionLog(tmp_path / "log")
     with pytest.raises(DataError, match="not a decision log"):
@@ -210,7 +211,7 @@ def test_export_and_replay_of_a_served_log(
     assert "differ by more than 0.0001" in capsys.readouterr().err
     assert run("log", "replay", log, "--model", doubled, "--tolerance", 100) == 0
     assert run("log", "verify", log, "--tolerance", 1) == 2
-    assert "--tolerance does nothing in `worldpm log verify`" in capsys.readouterr().err
+    assert "--tolerance: has no effect in `worldpm log verify`" in capsys.readouterr().err
 
 
 def serve_some_requests(road: Path, log: Path) -> None:
@@ -236,7 +237,7 @@ def serve_some_requests(road: Path, log: Path) -> None:
 
 def with_doubled_rewards(checkpoint: Path, copy: Path) -> Path:
     """A copy of a checkpoint whose rewards are twice as large."""
-    # without the files that would notice the change
+    # without the files that would reveal the change
     ignored = shutil.ignore_patterns("manifest.json", "worldpm.json")
     shutil.copytree(checkpoint, copy, ignore=ignored)
     weights = load_file(copy / "model.safetensors")
@@ -266,12 +267,12 @@ def test_digests_in_place_of_texts(
         ).fetchone()
     assert row.digests["responses.0"] == hashlib.sha256(salt + b"b").hexdigest()
     assert run("log", "replay", log, "--model", road / "checkpoint") == 0
-    assert "1 others cannot be" in capsys.readouterr().out
+    assert "1 others have no texts" in capsys.readouterr().out
     assert run("log", "verify", log) == 0
     assert "1 of them without texts" in capsys.readouterr().out
 
 
-def test_a_row_tells_what_a_decision_depends_on(road: Path, tmp_path: Path) -> None:
+def test_a_row_has_everything_that_a_decision_depends_on(road: Path, tmp_path: Path) -> None:
     log, rules = tmp_path / "log.sqlite", tmp_path / "rules.json"
     rules.write_text('{"rules": [{"queue": "top", "reward_at_least": -99}], "otherwise": "b"}')
     options = ServeOptions(
@@ -292,7 +293,7 @@ def test_a_row_tells_what_a_decision_depends_on(road: Path, tmp_path: Path) -> N
     assert [row.reply for row in rows] == [reply.json()["id"] for reply in replies]
     assert [row.request for row in rows] == [reply.headers["x-request-id"] for reply in replies]
     assert rows[1].request == "mine-1"
-    # with a blank it is no id
+    # an id has no blank
     assert rows[0].request != "mine 1"
     assert [row.queues for row in rows] == [["top", "top"], ["top", "top"], None, None]
     assert rows[0].release == version("worldpm")
@@ -314,14 +315,14 @@ def test_a_row_tells_what_a_decision_depends_on(road: Path, tmp_path: Path) -> N
         (Selection(id="' OR 1 --"), []),
     ],
 )
-def test_a_selection_fits_in_all_it_names(
+def test_a_selection_matches_all_its_conditions(
     log: Path, selection: Selection, numbers: list[int]
 ) -> None:
     rows = decision_files.rows(log, selection)
     assert [row.number - 1 for row in rows] == numbers
 
 
-def test_erased_texts_are_gone_from_the_disk_and_the_chain_stays(
+def test_erased_texts_are_gone_from_the_disk_and_the_chain_stays_intact(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "log.sqlite"
@@ -330,7 +331,7 @@ def test_erased_texts_are_gone_from_the_disk_and_the_chain_stays(
         text = f"unmistakable text {number} " * 500
         writer.append([replace(decision(number), inputs=ConversationInputs([], [text]))]).result()
 
-    # the server still runs
+    # while the server still runs
     assert run("log", "erase", log, "--key", "ann") == 0
     assert "erased the texts of 3 decisions" in capsys.readouterr().out
     assert run("log", "erase", log, "--id", "rewards-1") == 0
@@ -354,7 +355,7 @@ def test_erased_texts_are_gone_from_the_disk_and_the_chain_stays(
     assert "Name what to erase" in capsys.readouterr().err
 
 
-def test_a_full_file_is_put_aside_and_the_chain_goes_on(
+def test_a_full_file_is_rotated_and_the_chain_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "log.sqlite"
@@ -373,7 +374,7 @@ def test_a_full_file_is_put_aside_and_the_chain_goes_on(
     assert (check.decisions, check.broken, check.first) == (60, None, 1)
     assert [row.number for row in decision_files.rows(log)] == [*range(1, 61)]
 
-    # an older file is a log too
+    # an older file is a complete log
     assert decision_files.verify(files[1]).broken is None
     files[1].unlink()
     assert run("log", "verify", log) == 2
@@ -383,12 +384,12 @@ def test_a_full_file_is_put_aside_and_the_chain_goes_on(
     assert "the log begins at decision" in capsys.readouterr().out
 
 
-def test_a_log_whose_newest_file_is_lost_goes_on_after_the_older(tmp_path: Path) -> None:
+def test_a_log_whose_newest_file_is_lost_continues_after_the_older(tmp_path: Path) -> None:
     log = tmp_path / "log.sqlite"
     writer = DecisionLog(log, retention=Retention(file_bytes=1))
     writer.append([decision(0)]).result()
     writer.close()
-    # killed between the two steps of putting aside
+    # as if the server was killed between the two steps of a rotation
     log.unlink()
 
     writer = DecisionLog(log)
@@ -397,7 +398,7 @@ def test_a_log_whose_newest_file_is_lost_goes_on_after_the_older(tmp_path: Path)
     assert (decision_files.verify(log).decisions, decision_files.verify(log).broken) == (2, None)
 
 
-def test_files_beyond_the_days_that_are_kept_are_removed(tmp_path: Path) -> None:
+def test_files_older_than_the_retention_are_removed(tmp_path: Path) -> None:
     log = tmp_path / "log.sqlite"
     writer = DecisionLog(log, retention=Retention(file_bytes=1))
     now = datetime.now(UTC)
@@ -412,7 +413,7 @@ def test_files_beyond_the_days_that_are_kept_are_removed(tmp_path: Path) -> None
     assert decision_files.verify(log).first == 2
 
 
-def test_a_log_that_cannot_be_written_says_so_and_recovers(
+def test_a_log_that_cannot_be_written_is_reported_and_recovers(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decision_log, "RETRY_SECONDS", 0.05)
@@ -428,7 +429,7 @@ def test_a_log_that_cannot_be_written_says_so_and_recovers(
         assert 'worldpm_errors_total{kind="LogFailed"} 1.0' in metrics
         assert "worldpm_ready 0.0" in metrics
 
-        # tried again without a request, which a load balancer no longer sends
+        # the server retries without a request, because a load balancer no longer sends any
         aside.rename(log)
         for _ in range(100):
             if client.get("/ready").status_code == 200:
@@ -438,7 +439,7 @@ def test_a_log_that_cannot_be_written_says_so_and_recovers(
     assert decision_files.verify(log).decisions == 1
 
 
-def test_a_damaged_old_file_harms_no_new_decision(tmp_path: Path) -> None:
+def test_a_damaged_old_file_does_not_affect_new_decisions(tmp_path: Path) -> None:
     log = tmp_path / "log.sqlite"
     writer = DecisionLog(log, retention=Retention(file_bytes=1, days=30))
     (tmp_path / "log.000000000000.sqlite").write_text("no database at all" * 100)
@@ -448,9 +449,7 @@ def test_a_damaged_old_file_harms_no_new_decision(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_a_rotation_that_fails_is_made_good(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_rotation_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decision_log, "RETRY_SECONDS", 0.05)
     log = tmp_path / "log.sqlite"
     writer = DecisionLog(log, retention=Retention(file_bytes=1))
@@ -486,7 +485,7 @@ def test_a_reader_does_not_slow_a_full_file_down(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_old_files_are_removed_while_nothing_is_asked(
+def test_old_files_are_removed_while_no_requests_arrive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decision_log, "UPKEEP_SECONDS", 0.05)
@@ -502,7 +501,7 @@ def test_old_files_are_removed_while_nothing_is_asked(
     writer.close()
 
 
-def test_a_text_that_is_missing_from_some_is_told(log: Path) -> None:
+def test_a_decision_that_lacks_a_text_is_counted(log: Path) -> None:
     writer = DecisionLog(log)
     writer.append([replace(decision(5), inputs=ConversationInputs([], ["a", "b"]))]).result()
     writer.close()
@@ -511,7 +510,7 @@ def test_a_text_that_is_missing_from_some_is_told(log: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["inputs = '{'", "inputs = '[]'", "rewards = '\"abc\"'"])
-def test_a_row_that_cannot_be_read_is_told_with_its_number(
+def test_a_row_that_cannot_be_read_is_reported_with_its_number(
     log: Path, column: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alter(log, f"UPDATE decisions SET {column} WHERE number = 5")
@@ -525,13 +524,13 @@ def test_a_row_that_cannot_be_read_is_told_with_its_number(
     assert "decision 5 cannot be read" in capsys.readouterr().err
 
 
-def test_a_head_before_the_files_that_are_left_is_in_the_chain(
+def test_a_head_before_the_remaining_files_is_in_the_chain(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "log.sqlite"
     writer = DecisionLog(log, retention=Retention(file_bytes=1))
     writer.append([decision(0)]).result()
-    # A reader before the file is put aside would keep it where it is
+    # A reader that opens the file before the rotation would prevent the rotation
     end = time.monotonic() + 10
     while not decision_files.older(log) and time.monotonic() < end:
         time.sleep(0.01)
@@ -551,14 +550,12 @@ def test_a_link_to_a_log_has_the_same_lock(log: Path) -> None:
     writer.close()
 
 
-def test_selections_that_hold_nothing_are_told(
-    log: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_empty_selections_are_reported(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("log", "erase", log, "--id", "nobody") == 2
     assert "Check the selection" in capsys.readouterr().err
     dates = ("--since", "2026-02-01", "--until", "2026-01-01")
     assert run("log", "export", log, "--out", log.with_name("o.parquet"), *dates) == 2
-    assert "Exchange them" in capsys.readouterr().err
+    assert "Swap them" in capsys.readouterr().err
 
 
 def test_an_export_is_as_private_as_the_log(log: Path) -> None:

@@ -1,4 +1,4 @@
-"""The files of `deploy/` are valid and name metrics, options, fields and files that exist."""
+"""The files of `deploy/` are valid, and name only metrics, options, fields and files that exist."""
 
 import json
 import re
@@ -26,11 +26,11 @@ ELASTIC = DEPLOY / "elastic"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 PROMTOOL = shutil.which("promtool")
 IMAGE = {"python_version": "3.12", "python_full_version": "3.12.0", "sys_platform": "linux"}
-"""Of markers in requirements.lock, what differs between here and the image."""
+"""Variables of markers in requirements.lock, with the values of the image."""
 IMPERATIVES = "Add|Check|Compare|Look"
-"""First words of what a summary says to do."""
+"""First words of the instruction in a summary."""
 MAPPING_TYPES = {"constant_keyword", "date", "keyword", "long", "match_only_text", "wildcard"}
-"""Types of Elasticsearch that fit a log; there are more."""
+"""The types of Elasticsearch that fit a log."""
 
 
 def read_yaml(name: str) -> Any:
@@ -73,7 +73,7 @@ def test_every_alert_has_a_firing_and_a_quiet_test() -> None:
     assert firing == quiet == {rule["alert"] for rule in alerts()}
 
 
-def test_every_summary_says_what_to_do() -> None:
+def test_every_summary_has_an_instruction() -> None:
     for rule in alerts():
         summary = rule["annotations"]["summary"]
         assert re.fullmatch(rf".+\. ({IMPERATIVES})\b.+\.", summary), rule["alert"]
@@ -81,7 +81,7 @@ def test_every_summary_says_what_to_do() -> None:
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="no promtool on the path")
-def test_promtool_takes_the_rules(tmp_path: Path) -> None:
+def test_promtool_accepts_the_rules(tmp_path: Path) -> None:
     copy, key = tmp_path / "deploy", tmp_path / "worldpm.key"
     shutil.copytree(DEPLOY, copy)
     key.write_text("secret")
@@ -92,7 +92,7 @@ def test_promtool_takes_the_rules(tmp_path: Path) -> None:
     )
     for command in commands:
         file = copy / command[-1]
-        # promtool looks for the file of the key, and some builds do not know Kubernetes
+        # promtool checks that the key file exists, and some builds do not support Kubernetes
         content = file.read_text().replace("/etc/prometheus/worldpm.key", str(key))
         content = content.replace("kubernetes_sd_configs: [{ role: pod }]", "static_configs: []")
         file.write_text(content)
@@ -103,7 +103,7 @@ def test_promtool_takes_the_rules(tmp_path: Path) -> None:
 
 
 def manifests(kind: str | None = None) -> list[Any]:
-    """All Kubernetes objects, or those of a kind."""
+    """All Kubernetes objects, or all of one kind."""
     objects = [item for file in MANIFESTS for item in yaml.safe_load_all(file.read_text())]
     return [item for item in objects if kind is None or item["kind"] == kind]
 
@@ -111,7 +111,7 @@ def manifests(kind: str | None = None) -> list[Any]:
 def pods() -> list[Any]:
     """The templates of all pods."""
     specs = [item["spec"] for item in manifests() if "spec" in item]
-    # A CronJob has the template of a Job, which has that of the pod
+    # A CronJob contains a Job template, which contains the pod template
     specs = [spec.get("jobTemplate", {"spec": spec})["spec"] for spec in specs]
     return [spec["template"] for spec in specs if "template" in spec]
 
@@ -120,7 +120,7 @@ def containers() -> list[Any]:
     return [container for pod in pods() for container in pod["spec"]["containers"]]
 
 
-def test_kubernetes_knows_the_manifests() -> None:
+def test_the_manifests_match_the_schemas_of_kubernetes() -> None:
     for manifest in manifests():
         kubernetes_validate.validate(manifest, "1.33", strict=True)
 
@@ -140,13 +140,13 @@ def test_kubernetes_knows_the_manifests() -> None:
 def test_every_volume_of_a_pod_exists_and_secrets_are_for_its_group_only() -> None:
     claims = {item["metadata"]["name"] for item in manifests("PersistentVolumeClaim")}
     (server,) = manifests("StatefulSet")
-    own = {item["metadata"]["name"] for item in server["spec"]["volumeClaimTemplates"]}
+    claimed = {item["metadata"]["name"] for item in server["spec"]["volumeClaimTemplates"]}
     for pod in pods():
         volumes = pod["spec"]["volumes"]
         names = {volume["name"] for volume in volumes}
         for container in pod["spec"]["containers"]:
             mounted = {mount["name"] for mount in container["volumeMounts"]}
-            assert names <= mounted <= names | own
+            assert names <= mounted <= names | claimed
         for volume in volumes:
             assert volume.get("secret", {}).get("defaultMode", 0o400) == 0o400
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
@@ -191,7 +191,7 @@ def test_the_receiver_may_start_the_job_that_it_names() -> None:
 
 
 def command_lines() -> Iterator[Any]:
-    """Every `worldpm ...` of the files, without `worldpm`, as cases with a name."""
+    """Arguments of every `worldpm` command in the files, as cases with a name."""
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     assert 'ENTRYPOINT ["worldpm"]' in dockerfile
     (words,) = re.findall(r"^CMD (.+)$", dockerfile, re.MULTILINE)
@@ -234,7 +234,7 @@ def test_mounted_and_copied_files_exist() -> None:
 
 
 def copied() -> list[str]:
-    """What the Dockerfile copies."""
+    """Paths that the Dockerfile copies."""
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     return " ".join(re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE)).split()
 
@@ -260,7 +260,7 @@ def test_compose_defines_the_secrets_that_it_uses_and_commits_none() -> None:
 
 
 def versions(file: Path) -> dict[str, str]:
-    """Versions of a lock's packages that the image needs, or would need."""
+    """Versions of the packages in a lock, without those that the image does not need."""
     lines = re.findall(r"^[a-z][^\s\\]*==[^\\\n]+", file.read_text(), re.MULTILINE)
     requirements = [Requirement(line.strip()) for line in lines]
     return {
@@ -293,7 +293,7 @@ def test_the_image_has_the_torch_of_the_tests() -> None:
 
 
 def mapped_fields(properties: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names of fields with their types."""
+    """Dotted names of fields with their types."""
     for name, field in properties.items():
         if "properties" in field:
             yield from mapped_fields(field["properties"], f"{prefix}{name}.")
@@ -307,7 +307,7 @@ def mapping() -> dict[str, str]:
     return dict(mapped_fields(template["template"]["mappings"]["properties"]))
 
 
-def test_the_index_template_is_of_a_data_stream_with_known_types(mapping: dict[str, str]) -> None:
+def test_the_index_template_defines_a_data_stream_with_known_types(mapping: dict[str, str]) -> None:
     template = json.loads((ELASTIC / "index-template.json").read_text())
     assert template["data_stream"] == {}
     assert "composed_of" not in template

@@ -1,4 +1,4 @@
-"""Drift: a change that matters is reported, chance is not."""
+"""Drift: a change that matters is reported, random variation is not."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_the_stability_index_is_the_one_computed_by_hand() -> None:
     assert drift._stability_index(np.array([5, 5]), np.array([5, 5])) == 0
 
 
-def test_chance_is_rarely_reported_and_a_change_always() -> None:
+def test_random_variation_is_rarely_reported_and_a_change_always() -> None:
     generator = np.random.default_rng(0)
     old = reference(generator)
     false_alarms = 0
@@ -56,7 +56,7 @@ def test_constant_series_do_not_drift() -> None:
     assert not any(change.drifted for change in changes.values())
 
 
-def test_adwin_sees_a_shift_of_the_mean() -> None:
+def test_adwin_detects_a_shift_of_the_mean() -> None:
     generator = np.random.default_rng(0)
     watch = drift.Drift(reference(generator))
     for values in requests(generator, 3000):
@@ -108,7 +108,7 @@ def test_a_file_that_is_not_a_reference_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         drift.read(path)
     path.write_text("{}")
-    with pytest.raises(DataError, match="expected lists"):
+    with pytest.raises(DataError, match="lacks a list of"):
         drift.read(path)
     path.write_text(json.dumps({name: [1.0] for name in drift.SERIES}))
     with pytest.raises(DataError, match="fewer than"):

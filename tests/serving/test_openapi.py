@@ -1,5 +1,5 @@
-"""The description of the routes is true: examples are answered, replies have the described form,
-and no status comes that is not described."""
+"""The OpenAPI document is correct: its examples are answered, and every reply has a documented form
+and status."""
 
 import contextlib
 import re
@@ -19,7 +19,7 @@ from worldpm.serving.run import assemble
 from worldpm.storage.json_files import Json
 
 CASES_A_ROUTE = 150
-"""Of each of two kinds."""
+"""Cases of each of two kinds: valid and invalid bodies."""
 RULES = '{"rules": [{"queue": "a", "reward_at_least": 0}], "otherwise": "b"}'
 
 
@@ -70,7 +70,9 @@ def test_every_route_describes_its_reply_its_errors_and_its_keys(schema: Json) -
             assert reply, path
 
 
-def test_a_server_with_keys_says_which_routes_need_one(road: Path, tmp_path: Path) -> None:
+def test_the_document_of_a_server_with_keys_marks_the_routes_that_need_one(
+    road: Path, tmp_path: Path
+) -> None:
     keys = tmp_path / "keys.json"
     keys.touch(0o600)
     keys.write_text('{"ann": {"key": "s3cret"}}')
@@ -92,8 +94,8 @@ CHECKS = (
 
 
 @pytest.mark.proof
-def test_no_status_or_reply_comes_that_is_not_described(road: Path, tmp_path: Path) -> None:
-    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not here")
+def test_every_status_and_reply_is_documented(road: Path, tmp_path: Path) -> None:
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     schemathesis.checks.load_all_checks()
     checks = [schemathesis.checks.CHECKS.get_one(name) for name in CHECKS]
     rules = tmp_path / "rules.json"
@@ -104,14 +106,14 @@ def test_no_status_or_reply_comes_that_is_not_described(road: Path, tmp_path: Pa
         api = schemathesis.openapi.from_url(f"http://{host}:{port}/openapi.json")
         for result in api.get_all_operations():
             operation = result.ok()
-            # bodies as described, and bodies that are not
+            # bodies that match the document, and bodies that do not
             for mode in schemathesis.GenerationMode:
 
                 @settings(
                     max_examples=CASES_A_ROUTE,
                     deadline=None,
                     database=None,
-                    # the first case that fails tells enough
+                    # the first case that fails is enough
                     phases=(Phase.explicit, Phase.generate),
                     suppress_health_check=list(HealthCheck),
                 )

@@ -24,7 +24,7 @@ from worldpm.serving.run import assemble
 from worldpm.serving.service import ApiKey, Service
 from worldpm.storage.json_files import Json
 
-pytest.importorskip("playwright", reason="playwright (pip install playwright) is not here")
+pytest.importorskip("playwright", reason="playwright (pip install playwright) is not installed")
 
 from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
 
@@ -120,7 +120,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(site: Site, browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens the page in a window of its own; afterwards the console must be empty."""
+    """A function that opens the page in a new window. Afterwards the console must be empty."""
     site.service.confidence = site.calibrated
     site.service.keys = {}
     complaints: list[str] = []
@@ -132,7 +132,7 @@ def opened(site: Site, browser: Browser) -> Iterator[Callable[..., Page]]:
             windows.callback(context.close)
             page = context.new_page()
             page.set_default_timeout(60_000)
-            # a tenth of a second with a reward alone, seconds with an explanation
+            # a comparison takes a tenth of a second without an explanation, and seconds with one
             if not explained:
                 page.route("**/v1/explain", lambda route: route.fulfill(status=501, json={}))
             page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -146,7 +146,7 @@ def opened(site: Site, browser: Browser) -> Iterator[Callable[..., Page]]:
 
         yield open_page
 
-    # Chromium itself notes each request that fails, and the key's field outside a form
+    # Chromium itself logs each request that fails, and the key's field outside a form
     notes = ("error: Failed to load resource: ", "verbose: [DOM] Password")
     assert [text for text in complaints if not text.startswith(notes)] == []
 
@@ -191,7 +191,7 @@ def finished(page: Page) -> list[Card]:
 
 
 def check_agreement(page: Page, cards: Sequence[Card]) -> None:
-    """Order, bars, percentages and headline say the same."""
+    """Check that order, bars, percentages and headline agree."""
     inside = [card for card in cards if not card.is_outside]
     assert cards == [*inside, *(card for card in cards if card.is_outside)]
     for group in (inside, cards[len(inside) :]):
@@ -199,9 +199,9 @@ def check_agreement(page: Page, cards: Sequence[Card]) -> None:
         assert bars == sorted(bars, reverse=True)
 
     for card in cards:
-        found = LIKELY.match(card.text)
-        assert found, card.text
-        bound, percentage = found.groups()
+        match = LIKELY.match(card.text)
+        assert match, card.text
+        bound, percentage = match.groups()
         assert bound or float(percentage) / 100 == pytest.approx(card.bar, abs=0.0051)
 
     headline = page.inner_text("#headline")
@@ -228,7 +228,7 @@ def settle(page: Page, **fields: object) -> None:
 
 
 def write(page: Page, prompt: str, answers: Sequence[str]) -> None:
-    """Own texts in place of the example."""
+    """Replace the example with these texts."""
     page.select_option("#example", "")
     page.fill("#prompt", prompt)
     for number, text in enumerate(answers):
@@ -263,7 +263,7 @@ def test_each_example_is_ranked_by_its_rewards_and_explained(
     )
     assert "calibrated on" in page.inner_text("#why")
 
-    # each answer is there in full, cut into tokens
+    # the page shows each answer in full, split into tokens
     shown = {
         card: page.text_content(f"[data-answer={card}] .tokens") for card in "ABC"[: len(order)]
     }
@@ -278,7 +278,7 @@ def test_each_example_is_ranked_by_its_rewards_and_explained(
     assert "At equal style" in rows
 
 
-def test_own_texts_are_added_removed_and_compared(page: Page) -> None:
+def test_custom_texts_are_added_removed_and_compared(page: Page) -> None:
     write(page, "Is <b>this</b> safe?", ["Yes.", "<img src=x onerror=alert(1)>", "No!", "Why?"])
     page.get_by_role("button", name="Remove answer C").click()
     assert page.evaluate("document.activeElement.id") == "answer-2"
@@ -290,7 +290,7 @@ def test_own_texts_are_added_removed_and_compared(page: Page) -> None:
     assert page.text_content("[data-answer=C] .tokens") == "Why?"
     assert page.locator("#results img").count() == 0
 
-    # two answers are the least
+    # two answers cannot be removed
     page.get_by_role("button", name="Remove answer C").click()
     assert page.get_by_role("button", name="Remove").count() == 0
     for _ in range(20):
@@ -299,7 +299,7 @@ def test_own_texts_are_added_removed_and_compared(page: Page) -> None:
     assert page.locator("#answers textarea").count() == 16
 
 
-def test_weights_turn_order_bars_and_headline_together(page: Page, site: Site) -> None:
+def test_weights_change_order_bars_and_headline_together(page: Page, site: Site) -> None:
     site.service.confidence = EXACT
     before = compare(page)
     check_agreement(page, before)
@@ -318,7 +318,7 @@ def test_weights_turn_order_bars_and_headline_together(page: Page, site: Site) -
     assert "Log odds: length" in page.inner_text("#why")
     assert "With the weights above" in page.inner_text("#style")
 
-    # an empty field is no weight
+    # an empty field sets no weight
     settle(page, weight_length="")
     assert compare(page) == before
 
@@ -361,7 +361,7 @@ def test_cannot_tell_is_reported_where_it_holds(page: Page, site: Site) -> None:
     assert all(len(card.badges) == 1 for card in cards)
     check_agreement(page, cards)
 
-    # under weights too, which are small against that noise
+    # also with weights, which are small compared with that noise
     settle(page, weight_length=100, strictness=0.7)
     check_agreement(page, compare(page))
     assert re.fullmatch(
@@ -380,7 +380,7 @@ def test_cannot_tell_is_reported_where_it_holds(page: Page, site: Site) -> None:
     assert page.inner_text("#headline") == "Answers A and B tie"
 
 
-def test_answers_outside_the_ranges_rank_last_and_the_page_says_so(page: Page) -> None:
+def test_answers_outside_the_ranges_rank_last_and_the_page_explains_it(page: Page) -> None:
     settle(page, longest=20)
     cards = compare(page)
     assert [(card.name, card.is_outside) for card in cards] == [("B", False), ("A", True)]
@@ -399,7 +399,7 @@ def test_answers_outside_the_ranges_rank_last_and_the_page_says_so(page: Page) -
     assert "Allowed: length 3 or more." in page.inner_text("#why")
     assert page.locator(".outside").count() == 0
 
-    # the server rejects it, and its message is shown
+    # the server rejects this range, and the page shows the message
     settle(page, longest=2)
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_role("alert")).to_contain_text("ends before it begins")
@@ -410,7 +410,7 @@ def test_an_error_replaces_results_and_a_cut_text_is_marked(page: Page) -> None:
     fitting = page.input_value("#prompt")
     page.fill("#answer-0", "word " * 5000)
     page.get_by_role("button", name="Compare").click()
-    expect(page.get_by_role("alert")).to_contain_text("tokens of prompt and response; at most")
+    expect(page.get_by_role("alert")).to_contain_text("tokens of prompt and response, but at most")
     expect(page.locator("#results")).to_be_hidden()
     expect(page.locator("#status")).to_be_hidden()
 
@@ -447,7 +447,7 @@ def test_a_server_that_is_gone_or_a_proxy_is_reported(page: Page) -> None:
     ("status", "message"),
     [
         (501, "This server does not explain rewards: the model runs on another server."),
-        (503, "There is no explanation: <b>busy</b>"),
+        (503, "The rewards cannot be explained: <b>busy</b>"),
     ],
 )
 def test_a_failed_explanation_leaves_the_results(page: Page, status: int, message: str) -> None:
@@ -483,7 +483,7 @@ def test_late_replies_of_a_first_comparison_change_nothing(opened: Callable[...,
     assert page.text_content("[data-answer=A] .tokens") == "second A"
     expect(page.locator("#error")).to_be_hidden()
 
-    # an explanation too
+    # a late explanation changes nothing, either
     page.route("**/v1/explain", lambda route: held.append(route))
     page.get_by_role("button", name="Compare").click()
     expect(page.locator("#explanation")).to_contain_text("Looking for the words")
@@ -496,7 +496,7 @@ def test_late_replies_of_a_first_comparison_change_nothing(opened: Callable[...,
     assert page.text_content("[data-answer=B] .tokens") == "third B"
 
 
-def test_a_key_is_asked_for_sent_and_not_stored(page: Page, site: Site) -> None:
+def test_a_key_is_requested_sent_and_not_stored(page: Page, site: Site) -> None:
     settings = Settings(ranges={"length": (0, 20)})
     site.service.keys = {"tests": ApiKey("secret-key", settings)}
     page.get_by_role("button", name="Compare").click()
@@ -504,7 +504,7 @@ def test_a_key_is_asked_for_sent_and_not_stored(page: Page, site: Site) -> None:
 
     page.get_by_label("Key, if the server needs one").fill("secret-key")
     compare(page)
-    # the settings of the key hold where the form has none
+    # the settings of the key apply where the form has none
     assert page.inner_text("#headline") == "Only answer B is inside the allowed ranges"
 
     stored = page.evaluate(
@@ -515,7 +515,7 @@ def test_a_key_is_asked_for_sent_and_not_stored(page: Page, site: Site) -> None:
     assert page.input_value("#key") == ""
 
 
-def test_a_wrong_field_is_unfolded(page: Page) -> None:
+def test_a_wrong_field_is_shown(page: Page) -> None:
     settle(page, strictness=3)
     page.locator("#preferences summary").click()
     expect(page.locator("#strictness")).to_be_hidden()
@@ -554,7 +554,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(page: Page) -> None:
     expect(page.locator("#headline")).to_be_focused()
     check_agreement(page, finished(page))
 
-    # an answer more, with the focus in it
+    # add an answer, which gets the focus
     page.locator("#prompt").focus()
     tab_to(page, "#add")
     press("Space")
@@ -568,7 +568,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(page: Page) -> None:
     check_agreement(page, cards := finished(page))
     assert len(cards) == 3
 
-    # on from the headline to the table, which scrolls in a narrow window
+    # after the headline comes the table, which scrolls in a narrow window
     tab_to(page, "[role=region]")
 
 
@@ -585,8 +585,8 @@ def test_roles_and_names_for_screen_readers(page: Page) -> None:
         ("rowheader", "Headers"),
         ("article", None),
     ):
-        found = page.get_by_role(role, name=name, exact=True) if name else page.get_by_role(role)  # type: ignore[arg-type]
-        assert found.count() >= 1, (role, name)
+        elements = page.get_by_role(role, name=name, exact=True) if name else page.get_by_role(role)  # type: ignore[arg-type]
+        assert elements.count() >= 1, (role, name)
     levels = page.eval_on_selector_all("h1, h2, h3", "all => all.map(h => Number(h.tagName[1]))")
     assert levels[:2] == [1, 2]
     assert all(after - before <= 1 for before, after in pairwise(levels))
@@ -614,7 +614,7 @@ CONTRASTS = """() => {
     return [selector, (pair[0] + 0.05) / (pair[1] + 0.05)];
   });
 }"""
-"""Contrast of texts with what is behind them, as WCAG 2.2 defines it."""
+"""Contrast of texts with their background, as WCAG 2.2 defines it."""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

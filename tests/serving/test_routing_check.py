@@ -1,4 +1,5 @@
-"""`worldpm route` sends rows to queues, and its check counts by hand-made rewards."""
+"""`worldpm route` sends rows to queues, and the numbers of its check equal those computed by
+hand."""
 
 import json
 from pathlib import Path
@@ -28,7 +29,7 @@ def rules_of(tmp_path: Path, content: Json = RULES) -> RoutingRules:
 
 
 def labelled(*rewards_and_queues: tuple[float, str]) -> list[LabelledRewards]:
-    """A prompt each, with one response."""
+    """One prompt with one response for each reward and queue."""
     return [
         LabelledRewards(f"p{i}", [reward], [queue])
         for i, (reward, queue) in enumerate(rewards_and_queues)
@@ -56,14 +57,14 @@ def test_shares_and_costs_are_those_counted_by_hand(tmp_path: Path) -> None:
             assert 0 <= ends.low <= share <= ends.high <= 1
 
     (sweep,) = result.sweeps
-    (own,) = [one for one in sweep.results if one.threshold == 1.0]
-    assert own.queues == result.as_they_are.queues
+    (unchanged,) = [one for one in sweep.results if one.threshold == 1.0]
+    assert unchanged.queues == result.as_they_are.queues
     sent = [one.queues[0].sent for one in sweep.results]
     assert sent == sorted(sent, reverse=True)
 
 
-def test_the_cheapest_threshold_is_found_and_judged_on_others(tmp_path: Path) -> None:
-    # what is above 0 belongs to publish, and the file's threshold of 1 sends too few there
+def test_the_cheapest_threshold_is_found_and_evaluated_on_other_prompts(tmp_path: Path) -> None:
+    # responses above 0 belong to publish, and the file's threshold of 1 sends too few there
     rng = np.random.default_rng(0)
     rewards = rng.normal(size=400)
     groups = labelled(
@@ -75,8 +76,8 @@ def test_the_cheapest_threshold_is_found_and_judged_on_others(tmp_path: Path) ->
     assert best.threshold == sweep.cheapest
     assert sweep.cheapest_cost_elsewhere is not None
     assert best.cost <= sweep.cheapest_cost_elsewhere
-    (own,) = [one for one in sweep.results if one.threshold == 1.0]
-    assert sweep.cheapest_cost_elsewhere < own.cost
+    (unchanged,) = [one for one in sweep.results if one.threshold == 1.0]
+    assert sweep.cheapest_cost_elsewhere < unchanged.cost
 
 
 def test_a_rule_on_other_responses_is_swept_over_probabilities(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_a_rule_on_other_responses_is_swept_over_probabilities(tmp_path: Path) -
     assert all(0.5 <= threshold <= 0.9 for threshold in thresholds)
 
 
-def test_responses_of_one_prompt_are_no_separate_evidence(tmp_path: Path) -> None:
+def test_responses_of_one_prompt_are_not_separate_evidence(tmp_path: Path) -> None:
     alone = labelled(*[(2.0, "publish"), (2.0, "review")] * 20)
     together = [
         LabelledRewards(f"p{i}", [2.0] * 20, [queue] * 20)
@@ -128,7 +129,7 @@ def test_costs_are_numbers_of_known_queues(tmp_path: Path) -> None:
             rules_of(tmp_path, {**RULES, "costs": costs})
 
 
-def test_rows_go_to_queues_and_labelled_ones_are_judged(
+def test_rows_go_to_queues_and_labelled_rows_are_checked(
     road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rules, rows, out = tmp_path / "rules.json", tmp_path / "rows.jsonl", tmp_path / "check.json"
@@ -158,11 +159,11 @@ def test_rows_go_to_queues_and_labelled_ones_are_judged(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a", "responses": ["b"]}, "expected 1, one a response"),
+        ({"prompt": "a", "responses": ["b"]}, "Give 1, one for each response"),
         ({"prompt": "a", "responses": ["b"], "queues": ["x"]}, "'x' is not a queue"),
         ({"prompt": "a", "responses": ["b"], "queues": [["x"]]}, "is not a queue"),
         ({"prompt": "a", "responses": ["b"], "queues": [None]}, "labels no response"),
-        ({"prompt": "a", "responses": ["b"], "queues": ["publish", "publish"]}, "expected 1"),
+        ({"prompt": "a", "responses": ["b"], "queues": ["publish", "publish"]}, "Give 1"),
     ],
 )
 def test_wrong_labels_stop_the_run_with_their_line(

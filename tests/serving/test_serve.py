@@ -51,7 +51,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 @contextmanager
 def server(road: Path, **options: Any) -> Iterator[TestClient]:
-    """The application within this process."""
+    """A client of the application within this process."""
     application, service = assemble(
         ServeOptions(model=str(road / "checkpoint"), name="tinyrm", **options)
     )
@@ -184,7 +184,7 @@ def test_parts_of_a_message_become_lines_and_parts_other_than_text_are_rejected(
     assert "messages.0.content" in image.text
 
 
-def test_rerank_speaks_to_four_clients(client: TestClient, scorer: Scorer) -> None:
+def test_rerank_serves_four_clients(client: TestClient, scorer: Scorer) -> None:
     offline = scorer.rewards(PROMPT, ANSWERS)
     order = sorted(range(3), key=lambda index: -offline[index])
     body = {"model": "tinyrm", "query": PROMPT, "documents": ANSWERS, "return_documents": False}
@@ -243,10 +243,10 @@ def test_an_empty_body_gets_errors_of_the_formats_of_its_route(
 
 @pytest.mark.filterwarnings(
     "ignore:You should not use the 'timeout'"
-)  # the client sets one, the test's transport has none
+)  # the client sets a timeout, which the test's transport does not support
 def test_cohere_reads_a_ranking_with_its_own_client(client: TestClient, scorer: Scorer) -> None:
     cohere = pytest.importorskip(
-        "cohere", reason="Cohere's client (pip install cohere) is not here"
+        "cohere", reason="Cohere's client (pip install cohere) is not installed"
     )
     ranking = cohere.ClientV2("key", base_url="http://testserver", httpx_client=client).rerank(
         model="tinyrm", query=PROMPT, documents=ANSWERS
@@ -260,7 +260,7 @@ def test_cohere_reads_a_ranking_with_its_own_client(client: TestClient, scorer: 
     )
 
 
-def test_own_reply_is_complete_and_consistent(client: TestClient) -> None:
+def test_the_reply_of_our_route_is_complete_and_consistent(client: TestClient) -> None:
     reply = client.post(
         "/v1/rewards", json={"prompt": PROMPT, "responses": [*ANSWERS, ANSWERS[0]]}
     ).json()
@@ -318,16 +318,21 @@ def test_settings_move_odds_and_order_but_never_rewards(client: TestClient) -> N
             "/v1/rewards",
             {"prompt": "a " * 50_000, "responses": ["b"]},
             422,
-            "tokens of prompt and response; at most",
+            "tokens of prompt and response, but at most",
         ),
-        ("/v1/rewards", {"prompt": "a", "responses": ["b"] * 300}, 422, "300 inputs; at most 256"),
+        (
+            "/v1/rewards",
+            {"prompt": "a", "responses": ["b"] * 300},
+            422,
+            "300 inputs. Send at most 256",
+        ),
         (
             "/v1/rewards",
             {"model": "other", "prompt": "a", "responses": ["b"]},
             404,
             "does not exist",
         ),
-        ("/classify", {"input": "a " * 50_000}, 422, "tokens; at most"),
+        ("/classify", {"input": "a " * 50_000}, 422, "tokens, but at most"),
         ("/classify", {"input": [10**6]}, 422, "ids outside"),
         ("/classify", {"input": []}, 200, ""),
         (
@@ -468,7 +473,7 @@ def test_a_reward_that_is_not_finite_is_500_and_not_logged(road: Path, tmp_path:
     service.decisions.close()
 
 
-def test_keys_are_needed_and_bring_their_settings(road: Path, tmp_path: Path) -> None:
+def test_keys_are_required_and_set_their_settings(road: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     keys.touch(0o600)
     keys.write_text(
@@ -500,11 +505,11 @@ def test_keys_are_needed_and_bring_their_settings(road: Path, tmp_path: Path) ->
     assert rows[0].settings == {"strictness": 0.7, "ranges": {}, "weights": {}}
 
     keys.write_text('{"ann": {"settings": {}}}')
-    with pytest.raises(DataError, match="ann: expected"):
+    with pytest.raises(DataError, match="ann has no key"):
         assemble(ServeOptions(model=str(road / "checkpoint"), keys=keys))
 
 
-def test_the_list_of_routes_needs_no_script_from_elsewhere(road: Path, tmp_path: Path) -> None:
+def test_the_list_of_routes_needs_no_script_of_another_server(road: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     keys.touch(0o600)
     keys.write_text(json.dumps({"alice": {"key": "secret"}}))
@@ -652,7 +657,7 @@ def process(road: Path, *options: object) -> Iterator[tuple[Command, str]]:
 def process_of_a_user(
     road: Path, *options: object
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The same, started by a user: it takes seconds longer."""
+    """The same, started as a user would start it, which takes seconds longer."""
     url, words = serve_command(road, options)
     started = subprocess.Popen(
         [sys.executable, "-m", "worldpm.cli", *words],
@@ -668,14 +673,14 @@ def process_of_a_user(
 
 
 def serve_command(road: Path, options: Sequence[object]) -> tuple[str, list[str]]:
-    """An address, and the words of a command that serves there."""
+    """An address, and the arguments of a command that serves at this address."""
     port = free_port()
     words = ["serve", road / "checkpoint", "--port", port, *options]
     return f"http://127.0.0.1:{port}", [str(word) for word in words]
 
 
 def wait_until_ready(started: Command | subprocess.Popen[bytes], url: str) -> None:
-    """Wait until a server answers; fail with what it said if it ends."""
+    """Wait until a server answers. If its process ends, fail with its output."""
     deadline = time.monotonic() + 120
     with httpx.Client() as client:
         while time.monotonic() < deadline:
@@ -684,10 +689,12 @@ def wait_until_ready(started: Command | subprocess.Popen[bytes], url: str) -> No
                     return
             assert started.poll() is None, started.communicate()[0].decode()
             time.sleep(0.05)
-    pytest.fail("the server did not get ready")
+    pytest.fail("the server did not become ready")
 
 
-def test_sigterm_answers_what_was_accepted_and_logs_are_json(road: Path, tmp_path: Path) -> None:
+def test_after_sigterm_accepted_requests_are_answered_and_logs_are_json(
+    road: Path, tmp_path: Path
+) -> None:
     log = tmp_path / "log.sqlite"
     body = {"prompt": "word " * 30, "responses": ["a", "b c d"]}
     with (
@@ -704,7 +711,7 @@ def test_sigterm_answers_what_was_accepted_and_logs_are_json(road: Path, tmp_pat
 
         answered = 0
         for reply in waiting:
-            with contextlib.suppress(httpx.TransportError):  # not accepted any more
+            with contextlib.suppress(httpx.TransportError):  # the server no longer accepted it
                 answered += reply.result().status_code == 200
         output, _ = started.communicate(timeout=60)
 
@@ -721,7 +728,7 @@ def test_sigterm_answers_what_was_accepted_and_logs_are_json(road: Path, tmp_pat
 def test_every_acknowledged_decision_survives_kill_9(road: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.sqlite"
     acknowledged = [*until_killed(road, log, 0), *until_killed(road, log, 1)]
-    with process(road, "--log", log):  # a torn tail is repaired
+    with process(road, "--log", log):  # a start repairs an incomplete end of the log
         pass
 
     assert decision_files.verify(log).broken is None
@@ -755,7 +762,7 @@ def until_killed(road: Path, log: Path, number: int) -> list[float]:
     return [reward for reward in rewards if reward is not None]
 
 
-def test_clients_that_misbehave_harm_no_other(road: Path) -> None:
+def test_clients_that_misbehave_do_not_affect_others(road: Path) -> None:
     body = json.dumps({"prompt": "word " * 30, "responses": ["a"]}).encode()
     start = b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\n"
     headers = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -851,7 +858,7 @@ def test_an_upstream_server_gives_the_same_rewards(
 
 
 def check_upstream_rewards(front: TestClient, scorer: Scorer, url: str) -> None:
-    """Rewards and lengths are those of the scorer, and of the server behind."""
+    """Check that rewards and lengths equal those of the scorer and of the upstream server."""
     responses = [*ANSWERS, ANSWERS[0]]
     reply = front.post("/v1/rewards", json={"prompt": PROMPT, "responses": responses}).json()
     local = scorer.answer(Request("x", (Message("user", PROMPT),), responses))
@@ -865,7 +872,7 @@ def check_upstream_rewards(front: TestClient, scorer: Scorer, url: str) -> None:
 
 
 def check_upstream_limits(front: TestClient) -> None:
-    """Long inputs are rejected or cut, and explanations are rejected."""
+    """Check that long inputs are rejected or cut, and explanations are rejected."""
     long, short = {"prompt": "a " * 5000, "responses": ["b"]}, {"prompt": "a", "responses": ["b"]}
     assert front.post("/v1/rewards", json=long).status_code == 422
     for body, truncated in ((long, True), (short, False)):
@@ -895,14 +902,14 @@ def test_tokens_are_those_of_the_model(client: TestClient, scorer: Scorer) -> No
 
 @contextmanager
 def foreign_server(folder: Path, **options: Any) -> Iterator[TestClient]:
-    """The application with a model of others."""
+    """A client of the application with a model as others publish them."""
     application, _ = assemble(ServeOptions(model=str(folder), name="other", **options))
     with TestClient(application, base_url=LOCAL, raise_server_exceptions=False) as client:
         yield client
 
 
 def numbers_in(content: object) -> list[float]:
-    """All fractions in a reply."""
+    """All floats in a reply."""
     if isinstance(content, dict | list):
         values = content.values() if isinstance(content, dict) else content
         return [number for value in values for number in numbers_in(value)]
@@ -948,7 +955,7 @@ def test_a_conversation_that_the_template_refuses_is_a_422_and_the_next_is_answe
     with foreign_server(folder) as client:
         refused = client.post("/v1/rewards", json={"prompt": two, "responses": ["c"]})
         assert refused.status_code == 422
-        assert "the chat template refuses it (roles must alternate)" in refused.text
+        assert "the chat template rejects it (roles must alternate)" in refused.text
         answered = client.post("/v1/rewards", json={"prompt": two[:1], "responses": ["c"]})
         assert answered.status_code == 200
 
@@ -994,7 +1001,7 @@ def test_the_name_of_the_key_scheme_may_be_in_any_case(road: Path, tmp_path: Pat
     ],
     ids=["objects", "responses", "numbers", "lists", "keys", "depth"],
 )
-def test_a_body_of_much_work_gets_a_small_reply(
+def test_an_expensive_body_gets_a_small_reply(
     client: TestClient, unit: str, head: str, tail: str
 ) -> None:
     units = "".join(unit % i if "%" in unit else unit for i in range(60_000)).rstrip(",")

@@ -1,5 +1,4 @@
-"""The example receiver of `deploy/webhook` starts its command for events of drift, and for nothing
-else."""
+"""The example receiver of `deploy/webhook` starts its command for drift events only."""
 
 import base64
 import hashlib
@@ -40,7 +39,7 @@ def headers(name: str, body: str, *, age: int = 0, secret: str = SECRET) -> Head
 
 
 class Running(NamedTuple):
-    """A receiver in a process of its own."""
+    """A receiver in a separate process."""
 
     port: int
     starts: Path
@@ -62,7 +61,7 @@ class Running(NamedTuple):
 
 @contextmanager
 def running(folder: Path, *options: str, command: str = "") -> Iterator[Running]:
-    """A receiver that writes a line to a file for each event of drift."""
+    """Run a receiver that writes a line to a file for each drift event."""
     secret, starts = folder / "secret", folder / "starts"
     secret.write_text(SECRET + "\n")
     command = command or f"echo {{time}} >> '{starts}'"
@@ -105,7 +104,7 @@ def test_an_event_of_drift_starts_the_command_once(receiver: Running) -> None:
     assert receiver.start_count() == 1
     assert abs(int(receiver.starts.read_text()) - time.time()) < 60
 
-    # The sender repeats it if the reply was lost, and must not count that as a failure
+    # A sender repeats an event if the reply was lost, and must not count that as a failure
     assert receiver.post(BEGAN, sent) == 200
     assert receiver.start_count() == 1
     assert receiver.post(BEGAN, headers("msg_2", BEGAN)) == 200
@@ -126,7 +125,7 @@ def changed(sent: Headers, **values: str) -> Headers:
 
 
 def rejected() -> dict[str, tuple[str, Headers, int]]:
-    """Body, headers and status of wrong requests, with the times of now."""
+    """Bodies, headers and statuses of wrong requests, with current timestamps."""
     fresh = headers("msg_1", BEGAN)
     chunked = {**fresh, "content-length": "", "transfer-encoding": "chunked"}
     other_version = fresh["webhook-signature"].replace("v1,", "v2,")
@@ -180,7 +179,7 @@ def test_the_command_starts_at_most_once_an_hour(tmp_path: Path) -> None:
         assert receiver.start_count() == 1
 
 
-def test_an_event_whose_command_failed_may_come_again(tmp_path: Path) -> None:
+def test_an_event_whose_command_failed_may_be_sent_again(tmp_path: Path) -> None:
     ready, starts = tmp_path / "ready", tmp_path / "starts"
     with running(tmp_path, command=f"test -e '{ready}' && echo >> '{starts}'") as receiver:
         sent = headers("msg_1", BEGAN)

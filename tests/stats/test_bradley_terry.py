@@ -21,7 +21,7 @@ def loss(margin: float, probability: float = 1.0) -> float:
     )
 
 
-def test_equal_rewards_cost_ln_2_whatever_the_label() -> None:
+def test_equal_rewards_cost_ln_2_with_any_label() -> None:
     assert loss(0.0) == pytest.approx(math.log(2))
     assert loss(0.0, 0.7) == pytest.approx(math.log(2))
 
@@ -94,7 +94,7 @@ def test_a_target_margin_grows_with_the_logarithm_of_the_strength() -> None:
     assert float(nats) == pytest.approx(math.log(2))
 
 
-def test_label_smoothing_makes_a_share_of_the_labels_a_coins() -> None:
+def test_label_smoothing_makes_a_share_of_the_labels_random() -> None:
     assert float(bradley_terry.smoothed(torch.tensor(1.0), 0.2)) == pytest.approx(0.9)
     nats = bradley_terry.objective_nats(
         torch.tensor([math.log(3), 0.0]),

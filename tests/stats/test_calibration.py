@@ -1,4 +1,4 @@
-"""Temperatures and reliability, by hand and by what was planted."""
+"""Temperatures and reliability, by hand and from planted values."""
 
 import math
 from itertools import combinations

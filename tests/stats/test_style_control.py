@@ -1,4 +1,5 @@
-"""Style control finds what was planted, by hand and by law."""
+"""Style control recovers planted weights, equals values computed by hand, and has the expected
+invariances."""
 
 from dataclasses import asdict, replace
 
@@ -18,7 +19,7 @@ def pairs(
     *,
     headers: tuple[list[float], list[float]] | None = None,
 ) -> StyledPairs:
-    """Pairs with these lengths, each of its own prompt."""
+    """Pairs with these lengths, each with its own prompt."""
     n = len(margin)
     zeros = {name: np.zeros(n) for name in COUNTS[1:]}
     sides = [{"length": np.array(side, dtype=float), **zeros} for side in (chosen, rejected)]
@@ -38,8 +39,8 @@ def pairs(
 
 
 def planted(style_weight: float, *, n: int = 4000, seed: int = 0) -> tuple[StyledPairs, np.ndarray]:
-    """Pairs whose labels follow quality alone, judged by quality plus a weight on length; and the
-    pairs' true quality margins."""
+    """Pairs whose labels depend only on quality, and whose margins add a weight on length to it.
+    Also returns the margins of quality alone."""
     generator = np.random.default_rng(seed)
     quality = generator.normal(size=(n, 2))
     length = generator.integers(20, 400, size=(n, 2)).astype(float)
@@ -90,7 +91,7 @@ def test_the_unit_of_the_rewards_changes_nothing(scale: float) -> None:
     assert scaled_weights["margin"] == pytest.approx(weights["margin"] / scale)
 
 
-def test_intervals_hold_the_planted_weight_in_about_95_of_100_cases() -> None:
+def test_intervals_contain_the_planted_weight_in_about_95_of_100_cases() -> None:
     covered = 0
     for seed in range(100):
         styled, _ = planted(1.0, n=300, seed=seed)
@@ -119,7 +120,7 @@ def test_differences_by_hand() -> None:
 
 
 def test_phi_by_hand() -> None:
-    # three pairs differ in length; the model goes with the longer in two of them, the label in one
+    # three pairs differ in length; the model prefers the longer in all of them, the label in one
     styled = pairs([1.0, -1.0, -1.0, 1.0], [9, 1, 1, 5], [1, 9, 9, 5])
     phi = style_control.phi_by_feature(styled)
     assert (phi["length"].prediction, phi["length"].label) == pytest.approx((3 / 3, -1 / 3))
@@ -146,9 +147,9 @@ def test_accuracy_by_length_and_level_by_hand() -> None:
 def test_features_that_cannot_be_fitted_are_left_out_with_a_warning() -> None:
     result = style_control.control(pairs([1.0] * 12, [9] * 12, [1] * 12), "paper")
     assert "headers differs in 0 prompts only; left out" in result.warnings
-    assert "length speaks for the same side in all 12 prompts; left out" in result.warnings
+    assert "length favours the same side in all 12 prompts; left out" in result.warnings
     assert result.coefficients.keys() == {"margin"}
-    # the margin calls every pair right
+    # the margin is right for every pair
     assert result.coefficients["margin"].interval is None
 
 
@@ -156,7 +157,7 @@ def test_coefficients_that_are_not_identified_give_warnings() -> None:
     collinear = pairs([1.0] * 11 + [-1.0], [9.0] * 11 + [1.0], [1.0] * 11 + [9.0])
     warnings = style_control.control(collinear, "paper").warnings
     assert any("12 prompts for 2 coefficients" in warning for warning in warnings)
-    assert any("go together so closely" in warning for warning in warnings)
+    assert any("are correlated so strongly" in warning for warning in warnings)
 
 
 def test_one_huge_margin_does_not_spoil_the_fit() -> None:
@@ -172,7 +173,7 @@ def test_one_huge_margin_does_not_spoil_the_fit() -> None:
     assert result.warnings == expected.warnings
 
 
-def test_a_margin_that_goes_against_the_labels_counts_nothing() -> None:
+def test_a_margin_that_contradicts_the_labels_has_no_weight() -> None:
     generator = np.random.default_rng(0)
     against = list(generator.normal(-1.0, 1.0, size=200))
     lengths = [list(generator.integers(1, 50, 200)) for _ in range(2)]

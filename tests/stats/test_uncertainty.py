@@ -45,7 +45,7 @@ def test_a_paired_difference_by_hand() -> None:
     difference = paired_difference(first, second, np.ones(10), np.arange(10))
 
     assert difference.estimate == 0.8
-    # all eight that differ, in one direction
+    # all eight prompts that differ do so in one direction
     assert difference.p_value == pytest.approx(2 / 2**8, abs=0.004)
     assert difference.interval.low > 0.4
     assert difference.detectable == pytest.approx(2.8016 * math.sqrt(0.16 / 10), rel=0.05)
@@ -57,7 +57,7 @@ def test_one_prompt_shows_no_difference_of_judges() -> None:
     assert math.isnan(difference.detectable)
 
 
-def test_equal_judges_are_called_different_in_five_of_a_hundred_cases() -> None:
+def test_equal_judges_are_called_different_in_about_five_of_a_hundred_cases() -> None:
     generator = np.random.default_rng(0)
     called = 0
     for _ in range(300):
@@ -73,7 +73,7 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-def test_prompts_that_are_all_alike_have_the_exact_interval_or_none() -> None:
+def test_prompts_with_equal_values_have_the_exact_interval_or_none() -> None:
     alike = np.ones(12)
 
     # all of twelve: the share p whose p^12 is 2.5 %
@@ -82,12 +82,12 @@ def test_prompts_that_are_all_alike_have_the_exact_interval_or_none() -> None:
     assert all_right == pytest.approx((0.025 ** (1 / 12), 1.0))
     assert all_wrong == pytest.approx((0.0, 1 - 0.025 ** (1 / 12)))
 
-    # ties; margins, which have no upper end
+    # no interval of ties, or of margins, which have no upper end
     for values, shares in ((0.5 * alike, True), (alike, False)):
         assert np.isnan(clustered_interval(values, alike, np.arange(12), shares=shares).low)
 
 
-def test_judges_that_differ_alike_on_all_prompts_have_no_interval() -> None:
+def test_judges_that_differ_equally_on_all_prompts_have_no_interval() -> None:
     equal = paired_difference(np.ones(12), np.ones(12), np.ones(12), np.arange(12))
     assert (equal.estimate, equal.p_value) == (0.0, 1.0)
     assert np.isnan([*equal.interval, equal.detectable]).all()

@@ -33,14 +33,14 @@ def build(aside: Path) -> Json:
 
 def test_a_folder_is_finished_when_its_manifest_exists(tmp_path: Path) -> None:
     finish(tmp_path / "out", n=1)
-    found = read_manifest(tmp_path / "out", made_by="group")
-    assert found.config == {"n": 1}
-    assert found.counts == {"rows": 1}
-    assert found.files == {
+    manifest = read_manifest(tmp_path / "out", made_by="group")
+    assert manifest.config == {"n": 1}
+    assert manifest.counts == {"rows": 1}
+    assert manifest.files == {
         "a.parquet": sha256(tmp_path / "out" / "a.parquet"),
         "timings.jsonl": None,
     }
-    assert set(found.versions) >= {"python", "worldpm", "torch", "duckdb"}
+    assert set(manifest.versions) >= {"python", "worldpm", "torch", "duckdb"}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "a.parquet",
         "manifest.json",
@@ -51,16 +51,16 @@ def test_a_folder_is_finished_when_its_manifest_exists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")]
 )
-def test_a_finished_folder_that_lost_or_changed_a_file_is_no_input(
+def test_a_finished_folder_that_lost_or_changed_a_file_is_refused(
     tmp_path: Path, harm: Callable[[Path], object]
 ) -> None:
     finish(tmp_path / "out")
     harm(tmp_path / "out" / "a.parquet")
-    with pytest.raises(DataError, match=r"a.parquet: missing, or not as its manifest has it"):
+    with pytest.raises(DataError, match=r"a.parquet: missing or changed since it was written"):
         describe(tmp_path / "out")
 
 
-def test_the_same_words_again_do_nothing(tmp_path: Path) -> None:
+def test_the_same_command_again_does_nothing(tmp_path: Path) -> None:
     finish(tmp_path / "out", n=1)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
     assert begin(tmp_path / "out", n=1) is None
@@ -88,7 +88,7 @@ def test_a_stopped_step_keeps_its_finished_parts(tmp_path: Path) -> None:
         assert again.part("a.parquet", lambda aside: pytest.fail("built twice")) == {"rows": 1}
 
 
-def test_a_part_that_was_altered_is_built_anew(tmp_path: Path) -> None:
+def test_a_part_that_was_altered_is_built_again(tmp_path: Path) -> None:
     output = begin(tmp_path / "out")
     assert output is not None
     with output:
@@ -98,7 +98,7 @@ def test_a_part_that_was_altered_is_built_anew(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a.parquet").read_bytes() == b"content"
 
 
-def test_other_settings_do_not_go_on_with_a_stopped_step(tmp_path: Path) -> None:
+def test_other_settings_do_not_resume_a_stopped_step(tmp_path: Path) -> None:
     output = begin(tmp_path / "out", n=1)
     assert output is not None
     with output:
@@ -107,7 +107,7 @@ def test_other_settings_do_not_go_on_with_a_stopped_step(tmp_path: Path) -> None
         begin(tmp_path / "out", n=2)
 
 
-def test_a_step_that_had_done_nothing_stands_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_step_that_did_nothing_does_not_block_the_folder(tmp_path: Path) -> None:
     output = begin(tmp_path / "out", n=1)
     assert output is not None
     with output:
@@ -115,16 +115,16 @@ def test_a_step_that_had_done_nothing_stands_in_nobodys_way(tmp_path: Path) -> N
     finish(tmp_path / "out", n=2)
 
 
-def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds other files \(notes.txt\)"):
+    with pytest.raises(ConfigError, match=r"contains other files \(notes.txt\)"):
         begin(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt"]
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ConfigError, match="a file stands where"):
+    with pytest.raises(ConfigError, match="is a file, and the output is a folder"):
         begin(tmp_path / "out")
 
 
@@ -145,7 +145,7 @@ def test_a_kill_between_the_manifest_and_the_cleaning_leaves_a_finished_folder(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"no": "step"}'])
-def test_a_manifest_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+def test_an_invalid_manifest_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(DataError, match=r"manifest.json: not"):
         read_manifest(tmp_path)
@@ -154,7 +154,7 @@ def test_a_manifest_that_is_none_is_named(tmp_path: Path, content: str) -> None:
 def test_the_output_of_another_step_is_refused(tmp_path: Path) -> None:
     finish(tmp_path / "out")
     with pytest.raises(
-        ConfigError, match=r"made by `worldpm group`, but what `worldpm train` makes is needed"
+        ConfigError, match=r"made by `worldpm group`, but a folder of `worldpm train` is needed"
     ):
         read_manifest(tmp_path / "out", made_by="train")
 

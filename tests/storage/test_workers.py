@@ -20,7 +20,7 @@ def slow_when_small(number: int) -> int:
     return number * number
 
 
-def test_results_stand_in_the_order_of_the_tasks_and_few_tasks_are_taken_ahead() -> None:
+def test_results_have_the_order_of_the_tasks_and_few_tasks_are_taken_ahead() -> None:
     taken: list[int] = []
 
     def tasks() -> Iterator[int]:
@@ -50,7 +50,7 @@ def test_an_error_of_a_worker_keeps_its_message() -> None:
         list(in_order(refuse, ["a.xml"], workers=1))
 
 
-def test_a_worker_that_is_ended_from_outside_is_one_message() -> None:
+def test_a_worker_that_is_killed_gives_one_message() -> None:
     with pytest.raises(WorldPMError, match="with fewer --workers"):
         list(in_order(end, [signal.SIGKILL], workers=1))
 
@@ -59,7 +59,7 @@ def end(how: signal.Signals) -> None:
     os.kill(os.getpid(), how)
 
 
-def test_an_error_of_a_task_comes_where_its_result_would_stand() -> None:
+def test_an_error_of_a_task_comes_in_the_position_of_its_result() -> None:
     stream = in_order(len, ["ab", 7, "c"], workers=2)  # type: ignore[arg-type]
     assert next(stream) == 2
     with pytest.raises(TypeError, match="int"):
@@ -116,7 +116,7 @@ if __name__ == "__main__":
 """
 
 
-def test_ctrl_c_is_no_noise_of_the_workers(tmp_path: Path) -> None:
+def test_ctrl_c_prints_no_traceback_of_workers(tmp_path: Path) -> None:
     (tmp_path / "left.py").write_text(LEFT)
     command = [sys.executable, str(tmp_path / "left.py"), "60", "60"]
     with subprocess.Popen(
@@ -133,7 +133,7 @@ def test_ctrl_c_is_no_noise_of_the_workers(tmp_path: Path) -> None:
         os.killpg(parent.pid, signal.SIGINT)
         _, said = parent.communicate()
 
-    assert said.count("Traceback") == 1  # the parent's own
+    assert said.count("Traceback") == 1  # the parent's
     assert "_process_worker" not in said
 
 
@@ -155,7 +155,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 def heed_ctrl_c() -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_DFL
-    )  # a suite in the background ignores it, and so would what it starts
+    )  # a test run in the background ignores it, and its processes would inherit that
 
 
 def lives(process: int) -> bool:

@@ -1,5 +1,5 @@
-"""Run by two processes: FSDP2 shards a model, which must act, be saved and be loaded as a whole
-one."""
+"""A program for two processes: FSDP2 shards a model, which must give the rewards of an unsharded
+model, and be saved and loaded like one."""
 
 from pathlib import Path
 
@@ -26,12 +26,12 @@ def sharded() -> RewardModel:
 def optimizer_of(model: torch.nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         model.parameters(), lr=1e-2, eps=0.1
-    )  # a large eps: no sign of a gradient near 0 decides
+    )  # a large eps, so that the sign of a gradient near 0 does not matter
 
 
 def step(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
-    """On the groups; every process sees all of them, so that the mean over processes is the
-    whole."""
+    """Take a step on all groups. Every process reads all of them, so the mean over processes equals
+    the gradient of one."""
     model(GROUPS).square().sum().backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -39,8 +39,8 @@ def step(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
 
 @torch.no_grad()
 def rewards(model: torch.nn.Module) -> torch.Tensor:
-    found: torch.Tensor = model(GROUPS)
-    return found
+    output: torch.Tensor = model(GROUPS)
+    return output
 
 
 def main(words: list[str]) -> None:
@@ -61,7 +61,7 @@ def main(words: list[str]) -> None:
     for fresh in (
         sharded(),
         model_of("qwen2", FAMILIES["qwen2"]),
-    ):  # saved by shards, loaded by shards and whole
+    ):  # saved in shards, loaded in shards and unsharded
         optimizer = optimizer_of(fresh)
         assert state.load_last(folder, accelerator, fresh, optimizer) is not None
         assert torch.allclose(expected, rewards(fresh), atol=1e-4)

@@ -1,4 +1,4 @@
-"""What a run will cost, against what is counted by hand and what a run really holds."""
+"""Predicted costs of a run, checked against counts by hand and the memory of a real run."""
 
 import os
 import subprocess
@@ -47,7 +47,7 @@ def test_parameters_are_counted_by_hand() -> None:
     )
 
 
-def test_a_token_meets_the_experts_that_it_is_sent_to() -> None:
+def test_only_the_experts_of_a_token_are_active_parameters() -> None:
     mixture = Qwen3MoeConfig(
         vocab_size=100,
         hidden_size=8,
@@ -59,13 +59,13 @@ def test_a_token_meets_the_experts_that_it_is_sent_to() -> None:
         num_experts_per_tok=2,
         tie_word_embeddings=False,
     )
-    found = costs.cost_of(mixture)
+    cost = costs.cost_of(mixture)
     assert (
-        found.non_embedding - found.active == (8 - 2) * 3 * 8 * 6
-    )  # six experts of three matrices stand idle
+        cost.non_embedding - cost.active == (8 - 2) * 3 * 8 * 6
+    )  # six inactive experts with three matrices each
 
 
-def test_of_a_model_that_also_sees_only_the_memory_counts_the_eyes() -> None:
+def test_the_vision_part_of_a_model_counts_for_memory_only() -> None:
     text = Gemma3TextConfig(
         vocab_size=100,
         hidden_size=8,
@@ -83,9 +83,7 @@ def test_a_prompt_is_attended_once_and_by_each_response() -> None:
     assert costs.attended_pairs([group([1, 1, 1], [1, 1], [1])]) == 6 + (2 * 3 + 3) + (1 * 3 + 1)
 
 
-def test_a_token_costs_six_operations_for_each_parameter_and_a_pair_twelve_for_each_channel() -> (
-    None
-):
+def test_operations_are_6_per_token_and_parameter_and_12_per_pair_and_channel() -> None:
     assert (
         costs.train_flops(ModelCost(1000, 120, 16, 100), tokens=10, attended=5)
         == 6 * 100 * 10 + 12 * 16 * 5
@@ -98,10 +96,10 @@ def test_a_typical_row_is_full_whether_or_not_prompts_are_shared() -> None:
     separate = costs.typical_row(4096, prompt=512, response=256, responses=4, shares_prefix=False)
     assert [one.tokens for group in separate for one in group.apart] == [
         512 + 256 + 256
-    ] * 4  # one group of 3,072, its prompts filled up
+    ] * 4  # one group of 3,072 tokens; longer prompts fill the row
 
 
-def test_what_runs_apart_is_counted_with_a_prompt_for_each_response() -> None:
+def test_separate_rows_are_counted_with_a_prompt_for_each_response() -> None:
     alone = group([1, 1, 1], [1, 1], [1]).apart
     assert [one.tokens for one in alone] == [5, 4]
     assert costs.attended_pairs(alone) == 15 + 10
@@ -122,9 +120,9 @@ if checkpointing:
 optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
 row = costs.typical_row(2048, prompt=512, response=256, responses=4)
 small = costs.typical_row(32, prompt=16, response=8, responses=2)
-model(small).sum().backward()  # what the libraries load at first use is not the model's
+model(small).sum().backward()  # memory that libraries use from the first call on is not the model's
 model.zero_grad()
-def peak():  # getrusage would count the parent, as large as it was when it started this process
+def peak():  # getrusage would count the parent's memory at the start of this process
     with open("/proc/self/status") as file:
         return int(re.search(r"VmHWM:\\s*(\\d+) kB", file.read())[1]) * 1024
 def now():
@@ -135,7 +133,7 @@ before = now() - weights
 model(small).sum().backward()
 optimizer.step()
 optimizer.zero_grad()
-for _ in range(2):  # a step has many rows, so gradients are there beside a row's activations
+for _ in range(2):  # a step has many rows, so gradients exist beside the activations of a row
     model(row).square().sum().backward()
 print(peak() - before)
 """
@@ -146,14 +144,14 @@ print(peak() - before)
     ("family", "width", "layers", "checkpointing"),
     [("qwen2", 512, 6, False), ("llama", 768, 4, True)],
 )
-def test_the_predicted_memory_is_within_15_percent_of_what_a_step_takes(
+def test_the_predicted_memory_is_within_15_percent_of_the_measured_memory(
     family: str, width: int, layers: int, checkpointing: bool
 ) -> None:
     words = [sys.executable, "-c", MEASURE, family, str(width), str(layers), str(checkpointing)]
     environment = {
         **os.environ,
         "MALLOC_MMAP_THRESHOLD_": "65536",
-    }  # what a tensor frees is the system's again at once
+    }  # a freed tensor returns its memory to the system at once
     measured = int(
         subprocess.run(words, capture_output=True, check=True, text=True, env=environment).stdout
     )
@@ -183,10 +181,12 @@ def test_the_predicted_memory_is_within_15_percent_of_what_a_step_takes(
 def test_copies_of_weights_in_the_compute_type_are_not_counted_with_the_activations() -> None:
     config = Qwen2Config(**{**SMALL.to_dict(), "hidden_size": 256, "intermediate_size": 512})
     row = costs.typical_row(3, prompt=1, response=1, responses=2)
-    kept = costs.activation_bytes(
+    activations = costs.activation_bytes(
         config, row, shared=True, dtype=torch.bfloat16, gradient_checkpointing=False
     )
-    assert 0 < kept < costs.cost_of(config).non_embedding  # 2 bytes each would be twice that
+    assert (
+        0 < activations < costs.cost_of(config).non_embedding
+    )  # copies of the weights, 2 bytes each, would be twice that
 
 
 HYBRID = Lfm2Config(
@@ -200,19 +200,19 @@ HYBRID = Lfm2Config(
 )
 
 
-def test_a_model_that_shares_no_prompts_keeps_what_its_separate_rows_keep() -> None:
+def test_a_model_that_shares_no_prompts_needs_the_memory_of_separate_rows() -> None:
     row = [group([1] * 20, [2] * 5, [3] * 5)]
     apart = [group([1] * 19, [1] + [2] * 5), group([1] * 19, [1] + [3] * 5)]
-    found = [
+    sizes = [
         costs.activation_bytes(
             HYBRID, one, shared=False, dtype=torch.float32, gradient_checkpointing=False
         )
         for one in (row, apart)
     ]
-    assert found[0] == pytest.approx(found[1], rel=0.01)
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
 
 
-def test_what_shares_prompts_is_known_before_it_runs() -> None:
+def test_models_that_share_prompts_are_known_before_they_run() -> None:
     undeclared = FalconH1Config(
         vocab_size=100,
         hidden_size=32,
@@ -224,10 +224,10 @@ def test_what_shares_prompts_is_known_before_it_runs() -> None:
         mamba_d_head=16,
         mamba_d_ssm=64,
     )
-    found = {
+    shares = {
         config.model_type: costs.shares_prefix(config) for config in (SMALL, HYBRID, undeclared)
     }
-    assert found == {"qwen2": True, "lfm2": False, "falcon_h1": False}
+    assert shares == {"qwen2": True, "lfm2": False, "falcon_h1": False}
 
 
 def test_the_plan_of_a_model_that_shares_no_prompts_counts_a_prompt_for_each_response(
@@ -238,17 +238,17 @@ def test_the_plan_of_a_model_that_shares_no_prompts_counts_a_prompt_for_each_res
     assert run("plan", tmp_path, *words) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "each response runs with its own, 2 times the tokens" in said
-    )  # 4 (512 + 256) where 512 + 4 x 256 would do
+        "reads the prompt again for each response, 2 times the tokens" in said
+    )  # 4 x (512 + 256) tokens instead of 512 + 4 x 256
     assert "1e+06 pairs, 2e+09 tokens" in said
     assert "FSDP2 or ZeRO-3" not in said
     assert run("plan", tmp_path, *words[:-1], 1024) == 0
     assert "1e+06 pairs, 2e+09 tokens" in " ".join(
         capsys.readouterr().out.split()
-    )  # however long a row is
+    )  # for rows of any length
 
 
-def test_the_plan_of_a_large_model_says_what_fits_and_what_it_costs(
+def test_the_plan_of_a_large_model_shows_what_fits_and_its_cost(
     capsys: pytest.CaptureFixture[str], tmp_path: object
 ) -> None:
     folder = str(tmp_path)
@@ -263,17 +263,17 @@ def test_the_plan_of_a_large_model_says_what_fits_and_what_it_costs(
     assert run("plan", folder, "--gpus", 8, "--memory", 80, "--pairs", "15e6", "--price", 2) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "7.07 billion parameters, 6.53 without embeddings" in said
-    assert "Take FSDP2, not resharded with --gradient-checkpointing." in said
+    assert "Use FSDP2, not resharded with --gradient-checkpointing." in said
     assert "1.5e+07 pairs, 1.3e+10 tokens" in said
     assert "GPU hours" in said
 
 
-def test_a_plan_without_sense_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_plan_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", "tiny", "--gpus", 0) == 2
     assert "--gpus is 0" in capsys.readouterr().err
 
 
-def test_a_plan_is_of_the_rows_that_training_takes_on_a_gpu() -> None:
+def test_a_plan_has_the_rows_of_training_on_a_gpu() -> None:
     config = Qwen2Config(**{**SMALL.to_dict(), "max_position_embeddings": 32_768})
     cost = costs.cost_of(config)
     default, same = (

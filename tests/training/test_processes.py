@@ -1,4 +1,4 @@
-"""Many processes do what one does, and a run may move between them."""
+"""Several processes give the results of one, and a run may move between numbers of processes."""
 
 import contextlib
 import json
@@ -46,8 +46,8 @@ def launch(
     zero: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> subprocess.Popen[bytes]:
-    """A command in so many processes that speak over gloo, each with one thread, as a user launches
-    it; `zero` is a stage of DeepSpeed's."""
+    """Launch a command in several processes as a user would. The processes communicate over gloo
+    and have one thread each. `zero` is a stage of DeepSpeed."""
     if zero is None:
         launcher = [
             "torch.distributed.run",
@@ -97,7 +97,7 @@ def train(processes: int, groups: Path, out: Path, *, zero: int | None = None) -
 def train_until(
     step: int, processes: int, groups: Path, out: Path, *, zero: int | None = None
 ) -> None:
-    """Train, and kill all processes once the state of a step is there."""
+    """Train, and kill all processes when the state of a step has been saved."""
     process = launch(
         processes, "-m", "worldpm.cli", "train", groups, *WORDS, "--out", out, zero=zero
     )
@@ -106,7 +106,7 @@ def train_until(
         assert process.poll() is None, process.communicate()[0].decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    for entry in Path("/proc").glob("[0-9]*"):  # the workers have sessions of their own
+    for entry in Path("/proc").glob("[0-9]*"):  # the workers have their own sessions
         with contextlib.suppress(OSError):
             if str(out).encode() in (entry / "cmdline").read_bytes():
                 os.kill(int(entry.name), signal.SIGKILL)
@@ -121,7 +121,8 @@ def state_of(step: int, out: Path) -> Path:
 def start_group(
     folder: Path, main: Callable[[list[str]], int | None], words: Sequence[object]
 ) -> list[Command]:
-    """Two processes with the variables that `torchrun` sets, without its start and theirs."""
+    """Start two processes with the variables that `torchrun` sets, but without its import time and
+    theirs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -137,7 +138,7 @@ def start_group(
 
 
 def wait_for(commands: Sequence[Command], sign: Callable[[], bool]) -> None:
-    """Wait for a sign from processes that work; kill all of them if it does not come."""
+    """Wait until `sign()` is true. If a process fails or time runs out, kill all and fail."""
     deadline = time.monotonic() + 300
     while not sign():
         failed = [command for command in commands if command.poll() not in (None, 0)]
@@ -163,8 +164,8 @@ def alone(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_same_run(found: Path, expected: Path) -> None:
-    for one, other in zip(metrics(found), metrics(expected), strict=True):
+def assert_same_run(folder: Path, expected: Path) -> None:
+    for one, other in zip(metrics(folder), metrics(expected), strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
             assert value == pytest.approx(
@@ -237,7 +238,7 @@ def test_a_model_that_shares_no_prompts_is_refused_by_engines_that_gather_its_we
     assert b"Use DDP or ZeRO-2" in said
 
 
-def test_a_sharded_model_has_the_rewards_and_the_state_of_a_whole_one(tmp_path: Path) -> None:
+def test_a_sharded_model_has_the_rewards_and_the_state_of_an_unsharded_one(tmp_path: Path) -> None:
     commands = start_group(tmp_path, sharded.main, [tmp_path / "state"])
     wait_for(commands, lambda: have_ended(commands))
     said = [command.streams.output.read_text() for command in commands]

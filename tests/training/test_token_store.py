@@ -1,4 +1,4 @@
-"""Tokens on disk: what was written is what is read, by any number of workers."""
+"""Tokens on disk: a store returns what was written, with any number of workers."""
 
 from collections import Counter
 from pathlib import Path
@@ -43,7 +43,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_store_gives_back_what_was_encoded(tokenizer: Path, tmp_path: Path) -> None:
+def test_a_store_returns_the_encoded_groups(tokenizer: Path, tmp_path: Path) -> None:
     made = groups(1100)  # more than two batches of the file
     counts = token_store.write(
         tmp_path / "store", token_store.encode(made, tokenizer, chat.Frame(), LIMITS, Counter())
@@ -52,11 +52,11 @@ def test_a_store_gives_back_what_was_encoded(tokenizer: Path, tmp_path: Path) ->
     encoder = Encoder(checkpoint.load_tokenizer(sources.Source(tokenizer)), chat.Frame(), LIMITS)
     for i in (0, 511, 512, 1099):
         expected = encoder.encode(made[i].prompt, [r.content for r in made[i].responses])
-        found = store[i]
-        assert (found.name, found.preferences) == (made[i].group_id, made[i].preferences)
-        assert list(found.encoded.prefix) == expected.prefix
-        assert [list(suffix) for suffix in found.encoded.suffixes] == expected.suffixes
-        assert (found.encoded.truncated, found.encoded.response_tokens) == (
+        example = store[i]
+        assert (example.name, example.preferences) == (made[i].group_id, made[i].preferences)
+        assert list(example.encoded.prefix) == expected.prefix
+        assert [list(suffix) for suffix in example.encoded.suffixes] == expected.suffixes
+        assert (example.encoded.truncated, example.encoded.response_tokens) == (
             expected.truncated,
             expected.response_tokens,
         )

@@ -1,4 +1,5 @@
-"""The loop: what a step costs, and that a stopped run goes on to the same bits."""
+"""The training loop: losses, learning rates and saved states. A stopped run resumes and ends in the
+same bits."""
 
 import json
 import math
@@ -69,7 +70,7 @@ def trainer(folder: Path, model: RewardModel | None = None, **changes: Any) -> T
 ALL = np.arange(len(EXAMPLES))
 
 
-def test_training_lowers_the_loss_and_logs_what_the_contract_names(tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_logs_the_documented_values(tmp_path: Path) -> None:
     run = trainer(tmp_path / "a")
     run.run()
     lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
@@ -125,7 +126,7 @@ def test_rows_of_a_model_that_shares_no_prompts_hold_no_more_tokens_than_others(
     row = run.step(ALL).metrics
     assert [e.encoded.tokens for e in EXAMPLES] == [
         2 + 2 + 3 + 2
-    ] * 12  # two would fit if they were shared
+    ] * 12  # two groups would fit in a row if prompts were shared
     assert tokens == [4 + 5 + 4] * 12
     attended = 12 * (4 * 5 // 2 + 5 * 6 // 2 + 4 * 5 // 2)
     assert row.flops_seen == costs.train_flops(
@@ -162,7 +163,7 @@ def test_a_run_killed_after_any_save_ends_in_the_same_bits(tmp_path: Path) -> No
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(
                 '{"step": 99, "loss_nats": 1.0}\n{"torn'
-            )  # logged after the save, then killed
+            )  # lines that were logged between the save and the kill
         second = trainer(folder)
         second.run()
         assert (folder / "metrics.jsonl").read_bytes() == (
@@ -172,7 +173,7 @@ def test_a_run_killed_after_any_save_ends_in_the_same_bits(tmp_path: Path) -> No
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_damaged_state_is_skipped_for_the_one_before(
+def test_after_a_damaged_state_the_state_before_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = trainer(tmp_path / "a")
@@ -187,14 +188,14 @@ def test_a_damaged_state_is_skipped_for_the_one_before(
     second = trainer(tmp_path / "a")
     second.resume()
     assert second.totals.step == 2
-    assert "00000003: not as it was saved, so not used" in caplog.text
+    assert "00000003: this state changed after it was saved" in caplog.text
     (older / NOTE).unlink()
     third = trainer(tmp_path / "a")
     third.resume()
     assert third.totals.step == 0
 
 
-def test_torn_states_of_later_steps_do_not_oust_a_new_one(tmp_path: Path) -> None:
+def test_incomplete_states_of_later_steps_do_not_replace_a_new_one(tmp_path: Path) -> None:
     run = trainer(tmp_path / "a")
     for _ in range(2):
         run.step(ALL)
@@ -202,7 +203,7 @@ def test_torn_states_of_later_steps_do_not_oust_a_new_one(tmp_path: Path) -> Non
     for torn in (
         "00000007",
         "00000009",
-    ):  # of a run that was killed inside a save, and began again from step 2
+    ):  # from a run that was killed during a save, and restarted from step 2
         (tmp_path / "a" / "resume" / torn).mkdir()
     run.step(ALL)
     run.save()
@@ -236,7 +237,7 @@ def test_a_group_longer_than_a_row_is_reported(
     assert "12 groups are longer than a row of 4 tokens, the longest 9" in caplog.text
 
 
-def test_a_cosine_falls_from_the_warm_up_to_nearly_nothing(tmp_path: Path) -> None:
+def test_a_cosine_falls_from_the_warm_up_to_nearly_zero(tmp_path: Path) -> None:
     run = trainer(tmp_path / "a", schedule="cosine", warmup=0.25, decay=0.0)
     shares = []
     for step in range(8):
@@ -246,7 +247,7 @@ def test_a_cosine_falls_from_the_warm_up_to_nearly_nothing(tmp_path: Path) -> No
     assert shares[2:] == pytest.approx([(1 + math.cos(math.pi * i / 7)) / 2 for i in range(1, 7)])
 
 
-def test_the_weights_of_least_validation_loss_are_kept(tmp_path: Path) -> None:
+def test_the_weights_with_the_lowest_validation_loss_are_kept(tmp_path: Path) -> None:
     run = trainer(tmp_path / "a", lr=3.0, warmup=0.0)
     run.run()
     validations = read_metrics(tmp_path / "a").validations
@@ -256,7 +257,7 @@ def test_the_weights_of_least_validation_loss_are_kept(tmp_path: Path) -> None:
     assert run.measure(run.validation).loss_nats == pytest.approx(best.loss_nats, abs=1e-6)
 
 
-def test_timings_say_what_share_of_the_machines_matrix_rate_a_step_reaches(road: Path) -> None:
+def test_timings_have_the_share_of_the_matrix_rate_that_a_step_reaches(road: Path) -> None:
     steps = [
         json.loads(line)
         for line in (road / "checkpoint" / "timings.jsonl").read_text().splitlines()
@@ -266,7 +267,7 @@ def test_timings_say_what_share_of_the_machines_matrix_rate_a_step_reaches(road:
     assert all(0 < row["mfu"] < 1.5 and row["tokens_per_second"] > 0 for row in steps)
 
 
-def test_a_tracker_gets_what_the_metrics_file_holds(road: Path, tmp_path: Path) -> None:
+def test_a_tracker_gets_the_values_of_the_metrics_file(road: Path, tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="mlflow is not installed")
     import sqlite3
 
@@ -289,12 +290,12 @@ def test_a_tracker_gets_what_the_metrics_file_holds(road: Path, tmp_path: Path) 
     rows = [
         json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     ]
-    kept = (
+    tracked = (
         sqlite3.connect(tmp_path / "mlflow.db")
         .execute("select step, value from metrics where key = 'loss_nats'")
         .fetchall()
     )
-    assert kept == [
+    assert tracked == [
         (row["step"], pytest.approx(row["loss_nats"])) for row in rows if "loss_nats" in row
     ]
 
@@ -316,13 +317,13 @@ def test_an_absent_tracker_is_named(
         == 2
     )
     assert (
-        "--tracker trackio: its library is not installed; `pip install trackio`"
+        "--tracker trackio: its library is not installed. Run `pip install trackio`."
         in capsys.readouterr().err
     )
 
 
 def trained(road: Path, folder: Path, pairs: list[dict[str, Any]], *words: object) -> Path:
-    """The folder of one step on the pairs, all of them for training."""
+    """Train one step on all pairs. Return the output folder."""
     folder.mkdir()
     for name in ("train", "val"):
         lines = [json.dumps(pair) + "\n" for pair in pairs]
@@ -340,7 +341,7 @@ PAIRS = [
 ]
 
 
-def test_a_margin_is_required_on_request_and_else_named_as_not_used(
+def test_a_margin_is_a_target_on_request_and_otherwise_reported_as_not_used(
     road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scorer = Scorer.load(road / "checkpoint")
@@ -390,4 +391,4 @@ def test_a_validation_set_without_a_preference_is_refused(
     empty.write_text("prompt,chosen,rejected\nWhy?,So.,So.\n")
     words = ("--model", "tiny", "--validation", empty, "--out", tmp_path / "out")
     assert run("train", road / "groups", *words) == 2
-    assert "mine.csv: has no preference. Name others." in capsys.readouterr().err
+    assert "mine.csv: has no preferences. Name another file." in capsys.readouterr().err

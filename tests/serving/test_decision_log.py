@@ -541,6 +541,21 @@ def test_a_head_before_the_remaining_files_is_in_the_chain(
     assert run("log", "verify", log, "--head", head) == 0
 
 
+def test_a_new_file_without_tables_after_a_full_one_is_not_damage(tmp_path: Path) -> None:
+    log = tmp_path / "log.sqlite"
+    writer = DecisionLog(log)
+    writer.append([decision(0)]).result()
+    writer.close()
+    log.rename(decision_files.older_name(log, 1))
+    log.touch()
+    check = decision_files.verify(log)
+    assert (check.decisions, check.finding) == (1, "whole")
+    writer = DecisionLog(log)
+    writer.append([decision(1)]).result()
+    writer.close()
+    assert decision_files.verify(log).decisions == 2
+
+
 def test_a_link_to_a_log_has_the_same_lock(log: Path) -> None:
     link = log.with_name("link.sqlite")
     link.symlink_to(log)

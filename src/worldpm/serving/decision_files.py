@@ -109,10 +109,10 @@ def files_of(path: Path) -> list[Path]:
     Raises:
         ConfigError: If there are no files.
     """
-    if path.is_file():
-        return [*older(path), path]
-    # A crash may have happened after the rename of the last file, before the next was created
     files = older(path) if path.parent.is_dir() else []
+    # After the rename of a full file, the next may not exist yet, or have no tables yet
+    if path.is_file() and not (files and _is_new(path)):
+        return [*files, path]
     if not files:
         raise ConfigError(f"{path}: no such file. Write one with `worldpm serve --log`.")
     return files
@@ -267,6 +267,12 @@ def check_columns(connection: sqlite3.Connection, path: Path) -> None:
             "has other columns, because another release wrote it. Name another file, or use that"
             " release.",
         )
+
+
+def _is_new(path: Path) -> bool:
+    """Whether a server has created the file, but not its tables."""
+    with closing(_connect(path)) as connection, _readable(path):
+        return connection.execute("SELECT name FROM sqlite_master").fetchone() is None
 
 
 def _beginning(path: Path) -> End:

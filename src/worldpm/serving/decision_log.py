@@ -156,8 +156,9 @@ class DecisionLog:
             # FULL syncs at each commit, so that decisions survive a power failure
             self._connection.execute("PRAGMA synchronous = FULL")
             decision_files.check_columns(self._connection, self.path)
-            self._connection.executescript(TABLES)
+            # One transaction, so that readers see all tables or none
             with self._connection:
+                self._connection.executescript(f"BEGIN IMMEDIATE; {TABLES}")
                 self._connection.execute(
                     "INSERT INTO beginning SELECT ?, ? WHERE NOT EXISTS (SELECT 1 FROM beginning)",
                     (end.number + 1, end.hash),

@@ -317,7 +317,7 @@ def renamed_entry(path: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda dump: dump(member="Users.xml"), r"has no Posts.xml \(it holds Users.xml\)"),
+        (lambda dump: dump(member="Users.xml"), r"has no Posts.xml \(it contains Users.xml\)"),
         (
             lambda dump: cut(
                 dump([QUESTION.format(id=i % 9).replace("Q", f"{i * i}") for i in range(500)])

@@ -115,7 +115,7 @@ def test_the_same_command_again_does_nothing_and_other_options_are_refused(
     assert run(*arguments) == 0
     assert (tmp_path / "laws" / "manifest.json").stat().st_mtime_ns == written
     assert run(*arguments, "--seed", 1) == 2
-    assert "choose" in capsys.readouterr().err
+    assert "Choose another --out" in capsys.readouterr().err
 
 
 def test_fits_reproduce_the_published_errors_of_gadre(real_data: Path, tmp_path: Path) -> None:

@@ -716,7 +716,13 @@ def test_groups_that_overlap_with_a_benchmark_are_reported_and_dropped(tmp_path:
         json.loads(line)
         for line in (tmp_path / "dropped" / "contamination.jsonl").read_text().splitlines()
     ]
-    assert (row["group_id"], row["benchmark"], row["item"], row["words"], row["dropped"]) == (
+    assert (
+        row["group_id"],
+        row["benchmark"],
+        row["item"],
+        row["shared_words"],
+        row["dropped"],
+    ) == (
         "a/0",
         "bench.jsonl",
         "0",

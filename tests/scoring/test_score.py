@@ -148,7 +148,7 @@ def test_a_missing_file_or_model_is_named(
     assert run("score", tmp_path / "nowhere", tmp_path / "nowhere.jsonl") == 2
     (tmp_path / "in.jsonl").write_text(GOOD)
     assert run("score", tmp_path / "nowhere", tmp_path / "in.jsonl") == 2
-    assert "`worldpm train` makes one" in capsys.readouterr().err
+    assert "`worldpm train` makes a folder" in capsys.readouterr().err
 
 
 MANY = "".join(

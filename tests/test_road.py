@@ -6,11 +6,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import once, run, spawn
 from tests.warm_start import Streams, start
 from worldpm import cli
 from worldpm.cli import VERBS
+from worldpm.evaluation.planted import read_planted
 from worldpm.options import parsing
 
 README = Path(__file__).parents[1] / "README.md"
@@ -29,17 +31,40 @@ def make_demo(folder: Path) -> None:
     assert code == 0, error
 
 
-def test_the_demo_ends_with_a_table_and_a_page(demo: Path) -> None:
-    told = (demo / "stdout").read_text()
-    assert "adversarial, by votes" in told
-    assert "report.html" in told
+def description(path: Path) -> str:
+    """The text that a PNG file describes itself by."""
+    with Image.open(path) as image:
+        return str(image.info["Description"])
+
+
+def test_the_demo_ends_with_a_table_of_80_columns_and_a_page(demo: Path) -> None:
+    output = (demo / "stdout").read_text()
+    table = output[output.index("Held-out accuracy") :]
+    assert "adversarial, by votes" in table
+    assert "report.html" in table
+    lines = [line for line in table.splitlines() if str(demo) not in line]
+    assert max(map(len, lines)) <= 80
+    assert "\u2026" not in table
     assert [
         (demo / name / "manifest.json").exists()
         for name in ("threads", "groups", "checkpoint", "results", "truth")
     ] == [True] * 5
 
 
-def test_the_demo_run_again_does_nothing_anew(demo: Path) -> None:
+def test_the_demos_figure_has_the_numbers_of_its_table(demo: Path) -> None:
+    results = read_planted(demo / "truth")
+    described = description(demo / "truth" / "accuracy.png")
+    for against, domains in results.items():
+        for domain, result in domains.items():
+            assert f"| {domain}, by {against} | {result.model.n:,} | " in described
+            assert f" {result.model.accuracy:.3f} " in described
+
+
+def test_the_readme_shows_the_table_and_the_figure_of_one_run() -> None:
+    assert description(README.parent / "docs" / "demo.png") in README.read_text(encoding="utf-8")
+
+
+def test_the_demo_run_again_leaves_its_files_as_they_are(demo: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*.parquet")}
     assert run("demo", "--out", demo, *SMALL) == 0
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*.parquet")} == before

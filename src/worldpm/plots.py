@@ -14,12 +14,12 @@ from worldpm.stats.uncertainty import Interval
 
 
 class Palette(NamedTuple):
-    """The colours of a figure, as `#rrggbb`; the colour-blind can distinguish those of data."""
+    """The colours of a figure, as `#rrggbb`; colour-blind readers can distinguish those of data."""
 
     ink: str
     """Titles and labels of rows."""
     muted: str
-    """Labels of axes, lines of reference."""
+    """Axis labels and reference lines."""
     grid: str
     """Grid lines and frames."""
     first: str
@@ -40,23 +40,24 @@ INK, MUTED, GRID, FIRST, SECOND, THIRD, FOURTH = PAGE
 PALETTE = (FIRST, SECOND, THIRD, FOURTH)
 
 WIDTH_INCHES, HEIGHT_INCHES = 5.2, 3.0
-"""Of a figure in half a page's width."""
+"""Size of a figure that takes half a page's width."""
 NARROW_INCHES = 6.0
-"""Figures of less width have a legend of three columns."""
+"""Narrower figures have a legend of three columns."""
 DASHED = (0, (4, 3))
-"""Dashes of 4 and gaps of 3 line widths, for lines of reference."""
+"""Dashes of 4 and gaps of 3 line widths, for reference lines."""
 LINE_STYLES = ("-", "--", ":")
-"""By which series of one colour differ."""
+"""Styles that distinguish series of the same colour."""
 MOST_MARKED_POINTS = 20
 """Lines with fewer points have a mark at each."""
 NULL_MARKS = {
-    "longer": ("s", THIRD),
-    "shorter": ("v", THIRD),
-    "earlier": ("D", FOURTH),
-    "first": ("P", SECOND),
-    "TF-IDF": ("^", SECOND),
+    "longer": ("s", "third"),
+    "shorter": ("v", "third"),
+    "earlier": ("D", "fourth"),
+    "first": ("P", "second"),
+    "TF-IDF": ("^", "second"),
 }
-"""Mark and colour of each null baseline."""
+"""Mark of each null baseline, and the name of its colour in a palette."""
+PNG_DPI = 200
 
 
 def style(palette: Palette) -> dict[Any, Any]:
@@ -131,7 +132,7 @@ class ReliabilityDot(NamedTuple):
     predicted: float
     """Mean predicted probability, 0.5 to 1."""
     right: float
-    """Share of pairs that was right, 0 to 1."""
+    """Share of pairs that were right, 0 to 1."""
     pairs: int
     """Number of pairs."""
 
@@ -145,7 +146,7 @@ def curves(
     chance: float,
     marks: Sequence[float] = (),
 ) -> str:
-    """Training (thin, smoothed) and validation (dots) over optimizer steps, with the line of a coin
+    """Training (thin, smoothed) and validation (dots) over optimizer steps, with a line for a coin
     flip and marked steps."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(WIDTH_INCHES, HEIGHT_INCHES, title, x="optimizer step", y=unit)
@@ -172,7 +173,7 @@ def curves(
 
 
 def _smooth(series: Series) -> Series:
-    """A running mean over about a twentieth of the run, of steps up to each point."""
+    """A running mean of the steps up to each point, over about a twentieth of the run."""
     width = max(1, len(series.y) // 20)
     means = []
 
@@ -187,38 +188,66 @@ def accuracy_dots(title: str, dots: Sequence[Dot], *, width: float) -> str:
     """Accuracy with its interval per row; null baselines as open marks, the ceiling as a bar if
     there is one. Width in inches."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(width, 1.5 + 0.36 * len(dots), title, x="accuracy", y="")
-
-        # Rows count upwards from the axis, and the first dot belongs on top.
-        for row, dot in enumerate(reversed(dots)):
-            _accuracy_row(axes, row, dot)
-
-        axes.axvline(0.5, color=MUTED, linewidth=1, linestyle=DASHED, label="coin")
-        axes.set_yticks(range(len(dots)), [dot.label for dot in reversed(dots)])
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.set_ylim(-0.6, len(dots) - 0.4)
-        axes.grid(axis="x")
-
-        columns = 3 if width < NARROW_INCHES else 7
-        figure.legend(fontsize=9, ncols=columns, loc="outside lower center")
-        return svg(figure)
+        return svg(_accuracy_figure({title: dots}, PAGE, width=width))
 
 
-def _accuracy_row(axes: Axes, row: int, dot: Dot) -> None:
+def accuracy_png(panels: Mapping[str, Sequence[Dot]], *, width: float, description: str) -> bytes:
+    """The same figure as a PNG on white, with one panel per title, side by side. The file contains
+    the description. Width in inches."""
+    buffer = io.BytesIO()
+    # Without the version of the library the file is the same in every run.
+    metadata = {"Software": None, "Description": description}
+    with mpl.rc_context(style(PAPER)):
+        figure = _accuracy_figure(panels, PAPER, width=width)
+        figure.savefig(buffer, format="png", dpi=PNG_DPI, facecolor="white", metadata=metadata)
+    return buffer.getvalue()
+
+
+def _accuracy_figure(
+    panels: Mapping[str, Sequence[Dot]], palette: Palette, *, width: float
+) -> Figure:
+    most_rows = max(map(len, panels.values()))
+    figure = Figure(figsize=(width, 1.5 + 0.36 * most_rows), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)
+    for axes, (title, dots) in zip(grid.flat, panels.items(), strict=True):
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("accuracy")
+        _draw_accuracies(axes, dots, palette)
+
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    columns = 3 if width < NARROW_INCHES else 7
+    figure.legend(handles, labels, fontsize=9, ncols=columns, loc="outside lower center")
+    return figure
+
+
+def _draw_accuracies(axes: Axes, dots: Sequence[Dot], palette: Palette) -> None:
+    # Rows count upwards from the axis, and the first dot belongs on top.
+    for row, dot in enumerate(reversed(dots)):
+        _accuracy_row(axes, row, dot, palette)
+
+    axes.axvline(0.5, color=palette.muted, linewidth=1, linestyle=DASHED, label="coin")
+    axes.set_yticks(range(len(dots)), [dot.label for dot in reversed(dots)])
+    axes.tick_params(axis="y", length=0, labelcolor=palette.ink)
+    axes.set_ylim(-0.6, len(dots) - 0.4)
+    axes.grid(axis="x")
+
+
+def _accuracy_row(axes: Axes, row: int, dot: Dot, palette: Palette) -> None:
+    color = palette.first
     if dot.interval is not None:
-        axes.plot(dot.interval, [row, row], color=FIRST, linewidth=2.2, solid_capstyle="round")
+        axes.plot(dot.interval, [row, row], color=color, linewidth=2.2, solid_capstyle="round")
 
     label = "model, 95 % interval" if row == 0 else None
-    axes.plot(dot.accuracy, row, "o", color=FIRST, markersize=8, label=label)
+    axes.plot(dot.accuracy, row, "o", color=color, markersize=8, label=label)
 
-    for name, (marker, color) in NULL_MARKS.items():
+    for name, (marker, color_name) in NULL_MARKS.items():
         accuracy = dot.nulls.get(name)
         if accuracy is not None:
             axes.plot(
                 accuracy,
                 row,
                 marker,
-                color=color,
+                color=getattr(palette, color_name),
                 markerfacecolor="none",
                 markersize=6,
                 label=_new_label(axes, name),
@@ -226,7 +255,7 @@ def _accuracy_row(axes: Axes, row: int, dot: Dot) -> None:
 
     if dot.ceiling is not None:
         ends, heights = [dot.ceiling] * 2, [row - 0.3, row + 0.3]
-        axes.plot(ends, heights, color=INK, linewidth=2, label=_new_label(axes, "ceiling"))
+        axes.plot(ends, heights, color=palette.ink, linewidth=2, label=_new_label(axes, "ceiling"))
 
 
 def _new_label(axes: Axes, name: str) -> str | None:
@@ -355,7 +384,7 @@ def dumbbells(title: str, pairs: Mapping[str, tuple[float, float]]) -> str:
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(-0.6, max(1, len(pairs)) - 0.4)
         axes.grid(axis="x")
-        # matplotlib warns of a legend without entries.
+        # matplotlib warns about a legend without entries.
         if pairs:
             figure.legend(fontsize=9, ncols=2, loc="outside lower center")
         return svg(figure)
@@ -426,7 +455,7 @@ def reliability(title: str, bins: Sequence[tuple[float, float, int]]) -> str:
 
 
 def _axes(width: float, height: float, title: str, *, x: str, y: str) -> tuple[Figure, Axes]:
-    # A `Figure` of its own, without pyplot: no global state, and no display is needed.
+    # A `Figure` without pyplot has no global state and needs no display.
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
@@ -442,7 +471,7 @@ def svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     document = buffer.getvalue()
 
-    # An element inside HTML has no XML declaration, and no fixed size if it is to scale.
+    # Inside HTML an element has no XML declaration. It scales only without a fixed size.
     element = document[document.index("<svg") :]
     element = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', element, count=1)
 

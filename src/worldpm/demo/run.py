@@ -9,9 +9,8 @@ from rich.table import Table
 from worldpm.benchmarks import groups
 from worldpm.benchmarks.items import Item
 from worldpm.benchmarks.metrics import NULLS
-from worldpm.console import interval
 from worldpm.evaluation import planted, tfidf
-from worldpm.evaluation.planted import Planted, PlantedResult
+from worldpm.evaluation.planted import Planted
 from worldpm.evaluation.run import run as evaluate
 from worldpm.forums.hobbies import Truth
 from worldpm.forums.simulation import TRUTH
@@ -23,19 +22,22 @@ from worldpm.options.report import ReportOptions
 from worldpm.options.simulate import SimulateOptions
 from worldpm.options.train import TrainOptions
 from worldpm.preferences.run import run as group
+from worldpm.report import planted_truth
 from worldpm.report.run import run as report
 from worldpm.storage import folders, parquet
 from worldpm.storage.json_files import to_json
 from worldpm.storage.manifest import describe
 from worldpm.training.run import run as train
 
-JUDGES = ("TF-IDF", "longer", "earlier", "coin")
+JUDGES = ("TF-IDF", "longer", "earlier")
 """The baselines beside the model, in the order of the table."""
-TABLE_COLUMNS = 120
-"""Least width of the table on the terminal."""
+PICTURE = "accuracy.png"
+"""In the folder of the truth."""
+TABLE_COLUMNS = 80
+"""Width of the table on a terminal that is narrower, or on none."""
 NOTE = (
-    "ceiling: the best that a reader of the text alone can do, up to the luck of the sample's"
-    " votes; way: how far the model came from a coin to it"
+    "ceiling: accuracy of the best reader of the text alone; way: the share of the distance from a"
+    " coin to the ceiling that the model covers"
 )
 
 
@@ -80,6 +82,7 @@ def _judge(out: Path) -> None:
         rewards = _rewards_of(out / "results" / "rewards.parquet", items)
         results = planted.judge(items, rewards, _baselines(out, items), truth)
         output.write(planted.METRICS, to_json(results))
+        output.write(PICTURE, planted_truth.picture(results))
         output.finish(counts={"items": len(items)})
 
 
@@ -101,28 +104,19 @@ def _rewards_of(path: Path, items: Sequence[Item]) -> list[list[float]]:
 
 
 def _print(results: Planted, out: Path) -> None:
-    table = Table(title="Held-out accuracy, thread-weighted, with its 95 % interval")
-    table.add_column("pairs", no_wrap=True)
-    for heading in ("n", "model", "interval", "ceiling", "way", *JUDGES):
-        table.add_column(heading, justify="right", no_wrap=True)
-
-    for against, domains in results.items():
-        for domain, result in domains.items():
-            table.add_row(f"{domain}, by {against}", *_cells(result))
-        table.add_section()
-
     screen = Console(width=max(TABLE_COLUMNS, Console().width))
+    screen.print("\nHeld-out accuracy, thread-weighted, with its 95 % interval", highlight=False)
+
+    # without the number of pairs, which the page has, it fits 80 columns
+    head, *rows = [[label, *cells] for label, _, *cells in planted_truth.table(results)]
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(head[0], no_wrap=True)
+    for heading in head[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     screen.print(table)
+
     screen.print(NOTE, highlight=False)
-    screen.print(f"the page: {out / 'report.html'}", highlight=False)
-
-
-def _cells(result: PlantedResult) -> list[str]:
-    return [
-        f"{result.model.n:,}",
-        f"{result.model.accuracy:.3f}",
-        interval(result.model.interval),
-        f"{result.ceiling:.3f}",
-        f"{result.way_to_ceiling:.0%}",
-        *(f"{result.others[name]:.3f}" for name in JUDGES),
-    ]
+    page, picture = out / "report.html", out / "truth" / PICTURE
+    screen.print(f"the page: {page}\nthe figure: {picture}", highlight=False)

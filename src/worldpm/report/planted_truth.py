@@ -1,10 +1,10 @@
-"""The section of the demo: a model against the truth that was planted in a simulated forum."""
+"""The section of the demo: a model compared with the planted truth of a simulated forum."""
 
 from pathlib import Path
 
 from worldpm import plots
 from worldpm.console import interval
-from worldpm.evaluation.planted import PlantedResult, read_planted
+from worldpm.evaluation.planted import Planted, PlantedResult, read_planted
 from worldpm.plots import Dot
 from worldpm.report.layout import Grid, Section, Shown
 from worldpm.storage.manifest import Manifest
@@ -12,40 +12,75 @@ from worldpm.storage.manifest import Manifest
 TITLES = {"votes": "Against votes", "quality": "Against planted quality"}
 CAPTIONS = {
     "votes": (
-        "The bar is the ceiling: what a reader of the text alone reaches who knows exactly what the"
-        " crowd likes."
+        "The bar is the ceiling: the accuracy of a perfect model that reads only the text, and"
+        " knows exactly what the crowd likes."
     ),
     "quality": (
-        "The bar is the ceiling: a reader of the text alone who ranks by quality is always right."
+        "The bar is the ceiling: a perfect model that reads only the text, and ranks by quality, is"
+        " always right."
     ),
 }
 TEXT = (
-    "The forum's votes come from a known quality with an adversarial part (on topic, whole), an"
-    " objective part (a fact or sum) and a subjective part (style), from a crowd that likes long"
-    " answers, and from a head start for early ones. So the best possible accuracy is known."
+    "The forum's votes depend on a known quality, on a crowd that likes long answers, and on a head"
+    " start for early answers. The quality has an adversarial part (on topic, complete), an"
+    " objective part (the right method) and a subjective part (style). Therefore the best possible"
+    " accuracy, the ceiling, is known. The column `way` shows how far the model gets from a coin"
+    " flip (0 %) to the ceiling (100 %)."
 )
 
 
-def truth(path: Path, manifest: Manifest) -> list[Section]:
-    """One section: accuracy by domain, against votes and against planted quality."""
-    results = read_planted(path)
-    rows: list[list[str]] = []
-    figures = []
-    for against, domains in results.items():
-        dots = [_dot(domain, result) for domain, result in domains.items()]
-        svg = plots.accuracy_dots(TITLES[against], dots, width=5.2)
-        figures.append(Shown(svg, CAPTIONS[against]))
-        rows += [_row(f"{domain}, by {against}", result) for domain, result in domains.items()]
+COLUMNS = ("pairs", "n", "model", "95 % interval", "ceiling", "way")
+"""First columns of the table. A column for each other judge follows."""
+PANEL_INCHES = 5.2
 
-    judges = next(iter(results.values()))["overall"].others
-    head = ("pairs", "n", "model", "95 % interval", "ceiling", "way from coin", *judges)
+
+def truth(path: Path, manifest: Manifest) -> list[Section]:
+    """One section: accuracy by domain, compared with votes and with planted quality."""
+    results = read_planted(path)
+    figures = [
+        Shown(plots.accuracy_dots(TITLES[against], dots, width=PANEL_INCHES), CAPTIONS[against])
+        for against, dots in _dots(results).items()
+    ]
+    head, *rows = table(results)
     grid = Grid("", head, rows)
     return [Section(title="Against the planted truth", text=TEXT, figures=figures, tables=[grid])]
 
 
-def _dot(domain: str, result: PlantedResult) -> Dot:
-    model = result.model
-    return Dot(domain, model.accuracy, model.interval, result.others, result.ceiling)
+def table(results: Planted) -> list[list[str]]:
+    """The headings, then a row for each domain, first against votes and then against quality."""
+    judges = next(iter(results.values()))["overall"].others
+    rows = [
+        _row(f"{domain}, by {against}", result)
+        for against, domains in results.items()
+        for domain, result in domains.items()
+    ]
+    return [[*COLUMNS, *judges], *rows]
+
+
+def picture(results: Planted) -> bytes:
+    """Both figures as one PNG, whose description contains the table as Markdown."""
+    head, *rows = table(results)
+    rule = ["---", *("--:" for _ in head[1:])]
+    description = "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+    panels = {TITLES[against]: dots for against, dots in _dots(results).items()}
+    return plots.accuracy_png(panels, width=2 * PANEL_INCHES, description=description)
+
+
+def _dots(results: Planted) -> dict[str, list[Dot]]:
+    """Rows of both figures, against votes and against quality."""
+    return {
+        against: [
+            Dot(
+                domain,
+                result.model.accuracy,
+                result.model.interval,
+                result.others,
+                result.ceiling,
+            )
+            for domain, result in domains.items()
+        ]
+        for against, domains in results.items()
+    }
 
 
 def _row(label: str, result: PlantedResult) -> list[str]:

@@ -1,6 +1,7 @@
 """The simulated forum: what is planted, what the votes do with it, and how it compares with real
 forums."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -67,16 +68,22 @@ def test_the_parts_add_up_and_the_crowd_likes_longer_texts(forum: Forum) -> None
             assert truth.quality < truth.appeal <= truth.quality + doubled
 
 
-def test_an_off_topic_answer_speaks_of_another_hobby_and_a_right_one_gives_the_fact() -> None:
+def test_an_off_topic_answer_is_about_another_hobby_and_a_right_one_gives_the_method() -> None:
     for thread, truths in hobbies.simulate(200, seed=5):
         topic = hobbies.TOPICS[int(thread.tags[0].removeprefix("topic"))]
+        things = {topic.slow, topic.quick}
+        (thing,) = things & set(re.findall(r"\w+", thread.title))
+        right, wrong = (hobbies.SLOW, hobbies.QUICK)[:: 1 if thing == topic.slow else -1]
         for answer, truth in zip(thread.responses, truths, strict=True):
-            tokens = set(answer.body.casefold().replace(".", " ").split())
+            tokens = set(re.findall(r"\w+", answer.body))
             if truth.adversarial == 0:
-                assert tokens & {topic.thing, topic.tool, topic.action, topic.unit}
+                assert tokens & {*things, topic.tool, topic.action}
                 assert answer.body.rstrip("*").endswith((".", "!"))
+                assert bool(tokens & {*right}) == (truth.objective > 0)
+                assert bool(tokens & {*wrong}) == (truth.objective == 0)
             if truth.adversarial <= -hobbies.OFF_TOPIC_COST:
-                assert not tokens & {topic.thing, topic.tool, topic.unit}
+                assert not tokens & {*things, topic.tool}
+                assert truth.objective == 0
 
 
 def test_it_is_as_biased_as_real_forums(forum: Forum) -> None:
@@ -86,13 +93,13 @@ def test_it_is_as_biased_as_real_forums(forum: Forum) -> None:
     assert 0.62 <= (nulls["earlier"] or 0) <= 0.73
 
 
-def test_the_vote_ceiling_is_below_085_and_far_above_a_bag_of_words(forum: Forum) -> None:
+def test_the_vote_ceiling_is_far_below_1_and_far_above_a_bag_of_words(forum: Forum) -> None:
     train, test = forum[:2000], forum[2000:]
     items = [item for item, _ in test]
     ceiling = accuracy(Judged(items, [[t.appeal for t in truths] for _, truths in test]))
     regression = tfidf.fit([item for item, _ in train])
     bag_of_words = accuracy(Judged(items, [regression(item) for item in items]))
-    assert ceiling <= 0.85
+    assert ceiling <= 0.87
     assert 0.5 < bag_of_words <= ceiling - 0.10
 
 

@@ -1,10 +1,10 @@
-"""A forum with planted truth: its votes come from quality, a length bias, a head start and noise,
-all of them known.
+"""A forum with planted truth: its votes come from known quality, a length bias, a head start and
+noise.
 
-A response's latent quality has three parts. Adversarial: is it on topic, and complete rather than
-cut off? Objective: does it give the right fact or sum? Subjective: does its style suit the crowd's
-taste? A noisy crowd votes: it likes longer texts, and more of it sees early answers. Since the
-truth is known, so is the best reward for a reader of the text alone.
+The quality of a response has three parts. Adversarial: is it on topic, and complete rather than
+cut off? Objective: does it advise the right method? Subjective: does its style suit the taste of
+the crowd? A noisy crowd votes: it likes longer texts, and more of its members see early answers.
+The truth is known, so the best reward for a reader of the text alone is known too.
 """
 
 from dataclasses import dataclass, replace
@@ -19,95 +19,85 @@ SITE = "simulated"
 
 OFF_TOPIC_SHARE, CUT_SHARE, WRONG_SHARE = 0.28, 0.17, 0.35
 """Shares of responses; each fault is drawn on its own."""
-OFF_TOPIC_COST, CUT_COST = 2.6, 1.9
+OFF_TOPIC_COST, CUT_COST = 3.0, 2.4
 """Quality lost by a fault, in units of appeal."""
-RIGHT_GAIN, WARM_GAIN, LIST_GAIN, BOLD_GAIN = 1.3, 0.35, 0.25, 0.15
-"""Quality gained by the right fact and by each trait of style, in units of appeal."""
-LENGTH_BIAS = 0.9
+RIGHT_GAIN, WARM_GAIN, LIST_GAIN, BOLD_GAIN = 2.0, 0.7, 0.5, 0.3
+"""Quality gained by the right method and by each trait of style, in units of appeal."""
+LENGTH_BIAS = 0.65
 """Appeal gained for each doubling of the number of words."""
-VIEWS_MEDIAN, VIEWS_SPREAD = 160.0, 0.7
+VIEWS_MEDIAN, VIEWS_SPREAD = 300.0, 0.7
 """Median of a thread's viewers, and standard deviation of their logarithm."""
 VOTE_SHARE = 0.22
 """Share of the viewers who vote at all."""
 HEAD_START_HOURS, LATE_EXPOSURE, DELAY_HOURS = 16.0, 0.05, 36.0
 """An answer's exposure falls with its delay, exp(-delay / HEAD_START_HOURS), down to LATE_EXPOSURE.
 Delays have a mean of DELAY_HOURS."""
-AVERAGE_APPEAL, DOWN_RATE = 4.5, 0.12
-"""Of those who vote, half vote an answer of average appeal up, and one in sixteen votes it down."""
+AVERAGE_APPEAL, DOWN_RATE = 4.5, 0.02
+"""Half of the voters vote an answer of average appeal up, and one in a hundred votes it down."""
 
 
 class Topic(NamedTuple):
-    """Words of one hobby. No word is in two topics, so only prompt and response together show what
-    is on topic."""
+    """Words of one hobby. No word is in two topics, so only prompt and response together show
+    whether a response is on topic."""
 
-    thing: str
     tool: str
     action: str
-    unit: str
-    facts: tuple[tuple[str, int], ...]
-    """Entities, and how many units each takes."""
+    slow: str
+    """A thing to treat slowly."""
+    quick: str
+    """A thing to treat quickly."""
 
 
 TOPICS = (
-    Topic(
-        "loaf",
-        "oven",
-        "bake",
-        "grams",
-        (("rye bread", 14), ("a baguette", 36), ("focaccia", 52), ("brioche", 71)),
-    ),
-    Topic(
-        "wheel",
-        "wrench",
-        "true",
-        "bars",
-        (("a road tyre", 17), ("a gravel tyre", 33), ("a fat tyre", 58), ("a tubular", 79)),
-    ),
-    Topic(
-        "tank",
-        "filter",
-        "cycle",
-        "litres",
-        (("a betta", 19), ("a goldfish", 41), ("a tetra school", 63), ("an angelfish", 86)),
-    ),
-    Topic(
-        "rook",
-        "board",
-        "castle",
-        "moves",
-        (
-            ("the Lucena win", 12),
-            ("the bishop mate", 34),
-            ("the Caro line", 25),
-            ("the Dragon line", 47),
-        ),
-    ),
-    Topic(
-        "rose",
-        "trowel",
-        "prune",
-        "days",
-        (("basil", 13), ("a carrot", 28), ("a leek", 64), ("a pumpkin", 97)),
-    ),
+    Topic("oven", "bake", slow="rye", quick="brioche"),
+    Topic("wrench", "fix", slow="brakes", quick="tyres"),
+    Topic("filter", "feed", slow="guppies", quick="tetras"),
+    Topic("board", "move", slow="rooks", quick="knights"),
+    Topic("trowel", "prune", slow="roses", quick="basil"),
 )
+
+
+class Method(NamedTuple):
+    """Words of a way to treat a thing."""
+
+    manner: str
+    other_manner: str
+    state: str
+    other_state: str
+
+
+SLOW = Method("slowly", "gently", "cold", "soft")
+QUICK = Method("quickly", "firmly", "hot", "hard")
 
 COMPLAINTS = (
     "it looks wrong",
     "nothing changes",
     "it gets worse",
     "I am not sure about it",
-    "my friend says otherwise",
+    "my friend does not agree",
+    "it takes too long",
+    "the book differs",
+    "nobody could help",
+    "it smells odd",
+    "I lost patience",
+    "it broke last week",
+    "it feels strange",
+    "my neighbour laughed",
+    "the result is uneven",
+    "it was fine last year",
+    "I have little time",
 )
 ADVICE = (
-    "{action} the {thing} before you touch the {tool}.",
-    "Keep the {tool} close to the {thing}.",
-    "With a good {tool} you can {action} any {thing}.",
-    "Check the {thing} twice and {action} it slowly.",
-    "An old {tool} will spoil the {thing}.",
-    "Most people {action} the {thing} too early.",
-    "I would {action} it again with another {tool}.",
-    "The {thing} and the {tool} have to fit each other.",
+    "For {thing} keep the {tool} {state} and {other_state}.",
+    "Use a {state} {tool} and {action} {manner}, {other_manner}.",
+    "I {action} {thing} with a {other_state} {tool}, always {manner}.",
+    "Work {manner} and {other_manner}, and {thing} will be fine.",
+    "A {state} {tool} is best, so {action} {other_manner}.",
+    "Go {manner}: {thing} should stay {state} and {other_state}.",
+    "Most people {action} {other_manner} with a {state} {tool}.",
+    "My {thing} came out well {other_state}, and I worked {other_manner}.",
 )
+"""Each sentence gives the method, right or wrong, and shows the topic."""
 WARM = ("Great question, and welcome here!", "Happy to help with this one!")
 CURT = ("Read the basics first.", "This was asked before.")
 
@@ -122,7 +112,7 @@ class Truth:
     adversarial: float
     """Higher if the response is on topic and complete."""
     objective: float
-    """Higher if the response gives the right fact or sum."""
+    """Higher if the response advises the right method."""
     subjective: float
     """Higher if the style suits the crowd's taste."""
     quality: float
@@ -133,16 +123,15 @@ class Truth:
 
 
 class Question(NamedTuple):
-    """The question of a thread: a topic and a fact or sum that can be checked."""
+    """The question of a thread: how to treat a thing of a topic."""
 
     topic: int
     """Index into TOPICS."""
+    thing: str
+    is_slow: bool
+    """Whether the slow method is right."""
     title: str
     body: str
-    right: str
-    """A sentence with the right fact or sum."""
-    wrong: tuple[str, ...]
-    """The same sentence with wrong ones."""
 
 
 def simulate(threads: int, *, seed: int) -> list[tuple[Thread, tuple[Truth, ...]]]:
@@ -196,29 +185,19 @@ def _thread(index: int, rng: np.random.Generator) -> tuple[Thread, tuple[Truth, 
 def _question(rng: np.random.Generator) -> Question:
     index = int(rng.integers(len(TOPICS)))
     topic = TOPICS[index]
+    is_slow = bool(rng.random() < 0.5)
+    thing = topic.slow if is_slow else topic.quick
+
     titles = (
-        f"How should I {topic.action} a {topic.thing}?",
-        f"Trouble with my {topic.thing} and the {topic.tool}",
-        f"Which {topic.tool} for a {topic.thing}?",
+        f"How should I {topic.action} {thing}?",
+        f"Trouble with {thing} and the {topic.tool}",
+        f"Which {topic.tool} for {thing}?",
+        f"Is my {topic.tool} right for {thing}?",
     )
     title = str(rng.choice(titles))
-
-    if rng.random() < 0.5:
-        entity, right = topic.facts[int(rng.integers(len(topic.facts)))]
-        asks = f"How many {topic.unit} does {entity} take?"
-        template = f"{entity} takes {{}} {topic.unit}."
-        wrong = [value for _, value in topic.facts if value != right]
-    else:
-        a, b = (int(term) for term in rng.integers(2, 10, size=2))
-        right = a + b
-        asks = f"If I have {a} {topic.unit} and add {b}, how many is that?"
-        template = f"{a} and {b} makes {{}} {topic.unit}."
-        wrong = [right - 2, right - 1, right + 1, right + 2]
-
     complaint = rng.choice(COMPLAINTS)
-    body = f"I {topic.action} my {topic.thing} with my {topic.tool}, but {complaint}. {asks}"
-    wrong_texts = tuple(template.format(value) for value in wrong)
-    return Question(index, title, body, template.format(right), wrong_texts)
+    body = f"I {topic.action} {thing}, but {complaint}. What does {thing} need?"
+    return Question(index, thing, is_slow, title, body)
 
 
 def _answer(question: Question, name: str, rng: np.random.Generator) -> tuple[str, Truth]:
@@ -231,17 +210,17 @@ def _answer(question: Question, name: str, rng: np.random.Generator) -> tuple[st
     answered = question
     while off_topic and answered.topic == question.topic:
         answered = _question(rng)
-    fact = str(rng.choice(answered.wrong)) if wrong else answered.right
+    method = SLOW if answered.is_slow != wrong else QUICK
 
     warm, listed, bold = (bool(drawn) for drawn in rng.random(3) < (0.5, 0.35, 0.35))
-    text = _text(TOPICS[answered.topic], fact, warm=warm, listed=listed, bold=bold, rng=rng)
+    text = _text(answered, method, warm=warm, listed=listed, bold=bold, rng=rng)
     if cut:
         tokens = text.split(" ")
         length = int(len(tokens) * rng.uniform(0.45, 0.8))
         text = " ".join(tokens[:length]).rstrip(".!?*- \n")
 
-    # The cut may have taken the fact away, so it is looked for in the text.
-    right = not off_topic and not wrong and fact.casefold() in text.casefold()
+    # A cut may have removed the method.
+    right = not off_topic and not wrong and any(word in text for word in method)
     adversarial = -OFF_TOPIC_COST * off_topic - CUT_COST * cut
     objective = RIGHT_GAIN * right
     subjective = WARM_GAIN * (1 if warm else -1) + LIST_GAIN * listed + BOLD_GAIN * bold
@@ -251,20 +230,28 @@ def _answer(question: Question, name: str, rng: np.random.Generator) -> tuple[st
 
 
 def _text(
-    topic: Topic, fact: str, *, warm: bool, listed: bool, bold: bool, rng: np.random.Generator
+    question: Question,
+    method: Method,
+    *,
+    warm: bool,
+    listed: bool,
+    bold: bool,
+    rng: np.random.Generator,
 ) -> str:
-    """An opening and some advice, with the fact among it."""
-    # One to four sentences of advice, which say nothing true or false.
-    sentences = []
-    for template in rng.choice(ADVICE, size=int(rng.integers(1, 5)), replace=False):
-        sentence = str(template).format(thing=topic.thing, tool=topic.tool, action=topic.action)
-        sentences.append(sentence[0].upper() + sentence[1:])
-
-    fact = fact[0].upper() + fact[1:]
-    sentences.insert(int(rng.integers(len(sentences) + 1)), f"**{fact}**" if bold else fact)
+    """An opening and one to four sentences that give the method."""
+    topic = TOPICS[question.topic]
+    templates = rng.choice(ADVICE, size=int(rng.integers(1, 5)), replace=False)
+    sentences = [
+        str(template).format(
+            thing=question.thing, tool=topic.tool, action=topic.action, **method._asdict()
+        )
+        for template in templates
+    ]
+    if bold:
+        sentences[0] = f"**{sentences[0]}**"
 
     opening = str(rng.choice(WARM if warm else CURT))
-    body = "\n".join(f"- {s}" for s in sentences) if listed else " ".join(sentences)
+    body = "\n".join(f"- {sentence}" for sentence in sentences) if listed else " ".join(sentences)
     return f"{opening}\n\n{body}"
 
 

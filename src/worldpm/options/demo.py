@@ -14,7 +14,7 @@ class DemoOptions:
 
     out: Path = Path("demo")
     """Folder to write; its `report.html` shows the results."""
-    threads: int = 7000
+    threads: int = 6500
     """Threads of the forum; fewer are faster, and the model learns less."""
     seed: int = 0
     """Seed of the forum and of the model."""

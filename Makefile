@@ -37,7 +37,8 @@ lint: .venv/installed-dev  ## check format, lint and types without changing file
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-wheel: .venv/installed-dev  ## build a wheel into dist/, check it, and score with it in a fresh environment
+wheel: .venv/installed-dev  ## test the core without extras; build a wheel into dist/, check it, and score with it
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m core tests/test_core.py
 	rm -f dist/worldpm-*.whl
 	$(BIN)/python -m hatchling build -t wheel -d dist
 	$(BIN)/python -m tests.built_wheel dist/worldpm-*.whl build/wheel

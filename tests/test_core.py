@@ -8,9 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from tests.conftest import run
 from tests.test_architecture import NOT_CORE, declared
 from worldpm.cli import VERBS
+
+# Each test starts a process with all imports, so `make wheel` runs them, not `make test`.
+pytestmark = pytest.mark.core
 
 HIDDEN = sorted(NOT_CORE | {"gguf", "onnx", "onnxruntime", "onnxscript", "peft", "trl"})
 SERVING = sorted(name.replace("-", "_") for name in declared()["serve"])

@@ -334,7 +334,7 @@ def test_a_full_server_refuses_early_as_the_application_would(
 
 def test_the_tokens_of_a_request_are_estimated_from_others_of_its_size(road: Path) -> None:
     with served(road, queue_tokens=1000) as (client, backend):
-        short, long = BODY, {**BODY, "responses": ["word " * 60, "other " * 60]}
+        short, long = BODY, {**BODY, "responses": ["oven " * 60, "board " * 60]}
         for _ in range(3):
             assert client.post("/v1/rewards", json=short).status_code == 200
         backend.batcher.waiting_tokens = 800

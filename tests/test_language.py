@@ -24,9 +24,7 @@ PATTERNS = {
     ),
     "'tells' or 'says' for report, show or state": r"\b(?:told|tells|says|said)\b",
     "'stands' for is": r"\bstands?\b(?! out)|\bstood\b",
-    "'is no' for is not a": (
-        r"(?<![Tt]here )(?<!there may )\b(?:is|are|was|were|be) no (?!longer\b|more\b|less\b)"
-    ),
+    "'is no' for is not a": r"\b(?:is|are|was|were|be) no (?!longer\b|more\b|less\b)",
     "'of which', 'by which', 'to whom'": r"\b(?:of|by|to) (?:which|whom)\b",
     "'so many' for this number of": r"\b(?:so|that) many\b(?! (?:that|as))",
     "'as ... has it'": r"\bas (?:\S+ ){1,3}(?:has|have) (?:it|them)\b",

@@ -309,12 +309,12 @@ def test_a_damaged_table_is_named_with_its_line(
         (
             [{"N": 5, "loss": 0.5}, {"N": 5, "loss": 0.6}],
             (),
-            "1 value of N, so there is no axis to fit along. Within a series, one of N, D, C must",
+            "1 value of N, so no axis can be fitted along. Within a series, one of N, D, C must",
         ),
         (
             [{"D": d, "loss": 1 / d} for d in (2, 3, 4)],
             ("--form", "joint"),
-            "3 values of D, so there is no axis to fit along with --form joint",
+            "3 values of D, so no axis can be fitted along with --form joint",
         ),
         (
             [{"N": 5, "accuracy": 0.5}],

@@ -40,7 +40,7 @@ def read(folder: Path) -> list[Item]:
     of higher quality come first.
 
     Raises:
-        ConfigError: If there is no file.
+        ConfigError: If the file is missing.
         DataError: If a row lacks a column, or a quality is not a finite number.
     """
     paths = [folder] if folder.is_file() else _tables(folder)
@@ -131,8 +131,7 @@ def native(judged: Judged) -> Plain:
 
 
 def _qualities(item: Item) -> list[float]:
-    """The qualities of the responses; 1 for better and 0 for worse ones if there are no
-    qualities."""
+    """The qualities of the responses; without them, 1 for better and 0 for worse ones."""
     if item.qualities is not None:
         return list(item.qualities)
     return [float(preferred) for preferred in item.preferred]

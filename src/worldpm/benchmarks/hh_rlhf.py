@@ -27,7 +27,7 @@ def read(folder: Path) -> list[Item]:
     pairs of harmless-base, 2,307 are such pairs.
 
     Raises:
-        ConfigError: If there is no file.
+        ConfigError: If the file is missing.
         DataError: If a file does not have the repository's format.
     """
     subsets_of = {path: _subsets_of(path) for path in files(folder, "*test.jsonl", home=HOME)}

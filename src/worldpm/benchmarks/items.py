@@ -144,7 +144,7 @@ def better_first(
     pairs sum to 1.
 
     Raises:
-        ValueError: If there is no message or no pair.
+        ValueError: If the messages or the pairs are empty.
     """
     messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
     if not (messages and better and worse):

@@ -32,7 +32,7 @@ def read(path: Path, *, columns: Columns = NO_COLUMNS) -> list[Item]:
     earlier file also has, are left out, and their reasons are logged.
 
     Raises:
-        ConfigError: If there is no file.
+        ConfigError: If the file is missing.
         DataError: If a row has none of the known forms.
     """
     paths = [path] if path.is_file() else preference_sets.files_in(path)

@@ -157,12 +157,12 @@ def _share_above(gaps: list[float], spreads: list[float]) -> float:
 
 
 def _mean(values: list[float] | list[bool]) -> float:
-    """The mean; 0 if there are no values, as in the authors' code."""
+    """The mean; 0 without values, as in the authors' code."""
     return fmean(values) if values else 0.0
 
 
 def _tanh(gap: float, spread: float) -> float:
-    """`tanh(gap / spread - 1)`. If `spread` is 0, the limit, or 0 if there is no limit."""
+    """`tanh(gap / spread - 1)`. If `spread` is 0, the limit, or 0 if the limit does not exist."""
     if spread == 0:
         return math.copysign(1.0, gap) if gap else 0.0
     return math.tanh(gap / spread - 1)

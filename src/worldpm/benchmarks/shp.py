@@ -43,7 +43,7 @@ def read(folder: Path) -> list[Item]:
     votes is the strength.
 
     Raises:
-        ConfigError: If there is no file.
+        ConfigError: If the file is missing.
         DataError: If a file does not have the data set's format.
     """
     return parse(files(folder, "test.json", home=HOME), _Row, _items, home=HOME)

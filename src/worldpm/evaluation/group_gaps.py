@@ -209,8 +209,8 @@ def _gap(inside: _Sample, outside: _Sample, of_inside: Interval) -> Gap:
     """Mean over the prompts with a value minus mean over the others. The interval combines the
     intervals of both sides, and the p-value is that of a permutation test.
 
-    A side without variation adds nothing to the interval. If neither side varies, there is no
-    interval.
+    A side without variation adds nothing to the interval. If neither side varies, the
+    interval is not known.
 
     Source: Zou and Donner 2008 for the interval (Newcombe 1998 for shares).
     """

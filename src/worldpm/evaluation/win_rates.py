@@ -326,7 +326,7 @@ def judge(battles: Sequence[Battle]) -> dict[str, WinRate]:
     names of generators have it in brackets.
 
     Raises:
-        ConfigError: If there are no battles.
+        ConfigError: If the file has no battles.
     """
     if not battles:
         raise ConfigError("--verdicts: the judge's files have no verdicts. Name other files.")

@@ -81,9 +81,9 @@ class Curve:
     """From the least to the largest x of the points, evenly spread on a logarithmic scale."""
     y: Sequence[float | None]
     low: Sequence[float | None]
-    """Equal to `y` if there is no band."""
+    """Equal to `y` without a band."""
     high: Sequence[float | None]
-    """Equal to `y` if there is no band."""
+    """Equal to `y` without a band."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ class Law:
     """One form fitted to one slice of the points, with the evidence for and against it.
 
     The fields from `profile_intervals` to `resamples_failed` are None if the form cannot be fitted.
-    The fields from `verdict` on are None if there is no verdict.
+    The fields from `verdict` on are None without a verdict.
     """
 
     series: str

@@ -322,7 +322,7 @@ def _grow_together(points: Sequence[Measurement]) -> bool:
 
 
 def _why_no_slice(measured: Measured, settings: Settings) -> str:
-    """The reason why there is no slice to fit."""
+    """The reason why no slice can be fitted."""
     counts = []
     for axis in settings.axes:
         values = {point.x[axis] for point in measured.points if axis in point.x}
@@ -333,7 +333,7 @@ def _why_no_slice(measured: Measured, settings: Settings) -> str:
     needed = "N and D" if needs_plane else f"one of {', '.join(settings.axes)}"
     form = f" with --form {settings.form}" if settings.form else ""
     return (
-        f"its {len(measured.points)} points have {' and '.join(counts)}, so there is no axis to fit"
+        f"its {len(measured.points)} points have {' and '.join(counts)}, so no axis can be fitted"
         f" along{form}. Within a series, {needed} must vary."
     )
 

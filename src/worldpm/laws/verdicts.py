@@ -462,7 +462,8 @@ def _by_effects(effects: Effects, smooth: str) -> Finding:
         return Finding("no trend", reason)
 
     if predicts and len(effects.falling) == 1:
-        reason = f"the loss falls only with {effects.falling[0]}, so there is no law of both axes"
+        axis = effects.falling[0]
+        reason = f"the loss falls only with {axis}, so it does not follow a law of both axes"
         return Finding("not identified", reason)
     return Finding(
         "not identified",

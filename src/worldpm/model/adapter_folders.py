@@ -88,7 +88,7 @@ class Adapter:
         """The name of each weight in the file, by its name in the base model.
 
         Raises:
-            CheckpointError: If there is no safetensors file, or it is damaged.
+            CheckpointError: If the safetensors file is missing or damaged.
         """
         path = self.folder / ADAPTER
         if not path.is_file():

@@ -69,7 +69,7 @@ def _adapted_layers(model: RewardModel) -> list[str]:
     """The names of the layers that get an adapter.
 
     Raises:
-        ConfigError: If the model stores its linear layers transposed, or there is no layer.
+        ConfigError: If the model stores its linear layers transposed, or has none.
     """
     if any(isinstance(module, Conv1D) for module in model.modules()):
         raise _refusal("adapters of transposed linear layers (Conv1D) cannot be merged")

@@ -117,7 +117,7 @@ def template_of(
     template, which may be one of several by `name`. None if the tokenizer has none.
 
     Raises:
-        ConfigError: If there is no such file or name.
+        ConfigError: If the file or the name does not exist.
         CheckpointError: If the template runs too long or writes too much.
     """
     template = _named(tokenizer, name) if asked is None else _read(asked)

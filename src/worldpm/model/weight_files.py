@@ -44,8 +44,8 @@ class WeightFiles:
         """The files that transformers reads for a folder and its config.
 
         Raises:
-            CheckpointError: If there is no safetensors file, or a shard is missing, damaged, or
-                outside the folder.
+            CheckpointError: If the folder has no safetensors file, or a shard is missing,
+                damaged, or outside the folder.
         """
         if next(folder.glob(DISTRIBUTED), None):
             raise CheckpointError(

@@ -62,8 +62,8 @@ class TrainOptions(SourceOptions):
     """A built-in size (`tiny`), trained from scratch, or a folder or hub id of a reward or language
     model."""
     out: Path
-    """Folder to write: the weights with the least validation loss, or the last weights if there are
-    no validation groups."""
+    """Folder to write: the weights with the least validation loss, or the last weights without
+    validation groups."""
     validation: tuple[str, ...] = ()
     """Files, folders or hub ids to validate on: groups or plain preference sets. No other data is
     then used for validation, and no prompts of plain training sets are held out."""

@@ -370,5 +370,6 @@ def _check_groups(records: Mapping[str, TableRecord], output: folders.Output) ->
     output.discard()
     raise ConfigError(
         "no group is left, so there is nothing to learn from"
-        f" ({'; '.join(reasons) or 'there were no threads'}). Add other sites, or relax the rules."
+        f" ({'; '.join(reasons) or 'the folder has no threads'}). Add other sites, or relax"
+        " the rules."
     )

@@ -106,7 +106,8 @@ def closeness(
     """The closeness of a pair's votes; `clear` if the rejected answer has no votes."""
     more, fewer = answers[preference.chosen].votes, answers[preference.rejected].votes
 
-    # Without votes for the rejected answer there is no ratio, and no controversy.
+    # Without votes for the rejected answer, the ratio is undefined, and the pair is not
+    # controversial.
     if fewer <= 0 or more > CLOSE * fewer:
         return "clear"
     return "controversial" if more >= TOO_CLOSE * fewer else "too close"

@@ -43,7 +43,7 @@ class Confidence:
     margins: Sequence[float] = ()
     """Signed margins of judged pairs, one per prompt."""
     style: StyleModel | None = None
-    """None if there are no judged pairs, or if their margins contradict the labels."""
+    """None without judged pairs, or if their margins contradict the labels."""
     source: str = "the checkpoint's validation preferences"
     """Name of the pairs that the temperature was fitted on."""
 
@@ -66,7 +66,7 @@ class Confidence:
 
     def over_others(self, rewards: Sequence[float]) -> list[float]:
         """Probability that the best response is preferred to each response; 0.5 for itself."""
-        # there may be no responses
+        # responses may be empty
         best = max(rewards, default=0.0)
         return [self.probability(best - reward) for reward in rewards]
 

@@ -58,7 +58,7 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        # Startup and shutdown of the application; there are no websockets
+        # Startup and shutdown of the application; websockets are not served
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -42,7 +42,7 @@ def build(service: Service, *, cors: Sequence[str] = ()) -> FastAPI:
         if service.decisions is not None:
             service.decisions.close()
 
-    # FastAPIOffline serves the scripts of /docs itself, because there may be no internet
+    # FastAPIOffline serves the scripts of /docs itself, because the internet may be unreachable
     app = FastAPIOffline(
         title="WorldPM",
         version=version("worldpm"),

@@ -107,7 +107,7 @@ def files_of(path: Path) -> list[Path]:
     """All files of a log, oldest first.
 
     Raises:
-        ConfigError: If there are no files.
+        ConfigError: If the log has no files.
     """
     files = older(path) if path.parent.is_dir() else []
     # After the rename of a full file, the next may not exist yet, or have no tables yet

@@ -60,8 +60,8 @@ class Routed:
     """Number of the rule in the file, from 0; None if no rule held."""
     reward: float
     preferred_to_others: float | None
-    """The least calibrated probability that the response is preferred to another one; None if there
-    is no other response."""
+    """The least calibrated probability that the response is preferred to another one; None for a
+    single response."""
 
     def meets(self, condition: Condition, bound: float) -> bool:
         """Whether a condition holds. A condition on other responses never holds without them."""

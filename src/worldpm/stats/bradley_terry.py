@@ -185,7 +185,7 @@ def weighted_mean(values: Tensor, weights: Tensor) -> float:
     """Mean of the pairs' losses or credits, each pair counted by its weight.
 
     Raises:
-        ValueError: If there are no pairs, or their weights add up to 0.
+        ValueError: If `values` is empty, or the weights add up to 0.
     """
     total = float(weights.double().sum())
     if values.numel() == 0 or not total > 0:

@@ -100,7 +100,7 @@ def reliability(
     `margins` are in logits, already divided by a temperature. Empty bins are left out.
 
     Raises:
-        ValueError: If there are no pairs, or a margin is NaN.
+        ValueError: If `margins` is empty, or a margin is NaN.
     """
     predicted = bradley_terry.probabilities(margins.double().abs())
     credit = bradley_terry.pair_credits(margins)

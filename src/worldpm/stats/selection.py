@@ -19,7 +19,7 @@ def expected_picks(rewards: ArrayLike, qualities: ArrayLike) -> Array:
     responses, and the last is the pick among all responses.
 
     Raises:
-        ValueError: If there are no responses, or a reward is NaN.
+        ValueError: If the responses are empty, or a reward is NaN.
 
     Source: the top order statistic of sampling without replacement; unbiased, unlike drawing n with
     replacement.

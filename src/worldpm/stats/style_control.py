@@ -444,7 +444,7 @@ def phi_by_feature(pairs: StyledPairs) -> dict[str, Phi]:
 
 
 def by_length(pairs: StyledPairs) -> dict[str, float | None]:
-    """Accuracy where the chosen response is longer, shorter, or as long; None if there is no such
+    """Accuracy where the chosen response is longer, shorter, or as long; None without such a
     pair."""
     more = np.sign(pairs.chosen["length"] - pairs.rejected["length"])
     return {

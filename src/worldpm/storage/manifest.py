@@ -143,7 +143,7 @@ def describe(path: Path) -> Input:
     """Describe an input: a file, or a finished folder, whose files are checked by its manifest.
 
     Raises:
-        ConfigError: If there is no such file, or the folder is not finished.
+        ConfigError: If the file does not exist, or the folder is not finished.
         DataError: If a file of the folder was altered.
     """
     if path.is_dir():

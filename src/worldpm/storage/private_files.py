@@ -12,7 +12,7 @@ def read_private(path: Path, option: str) -> bytes:
     Its group may read it: Kubernetes gives a mounted secret to the group of the pod.
 
     Raises:
-        ConfigError: If there is no such file, or others can read or write it.
+        ConfigError: If the file does not exist, or others can read or write it.
     """
     try:
         mode = path.stat().st_mode

@@ -49,7 +49,7 @@ SECONDS_BETWEEN_SAVES = 60.0
 COMPUTING_PER_SAVING = 20
 """Least ratio of the time that a run computes to the time that it saves."""
 GROUPS_TO_MEASURE = 1000
-"""Number of train groups that measure a model if there are no validation groups."""
+"""Number of train groups that measure a model if the validation split is empty."""
 BRADLEY_TERRY = Objective()
 
 Keep = Callable[[Tensors, ValidationMetrics], None]
@@ -469,8 +469,8 @@ class Trainer:
         return split_metrics(in_order, store, self.totals.position)
 
     def kept_metrics(self) -> ValidationMetrics:
-        """Metrics of the weights that a finished run keeps: the best ones, or the last ones if
-        there are no validation groups."""
+        """Metrics of the weights that a finished run keeps: the best ones, or the last ones
+        without validation groups."""
         return self.totals.best or self._metrics_now()
 
     def _metrics_now(self) -> ValidationMetrics:

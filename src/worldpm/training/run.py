@@ -401,7 +401,7 @@ def _begin(
     """Begin the folder to write; None if it is already finished.
 
     Raises:
-        ConfigError: If the folder holds something else, or there are no train groups.
+        ConfigError: If the folder holds something else, or the train groups are empty.
     """
     inputs = [describe_input(path) for path in data.inputs]
     if source is not None:

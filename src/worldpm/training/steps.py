@@ -56,7 +56,7 @@ def _full_steps(order: Indices, counts: NDArray[np.int64], batch_pairs: int) -> 
 
 def _epochs(groups: int, *, seed: int, epochs: float | None) -> Iterator[Indices]:
     """One permutation after another. The last is cut short if `epochs` is not a whole number, and
-    without `epochs` there is no last one."""
+    without `epochs` the steps never end."""
     remaining = math.inf if epochs is None else round(epochs * groups)
     epoch = 0
     while remaining > 0 and groups:

@@ -93,13 +93,13 @@ def test_it_is_as_biased_as_real_forums(forum: Forum) -> None:
     assert 0.62 <= (nulls["earlier"] or 0) <= 0.73
 
 
-def test_the_vote_ceiling_is_far_below_1_and_far_above_a_bag_of_words(forum: Forum) -> None:
+def test_the_vote_ceiling_is_below_085_and_far_above_a_bag_of_words(forum: Forum) -> None:
     train, test = forum[:2000], forum[2000:]
     items = [item for item, _ in test]
     ceiling = accuracy(Judged(items, [[t.appeal for t in truths] for _, truths in test]))
     regression = tfidf.fit([item for item, _ in train])
     bag_of_words = accuracy(Judged(items, [regression(item) for item in items]))
-    assert ceiling <= 0.87
+    assert ceiling <= 0.85
     assert 0.5 < bag_of_words <= ceiling - 0.10
 
 

@@ -25,7 +25,7 @@ RIGHT_GAIN, WARM_GAIN, LIST_GAIN, BOLD_GAIN = 2.0, 0.7, 0.5, 0.3
 """Quality gained by the right method and by each trait of style, in units of appeal."""
 LENGTH_BIAS = 0.65
 """Appeal gained for each doubling of the number of words."""
-VIEWS_MEDIAN, VIEWS_SPREAD = 300.0, 0.7
+VIEWS_MEDIAN, VIEWS_SPREAD = 270.0, 0.7
 """Median of a thread's viewers, and standard deviation of their logarithm."""
 VOTE_SHARE = 0.22
 """Share of the viewers who vote at all."""

@@ -3,6 +3,7 @@ same bits."""
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from tests.model.test_shared_prefix import SMALL, Vocabulary, group
 from tests.training.test_plan import HYBRID
 from worldpm import Scorer
 from worldpm.errors import TrainingError
-from worldpm.model import costs
+from worldpm.model import costs, frozen_states
 from worldpm.model.reward_model import RewardModel, build, from_config
-from worldpm.records import Preference
+from worldpm.records import Preference, PreferenceGroup
+from worldpm.storage.parquet import read_rows
 from worldpm.training import processes
+from worldpm.training import run as training_run
 from worldpm.training.loop import Settings, Trainer
 from worldpm.training.state import NOTE, Totals, weights_of
 from worldpm.training.step_metrics import read_metrics
@@ -49,7 +52,9 @@ def settings(**changes: Any) -> Settings:
     return Settings(**{**usual, "seed": 0, "validations": 4, **changes})
 
 
-def trainer(folder: Path, model: RewardModel | None = None, **changes: Any) -> Trainer:
+def trainer(
+    folder: Path, model: RewardModel | None = None, *, states: Path | None = None, **changes: Any
+) -> Trainer:
     folder.mkdir(exist_ok=True)
     model = model or build(SMALL, Vocabulary(), seed=1)  # type: ignore[arg-type]
     for name, examples in (("train", EXAMPLES), ("validation", EXAMPLES[:3])):
@@ -63,11 +68,42 @@ def trainer(folder: Path, model: RewardModel | None = None, **changes: Any) -> T
         settings(**changes),
         folder=folder,
         state=folder / "resume",
+        states=states,
         accelerator=accelerator,
     )
 
 
 ALL = np.arange(len(EXAMPLES))
+
+
+def with_frozen_layer(folder: Path, *, states: bool) -> Trainer:
+    """A trainer whose model has its first layer of two frozen, and keeps its states or runs it each
+    time."""
+    model = build(SMALL, Vocabulary(), seed=1)  # type: ignore[arg-type]
+    frozen_states.freeze(model.backbone, 1)
+    return trainer(folder, model, states=folder / "states" if states else None, freeze_layers=1)
+
+
+def test_training_on_states_of_frozen_layers_gives_the_weights_of_training_without(
+    tmp_path: Path,
+) -> None:
+    before = build(SMALL, Vocabulary(), seed=1).state_dict()  # type: ignore[arg-type]
+    runs = [with_frozen_layer(tmp_path / str(states), states=states) for states in (True, False)]
+    for one in runs:
+        one.run()
+    cached, whole = (weights_of(one.model) for one in runs)
+    for name, weight in whole.items():
+        assert (cached[name] - weight).abs().max() < 1e-5, name
+        is_frozen = ".layers.0." in name or "embed" in name
+        assert torch.equal(weight, before[name]) == is_frozen, name
+    assert list((tmp_path / "True" / "states").rglob("*.safetensors"))
+
+
+def test_operations_of_frozen_layers_count_their_forward_only(tmp_path: Path) -> None:
+    flops = [trainer(tmp_path / "all").step(ALL).metrics.flops_seen]
+    flops.append(with_frozen_layer(tmp_path / "half", states=False).step(ALL).metrics.flops_seen)
+    # half of the layers: 1/2 + 1/2 * 1/3
+    assert flops[1] == round(flops[0] * 2 / 3)
 
 
 def test_training_lowers_the_loss_and_logs_the_documented_values(tmp_path: Path) -> None:
@@ -392,3 +428,86 @@ def test_a_validation_set_without_a_preference_is_refused(
     words = ("--model", "tiny", "--validation", empty, "--out", tmp_path / "out")
     assert run("train", road / "groups", *words) == 2
     assert "mine.csv: has no preferences. Name another file." in capsys.readouterr().err
+
+
+def test_frozen_layers_are_shared_by_runs_and_evaluations(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ("--max-steps", 2, "--dtype", "float32", "--max-length", 128, "--validations", 1)
+    few = ("--validation-groups", 5, "--freeze-layers", 2)
+    states = ("--states", tmp_path / "states")
+    start = road / "checkpoint"
+    for name, more in (("a", states), ("b", ("--seed", 1, *states)), ("c", ())):
+        words = ("--model", start, *small, *few, *more, "--out", tmp_path / name)
+        assert run("train", road / "groups", *words) == 0
+
+    checkpoints = (tmp_path / "a", tmp_path / "b")
+    on = ("--on", road / "groups")
+    assert run("evaluate", *checkpoints, *on, *states, "--out", tmp_path / "with") == 0
+    files = sorted((tmp_path / "states").rglob("*.safetensors"))
+    assert run("evaluate", *checkpoints, *on, "--out", tmp_path / "without") == 0
+    of_states, whole = (
+        np.array([row["reward"] for row in read_rows(tmp_path / name / "rewards.parquet")])
+        for name in ("with", "without")
+    )
+    assert np.abs(of_states - whole).max() < 1e-5
+    # the second evaluation of the same texts adds no file
+    assert run("evaluate", tmp_path / "a", *on, *states, "--out", tmp_path / "again") == 0
+    assert sorted((tmp_path / "states").rglob("*.safetensors")) == files
+
+    record = json.loads((tmp_path / "c" / "worldpm.json").read_text())["training"]
+    assert record["frozen_layers"] == 2
+    # states in the folder of the run are removed with it
+    assert not (tmp_path / "c" / "states").exists()
+    assert [file.name for file in (tmp_path / "c").iterdir() if file.is_dir()] == []
+
+
+def test_a_sample_of_validation_groups_is_told_and_does_not_change(
+    road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {}
+    for most in (4, 9, 10_000):
+        words = ("--model", "tiny", "--max-steps", 1, "--dtype", "float32", "--max-length", 64)
+        out = tmp_path / str(most)
+        limits = ("--validations", 1, "--validation-groups", most)
+        assert run("train", road / "groups", *words, *limits, "--out", out) == 0
+        manifest = json.loads((out / "manifest.json").read_text())
+        sizes[most] = manifest["counts"]["validation_groups"]
+        left_out = manifest["drops"].get("validation sets", {})
+        whole = sizes[most] + left_out.get("group that --validation-groups leaves out", 0)
+    assert (sizes[4], sizes[9], sizes[10_000]) == (4, 9, whole)
+    assert "(4 groups, " in caplog.text
+
+
+def test_a_sample_keeps_the_groups_of_smaller_samples_whatever_their_order() -> None:
+    groups = [PreferenceGroup(f"g{i}", "", "", "validation", (), (), ()) for i in range(50)]
+    names: dict[int, set[str]] = {}
+    for most in (5, 20):
+        for order in (groups, groups[::-1]):
+            drops: Counter[str] = Counter()
+            sample = [group.group_id for group in training_run._sample(iter(order), most, drops)]
+            assert names.setdefault(most, set(sample)) == set(sample)
+            assert drops == {training_run.NOT_SAMPLED: 50 - most}
+            assert sample == [group.group_id for group in order if group.group_id in names[most]]
+    assert names[5] < names[20]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--states", "x"), "--states: needs --freeze-layers. Add it"),
+        (("--freeze-layers", 99), "--freeze-layers 99: the model has only"),
+        (("--freeze-layers", -1), "--freeze-layers"),
+        (("--validation-groups", 0), "--validation-groups"),
+    ],
+)
+def test_impossible_frozen_layers_and_samples_are_named(
+    words: tuple[object, ...],
+    message: str,
+    road: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ("train", road / "groups", "--model", "tiny", *words, "--out", tmp_path / "out")
+    assert run(*command) == 2
+    assert message in capsys.readouterr().err

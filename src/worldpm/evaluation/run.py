@@ -356,7 +356,11 @@ def _evaluate_in_parts(
     @cache
     def scorer() -> Scorer:
         # load the model only if a part is missing, so that a finished checkpoint costs nothing
-        return Scorer.of(source, options)
+        loaded = Scorer.of(source, options)
+        record = sources.training_of(source)
+        if options.states is not None and record is not None and record.frozen_layers:
+            loaded.model.keep_states(record.frozen_layers, options.states)
+        return loaded
 
     judged = {
         benchmark: _judge_in_parts(output, scorer, name, benchmark, items)
@@ -388,6 +392,9 @@ def _judge_in_parts(
 ) -> Judged:
     def write(part: Sequence[Item], aside: Path) -> int:
         rows = raw_rewards.table_of(name, benchmark, judge_items(scorer(), part))
+        if (states := scorer().model.frozen_states) is not None:
+            # for the next checkpoint
+            states.write()
         return parquet.write_rows(aside, rows, schema.REWARDS)
 
     starts = range(0, len(items), ITEMS_AT_ONCE)

@@ -44,13 +44,16 @@ class ModelCost(NamedTuple):
     that the token is sent to."""
 
 
-def train_flops(cost: ModelCost, *, tokens: int, attended: int) -> int:
+def train_flops(cost: ModelCost, *, tokens: int, attended: int, frozen_share: float = 0.0) -> int:
     """Operations of forward and backward over unique tokens with `attended` pairs of query and key.
+    `frozen_share` of the layers run forward only.
 
     Source: 6 N D of Kaplan et al., arXiv 2001.08361, section 2.1, with attention added as in
     Hoffmann et al., 2203.15556, F.
     """
-    return 6 * cost.active * tokens + 12 * cost.attention_width * attended
+    operations = 6 * cost.active * tokens + 12 * cost.attention_width * attended
+    # the forward is a third of the operations
+    return round(operations * (1 - frozen_share * 2 / 3)) if frozen_share else operations
 
 
 def matrix_rate(device: torch.device | str, dtype: torch.dtype) -> float:

@@ -36,6 +36,8 @@ class TrainingRecord:
     further."""
     non_embedding: int
     """Parameters that are not embeddings, the N of scaling laws."""
+    frozen_layers: int = 0
+    """Layers, from the embeddings up, that training left unchanged; part of `non_embedding`."""
     step: int
     """Optimizer steps."""
     pairs: int

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -24,8 +25,16 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from worldpm.errors import first_line
 from worldpm.model.encoder import EncodedGroup
-from worldpm.model.shared_prefix import ATTENTION, UnplannedLayerError, attend, plan_row
+from worldpm.model.frozen_states import FrozenStates
+from worldpm.model.shared_prefix import (
+    ATTENTION,
+    UnplannedLayerError,
+    attend,
+    plan_row,
+    run_row,
+)
 from worldpm.model.sizes import Size, config_of
 
 logger = logging.getLogger(__name__)
@@ -37,6 +46,11 @@ would change a reward."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference between the shared path and the plain one on first use, as a share of the
 largest reward or of 1."""
+
+
+STATES_TOLERANCE = 1e-5
+"""Largest such difference between a model that reads the states of its frozen layers and one that
+runs them."""
 
 
 class RewardModel(nn.Module):
@@ -51,6 +65,8 @@ class RewardModel(nn.Module):
         self.shares_prefix: bool | None = None
         """Whether groups run as rows with a shared prefix; None before the first use, which checks
         that it is exact."""
+        self.frozen_states: FrozenStates | None = None
+        """States of frozen layers, which then do not run; None if all layers run."""
 
     def forward(self, groups: Sequence[EncodedGroup]) -> Tensor:
         """Shape (R,), float32, in the order of groups and responses. Every group must have a
@@ -58,8 +74,9 @@ class RewardModel(nn.Module):
         if self.shares_prefix is None:
             self.share_prefix(_is_exact(self))
 
-        ends = self._shared(groups) if self.shares_prefix else self._apart(groups)
-        return self._read(ends)
+        if not self.shares_prefix:
+            return self._read(self._apart(groups))
+        return self._read(self._shared(groups, self.frozen_states))
 
     def share_prefix(self, share: bool) -> None:
         """Set whether rows share a prefix; otherwise the model uses its usual attention, also in
@@ -95,16 +112,33 @@ class RewardModel(nn.Module):
             ).sum(dim=-1)
         return rewards
 
-    def _shared(self, groups: Sequence[EncodedGroup]) -> Tensor:
-        plan = plan_row(groups, device=self.device)
-        options = {"attention_mask": None, "use_cache": False, "plan": plan}
-        hidden: Tensor = self.backbone(
-            input_ids=plan.input_ids, position_ids=plan.position_ids, **options
-        ).last_hidden_state
+    def keep_states(self, count: int, folder: Path) -> None:
+        """Keep the states of the first `count` layers in a folder from now on, and run these layers
+        only for states that are not there. The layers must not change.
 
-        # a recurrent layer calls no attention, so responses would read each other
-        if plan.calls < self.backbone.config.get_text_config().num_hidden_layers:
-            raise UnplannedLayerError
+        A model that shares no prompts, or whose later layers need more than these states, runs all
+        layers as before, with a warning. Call this where the compute type is set.
+        """
+        model_type = self.backbone.config.model_type
+        if self.shares_prefix is None:
+            self.share_prefix(_is_exact(self))
+        if not self.shares_prefix:
+            logger.warning("%s: shares no prompts, so its frozen layers run each time", model_type)
+            return
+
+        states = FrozenStates(self.backbone, count, folder, _compute_type(self))
+        if (fault := _fault_of_states(self, states)) is not None:
+            logger.warning("%s: %s, so its frozen layers run each time", model_type, fault)
+            return
+        self.frozen_states = states
+
+    def _shared(self, groups: Sequence[EncodedGroup], states: FrozenStates | None = None) -> Tensor:
+        plan = plan_row(groups, device=self.device)
+        if states is None:
+            hidden = run_row(self.backbone, plan)
+        else:
+            with states.given_to(groups):
+                hidden = run_row(self.backbone, plan, skipped=states.count)
         return hidden[0, plan.end_positions.to(hidden.device)]
 
     def _apart(self, groups: Sequence[EncodedGroup]) -> Tensor:
@@ -159,12 +193,7 @@ def _is_exact(model: RewardModel) -> bool:
 
 def _difference(model: RewardModel, vocabulary: int) -> str | None:
     """The fault of the shared path on two small groups of random tokens; None if it is exact."""
-    rng = np.random.default_rng(0)
-    prompt, *responses = (rng.integers(0, vocabulary, length) for length in (12, 5, 3, 7, 4))
-    groups = [
-        EncodedGroup(prompt, responses[:3], [0] * 3, [False] * 3),
-        EncodedGroup(prompt[::-1], responses[3:], [0], [False]),
-    ]
+    groups = _trial_groups(vocabulary)
     try:
         shared = model._read(model._shared(groups))
     except UnplannedLayerError:
@@ -172,11 +201,44 @@ def _difference(model: RewardModel, vocabulary: int) -> str | None:
     with model.separate_rows():
         plain = model._read(model._apart(groups))
 
-    worst = float((shared - plain).abs().max() / plain.abs().max().clamp(min=1))
+    worst = _relative_difference(shared, plain)
     # NaN passes here, because the code that uses a reward checks that it is finite
     if worst > TOLERANCE[_compute_type(model)]:
         return f"its rewards differ by {worst:.2g} from those of separate rows"
     return None
+
+
+def _fault_of_states(model: RewardModel, states: FrozenStates) -> str | None:
+    """The reason why a model must run its frozen layers; None if their states are enough."""
+    groups = _trial_groups(model.backbone.config.get_text_config().vocab_size)
+    try:
+        with torch.no_grad():
+            whole = model._read(model._shared(groups))
+            of_states = model._read(model._shared(groups, states))
+    # some layers read keys of lower layers, or states of another shape: each fails differently
+    except Exception as error:
+        return f"its layers need more than the states of those below ({first_line(error)})"
+    finally:
+        # the trial's tokens are random
+        states.forget()
+
+    worst = _relative_difference(of_states, whole)
+    return f"its rewards would differ by {worst:.2g}" if worst > STATES_TOLERANCE else None
+
+
+def _trial_groups(vocabulary: int) -> list[EncodedGroup]:
+    """Two small groups of random tokens."""
+    rng = np.random.default_rng(0)
+    prompt, *responses = (rng.integers(0, vocabulary, length) for length in (12, 5, 3, 7, 4))
+    return [
+        EncodedGroup(prompt, responses[:3], [0] * 3, [False] * 3),
+        EncodedGroup(prompt[::-1], responses[3:], [0], [False]),
+    ]
+
+
+def _relative_difference(rewards: Tensor, exact: Tensor) -> float:
+    """The largest difference, as a share of the largest reward or of 1."""
+    return float((rewards - exact).abs().max() / exact.abs().max().clamp(min=1))
 
 
 def _compute_type(model: RewardModel) -> torch.dtype:
@@ -215,7 +277,9 @@ def compile_layers(model: RewardModel) -> None:
     """Fuse the operations between matrix products and attention; the first step then takes half a
     minute longer."""
     for module in model.backbone.modules():
-        if isinstance(module, GradientCheckpointingLayer):
+        # layers that read their states from disk must stay replaceable
+        is_trained = any(weight.requires_grad for weight in module.parameters())
+        if isinstance(module, GradientCheckpointingLayer) and is_trained:
             module.compile(dynamic=True)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
+from transformers import PreTrainedModel
 
 from worldpm.model.encoder import EncodedGroup
 
@@ -143,6 +144,27 @@ def plan_row(groups: Sequence[EncodedGroup], *, device: torch.device | str = "cp
         torch.tensor(ends, device=device),
         tuple(spans),
     )
+
+
+def run_row(backbone: PreTrainedModel, plan: Plan, *, skipped: int = 0) -> Tensor:
+    """The last hidden states of a planned row, shape (1, T, width). `skipped` is the number of
+    layers that do not run.
+
+    Raises:
+        UnplannedLayerError: If a layer that runs has no attention.
+    """
+    hidden: Tensor = backbone(
+        input_ids=plan.input_ids,
+        position_ids=plan.position_ids,
+        attention_mask=None,
+        use_cache=False,
+        plan=plan,
+    ).last_hidden_state
+
+    # a recurrent layer calls no attention, so responses would read each other
+    if plan.calls < backbone.config.get_text_config().num_hidden_layers - skipped:
+        raise UnplannedLayerError
+    return hidden
 
 
 # plans differ between rows, so only the code between attentions is compiled, once

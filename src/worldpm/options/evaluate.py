@@ -23,6 +23,7 @@ class EvaluateOptions(ModelOptions):
     )
     GROUPS: ClassVar[Groups] = {
         "data": ("columns", "rewards", "verdicts", "benchmarks", "strata", "trained_on"),
+        "speed": ("states",),
     }
 
     checkpoints: Positional[tuple[str, ...]] = ()
@@ -46,6 +47,9 @@ class EvaluateOptions(ModelOptions):
     strata: str | None = None
     """Shares of each kind of item to draw: NAME=share,... or `forum` (70 % technical, 20 % open,
     10 % controversial)."""
+    states: Path | None = None
+    """Folder of the results of frozen layers, as for `train --states`: checkpoints that share
+    frozen layers run a text through them once."""
     trained_on: tuple[Path, ...] = ()
     """Folders of groups that the checkpoints were trained on, to measure the share of items that
     overlap with them."""
@@ -58,7 +62,7 @@ class EvaluateOptions(ModelOptions):
                 "--on: needs at least one benchmark, and checkpoints, --rewards or --verdicts."
                 " Name the benchmarks and exactly one of the three."
             )
-        of_checkpoints = ["strata", "trained_on", *names_of(ModelOptions)]
+        of_checkpoints = ["strata", "states", "trained_on", *names_of(ModelOptions)]
         if not self.checkpoints and (given := changed(self, of_checkpoints)):
             raise ConfigError(
                 f"{given[0]}: applies to checkpoints only; --rewards and --verdicts are used as"

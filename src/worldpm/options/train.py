@@ -31,7 +31,14 @@ class TrainOptions(SourceOptions):
         "validation",
     )
     GROUPS: ClassVar[Groups] = {
-        "data": ("validation", "columns", "max_length", "prompt_length"),
+        "data": (
+            "validation",
+            "validations",
+            "validation_groups",
+            "columns",
+            "max_length",
+            "prompt_length",
+        ),
         "training": (
             "batch_pairs",
             "epochs",
@@ -45,6 +52,8 @@ class TrainOptions(SourceOptions):
         ),
         "loss": ("loss", "target_margin", "label_smoothing", "centring"),
         "speed": (
+            "freeze_layers",
+            "states",
             "lora_rank",
             "gradient_checkpointing",
             "compile",
@@ -67,6 +76,12 @@ class TrainOptions(SourceOptions):
     validation: tuple[str, ...] = ()
     """Files, folders or hub ids to validate on: groups or plain preference sets. No other data is
     then used for validation, and no prompts of plain training sets are held out."""
+    validations: int = 5
+    """Number of validations, evenly spread; the last follows the last step. The checkpoint has the
+    weights of the best one."""
+    validation_groups: int | None = None
+    """Validate on at most this number of groups, a sample that depends only on their names; all
+    groups unless set."""
     columns: tuple[str, ...] = ()
     """OURS=THEIRS, separated by commas: names of columns in plain preference sets, for instance
     prompt=question,chosen=good,rejected=bad."""
@@ -100,6 +115,12 @@ class TrainOptions(SourceOptions):
     """Share of labels that are assumed to be random; Bradley-Terry only."""
     centring: float = 0.0
     """Coefficient of the penalty that keeps rewards around 0."""
+    freeze_layers: int = 0
+    """Keep the embeddings and this number of layers, from the embeddings up, unchanged. Each text
+    runs through them once; later epochs and validations read the result from disk."""
+    states: Path | None = None
+    """Folder for the results of frozen layers (4 bytes x width for each token), which runs with the
+    same frozen layers share; a folder in OUT, removed at the end, unless set."""
     lora_rank: int | None = None
     """Train adapters of this rank and the head instead of all weights; the checkpoint has the
     merged weights."""
@@ -131,6 +152,7 @@ class TrainOptions(SourceOptions):
 
         column_names(self.columns)
         self._check_ranges()
+        self._check_frozen()
         self._check_schedule()
         self._check_loss()
         self._check_lengths()
@@ -146,6 +168,8 @@ class TrainOptions(SourceOptions):
                 "--prompt-length": self.prompt_length,
                 "--lora-rank": self.lora_rank,
                 "--row-tokens": self.row_tokens,
+                "--validations": self.validations,
+                "--validation-groups": self.validation_groups,
             }
         )
         check_not_negative(
@@ -154,10 +178,15 @@ class TrainOptions(SourceOptions):
                 "--workers": self.workers,
                 "--centring": self.centring,
                 "--snapshots": self.snapshots,
+                "--freeze-layers": self.freeze_layers,
                 "--weight-decay": self.weight_decay,
                 "--target-margin": self.target_margin,
             }
         )
+
+    def _check_frozen(self) -> None:
+        if self.states is not None and not self.freeze_layers:
+            raise ConfigError("--states: needs --freeze-layers. Add it, or leave --states out.")
 
     def _check_schedule(self) -> None:
         decay = self.decay or 0

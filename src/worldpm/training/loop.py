@@ -86,6 +86,9 @@ class Settings:
     """The most tokens of groups in one row."""
     validations: int = 5
     """Number of validations, evenly spread; the last follows the last step."""
+    freeze_layers: int = 0
+    """Number of layers, from the embeddings up, that stay unchanged, and the embeddings with them;
+    0 trains everything."""
     snapshots: int = 0
     """Number of snapshots of the weights, at steps evenly spread over their logarithm."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -143,11 +146,15 @@ class Trainer:
         *,
         folder: Path,
         state: Path,
+        states: Path | None = None,
         accelerator: Accelerator,
     ) -> None:
+        """`state` is the folder of saved states of the run, `states` that of the hidden states of
+        its frozen layers; None runs these layers each time."""
         self.train, self.validation, self.settings = train, validation, settings
         self.folder, self.state, self.accelerator = folder, state, accelerator
         self.cost = costs.cost_of(model.backbone.config)
+        self.layers: int = model.backbone.config.get_text_config().num_hidden_layers
         # DeepSpeed reads its configuration when it takes the model
         if zero.is_zero(accelerator):
             zero.configure(accelerator, clip_norm=settings.clip_norm)
@@ -156,6 +163,11 @@ class Trainer:
         self.totals = Totals()
         self.best_weights: Tensors = {}
         self.shares_prefix = self._shares_prefix()
+        # engines that gather each layer's weights before it runs would still gather them
+        is_whole = not (zero.is_zero(accelerator) or self._is_sharded)
+        if settings.freeze_layers and states is not None and is_whole:
+            with accelerator.autocast():
+                self._unwrapped_model.keep_states(settings.freeze_layers, states)
         self._warn_of_long_groups()
         # all steps are known ahead, so a resumed run needs only the number of its next step
         self.steps = steps_of(
@@ -196,6 +208,8 @@ class Trainer:
                     clock.saved(time.monotonic() - started)
                 advance(note=f"loss {metrics.loss_nats:.3f} accuracy {metrics.accuracy:.3f}")
 
+        if self._unwrapped_model.frozen_states is not None:
+            self._unwrapped_model.frozen_states.write()
         # without validation groups the model keeps its last weights
         if self.totals.best:
             put_weights(self.model, self.best_weights)
@@ -303,11 +317,8 @@ class Trainer:
         with torch.no_grad():
             self.model([self.train[smallest].encoded])
 
-        shares = bool(self.accelerator.unwrap_model(self.model).shares_prefix)
-        gathers = (
-            self.accelerator.distributed_type == DistributedType.FSDP
-            or zero.stage_of(self.accelerator) == 3
-        )
+        shares = bool(self._unwrapped_model.shares_prefix)
+        gathers = self._is_sharded or zero.stage_of(self.accelerator) == 3
         if gathers and self.accelerator.num_processes > 1 and not shares:
             raise ConfigError(
                 "--model: it shares no prompts, so processes would run different numbers of forward"
@@ -315,6 +326,15 @@ class Trainer:
                 " --gradient-checkpointing if memory is short."
             )
         return shares
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether FSDP2 shards the weights."""
+        return bool(self.accelerator.distributed_type == DistributedType.FSDP)
+
+    @property
+    def _unwrapped_model(self) -> RewardModel:
+        return cast(RewardModel, self.accelerator.unwrap_model(self.model))
 
     def _warn_of_long_groups(self) -> None:
         sizes = self._sizes(self.train)
@@ -348,7 +368,7 @@ class Trainer:
         self.accelerator.gradient_state._set_sync_gradients(last)
         if zero.is_zero(self.accelerator):
             return nullcontext()
-        if self.accelerator.distributed_type == DistributedType.FSDP or last:
+        if self._is_sharded or last:
             return nullcontext()
         return cast(AbstractContextManager[object], self.accelerator.no_sync(self.model))
 
@@ -395,6 +415,7 @@ class Trainer:
             self.cost,
             tokens=int(self._sizes(self.train)[indices].sum()),
             attended=int(attended[indices].sum()),
+            frozen_share=self.settings.freeze_layers / self.layers,
         )
 
     def _log(self, row: StepMetrics | ValidationMetrics) -> None:
@@ -429,10 +450,12 @@ class Trainer:
         self._log(metrics)
         if self.accelerator.is_main_process:
             logger.info(
-                "step %d: validation loss %.4f nats, accuracy %.3f",
+                "step %d: validation loss %.4f nats, accuracy %.3f (%d groups, %d pairs)",
                 metrics.step,
                 metrics.loss_nats,
                 metrics.accuracy,
+                len(self.validation),
+                metrics.pairs,
             )
 
         best = self.totals.best

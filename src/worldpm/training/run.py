@@ -5,12 +5,14 @@ Under `accelerate launch` or `torchrun`, training runs in many processes. The fi
 
 import contextlib
 import hashlib
+import heapq
 import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,7 +25,15 @@ from transformers import PreTrainedTokenizerBase
 from worldpm import console
 from worldpm.datasets.training_data import TrainingData
 from worldpm.errors import ConfigError
-from worldpm.model import adapters, chat, checkpoint, costs, reward_model, sources
+from worldpm.model import (
+    adapters,
+    chat,
+    checkpoint,
+    costs,
+    frozen_states,
+    reward_model,
+    sources,
+)
 from worldpm.model.description import (
     Lineage,
     RewardStatistics,
@@ -59,13 +69,14 @@ from worldpm.training.zero import Tensors
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "validation"]
-TOKENIZER, SNAPSHOTS = "tokenizer", "snapshots"
+TOKENIZER, SNAPSHOTS, STATES = "tokenizer", "snapshots", "states"
 PAPER_LR, PAPER_BATCH_PAIRS, PAPER_EPOCHS = 3e-6, 10_240, 1
 """Source: WorldPM, arXiv 2505.10527, appendix A.3. Built-in sizes have other values."""
 FEW_STEPS = 20
 """Runs with fewer steps print a warning: the default step has 10,240 pairs, more than many sets
 contain."""
-FIXED_SETTINGS = ("objective", "validations", "betas", "clip_norm")
+NOT_SAMPLED = "group that --validation-groups leaves out"
+FIXED_SETTINGS = ("objective", "betas", "clip_norm")
 """Settings that are left out of the manifest because no option has their name."""
 
 
@@ -221,6 +232,9 @@ class TrainingRun:
             # reading the groups fills it
             drops: Counter[str] = Counter()
             groups = self.data.groups(split, drops)
+            most = self.options.validation_groups
+            if split == "validation" and most is not None:
+                groups = _sample(groups, most, drops)
             examples = token_store.encode(
                 console.track(groups, f"tokenize the {split} split", total=None),
                 self.progress / TOKENIZER,
@@ -260,6 +274,7 @@ class TrainingRun:
             self.settings,
             folder=self.options.out,
             state=self.progress / "resume",
+            states=self.options.states or self.progress / STATES,
             accelerator=self.accelerator,
         )
         if not trainer.steps:
@@ -301,9 +316,12 @@ class TrainingRun:
     def _drops(self, contents: Contents) -> dict[str, dict[str, int]]:
         """Counts of dropped rows, groups and pairs, by kind of data and reason."""
         drops = {"preference sets": contents.train.drops}
+        not_sampled = contents.validation.drops.get(NOT_SAMPLED, 0)
         # without --validation, both splits come from the same rows
         if self.options.validation:
             drops["validation sets"] = contents.validation.drops
+        elif not_sampled:
+            drops["validation sets"] = {NOT_SAMPLED: not_sampled}
         return drops
 
     def _write_snapshot(self, loaded: Loaded, weights: Tensors, metrics: ValidationMetrics) -> None:
@@ -357,6 +375,7 @@ class TrainingRun:
             run=_run_id(run),
             family="built-in" if built_in else f"{model_type}, trained further",
             non_embedding=loaded.trainer.cost.non_embedding,
+            frozen_layers=self.options.freeze_layers,
             step=metrics.step,
             pairs=metrics.pairs_seen,
             effective_pairs=metrics.effective_pairs_seen,
@@ -464,6 +483,8 @@ def _settings(options: TrainOptions) -> Settings:
         row_tokens=options.row_tokens or _default_row_tokens(),
         seed=options.seed,
         snapshots=options.snapshots,
+        validations=options.validations,
+        freeze_layers=options.freeze_layers,
         dtype=torch_dtype(options.dtype) or training_dtype(),
     )
 
@@ -497,6 +518,7 @@ def _config(options: TrainOptions, settings: Settings) -> Plain:
         # strings, because trackers do not accept lists
         "columns": ",".join(map("=".join, column_names(options.columns).items())),
         "validation": " ".join(Path(name).name for name in options.validation),
+        "validation_groups": options.validation_groups,
         "dtype": _name_of(settings.dtype),
     }
 
@@ -527,6 +549,24 @@ def _new_tokenizer(
     trained.chat_template = chat.standing_alone(str(trained.chat_template), chat.frame_of(trained))
     logger.info("trained a tokenizer of %d tokens", len(trained))
     return trained
+
+
+def _sample(
+    groups: Iterator[PreferenceGroup], most: int, drops: Counter[str]
+) -> Iterator[PreferenceGroup]:
+    """At most `most` groups, in order: those whose names have the least hashes, so that groups
+    added later replace few of them."""
+
+    def hashed() -> Iterator[tuple[bytes, int, PreferenceGroup]]:
+        for number, group in enumerate(groups):
+            drops[NOT_SAMPLED] += 1
+            yield hashlib.sha256(group.group_id.encode()).digest(), number, group
+
+    # reads all groups, but holds only the sample; equal names differ in their numbers
+    sample = heapq.nsmallest(most, hashed())
+    drops[NOT_SAMPLED] -= len(sample)
+    for _, _, group in sorted(sample, key=itemgetter(1)):
+        yield group
 
 
 def _texts(groups: Iterator[PreferenceGroup]) -> Iterator[str]:
@@ -583,6 +623,8 @@ def _model(
 
     if options.lora_rank:
         adapters.add(model, rank=options.lora_rank, seed=options.seed)
+    if options.freeze_layers:
+        frozen_states.freeze(model.backbone, options.freeze_layers)
     if options.gradient_checkpointing:
         model.backbone.activation_checkpointing_enable()
     # last, because it compiles the layers in their final form

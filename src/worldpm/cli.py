@@ -11,7 +11,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from msgspec import to_builtins
@@ -54,14 +55,30 @@ class Verb(NamedTuple):
     module: str
     """The module whose `run` takes the options."""
     summary: str
-    then: str | None = None
-    """A command to suggest next, with fields of the options in braces."""
+    then: str | Callable[[Any], str] | None = None
+    """A command to suggest next: with fields of the options in braces, or made from them."""
     extra: str = ""
     """Extras whose packages the module imports, separated by commas; empty for the core."""
 
     def next_command(self, options: Any) -> str | None:
         """The command to suggest next."""
-        return None if self.then is None else self.then.format(**vars(options))
+        if self.then is None:
+            return None
+        return (
+            self.then.format(**vars(options)) if isinstance(self.then, str) else self.then(options)
+        )
+
+
+def _after_training(options: TrainOptions) -> str:
+    """Evaluate on data that was not trained on, read with the same names of columns."""
+    on = options.groups[0]
+    if options.validation:
+        on = options.validation[0]
+    elif Path(on).is_file():
+        # a set without splits of its own
+        on = "TEST_PAIRS"
+    columns = f" --columns {','.join(options.columns)}" if options.columns else ""
+    return f"worldpm evaluate {options.out} --on {on}{columns} --out results"
 
 
 GROUP = "worldpm group {out} --out groups"
@@ -103,7 +120,7 @@ VERBS = {
         TrainOptions,
         "worldpm.training.run",
         "train a preference model on groups",
-        "worldpm evaluate {out} --on {groups[0]} --out results",
+        _after_training,
         extra="train",
     ),
     "evaluate": Verb(

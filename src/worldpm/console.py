@@ -28,9 +28,10 @@ Item = TypeVar("Item")
 
 
 class Advance(Protocol):
-    """Report that `amount` more units are done, with a short note such as the current loss."""
+    """Report that `amount` more units are done, with a short note such as the current loss. Units
+    of an `earlier` run took no time of this one."""
 
-    def __call__(self, amount: int = 1, *, note: str = "") -> None: ...
+    def __call__(self, amount: int = 1, *, note: str = "", earlier: bool = False) -> None: ...
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def progress(description: str, *, total: int | None) -> Iterator[Advance]:
         yield _ProgressLines(description, total)
 
 
-def _advance_unseen(amount: int = 1, *, note: str = "") -> None:
+def _advance_unseen(amount: int = 1, *, note: str = "", earlier: bool = False) -> None:
     """Show nothing."""
 
 
@@ -69,7 +70,8 @@ def _bar(description: str, total: int | None) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total, note="")
 
-        def advance(amount: int = 1, *, note: str = "") -> None:
+        def advance(amount: int = 1, *, note: str = "", earlier: bool = False) -> None:
+            # the bar estimates the time left from the latest units only
             bar.update(task, advance=amount, note=note)
 
         yield advance
@@ -80,11 +82,12 @@ class _ProgressLines:
 
     def __init__(self, description: str, total: int | None) -> None:
         self.description, self.total = description, total
-        self.done = 0
+        self.done = self.of_earlier_run = 0
         self.seconds_at_start = self.seconds_at_last_line = time.monotonic()
 
-    def __call__(self, amount: int = 1, *, note: str = "") -> None:
+    def __call__(self, amount: int = 1, *, note: str = "", earlier: bool = False) -> None:
         self.done += amount
+        self.of_earlier_run += amount if earlier else 0
         if time.monotonic() - self.seconds_at_last_line < SECONDS_BETWEEN_LINES:
             return
 
@@ -94,9 +97,10 @@ class _ProgressLines:
 
     def _amount_done(self) -> str:
         """The finished units; with a total, also the expected time for the remaining units."""
-        if not self.total or not self.done:
+        done_now = self.done - self.of_earlier_run
+        if not self.total or not done_now:
             return f"{self.done:,}"
-        seconds = (self.seconds_at_last_line - self.seconds_at_start) / self.done
+        seconds = (self.seconds_at_last_line - self.seconds_at_start) / done_now
         left = timedelta(seconds=round(seconds * max(0, self.total - self.done)))
         return f"{self.done:,} of {self.total:,}, {left} left"
 

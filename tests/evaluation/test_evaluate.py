@@ -16,6 +16,7 @@ from worldpm.benchmarks import catalogue, groups, llmbar
 from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.metrics import metrics
 from worldpm.errors import ConfigError, DataError
+from worldpm.evaluation import console_tables
 from worldpm.evaluation import run as evaluation_run
 from worldpm.evaluation.item_rewards import conditions_of, judge_items
 from worldpm.evaluation.results import Conditions, read_results
@@ -549,6 +550,22 @@ def test_a_checkpoint_and_its_own_raw_rewards_get_the_same_metrics(
         "calibration"
     }  # only the checkpoint has the temperature from its validation
     assert one["benchmarks"]["groups"]["calibration"]["source"] == "validation"
+
+
+def test_the_table_on_a_terminal_has_whole_names_and_numbers_within_80_columns(
+    road: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    results = read_results(road / "results")
+    (checkpoint,) = results.checkpoints.values()
+    names = ("a-checkpoint-with-a-long-name", "b")
+    console_tables.show(replace(results, checkpoints=dict.fromkeys(names, checkpoint)))
+    table = capsys.readouterr().out.partition(console_tables.NOTE[:20])[0]
+    assert "\u2026" not in table
+    assert max(map(len, table.splitlines())) <= 80
+    # the name goes on in the next lines
+    first_column = "".join(line[1:].split(" ")[0] for line in table.splitlines())
+    assert names[0] in first_column
 
 
 def test_conditions_are_reported_with_the_score(road: Path) -> None:

@@ -186,6 +186,9 @@ def test_a_killed_run_resumes_and_ends_in_the_same_bytes(
     monkeypatch.setattr(Scorer, "score", rewards)
     assert run(*words, tmp_path / "killed.jsonl") == 0
     assert "continuing after 256 lines" in caplog.text
+    # the rate is that of the rows which this run scored
+    scored_now = len(MANY.splitlines()) - 256
+    assert f"scored {scored_now} rows, " in caplog.text
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "in.jsonl",
@@ -358,7 +361,8 @@ def test_columns_of_other_names_are_scored_and_written_as_they_were(
 
     words = ("score", road / "checkpoint", path, "--columns")
     assert run(*words, "prompt=query") == 2
-    assert "in.jsonl:1: lacks the column 'query', which --columns names" in capsys.readouterr().err
+    message = "in.jsonl:1: lacks the column 'query', which --columns names for all files"
+    assert message in capsys.readouterr().err
     assert run(*words, "questions=query") == 2
     assert "expected OURS=THEIRS" in capsys.readouterr().err
 

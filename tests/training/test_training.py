@@ -15,9 +15,11 @@ from tests.conftest import run, spawn
 from tests.model.test_shared_prefix import SMALL, Vocabulary, group
 from tests.training.test_plan import HYBRID
 from worldpm import Scorer
+from worldpm.cli import VERBS
 from worldpm.errors import TrainingError
 from worldpm.model import costs, frozen_states
 from worldpm.model.reward_model import RewardModel, build, from_config
+from worldpm.options.train import TrainOptions
 from worldpm.records import Preference, PreferenceGroup
 from worldpm.storage.parquet import read_rows
 from worldpm.training import processes
@@ -511,3 +513,50 @@ def test_impossible_frozen_layers_and_samples_are_named(
     command = ("train", road / "groups", "--model", "tiny", *words, "--out", tmp_path / "out")
     assert run(*command) == 2
     assert message in capsys.readouterr().err
+
+
+def pair_of(number: int) -> dict[str, str]:
+    return {"question": f"How {number}?", "good": "So.", "bad": "No."}
+
+
+COLUMNS = "prompt=question,chosen=good,rejected=bad"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "warned"), [(("So.", "No."), False), (("No.", "So."), True)], ids=["right", "wrong"]
+)
+def test_a_run_ends_with_its_kept_step_and_a_warning_if_a_coin_does_as_well(
+    road: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    chosen: tuple[str, str],
+    warned: bool,
+) -> None:
+    pairs = [pair_of(number) for number in range(8)]
+    good, bad = chosen
+    held_out = [{**pair, "good": good, "bad": bad} for pair in pairs]
+    for name, rows in (("pairs", pairs), ("held_out", held_out)):
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(content)
+
+    words = ("--max-steps", 12, "--batch-pairs", 8, "--lr", 1e-3, "--dtype", "float32")
+    files = (tmp_path / "pairs.jsonl", "--validation", tmp_path / "held_out.jsonl")
+    model = ("--model", road / "checkpoint", "--columns", COLUMNS, "--validations", 1)
+    out = tmp_path / "out"
+    assert run("train", *files, *model, *words, "--out", out) == 0
+    assert "kept the weights of step 12 of 12: validation loss " in caplog.text
+    assert ("a coin does as well as this model" in caplog.text) == warned
+    # the suggestion judges pairs that were not trained on, under their names of columns
+    assert (
+        f"next: worldpm evaluate {out} --on {tmp_path / 'held_out.jsonl'} --columns {COLUMNS}"
+        " --out results"
+    ) in caplog.text
+
+
+def test_after_training_on_a_bare_file_another_set_is_suggested(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("")
+    options = TrainOptions(groups=(str(file),), model="tiny", out=Path("out"))
+    assert VERBS["train"].next_command(options) == (
+        "worldpm evaluate out --on TEST_PAIRS --out results"
+    )

@@ -195,7 +195,8 @@ def files(folder: Path, *patterns: str, home: str) -> list[Path]:
             matches = sorted({*folder.rglob(pattern), *folder.rglob(f"{pattern}.gz")})
         if not matches:
             raise ConfigError(
-                f"{folder}: `{pattern}` does not exist. Download {home} and copy it to that folder."
+                f"{folder}: `{pattern}` does not exist. Download {home} and copy it to that folder,"
+                " or name another folder: --benchmarks FOLDER, or NAME=FOLDER in --on."
             )
 
         # reading both would give every item twice

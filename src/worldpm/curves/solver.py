@@ -109,8 +109,8 @@ class Fit(NamedTuple):
     """The distinct parameters whose objective is within SAME_OPTIMUM of the least; the first is
     `theta`."""
     condition: float
-    """Condition number of the Hessian at the optimum: beyond 1e12 some parameters can be traded for
-    others."""
+    """Condition number of the Hessian at the optimum: above 1e12, quite different parameters fit
+    equally well."""
 
     def predict(self, x: Array) -> Array:
         """The curve at x, shape (axes, n)."""

@@ -2,17 +2,20 @@
 
 from dataclasses import fields
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from worldpm.benchmarks.measures import BenchmarkResult
 from worldpm.console import interval, number
 from worldpm.evaluation.results import Conditions, Results
 
+NAME_WIDTH = 8
+"""Least characters of a line of a set's name."""
 NOTE = (
-    "Detectable: the smallest distance from a fixed number, such as 0.5, that this number of"
-    " prompts can show."
+    "Detects: the least distance from a fixed number, such as 0.5, that this number of prompts"
+    " shows in 80 % of cases. Longer: the accuracy of preferring the longer response."
 )
 
 
@@ -20,16 +23,18 @@ def show(results: Results) -> None:
     """Print a table of all checkpoints on all benchmarks, and a line of conditions for each
     checkpoint."""
     screen = Console(highlight=False)
+    # 80 columns hold it: names are broken into lines, and rules between columns left out
     table = Table(
-        "checkpoint",
-        "set",
-        "accuracy",
-        "95 % interval",
-        "detectable",
-        "prompts",
-        "ties",
-        "longer",
+        Column("checkpoint", overflow="fold", min_width=len("checkpoint")),
+        Column("set", overflow="fold", min_width=NAME_WIDTH),
+        *(
+            Column(title, no_wrap=True, justify="right")
+            for title in ("accuracy", "95 % interval", "detects", "prompts", "ties", "longer")
+        ),
         title="Accuracy (a tie counts half)",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for name, checkpoint in results.checkpoints.items():
         for benchmark, result in checkpoint.benchmarks.items():

@@ -341,6 +341,7 @@ def _write_overlap(aside: Path, *, sets: ItemSets, options: EvaluateOptions) -> 
     shares: dict[str, float] = {}
     if options.trained_on:
         data = TrainingData.find([str(folder) for folder in options.trained_on])
+        data = replace(data, columns=column_names(options.columns))
         overlapping = Index(sets).found_in(data.groups("train", Counter()))
         shares = {name: len(overlapping.get(name, ())) / len(items) for name, items in sets.items()}
     aside.write_bytes(to_json(shares))

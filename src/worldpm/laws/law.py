@@ -235,7 +235,7 @@ class Law:
     optima: Sequence[Sequence[float]] | None = None
     """Different parameters that reach the least objective. The first are those in `parameters`."""
     condition: float | None = None
-    """Condition number of the Hessian. Above 1e12, some parameters can be traded for others."""
+    """Condition number of the Hessian. Above 1e12, quite different parameters fit equally well."""
     resamples_failed: int | None = None
     """Number of bootstrap draws that could not be fitted."""
     warnings: Sequence[str]

@@ -233,7 +233,8 @@ def _pictures_over_data(laws: Laws) -> Iterator[Picture]:
     if names:
         caption = (
             "Test loss over data, with one colour for each size. Dots are means over seeds. Lines"
-            f" are the best fit for each size to {_fitted_dots(laws)}, with 95 % bands. Open dots"
+            f" are the fit for each size to {_fitted_dots(laws)}, with 95 % bands: a curve if the"
+            " dots are enough to identify one, otherwise their mean, a level line. Open dots"
             " are held out: they test predictions by another fit, to the full dots only. The dashed"
             " line is a coin flip. The title shows the verdict over N and D together."
         )

@@ -68,7 +68,7 @@ LAST_SHARE = 0.9
 RESAMPLES_OF_OPTIMUM = 200
 """Largest number of draws for the best size for a budget. Each draw interpolates every run."""
 LARGEST_CONDITION = 1e12
-"""Condition number above which parameters can be traded for others."""
+"""Condition number above which quite different parameters fit equally well."""
 FLOOR_SHARE = 1e-3
 """A floor below this share of the least y counts as touching 0."""
 FAILED_SHARE = 0.1
@@ -523,7 +523,7 @@ def _warnings_of_search(fitted: Fit) -> Iterator[str]:
         yield f"{len(fitted.optima)} different optima have the same objective"
     if fitted.condition > LARGEST_CONDITION:
         number = f"condition number {fitted.condition:.1e}"
-        yield f"{number}: some parameters can be traded for others"
+        yield f"{number}: quite different parameters fit the points equally well"
 
 
 def _warnings_of_points(form: Form, points: Points) -> Iterator[str]:

@@ -22,6 +22,8 @@ ALWAYS_TOKENIZED_CHARACTERS = 200_000
 """A text with at most this number of characters is always tokenized, even if it is surely too long,
 so that the error can state its tokens."""
 
+SHORTEN = "Shorten it, or cut it with --cut (cut=True in Python)."
+"""The advice about texts over the limit."""
 TOLD_CUT, LARGEST_CUT = 0.05, 0.5
 """Shares of a set's responses that were cut: above the first the program warns, above the second an
 accuracy on the set cannot be compared with others."""
@@ -218,8 +220,7 @@ class Encoder:
         if not self.limits.cut:
             raise DataError(
                 name,
-                f"{tokens} tokens of prompt and response, but at most {most} fit. Shorten it or"
-                " allow a cut.",
+                f"{tokens} tokens of prompt and response, but at most {most} fit. {SHORTEN}",
             )
         return _cut(sequence, self.limits)
 
@@ -258,7 +259,7 @@ class Encoder:
             raise DataError(
                 name,
                 f"{characters:,} characters, but {self.limits.max_length} tokens hold at most"
-                f" {most:,}. Shorten it or allow a cut.",
+                f" {most:,}. {SHORTEN}",
             )
 
     def _ids(self, text: str) -> list[int]:
@@ -318,8 +319,7 @@ class Encoder:
         if len(ids) > self.limits.max_length and not self.limits.cut:
             raise DataError(
                 name,
-                f"{len(ids)} tokens, but at most {self.limits.max_length} fit. Shorten it or allow"
-                " a cut.",
+                f"{len(ids)} tokens, but at most {self.limits.max_length} fit. {SHORTEN}",
             )
         return ids
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from transformers import Qwen2Config
 
+from worldpm.options.train import WIDTHS
+
 
 class Size(NamedTuple):
     """A built-in model and its training settings: the Qwen2 architecture, trained from scratch."""
@@ -30,7 +32,6 @@ class Size(NamedTuple):
 
 POSITIONS = 32_768
 """Positions of a built-in model, in tokens."""
-WIDTHS = (16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640)
 
 
 def _rung(width: int) -> Size:

@@ -49,7 +49,7 @@ COLUMNS = {
 class LawsOptions:
     """Fit scaling laws over a ladder of runs, or over any table."""
 
-    EXAMPLE: ClassVar[str] = "worldpm laws ladder/results-* --out laws"
+    EXAMPLE: ClassVar[str] = "worldpm laws ladder/results/* --out laws"
     INPUTS: ClassVar[tuple[str, ...]] = ("inputs",)
 
     inputs: Positional[tuple[Path, ...]]

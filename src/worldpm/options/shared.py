@@ -126,7 +126,7 @@ def changed(options: object, names: Iterable[str]) -> list[str]:
     ]
 
 
-UNNAMED = ("out", "workers", "engine")
+UNNAMED = ("out", "workers", "engine", "states")
 """Options that do not change a folder's content: its manifest must not depend on them."""
 
 

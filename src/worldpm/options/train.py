@@ -17,6 +17,9 @@ from worldpm.options.shared import (
     column_names,
 )
 
+WIDTHS = (16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640)
+BUILT_IN = ("tiny", *(f"w{width}" for width in WIDTHS))
+"""Names of the built-in sizes; the numbers are widths."""
 LEAST_RESPONSE = 8
 """Tokens that a prompt must leave for its response."""
 
@@ -68,8 +71,8 @@ class TrainOptions(SourceOptions):
     """Folders written by `worldpm group`, Parquet files of the same columns, or plain preference
     sets: files, folders, hub ids."""
     model: str
-    """A built-in size (`tiny`), trained from scratch, or a folder or hub id of a reward or language
-    model."""
+    """A built-in size, trained from scratch (`tiny`, or `w16` to `w640` by width), or a folder or
+    hub id of a reward or language model."""
     out: Path
     """Folder to write: the weights with the least validation loss, or the last weights without
     validation groups."""
@@ -151,11 +154,19 @@ class TrainOptions(SourceOptions):
             raise ConfigError("no groups given: name a folder that `worldpm group` wrote")
 
         column_names(self.columns)
+        self._check_model()
         self._check_ranges()
         self._check_frozen()
         self._check_schedule()
         self._check_loss()
         self._check_lengths()
+
+    def _check_model(self) -> None:
+        if self.model not in BUILT_IN and "/" not in self.model and not Path(self.model).exists():
+            raise ConfigError(
+                f"--model {self.model}: neither a built-in size ({', '.join(BUILT_IN)}) nor a"
+                " folder nor a hub id (OWNER/NAME). Use one of these."
+            )
 
     def _check_ranges(self) -> None:
         check_above_zero(

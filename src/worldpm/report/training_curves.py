@@ -84,8 +84,8 @@ def _accuracy_figure(log: MetricsLog, drops: Sequence[SuddenDrop]) -> Shown:
 def _drops_text(drops: Sequence[SuddenDrop]) -> str:
     if not drops:
         return (
-            "The test found no sudden drop of the loss. It reports a drop by mistake in 1 of 100"
-            " runs without one."
+            "A test found no sudden drop of the loss. In 1 of 100 runs without a drop, this test"
+            " finds one by mistake."
         )
 
     spikes = sum(drop.is_epiphany for drop in drops)

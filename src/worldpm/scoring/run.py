@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -52,6 +53,8 @@ class PartCounts:
     lines: int = 0
     errors: int = 0
     """Lines without rewards."""
+    of_earlier_run: int = 0
+    """Lines that an earlier run scored."""
 
 
 Write = Callable[[Chunk, IO[bytes]], PartCounts]
@@ -78,6 +81,7 @@ def run(options: ScoreOptions) -> None:
     settings = read_settings(options.allow, options.weigh) if options.best else None
     write = partial(_write, scorer, settings=settings)
 
+    started = time.monotonic()
     with console.progress("score", total=_total(options.file)) as advance:
         chunks = _chunks(requests.read(options.file, column_names(options.columns)))
         if options.out is None:
@@ -89,6 +93,9 @@ def run(options: ScoreOptions) -> None:
             parts = _begin(options.out, options, source)
             counts = _write_file(options.out, parts, chunks, write, advance)
 
+    if scored := counts.lines - counts.of_earlier_run:
+        seconds = time.monotonic() - started
+        logger.info("scored %s rows, %.0f a second", f"{scored:,}", scored / max(seconds, 1e-9))
     if counts.errors:
         logger.warning(
             "%d of %d rows have no reward. The key `error` in their lines has the reason.",
@@ -201,16 +208,20 @@ def _write_file(
         names = []
         for number, chunk in enumerate(chunks):
             names.append(f"{PROGRESS}/{number:08}.lines")
+            is_earlier = (parts.path / names[-1]).exists()
             counts = parts.part(names[-1], partial(_write_part, write, chunk))
-            _add(total, msgspec.convert(counts, PartCounts), advance)
+            _add(total, msgspec.convert(counts, PartCounts), advance, earlier=is_earlier)
         parts.join(names, out)
     return total
 
 
-def _add(total: PartCounts, counts: PartCounts, advance: console.Advance) -> None:
+def _add(
+    total: PartCounts, counts: PartCounts, advance: console.Advance, *, earlier: bool = False
+) -> None:
     total.lines += counts.lines
     total.errors += counts.errors
-    advance(counts.lines)
+    total.of_earlier_run += counts.lines if earlier else 0
+    advance(counts.lines, earlier=earlier)
 
 
 def _write_part(write: Write, chunk: Chunk, aside: Path) -> Plain:

@@ -38,7 +38,7 @@ MARKED_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 SPEAKERS = {"Human": "user", "User": "user", "Assistant": "assistant"}
 FORMS = (
     "expected chosen and rejected (with or without prompt), or prompt, response and helpfulness, or"
-    " instruction and completions"
+    " instruction and completions. Name other columns with --columns OURS=THEIRS"
 )
 LARGEST_MARGIN = 80.0
 """Logits; the strength of a larger margin does not fit the 32 bits of a table."""

@@ -108,7 +108,7 @@ def renamed(row: Any, columns: Mapping[str, str], path: Path | str, number: int)
     if missing := [name for name in columns.values() if name not in row]:
         raise DataError(
             path,
-            f"lacks the column {missing[0]!r}, which --columns names; it has"
+            f"lacks the column {missing[0]!r}, which --columns names for all files; it has"
             f" {', '.join(map(str, row))[:80]}",
             line=number,
         )

@@ -190,7 +190,7 @@ class Trainer:
         watch, clock = sudden_drops.Watch(total), SaveClock()
 
         with console.progress("train", total=total) as advance:
-            advance(self.totals.step)
+            advance(self.totals.step, earlier=True)
             while self.totals.step < total:
                 metrics, save_due = self._timed_step(speed, save_due=clock.is_due())
                 self._log_drop(watch.add(metrics.step, metrics.loss_nats, metrics.grad_norm))

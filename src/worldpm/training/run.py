@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import heapq
 import logging
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -198,6 +199,8 @@ class TrainingRun:
         self.train(loaded)
 
         metrics = self.write(loaded, contents)
+        if self.output is not None and loaded.trainer.totals.best is not None:
+            _log_kept(metrics, steps=len(loaded.trainer.steps))
         # no process ends while the first one still writes
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -398,11 +401,6 @@ def _find_source(options: TrainOptions) -> Source | None:
         ConfigError: If --model does not name a model that can be trained.
     """
     built_in = options.model in SIZES
-    if not built_in and "/" not in options.model and not Path(options.model).exists():
-        raise ConfigError(
-            f"--model {options.model}: neither a built-in size ({', '.join(SIZES)}) nor a folder"
-            " nor a hub id (OWNER/NAME). Use one of these."
-        )
     if built_in and (given := changed(options, names_of(SourceOptions))):
         raise ConfigError(
             f"{given[0]}: {options.model} is a built-in size with its own tokenizer and template."
@@ -631,6 +629,24 @@ def _model(
     if options.compile:
         reward_model.compile_layers(model)
     return model
+
+
+def _log_kept(metrics: ValidationMetrics, *, steps: int) -> None:
+    """Log the step whose weights are kept, and warn if a coin does as well."""
+    logger.info(
+        "kept the weights of step %d of %d: validation loss %.4f nats (a coin: %.4f), accuracy"
+        " %.3f",
+        metrics.step,
+        steps,
+        metrics.loss_nats,
+        math.log(2),
+        metrics.accuracy,
+    )
+    if metrics.loss_nats >= math.log(2):
+        logger.warning(
+            "on the validation pairs a coin does as well as this model. Use more pairs or steps,"
+            " another --lr, or a pre-trained model."
+        )
 
 
 def _warn_of_cuts(stored: StoreCounts) -> None:

@@ -21,6 +21,7 @@ from tests import foreign_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "src" / "worldpm"
+PACKAGED, ASKED = "worldpm/tiny-forum", "How do I bake rye in the oven?"
 TURNS = [{"role": "user", "content": "How long?"}, {"role": "assistant", "content": "An hour."}]
 
 
@@ -37,6 +38,11 @@ def main(wheel: Path, folder: Path) -> None:
     reward = json.loads(answer(program, folder, "score", model, rows))["reward"]
     expected = foreign_model.plain_reward(model, TURNS)
     assert abs(reward - expected) < 1e-4, (reward, expected)
+    rows.write_text(
+        json.dumps({"prompt": ASKED, "responses": ["Bake rye slowly.", "Prune roses."]})
+    )
+    good, off_topic = json.loads(answer(program, folder, "score", PACKAGED, rows))["rewards"]
+    assert good > off_topic, (good, off_topic)
     print(f"{wheel.name}: its files and metadata are right, and its program scores")
 
 

@@ -148,7 +148,9 @@ def test_a_graph_that_is_not_exact_is_refused() -> None:
 
 def test_a_model_folder_scores_the_same_and_has_its_card(road: Path, tmp_path: Path) -> None:
     out = tmp_path / "published"
-    words = ("--licence", "apache-2.0", "--results", road / "results")
+    (tmp_path / "note.md").write_text("Not for **children**.\n")
+    note = ("--note", tmp_path / "note.md")
+    words = ("--licence", "apache-2.0", "--results", road / "results", *note)
     assert run("export", road / "checkpoint", "--to", "model", "--out", out, *words) == 0
     assert Scorer.load(out).rewards("a", ["b"]) == Scorer.load(road / "checkpoint").rewards(
         "a", ["b"]
@@ -162,6 +164,7 @@ def test_a_model_folder_scores_the_same_and_has_its_card(road: Path, tmp_path: P
         f"| groups | {accuracy:.3f} |",
         "began from | `tiny`",
         "Conditions: dtype float32",
+        "A high reward does not make an answer\nright.\n\nNot for **children**.\n",
     ):
         assert expected in card
     assert (

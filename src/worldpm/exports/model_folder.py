@@ -59,7 +59,7 @@ is `regression`{template_ends}. Text that you render yourself must end with {end
 Rewards show the preferences of the voters or labels above. They do not show what is true, safe or
 kind. They depend on length and style as far as the labels do. A high reward does not make an answer
 right.
-"""
+{note}"""
 TEMPLATE_ENDS = (
     ", also for messages, because the chat template ends conversations in the same way as training"
 )
@@ -73,7 +73,15 @@ RESULTS_HEAD = (
 )
 
 
-def write(source: Source, output: Output, *, licence: str, results: Path | None, name: str) -> int:
+def write(
+    source: Source,
+    output: Output,
+    *,
+    licence: str,
+    results: Path | None,
+    note: Path | None,
+    name: str,
+) -> int:
     """Copy the model's files, write its card, and return the number of files.
 
     Raises:
@@ -94,7 +102,7 @@ def write(source: Source, output: Output, *, licence: str, results: Path | None,
     copied = [file for file in names if "/" not in file and file not in (TIMINGS, CARD_FILE)]
     for file in copied:
         output.part(file, partial(_copy, source.folder / file))
-    content = card(source, licence=licence, results=results, name=name)
+    content = card(source, licence=licence, results=results, note=note, name=name)
     output.write(CARD_FILE, content.encode())
     return len(copied) + 1
 
@@ -104,7 +112,9 @@ def _copy(path: Path, aside: Path) -> int:
     return aside.stat().st_size
 
 
-def card(source: Source, *, licence: str, results: Path | None, name: str) -> str:
+def card(
+    source: Source, *, licence: str, results: Path | None, note: Path | None = None, name: str
+) -> str:
     """The model card as Markdown.
 
     Raises:
@@ -131,6 +141,7 @@ def card(source: Source, *, licence: str, results: Path | None, name: str) -> st
         reward_std=number(description.reward_std),
         training=_training(description),
         results=_results(results, source.folder.resolve().name) if results else "",
+        note=f"\n{note.read_text(encoding='utf-8').strip()}\n" if note else "",
     )
 
 

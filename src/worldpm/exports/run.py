@@ -109,7 +109,12 @@ def _export_model(options: ExportOptions) -> None:
     with output:
         name = options.out.resolve().name
         files = model_folder.write(
-            source, output, licence=options.licence, results=options.results, name=name
+            source,
+            output,
+            licence=options.licence,
+            results=options.results,
+            note=options.note,
+            name=name,
         )
         logger.info("%s: %d files, the card is README.md", options.out, files)
         output.finish(counts={"files": files})

@@ -25,6 +25,9 @@ from worldpm.storage.manifest import describe as describe_input
 HUB_FILES = ("*.json", "*.jsonl", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TOKENIZER_CONFIG = "tokenizer_config.json"
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+PACKAGED = {"worldpm/tiny-forum": "tiny-forum"}
+"""Folders of the checkpoints in the package, by name; a folder of the user goes before them."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -66,8 +69,9 @@ def find(
     template_name: str | None = None,
     files: Sequence[str] = HUB_FILES,
 ) -> Source:
-    """Find a folder of a model, a GGUF file, or a hub id, whose files that match `files` are
-    downloaded once. An adapter is found with its base model.
+    """Find a folder of a model, a GGUF file, a checkpoint of the package (`worldpm/tiny-forum`), or
+    a hub id, whose files that match `files` are downloaded once. An adapter is found with its base
+    model.
 
     Raises:
         ConfigError: If it is none of them, is not finished, was made by another step than `train`,
@@ -93,6 +97,8 @@ def find(
         # nothing is downloaded unless the user names a hub id
         return _with_base(source, files, here=True)
 
+    if str(model) in PACKAGED:
+        return find(CHECKPOINTS / PACKAGED[str(model)], chat_template=chat_template)
     if not _is_hub_id(str(model)):
         raise ConfigError(
             f"{model}: no such folder, and not a hub id (OWNER/NAME). `worldpm train` makes a"

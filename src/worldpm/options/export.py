@@ -19,6 +19,7 @@ class ExportOptions:
     INPUTS: ClassVar[tuple[str, ...]] = (
         "source",
         "results",
+        "note",
         "probe",
     )
 
@@ -33,6 +34,8 @@ class ExportOptions:
     """model: results folder of `worldpm evaluate` for the card."""
     licence: str = "other"
     """model: licence of the model card, in the hub's spelling."""
+    note: Path | None = None
+    """model: Markdown file with more about the model and its limits, for the card."""
     probe: Path | None = None
     """onnx: groups with a validation split, to compare the graph with the model; generated text
     unless set."""
@@ -51,7 +54,7 @@ class ExportOptions:
                 " one."
             )
         idle = [
-            *([] if self.to == "model" else ["results", "licence"]),
+            *([] if self.to == "model" else ["results", "licence", "note"]),
             *([] if self.to == "onnx" else ["probe", "int8"]),
         ]
         if given := changed(self, idle):

@@ -35,9 +35,10 @@ worldpm group "$out/unseen-threads" --validation-share 0 --test-share 0.99 --out
 [ -f "$out/tests/cut.jsonl" ] || python "$study" prepare "$out" "$data"
 
 common=(--max-length "$MAX_LENGTH" --freeze-layers "$FROZEN" --states "$out/states" --dtype float32)
-benchmarks=("llmbar=$data/benchmarks/llmbar" "evalbiasbench=$data/benchmarks/evalbiasbench" "$out/tests/off-topic.jsonl"
-  "$out/tests/cut.jsonl" "judgebench=$data/benchmarks/judgebench" "$out/tests/hh.jsonl" "pandalm=$out/tests/pandalm"
+benchmarks=("evalbiasbench=$data/benchmarks/evalbiasbench" "$out/tests/off-topic.jsonl" "$out/tests/cut.jsonl"
+  "judgebench=$out/tests/judgebench" "$out/tests/hh.jsonl" "pandalm=$out/tests/pandalm"
   "finegrained-rlhf=$out/tests/finegrained-rlhf" "$out/tests/threads.parquet" "$out/tests/unseen.parquet")
+[ "${4:-}" = --small ] || benchmarks+=("llmbar=$data/benchmarks/llmbar")
 
 logged() { # NAME COMMAND...
   local name=$1

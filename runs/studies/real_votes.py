@@ -126,6 +126,11 @@ def prepare(out: Path, data: Path) -> None:
         graded = in_random_order(json.load(file))[:PLANTED]
     write_json(out / "tests/finegrained-rlhf/dev_feedback.json", graded)
 
+    (judge,) = (benchmarks / "judgebench").glob("*.jsonl")
+    (out / "tests/judgebench").mkdir(exist_ok=True)
+    pairs = [json.loads(line) for line in judge.read_text(encoding="utf-8").splitlines()]
+    write_lines(out / "tests/judgebench" / judge.name, in_random_order(pairs)[:TESTED])
+
     for name, groups in (("threads", "groups"), ("unseen", "unseen-groups")):
         held = list(TrainingData.find([str(out / groups)]).groups("test", Counter()))
         chosen = in_random_order(held, key=lambda group: group.group_id)[:PLANTED]

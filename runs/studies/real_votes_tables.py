@@ -85,7 +85,9 @@ def kind_of(by_seed: Sequence[dict[str, Credits]], benchmarks: Sequence[str]) ->
     prompts: list[str] = []
     weights, right = [], []
     for name in benchmarks:
-        first = by_seed[0][name]
+        # the small form of the study leaves some out
+        if (first := by_seed[0].get(name)) is None:
+            continue
         names += [name] * len(first.prompts)
         prompts += [f"{name} {prompt}" for prompt in first.prompts]
         weights.append(first.weights / first.weights.sum())

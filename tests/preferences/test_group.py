@@ -11,7 +11,7 @@ import pytest
 
 from tests import foreign_model
 from tests.conftest import run, thread_of
-from worldpm.errors import DataError
+from worldpm.errors import ConfigError, DataError
 from worldpm.options.group import GroupRules, Rule
 from worldpm.preferences import cleaning, grouping, near_duplicates, splits
 from worldpm.preferences.grouping import Learned, Tally, group_thread
@@ -354,7 +354,18 @@ def test_personal_data_is_masked_and_counted() -> None:
     american = "555-123-4567, (212) 555-1234, 1-800-555-0199, +1.212.555.1234"
     assert cleaning.masked(american)[0] == "[phone], [phone], [phone], [phone]"
 
-    for number in ("0 1 0 0 1 0 1 1 0", "0110 1010 11", "10.1145/3292500", "2024-05-01"):
+    for number in (
+        "0 1 0 0 1 0 1 1 0",
+        "0110 1010 11",
+        "10.1145/3292500",
+        "2024-05-01",
+        "0 64 128 256",
+        "0 100 200 300 400",
+        "00 11 22 33 44",
+        "0123456789",
+        "0.5 0.25 0.125",
+        "0 000 000 001",
+    ):
         assert cleaning.masked(f"matrix {number} there")[0] == f"matrix {number} there"
     assert count == 4
 
@@ -786,3 +797,40 @@ def test_threads_that_the_filters_template_refuses_are_dropped_and_counted(
     drops = read_manifest(tmp_path / "groups").drops["simulated"]
     reason = "thread that the chat template of --filter-with refuses"
     assert drops[reason] == len(plain) - len(accepted)
+
+
+SITE_RULES = GroupRules(split_by="site", validation_share=0.1, test_share=0.2)
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 40])
+def test_a_split_by_site_fills_every_split(count: int) -> None:
+    for start in range(50):
+        sites = [f"site{number}" for number in range(start, start + count)]
+        split_of = splits.of_sites(sites, SITE_RULES)
+        assert set(split_of) == set(sites)
+        assert set(split_of.values()) == set(splits.SPLITS)
+        # a site is moved only to fill a split
+        moved = [site for site in sites if split_of[site] != splits.of_key(site, SITE_RULES)]
+        assert len(moved) <= 2
+        assert splits.of_sites(reversed(sites), SITE_RULES) == split_of
+
+
+def test_too_few_sites_for_the_splits_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--split-by site: 2 sites cannot fill 3 splits"):
+        splits.of_sites(["a", "b"], SITE_RULES)
+    without_validation = replace(SITE_RULES, validation_share=0.0)
+    assert sorted(splits.of_sites(["a", "b"], without_validation).values()) == ["test", "train"]
+
+
+def test_an_empty_split_is_a_warning_with_its_cure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    threads = tmp_path / "threads"
+    assert run("simulate", "--threads", 8, "--out", threads) == 0
+    shares = ("--validation-share", 0.001, "--test-share", 0.3)
+    assert run("group", threads, *shares, "--out", tmp_path / "groups") == 0
+    assert (
+        "the validation split is empty: no group of it is left. Add threads, or raise"
+        " --validation-share."
+    ) in caplog.text
+    assert "the test split is empty" not in caplog.text

@@ -23,7 +23,13 @@ WORD = re.compile(r"\w")
 PHONE = "[phone]"
 MASKS = (
     (re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+"), "[e-mail]"),
-    (re.compile(r"(?<![\w/.:-])(?:\+[\d ()./-]{7,}|\(?0\d?[\d ()/-]{6,})\d(?![\w/:-])"), PHONE),
+    (
+        # an international number, or an area code of 0 and two to five digits before the rest
+        re.compile(
+            r"(?<![\w/.:-])(?:\+[\d ()./-]{7,}|\(?0[1-9]\d{1,4}\)?[\d ()/-]{4,})\d(?![\w/:-])"
+        ),
+        PHONE,
+    ),
     (
         re.compile(r"(?<![\w/.:-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?![\w/:-])"),
         PHONE,
@@ -31,6 +37,8 @@ MASKS = (
     (re.compile(r"(?<![\w/`@])@[A-Za-z][\w-]{2,}"), "[name]"),
 )
 """Patterns of personal data and their replacements, in the order of use."""
+ASCENDING = "01234567890123456789"
+"""Digits in order, which people write as an example of a number."""
 PHONE_DIGITS = range(9, 16)
 """Possible numbers of digits of a telephone number."""
 LANGUAGE_CHARACTERS = 2000
@@ -130,4 +138,5 @@ def _may_be_phone(number: str) -> bool:
     # Columns of a table are many pieces of one digit, and a binary number has only 0 and 1.
     many_pieces = 2 * len(pieces) > len(digits)
     binary = set(digits) <= {"0", "1"}
-    return len(digits) in PHONE_DIGITS and not binary and not many_pieces
+    counted = digits in ASCENDING
+    return len(digits) in PHONE_DIGITS and not (binary or many_pieces or counted)

@@ -30,6 +30,8 @@ class Learned:
     """Names of threads, and `THREAD#RESPONSE` of answers, that repeat another with more votes."""
     dates: splits.Dates | None = None
     """Dates between the splits; None unless threads are split by time."""
+    site_split: splits.Split | None = None
+    """Split of all threads of the site; None unless threads are split by site."""
     controversial_kept: float = 1.0
     """The probability of keeping a training pair with close votes."""
 
@@ -122,8 +124,8 @@ def split_of(thread: Thread, rules: GroupRules, learned: Learned) -> splits.Spli
     the same few words stay together."""
     if rules.split_by == "time" and learned.dates is not None:
         return splits.of_date(thread.created.timestamp(), learned.dates)
-    if rules.split_by == "site":
-        return splits.of_key(thread.site, rules)
+    if learned.site_split is not None:
+        return learned.site_split
 
     # Short questions have no bands, so their near-duplicates are not dropped. With their words as
     # the key, they stay in one split instead.

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -80,6 +80,9 @@ def run(options: GroupOptions) -> None:
     """Write one table of groups per table of threads, with the credits due, and with counts and
     drops."""
     paths = _tables(options.threads)
+    site_splits: dict[str, splits.Split] = {}
+    if options.split_by == "site":
+        site_splits = splits.of_sites((path.stem for path in paths), options)
     sieves, inputs = _sieves(options)
     inputs = [describe(path) for path in options.threads] + inputs
     output = folders.begin(
@@ -93,7 +96,10 @@ def run(options: GroupOptions) -> None:
         return
 
     with output:
-        learned = _learn(output, paths, options)
+        learned = {
+            name: replace(facts, site_split=site_splits.get(name))
+            for name, facts in _learn(output, paths, options).items()
+        }
 
         records: dict[str, TableRecord] = {}
         for path in paths:
@@ -103,6 +109,7 @@ def run(options: GroupOptions) -> None:
         _join_side_files(output, paths, options)
         _log(records)
         _check_groups(records, output)
+        _warn_of_empty_splits(records, options)
         counts = {site: asdict(record.counts) for site, record in records.items()}
         output.finish(counts=counts, drops={site: record.drops for site, record in records.items()})
 
@@ -354,6 +361,18 @@ def _log(records: Mapping[str, TableRecord]) -> None:
             record.counts.groups,
             record.counts.pairs,
         )
+
+
+def _warn_of_empty_splits(records: Mapping[str, TableRecord], options: GroupOptions) -> None:
+    shares = {"validation": options.validation_share, "test": options.test_share}
+    for split, share in shares.items():
+        groups = sum(record.counts.splits[split].groups for record in records.values())
+        if share and not groups:
+            logger.warning(
+                "the %s split is empty: no group of it is left. Add threads, or raise --%s-share.",
+                split,
+                split,
+            )
 
 
 def _check_groups(records: Mapping[str, TableRecord], output: folders.Output) -> None:

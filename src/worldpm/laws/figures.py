@@ -21,6 +21,10 @@ LEGEND_INCHES = 1.1
 """Width of a legend for all panels."""
 MOST_COLUMNS = 3
 DPI = 200
+SHORT_RANGE, MOST_TICKS = 100, 12
+"""Within a range of this factor, ticks at 2 and 5 are labelled too; and the most ticks."""
+LARGEST_PLAIN = 1e4
+"""From here on, ticks have powers of ten."""
 NARROW_RANGE = 4
 """Largest ratio of losses at which the axis has a tick for each digit."""
 DASHES = (0, (4, 3))
@@ -106,6 +110,7 @@ def _draw_frame(axes: Axes, panel: Panel) -> None:
     axes.set_xlabel(panel.x_label, fontsize=8)
     axes.set_ylabel(panel.y_label, fontsize=8)
     axes.tick_params(labelsize=8)
+    _label_ticks(axes)
 
     if panel.logarithmic_y or panel.loss_range is not None:
         axes.set_yscale("log")
@@ -116,6 +121,24 @@ def _draw_frame(axes: Axes, panel: Panel) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="both")
+
+
+def _label_ticks(axes: Axes) -> None:
+    """Label the ticks of x so that neighbours do not overlap."""
+    low, high = axes.get_xlim()
+    digits = (1, 2, 5) if high < SHORT_RANGE * low else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=digits, numticks=MOST_TICKS))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _amount(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _amount(value: float) -> str:
+    """A number of one digit, as 200 or with a power of ten."""
+    if value < LARGEST_PLAIN:
+        return f"{value:g}"
+    exponent = math.floor(math.log10(value) + 1e-9)
+    digit = round(value / 10**exponent)
+    return f"$10^{{{exponent}}}$" if digit == 1 else f"${digit}\\times10^{{{exponent}}}$"
 
 
 def _draw_mark(axes: Axes, mark: Mark, palette: Palette) -> None:

@@ -205,8 +205,11 @@ def _loss_range(y: str, values: Sequence[float]) -> float | None:
 
 
 def _curve(law: Law | None, colour: Colour) -> list[Mark]:
-    """The curve and band of a law; nothing without a law."""
+    """The curve and band of a law; nothing without a law, or if the points identify none."""
     if law is None or law.curve is None:
+        return []
+    # the mean of points that are too few for a curve would look like a finding
+    if law.form == "constant" and law.verdict != "no trend":
         return []
     curve = law.curve
     dots = [XY(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y is not None]
@@ -233,8 +236,8 @@ def _pictures_over_data(laws: Laws) -> Iterator[Picture]:
     if names:
         caption = (
             "Test loss over data, with one colour for each size. Dots are means over seeds. Lines"
-            f" are the fit for each size to {_fitted_dots(laws)}, with 95 % bands: a curve if the"
-            " dots are enough to identify one, otherwise their mean, a level line. Open dots"
+            f" are the fit for each size to {_fitted_dots(laws)}, with 95 % bands, where the"
+            " dots are enough to identify one. Open dots"
             " are held out: they test predictions by another fit, to the full dots only. The dashed"
             " line is a coin flip. The title shows the verdict over N and D together."
         )

@@ -214,10 +214,11 @@ def write_json(path: Path, rows: Rows) -> None:
     path.write_text(json.dumps(rows), encoding="utf-8")
 
 
-def train_language_model(out: Path, rate: float) -> None:
+def train_language_model(out: Path, rate: str) -> None:
     """Train the control: one pass over the groups of the vote start, with the same layers frozen
     and the same limits, as a language model. A stopped run continues."""
-    target = out / f"starts/language-{rate:g}"
+    # the rate as it was written, which is part of the folder's name
+    target = out / f"starts/language-{rate}"
     if target.exists():
         return
     source = sources.find(out / "model")
@@ -228,13 +229,14 @@ def train_language_model(out: Path, rate: float) -> None:
     held_out = encoded_groups(out / "groups", "validation", encoder)[:VALIDATION]
 
     losses = {"before_nats": text_loss(model, held_out)}
-    fit(model, encoded_groups(out / "groups", "train", encoder), rate, target.with_suffix(".state"))
+    groups = encoded_groups(out / "groups", "train", encoder)
+    fit(model, groups, float(rate), target.with_suffix(".state"))
     losses["after_nats"] = text_loss(model, held_out)
     print(f"loss on held-out text: {losses}", flush=True)
 
     language_model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32)
     language_model.model.load_state_dict(model.backbone.state_dict())
-    (out / "starts" / f"language-{rate:g}.json").write_text(json.dumps(losses))
+    target.with_suffix(".json").write_text(json.dumps(losses))
     save(language_model, encoder.tokenizer, target)
     target.with_suffix(".state").unlink(missing_ok=True)
 
@@ -360,7 +362,7 @@ if __name__ == "__main__":
         case ["prepare", out, data]:
             prepare(Path(out), Path(data))
         case ["language", out, rate]:
-            train_language_model(Path(out), float(rate))
+            train_language_model(Path(out), rate)
         case ["passes", out, run]:
             print_passes(Path(out), Path(run))
         case ["best", *folders]:

@@ -237,7 +237,7 @@ def train_language_model(out: Path, rate: str) -> None:
     language_model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32)
     language_model.model.load_state_dict(model.backbone.state_dict())
     target.with_suffix(".json").write_text(json.dumps(losses))
-    save(language_model, encoder.tokenizer, target)
+    save(language_model, AutoTokenizer.from_pretrained(out / "model"), target)
     target.with_suffix(".state").unlink(missing_ok=True)
 
 

@@ -67,7 +67,7 @@ def _check_inputs(options: object) -> None:
 
     Raises:
         ConfigError: If a path of the fields in `INPUTS` does not exist, or a name of those in
-            `INPUTS_OR_IDS` is neither a path nor OWNER/NAME.
+            `INPUTS_OR_IDS` is neither a path nor OWNER/NAME, or the options' own check fails.
     """
     for name in getattr(options, "INPUTS", ()):
         for path in _several(getattr(options, name)):
@@ -80,6 +80,8 @@ def _check_inputs(options: object) -> None:
                     f"{path}: no such file or folder, and not a hub id (OWNER/NAME). Check the"
                     " path."
                 )
+    if (check := getattr(options, "check_inputs", None)) is not None:
+        check()
 
 
 def _several(value: Any) -> tuple[Any, ...]:

@@ -154,15 +154,17 @@ class TrainOptions(SourceOptions):
             raise ConfigError("no groups given: name a folder that `worldpm group` wrote")
 
         column_names(self.columns)
-        self._check_model()
         self._check_ranges()
         self._check_frozen()
         self._check_schedule()
         self._check_loss()
         self._check_lengths()
 
-    def _check_model(self) -> None:
-        if self.model not in BUILT_IN and "/" not in self.model and not Path(self.model).exists():
+    def check_inputs(self) -> None:
+        """Raise ConfigError if --model names nothing. The parser calls this after its other checks,
+        because the answer depends on the disk."""
+        named = self.model in BUILT_IN or "/" in self.model
+        if not named and not Path(self.model).exists():
             raise ConfigError(
                 f"--model {self.model}: neither a built-in size ({', '.join(BUILT_IN)}) nor a"
                 " folder nor a hub id (OWNER/NAME). Use one of these."

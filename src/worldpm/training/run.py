@@ -400,6 +400,7 @@ def _find_source(options: TrainOptions) -> Source | None:
     Raises:
         ConfigError: If --model does not name a model that can be trained.
     """
+    options.check_inputs()
     built_in = options.model in SIZES
     if built_in and (given := changed(options, names_of(SourceOptions))):
         raise ConfigError(

@@ -285,7 +285,7 @@ def fit(model: RewardModel, groups: Sequence[EncodedGroup], rate: float, state: 
         for row in rows_of([groups[index] for index in step]):
             loss = text_losses(model, row).sum() / tokens
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Compare the results of `runs/real_votes.sh`, and write `tables.md` and `results.json`.
+"""Compare the results of `runs/real_votes.sh`, and write `tables.md`.
 
     python runs/studies/real_votes_tables.py OUT
 
@@ -9,6 +9,7 @@ method for all differences of the table.
 """
 
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -173,8 +174,13 @@ def difference_table(comparisons: Sequence[Compared]) -> Iterator[str]:
         yield (
             f"| {one.name} | {100 * one.difference.estimate:+.1f} | {100 * one.low:+.1f} to"
             f" {100 * one.high:+.1f} | {by_seed} | {one.difference.p_value:.4f} | {p_value:.3f} |"
-            f" {100 * one.difference.detectable:.1f} |"
+            f" {points(one.difference.detectable)} |"
         )
+
+
+def points(share: float) -> str:
+    """A share in points, or a dash for NaN."""
+    return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 def ends(kind: Kind) -> str:
@@ -220,10 +226,15 @@ def forum_row(
 ) -> str:
     interval = clustered_interval(right, pairs.weight, pairs.prompt_ids)
     gap = paired_difference(right, longer, pairs.weight, pairs.prompt_ids)
-    return (
+    start = (
         f"| {test} | {name} | {np.average(right, weights=pairs.weight):.3f} |"
         f" {interval.low:.3f} to {interval.high:.3f} | {'' if loss is None else f'{loss:.4f}'} |"
-        f" {100 * gap.estimate:+.1f} | {100 * gap.interval.low:+.1f} to"
+    )
+    # the judge "longer" itself has no difference
+    if not gap.interval.known:
+        return f"{start} | | |"
+    return (
+        f"{start} {100 * gap.estimate:+.1f} | {100 * gap.interval.low:+.1f} to"
         f" {100 * gap.interval.high:+.1f} | {gap.p_value:.4f} |"
     )
 

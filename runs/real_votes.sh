@@ -6,8 +6,8 @@
 #   runs/real_votes.sh OUT DUMPS DATA [--small]
 #
 # DUMPS holds archives of Stack Exchange sites (`SITE.stackexchange.com.7z`), DATA the folders `preferences` and `benchmarks` with the
-# files of hh-rlhf, UltraFeedback, LLMBar, EvalBiasBench, JudgeBench, PandaLM and Fine-Grained RLHF. `pip install gguf` first. About 15
-# hours of one core; with --small a quarter of an hour on two cores, only to see that all parts work.
+# files of hh-rlhf, UltraFeedback, LLMBar, EvalBiasBench, JudgeBench, PandaLM and Fine-Grained RLHF. `pip install gguf` first. About 20
+# hours of one core. --small has one site and few pairs, only to see that all parts work.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   sed -n '2,11s/^# \{0,1\}//p' "$0" >&2

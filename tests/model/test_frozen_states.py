@@ -61,6 +61,14 @@ def states_of(model: RewardModel) -> FrozenStates:
     return model.frozen_states
 
 
+def written(folder: Path) -> torch.Tensor:
+    """Write the states of GROUPS to a folder, and return the rewards."""
+    model = frozen(folder)
+    rewards: torch.Tensor = model(GROUPS)
+    states_of(model).write()
+    return rewards
+
+
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of groups of each later run of the frozen layers."""
     computed: list[int] = []
@@ -148,9 +156,7 @@ def test_a_longer_prompt_is_not_taken_for_a_prompt_and_its_response(
 def test_another_process_reads_the_states_from_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = frozen(tmp_path)
-    rewards = first(GROUPS)
-    states_of(first).write()
+    rewards = written(tmp_path)
     second = frozen(tmp_path)
     computed = runs(monkeypatch)
     assert torch.equal(second(GROUPS), rewards)
@@ -170,10 +176,7 @@ def test_states_go_to_disk_when_they_fill_a_file(
 def test_states_of_other_weights_or_layers_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = frozen(tmp_path)
-    first(GROUPS)
-    states_of(first).write()
-
+    written(tmp_path)
     other = model_of("llama", FAMILIES["llama"])
     with torch.no_grad():
         other.get_parameter("backbone.layers.1.mlp.up_proj.weight")[0, 0] += 1e-3
@@ -191,12 +194,25 @@ def test_states_of_other_weights_or_layers_are_not_read(
     assert computed == [3, 3]
 
 
+def test_labels_and_names_of_a_config_have_no_part_in_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewards = written(tmp_path)
+    other = model_of("llama", FAMILIES["llama"])
+    other.backbone.config.problem_type = "regression"
+    other.backbone.config.architectures = ["LlamaForSequenceClassification"]
+    other.backbone.config.pad_token_id = 3
+    other.backbone.config._name_or_path = "elsewhere"
+    other.keep_states(2, tmp_path)
+    computed = runs(monkeypatch)
+    assert torch.equal(other(GROUPS), rewards)
+    assert computed == []
+
+
 def test_a_damaged_file_of_states_is_computed_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = frozen(tmp_path)
-    rewards = first(GROUPS)
-    states_of(first).write()
+    rewards = written(tmp_path)
     (path,) = tmp_path.rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     assert torch.equal(frozen(tmp_path)(GROUPS), rewards)

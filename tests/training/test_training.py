@@ -433,7 +433,7 @@ def test_a_validation_set_without_a_preference_is_refused(
 
 
 def test_frozen_layers_are_shared_by_runs_and_evaluations(
-    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = ("--max-steps", 2, "--dtype", "float32", "--max-length", 128, "--validations", 1)
     few = ("--validation-groups", 5, "--freeze-layers", 2)
@@ -447,15 +447,20 @@ def test_frozen_layers_are_shared_by_runs_and_evaluations(
     on = ("--on", road / "groups")
     assert run("evaluate", *checkpoints, *on, *states, "--out", tmp_path / "with") == 0
     files = sorted((tmp_path / "states").rglob("*.safetensors"))
+    # the model and all that were trained from it use one folder
+    assert len({file.parent for file in files}) == 1
     assert run("evaluate", *checkpoints, *on, "--out", tmp_path / "without") == 0
     of_states, whole = (
         np.array([row["reward"] for row in read_rows(tmp_path / name / "rewards.parquet")])
         for name in ("with", "without")
     )
     assert np.abs(of_states - whole).max() < 1e-5
-    # the second evaluation of the same texts adds no file
+    # a second evaluation of the same texts adds no file, and other models use no states
     assert run("evaluate", tmp_path / "a", *on, *states, "--out", tmp_path / "again") == 0
     assert sorted((tmp_path / "states").rglob("*.safetensors")) == files
+
+    assert run("evaluate", start, *on, *states, "--out", tmp_path / "none") == 0
+    assert "checkpoint: --states has no effect, because no layer was frozen" in caplog.text
 
     record = json.loads((tmp_path / "c" / "worldpm.json").read_text())["training"]
     assert record["frozen_layers"] == 2

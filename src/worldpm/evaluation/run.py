@@ -358,9 +358,13 @@ def _evaluate_in_parts(
     def scorer() -> Scorer:
         # load the model only if a part is missing, so that a finished checkpoint costs nothing
         loaded = Scorer.of(source, options)
-        record = sources.training_of(source)
-        if options.states is not None and record is not None and record.frozen_layers:
-            loaded.model.keep_states(record.frozen_layers, options.states)
+        if options.states is not None:
+            record = sources.training_of(source)
+            frozen_layers = 0 if record is None else record.frozen_layers
+            if frozen_layers:
+                loaded.model.keep_states(frozen_layers, options.states)
+            else:
+                logger.warning("%s: --states has no effect, because no layer was frozen", name)
         return loaded
 
     judged = {

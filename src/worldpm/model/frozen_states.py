@@ -34,6 +34,22 @@ logger = logging.getLogger(__name__)
 FILE_BYTES = 64 * 2**20
 """Size at which states go to disk; a killed run loses at most as many."""
 
+NOT_OF_LAYERS = {
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "id2label",
+    "label2id",
+    "pad_token_id",
+    "problem_type",
+    "transformers_version",
+    "use_cache",
+}
+"""Keys of a config that do not change the states. They differ between a language model and the
+reward models that were trained from it."""
+
 LayerOutput = Tensor | tuple[Tensor, ...]
 
 
@@ -251,7 +267,9 @@ def _forward_replaced(layer: nn.Module, forward: Callable[..., LayerOutput]) -> 
 
 def _key_of(backbone: PreTrainedModel, count: int, compute_type: torch.dtype) -> str:
     """A hash of everything that the states depend on, except for the tokens."""
-    config = json.dumps(backbone.config.to_dict(), sort_keys=True, default=str)
+    settings = backbone.config.get_text_config().to_dict()
+    of_layers = {name: value for name, value in settings.items() if name not in NOT_OF_LAYERS}
+    config = json.dumps(of_layers, sort_keys=True, default=str)
     digest = hashlib.sha256(f"{count} {compute_type} {config}".encode())
     for name, weight in _frozen_weights(backbone, count).items():
         digest.update(name.encode())

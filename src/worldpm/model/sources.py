@@ -98,7 +98,10 @@ def find(
         return _with_base(source, files, here=True)
 
     if str(model) in PACKAGED:
-        return find(CHECKPOINTS / PACKAGED[str(model)], chat_template=chat_template)
+        packaged = CHECKPOINTS / PACKAGED[str(model)]
+        return find(
+            packaged, revision=revision, chat_template=chat_template, template_name=template_name
+        )
     if not _is_hub_id(str(model)):
         raise ConfigError(
             f"{model}: no such folder, and not a hub id (OWNER/NAME). `worldpm train` makes a"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 MORE_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
 """Keys of a message, besides role and content, that chat templates read."""
@@ -57,6 +57,33 @@ def _is_text_part(part: object) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "text"
 
 
+class DatedVotes(NamedTuple):
+    """Votes of an answer in an older dump."""
+
+    votes: int
+    """Up minus down."""
+    date: datetime
+    """Date of the dump's last post; UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """A comment on the question of a thread."""
+
+    comment_id: str
+    """The forum's identifier, as text."""
+    body: str
+    """Markdown."""
+    votes: int
+    """Up minus down."""
+    created: datetime
+    """UTC."""
+    author: str | None
+    """Name or identifier of the writer; None where the dump has neither."""
+    licence: str | None
+    """Licence of the text; None where the dump names none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One answer of a forum thread, as dumped."""
@@ -75,6 +102,8 @@ class Answer:
     """Name or identifier of the writer; None where the dump has neither."""
     licence: str | None
     """Licence of the text; None where the dump names none."""
+    earlier_votes: tuple[DatedVotes, ...] = ()
+    """Votes in older dumps, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +136,8 @@ class Thread:
     """All answers, earliest first."""
     closed: datetime | None = None
     """When moderators closed the question to further answers; None while it is open."""
+    comments: tuple[Comment, ...] = ()
+    """Comments on the question, earliest first; empty unless `ingest --comments` read them."""
 
 
 @dataclass(frozen=True, slots=True)

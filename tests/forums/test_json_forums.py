@@ -14,6 +14,7 @@ import zstandard
 from tests.conftest import run
 from worldpm.errors import DataError
 from worldpm.forums import generic, json_lines, reddit
+from worldpm.forums.counts import Drops, no_drops
 from worldpm.records import Thread
 from worldpm.storage import parquet, schema
 from worldpm.storage.json_files import Json
@@ -119,13 +120,14 @@ def test_a_link_post_has_its_link_as_text() -> None:
     assert batch["body"].to_pylist() == ["https://x.y"]
 
 
-def reddit_posts(*rows: Json, drops: Counter[str] | None = None) -> list[Any]:
+def reddit_posts(*rows: Json, drops: Drops | None = None) -> list[Any]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as work:
         path = Path(work) / "x.jsonl"
         path.write_bytes(lines(*rows))
-        return list(reddit.read_posts(path, site="x", drops=Counter() if drops is None else drops))
+        counted = no_drops() if drops is None else drops
+        return list(reddit.read_posts(path, site="x", drops=counted))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,10 @@ def reddit_posts(*rows: Json, drops: Counter[str] | None = None) -> list[Any]:
         ({"body": "[deleted]"}, "deleted or removed"),
         ({"body": None}, "deleted or removed"),
         ({"parent_id": "t1_x"}, "reply to a comment"),
-        ({"stickied": True}, "removed or put up by moderators"),
+        ({"stickied": True}, "put up by moderators"),
+        ({"removed_by_category": "moderator"}, "removed by moderators"),
+        ({"distinguished": "moderator"}, "written by moderators in their office"),
+        ({"subreddit": "../x"}, "subreddit with an odd name"),
         ({"score_hidden": True}, "post whose votes are hidden"),
         ({"score": None}, "row without score or date"),
         ({"created_utc": "soon"}, "row without score or date"),
@@ -147,16 +152,16 @@ def reddit_posts(*rows: Json, drops: Counter[str] | None = None) -> list[Any]:
     ],
 )
 def test_every_reason_to_leave_out_a_row_of_reddit(change: Json, reason: str) -> None:
-    drops: Counter[str] = Counter()
+    drops = no_drops()
     assert reddit_posts({**COMMENT, **change}, drops=drops) == []
-    assert drops == {reason: 1}
+    assert drops["x"] == {reason: 1}
 
 
 def test_posts_with_hidden_votes_are_left_out_and_others_stay() -> None:
-    drops: Counter[str] = Counter()
+    drops = no_drops()
     hidden = {**SUBMISSION, "score_hidden": True}
     assert reddit_posts(hidden, drops=drops) == []
-    assert drops == {"post whose votes are hidden": 1}
+    assert drops["ask"] == {"post whose votes are hidden": 1}
     (batch,) = reddit_posts({**COMMENT, "score_hidden": False})
     assert batch.num_rows == 1
 
@@ -170,7 +175,7 @@ def test_posts_with_hidden_votes_are_left_out_and_others_stay() -> None:
         ("x.jsonl", "x"),
     ],
 )
-def test_submissions_and_comments_share_the_name_of_a_site(name: str, site: str) -> None:
+def test_rows_without_subreddit_have_the_site_of_their_file(name: str, site: str) -> None:
     assert reddit.site_of(Path(name)) == site
 
 
@@ -241,19 +246,84 @@ def test_a_months_submissions_and_comments_become_threads(tmp_path: Path) -> Non
     )
 
     (thread,) = read_threads(tmp_path / "threads")
-    assert (thread.site, [answer.body for answer in thread.responses]) == (
-        "reddit-2015-01",
-        ["Because."],
-    )
+    assert (thread.site, [answer.body for answer in thread.responses]) == ("ask", ["Because."])
 
 
-@pytest.mark.parametrize("name", ["RC_2015-01.zst", "ask_comments.jsonl.gz", "ask.comments.jsonl"])
-def test_files_of_comments_are_recognised_by_their_names(name: str) -> None:
-    assert reddit.part_of(Path(name)) == "comments"
-    assert (
-        reddit.part_of(Path(name.replace("RC", "RS").replace("comments", "submissions")))
-        == "submissions"
-    )
+def write_months(folder: Path) -> list[Path]:
+    """Two months of two subreddits; the second month has a comment on the first."""
+    other = {**SUBMISSION, "id": "s9", "subreddit": "tell", "over_18": True}
+    months = {
+        "RS_2021-09.jsonl": [SUBMISSION, other],
+        "RC_2021-09.jsonl": [COMMENT, {**COMMENT, "id": "c9", "link_id": "t3_s9"}],
+        "RS_2021-10.jsonl": [{**SUBMISSION, "id": "s2", "created_utc": 1580000000}],
+        "RC_2021-10.jsonl": [{**COMMENT, "id": "c2", "created_utc": 1580000000}],
+    }
+    for name, rows in months.items():
+        (folder / name).write_bytes(lines(*rows))
+    return [folder / name for name in months]
+
+
+def answers_of(folder: Path) -> dict[str, list[str]]:
+    return {
+        thread.thread_id: [answer.response_id for answer in thread.responses]
+        for thread in read_threads(folder)
+    }
+
+
+def test_monthly_files_join_across_months_in_any_order_with_a_site_per_subreddit(
+    tmp_path: Path,
+) -> None:
+    paths = write_months(tmp_path)
+    for number, order in enumerate((paths, paths[::-1])):
+        assert run("ingest", *order, "--out", tmp_path / f"threads-{number}") == 0
+        assert answers_of(tmp_path / f"threads-{number}") == {
+            "ask/t3_s1": ["t1_c1", "t1_c2"],
+            "ask/t3_s2": [],
+            "tell/t3_s9": ["t1_c9"],
+        }
+
+    tables = [path.name for path in parquet.paths_of(tmp_path / "threads-0")]
+    assert tables == ["ask.parquet", "tell.parquet"]
+    tags = {thread.site: thread.tags for thread in read_threads(tmp_path / "threads-0")}
+    assert tags == {"ask": ("ask",), "tell": ("tell", "nsfw")}
+
+
+def test_subreddits_are_selected_by_name_or_by_their_number_of_threads(tmp_path: Path) -> None:
+    paths = write_months(tmp_path)
+    assert run("ingest", *paths, "--subreddits", "Tell", "--out", tmp_path / "named") == 0
+    assert answers_of(tmp_path / "named") == {"tell/t3_s9": ["t1_c9"]}
+    # comments of this fixture name no subreddit, as in old dumps
+    assert read_manifest(tmp_path / "named").drops["reddit"] == {
+        "answer without its question": 2,
+        "of a site not in --subreddits": 2,
+    }
+
+    assert run("ingest", *paths, "--min-threads", 2, "--out", tmp_path / "large") == 0
+    assert answers_of(tmp_path / "large").keys() == {"ask/t3_s1", "ask/t3_s2"}
+    assert read_manifest(tmp_path / "large").drops == {
+        "ask": {},
+        "reddit": {"post of a site below --min-threads": 2},
+    }
+
+
+@pytest.mark.parametrize("bad", ["RC_2021-10.jsonl", "RS_2021-10.jsonl"])
+def test_skip_bad_goes_on_past_a_broken_file_and_names_it_at_the_end(
+    tmp_path: Path, bad: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = write_months(tmp_path)
+    (tmp_path / bad).rename(tmp_path / f"{bad}.gz")
+    paths = [path if path.name != bad else path.with_name(f"{bad}.gz") for path in paths]
+    assert run("ingest", *paths, "--out", tmp_path / "stopped", "--format", "reddit") == 2
+    capsys.readouterr()
+
+    command = ["ingest", *paths, "--format", "reddit", "--skip-bad"]
+    assert run(*command, "--out", tmp_path / "threads") == 0
+    messages = capsys.readouterr().err
+    assert "1 files were skipped, because they cannot be read" in messages
+    assert f"{bad}.gz: damaged or truncated" in messages
+    assert "ask/t3_s1" in answers_of(tmp_path / "threads")
+    drops = read_manifest(tmp_path / "threads").drops
+    assert drops["reddit"]["file that cannot be read"] == 1
 
 
 def test_two_files_of_comments_of_one_site_are_refused(
@@ -262,7 +332,7 @@ def test_two_files_of_comments_of_one_site_are_refused(
     for suffix in (".jsonl", ".jsonl.gz"):
         (tmp_path / f"ask_comments{suffix}").write_bytes(PACK[suffix](lines(COMMENT)))
     assert run("ingest", *tmp_path.glob("ask_*"), "--out", tmp_path / "threads") == 2
-    assert "is also a dump of ask" in capsys.readouterr().err
+    assert "is also a dump of reddit" in capsys.readouterr().err
 
 
 def test_threads_of_any_forum_are_read_as_documented(tmp_path: Path) -> None:
@@ -300,7 +370,7 @@ def test_threads_of_any_forum_are_read_as_documented(tmp_path: Path) -> None:
     [{"votes": None}, {"votes": 2.9}, {"votes": 2**70}, {"body": "\ud800"}, {"created": 1e99}],
 )
 def test_odd_values_of_a_response_are_counted(change: Json) -> None:
-    drops: Counter[str] = Counter()
+    drops = Counter[str]()
     answers = [THREAD["responses"][0], {**THREAD["responses"][1], **change}]
     assert len(list(generic._posts({**THREAD, "responses": answers}, drops))) == 2
     assert drops == {"response without id, body, votes or date, or with an odd value": 1}
@@ -440,7 +510,7 @@ def test_threads_of_one_id_do_not_share_answers(tmp_path: Path) -> None:
         for name, title in ((7, "bread"), (7, "cat"), (None, "tyre"), ("", "sky"))
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
-    drops: Counter[str] = Counter()
+    drops = no_drops()
     posts = [
         row
         for batch in generic.read_posts(path, site="x", drops=drops)
@@ -449,7 +519,7 @@ def test_threads_of_one_id_do_not_share_answers(tmp_path: Path) -> None:
 
     assert [post["title"] for post in posts if post["parent_id"] is None] == ["bread"]
     assert len(posts) == 3
-    assert drops == {
+    assert drops["x"] == {
         "thread with the id of an earlier thread": 1,
         "thread without id, text or date, or with an odd value": 2,
     }
@@ -463,7 +533,7 @@ def test_two_dates_of_a_subreddit_are_refused(
         (tmp_path / year / "ask_submissions.jsonl").write_text(json.dumps(SUBMISSION) + "\n")
     files = [tmp_path / year / "ask_submissions.jsonl" for year in ("2020", "2023")]
     assert run("ingest", *files, "--out", tmp_path / "out") == 2
-    assert "two dumps of a site" in capsys.readouterr().err
+    assert "are not parts of one dump" in capsys.readouterr().err
 
 
 def test_the_error_about_a_dump_without_threads_gives_the_reason(

@@ -7,21 +7,24 @@
      "..."}]}
 
 A thread needs `id`, `title` or `body`, and `created`. A response needs `id`, `body`, `votes` and
-`created`. Bodies are Markdown. Dates are ISO 8601 or seconds since 1970, in UTC if they name no
-zone. `thread_id` and `response_id`, the names in our tables, are read as `id`.
+`created`. Bodies are Markdown; `body_html` instead of `body` is converted. Dates are ISO 8601 or
+seconds since 1970, in UTC if they name no zone. `thread_id` and `response_id`, the names in our
+tables, are read as `id`.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
 import xxhash
 
-from worldpm.forums import json_lines
-from worldpm.forums.forum_format import ForumFormat, Post, batches_of
+from worldpm.forums import dates, json_lines
+from worldpm.forums.counts import Drops
+from worldpm.forums.forum_format import EVERYTHING, ForumFormat, Post, Selection, batches_of
+from worldpm.forums.markdown import from_html
 from worldpm.storage.rows import Row
 
 OPTIONAL = {
@@ -36,16 +39,16 @@ OPTIONAL = {
 
 def site_of(path: Path) -> str:
     """The file's name without its endings."""
-    return path.name.split(".")[0]
-
-
-def size_of(path: Path) -> int:
-    """Bytes of the file."""
-    return path.stat().st_size
+    return json_lines.stem(path)
 
 
 def read_posts(
-    path: Path, *, site: str, drops: Counter[str], advance: Callable[[int], object] = int
+    path: Path,
+    *,
+    site: str,
+    selection: Selection = EVERYTHING,
+    drops: Drops,
+    advance: Callable[[int], object] = int,
 ) -> Iterator[pa.RecordBatch]:
     """Questions and answers of a file as batches of `schema.POSTS`; threads and responses that lack
     a needed value are counted in `drops`.
@@ -53,7 +56,7 @@ def read_posts(
     Raises:
         DataError: If the file is truncated or damaged, or too many of its lines are broken.
     """
-    return batches_of(_read_threads(path, site, drops, advance))
+    return batches_of(_read_threads(path, site, drops[site], advance))
 
 
 def _read_threads(
@@ -137,7 +140,7 @@ def _post(row: Row, *, parent: str | None) -> Post | None:
         return None
 
     # A bool is an int to `isinstance`, but not an id.
-    name, body = row.get("id"), row.get("body") or ""
+    name, body = row.get("id"), _body(row)
     if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
         return None
     if not isinstance(body, str) or (parent is not None and not body):
@@ -162,6 +165,12 @@ def _post(row: Row, *, parent: str | None) -> Post | None:
     )
 
 
+def _body(row: Row) -> object:
+    """The body as Markdown; empty if there is none."""
+    html = row.get("body_html")
+    return from_html(html) if isinstance(html, str) and html else row.get("body") or ""
+
+
 def _has_sound_values(row: Row) -> bool:
     """Whether the optional values of a row have their types, and all its texts can be encoded."""
     if not all(isinstance(row.get(key), kinds) for key, kinds in OPTIONAL.items()):
@@ -180,16 +189,12 @@ def _text_or_none(value: object) -> str | None:
 
 def _date(value: object) -> datetime | None:
     """A date without zone, in UTC; None if the value is not a date."""
-    try:
-        if isinstance(value, str):
-            date = datetime.fromisoformat(value)
-            return date if date.tzinfo is None else date.astimezone(UTC).replace(tzinfo=None)
-        if isinstance(value, int | float):
-            return datetime.fromtimestamp(value, UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError, OSError):
-        # The last two come from numbers beyond the years that the platform supports.
-        return None
-    return None
+    return dates.from_iso(value) if isinstance(value, str) else dates.from_seconds(value)
+
+
+def has_row(row: Row) -> bool:
+    """Whether a row is a thread."""
+    return "responses" in row
 
 
 THREADS = ForumFormat(
@@ -197,7 +202,7 @@ THREADS = ForumFormat(
     source="threads",
     to_markdown=None,
     site_of=site_of,
-    size_of=size_of,
     read_posts=read_posts,
+    has_row=has_row,
 )
 """Lines of JSON with one thread each."""

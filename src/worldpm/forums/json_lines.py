@@ -42,6 +42,12 @@ def is_lines(path: Path) -> bool:
     return path.name.endswith(SUFFIXES)
 
 
+def stem(path: Path) -> str:
+    """The file's name without the ending of JSON lines."""
+    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), path.suffix)
+    return path.name.removesuffix(suffix)
+
+
 def is_text(value: str) -> bool:
     """Whether a string of JSON can be encoded: a string with an unpaired surrogate cannot."""
     try:

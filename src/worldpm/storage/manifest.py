@@ -14,7 +14,7 @@ from worldpm.storage.json_files import Json, read_json
 
 MANIFEST, TIMINGS, PROGRESS = "manifest.json", "timings.jsonl", ".progress"
 
-FORMAT = 2
+FORMAT = 3
 """Version of the folders and tables that the steps write. 1, of release 0.1, was not recorded."""
 
 LIBRARIES = (

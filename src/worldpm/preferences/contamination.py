@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 import xxhash
 
+from worldpm.preferences.near_duplicates import spaced
 from worldpm.records import PreferenceGroup
 from worldpm.storage import rows
 
@@ -146,7 +147,8 @@ def _runs_of_all(texts: Iterable[str]) -> Iterator[int]:
 
 
 def _runs(text: str) -> Iterator[int]:
-    """A hash for each run of RUN_WORDS words, in order; case and punctuation do not count."""
-    tokens = WORD.findall(text.lower())
+    """A hash for each run of RUN_WORDS words, in order; case and punctuation do not count. A letter
+    of a script without spaces counts as a word."""
+    tokens = WORD.findall(spaced(text.lower()))
     for start in range(len(tokens) - RUN_WORDS + 1):
         yield xxhash.xxh64_intdigest(" ".join(tokens[start : start + RUN_WORDS]).encode())

@@ -10,7 +10,8 @@ import numpy as np
 import xxhash
 
 from worldpm.options.group import GroupRules
-from worldpm.preferences import cleaning, near_duplicates, splits, votes
+from worldpm.preferences import cleaning, near_duplicates, repeats, splits, votes
+from worldpm.preferences.bots import is_bot
 from worldpm.preferences.outcomes import GroupCounts
 from worldpm.preferences.vote_noise import VoteNoise
 from worldpm.records import Answer, Message, Preference, PreferenceGroup, Response, Thread
@@ -28,6 +29,8 @@ class Learned:
     """Vote noise of the thread's site; None under rules that give no probabilities."""
     duplicates: frozenset[str] | set[str] = frozenset()
     """Names of threads, and `THREAD#RESPONSE` of answers, that repeat another with more votes."""
+    repeats: frozenset[int] = frozenset()
+    """Hashes, by `repeats.of`, of answers that their author repeats under many threads."""
     dates: splits.Dates | None = None
     """Dates between the splits; None unless threads are split by time."""
     site_split: splits.Split | None = None
@@ -134,8 +137,16 @@ def split_of(thread: Thread, rules: GroupRules, learned: Learned) -> splits.Spli
 
 
 def question_of(thread: Thread) -> str:
-    """The prompt's text."""
-    return f"Title: {thread.title}\n\n{thread.body}".strip()
+    """The prompt's text: the question, and the comments that are older than all answers. Later
+    comments may be about an answer, and would show its worth."""
+    question = f"Title: {thread.title}\n\n{thread.body}".strip()
+    first = min((answer.created for answer in thread.responses), default=None)
+    comments = [
+        f"Comment: {comment.body.strip()}"
+        for comment in thread.comments
+        if first is None or comment.created < first
+    ]
+    return "\n\n".join([question, *comments])
 
 
 def fit_answers(thread: Thread, rules: GroupRules) -> list[Answer]:
@@ -143,11 +154,7 @@ def fit_answers(thread: Thread, rules: GroupRules) -> list[Answer]:
     if _why_unfit(thread, rules) is not None:
         return []
 
-    fit = [
-        answer
-        for answer in thread.responses
-        if cleaning.why_unfit(answer.body, rules, answer=True) is None
-    ]
+    fit = [answer for answer in thread.responses if _why_answer_unfit(answer, rules) is None]
     return fit if len(fit) > 1 else []
 
 
@@ -155,7 +162,18 @@ def _why_unfit(thread: Thread, rules: GroupRules) -> str | None:
     """The first reason to drop a question, None if it is fit."""
     if rules.drop_closed and thread.closed is not None:
         return "closed by moderators"
+    if not set(rules.drop_tags).isdisjoint(thread.tags):
+        return "with a tag of --drop-tags"
+    if not rules.keep_bots and is_bot(thread.author, rules.bots):
+        return "written by a bot"
     return cleaning.why_unfit(_question_text(thread), rules, answer=False)
+
+
+def _why_answer_unfit(answer: Answer, rules: GroupRules) -> str | None:
+    """The first reason to drop an answer, None if it is fit."""
+    if not rules.keep_bots and is_bot(answer.author, rules.bots):
+        return "written by a bot"
+    return cleaning.why_unfit(answer.body, rules, answer=True)
 
 
 def _question_text(thread: Thread) -> str:
@@ -205,8 +223,11 @@ def _without_repeats(answers: Sequence[Answer], thread: str, tally: Tally) -> li
 
 def _is_fit(answer: Answer, thread: str, rules: GroupRules, tally: Tally, learned: Learned) -> bool:
     name = f"{thread}#{answer.response_id}"
-    duplicate = NEAR_DUPLICATE if name in learned.duplicates else None
-    reason = cleaning.why_unfit(answer.body, rules, answer=True) or duplicate
+    reason = _why_answer_unfit(answer, rules)
+    if reason is None and learned.repeats and repeats.of(answer) in learned.repeats:
+        reason = "that its author repeats under many threads"
+    if reason is None and name in learned.duplicates:
+        reason = NEAR_DUPLICATE
     if reason is not None:
         tally.drop(f"response {reason}", name, answer.body)
     return reason is None

@@ -122,11 +122,11 @@ def bands(texts: Sequence[Text]) -> pa.RecordBatch:
 def words_of_short(text: str) -> str | None:
     """The words of a text that is too short for bands, as a key that repeats of the text share;
     None for a text of LEAST_WORDS words or more."""
-    tokens = [match[0] for match in islice(WORD.finditer(_spaced(text.lower())), LEAST_WORDS)]
+    tokens = [match[0] for match in islice(WORD.finditer(spaced(text.lower())), LEAST_WORDS)]
     return " ".join(tokens) if len(tokens) < LEAST_WORDS else None
 
 
-def _spaced(text: str) -> str:
+def spaced(text: str) -> str:
     """The text with spaces around letters that count as words."""
     return text if text.isascii() else UNSPACED.sub(r" \g<0> ", text)
 
@@ -135,7 +135,7 @@ def _words(texts: Sequence[str]) -> _Words:
     """Hashes of all words. The texts are one array of bytes, because a Python object for every word
     would be slow."""
     # Beyond ASCII, punctuation has bytes like those of letters, so it is removed first.
-    plain = [text if text.isascii() else NO_WORD.sub(" ", _spaced(text)) for text in texts]
+    plain = [text if text.isascii() else NO_WORD.sub(" ", spaced(text)) for text in texts]
     lowered = pc.utf8_lower(pa.array(plain, pa.large_string()))
     _, offset_buffer, byte_buffer = lowered.buffers()
     offsets = np.frombuffer(offset_buffer, dtype=np.int64, count=len(texts) + 1)

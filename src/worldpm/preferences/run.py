@@ -3,6 +3,7 @@ makes the groups of each table."""
 
 import csv
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from worldpm import console
 from worldpm.benchmarks import catalogue
@@ -20,7 +22,7 @@ from worldpm.errors import ConfigError
 from worldpm.model import sources
 from worldpm.options.group import GroupOptions, GroupRules
 from worldpm.options.shared import Engine, command_of
-from worldpm.preferences import near_duplicates, splits, thread_batches, vote_noise
+from worldpm.preferences import near_duplicates, repeats, splits, thread_batches, vote_noise
 from worldpm.preferences.contamination import Index, texts_in
 from worldpm.preferences.grouping import Learned, controversial_kept
 from worldpm.preferences.model_filter import ModelFilter
@@ -35,6 +37,11 @@ from worldpm.storage.workers import workers_for
 
 logger = logging.getLogger(__name__)
 
+META = re.compile(
+    r"(?:^|\.)meta\.(?:stackexchange|stackoverflow|serverfault|superuser|askubuntu)\.com$"
+    r"|(?:^|\.)meta\.mathoverflow\.net$"
+)
+"""Names of sites about the policy of another site."""
 THREADS_TO_LEARN_FROM = 20_000
 """The noise of a site's votes is learned from about this number of threads, up to twice of it."""
 
@@ -79,7 +86,7 @@ class SideFiles(NamedTuple):
 def run(options: GroupOptions) -> None:
     """Write one table of groups per table of threads, with the credits due, and with counts and
     drops."""
-    paths = _tables(options.threads)
+    paths = _tables(options)
     site_splits: dict[str, splits.Split] = {}
     if options.split_by == "site":
         site_splits = splits.of_sites((path.stem for path in paths), options)
@@ -114,17 +121,23 @@ def run(options: GroupOptions) -> None:
         output.finish(counts=counts, drops={site: record.drops for site, record in records.items()})
 
 
-def _tables(folders_of_threads: Sequence[Path]) -> list[Path]:
-    """The tables of threads, each site once."""
-    for folder in folders_of_threads:
+def _tables(options: GroupOptions) -> list[Path]:
+    """The tables of threads, each site once, after --meta."""
+    for folder in options.threads:
         read_manifest(folder, made_by="ingest|simulate")
 
-    paths = parquet.paths_of(*folders_of_threads)
+    paths = parquet.paths_of(*options.threads)
     repeated = _repeated(path.name for path in paths)
     if repeated:
         raise ConfigError(
             f"{', '.join(repeated)}: in more than one folder of threads. Give each site once."
         )
+
+    if options.meta != "keep":
+        only = options.meta == "only"
+        paths = [path for path in paths if (META.search(path.stem) is not None) == only]
+    if not paths:
+        raise ConfigError(f"--meta {options.meta}: no site is left. Name other threads.")
     return paths
 
 
@@ -144,6 +157,8 @@ def _settings(options: GroupOptions) -> Plain:
         settings["filter_keep"] = options.filter_keep
     if options.rejects:
         settings["rejects"] = True
+    if options.meta != "keep":
+        settings["meta"] = options.meta
     return settings
 
 
@@ -198,7 +213,8 @@ def _learn(
     bands = {path.stem: f"{PROGRESS}/first/{path.stem}.bands" for path in paths}
     first: dict[str, FirstPass] = {}
     for path in paths:
-        result = output.part(bands[path.stem], partial(_first_pass, path, options))
+        answers = _answers_of(output, path)
+        result = output.part(bands[path.stem], partial(_first_pass, path, answers, options))
         first[path.stem] = msgspec.convert(result, FirstPass)
 
     duplicates: set[str] = set()
@@ -215,11 +231,17 @@ def _learn(
         closeness = [learned.closeness for learned in first.values()]
         kept_share = controversial_kept(closeness, options.controversial_share)
 
+    repeated = frozenset[int]()
+    if not options.keep_bots:
+        answers_of_all = [_answers_of(output, path) for path in paths]
+        repeated = repeats.among(answers_of_all, spill=output.progress, engine=options.engine)
+
     # Each table gets its own duplicates only: the set is sent to every worker.
     return {
         name: Learned(
             noise=learned.noise,
             duplicates=near_duplicates.among(duplicates, output.path / bands[name]),
+            repeats=repeated,
             dates=dates,
             controversial_kept=kept_share,
         )
@@ -227,13 +249,18 @@ def _learn(
     }
 
 
-def _first_pass(path: Path, options: GroupOptions, aside: Path) -> Plain:
-    """Write the bands of a table's threads and answers into the file, and return the findings about
-    its votes."""
+def _answers_of(output: folders.Output, path: Path) -> Path:
+    """The file with the answers of a table, as `repeats.SCHEMA`."""
+    return output.progress / "first" / f"{path.stem}.answers"
+
+
+def _first_pass(path: Path, answers_path: Path, options: GroupOptions, aside: Path) -> Plain:
+    """Write the bands of a table's threads and answers into the file, and its answers into
+    another, and return the findings about its votes."""
     dated: list[vote_noise.Dated] = []
     closeness: Counter[str] = Counter()
 
-    def bands() -> Iterator[pa.RecordBatch]:
+    def bands(answers: pq.ParquetWriter) -> Iterator[pa.RecordBatch]:
         rows = parquet.count_rows(path)
         see = partial(
             thread_batches.see,
@@ -248,10 +275,13 @@ def _first_pass(path: Path, options: GroupOptions, aside: Path) -> Plain:
             for batch in batches:
                 dated.extend(batch.dated)
                 closeness.update(batch.closeness)
+                answers.write_batch(batch.answers)
                 advance(batch.threads)
                 yield batch.bands
 
-    texts = parquet.write_parquet(aside, bands(), near_duplicates.SCHEMA)
+    answers_path.parent.mkdir(exist_ok=True)
+    with pq.ParquetWriter(answers_path, repeats.SCHEMA, compression="zstd") as answers:
+        texts = parquet.write_parquet(aside, bands(answers), near_duplicates.SCHEMA)
     # The other rules are from papers, which treat every pair as certain.
     noise = vote_noise.fit(dated) if options.rule == "default" else None
     return asdict(FirstPass(texts, noise, dict(closeness)))

@@ -8,14 +8,14 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import pyarrow as pa
 import xxhash
 
 from worldpm.options.group import GroupRules
-from worldpm.preferences import cleaning, near_duplicates, vote_noise, votes
+from worldpm.preferences import cleaning, near_duplicates, repeats, vote_noise, votes
 from worldpm.preferences.contamination import Index, Overlap
 from worldpm.preferences.grouping import (
     Learned,
@@ -45,6 +45,8 @@ class BatchEvidence(NamedTuple):
     """Threads of the batch."""
     bands: pa.RecordBatch
     """Bands of its texts, as `near_duplicates.SCHEMA`."""
+    answers: pa.RecordBatch
+    """Its answers, as `repeats.SCHEMA`; empty with --keep-bots."""
     dated: list[vote_noise.Dated]
     """Votes and dates of the threads that votes are learned from."""
     closeness: Counter[str]
@@ -58,8 +60,11 @@ def see(batch: pa.RecordBatch, *, rules: GroupRules, one_in: int) -> BatchEviden
     texts: list[Text] = []
     dated: list[vote_noise.Dated] = []
     closeness: Counter[str] = Counter()
+    threads = list(schema.threads_of(batch))
+    # Languages are detected once, in the second pass: near-duplicates have the same language.
+    fit_rules = replace(rules, languages=())
 
-    for thread in schema.threads_of(batch):
+    for thread in threads:
         # A hash instead of a random number, so that workers and engines draw the same threads.
         drawn = xxhash.xxh64_intdigest(thread.thread_id.encode(), seed=1) % one_in == 0
         if drawn and len(thread.responses) > 1:
@@ -67,9 +72,11 @@ def see(batch: pa.RecordBatch, *, rules: GroupRules, one_in: int) -> BatchEviden
             if rules.controversial_share:
                 closeness.update(_closeness(thread, rules))
         if rules.near_duplicates:
-            texts += _texts(thread, rules)
+            texts += _texts(thread, fit_rules)
 
-    return BatchEvidence(batch.num_rows, near_duplicates.bands(texts), dated, closeness)
+    answers = repeats.rows([] if rules.keep_bots else threads)
+    bands = near_duplicates.bands(texts)
+    return BatchEvidence(batch.num_rows, bands, answers, dated, closeness)
 
 
 def _closeness(thread: Thread, rules: GroupRules) -> list[str]:

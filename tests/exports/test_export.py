@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import run
 from worldpm import Message, Scorer
@@ -53,6 +54,69 @@ def test_huggingface_datasets_loads_the_folder(exported: Path) -> None:
     assert splits["train"].num_rows == read_manifest(exported).counts["train"]["pairs"]
 
 
+def test_pairs_have_the_origin_of_their_responses(road: Path, exported: Path) -> None:
+    groups = {
+        row["group_id"]: row for row in parquet.read_rows(road / "groups" / "simulated.parquet")
+    }
+    row = next(parquet.read_rows(exported / "data" / "train.parquet"))
+    responses = groups[row["group_id"]]["responses"]
+    assert (row["source"], row["site"]) == ("simulated", "simulated")
+    for side in ("chosen", "rejected"):
+        (response,) = [r for r in responses if r["content"] == row[side][0]["content"]]
+        assert (row[f"{side}_votes"], row[f"{side}_created"]) == (
+            response["votes"],
+            response["created"],
+        )
+        assert row[f"{side}_licence"] == "CC0-1.0"
+
+
+@pytest.mark.parametrize("kind", ["groups", "pairs"])
+def test_the_card_names_licence_languages_sources_rules_counts_and_splits(
+    road: Path, exported: Path, kind: str
+) -> None:
+    folder = road / "groups" if kind == "groups" else exported
+    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+    facts = yaml.safe_load(front)
+    assert facts["license"] == ["cc0-1.0"]
+    assert facts["language"] == ["en"]
+    files = facts["configs"][0]["data_files"]
+    if kind == "groups":
+        assert files == [{"split": "groups", "path": "*.parquet"}]
+    else:
+        assert [file["split"] for file in files] == ["train", "validation", "test"]
+        assert all((folder / file["path"]).is_file() for file in files)
+
+    counts = read_manifest(road / "groups").counts["simulated"]["splits"]["train"]
+    line = f"| train | {counts['groups']} | {counts['responses']} | {counts['pairs']} |"
+    for part in ("| simulated | simulated |", line, "| rule | default |", "@article{worldpm2025"):
+        assert part in text
+    assert "CC0-1.0" in text
+
+
+def test_meta_of_responses_is_a_list_of_pairs_that_datasets_can_read(road: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    groups = road / "groups"
+    splits = datasets.load_dataset(str(groups), cache_dir=str(road.parent / "datasets-cache"))
+    meta = splits["groups"][0]["responses"][0]["meta"]
+    assert {"key": "licence", "value": "CC0-1.0"} in meta
+
+
+def test_push_without_a_hub_leaves_a_finished_folder_and_one_message(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a port that nothing listens on
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    command = ["export", road / "groups", "--out", tmp_path / "pairs", "--push"]
+    assert run(*command, "owner/name") == 1
+    message = capsys.readouterr().err
+    assert "--push owner/name: " in message
+    assert "is complete. Log in with `hf auth login`" in message
+    assert (tmp_path / "pairs" / "manifest.json").exists()
+
+    assert run(*command, "not a name") == 2
+    assert "Set OWNER/NAME" in capsys.readouterr().err
+
+
 def test_training_reads_exported_pairs(exported: Path) -> None:
     from collections import Counter
 
@@ -79,7 +143,7 @@ def test_the_export_includes_credits(road: Path, exported: Path) -> None:
     )
     groups = sum(1 for _ in parquet.read_rows(road / "groups" / "simulated.parquet"))
     assert len(rows) == responses + groups  # one credit per answer and one per question
-    assert "CC BY-SA" in (exported / "README.md").read_text()
+    assert "`ATTRIBUTION.csv` lists the author, the licence" in (exported / "README.md").read_text()
 
 
 def test_a_folder_of_something_else_is_refused(

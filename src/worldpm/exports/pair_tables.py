@@ -7,29 +7,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from worldpm.records import PreferenceGroup
+from worldpm.preferences import dataset_card
+from worldpm.preferences.dataset_card import CREDITS
+from worldpm.records import PreferenceGroup, Response
 from worldpm.storage import parquet, schema
 from worldpm.storage.folders import Output
 from worldpm.storage.json_files import Plain
 
 SPLITS = ("train", "validation", "test")
-CREDITS = "ATTRIBUTION.csv"
-CARD = """---
-configs:
-- config_name: default
-  data_files:
-{files}
----
-# Preference pairs
-
-{pairs} pairs of {groups} threads, made by WorldPM. `prompt`, `chosen` and `rejected` are lists of
-messages, in the form of TRL's `RewardTrainer` and `DPOTrainer`. `strength` is the gap of votes,
-`probability` the probability that the chosen response is truly better, and `weight` the weight of
-the pair. The weights of a thread add up to 1.
-
-Texts from Stack Exchange stay under CC BY-SA. `{credits}` lists the author and licence of each
-text. Keep it with the data.
-"""
 
 
 @dataclass
@@ -49,15 +34,10 @@ def write(folders: Sequence[Path], output: Output) -> dict[str, SplitCounts]:
     output.part(CREDITS, partial(_write_credits, folders))
 
     # list only splits with pairs, because `datasets` cannot load an empty table
-    filled = [split for split, count in counts.items() if count.pairs]
-    files = "\n".join(f"  - split: {split}\n    path: data/{split}.parquet" for split in filled)
-    card = CARD.format(
-        files=files,
-        credits=CREDITS,
-        pairs=f"{sum(count.pairs for count in counts.values()):,}",
-        groups=f"{sum(count.groups for count in counts.values()):,}",
-    )
-    output.write("README.md", card.encode())
+    files = {split: f"data/{split}.parquet" for split, count in counts.items() if count.pairs}
+    title = output.path.resolve().name
+    card = dataset_card.pairs_card(dataset_card.facts_of(folders), title=title, files=files)
+    output.write(dataset_card.FILE, card.encode())
     return counts
 
 
@@ -89,7 +69,20 @@ def _pairs(group: PreferenceGroup) -> Iterator[Plain]:
             "probability": preference.probability,
             "weight": preference.weight,
             "group_id": group.group_id,
+            "source": group.source,
+            "site": group.site,
+            **_origin("chosen", group.responses[preference.chosen]),
+            **_origin("rejected", group.responses[preference.rejected]),
         }
+
+
+def _origin(side: str, response: Response) -> Plain:
+    """Votes, date and licence of a response, in columns of its side."""
+    return {
+        f"{side}_votes": response.votes,
+        f"{side}_created": response.created,
+        f"{side}_licence": response.meta.get("licence"),
+    }
 
 
 def _write_credits(folders: Sequence[Path], aside: Path) -> int:

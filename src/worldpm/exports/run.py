@@ -13,7 +13,7 @@ import torch
 from worldpm import extras
 from worldpm.datasets.training_data import TrainingData
 from worldpm.errors import ConfigError
-from worldpm.exports import model_folder, pair_tables
+from worldpm.exports import model_folder, pair_tables, upload
 from worldpm.model import sources
 from worldpm.model.encoder import EncodedGroup
 from worldpm.options.export import ExportOptions
@@ -68,9 +68,11 @@ class Probe:
 
 
 def run(options: ExportOptions) -> None:
-    """Write the folder of `worldpm export`."""
+    """Write the folder of `worldpm export`, and upload it with --push."""
     export = {"pairs": _export_pairs, "model": _export_model, "onnx": _export_onnx}
     export[options.to](options)
+    if options.push is not None:
+        upload.push(options.out, options.push, kind="dataset" if options.to == "pairs" else "model")
 
 
 def _begin(

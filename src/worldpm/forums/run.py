@@ -62,13 +62,13 @@ class DumpRecord:
 def run(options: IngestOptions) -> None:
     """Read every source into the output folder. After a kill, the same command resumes with the
     first unfinished file."""
-    found, bad = dumps.find(options)
+    all_dumps, bad = dumps.find(options)
     older = _older_tables(options)
     output = folders.begin(
         options.out,
         step="ingest",
         config=_settings(options),
-        inputs=_inputs(options, found),
+        inputs=_inputs(options, all_dumps),
         command=command_of("ingest", options),
     )
     if output is None:
@@ -77,7 +77,7 @@ def run(options: IngestOptions) -> None:
     with output:
         records: dict[str, SiteRecord] = {}
         drops: dict[str, dict[str, int]] = {}
-        for dump in found:
+        for dump in all_dumps:
             ingest = _Ingest(dump, output, options, older)
             done = f"{PROGRESS}/{dump.name}.done"
             record = msgspec.convert(output.part(done, ingest.run), DumpRecord)
@@ -116,8 +116,8 @@ def _settings(options: IngestOptions) -> Plain:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _inputs(options: IngestOptions, found: Sequence[Dump]) -> list[Input]:
-    inputs = [describe(path) for dump in found for path in dump.paths]
+def _inputs(options: IngestOptions, all_dumps: Sequence[Dump]) -> list[Input]:
+    inputs = [describe(path) for dump in all_dumps for path in dump.paths]
     return inputs if options.update is None else [*inputs, describe(options.update)]
 
 
@@ -145,8 +145,8 @@ def _check_threads(
     output: folders.Output,
     options: IngestOptions,
 ) -> None:
-    """Raise an error if there are no threads. Such a run leaves no files, so that another command
-    may use the folder."""
+    """Raise an error if no table has a thread. Such a run leaves its folder empty, so that another
+    command may use it."""
     if any(record.counts.threads for record in records.values()):
         return
 

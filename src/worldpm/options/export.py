@@ -30,6 +30,9 @@ class ExportOptions:
     its card; onnx: a graph."""
     out: Path
     """Folder to write."""
+    push: str | None = None
+    """Upload the folder to this repository of the Hugging Face hub (`OWNER/NAME`), which is made
+    private if it does not exist."""
     results: Path | None = None
     """model: results folder of `worldpm evaluate` for the card."""
     licence: str = "other"

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import xxhash
 
-from worldpm.preferences.near_duplicates import spaced
+from worldpm.preferences.word_breaks import spaced
 from worldpm.records import PreferenceGroup
 from worldpm.storage import rows
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rensa import RMinHash
 
 from worldpm.options.shared import Engine
+from worldpm.preferences.word_breaks import spaced
 from worldpm.storage import parquet
 from worldpm.storage.tables import database
 
@@ -46,12 +47,6 @@ IN_A_WORD = np.array(
 """Whether a byte is part of a word: letters, digits, underscores, and every byte beyond ASCII,
 where only letters and digits remain."""
 WORD, NO_WORD = re.compile(r"\w+"), re.compile(r"\W")
-UNSPACED = re.compile(
-    "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
-    "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff]"
-)
-"""Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, and those of Japanese
-and Chinese. Each counts as a word."""
 BASE = 0x01000193
 """Base of the polynomial hash of a word: the prime of FNV-1, which is odd and so invertible modulo
 2^32."""
@@ -124,11 +119,6 @@ def words_of_short(text: str) -> str | None:
     None for a text of LEAST_WORDS words or more."""
     tokens = [match[0] for match in islice(WORD.finditer(spaced(text.lower())), LEAST_WORDS)]
     return " ".join(tokens) if len(tokens) < LEAST_WORDS else None
-
-
-def spaced(text: str) -> str:
-    """The text with spaces around letters that count as words."""
-    return text if text.isascii() else UNSPACED.sub(r" \g<0> ", text)
 
 
 def _words(texts: Sequence[str]) -> _Words:

@@ -49,6 +49,8 @@ class GroupCounts:
     """Pieces of personal data that were replaced."""
     splits: dict[str, SplitCounts] = field(default_factory=_no_groups)
     """Counts by the name of the split."""
+    languages: dict[str, int] = field(default_factory=dict[str, int])
+    """Detected languages of the site's first prompts; empty for a batch."""
     vote_noise: FittedNoise | None = None
     """None for a batch, and under rules that give no probabilities."""
 
@@ -74,6 +76,8 @@ class GroupCounts:
         self.threads += batch.threads
         self.overlapping_groups += batch.overlapping_groups
         self.masked += batch.masked
+        for code, number in batch.languages.items():
+            self.languages[code] = self.languages.get(code, 0) + number
         for name, split in batch.splits.items():
             total = self.splits[name]
             total.groups += split.groups

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,15 @@ from worldpm.errors import ConfigError
 from worldpm.model import sources
 from worldpm.options.group import GroupOptions, GroupRules
 from worldpm.options.shared import Engine, command_of
-from worldpm.preferences import near_duplicates, repeats, splits, thread_batches, vote_noise
+from worldpm.preferences import (
+    cleaning,
+    dataset_card,
+    near_duplicates,
+    repeats,
+    splits,
+    thread_batches,
+    vote_noise,
+)
 from worldpm.preferences.contamination import Index, texts_in
 from worldpm.preferences.grouping import Learned, controversial_kept
 from worldpm.preferences.model_filter import ModelFilter
@@ -44,6 +53,9 @@ META = re.compile(
 """Names of sites about the policy of another site."""
 THREADS_TO_LEARN_FROM = 20_000
 """The noise of a site's votes is learned from about this number of threads, up to twice of it."""
+
+PROMPTS_OF_LANGUAGES = 300
+"""Prompts of each table whose language is detected for the card."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,7 @@ def run(options: GroupOptions) -> None:
         _log(records)
         _check_groups(records, output)
         _warn_of_empty_splits(records, options)
+        output.write(dataset_card.FILE, _card(output, records).encode())
         counts = {site: asdict(record.counts) for site, record in records.items()}
         output.finish(counts=counts, drops={site: record.drops for site, record in records.items()})
 
@@ -325,8 +338,19 @@ def _group_table(
 
     parquet.write_parquet(aside, groups(), schema.GROUPS)
     counts.vote_noise = _fitted(learned.noise)
+    counts.languages = _languages(aside)
     dropped = {reason: number for reason, number in sorted(drops.items()) if number}
     return asdict(TableRecord(counts, dropped))
+
+
+def _languages(table: Path) -> dict[str, int]:
+    """The languages of a table's first prompts, for the card."""
+    detected = Counter[str]()
+    for group in islice(schema.read_groups(table), PROMPTS_OF_LANGUAGES):
+        language = cleaning.language_of(group.prompt[0].content)
+        if language is not None:
+            detected[language.code] += 1
+    return dict(detected)
 
 
 def _with_side_files(
@@ -360,7 +384,7 @@ def _join_side_files(output: folders.Output, paths: Sequence[Path], options: Gro
     """Join the side files of all tables as files of the output."""
     files = [SideFiles.of(output, path) for path in paths]
     credit_files = [side.credits for side in files]
-    output.part("ATTRIBUTION.csv", partial(_join, thread_batches.CREDIT, credit_files))
+    output.part(dataset_card.CREDITS, partial(_join, thread_batches.CREDIT, credit_files))
 
     if options.decontaminate:
         overlap_files = [side.overlaps for side in files]
@@ -391,6 +415,17 @@ def _log(records: Mapping[str, TableRecord]) -> None:
             record.counts.groups,
             record.counts.pairs,
         )
+
+
+def _card(output: folders.Output, records: Mapping[str, TableRecord]) -> str:
+    """The card of the folder, with which `datasets` and the hub read its tables."""
+    drops = Counter[str]()
+    for record in records.values():
+        drops.update(record.drops)
+    rules = dataset_card.Rules(output.run.config, drops)
+    counts = [record.counts for record in records.values()]
+    facts = dataset_card.facts([output.path], counts, [rules])
+    return dataset_card.groups_card(facts, title=output.path.resolve().name)
 
 
 def _warn_of_empty_splits(records: Mapping[str, TableRecord], options: GroupOptions) -> None:

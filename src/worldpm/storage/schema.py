@@ -148,6 +148,14 @@ PAIRS = pa.schema(
         ("probability", pa.float32()),
         ("weight", pa.float32()),
         ("group_id", pa.string()),
+        ("source", pa.string()),
+        ("site", pa.string()),
+        ("chosen_votes", pa.int64()),
+        ("rejected_votes", pa.int64()),
+        ("chosen_created", INSTANT),
+        ("rejected_created", INSTANT),
+        ("chosen_licence", pa.string()),
+        ("rejected_licence", pa.string()),
     ]
 )
 """Pairs for other trainers: every pair repeats its prompt."""

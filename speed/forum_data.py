@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
 
 from worldpm.forums import joining, stackexchange
+from worldpm.forums.counts import no_drops
 from worldpm.forums.markdown import from_html
 from worldpm.options.group import GroupRules
 from worldpm.preferences import near_duplicates, thread_batches
@@ -151,18 +151,21 @@ def stages(dump: Path, folder: Path) -> None:
     stage(
         "parse",
         lambda: sum(
-            batch.num_rows for batch in stackexchange.read_posts(dump, site="site", drops=Counter())
+            batch.num_rows
+            for batch in stackexchange.read_posts(dump, site="site", drops=no_drops())
         ),
     )
     raw, threads, bands = (folder / name for name in ("posts", "threads", "bands"))
     stage(
         "parse and write posts",
-        lambda: joining.write_posts(raw, stackexchange.read_posts(dump, site="s", drops=Counter())),
+        lambda: joining.write_posts(
+            raw, stackexchange.read_posts(dump, site="s", drops=no_drops())
+        ),
     )
     bare = stage(
         "join",
         lambda: list(
-            joining.join_threads(raw, source="s", site="s", text=None, spill=folder).threads
+            joining.join_threads([raw], source="s", site="s", text=None, spill=folder).threads
         ),
     )
     bodies = [
@@ -173,7 +176,7 @@ def stages(dump: Path, folder: Path) -> None:
     ]
     stage("HTML to Markdown", lambda: sum(len(from_html(body)) for body in bodies))
     stage("write threads", lambda: parquet.write_parquet(threads, bare, schema.THREADS))
-    joined = joining.join_threads(raw, source="s", site="s", text=from_html, spill=folder).threads
+    joined = joining.join_threads([raw], source="s", site="s", text=from_html, spill=folder).threads
     parquet.write_parquet(threads, joined, schema.THREADS)
     batches = stage("read threads", lambda: list(parquet.read_batches(threads)))
     stage(

@@ -35,8 +35,7 @@ def write(folders: Sequence[Path], output: Output) -> dict[str, SplitCounts]:
 
     # list only splits with pairs, because `datasets` cannot load an empty table
     files = {split: f"data/{split}.parquet" for split, count in counts.items() if count.pairs}
-    title = output.path.resolve().name
-    card = dataset_card.pairs_card(dataset_card.facts_of(folders), title=title, files=files)
+    card = dataset_card.pairs_card(dataset_card.facts_of(folders), files=files)
     output.write(dataset_card.FILE, card.encode())
     return counts
 

@@ -175,15 +175,16 @@ def _languages(counts: GroupCounts) -> list[str]:
     return [code for code, number in ranked if number >= LEAST_SHARE * total]
 
 
-def pairs_card(facts: Facts, *, title: str, files: Mapping[str, str]) -> str:
+def pairs_card(facts: Facts, *, files: Mapping[str, str]) -> str:
     """The card of a folder of pairs; `files` has the path of each split with pairs."""
-    return _card(facts, title, files, PAIRS, PAIR_COLUMNS)
+    return _card(facts, "Preference pairs", files, PAIRS, PAIR_COLUMNS)
 
 
-def groups_card(facts: Facts, *, title: str) -> str:
+def groups_card(facts: Facts) -> str:
     """The card of a folder of groups. To the hub all tables are one split, because the splits of
     the groups are a column."""
-    return _card(facts, title, {"groups": "'*.parquet'"}, GROUPS, GROUP_COLUMNS)
+    files = {"groups": "'*.parquet'"}
+    return _card(facts, "Preference groups", files, GROUPS, GROUP_COLUMNS)
 
 
 def _card(

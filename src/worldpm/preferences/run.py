@@ -425,7 +425,7 @@ def _card(output: folders.Output, records: Mapping[str, TableRecord]) -> str:
     rules = dataset_card.Rules(output.run.config, drops)
     counts = [record.counts for record in records.values()]
     facts = dataset_card.facts([output.path], counts, [rules])
-    return dataset_card.groups_card(facts, title=output.path.resolve().name)
+    return dataset_card.groups_card(facts)
 
 
 def _warn_of_empty_splits(records: Mapping[str, TableRecord], options: GroupOptions) -> None:

@@ -549,3 +549,31 @@ def test_the_error_about_a_dump_without_threads_gives_the_reason(
 
     path.write_bytes(lines(THREAD))
     assert run("ingest", path, "--format", "threads", "--out", tmp_path / "out") == 0
+
+
+def test_real_months_have_the_threads_of_an_independent_count(
+    real_data: Path, tmp_path: Path
+) -> None:
+    """The months are read again by a plain loop, which knows nothing of formats and joins."""
+    folder = real_data / "reddit" / "monthly"
+    if not folder.is_dir():
+        pytest.skip(f"no months of Reddit in {folder}")
+    assert run("ingest", folder, "--out", tmp_path / "threads") == 0
+    mine = {
+        thread.thread_id: len(thread.responses) for thread in read_threads(tmp_path / "threads")
+    }
+
+    gone = {"[deleted]", "[removed]", "[deleted by user]", "[ Removed by Reddit ]"}
+    sites: dict[str, str] = {}
+    answers: Counter[str] = Counter()
+    for path in sorted(folder.glob("RS_*.zst")) + sorted(folder.glob("RC_*.zst")):
+        with zstandard.open(path, "rt", encoding="utf-8") as file:
+            for row in map(json.loads, file):
+                text = row.get("body", row.get("selftext", ""))
+                if text.strip() in gone or row.get("title", "").strip() in gone or row["stickied"]:
+                    continue
+                if "link_id" not in row:
+                    sites[f"t3_{row['id']}"] = row["subreddit"]
+                elif row["parent_id"] == row["link_id"] and row["link_id"] in sites:
+                    answers[row["link_id"]] += 1
+    assert mine == {f"{site}/{name}": answers[name] for name, site in sites.items()}

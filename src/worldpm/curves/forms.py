@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 COIN_LOSS_NATS = math.log(2)
 """Preference loss of a coin flip, where every training run starts."""
+BEND = 8.0
+"""Sharpness of a plateau's bend: at half of its place, the curve has 99.6 % of its slope."""
 LARGEST_EXPONENT = 500.0
 """Exponents are clipped to this size: exp overflows at 710."""
 
@@ -131,6 +133,33 @@ def _joint(eta: Array, x: Array) -> Terms:
     slopes[:, :, 1, 0] = -by_n * np.log(x[0])
     slopes[:, :, 2, 1] = -by_d * np.log(x[1])
     return Terms(np.stack([_ones(eta, x), by_n, by_d], axis=2), slopes)
+
+
+def _turning_joint(eta: Array, x: Array) -> Terms:
+    joint = _joint(eta[:, :2], x)
+    rising = x[1] ** eta[:, 2:]
+
+    slopes = np.zeros((*rising.shape, 4, 3))
+    slopes[:, :, :3, :2] = joint.slopes
+    slopes[:, :, 3, 2] = rising * np.log(x[1])
+    return Terms(np.concatenate([joint.values, rising[..., None]], axis=2), slopes)
+
+
+def _plateau_joint(eta: Array, x: Array) -> Terms:
+    """Sizes above N0 count as N0, with a bend of fixed sharpness."""
+    alpha, beta, n0 = _columns(eta)
+    log_ratio = np.log(x[0] / n0)
+
+    # ln of the smooth minimum of N / N0 and 1; its derivative by ln(N / N0) is a logistic function
+    bent = -np.logaddexp(0, -BEND * log_ratio) / BEND
+    share = _logistic(-BEND * log_ratio)
+    by_n, by_d = np.exp(-alpha * (bent + np.log(n0))), x[1] ** -beta
+
+    slopes = np.zeros((*by_n.shape, 3, 3))
+    slopes[:, :, 1, 0] = -by_n * (bent + np.log(n0))
+    slopes[:, :, 2, 1] = -by_d * np.log(x[1])
+    slopes[:, :, 1, 2] = -by_n * alpha * (1 - share) / n0
+    return Terms(np.stack([np.ones_like(by_n), by_n, by_d], axis=2), slopes)
 
 
 def _joint_tied(eta: Array, x: Array) -> Terms:
@@ -296,6 +325,16 @@ def _alpha_beta_starts(x: Array) -> Array:
     return _grid(_exponents(), _exponents())
 
 
+def _turning_joint_starts(x: Array) -> Array:
+    exponents = np.array([0.05, 0.2, 0.5, 1.0])
+    return _grid(exponents, exponents, np.array([0.2, 0.5, 1.0, 2.0]))
+
+
+def _plateau_joint_starts(x: Array) -> Array:
+    exponents = np.array([0.05, 0.2, 0.5, 1.0])
+    return _grid(exponents, exponents, _inner_locations(x[0]))
+
+
 def _saturating_starts(x: Array) -> Array:
     return _grid(_exponents(), _locations(x))
 
@@ -420,6 +459,25 @@ JOINT_TIED = Form(
     terms=_joint_tied,
     starts=_alpha_starts,
 )
+TURNING_JOINT = Form(
+    name="turning_joint",
+    equation="E + A N^-alpha + B D^-beta + G D^gamma",
+    axes=2,
+    linear=("E", "A", "B", "G"),
+    nonlinear=("alpha", "beta", "gamma"),
+    terms=_turning_joint,
+    starts=_turning_joint_starts,
+)
+PLATEAU_JOINT = Form(
+    name="plateau_joint",
+    equation="E + A min(N, N0)^-alpha + B D^-beta",
+    axes=2,
+    linear=("E", "A", "B"),
+    nonlinear=("alpha", "beta", "N0"),
+    terms=_plateau_joint,
+    starts=_plateau_joint_starts,
+    locations=(Location("N0", 0),),
+)
 SATURATING_JOINT = Form(
     name="saturating_joint",
     equation="E + (ln 2 - E) u/(1 + u), u = a N^-alpha + b D^-beta",
@@ -495,6 +553,8 @@ FORMS = {
         SIGMOID,
         JOINT,
         JOINT_TIED,
+        TURNING_JOINT,
+        PLATEAU_JOINT,
         SATURATING_JOINT,
         SATURATING_PRODUCT,
         EMERGENT,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import f as f_law
 from scipy.stats import t as student
 
 from worldpm.curves.forms import Array, Form, curve
@@ -19,6 +20,8 @@ HELD_OUT_SHARE = 1 / 3
 VALUES_A_DECADE = 100
 """Number of distinct values of an axis per decade. Values are rounded, so that the slightly
 different amounts of data of two seeds count as equal."""
+LEAST_DEGREES = 6
+"""Least degrees of freedom at which runs at equal x show the noise."""
 ROUNDING_SQUARE = 1e-30
 """Squared residual of a point that can result from rounding in a perfect fit."""
 LEAST_PREDICTION = 1e-300
@@ -239,6 +242,94 @@ def aicc(fitted: Fit, points: Points) -> float:
 
     variance = max(2 * fitted.objective / len(points.y), ROUNDING_SQUARE)
     return float(n * np.log(variance) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """The noise of ln y between runs at equal x: several seeds of one setting."""
+
+    cell: NDArray[np.int64]
+    """The distinct x of each point, shape (n,)."""
+    variance: float
+    """Mean square of the deviations from the means of cells, times the design effect: points of one
+    run may deviate together."""
+    degrees: int
+    """Degrees of freedom of the variance."""
+
+
+def replicates(points: Points) -> Replicates | None:
+    """The noise between runs at equal x; None with fewer than LEAST_DEGREES degrees of freedom.
+
+    The design effect is the variance of the runs' mean deviations, relative to that of independent
+    points, and at least 1.
+
+    Source: Draper and Smith 1998, section 2.1 (pure error); Kish 1965, section 5.4.
+    """
+    rounded = np.round(np.log10(points.x) * VALUES_A_DECADE)
+    _, cell, sizes = np.unique(rounded, axis=1, return_inverse=True, return_counts=True)
+    log_y = np.log(points.y)
+    deviations = log_y - (np.bincount(cell, log_y) / sizes)[cell]
+
+    names, run, lengths = np.unique(points.runs, return_inverse=True, return_counts=True)
+    degrees = len(log_y) - len(sizes)
+    # Runs that share no cell with another have no deviations.
+    groups = len(np.unique(rounded[0])) if len(points.x) > 1 else 1
+    degrees_of_runs = len(names) - groups
+    if degrees < LEAST_DEGREES or degrees_of_runs < 1:
+        return None
+
+    variance = max(float(deviations @ deviations) / degrees, ROUNDING_SQUARE)
+    of_runs = float((np.bincount(run, deviations) ** 2 / lengths).sum()) / degrees_of_runs
+    return Replicates(cell, variance * max(1.0, of_runs / variance), degrees)
+
+
+class Misfit(NamedTuple):
+    """A test of a form against the means of the points at equal x."""
+
+    p: float
+    """Probability of such a misfit from the noise between runs alone."""
+    excess: float
+    """Root mean square misfit of ln y that noise does not explain."""
+
+
+def lack_of_fit(fitted: Fit, points: Points, noise: Replicates) -> Misfit:
+    """The F test of lack of fit against pure error.
+
+    Source: Draper and Smith 1998, section 2.1.
+    """
+    squares, cells, runs = _squares_of_means(fitted, points, noise)
+    free = max(1, cells - len(fitted.form.parameters))
+    mean_square = squares / free
+    p = float(f_law.sf(mean_square / noise.variance, free, noise.degrees))
+    excess = max(0.0, mean_square - noise.variance) / runs
+    return Misfit(p, float(np.sqrt(excess)))
+
+
+class _Squares(NamedTuple):
+    squares: float
+    """Sum of the squared misfits of means, times the number of points of each."""
+    cells: int
+    runs: float
+    """Mean number of points of a cell."""
+
+
+def _squares_of_means(fitted: Fit, points: Points, noise: Replicates) -> _Squares:
+    residuals = np.log(points.y) - np.log(np.maximum(fitted.predict(points.x), LEAST_PREDICTION))
+    sizes = np.bincount(noise.cell)
+    means = np.bincount(noise.cell, residuals) / sizes
+    return _Squares(float(sizes @ means**2), len(sizes), float(sizes.mean()))
+
+
+def criterion(fitted: Fit, points: Points, noise: Replicates | None) -> float:
+    """Akaike's criterion of a fit by LOG_SQUARES. If the noise between runs is known, it replaces
+    the variance that `aicc` estimates from the residuals of each form.
+
+    Source: Burnham and Anderson 2002, section 2.5 (a common variance for all forms).
+    """
+    if noise is None:
+        return aicc(fitted, points)
+    squares = _squares_of_means(fitted, points, noise).squares
+    return squares / noise.variance + 2 * len(fitted.form.parameters)
 
 
 class Slope(NamedTuple):

@@ -24,7 +24,7 @@ SEPARATOR = ": "
 AXIS_COLUMNS = ("N", "D", "C", "d", "loss")
 """Columns of a point that a law can depend on; `loss` only if it is not the fitted column."""
 
-Word = Literal["power law", "emergent", "no trend", "not identified"]
+Word = Literal["power law", "emergent", "turns", "saturates", "no trend", "not identified"]
 
 
 @dataclass(frozen=True, order=True)
@@ -125,11 +125,19 @@ class Score:
     left-out error; the other error is UNSET."""
 
     aicc: float | None
-    """Akaike's criterion, corrected for few points; None with too few points."""
+    """Akaike's criterion. With several runs at equal x it uses their noise; otherwise it is
+    corrected for few points. None with too few points."""
     held_out_error: float | UnsetType | None = UNSET
     """Mean relative error on the largest third; None if there are too few other points."""
     left_out_error: float | UnsetType | None = UNSET
     """Root mean square error of ln y over sizes, each predicted from the other sizes."""
+    left_out_amounts: float | UnsetType | None = UNSET
+    """Root mean square error of ln y over amounts of data, each predicted from the others."""
+    misfit: float | UnsetType | None = UNSET
+    """Root mean square misfit of ln y that the noise between runs does not explain; None if that
+    noise is unknown."""
+    misfit_p: float | UnsetType | None = UNSET
+    """Probability of such a misfit from noise alone; None if that noise is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +170,12 @@ class Evidence:
     forms: dict[str, Score] | None = None
     """Scores by form."""
     turn: Ends | None = None
-    """Line: interval of the turn of an abrupt form, in units of x, if this form is clearly better
-    than every smooth one."""
+    """Interval of the place of a turn or a bend: for a line in units of x, if a form with a turn is
+    clearly better than every smooth one; for a plane in effective pairs."""
+    rise: Ends | None = None
+    """Plane: ln y at the most data minus ln y at the turn."""
+    plateau: Ends | None = None
+    """Plane: interval of the size from which the loss no longer falls."""
     gain_of_emergent: Ends | None = None
     """Plane: mean squared error of ln y over left-out sizes, best smooth form minus emergent form;
     above 0 favours emergence."""
@@ -174,6 +186,8 @@ class Evidence:
     gain_of_smooth: Ends | None = None
     """Plane: mean squared error of ln y over left-out sizes, constant minus best smooth form; above
     0 favours a law."""
+    gain_over_amounts: Ends | None = None
+    """Plane: like `gain_of_smooth`, over left-out amounts of data."""
     falls: ByAxis | None = None
     """Plane: exponents of the smooth form's fall along each axis."""
     slopes: ByAxis | None = None

@@ -1,4 +1,5 @@
-"""Verdicts on the points of a series: a power law, emergence, no trend, or not identified.
+"""Verdicts on the points of a series: a power law, emergence, a turn, a plateau, no trend, or not
+identified.
 
 Fixed rules decide the verdict, not the reader of a figure. Verdicts are given for losses, not for
 accuracies: the threshold in accuracy can cause jumps that the loss does not have.
@@ -32,16 +33,27 @@ CLEARLY_BETTER = 6.0
 support."""
 SINGULAR_CONDITION = 1e8
 """Condition number of a plane's normal equations above which its slopes are rounding errors."""
+MISFIT_P, MISFIT = 0.001, 0.01
+"""A law must not miss the points by more than noise explains at this probability, if the
+unexplained misfit is above 1 % of the loss."""
+CONSTANT_P = 0.05
+"""A constant describes the points if noise gives its misfit with at least this probability."""
+FLAT = "neither size nor data changes the loss by more than a negligible amount"
 SIZES_EACH_SIDE = 3
 """Least number of sizes on either side of a threshold."""
+VALUES_EACH_SIDE = 2
+"""Least number of values of an axis on either side of a turn or of the start of a plateau."""
+LEAST_RISE = 0.005
+"""A loss that rises by less than half a per cent after its minimum does not turn."""
 LEAST_STEEPNESS = 3.0
 """Least steepness of a threshold of size. At this steepness, the gate rises from one tenth to nine
 tenths while the size grows by a factor of 4.3."""
 RESAMPLES_OF_SIZES, RESAMPLES_OF_SLOPES, RESAMPLES_OF_FORMS = 4000, 1000, 200
 """Number of draws for the intervals of a plane. Each draw of forms needs a search."""
 
-Shape = Literal["constant", "smooth", "abrupt", "gated"]
-"""How a form falls: not at all, smoothly, with a turn, or only above a threshold of size."""
+Shape = Literal["constant", "smooth", "abrupt", "gated", "turning", "plateau"]
+"""How a form falls: not at all, smoothly, with a bend, only above a threshold of size, with a rise
+after its minimum, or only up to a size."""
 
 LINE_FORMS: Mapping[str, Shape] = {
     "constant": "constant",
@@ -57,8 +69,14 @@ PLANE_FORMS: Mapping[str, Shape] = {
     "saturating_joint": "smooth",
     "saturating_product": "smooth",
     "emergent": "gated",
+    "turning_joint": "turning",
+    "plateau_joint": "plateau",
 }
 """The forms of a plane that a verdict compares, besides a constant."""
+ONLY_BY_NOISE = ("turning_joint", "plateau_joint")
+"""Forms that are compared only if the noise between runs is known."""
+GATES = ("emergent", "saturating_joint")
+"""Forms whose loss stays at ln 2 below a size, if they are steep: `gate_of` gives this size."""
 SMOOTH = tuple(name for name, shape in LINE_FORMS.items() if shape == "smooth")
 ABRUPT = tuple(name for name, shape in LINE_FORMS.items() if shape == "abrupt")
 SMOOTH_PLANES = tuple(name for name, shape in PLANE_FORMS.items() if shape == "smooth")
@@ -250,14 +268,21 @@ def _by_forms(contest: LineContest, turn: Interval | None) -> Finding:
 
 def of_plane(points: Points) -> Verdict:
     """The verdict on a series over N and D together. Each size is left out in turn, and predicted
-    from the other sizes.
+    from the other sizes; likewise each amount of data.
 
-    Emergent: a form with a threshold, below which sizes learn nothing from data, predicts left-out
-    sizes better than every smooth form. At least three sizes are on either side of the threshold,
-    and the interval of its steepness is above LEAST_STEEPNESS. Power law: the best smooth form
-    predicts better than a constant, and both this form and a least-squares plane fall along each
-    axis, by their intervals. No trend: the intervals of the slopes along both axes are within
-    NEGLIGIBLE_SLOPE.
+    If there are several runs at equal N and D, their noise judges the forms: a form is clearly
+    better than another if its criterion is lower by CLEARLY_BETTER.
+
+    Emergent: a form with a threshold, below which sizes learn nothing from data, is clearly better
+    than every other form (without such runs: predicts left-out sizes better than every smooth
+    form). At least three sizes are on either side of the threshold, and the interval of its
+    steepness is above LEAST_STEEPNESS. Turns: a form that rises after its minimum over data is
+    clearly better than every other, the minimum is within the amounts, and the interval of the rise
+    is above LEAST_RISE. Saturates: a form that no longer falls above a size is clearly better than
+    every other, and this size is within the sizes. Power law: the best smooth form predicts better
+    than a constant, does not miss the points by more than noise explains, and both this form and a
+    least-squares plane fall along each axis, by their intervals. No trend: the intervals of the
+    slopes along both axes are within NEGLIGIBLE_SLOPE.
     """
     sizes, amounts = (np.sort(evidence.distinct_values(axis[None])[0]) for axis in points.x)
     numbers = Evidence(
@@ -270,7 +295,13 @@ def of_plane(points: Points) -> Verdict:
     if obstacle is not None:
         return Verdict("not identified", obstacle, numbers)
 
-    contest = _plane_contest(points)
+    noise = evidence.replicates(points)
+    if noise is not None and _is_constant(points, noise):
+        slopes = _plane_slopes(points)
+        numbers = replace(numbers, slopes=slopes.as_json())
+        return Verdict("no trend", FLAT, numbers)
+
+    contest = _plane_contest(points, noise)
     numbers = replace(numbers, forms=contest.scores())
     if contest.smooth is None:
         reason = "too few distinct points to compare the forms"
@@ -280,9 +311,19 @@ def of_plane(points: Points) -> Verdict:
     emergence = _emergence(points, contest)
     finding = _by_emergence(emergence, sizes)
     numbers = _with_emergence(numbers, emergence)
+    if finding is None and contest.winner == "turning_joint":
+        turn = _turn_of_plane(points, contest)
+        finding = _by_turn(turn, amounts)
+        numbers = replace(numbers, turn=ends(turn.place), rise=ends(turn.rise))
+    if finding is None and contest.winner == "plateau_joint":
+        start = _spread(points, contest.fits["plateau_joint"]).intervals["N0"]
+        finding = _by_plateau(start, sizes)
+        numbers = replace(numbers, plateau=ends(start))
     if finding is None:
         effects = _effects(points, contest, contest.smooth)
-        finding = _by_effects(effects, contest.smooth)
+        # A gate that is not steep falls smoothly, so it may describe the points too.
+        described = contest.best_of((*SMOOTH_PLANES, *GATES)) or contest.smooth
+        finding = _by_effects(effects, contest.smooth, contest.misfits.get(described))
         numbers = _with_effects(numbers, effects)
     return Verdict(finding.word, finding.reason, numbers, contest.best)
 
@@ -292,48 +333,110 @@ class PlaneContest:
     """A comparison of the forms of a plane. The keys of all dicts are names of forms."""
 
     fits: dict[str, Fit]
-    aicc: dict[str, float]
-    """Infinite with too few points."""
+    criteria: dict[str, float]
+    """Akaike's criterion; infinite with too few points."""
     squared_errors: dict[str, Array]
-    """Mean squared error of ln y of each size, predicted from the other sizes."""
+    """Mean squared error of ln y of each size, predicted from the other sizes; not for forms that
+    only known noise can favour."""
+    amount_errors: dict[str, Array]
+    """Mean squared error of ln y of each amount of data, predicted from the other amounts; only for
+    a constant and smooth forms."""
+    misfits: dict[str, evidence.Misfit]
+    """Misfits beyond noise; empty if the noise between runs is unknown."""
 
     @property
     def smooth(self) -> str | None:
-        """The smooth form with the least error; None if none could be fitted."""
+        """The best smooth form; None if none could be fitted."""
         fitted = (name for name in SMOOTH_PLANES if name in self.fits)
-        return min(fitted, key=self.error, default=None)
+        return min(fitted, key=self._rank, default=None)
 
     @property
     def best(self) -> str:
-        """The form with the least error."""
-        return min(self.fits, key=self.error)
+        """The best form."""
+        return min(self.fits if self.misfits else self.squared_errors, key=self._rank)
+
+    @property
+    def winner(self) -> str | None:
+        """The form that is clearly better than every other; None if there is none, or if the noise
+        between runs is unknown."""
+        if not self.misfits:
+            return None
+        first, second = sorted(self.fits, key=self.criteria.__getitem__)[:2]
+        return first if self.is_clearly_better(first, second) else None
+
+    def is_clearly_better(self, name: str, other: str) -> bool:
+        """Whether a form's criterion is clearly lower than another's."""
+        return self.criteria[name] + CLEARLY_BETTER < self.criteria[other]
+
+    def best_of(self, names: Iterable[str]) -> str | None:
+        """The form with the lowest criterion; None if none could be fitted."""
+        fitted = (name for name in names if name in self.fits)
+        return min(fitted, key=self.criteria.__getitem__, default=None)
+
+    def _rank(self, name: str) -> float:
+        # The criterion is reliable only if the noise is known.
+        return self.criteria[name] if self.misfits else self.error(name)
 
     def error(self, name: str) -> float:
         """Root mean square error of ln y over left-out sizes."""
         return float(np.sqrt(self.squared_errors[name].mean()))
 
     def gain(self, name: str, baseline: str) -> Interval:
-        """The interval of the baseline's squared errors minus the form's."""
+        """The interval of the baseline's squared errors minus the form's, over left-out sizes."""
         return _mean_interval(self.squared_errors[baseline] - self.squared_errors[name])
+
+    def gain_over_amounts(self, name: str, baseline: str) -> Interval:
+        """Like `gain`, over left-out amounts of data."""
+        return _mean_interval(self.amount_errors[baseline] - self.amount_errors[name])
 
     def scores(self) -> dict[str, Score]:
         """The scores of all forms, for JSON."""
-        return {
-            name: Score(aicc=finite(self.aicc[name]), left_out_error=finite(self.error(name)))
-            for name in self.fits
-        }
+        return {name: self._score(name) for name in self.fits}
+
+    def _score(self, name: str) -> Score:
+        misfit = self.misfits.get(name)
+        return Score(
+            aicc=finite(self.criteria[name]),
+            left_out_error=_root_mean(self.squared_errors.get(name)),
+            left_out_amounts=_root_mean(self.amount_errors.get(name)),
+            misfit=finite(misfit.excess) if misfit else None,
+            misfit_p=finite(misfit.p) if misfit else None,
+        )
 
 
-def _plane_contest(points: Points) -> PlaneContest:
+def _is_constant(points: Points, noise: evidence.Replicates) -> bool:
+    """Whether noise explains all differences, and the slopes along both axes are negligible. Other
+    forms need not be fitted then, which takes longest on flat points."""
+    constant = fit(FORMS["constant"], points.x, points.y, LOG_SQUARES)
+    misfit = evidence.lack_of_fit(constant, points, noise)
+    return misfit.p > CONSTANT_P and _plane_slopes(points).are_negligible
+
+
+def _root_mean(squares: Array | None) -> float | None:
+    return None if squares is None else finite(float(np.sqrt(squares.mean())))
+
+
+def _plane_contest(points: Points, noise: evidence.Replicates | None) -> PlaneContest:
     # A constant has the same terms for any number of axes.
     fits = _fits(points, ("constant", *PLANE_FORMS))
-    sizes = points.x[0]
+    # Amounts that round to the same hundredth of a decade are one.
+    sizes, amounts = np.round(np.log10(points.x) * evidence.VALUES_A_DECADE)
     return PlaneContest(
         fits=fits,
-        aicc={name: evidence.aicc(fitted, points) for name, fitted in fits.items()},
+        criteria={name: evidence.criterion(fit, points, noise) for name, fit in fits.items()},
         squared_errors={
-            name: evidence.left_out_errors(fitted, points, sizes) for name, fitted in fits.items()
+            name: evidence.left_out_errors(fit, points, sizes)
+            for name, fit in fits.items()
+            if name not in ONLY_BY_NOISE
         },
+        amount_errors={
+            name: evidence.left_out_errors(fit, points, amounts)
+            for name, fit in fits.items()
+            if name in ("constant", *SMOOTH_PLANES)
+        },
+        misfits={}
+        if noise is None
+        else {name: evidence.lack_of_fit(fit, points, noise) for name, fit in fits.items()},
     )
 
 
@@ -355,23 +458,108 @@ class Emergence:
     gain: Interval
     """Squared errors of the best smooth form minus those of the emergent form."""
     threshold: Interval | None = None
-    """In parameters; None if the gain's interval reaches 0 or below."""
+    """In parameters; None if no form with a threshold is better."""
     steepness: Interval | None = None
-    """None if the gain's interval reaches 0 or below."""
+    """None if no form with a threshold is better."""
 
 
 def _emergence(points: Points, contest: PlaneContest) -> Emergence | None:
     """The evidence for emergence; None if the form could not be fitted."""
     if "emergent" not in contest.fits or contest.smooth is None:
         return None
-    # The bootstrap needs a search for each draw, so run it only if there is a gain.
+
+    # The bootstrap needs a search for each draw, so run it only if a gate is better.
     gain = contest.gain("emergent", contest.smooth)
-    if gain.low <= 0:
+    gate = _better_gate(contest, gain)
+    if gate is None:
         return Emergence(gain)
 
+    threshold, steepness = gate_of(gate, _spread(points, contest.fits[gate]).theta).T
+    return Emergence(gain, _percentiles(threshold), _percentiles(steepness))
+
+
+def _better_gate(contest: PlaneContest, gain: Interval) -> str | None:
+    """The form with a threshold that is better than all forms without one; None if none is.
+    Without known noise, `gain` decides."""
+    if not contest.misfits:
+        return "emergent" if gain.low > 0 else None
+
+    gate = contest.best_of(GATES)
+    other = contest.best_of(name for name in contest.fits if name not in GATES)
+    if gate is None or other is None or not contest.is_clearly_better(gate, other):
+        return None
+    return gate
+
+
+def gate_of(form: str, theta: Array) -> Array:
+    """The threshold of size and its steepness at settings of a form of GATES; the result has shape
+    (B, 2)."""
+    names = FORMS[form].parameters
+    columns = {name: theta[:, index] for index, name in enumerate(names)}
+    if form == "emergent":
+        return np.stack([columns["N0"], columns["k"]], axis=1)
+    # a N^-alpha = 1 at the threshold
+    return np.stack([columns["a"] ** (1 / columns["alpha"]), columns["alpha"]], axis=1)
+
+
+def _spread(points: Points, fitted: Fit) -> evidence.Spread:
+    """The spread of a form over resampled runs."""
     draws = evidence.resample(points, seed=0, resamples=RESAMPLES_OF_FORMS)
-    spread = evidence.bootstrap(contest.fits["emergent"], points, LOG_SQUARES, draws)
-    return Emergence(gain, spread.intervals["N0"], spread.intervals["k"])
+    return evidence.bootstrap(fitted, points, LOG_SQUARES, draws)
+
+
+class Turn(NamedTuple):
+    """A minimum over data, and the rise after it."""
+
+    place: Interval
+    """Effective pairs at the minimum."""
+    rise: Interval
+    """ln y at the most data minus ln y at the minimum, at the largest size."""
+
+
+def _turn_of_plane(points: Points, contest: PlaneContest) -> Turn:
+    """The minimum over data of the turning form."""
+    fitted = contest.fits["turning_joint"]
+    theta = _spread(points, fitted).theta
+    if len(theta) == 0:
+        unknown = Interval(np.nan, np.nan)
+        return Turn(unknown, unknown)
+
+    columns = dict(zip(fitted.form.parameters, theta.T, strict=True))
+    falling = columns["B"] * columns["beta"]
+    rising = columns["G"] * columns["gamma"]
+    place = (falling / rising) ** (1 / (columns["beta"] + columns["gamma"]))
+
+    size, most = points.x.max(axis=1)
+    rises = []
+    for setting, turn in zip(theta, np.minimum(place, most), strict=True):
+        minimum, last = curve(fitted.form, setting[None], np.array([[size, size], [turn, most]]))[
+            0
+        ][0]
+        rises.append(float(np.log(last / minimum)))
+    return Turn(_percentiles(place), _percentiles(np.array(rises)))
+
+
+def _by_turn(turn: Turn, amounts: Array) -> Finding | None:
+    """The finding `turns`; None if the turn is not clear."""
+    if not turn.rise.low > LEAST_RISE or not _is_between(amounts, turn.place, VALUES_EACH_SIDE):
+        return None
+    return Finding(
+        "turns",
+        f"the loss falls up to {turn.place.low:.3g} to {turn.place.high:.3g} effective pairs, and"
+        f" then rises by {np.expm1(turn.rise.low):.1%} to {np.expm1(turn.rise.high):.1%}",
+    )
+
+
+def _by_plateau(start: Interval, sizes: Array) -> Finding | None:
+    """The finding `saturates`; None if the start of the plateau is not clear."""
+    if not _is_between(sizes, start, VALUES_EACH_SIDE):
+        return None
+    return Finding(
+        "saturates",
+        f"the loss falls with size up to {start.low:.3g} to {start.high:.3g} parameters, and larger"
+        " sizes are not better",
+    )
 
 
 def _by_emergence(emergence: Emergence | None, sizes: Array) -> Finding | None:
@@ -380,7 +568,8 @@ def _by_emergence(emergence: Emergence | None, sizes: Array) -> Finding | None:
         return None
 
     threshold = emergence.threshold
-    if not _is_between(sizes, threshold) or not emergence.steepness.low > LEAST_STEEPNESS:
+    steep = emergence.steepness.low > LEAST_STEEPNESS
+    if not steep or not _is_between(sizes, threshold, SIZES_EACH_SIDE):
         return None
     return Finding(
         "emergent",
@@ -389,10 +578,10 @@ def _by_emergence(emergence: Emergence | None, sizes: Array) -> Finding | None:
     )
 
 
-def _is_between(sizes: Array, threshold: Interval) -> bool:
-    """Whether enough sizes are below the interval, and enough above it."""
-    below, above = int((sizes < threshold.low).sum()), int((sizes > threshold.high).sum())
-    return below >= SIZES_EACH_SIDE and above >= SIZES_EACH_SIDE
+def _is_between(values: Array, interval: Interval, each_side: int) -> bool:
+    """Whether enough values are below the interval, and enough above it."""
+    below, above = int((values < interval.low).sum()), int((values > interval.high).sum())
+    return below >= each_side and above >= each_side
 
 
 def _with_emergence(numbers: Evidence, emergence: Emergence | None) -> Evidence:
@@ -412,6 +601,11 @@ class OfAxes(NamedTuple):
     N: Interval
     D: Interval
 
+    @property
+    def are_negligible(self) -> bool:
+        """Whether both intervals of slopes are within NEGLIGIBLE_SLOPE."""
+        return all(max(-low, high) < NEGLIGIBLE_SLOPE for low, high in self)
+
     def as_json(self) -> ByAxis:
         """The intervals, for JSON."""
         return ByAxis(N=ends(self.N), D=ends(self.D))
@@ -422,7 +616,9 @@ class Effects:
     """The effects of size and data on the loss."""
 
     gain: Interval
-    """Squared errors of a constant minus those of the best smooth form."""
+    """Squared errors of a constant minus those of the best smooth form, over left-out sizes."""
+    gain_over_amounts: Interval
+    """The same over left-out amounts of data."""
     falls: OfAxes
     """Exponents of the smooth form's fall."""
     slopes: OfAxes
@@ -437,29 +633,38 @@ class Effects:
     @property
     def is_flat(self) -> bool:
         """Whether no axis changes the loss by more than a negligible amount."""
-        return all(max(-low, high) < NEGLIGIBLE_SLOPE for low, high in self.slopes)
+        return self.slopes.are_negligible
 
 
 def _effects(points: Points, contest: PlaneContest, smooth: str) -> Effects:
     return Effects(
         gain=contest.gain(smooth, "constant"),
+        gain_over_amounts=contest.gain_over_amounts(smooth, "constant"),
         falls=_falls(contest.fits[smooth], points),
         slopes=_plane_slopes(points),
     )
 
 
-def _by_effects(effects: Effects, smooth: str) -> Finding:
-    """The finding from the effects of size and data, for a plane that is not emergent."""
-    predicts = effects.gain.low > 0
+def _by_effects(effects: Effects, smooth: str, misfit: evidence.Misfit | None) -> Finding:
+    """The finding from the effects of size and data, for a plane that is not emergent and neither
+    turns nor saturates."""
+    predicts = effects.gain.low > 0 and effects.gain_over_amounts.low > 0
+    misses = misfit is not None and misfit.p < MISFIT_P and misfit.excess > MISFIT
+    if predicts and len(effects.falling) == 2 and misfit is not None and misses:
+        reason = (
+            f"the loss falls along both axes, but {smooth} misses it by {misfit.excess:.1%} more"
+            " than noise explains"
+        )
+        return Finding("not identified", reason)
     if predicts and len(effects.falling) == 2:
         reason = (
-            f"{smooth} predicts left-out sizes better than a constant, and falls along both axes"
+            f"{smooth} predicts left-out sizes and amounts better than a constant, and falls along"
+            " both axes"
         )
         return Finding("power law", reason)
 
     if effects.is_flat:
-        reason = "neither size nor data changes the loss by more than a negligible amount"
-        return Finding("no trend", reason)
+        return Finding("no trend", FLAT)
 
     if predicts and len(effects.falling) == 1:
         axis = effects.falling[0]
@@ -467,8 +672,8 @@ def _by_effects(effects: Effects, smooth: str) -> Finding:
         return Finding("not identified", reason)
     return Finding(
         "not identified",
-        "no law of falling loss predicts left-out sizes better than a constant, but the loss may"
-        " still change",
+        "no law of falling loss predicts left-out sizes and amounts better than a constant, but the"
+        " loss may still change",
     )
 
 
@@ -476,6 +681,7 @@ def _with_effects(numbers: Evidence, effects: Effects) -> Evidence:
     return replace(
         numbers,
         gain_of_smooth=ends(effects.gain),
+        gain_over_amounts=ends(effects.gain_over_amounts),
         falls=effects.falls.as_json(),
         slopes=effects.slopes.as_json(),
     )
@@ -484,8 +690,7 @@ def _with_effects(numbers: Evidence, effects: Effects) -> Evidence:
 def _falls(fitted: Fit, points: Points) -> OfAxes:
     """95 % intervals of the exponents of the curve's fall along N and D. Each is measured from the
     axis's least to its largest value, with the other axis at its largest value."""
-    draws = evidence.resample(points, seed=0, resamples=RESAMPLES_OF_FORMS)
-    theta = evidence.bootstrap(fitted, points, LOG_SQUARES, draws).theta
+    theta = _spread(points, fitted).theta
     if len(theta) == 0:
         unknown = Interval(np.nan, np.nan)
         return OfAxes(unknown, unknown)

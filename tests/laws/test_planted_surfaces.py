@@ -13,7 +13,10 @@ from worldpm.laws.evidence import Points
 from worldpm.laws.law import Word
 
 SIZES, AMOUNTS, SEEDS = np.geomspace(1e6, 1e8, 6), np.geomspace(1e4, 1e7, 12), 3
-N, D, SEED = (axis.ravel() for axis in np.meshgrid(SIZES, AMOUNTS, np.arange(SEEDS), indexing="ij"))
+SHAPE = (len(SIZES), len(AMOUNTS), SEEDS)
+N: Array = np.broadcast_to(SIZES[:, None, None], SHAPE).ravel()
+D: Array = np.broadcast_to(AMOUNTS[:, None], SHAPE).ravel()
+SEED = np.broadcast_to(np.arange(SEEDS), SHAPE).ravel()
 RUNS = (np.searchsorted(SIZES, N * 0.99) * SEEDS + SEED).astype(np.int64)
 
 

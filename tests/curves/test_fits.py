@@ -69,7 +69,7 @@ def test_values_of_forms_by_hand() -> None:
         "power_floor": ([1.0, 8.0, 0.5], [5.0, 3.0]),
         "saturating": ([0.0, 1.0, 4.0], [math.log(2) / 2, math.log(2) / 5]),
         "sigmoid": ([1.0, 3.0, 2.0, 4.0], [2.0, 1 + 2 / 17]),
-        "broken": ([1.0, 0.0, 1.0, 4.0, 1.0], [0.5, 0.2]),
+        "broken": ([0.0, 1.0, 0.0, 1.0, 4.0, 1.0], [0.5, 0.2]),
         "gao_best_of_n": ([2.0, 0.25], [4.0, -32.0]),
         "gao_rl": ([2.0, 1.0], [4 * (2 - math.log(4)), 16 * (2 - math.log(16))]),
         "error_of_loss": ([1.0, 1.0, 0.5], [1 - math.exp(-2), 1 - math.exp(-8)]),

@@ -364,7 +364,7 @@ def test_few_points_give_a_warning(tmp_path: Path) -> None:
         " decades"
     ) in power["warnings"]
     assert broken["parameters"] is None
-    assert broken["warnings"] == ["broken has 5 parameters, but there are only 3 different points"]
+    assert broken["warnings"] == ["broken has 6 parameters, but there are only 3 different points"]
 
 
 @pytest.fixture(scope="module")

@@ -210,8 +210,9 @@ def _broken(eta: Array, x: Array) -> Terms:
     by_slope_change = -value * width * smooth_step
     by_x0 = value * slope_change * step / x0
     by_width = -value * slope_change * (smooth_step - z * step)
-    slopes = np.stack([by_slope_before, by_slope_change, by_x0, by_width], axis=2)
-    return Terms(value[..., None], slopes[:, :, None, :])
+    slopes = np.zeros((*value.shape, 2, 4))
+    slopes[:, :, 1] = np.stack([by_slope_before, by_slope_change, by_x0, by_width], axis=2)
+    return Terms(np.stack([_ones(eta, x), value], axis=2), slopes)
 
 
 def _saturating_joint(eta: Array, x: Array) -> Terms:
@@ -422,9 +423,9 @@ SATURATING = Form(
 )
 BROKEN = Form(
     name="broken",
-    equation="A x^-c0 (1 + (x/x0)^(1/f))^(-c1 f)",
+    equation="E + A x^-c0 (1 + (x/x0)^(1/f))^(-c1 f)",
     axes=1,
-    linear=("A",),
+    linear=("E", "A"),
     nonlinear=("c0", "c1", "x0", "f"),
     terms=_broken,
     starts=_broken_starts,
@@ -565,6 +566,6 @@ FORMS = {
 }
 """Sources: `joint` Hoffmann et al. 2022, 2203.15556, equation 2; `joint_tied` and `error_of_loss`
 Gadre et al. 2024, 2403.08540, equations 4 and 5; `broken` Caballero et al. 2022, 2210.14891,
-equation 1, with one break and no floor; Gao et al. 2022, 2210.10760, section 3.1. `saturating`,
+equation 1, with one break; Gao et al. 2022, 2210.10760, section 3.1. `saturating`,
 `saturating_joint`, `saturating_product` and `emergent` are ours: a preference loss starts at ln
 2."""

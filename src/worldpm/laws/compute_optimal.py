@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldpm.curves.forms import FORMS, Array
-from worldpm.curves.solver import HUBER, ROUGH, Fit, fit, solve
+from worldpm.curves.solver import HUBER, ROUGH, Fit, Objective, fit, solve
 from worldpm.laws.law import Approach, Ends, IsoflopCurve, Optimum, all_finite
 
 BUDGETS = 9
@@ -24,6 +24,8 @@ LEAST_SHARE_OF_RESAMPLES = 0.9
 """Least share of resamples with an exponent for an interval."""
 LARGEST_LOGARITHM = 700.0
 """Largest absolute value whose exponential is finite and above 0."""
+VALUES_A_DECADE = 100
+"""Given budgets that round to the same hundredth of a decade are equal."""
 BIASED = (
     "biased if the grid of sizes is narrow or off centre, or if alpha differs from beta, even"
     " without noise"
@@ -71,17 +73,22 @@ class LossesAtBudgets(NamedTuple):
         return self.losses[reached, index], self.sizes[reached]
 
 
-def compare(runs: Runs, *, seed: int, resamples: int) -> Optimum:
+def compare(runs: Runs, *, seed: int, resamples: int, objective: Objective = HUBER) -> Optimum:
     """The exponent a of N*(C) = G C^a by each approach, with 95 % intervals over runs, and the
     frontier of the third approach.
 
     Approach 1: the envelope of all training curves. Approach 2: for each budget, a parabola through
-    the losses over ln N. Approach 3: the joint law in closed form. Results are None for an approach
-    that needs more runs.
+    the losses over ln N. Approach 3: the joint law in closed form, fitted by the objective. Results
+    are None for an approach that needs more runs.
+
+    In a table without training curves, in which several sizes were trained for each of some given
+    budgets (IsoFLOP), these budgets are compared.
 
     Source: Hoffmann et al. 2022, arXiv 2203.15556, section 3; their a is 0.50, 0.49 and 0.46.
     """
-    budgets = _budgets(runs)
+    # Without training curves nothing can be interpolated, so only given budgets are compared.
+    has_curves = 2 * len(np.unique(runs.n)) <= len(runs.n)
+    budgets, runs = (_budgets(runs), runs) if has_curves else _given_budgets(runs)
     generator = np.random.default_rng(seed)
     names = np.unique(runs.runs)
     # Draw whole runs, because the points of a training curve are not independent.
@@ -95,7 +102,7 @@ def compare(runs: Runs, *, seed: int, resamples: int) -> Optimum:
         envelope=_approach(envelope, runs, draws, budgets),
         isoflop=replace(_approach(isoflop, runs, draws, budgets), warning=BIASED),
         curves=_curves(runs, budgets),
-        joint=_joint(runs, drawn, budgets),
+        joint=_joint(runs, drawn, budgets, objective),
     )
 
 
@@ -190,6 +197,23 @@ def _budgets(runs: Runs) -> Array:
     return np.geomspace(enough[0], enough[-1], BUDGETS) if len(enough) > 1 else np.empty(0)
 
 
+def _given_budgets(runs: Runs) -> tuple[Array, Runs]:
+    """The budgets that at least four sizes were trained for, and the runs with these budgets as
+    their operations; each point is a run, because no run has points at two budgets. Without such
+    budgets the runs are unchanged."""
+    rounded = np.round(np.log10(runs.c) * VALUES_A_DECADE)
+    values, of_point = np.unique(rounded, return_inverse=True)
+    sizes = np.array([len(np.unique(runs.n[of_point == index])) for index in range(len(values))])
+    budgets = np.array(
+        [np.exp(np.log(runs.c[of_point == index]).mean()) for index in range(len(values))]
+    )
+    enough = sizes >= LEAST_SIZES
+    if not enough.any():
+        return np.empty(0), runs
+    points = np.arange(len(runs.n))
+    return budgets[enough], replace(runs, c=budgets[of_point], runs=points)
+
+
 def _price(runs: Runs) -> float:
     """Operations per parameter and pair, such that C = price N D: 6 times the tokens of a pair,
     plus attention."""
@@ -205,16 +229,18 @@ def _exponent(budgets: Array, best: Array) -> float | None:
     return float(np.polyfit(np.log(budgets[usable]), np.log(best[usable]), 1)[0])
 
 
-def _joint(runs: Runs, drawn: NDArray[np.int64], budgets: Array) -> Approach | None:
+def _joint(
+    runs: Runs, drawn: NDArray[np.int64], budgets: Array, objective: Objective
+) -> Approach | None:
     """Approach 3: N*(C) = G (C / price)^a, G = (alpha A / beta B)^(1 / (alpha + beta)), a = beta /
     (alpha + beta). `drawn` has the names of each resample's runs, shape (resamples, runs)."""
     try:
-        fitted = fit(FORMS["joint"], np.stack([runs.n, runs.d]), runs.loss, HUBER)
+        fitted = fit(FORMS["joint"], np.stack([runs.n, runs.d]), runs.loss, objective)
     except ValueError:
         return None
 
     # The exponent depends on two parameters, so its interval uses their joint draws.
-    theta = _joint_resamples(runs, drawn, fitted)
+    theta = _joint_resamples(runs, drawn, fitted, objective)
     price = _price(runs)
     best = _frontier(fitted.theta, price, budgets)
     spread = np.array([_frontier(resample, price, budgets) for resample in theta])
@@ -232,13 +258,15 @@ def _joint(runs: Runs, drawn: NDArray[np.int64], budgets: Array) -> Approach | N
     )
 
 
-def _joint_resamples(runs: Runs, drawn: NDArray[np.int64], fitted: Fit) -> Array:
+def _joint_resamples(
+    runs: Runs, drawn: NDArray[np.int64], fitted: Fit, objective: Objective
+) -> Array:
     """The parameters of the joint law in every resample, shape (resamples, 5)."""
     # Weights count how often each point's run was drawn, instead of repeated points.
     weights = (drawn[:, :, None] == runs.runs).sum(axis=1).astype(np.float64)
     starts = np.broadcast_to(fitted.theta, (len(drawn), len(fitted.theta)))
     x = np.stack([runs.n, runs.d])
-    return solve(fitted.form, x, runs.loss, HUBER, weights, starts, effort=ROUGH).theta
+    return solve(fitted.form, x, runs.loss, objective, weights, starts, effort=ROUGH).theta
 
 
 def _frontier(theta: Array, price: float, budgets: Array) -> Array:

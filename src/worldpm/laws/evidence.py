@@ -145,13 +145,22 @@ def _intervals(form: Form, theta: Array) -> dict[str, Interval]:
     }
 
 
-def profile(points: Points, name: str, fitted: Fit, *, steps: int = 41) -> Interval:
-    """The 95 % profile-likelihood interval of a positive parameter, for normal errors of ln y. An
-    open end is 0 or infinity.
+def profile(
+    points: Points,
+    name: str,
+    fitted: Fit,
+    objective: Objective = LOG_SQUARES,
+    *,
+    steps: int = 41,
+) -> Interval:
+    """The 95 % profile-likelihood interval of a positive parameter, for errors of ln y whose most
+    likely curve is that of the objective: normal for squares, and close to Laplace's for Huber's
+    loss. An open end is 0 or infinity.
 
     At each value, all other parameters are fitted, first on a grid of four decades, then on a finer
-    grid around the interval. `fitted` is the fit by LOG_SQUARES. Points of one run count as one.
-    The limit is the small-sample limit, which is exact for straight lines.
+    grid around the interval. `fitted` is the fit by the objective, so its value is inside. Points
+    of one run count as one. The limit is the small-sample limit, which is exact for squares and
+    straight lines.
 
     Source: Venzon and Moolgavkar 1988; Bates and Watts 1988, section 6.1.
     """
@@ -165,18 +174,20 @@ def profile(points: Points, name: str, fitted: Fit, *, steps: int = 41) -> Inter
     best = float(fitted.theta[fitted.form.parameters.index(name)])
     coarse = best * np.geomspace(1e-2, 1e2, steps)
     # If the deviance is steep, only the best value, in the middle, may be within the limit.
-    inside = np.flatnonzero(_deviances(points, name, fitted, coarse) <= limit)
+    inside = np.flatnonzero(_deviances(points, name, fitted, objective, coarse) <= limit)
     first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (steps // 2, steps // 2)
 
     # Start one coarse step outside, so that the fine grid contains the crossings of the limit.
     start, stop = coarse[max(first - 1, 0)], coarse[min(last + 1, steps - 1)]
     fine = np.geomspace(start, stop, 2 * steps - 1)
-    within = np.flatnonzero(_deviances(points, name, fitted, fine) <= limit)
+    within = np.flatnonzero(_deviances(points, name, fitted, objective, fine) <= limit)
     low, high = (float(fine[within[0]]), float(fine[within[-1]])) if len(within) else (best, best)
     return Interval(0.0 if first == 0 else low, float("inf") if last == steps - 1 else high)
 
 
-def _deviances(points: Points, name: str, fitted: Fit, values: Array) -> Array:
+def _deviances(
+    points: Points, name: str, fitted: Fit, objective: Objective, values: Array
+) -> Array:
     """Twice the decrease of the log likelihood at each value of a parameter."""
     index = fitted.form.parameters.index(name)
     weights = np.ones((len(values), len(points.y)))
@@ -193,7 +204,7 @@ def _deviances(points: Points, name: str, fitted: Fit, values: Array) -> Array:
             fitted.form,
             points.x,
             points.y,
-            LOG_SQUARES,
+            objective,
             weights,
             starts,
             held=index,
@@ -203,7 +214,22 @@ def _deviances(points: Points, name: str, fitted: Fit, values: Array) -> Array:
 
     # A perfect fit has no noise, so use a lower bound.
     least = max(fitted.objective, len(points.y) * ROUNDING_SQUARE)
-    return np.asarray(independent_points(points) * np.log(np.maximum(best, least) / least))
+    deviances = independent_points(points) * np.log(np.maximum(best, least) / least)
+    return np.asarray(deviances * 2 / _degree(fitted, points, objective))
+
+
+def _degree(fitted: Fit, points: Points, objective: Objective) -> float:
+    """The power of the residuals' scale with which the objective grows: 2 for squares, and 1 where
+    Huber's loss is a straight line.
+
+    If the objective grows with the power p of the scale, the most likely scale gives a log
+    likelihood of -(n / p) ln objective.
+    """
+    residuals = np.abs(np.log(np.maximum(fitted.predict(points.x), LEAST_PREDICTION) / points.y))
+    growth = float((residuals * np.minimum(residuals, objective.delta)).sum())
+    if fitted.objective <= 0 or growth <= 0:
+        return 2.0
+    return float(np.clip(growth / fitted.objective, 1.0, 2.0))
 
 
 def independent_points(points: Points) -> int:

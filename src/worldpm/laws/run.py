@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from worldpm import console
 from worldpm.curves.forms import FORMS, Form
-from worldpm.curves.solver import HUBER, LOG_SQUARES, SQUARES, Fit, Objective, fit
+from worldpm.curves.solver import HUBER, SQUARES, Fit, Objective, fit
 from worldpm.errors import ConfigError
 from worldpm.laws import compute_optimal, evidence, figures, measurements, panels, verdicts
 from worldpm.laws.evidence import Points, Resamples, Spread
@@ -398,7 +398,7 @@ def _law(
         unfitted,
         parameters=dict(zip(form.parameters, fitted.theta.tolist(), strict=True)),
         intervals={name: ends(interval) for name, interval in spread.intervals.items()},
-        profile_intervals=_profiles(form, sample.fitted, objective) if is_read else {},
+        profile_intervals=_profiles(fitted, sample.fitted, objective) if is_read else {},
         objective_value=finite(fitted.objective),
         held_out=_held_out(form, sample, objective),
         converged=fitted.converged,
@@ -443,14 +443,12 @@ def _unfitted(
     )
 
 
-def _profiles(form: Form, points: Points, objective: Objective) -> dict[str, Ends]:
-    """Profile-likelihood intervals, for errors of ln y; empty if y itself is fitted."""
+def _profiles(fitted: Fit, points: Points, objective: Objective) -> dict[str, Ends]:
+    """Profile intervals by the law's objective; empty if y itself is fitted, not ln y."""
     if not objective.logarithmic:
         return {}
-    # The likelihood assumes normal errors, so fit by squares even if the law's objective differs.
-    fitted = fit(form, points.x, points.y, LOG_SQUARES)
-    names = [name for name in PROFILED if name in form.parameters]
-    return {name: ends(evidence.profile(points, name, fitted)) for name in names}
+    names = [name for name in PROFILED if name in fitted.form.parameters]
+    return {name: ends(evidence.profile(points, name, fitted, objective)) for name in names}
 
 
 def _held_out(form: Form, sample: Sample, objective: Objective) -> HeldOut:
@@ -562,7 +560,9 @@ def _optimum(points: Sequence[Measurement], settings: Settings) -> Optimum | Non
         operations="counted" if counted else "6 N D",
     )
     resamples = min(settings.resamples, RESAMPLES_OF_OPTIMUM)
-    return compute_optimal.compare(runs, seed=settings.seed, resamples=resamples)
+    return compute_optimal.compare(
+        runs, seed=settings.seed, resamples=resamples, objective=settings.minimised
+    )
 
 
 def _training_curves(points: Sequence[Measurement]) -> NDArray[np.int64]:

@@ -13,9 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import once, run
+from worldpm.curves.forms import FORMS
+from worldpm.curves.solver import LOG_SQUARES, fit
 from worldpm.evaluation.results import read_results
-from worldpm.laws import figures, measurements
+from worldpm.laws import evidence, figures, measurements
 from worldpm.laws import run as run_module
+from worldpm.laws.evidence import Points
 from worldpm.laws.law import read_laws
 from worldpm.laws.measurements import SeriesOfCheckpoint
 from worldpm.laws.run import Settings
@@ -432,3 +435,105 @@ def test_a_ladder_becomes_laws_by_prompt_and_by_run(ladder: Path) -> None:
 
 def test_snapshots_of_one_run_are_not_compared(ladder: Path) -> None:
     assert read_results(ladder / "w16-results").comparisons == []
+
+
+def ladder_table(path: Path, *, run: bool, outlier: float = 1.0) -> Path:
+    """Five sizes with five amounts each, and a last point that may be an outlier."""
+    lines = ["N,D,loss,run" if run else "N,D,loss"]
+    for n in (1e5, 1e6, 3e6, 1e7, 1e8):
+        for number, d in enumerate((1e4, 3e4, 1e5, 1e6, 3e6)):
+            loss = 0.3 + 2 * n**-0.3 + 3 * d**-0.4
+            factor = outlier if (n, d) == (1e8, 3e6) else 1.0
+            lines.append(f"{n},{d},{loss * factor}" + (f",{number}" if run else ""))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("run_column", [True, False])
+def test_a_table_without_runs_whose_rows_may_be_snapshots_draws_a_warning(
+    tmp_path: Path, run_column: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = ladder_table(tmp_path / "t.csv", run=run_column)
+    measured = measurements.read([table], y="loss", axes=("N", "D"))
+    assert len(measured.points) == 25
+    assert ("has no column run, but several D at most N" in caplog.text) is not run_column
+
+
+def test_the_point_that_carries_a_law_is_named(tmp_path: Path) -> None:
+    for outlier in (1.0, 1.3):
+        table = ladder_table(tmp_path / "t.csv", run=True, outlier=outlier)
+        points = measurements.read([table], y="loss", axes=("N", "D"))
+        arrays = measurements.points_of(points, points.points, ("N", "D"))
+        fitted = fit(FORMS["joint"], arrays.x, arrays.y, LOG_SQUARES)
+        shift = evidence.influence(arrays, fitted, LOG_SQUARES)
+        assert shift is not None
+        if outlier == 1.0:
+            assert abs(shift.change) < 1e-6
+        else:
+            # without the outlier, the other points give the true value again
+            assert shift.point == 24
+            assert shift.change < -0.01
+
+
+def seeds_table(path: Path, *, noise: float, seed: int = 0) -> Path:
+    """Three seeds of six sizes and eight amounts, with noise of ln loss."""
+    generator = np.random.default_rng(seed)
+    lines = ["N,D,loss,run"]
+    for n, d, number in product(np.geomspace(1e5, 1e7, 6), np.geomspace(1e4, 1e6, 8), range(3)):
+        loss = true_loss(n, d) * math.exp(generator.normal(0, noise))
+        lines.append(f"{n},{d},{loss},{number}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def true_loss(n: float, d: float) -> float:
+    return float(0.3 + 2 * n**-0.3 + 3 * d**-0.4)
+
+
+def test_a_prediction_has_the_interval_of_one_new_run(tmp_path: Path) -> None:
+    table = seeds_table(tmp_path / "t.csv", noise=0.02)
+    command = ["laws", table, "--form", "joint", "--predict", "N=1e8,D=1e7", "--resamples", 60]
+    assert run(*command, "--out", tmp_path / "laws") == 0
+
+    (law,) = [law for law in read_laws(tmp_path / "laws").laws if law.x == ("N", "D")]
+    (foretold,) = law.foretold
+    low, high = foretold.interval
+    assert foretold.x == {"N": 1e8, "D": 1e7}
+    assert low is not None
+    assert high is not None
+    assert low < true_loss(1e8, 1e7) < high
+    # noise alone has a width of 2 x 1.96 x 0.02
+    assert math.log(high / low) > 0.9 * 2 * 1.96 * 0.02
+
+    assert law.held_out is not None
+    assert law.held_out.covered is not None
+    assert law.held_out.points == 48
+    assert 38 <= law.held_out.covered <= 48
+
+
+@pytest.mark.parametrize("place", ["N", "N=x", "Q=3", "N=-1", "N=1e9;D=3", ""])
+def test_a_place_of_another_form_is_refused(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = seeds_table(tmp_path / "t.csv", noise=0.0)
+    assert run("laws", table, "--predict", place, "--out", tmp_path / "laws") == 2
+    assert "--predict" in capsys.readouterr().err
+
+
+@pytest.mark.proof
+def test_intervals_of_new_runs_contain_them_about_as_often_as_stated() -> None:
+    inside = 0
+    x = np.tile(np.geomspace(1e4, 1e7, 8), 3)
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        y = (0.3 + 20 * x**-0.4) * np.exp(generator.normal(0, 0.02, len(x)))
+        points = Points(x[None], y, np.arange(len(x)))
+        fitted = fit(FORMS["power_floor"], points.x, points.y, LOG_SQUARES)
+        draws = evidence.resample(points, seed=seed, resamples=100)
+        spread = evidence.bootstrap(fitted, points, LOG_SQUARES, draws)
+        deviation = evidence.noise_deviation(points, fitted)
+        place = np.array([[3e7]])
+        ((low, high),) = evidence.foretell(fitted, spread, deviation, place, seed=seed)
+        new = (0.3 + 20 * 3e7**-0.4) * math.exp(generator.normal(0, 0.02))
+        inside += low <= new <= high
+    assert 180 <= inside <= 198

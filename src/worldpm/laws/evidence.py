@@ -22,6 +22,8 @@ VALUES_A_DECADE = 100
 different amounts of data of two seeds count as equal."""
 LEAST_DEGREES = 6
 """Least degrees of freedom at which runs at equal x show the noise."""
+NOISE_DRAWS = 20
+"""Draws of noise for each resample of a prediction."""
 ROUNDING_SQUARE = 1e-30
 """Squared residual of a point that can result from rounding in a perfect fit."""
 LEAST_PREDICTION = 1e-300
@@ -230,6 +232,63 @@ def _degree(fitted: Fit, points: Points, objective: Objective) -> float:
     if fitted.objective <= 0 or growth <= 0:
         return 2.0
     return float(np.clip(growth / fitted.objective, 1.0, 2.0))
+
+
+class Shift(NamedTuple):
+    """The change of a fit without one of its points."""
+
+    point: int
+    """Index of the point."""
+    change: float
+    """Change of the logarithm of the prediction at the largest x."""
+
+
+def influence(points: Points, fitted: Fit, objective: Objective) -> Shift | None:
+    """The point without which the prediction at the largest x of all axes changes most; None if no
+    point can be left out. `fitted` is the fit by the objective.
+
+    Source: Cook 1977 (deletion of single points).
+    """
+    count = len(points.y)
+    if len(distinct_values(points.x).T) <= len(fitted.form.parameters):
+        return None
+
+    weights = 1.0 - np.eye(count)
+    starts = _repeated(fitted.theta, count)
+    without = solve(fitted.form, points.x, points.y, objective, weights, starts, effort=ROUGH).theta
+    corner = points.x.max(axis=1, keepdims=True)
+    predicted = np.maximum(curve(fitted.form, without, corner)[0][:, 0], LEAST_PREDICTION)
+    changes = np.log(predicted) - np.log(np.maximum(fitted.predict(corner), LEAST_PREDICTION))
+    index = int(np.nanargmax(np.abs(changes)))
+    return Shift(index, float(changes[index]))
+
+
+def noise_deviation(points: Points, fitted: Fit) -> float:
+    """The standard deviation of ln y between runs at equal x; that of the residuals if no runs have
+    equal x."""
+    noise = replicates(points)
+    if noise is not None:
+        return float(np.sqrt(noise.variance))
+    residuals = np.log(np.maximum(fitted.predict(points.x), LEAST_PREDICTION) / points.y)
+    free = max(1, independent_points(points) - len(fitted.form.parameters))
+    return float(np.sqrt((residuals**2).mean() * independent_points(points) / free))
+
+
+def foretell(
+    fitted: Fit, spread: Spread, deviation: float, x: Array, *, seed: int
+) -> list[Interval]:
+    """95 % intervals of y of one new run at each x, shape (axes, n): the spread of the fit over
+    resamples, and noise of this standard deviation of ln y. The ends are NaN without resamples."""
+    if len(spread.theta) < 2:
+        return [Interval(float("nan"), float("nan"))] * x.shape[1]
+
+    # several draws of noise for each resample, so that the ends are not those of few draws
+    generator = np.random.default_rng(seed)
+    values = np.maximum(curve(fitted.form, spread.theta, x)[0], LEAST_PREDICTION)
+    noise = generator.normal(0, deviation, size=(NOISE_DRAWS, *values.shape))
+    drawn = np.exp(np.log(values) + noise).reshape(-1, x.shape[1])
+    lows, highs = np.quantile(drawn, [0.025, 0.975], axis=0).tolist()
+    return [Interval(low, high) for low, high in zip(lows, highs, strict=True)]
 
 
 def independent_points(points: Points) -> int:

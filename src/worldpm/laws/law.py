@@ -107,6 +107,9 @@ class HeldOut:
     points: int
     """Number of predictions; 0 if there are too few other points for the form."""
     predictions: Sequence[Prediction]
+    covered: int | None = None
+    """Number of held-out points within their 95 % intervals, which include the variance between
+    runs; None for forms that are not drawn, and with a single run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +207,28 @@ class SliceKey(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Foretold:
+    """A prediction that the user asked for."""
+
+    x: dict[str, float]
+    """By axis."""
+    y: float | None
+    interval: Ends
+    """95 % interval of one new run: of the fit, and of the variance between runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence:
+    """The point without which the prediction at the largest x changes most."""
+
+    x: Sequence[float]
+    """In the order of the law's axes."""
+    y: float
+    change: float | None
+    """ln of the prediction without the point minus ln of the prediction with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Law:
     """One form fitted to one slice of the points, with the evidence for and against it.
 
@@ -234,6 +259,10 @@ class Law:
     """95 % bootstrap intervals by parameter; None if the form cannot be fitted."""
     profile_intervals: dict[str, Ends] | None = None
     """95 % profile-likelihood intervals of E and alpha; empty for forms that are not drawn."""
+    foretold: Sequence[Foretold] = ()
+    """Predictions by --predict; empty for forms that are not drawn."""
+    influence: Influence | None = None
+    """None for forms that are not drawn, and if y itself is fitted."""
     objective_value: float | None = None
     """The least value of the objective that the fit reached."""
     used: Sequence[XY] | None = None

@@ -6,6 +6,7 @@ A row of a table in JSON lines. `series`, `run`, `family` and `held_out` are opt
     {"N": 1180000, "D": 4000, "loss": 0.52, "series": "moves", "run": "seed 0", "held_out": false}
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,10 +30,14 @@ from worldpm.storage import rows
 from worldpm.storage.manifest import read_manifest
 from worldpm.storage.rows import Row
 
+logger = logging.getLogger(__name__)
+
 SHARES = frozenset(("accuracy", "error"))
 """Columns whose values are between 0 and 1."""
 TRUE, FALSE = frozenset(("true", "yes")), frozenset(("", "nan", "none", "false", "no"))
 """Texts that mark a row as held out or not held out. Numbers can mark it too."""
+SNAPSHOTS = 3
+"""Amounts of data of a size that look like snapshots of a run."""
 FAMILIES_NAMED = 3
 """Largest number of families that an error message names."""
 
@@ -222,6 +227,22 @@ def _read_table(measured: Measured, path: Path, *, y: str, axes: Sequence[str]) 
 
     points = [_of_row(row, path, number, y, present) for number, row in enumerate(table, start=1)]
     measured.add(points, y, by_run="run" in columns)
+    if "run" not in columns and _may_be_snapshots(points):
+        logger.warning(
+            "%s: has no column run, but several D at most N. If these rows are snapshots of one"
+            " run, they are not independent, and intervals are too narrow. Add the column run.",
+            path,
+        )
+
+
+def _may_be_snapshots(points: Sequence[Measurement]) -> bool:
+    """Whether most sizes have SNAPSHOTS amounts of data or more, as snapshots of a run have."""
+    amounts: dict[float, set[float]] = {}
+    for point in points:
+        if "N" in point.x and "D" in point.x:
+            amounts.setdefault(point.x["N"], set()).add(point.x["D"])
+    several = sum(len(values) >= SNAPSHOTS for values in amounts.values())
+    return 2 * several > len(amounts)
 
 
 def _of_row(row: Row, path: Path, number: int, y: str, axes: Sequence[str]) -> Measurement:

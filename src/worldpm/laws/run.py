@@ -2,7 +2,8 @@
 figures."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -20,7 +21,9 @@ from worldpm.laws.law import (
     XY,
     Curve,
     Ends,
+    Foretold,
     HeldOut,
+    Influence,
     Law,
     Laws,
     Measurement,
@@ -69,6 +72,10 @@ RESAMPLES_OF_OPTIMUM = 200
 """Largest number of draws for the best size for a budget. Each draw interpolates every run."""
 LARGEST_CONDITION = 1e12
 """Condition number above which quite different parameters fit equally well."""
+RESAMPLES_OF_COVERAGE = 200
+"""Number of draws for the intervals of held-out points."""
+INFLUENTIAL = 0.05
+"""A single point that changes ln of a prediction by more than this gives a warning."""
 FLOOR_SHARE = 1e-3
 """A floor below this share of the least y counts as touching 0."""
 FAILED_SHARE = 0.1
@@ -93,6 +100,8 @@ class Settings:
     """Number of bootstrap draws of runs and prompts for each interval, 2 or more."""
     seed: int = 0
     """Seed of the draws."""
+    predict: tuple[Mapping[str, float], ...] = ()
+    """Places to foretell y at, by axis."""
 
     @property
     def minimised(self) -> Objective:
@@ -195,6 +204,7 @@ def _config(options: LawsOptions) -> Plain:
         "calibrated": options.calibrated,
         "resamples": options.resamples,
         "seed": options.seed,
+        "predict": list(options.predict),
     }
 
 
@@ -206,6 +216,7 @@ def _settings(options: LawsOptions) -> Settings:
         objective=options.objective,
         resamples=options.resamples,
         seed=options.seed,
+        predict=options.places,
     )
 
 
@@ -399,14 +410,17 @@ def _law(
         parameters=dict(zip(form.parameters, fitted.theta.tolist(), strict=True)),
         intervals={name: ends(interval) for name, interval in spread.intervals.items()},
         profile_intervals=_profiles(fitted, sample.fitted, objective) if is_read else {},
+        foretold=_foretold(fitted, spread, part, sample.fitted, settings) if is_read else [],
+        influence=_influence(fitted, sample.fitted, objective) if is_read else None,
         objective_value=finite(fitted.objective),
-        held_out=_held_out(form, sample, objective),
+        held_out=_held_out(form, sample, objective, is_read=is_read),
         converged=fitted.converged,
         optima=[list(optimum) for optimum in fitted.optima],
         condition=finite(fitted.condition),
         resamples_failed=spread.failed,
         warnings=_warnings(fitted, spread, sample.fitted, resamples=len(sample.draws.weights)),
     )
+    law = replace(law, warnings=[*law.warnings, *_warnings_of_influence(law)])
     if part.is_plane:
         return _with_residuals(law, fitted, sample.points)
     return _with_curve(law, fitted, spread, sample.points)
@@ -451,8 +465,61 @@ def _profiles(fitted: Fit, points: Points, objective: Objective) -> dict[str, En
     return {name: ends(evidence.profile(points, name, fitted, objective)) for name in names}
 
 
-def _held_out(form: Form, sample: Sample, objective: Objective) -> HeldOut:
-    """The held-out points, predicted by a fit to the other points."""
+def _influence(fitted: Fit, points: Points, objective: Objective) -> Influence | None:
+    """The most influential point; None if y itself is fitted, not ln y."""
+    shift = evidence.influence(points, fitted, objective) if objective.logarithmic else None
+    if shift is None:
+        return None
+    x, y = points.x[:, shift.point].tolist(), float(points.y[shift.point])
+    return Influence(x=x, y=y, change=finite(shift.change))
+
+
+def _foretold(
+    fitted: Fit, spread: Spread, part: Slice, points: Points, settings: Settings
+) -> list[Foretold]:
+    """The predictions that the settings ask for, at places on the axes of the slice."""
+    if not settings.minimised.logarithmic or part.size is not None:
+        return []
+    places = [place for place in settings.predict if place.keys() == set(part.x)]
+    if not places:
+        return []
+
+    x = np.array([[place[axis] for place in places] for axis in part.x])
+    deviation = evidence.noise_deviation(points, fitted)
+    intervals = evidence.foretell(fitted, spread, deviation, x, seed=settings.seed)
+    values = fitted.predict(x).tolist()
+    return [
+        Foretold(x=dict(place), y=finite(value), interval=ends(interval))
+        for place, value, interval in zip(places, values, intervals, strict=True)
+    ]
+
+
+def _covered(form: Form, sample: Sample, objective: Objective) -> int | None:
+    """The number of held-out points within the 95 % intervals of a fit to the others; None if it
+    is unknown."""
+    points, held_out = sample.points, sample.held_out
+    if not objective.logarithmic or not held_out.any() or held_out.all():
+        return None
+    others = points.take(~held_out)
+    try:
+        fitted = fit(form, others.x, others.y, objective)
+    except ValueError:
+        return None
+
+    draws = evidence.resample(others, seed=0, resamples=RESAMPLES_OF_COVERAGE)
+    spread = evidence.bootstrap(fitted, others, objective, draws)
+    deviation = evidence.noise_deviation(others, fitted)
+    x, y = points.x[:, held_out], points.y[held_out]
+    intervals = evidence.foretell(fitted, spread, deviation, x, seed=0)
+    if any(math.isnan(interval.low) for interval in intervals):
+        return None
+    inside = [low <= value <= high for value, (low, high) in zip(y, intervals, strict=True)]
+    return int(sum(inside))
+
+
+def _held_out(form: Form, sample: Sample, objective: Objective, *, is_read: bool) -> HeldOut:
+    """The held-out points, predicted by a fit to the other points. Their coverage needs many
+    searches, so it is computed only for the form that readers interpret."""
     points = sample.points
     predicted = evidence.predictions(form, points, objective, sample.held_out)
     if predicted is None:
@@ -471,7 +538,12 @@ def _held_out(form: Form, sample: Sample, objective: Objective) -> HeldOut:
     relative_errors = [prediction.relative_error for prediction in predictions]
     errors = [error for error in relative_errors if error is not None]
     mean = sum(errors) / len(errors) if errors else None
-    return HeldOut(relative_error=mean, points=len(predictions), predictions=predictions)
+    return HeldOut(
+        relative_error=mean,
+        points=len(predictions),
+        predictions=predictions,
+        covered=_covered(form, sample, objective) if is_read else None,
+    )
 
 
 def _with_curve(law: Law, fitted: Fit, spread: Spread, points: Points) -> Law:
@@ -509,6 +581,15 @@ def _warnings(fitted: Fit, spread: Spread, points: Points, *, resamples: int) ->
     if spread.failed > FAILED_SHARE * resamples:
         warnings.append(f"{spread.failed} of {resamples} resamples could not be fitted")
     return warnings
+
+
+def _warnings_of_influence(law: Law) -> Iterator[str]:
+    """A warning about a single point that carries the law."""
+    if law.influence is None or abs(law.influence.change or 0.0) <= INFLUENTIAL:
+        return
+    place = ", ".join(f"{name} = {x:.3g}" for name, x in zip(law.x, law.influence.x, strict=True))
+    change = abs(math.expm1(law.influence.change or 0.0))
+    yield f"without the point at {place}, the prediction at the largest x changes by {change:.1%}"
 
 
 def _warnings_of_search(fitted: Fit) -> Iterator[str]:
@@ -593,7 +674,18 @@ def _log(laws: Laws) -> None:
             logged.add(law.key)
             logger.info("%s: %s (%s)", name, law.verdict, law.reason)
 
+        for foretold in law.foretold:
+            logger.info("%s: %s", name, _told(foretold, law.form))
         if law.verdict is None or len(laws.laws) < FEW_LAWS:
             parameters = law.parameters or {}
             numbers = ", ".join(f"{key} {value:.6g}" for key, value in parameters.items())
             logger.info("%s: %s, %s", name, law.equation, numbers or "; ".join(law.warnings))
+
+
+def _told(foretold: Foretold, form: str) -> str:
+    """A prediction as text."""
+    place = ", ".join(f"{axis} = {value:.4g}" for axis, value in foretold.x.items())
+    low, high = foretold.interval
+    if low is None or high is None:
+        return f"{form} at {place}: {foretold.y:.4g} (one run has no interval)"
+    return f"{form} at {place}: {foretold.y:.4g} ({low:.4g} to {high:.4g} for one new run)"

@@ -1,5 +1,6 @@
 """Options of `worldpm laws`."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -17,6 +18,8 @@ FormName = Literal[
     "sigmoid",
     "joint",
     "joint_tied",
+    "turning_joint",
+    "plateau_joint",
     "saturating_joint",
     "saturating_product",
     "emergent",
@@ -54,7 +57,9 @@ class LawsOptions:
 
     inputs: Positional[tuple[Path, ...]]
     """Folders written by `worldpm evaluate`, or tables (CSV, Parquet, JSON lines) with a loss and
-    N, D or both."""
+    N, D or both. A table may also have C (operations), run (snapshots of one run are not
+    independent), series (each gets laws of its own), family (losses of two families are not
+    compared) and held_out (rows to predict, not to fit)."""
     out: Path
     """Folder to write."""
     form: FormName | None = None
@@ -67,6 +72,9 @@ class LawsOptions:
     calibrated: bool = False
     """Use the loss at each checkpoint's temperature, so that families of models may be mixed; the
     losses of a table are used as given."""
+    predict: tuple[str, ...] = ()
+    """Foretell the loss at places such as `N=7e9,D=1e7` or `N=7e9`. The interval is that of one new
+    run: it includes the variance between runs."""
     resamples: int = 1000
     """Bootstrap resamples of runs and prompts for each interval."""
     seed: int = 0
@@ -78,6 +86,7 @@ class LawsOptions:
                 "no input given: name folders of results, or a table with columns N, D and loss"
             )
 
+        _ = self.places
         if self.resamples < 2 or self.seed < 0:
             raise ConfigError(
                 f"--resamples {self.resamples} and --seed {self.seed}: the first must be at least"
@@ -92,6 +101,15 @@ class LawsOptions:
             )
 
     @property
+    def places(self) -> tuple[dict[str, float], ...]:
+        """The places of --predict, by axis.
+
+        Raises:
+            ConfigError: If a place is not of the form `N=7e9,D=1e7`.
+        """
+        return tuple(map(_place, self.predict))
+
+    @property
     def y_column(self) -> str:
         """The column that is fitted."""
         return COLUMNS[self.form].y if self.form in COLUMNS else self.y
@@ -100,3 +118,21 @@ class LawsOptions:
     def axes(self) -> tuple[str, ...]:
         """The columns that y may depend on."""
         return (COLUMNS[self.form].x,) if self.form in COLUMNS else AXES
+
+
+def _place(text: str) -> dict[str, float]:
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        place = {axis.strip(): float(value) for axis, value in pairs}
+    except ValueError:
+        place = {}
+    if (
+        not place
+        or not place.keys() <= set(AXES)
+        or not all(0 < v < math.inf for v in place.values())
+    ):
+        raise ConfigError(
+            f"--predict {text!r}: not a place on the axes {', '.join(AXES)}. Write it like"
+            " N=7e9,D=1e7."
+        )
+    return place

@@ -133,8 +133,13 @@ def _parameters(law: Law) -> str:
 
 
 def _held_out_error(law: Law) -> str:
-    error = law.held_out.relative_error if law.held_out else None
-    return "-" if error is None else f"{error:.2%}"
+    held_out = law.held_out
+    if held_out is None or held_out.relative_error is None:
+        return "-"
+    if held_out.covered is None:
+        return f"{held_out.relative_error:.2%}"
+    inside = f"{held_out.covered} of {held_out.points} inside 95 % intervals"
+    return f"{held_out.relative_error:.2%} ({inside})"
 
 
 def _range(ends: Ends) -> str:

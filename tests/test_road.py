@@ -171,6 +171,7 @@ def test_the_readmes_road_runs_as_typed_on_real_sites(
         "threads": 1029,
         "responses": 2277,
         "threads_with_two_responses": 583,
+        "responses_with_earlier_votes": 0,
     }
     assert {
         site: entry["threads_with_two_responses"]

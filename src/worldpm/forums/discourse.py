@@ -14,7 +14,6 @@ Source: https://github.com/discourse/discourse, `app/serializers/post_serializer
 `app/models/post.rb` and the plugins discourse-solved and discourse-post-voting.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 
 from worldpm.errors import DataError
@@ -37,6 +37,73 @@ LIKE = 2
 """Id of likes in `actions_summary`."""
 HOST = re.compile(r"[\w-]+(\.[\w-]+)*\.[a-z]{2,}")
 """Names of sites that are also their addresses."""
+
+
+class _Action(msgspec.Struct, frozen=True):
+    """Reactions of one kind to a post."""
+
+    id: int
+    count: int = 0
+
+
+class _Tag(msgspec.Struct, frozen=True):
+    """A tag as newer versions list it."""
+
+    name: str
+
+
+class _PostRow(msgspec.Struct, frozen=True):
+    """A post of a topic."""
+
+    id: int
+    post_number: int
+    """1 for the post that opens the topic."""
+    created_at: str
+    cooked: str
+    """HTML."""
+    username: str
+    post_type: int = REGULAR
+    user_id: int | None = None
+    """Below 0 for bots; None if the account was deleted."""
+    reply_to_post_number: int | None = None
+    """None and 1 for replies to the first post."""
+    hidden: bool | None = None
+    user_deleted: bool | None = None
+    deleted_at: str | None = None
+    actions_summary: list[_Action] | None = None
+    """Only kinds with reactions."""
+    accepted_answer: bool | None = None
+    action_code: str | None = None
+    """What a notice is about, such as `closed.enabled`."""
+    post_voting_vote_count: int | None = None
+    """Votes of the plugin for questions and answers."""
+
+
+class _Stream(msgspec.Struct, frozen=True):
+    """The posts of a topic."""
+
+    posts: list[dict[str, object]]
+    stream: list[int] | None = None
+    """Ids of all posts, with those that the API gives on later pages."""
+
+
+class _Topic(msgspec.Struct, frozen=True):
+    """A topic with its posts."""
+
+    id: int
+    title: str
+    post_stream: _Stream
+    slug: str = ""
+    archetype: str | None = None
+    """`regular`, or `private_message`."""
+    deleted_at: str | None = None
+    closed: bool | None = None
+    tags: list[str | _Tag] | None = None
+
+    @property
+    def post_id(self) -> str:
+        """Id of the opening post. Topics and posts have ids of their own, which may be equal."""
+        return f"t{self.id}"
 
 
 def site_of(path: Path) -> str:
@@ -59,18 +126,18 @@ def read_posts(
     Raises:
         DataError: If the file is not JSON, or too many of its lines are broken.
     """
-    rows = _topics(path, drops[site], advance)
+    rows = _rows(path, drops[site], advance)
     return batches_of(post for row in rows for post in _posts(row, site, drops[site]))
 
 
-def _topics(path: Path, drops: Counter[str], advance: Callable[[int], object]) -> Iterator[Row]:
+def _rows(path: Path, drops: Counter[str], advance: Callable[[int], object]) -> Iterator[Row]:
     if path.suffix != ".json":
         yield from json_lines.read(path, drops, advance)
         return
 
     try:
-        topic = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        topic = msgspec.json.decode(path.read_bytes())
+    except (msgspec.DecodeError, RecursionError) as error:
         raise DataError(path, f"not JSON ({error}). Download the topic again.") from error
     advance(path.stat().st_size)
     if not isinstance(topic, dict) or not has_row(topic):
@@ -78,121 +145,109 @@ def _topics(path: Path, drops: Counter[str], advance: Callable[[int], object]) -
     yield topic
 
 
-def _posts(topic: Row, site: str, drops: Counter[str]) -> list[Post]:
+def _posts(row: Row, site: str, drops: Counter[str]) -> list[Post]:
     """The opening post of a topic and its answers; none if the opening post is dropped."""
-    stream = topic.get("post_stream")
-    rows = stream.get("posts") if isinstance(stream, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        drops["topic without posts"] += 1
+    try:
+        topic = msgspec.convert(row, _Topic)
+    except msgspec.ValidationError:
+        drops["topic with an odd value"] += 1
         return []
-    if topic.get("archetype", "regular") != "regular" or topic.get("deleted_at"):
+    if topic.archetype not in (None, "regular") or topic.deleted_at:
         drops["topic that is private or deleted"] += 1
         return []
 
-    ids = stream.get("stream") if isinstance(stream, dict) else None
-    if isinstance(ids, list) and len(ids) > len(rows):
-        # The API gives the first 20 posts of a long topic.
-        drops["post that the file of its topic lacks"] += len(ids) - len(rows)
+    # The API gives the first 20 posts of a long topic.
+    rows = topic.post_stream.posts
+    missing = len(topic.post_stream.stream or ()) - len(rows)
+    drops["post that the file of its topic lacks"] += max(0, missing)
 
+    checked = [post for post in (_checked(post, drops) for post in rows) if post is not None]
     opening: Post | None = None
     answers: list[Post] = []
-    for row in rows:
-        post = _post(row, topic, site)
+    for post_row in checked:
+        post = _post(post_row, topic, site)
         if isinstance(post, str):
             drops[post] += 1
-        elif row.get("post_number") == 1:
+        elif post_row.post_number == 1:
             opening = post
-        elif post.created is not None:
-            answers.append(replace(post, parent_id=_topic_id(topic)))
+        else:
+            answers.append(post)
 
     if opening is None:
         drops["answer without its question"] += len(answers)
         return []
-    accepted = [row for row in rows if row.get("accepted_answer") is True]
-    accepted_id = str(accepted[0].get("id")) if accepted else None
-    return [replace(opening, accepted_id=accepted_id, closed=_closed(topic, rows)), *answers]
+    accepted = [str(post.id) for post in checked if post.accepted_answer]
+    accepted_id = accepted[0] if accepted else None
+    return [replace(opening, accepted_id=accepted_id, closed=_closed(topic, checked)), *answers]
 
 
-def _post(row: Row, topic: Row, site: str) -> Post | str:
+def _checked(row: Row, drops: Counter[str]) -> _PostRow | None:
+    try:
+        return msgspec.convert(row, _PostRow)
+    except msgspec.ValidationError:
+        drops["post with an odd value"] += 1
+        return None
+
+
+def _post(row: _PostRow, topic: _Topic, site: str) -> Post | str:
     """The row as a post, or the first reason to drop it."""
     reason = _why_unwanted(row)
     if reason is not None:
         return reason
 
-    votes, created = _votes(row), dates.from_iso(row.get("created_at"))
+    votes, created = _votes(row), dates.from_iso(row.created_at)
     if not json_lines.is_count(votes) or created is None:
         return "row without votes or date"
-    texts = (row.get("cooked"), row.get("username"), topic.get("title"), topic.get("slug", ""))
-    if not all(isinstance(text, str) and json_lines.is_text(text) for text in texts):
-        return "row without text or author"
-    if not json_lines.is_count(topic.get("id")) or not json_lines.is_count(row.get("id")):
-        return "row without id"
+    tags = [tag if isinstance(tag, str) else tag.name for tag in topic.tags or ()]
+    texts = (row.cooked, row.username, topic.title, topic.slug, *tags)
+    if not all(map(json_lines.is_text, texts)):
+        return "text that cannot be written"
 
-    is_opening = row.get("post_number") == 1
-    url = f"https://{site}/t/{topic.get('slug') or '-'}/{topic['id']}"
+    is_opening = row.post_number == 1
+    url = f"https://{site}/t/{topic.slug or '-'}/{topic.id}"
+    if not is_opening:
+        url += f"/{row.post_number}"
     return Post(
-        post_id=_topic_id(topic) if is_opening else str(row["id"]),
-        parent_id=None,
-        title=str(topic["title"]) if is_opening else None,
-        body=str(row["cooked"]),
-        tags=_tags(topic.get("tags")) if is_opening else None,
+        post_id=topic.post_id if is_opening else str(row.id),
+        parent_id=None if is_opening else topic.post_id,
+        title=topic.title if is_opening else None,
+        body=row.cooked,
+        tags=tags if is_opening else None,
         votes=votes,
         created=created,
-        author=str(row["username"]),
-        url=(url if is_opening else f"{url}/{row.get('post_number')}")
-        if HOST.fullmatch(site)
-        else None,
+        author=row.username,
+        url=url if HOST.fullmatch(site) else None,
     )
 
 
-def _topic_id(topic: Row) -> str:
-    # Topics and posts have ids of their own.
-    return f"t{topic['id']}"
-
-
-def _why_unwanted(row: Row) -> str | None:
+def _why_unwanted(row: _PostRow) -> str | None:
     """The first reason to drop a readable row, or None."""
-    if row.get("post_type", REGULAR) != REGULAR:
+    if row.post_type != REGULAR:
         return "notice of the forum"
-    # People have ids above 0.
-    user = row.get("user_id")
-    if isinstance(user, int) and user < 0:
+    if row.user_id is not None and row.user_id < 0:
         return "written by a bot"
-    if row.get("deleted_at") or row.get("user_deleted") or row.get("hidden"):
+    if row.deleted_at or row.user_deleted or row.hidden:
         return "deleted or removed"
-    if row.get("post_number") != 1 and row.get("reply_to_post_number") not in (None, 1):
+    if row.post_number != 1 and row.reply_to_post_number not in (None, 1):
         return "reply to an answer"
     return None
 
 
-def _votes(row: Row) -> object:
-    """The votes of the plugin for questions and answers, or else the likes, which are listed only
-    if there are some."""
-    if "post_voting_vote_count" in row:
-        return row["post_voting_vote_count"]
-    actions = row.get("actions_summary")
-    actions = actions if isinstance(actions, list) else []
-    likes = [entry for entry in actions if isinstance(entry, dict) and entry.get("id") == LIKE]
-    return likes[0].get("count", 0) if likes else 0
+def _votes(row: _PostRow) -> int:
+    """The votes of the plugin for questions and answers, or else the likes."""
+    if row.post_voting_vote_count is not None:
+        return row.post_voting_vote_count
+    likes = [action.count for action in row.actions_summary or () if action.id == LIKE]
+    return likes[0] if likes else 0
 
 
-def _tags(tags: object) -> list[str]:
-    """The names of tags, which newer versions list as objects."""
-    names = (
-        [tag.get("name") if isinstance(tag, dict) else tag for tag in tags or ()]
-        if (isinstance(tags, list))
-        else []
-    )
-    return [name for name in names if isinstance(name, str) and json_lines.is_text(name)]
-
-
-def _closed(topic: Row, rows: list[Row]) -> datetime | None:
+def _closed(topic: _Topic, rows: list[_PostRow]) -> datetime | None:
     """When a closed topic was closed, from the notice about it; None if it is open or has no such
     notice."""
-    if not topic.get("closed"):
+    if not topic.closed:
         return None
-    notices = [row for row in rows if str(row.get("action_code")).endswith("closed.enabled")]
-    return dates.from_iso(notices[-1].get("created_at")) if notices else None
+    notices = [row for row in rows if (row.action_code or "").endswith("closed.enabled")]
+    return dates.from_iso(notices[-1].created_at) if notices else None
 
 
 def has_row(row: Row) -> bool:

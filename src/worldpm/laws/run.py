@@ -480,17 +480,17 @@ def _foretold(
     """The predictions that the settings ask for, at places on the axes of the slice."""
     if not settings.minimised.logarithmic or part.size is not None:
         return []
-    places = [place for place in settings.predict if place.keys() == set(part.x)]
-    if not places:
+    asked = [values for values in settings.predict if values.keys() == set(part.x)]
+    if not asked:
         return []
 
-    x = np.array([[place[axis] for place in places] for axis in part.x])
+    x = np.array([[values[axis] for values in asked] for axis in part.x])
     deviation = evidence.noise_deviation(points, fitted)
     intervals = evidence.foretell(fitted, spread, deviation, x, seed=settings.seed)
     values = fitted.predict(x).tolist()
     return [
-        Foretold(x=dict(place), y=finite(value), interval=ends(interval))
-        for place, value, interval in zip(places, values, intervals, strict=True)
+        Foretold(x=dict(x_values), y=finite(value), interval=ends(interval))
+        for x_values, value, interval in zip(asked, values, intervals, strict=True)
     ]
 
 
@@ -587,9 +587,9 @@ def _warnings_of_influence(law: Law) -> Iterator[str]:
     """A warning about a single point that carries the law."""
     if law.influence is None or abs(law.influence.change or 0.0) <= INFLUENTIAL:
         return
-    place = ", ".join(f"{name} = {x:.3g}" for name, x in zip(law.x, law.influence.x, strict=True))
+    where = ", ".join(f"{name} = {x:.3g}" for name, x in zip(law.x, law.influence.x, strict=True))
     change = abs(math.expm1(law.influence.change or 0.0))
-    yield f"without the point at {place}, the prediction at the largest x changes by {change:.1%}"
+    yield f"without the point at {where}, the prediction at the largest x changes by {change:.1%}"
 
 
 def _warnings_of_search(fitted: Fit) -> Iterator[str]:
@@ -675,17 +675,17 @@ def _log(laws: Laws) -> None:
             logger.info("%s: %s (%s)", name, law.verdict, law.reason)
 
         for foretold in law.foretold:
-            logger.info("%s: %s", name, _told(foretold, law.form))
+            logger.info("%s: %s", name, _as_text(foretold, law.form))
         if law.verdict is None or len(laws.laws) < FEW_LAWS:
             parameters = law.parameters or {}
             numbers = ", ".join(f"{key} {value:.6g}" for key, value in parameters.items())
             logger.info("%s: %s, %s", name, law.equation, numbers or "; ".join(law.warnings))
 
 
-def _told(foretold: Foretold, form: str) -> str:
+def _as_text(foretold: Foretold, form: str) -> str:
     """A prediction as text."""
-    place = ", ".join(f"{axis} = {value:.4g}" for axis, value in foretold.x.items())
+    where = ", ".join(f"{axis} = {value:.4g}" for axis, value in foretold.x.items())
     low, high = foretold.interval
     if low is None or high is None:
-        return f"{form} at {place}: {foretold.y:.4g} (one run has no interval)"
-    return f"{form} at {place}: {foretold.y:.4g} ({low:.4g} to {high:.4g} for one new run)"
+        return f"{form} at {where}: {foretold.y:.4g} (one run has no interval)"
+    return f"{form} at {where}: {foretold.y:.4g} ({low:.4g} to {high:.4g} for one new run)"

@@ -314,7 +314,7 @@ def of_plane(points: Points) -> Verdict:
     if finding is None and contest.winner == "turning_joint":
         turn = _turn_of_plane(points, contest)
         finding = _by_turn(turn, amounts)
-        numbers = replace(numbers, turn=ends(turn.place), rise=ends(turn.rise))
+        numbers = replace(numbers, turn=ends(turn.amount), rise=ends(turn.rise))
     if finding is None and contest.winner == "plateau_joint":
         start = _spread(points, contest.fits["plateau_joint"]).intervals["N0"]
         finding = _by_plateau(start, sizes)
@@ -511,7 +511,7 @@ def _spread(points: Points, fitted: Fit) -> evidence.Spread:
 class Turn(NamedTuple):
     """A minimum over data, and the rise after it."""
 
-    place: Interval
+    amount: Interval
     """Effective pairs at the minimum."""
     rise: Interval
     """ln y at the most data minus ln y at the minimum, at the largest size."""
@@ -528,25 +528,25 @@ def _turn_of_plane(points: Points, contest: PlaneContest) -> Turn:
     columns = dict(zip(fitted.form.parameters, theta.T, strict=True))
     falling = columns["B"] * columns["beta"]
     rising = columns["G"] * columns["gamma"]
-    place = (falling / rising) ** (1 / (columns["beta"] + columns["gamma"]))
+    turns = (falling / rising) ** (1 / (columns["beta"] + columns["gamma"]))
 
     size, most = points.x.max(axis=1)
     rises = []
-    for setting, turn in zip(theta, np.minimum(place, most), strict=True):
+    for setting, turn in zip(theta, np.minimum(turns, most), strict=True):
         minimum, last = curve(fitted.form, setting[None], np.array([[size, size], [turn, most]]))[
             0
         ][0]
         rises.append(float(np.log(last / minimum)))
-    return Turn(_percentiles(place), _percentiles(np.array(rises)))
+    return Turn(_percentiles(turns), _percentiles(np.array(rises)))
 
 
 def _by_turn(turn: Turn, amounts: Array) -> Finding | None:
     """The finding `turns`; None if the turn is not clear."""
-    if not turn.rise.low > LEAST_RISE or not _is_between(amounts, turn.place, VALUES_EACH_SIDE):
+    if not turn.rise.low > LEAST_RISE or not _is_between(amounts, turn.amount, VALUES_EACH_SIDE):
         return None
     return Finding(
         "turns",
-        f"the loss falls up to {turn.place.low:.3g} to {turn.place.high:.3g} effective pairs, and"
+        f"the loss falls up to {turn.amount.low:.3g} to {turn.amount.high:.3g} effective pairs, and"
         f" then rises by {np.expm1(turn.rise.low):.1%} to {np.expm1(turn.rise.high):.1%}",
     )
 

@@ -123,16 +123,16 @@ class LawsOptions:
 def _place(text: str) -> dict[str, float]:
     try:
         pairs = [part.split("=") for part in text.split(",")]
-        place = {axis.strip(): float(value) for axis, value in pairs}
+        values = {axis.strip(): float(value) for axis, value in pairs}
     except ValueError:
-        place = {}
+        values = {}
     if (
-        not place
-        or not place.keys() <= set(AXES)
-        or not all(0 < v < math.inf for v in place.values())
+        not values
+        or not values.keys() <= set(AXES)
+        or not all(0 < v < math.inf for v in values.values())
     ):
         raise ConfigError(
             f"--predict {text!r}: not a place on the axes {', '.join(AXES)}. Write it like"
             " N=7e9,D=1e7."
         )
-    return place
+    return values

@@ -38,6 +38,7 @@ from worldpm.storage.manifest import (
     Input,
     Manifest,
     Run,
+    format_of,
     read_manifest,
     sha256,
     versions,
@@ -287,7 +288,12 @@ UNFINISHED_KEYS = ("format", "step", "config", "inputs", "versions")
 
 def _run(step: str, config: Plain, inputs: Sequence[Input], command: str) -> Run:
     return Run(
-        step=step, command=command, config=dict(config), inputs=list(inputs), versions=versions()
+        format=format_of(step),
+        step=step,
+        command=command,
+        config=dict(config),
+        inputs=list(inputs),
+        versions=versions(),
     )
 
 

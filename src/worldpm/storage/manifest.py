@@ -14,8 +14,10 @@ from worldpm.storage.json_files import Json, read_json
 
 MANIFEST, TIMINGS, PROGRESS = "manifest.json", "timings.jsonl", ".progress"
 
-FORMAT = 3
-"""Version of the folders and tables that the steps write. 1, of release 0.1, was not recorded."""
+FORMATS = {"ingest": 3, "simulate": 3, "group": 3}
+"""Versions of the folders and tables that the steps write; FORMAT for other steps. 1, of release
+0.1, was not recorded."""
+FORMAT = 2
 
 LIBRARIES = (
     "worldpm",
@@ -49,7 +51,7 @@ class Input:
 class Run:
     """The work of a step. The same run, started again, resumes where it stopped."""
 
-    format: int = FORMAT
+    format: int
     """Version of the folder's format."""
     step: str
     """The verb that writes the folder."""
@@ -74,6 +76,11 @@ class Manifest(Run):
     """Dropped rows by site or input, and reason."""
     files: dict[str, str | None] = field(default_factory=dict)
     """SHA-256 of every file by its path in the folder; None for timings."""
+
+
+def format_of(step: str) -> int:
+    """The version of the folders that a step writes."""
+    return FORMATS.get(step, FORMAT)
 
 
 def versions() -> dict[str, str]:
@@ -131,10 +138,11 @@ def _check_format(folder: Path, content: object) -> None:
     if not isinstance(content, Mapping) or not isinstance(content.get("step"), str):
         raise DataError(folder / MANIFEST, "not a manifest of this project; make the folder again")
 
-    if (version := content.get("format", 1)) != FORMAT:
+    current = format_of(str(content["step"]))
+    if (version := content.get("format", 1)) != current:
         raise ConfigError(
             f"{folder}: written in format {version}, but this version of worldpm reads format"
-            f" {FORMAT}. Make it again with `worldpm {content['step']}`, or read it with the"
+            f" {current}. Make it again with `worldpm {content['step']}`, or read it with the"
             " version that wrote it."
         )
 

@@ -122,24 +122,24 @@ def main() -> None:
             print(f"{path.stem} {date:%Y-%m-%d}: {len(of_date)} pairs that gained differently")
 
     right = np.array([pair.gained_more for pair in pairs])
-    said = np.array([pair.probability for pair in pairs])
+    stated = np.array([pair.probability for pair in pairs])
     names = sorted({pair.thread for pair in pairs})
     numbers = {name: number for number, name in enumerate(names)}
     clusters = np.array([numbers[pair.thread] for pair in pairs])
 
-    today = losses(said, right)
+    today = losses(stated, right)
     shares = np.full(len(pairs), right.mean())
     print(f"loss {interval(today, clusters)}, of a constant {losses(shares, right).mean():.4f}")
     with_age = crossed(pairs, right, clusters % FOLDS)
-    without = losses(said, right)
+    without = losses(stated, right)
     print(f"with the age of the votes, minus without: {interval(with_age - without, clusters)}")
 
     bins: dict[int, list[int]] = defaultdict(list)
-    for index, probability in enumerate(said):
+    for index, probability in enumerate(stated):
         bins[min(9, int((probability - 0.5) * 20))].append(index)
     for number, members in sorted(bins.items()):
-        mean, share = said[members].mean(), right[members].mean()
-        print(f"  said {mean:.3f}: right {share:.3f} of {len(members)} pairs, bin {number}")
+        mean, share = stated[members].mean(), right[members].mean()
+        print(f"  stated {mean:.3f}: right {share:.3f} of {len(members)} pairs, bin {number}")
 
 
 main()

@@ -74,7 +74,7 @@ class _PostRow(msgspec.Struct, frozen=True):
     """Only kinds with reactions."""
     accepted_answer: bool | None = None
     action_code: str | None = None
-    """What a notice is about, such as `closed.enabled`."""
+    """Event that a notice reports, such as `closed.enabled`."""
     post_voting_vote_count: int | None = None
     """Votes of the plugin for questions and answers."""
 

@@ -174,7 +174,7 @@ def test_skip_bad_skips_a_broken_archive_before_and_while_it_is_read(
     assert run("ingest", *sources, "--skip-bad", "--out", tmp_path / "threads") == 0
     assert [thread.site for thread in read_threads(tmp_path / "threads")] == ["good"]
     messages = capsys.readouterr().err
-    assert "2 files were skipped" in messages
+    assert "files that were skipped, because they cannot be read: 2" in messages
     assert "broken.7z: the archive is damaged" in messages
     assert "truncated: the XML stops" in messages
     drops = read_manifest(tmp_path / "threads").drops

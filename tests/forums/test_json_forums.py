@@ -306,24 +306,29 @@ def test_subreddits_are_selected_by_name_or_by_their_number_of_threads(tmp_path:
     }
 
 
-@pytest.mark.parametrize("bad", ["RC_2021-10.jsonl", "RS_2021-10.jsonl"])
-def test_skip_bad_goes_on_past_a_broken_file_and_names_it_at_the_end(
-    tmp_path: Path, bad: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "bad", [("RC_2021-10.jsonl",), ("RS_2021-10.jsonl",), ("RC_2021-10.jsonl", "RS_2021-10.jsonl")]
+)
+def test_skip_bad_goes_on_past_broken_files_and_names_them_at_the_end(
+    tmp_path: Path, bad: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = write_months(tmp_path)
-    (tmp_path / bad).rename(tmp_path / f"{bad}.gz")
-    paths = [path if path.name != bad else path.with_name(f"{bad}.gz") for path in paths]
+    # a plain file with the name of a gzipped one
+    paths = [
+        path.rename(tmp_path / f"{path.name}.gz") if path.name in bad else path
+        for path in write_months(tmp_path)
+    ]
     assert run("ingest", *paths, "--out", tmp_path / "stopped", "--format", "reddit") == 2
     capsys.readouterr()
 
     command = ["ingest", *paths, "--format", "reddit", "--skip-bad"]
     assert run(*command, "--out", tmp_path / "threads") == 0
     messages = capsys.readouterr().err
-    assert "1 files were skipped, because they cannot be read" in messages
-    assert f"{bad}.gz: damaged or truncated" in messages
+    assert f"files that were skipped, because they cannot be read: {len(bad)}" in messages
+    for name in bad:
+        assert f"{name}.gz: damaged or truncated" in messages
     assert "ask/t3_s1" in answers_of(tmp_path / "threads")
     drops = read_manifest(tmp_path / "threads").drops
-    assert drops["reddit"]["file that cannot be read"] == 1
+    assert drops["reddit"]["file that cannot be read"] == len(bad)
 
 
 def test_two_files_of_comments_of_one_site_are_refused(

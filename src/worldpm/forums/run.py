@@ -92,8 +92,8 @@ def run(options: IngestOptions) -> None:
                 records[site] = msgspec.convert(record_of_site, SiteRecord)
 
         drops |= {site: record.drops for site, record in records.items()}
-        for file in bad:
-            drops[file.dump] = {**drops.get(file.dump, {}), UNREADABLE: 1}
+        for name, number in Counter(file.dump for file in bad).items():
+            drops[name] = {**drops.get(name, {}), UNREADABLE: number}
         _check_threads(records, drops, output, options)
         _warn_of_bad(bad)
         output.finish(
@@ -160,7 +160,7 @@ def _check_threads(
 
 def _warn_of_bad(bad: Sequence[BadFile]) -> None:
     if bad:
-        logger.warning("%d files were skipped, because they cannot be read:", len(bad))
+        logger.warning("files that were skipped, because they cannot be read: %d", len(bad))
     for file in bad:
         logger.warning("  %s", file.message)
 

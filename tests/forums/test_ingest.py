@@ -160,6 +160,21 @@ def test_sites_that_no_source_updates_are_carried_over(tmp_path: Path) -> None:
     assert older.read_bytes() == out.read_bytes()
 
 
+def test_a_newer_dump_that_cannot_be_read_leaves_the_older_threads_as_they_are(
+    tmp_path: Path,
+) -> None:
+    first = write_dump(tmp_path / "first" / "site", [question(1), answer(2, votes=3)])
+    assert run("ingest", first, "--out", tmp_path / "older") == 0
+    newer = write_dump(tmp_path / "newer" / "site", [question(1), answer(2, votes=4)])
+    newer.write_bytes(newer.read_bytes()[:-20])
+
+    command = ["ingest", newer, "--update", tmp_path / "older", "--skip-bad"]
+    assert run(*command, "--out", tmp_path / "out") == 0
+    older, out = (tmp_path / name / "site.parquet" for name in ("older", "out"))
+    assert older.read_bytes() == out.read_bytes()
+    assert read_manifest(tmp_path / "out").drops["site"] == {"file that cannot be read": 1}
+
+
 def test_skip_bad_skips_a_broken_archive_before_and_while_it_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

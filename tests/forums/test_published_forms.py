@@ -181,6 +181,9 @@ def test_questions_and_answers_of_stacksample_are_joined(tmp_path: Path) -> None
     folder.mkdir()
     for name in ("Questions.csv", "Answers.csv"):
         shutil.copy(PUBLISHED / name, folder)
+    # the third table of the set, and another file
+    (folder / "Tags.csv").write_text("Id,Tag\n80,flex\n")
+    (folder / "dataset-metadata.json").write_text('{"title": "StackSample"}')
     (thread,) = ingest(tmp_path, folder)
     assert (thread.thread_id, thread.title, thread.url, thread.licence) == (
         "stacksample/80",

@@ -27,7 +27,14 @@ import pyarrow as pa
 from worldpm.errors import DataError
 from worldpm.forums import dates, json_lines
 from worldpm.forums.counts import Drops
-from worldpm.forums.forum_format import EVERYTHING, ForumFormat, Post, Selection, batches_of
+from worldpm.forums.forum_format import (
+    EVERYTHING,
+    ForumFormat,
+    Post,
+    Selection,
+    batches_of,
+    name_of,
+)
 from worldpm.forums.markdown import from_html
 from worldpm.storage.rows import Row
 
@@ -255,18 +262,13 @@ def has_row(row: Row) -> bool:
     return "post_stream" in row
 
 
-def part_of(path: Path) -> str:
-    """The name of the file: a folder has a file for each topic."""
-    return path.name
-
-
 DISCOURSE = ForumFormat(
     name="discourse",
     source="discourse",
     to_markdown=from_html,
     site_of=site_of,
     read_posts=read_posts,
-    part_of=part_of,
+    part_of=name_of,
     has_row=has_row,
 )
 """Topics with their posts."""

@@ -39,7 +39,9 @@ OTHER_PARTS = (
     "-Users",
     "-Votes",
 )
-"""Name endings of a large site's archives without posts."""
+"""Name endings of a large site's archives without posts; tables as CSV are called `Tags.csv`."""
+TOPIC_BYTES = 1 << 16
+"""Beginning of a JSON file in a folder that is searched for a topic of Discourse."""
 POSTS_XML = ("Posts.xml", "Posts.xml.gz")
 
 
@@ -143,11 +145,14 @@ def _files(sources: Sequence[Path]) -> Iterator[Path]:
 
 
 def _may_have_posts(path: Path) -> bool:
-    """Whether a file's name is that of a dump with posts."""
-    is_dump = path.suffix in (".7z", ".csv", ".json") or path.name in POSTS_XML
-    if json_lines.is_lines(path):
-        is_dump = True
-    return path.is_file() and is_dump and not path.stem.endswith(OTHER_PARTS)
+    """Whether a file of a folder is a dump with posts, by its name. A file of JSON must be a topic,
+    because folders have other JSON too."""
+    if not path.is_file() or f"-{path.stem}".endswith(OTHER_PARTS):
+        return False
+    if path.suffix == ".json":
+        with path.open("rb") as file:
+            return b'"post_stream"' in file.read(TOPIC_BYTES)
+    return path.suffix in (".7z", ".csv") or path.name in POSTS_XML or json_lines.is_lines(path)
 
 
 def _format_of(path: Path, name: str | None) -> ForumFormat:

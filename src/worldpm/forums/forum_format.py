@@ -94,6 +94,11 @@ def the_only_part(path: Path) -> str:
     return "posts"
 
 
+def name_of(path: Path) -> str:
+    """The name of a file, as its part in formats whose posts may be in any number of files."""
+    return path.name
+
+
 def bytes_of(path: Path) -> int:
     """Bytes of a file."""
     return path.stat().st_size

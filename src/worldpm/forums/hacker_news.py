@@ -25,7 +25,14 @@ import pyarrow as pa
 
 from worldpm.forums import dates, json_lines
 from worldpm.forums.counts import Drops
-from worldpm.forums.forum_format import EVERYTHING, ForumFormat, Post, Selection, batches_of
+from worldpm.forums.forum_format import (
+    EVERYTHING,
+    ForumFormat,
+    Post,
+    Selection,
+    batches_of,
+    name_of,
+)
 from worldpm.forums.markdown import from_html
 from worldpm.storage.rows import Row
 
@@ -132,18 +139,13 @@ def has_row(row: Row) -> bool:
     return is_item or {"objectID", "_tags"} <= row.keys()
 
 
-def part_of(path: Path) -> str:
-    """The name of the file: exports have many."""
-    return path.name
-
-
 HACKER_NEWS = ForumFormat(
     name="hackernews",
     source="hackernews",
     to_markdown=from_html,
     site_of=site_of,
     read_posts=read_posts,
-    part_of=part_of,
+    part_of=name_of,
     has_row=has_row,
 )
 """Stories and comments in any files."""

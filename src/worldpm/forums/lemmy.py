@@ -25,7 +25,14 @@ import pyarrow as pa
 
 from worldpm.forums import dates, json_lines
 from worldpm.forums.counts import Drops
-from worldpm.forums.forum_format import EVERYTHING, ForumFormat, Post, Selection, batches_of
+from worldpm.forums.forum_format import (
+    EVERYTHING,
+    ForumFormat,
+    Post,
+    Selection,
+    batches_of,
+    name_of,
+)
 from worldpm.forums.reddit import NSFW
 from worldpm.storage.rows import Row
 
@@ -146,18 +153,13 @@ def site_of(path: Path) -> str:
     return "lemmy"
 
 
-def part_of(path: Path) -> str:
-    """The name of the file: posts and comments may be in any files."""
-    return path.name
-
-
 LEMMY = ForumFormat(
     name="lemmy",
     source="lemmy",
     to_markdown=None,
     site_of=site_of,
     read_posts=read_posts,
-    part_of=part_of,
+    part_of=name_of,
     names_sites=True,
     has_row=has_row,
 )

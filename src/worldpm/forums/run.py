@@ -208,7 +208,9 @@ class _Ingest:
             if record.error is not None:
                 bad.append(BadFile(self._dump.name, record.error))
 
-        sites = self._join([*posts, *self._older_posts()], drops)
+        # Without a readable file nothing is newer, so older tables are carried over unchanged.
+        readable = len(bad) < len(self._dump.paths)
+        sites = self._join([*posts, *self._older_posts()], drops) if readable else {}
         for path in posts:
             path.unlink()
         aside.touch()

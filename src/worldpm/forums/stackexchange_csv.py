@@ -26,7 +26,7 @@ from pyarrow import csv
 from worldpm.errors import DataError
 from worldpm.forums import stackexchange
 from worldpm.forums.counts import Drops
-from worldpm.forums.forum_format import EVERYTHING, ForumFormat, Selection
+from worldpm.forums.forum_format import EVERYTHING, ForumFormat, Selection, name_of
 from worldpm.forums.markdown import from_html
 
 BLOCK_BYTES = 1 << 26
@@ -158,17 +158,12 @@ def _as_in_xml(dates: pa.Array) -> pa.Array:
     return pc.replace_substring_regex(without_zone, r"^(\d{4}-\d\d-\d\d) ", r"\1T")
 
 
-def part_of(path: Path) -> str:
-    """The name of the file: questions and answers may be two."""
-    return path.name
-
-
 STACKEXCHANGE_CSV = ForumFormat(
     name="stackexchange-csv",
     source="stackexchange",
     to_markdown=from_html,
     site_of=site_of,
     read_posts=read_posts,
-    part_of=part_of,
+    part_of=name_of,
 )
 """Tables of posts, questions and answers."""

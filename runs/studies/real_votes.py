@@ -67,6 +67,14 @@ VALIDATION = setting("VALIDATION", 60)
 """Pairs that choose the weights of a fine-tuning."""
 PILOT_SEED = 9
 """The draw on which learning rates are chosen."""
+DTYPE = os.environ.get("DTYPE", "float32")
+"""The type of matrix products."""
+
+
+def compute_type() -> torch.autocast:
+    """A context for each forward: a longer one would keep the copies of weights that have since
+    changed."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=DTYPE == "bfloat16")
 
 
 def make_model(out: Path) -> None:
@@ -224,7 +232,8 @@ def train_language_model(out: Path, rate: str) -> None:
     source = sources.find(out / "model")
     model = checkpoint.load(source, dtype=torch.float32, fresh_head=True)
     frozen_states.freeze(model.backbone, FROZEN)
-    model.keep_states(FROZEN, out / "states")
+    with compute_type():
+        model.keep_states(FROZEN, out / "states")
     encoder = encoder_of(out)
     held_out = encoded_groups(out / "groups", "validation", encoder)[:VALIDATION]
 
@@ -313,7 +322,7 @@ def text_losses(model: RewardModel, groups: Sequence[EncodedGroup]) -> Tensor:
     response after its prompt."""
     assert model.frozen_states is not None
     plan = plan_row(groups)
-    with model.frozen_states.given_to(groups):
+    with compute_type(), model.frozen_states.given_to(groups):
         hidden = run_row(model.backbone, plan, skipped=FROZEN)[0]
 
     readers: list[int] = []
@@ -331,8 +340,9 @@ def text_losses(model: RewardModel, groups: Sequence[EncodedGroup]) -> Tensor:
             start += len(suffix)
 
     embeddings = model.backbone.get_input_embeddings().weight
-    logits = hidden[torch.tensor(readers)] @ embeddings.T
-    return functional.cross_entropy(logits, plan.input_ids[0, targets], reduction="none")
+    with compute_type():
+        logits = hidden[torch.tensor(readers)] @ embeddings.T
+    return functional.cross_entropy(logits.float(), plan.input_ids[0, targets], reduction="none")
 
 
 def text_loss(model: RewardModel, groups: Sequence[EncodedGroup]) -> float:

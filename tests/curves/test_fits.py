@@ -7,7 +7,7 @@ import pytest
 
 from worldpm.curves.forms import FORMS, Array, Form, curve
 from worldpm.curves.solver import HUBER, LOG_SQUARES, SQUARES, Objective, fit
-from worldpm.laws import compute_optimal, evidence, verdicts
+from worldpm.laws import compute_optimal, evidence, lines, planes
 from worldpm.laws.compute_optimal import Runs
 from worldpm.laws.evidence import Points
 
@@ -18,11 +18,13 @@ def points(y: Array, x: Array = SIZES) -> Points:
     return Points(np.atleast_2d(x), y, np.arange(len(y)))
 
 
-def seeds(of_size: Array, *, noise: float, count: int = 3, seed: int = 0) -> Points:
+def seeds(
+    of_size: Array, sizes: Array = SIZES, *, noise: float, count: int = 3, seed: int = 0
+) -> Points:
     """`count` runs of every size, each with independent noise."""
     generator = np.random.default_rng(seed)
     y = np.repeat(of_size, count) * np.exp(generator.normal(0, noise, size=count * len(of_size)))
-    return points(y, np.repeat(SIZES, count))
+    return points(y, np.repeat(sizes, count))
 
 
 def grid(surface: Array, n: Array, d: Array, *, noise: float, seed: int = 0) -> Points:
@@ -209,9 +211,9 @@ def test_four_sizes_are_enough_for_a_law(count: int) -> None:
     four = seeds(2 * SIZES**-0.2, noise=0.002, count=count).take(
         np.repeat(np.arange(8) % 2 == 0, count)
     )
-    said = verdicts.of_line(four, evidence.resample(four, seed=0, resamples=100))
+    said = lines.judge(four, evidence.resample(four, seed=0, resamples=100))
     assert said.word == "power law"
-    assert said.form in verdicts.SMOOTH
+    assert said.form in lines.SMOOTH
 
 
 def test_the_largest_third_is_predicted_from_the_rest() -> None:
@@ -234,23 +236,58 @@ def test_the_largest_third_is_predicted_from_the_rest() -> None:
         (np.full(8, 0.68), 0.4, "not identified"),
         (0.5 * (SIZES / SIZES[0]) ** 0.05, 0.01, "not identified"),
         (np.array([0.69, 0.692, 0.69, 0.688, 0.3, 0.1, 0.098, 0.1]), 0.01, "not identified"),
-        (np.maximum(5 * SIZES**-0.3, 5 * SIZES[4] ** -0.3), 0.01, "not identified"),
+        (np.maximum(5 * SIZES**-0.3, 5 * SIZES[4] ** -0.3), 0.01, "saturates"),
+        (0.2 + 5 * SIZES**-0.3 + 0.2 * (SIZES / SIZES[7]) ** 0.8, 0.01, "turns"),
         (2 + 2 / (1 + SIZES / SIZES[4]), 0.01, "not identified"),
     ],
-    ids=["power", "flat", "noisy", "rising", "step", "a fall that ends", "a wide turn"],
+    ids=["power", "flat", "noisy", "rising", "step", "a fall that ends", "a turn", "a wide bend"],
 )
 def test_a_series_over_size_gets_the_right_verdict(of_size: Array, noise: float, word: str) -> None:
     some = seeds(of_size, noise=noise)
-    verdict = verdicts.of_line(some, evidence.resample(some, seed=0, resamples=200))
+    verdict = lines.judge(some, evidence.resample(some, seed=0, resamples=200))
     assert verdict.word == word, verdict
-    assert verdict.form not in ("broken", "sigmoid") or word == "not identified", verdict
+    smooth_words = ("power law", "no trend", "turns")
+    assert verdict.form not in ("broken", "sigmoid") or word not in smooth_words, verdict
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_ends_of_falls_are_found_with_one_run_or_several_at_each_x(count: int) -> None:
+    amounts = np.geomspace(1e4, 1e7, 12)
+    falling = 0.35 + 0.15 * (amounts / 1e4) ** -0.3
+    turning = seeds(falling + 0.08 * (amounts / 1e7) ** 0.9, amounts, noise=0.005, count=count)
+    turned = lines.judge(turning, evidence.resample(turning, seed=0, resamples=100), "D")
+    # the minimum of 0.15 (x / 1e4)^-0.3 + 0.08 (x / 1e7)^0.9
+    minimum = (0.15 * 0.3 * 1e4**0.3 / (0.08 * 0.9 * 1e7**-0.9)) ** (1 / 1.2)
+    assert (turned.word, turned.form) == ("turns", "turning"), turned
+    assert turned.evidence.turn is not None
+    assert turned.evidence.turn.low is not None
+    assert turned.evidence.turn.high is not None
+    assert turned.evidence.turn.low / 1.2 < minimum < turned.evidence.turn.high * 1.2
+    assert "effective pairs" in turned.reason
+
+    level = seeds(np.maximum(falling, falling[6]), amounts, noise=0.005, count=count)
+    ended = lines.judge(level, evidence.resample(level, seed=0, resamples=100), "D")
+    assert ended.word == "saturates", ended
+    plateau = ended.evidence.plateau
+    assert plateau is not None
+    assert plateau.low is not None
+    assert plateau.high is not None
+    assert plateau.low / 1.5 < amounts[6] < plateau.high * 1.5
+
+
+def test_a_single_run_that_turns_is_not_identified() -> None:
+    amounts = np.geomspace(1e4, 1e7, 12)
+    y = 0.35 + 0.15 * (amounts / 1e4) ** -0.3 + 0.08 * (amounts / 1e7) ** 0.9
+    one = Points(amounts[None], y, np.zeros(12, dtype=np.int64))
+    verdict = lines.judge(one, evidence.resample(one, seed=0, resamples=100), "D")
+    assert verdict.word == "not identified"
 
 
 def test_three_sizes_or_one_decade_identify_nothing() -> None:
     for few in (SIZES[:3], np.geomspace(1e4, 1e5, 8)):
         some = points(few**-0.3, few)
         assert (
-            verdicts.of_line(some, evidence.resample(some, seed=0, resamples=20)).word
+            lines.judge(some, evidence.resample(some, seed=0, resamples=20)).word
             == "not identified"
         )
 
@@ -273,7 +310,7 @@ def gated(n: Array, d: Array) -> Array:
 
 @pytest.mark.proof
 def test_sizes_that_never_learn_are_distinguished_from_sizes_that_learn_late() -> None:
-    verdict = verdicts.of_plane(grid(gated(N, D), N, D, noise=0.01))
+    verdict = planes.judge(grid(gated(N, D), N, D, noise=0.01))
     assert verdict.word == "emergent", verdict
     threshold = verdict.evidence.threshold
     assert threshold is not None
@@ -281,7 +318,7 @@ def test_sizes_that_never_learn_are_distinguished_from_sizes_that_learn_late() -
     assert threshold.high is not None
     assert 4e4 < threshold.low < threshold.high < 3e5
     for seed in range(3):
-        late = verdicts.of_plane(grid(smooth(N, D), N, D, noise=0.02, seed=seed))
+        late = planes.judge(grid(smooth(N, D), N, D, noise=0.02, seed=seed))
         assert late.word == "power law", late
 
 
@@ -289,23 +326,21 @@ def test_sizes_that_never_learn_are_distinguished_from_sizes_that_learn_late() -
 def test_steady_improvement_with_size_is_not_emergent(steepness: float) -> None:
     gate = 1 / (1 + (N[:, None] / 1e5) ** -steepness)
     wide = math.log(2) - (math.log(2) - 0.1) * gate * (1 - (1 + D[None, :] / 3000) ** -1.5)
-    assert verdicts.of_plane(grid(wide, N, D, noise=0.01)).word == "power law"
+    assert planes.judge(grid(wide, N, D, noise=0.01)).word == "power law"
     product = math.log(2) - (math.log(2) - 0.1) * (1 - (1 + N[:, None] / 1e5) ** -steepness) * (
         1 - (1 + D[None, :] / 3000) ** -1.0
     )
-    assert verdicts.of_plane(grid(product, N, D, noise=0.01)).word == "power law"
+    assert planes.judge(grid(product, N, D, noise=0.01)).word == "power law"
 
 
 @pytest.mark.proof
 def test_a_loss_that_falls_only_with_data_is_not_a_law_of_both() -> None:
-    verdict = verdicts.of_plane(
-        grid(0.2 + 4 * D[None, :] ** -0.4 * np.ones((8, 1)), N, D, noise=0.01)
-    )
+    verdict = planes.judge(grid(0.2 + 4 * D[None, :] ** -0.4 * np.ones((8, 1)), N, D, noise=0.01))
     assert (verdict.word, "only with D" in verdict.reason) == ("not identified", True), verdict
 
 
 def test_two_amounts_of_data_are_too_few_for_a_plane() -> None:
-    verdict = verdicts.of_plane(grid(smooth(N, D[:2]), N, D[:2], noise=0.01))
+    verdict = planes.judge(grid(smooth(N, D[:2]), N, D[:2], noise=0.01))
     assert (verdict.word, verdict.reason[:5]) == ("not identified", "data:")
 
 
@@ -321,11 +356,11 @@ def test_one_run_has_no_intervals() -> None:
 
 @pytest.mark.proof
 def test_a_constant_loss_over_a_plane_has_no_trend() -> None:
-    assert verdicts.of_plane(grid(np.full((8, 9), 0.69), N, D, noise=0.003)).word == "no trend"
+    assert planes.judge(grid(np.full((8, 9), 0.69), N, D, noise=0.003)).word == "no trend"
     rising = 0.69 + 0.05 * np.log(D / D[0])[None, :] * np.ones((8, 1))
-    assert verdicts.of_plane(grid(rising, N, D, noise=0.003)).word == "not identified"
+    assert planes.judge(grid(rising, N, D, noise=0.003)).word == "not identified"
     assert (
-        verdicts.of_plane(grid(np.full((8, 9), 0.69), N, D, noise=0.4)).word == "not identified"
+        planes.judge(grid(np.full((8, 9), 0.69), N, D, noise=0.4)).word == "not identified"
     )  # too noisy to exclude a trend
 
 

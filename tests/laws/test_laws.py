@@ -292,6 +292,42 @@ def test_an_accuracy_that_rises_from_zero_is_drawn(tmp_path: Path) -> None:
     assert run("report", tmp_path / "laws", "--out", tmp_path / "report.html") == 0
 
 
+def test_the_error_of_an_accuracy_is_fitted_and_the_accuracy_is_shown(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        {
+            "N": n,
+            "run": f"{n}-{seed}",
+            "accuracy": 1 - 2 * n**-0.25 * math.exp(generator.normal(0, 0.003)),
+        }
+        for n, seed in product((100, 400, 1600, 6400, 25600, 102400), range(3))
+    ]
+    path = table(tmp_path / "t.csv", [*rows, {"N": 100, "run": "perfect", "accuracy": 1.0}])
+    out = tmp_path / "laws"
+    words = ("--y", "accuracy", "--predict", "N=1e6", "--form", "power")
+    (law,) = fit_laws(out, path, *words, resamples=50)
+    assert (law["verdict"], law["y"]) == ("power law", "accuracy")
+    assert law["equation"] == "1 - (A x^-alpha)"
+    assert law["parameters"]["A"] == pytest.approx(2, rel=0.05)
+    assert law["parameters"]["alpha"] == pytest.approx(0.25, rel=0.03)
+
+    assert drops_of(out) == {"accuracy of 1, whose error has no logarithm": 1}
+    foretold = law["foretold"][0]
+    low, high = foretold["interval"]
+    assert low < foretold["y"] < high
+    assert foretold["y"] == pytest.approx(1 - 2 * 1e6**-0.25, abs=0.003)
+    # the curve and its dots rise, within the band
+    assert law["curve"]["y"] == sorted(law["curve"]["y"])
+    assert all(
+        low <= y <= high
+        for low, y, high in zip(*(law["curve"][name] for name in ("low", "y", "high")), strict=True)
+    )
+    assert [y for _, y in law["used"]] == pytest.approx([row["accuracy"] for row in rows])
+    for prediction in law["held_out"]["predictions"]:
+        distance = abs(prediction["predicted"] - prediction["y"]) / prediction["y"]
+        assert prediction["relative_error"] == pytest.approx(distance)
+
+
 def test_a_damaged_table_is_named_with_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

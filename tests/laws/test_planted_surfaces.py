@@ -8,7 +8,7 @@ import pytest
 
 from worldpm.curves.forms import FORMS, Array, curve
 from worldpm.curves.solver import LOG_SQUARES, fit
-from worldpm.laws import evidence, verdicts
+from worldpm.laws import evidence, planes
 from worldpm.laws.evidence import Points
 from worldpm.laws.law import Word
 
@@ -59,11 +59,11 @@ def planted(name: str, noise: float, draw: int) -> Points:
 
 @pytest.mark.parametrize("name", ["gate", "drift", "noise"])
 def test_a_planted_surface_gets_its_verdict(name: str) -> None:
-    assert verdicts.of_plane(planted(name, 0.02, 0)).word == SURFACES[name][1]
+    assert planes.judge(planted(name, 0.02, 0)).word == SURFACES[name][1]
 
 
 def test_a_turn_over_data_is_found_with_its_place_and_rise() -> None:
-    verdict = verdicts.of_plane(planted("U over data", 0.02, 0))
+    verdict = planes.judge(planted("U over data", 0.02, 0))
     # the minimum of 0.15 (d / 1e4)^-0.3 + 0.05 (d / 1e7)^0.9
     minimum = (0.15 * 0.3 * 1e4**0.3 / (0.05 * 0.9 * 1e7**-0.9)) ** (1 / 1.2)
     assert verdict.word == "turns"
@@ -78,7 +78,7 @@ def test_a_turn_over_data_is_found_with_its_place_and_rise() -> None:
 
 
 def test_a_plateau_over_size_is_found_with_its_start() -> None:
-    verdict = verdicts.of_plane(planted("plateau over size", 0.02, 0))
+    verdict = planes.judge(planted("plateau over size", 0.02, 0))
     assert verdict.word == "saturates"
     plateau = verdict.evidence.plateau
     assert plateau is not None
@@ -102,9 +102,43 @@ def test_noise_between_runs_is_that_of_the_seeds_and_grows_with_the_offsets_of_r
     assert grown.variance == pytest.approx(12 * 0.05**2, rel=0.6)
 
 
-def test_one_seed_does_not_show_the_noise() -> None:
-    points = planted("power", 0.02, 0)
-    assert evidence.replicates(points.take(SEED == 0)) is None
+def test_neighbours_show_the_noise_of_one_seed_whatever_smooth_surface_lies_under_it() -> None:
+    for name, noise in (("noise", 0.02), ("U over data", 0.005)):
+        points = planted(name, noise, 0).take(SEED == 0)
+        assert evidence.replicates(points) is None
+        flat = fit(FORMS["joint"], points.x, points.y, LOG_SQUARES)
+        estimate = evidence.roughness(points, flat)
+        assert estimate is not None
+        assert noise**2 / 2 < estimate.variance < 3 * noise**2
+        # 6 - 2 sizes and 12 amounts, of which two of three are independent
+        assert estimate.degrees == 32
+
+    # one amount of data a size has no neighbours along either axis
+    assert evidence.roughness(points.take(D[SEED == 0] == AMOUNTS[0]), flat) is None
+
+
+def test_neighbours_show_the_offsets_of_runs() -> None:
+    generator = np.random.default_rng(0)
+    one = SEED == 0
+    offsets = generator.normal(0, 0.05, RUNS.max() + 1)[RUNS[one]]
+    y = np.exp(offsets + generator.normal(0, 0.001, one.sum()))
+    points = Points(np.stack([N[one], D[one]]), y, RUNS[one])
+    estimate = evidence.roughness(points, fit(FORMS["constant"], points.x, y, LOG_SQUARES))
+    assert estimate is not None
+    assert estimate.variance > 4 * 0.05**2
+
+
+@pytest.mark.parametrize("name", list(SURFACES))
+def test_a_planted_surface_of_one_seed_gets_its_verdict(name: str) -> None:
+    verdict = planes.judge(planted(name, 0.005, 0).take(SEED == 0))
+    assert verdict.word == SURFACES[name][1], verdict
+
+
+def test_an_error_that_turns_gets_its_verdict_but_is_never_emergent() -> None:
+    turning = planes.judge(planted("U over data", 0.02, 0), of_loss=False)
+    assert turning.word == "turns"
+    gate = planes.judge(planted("gate", 0.02, 0), of_loss=False)
+    assert gate.word not in ("emergent", "power law")
 
 
 def test_the_misfit_is_the_distance_that_noise_does_not_explain() -> None:
@@ -128,7 +162,7 @@ def test_a_law_that_misses_the_points_is_not_identified() -> None:
     wavy = falling(N, D) * (1 + 0.03 * np.sin(3 * np.log(D)))
     generator = np.random.default_rng(0)
     points = Points(np.stack([N, D]), wavy * np.exp(generator.normal(0, 0.005, len(N))), RUNS)
-    verdict = verdicts.of_plane(points)
+    verdict = planes.judge(points)
     assert verdict.word == "not identified"
     assert "more than noise explains" in verdict.reason
 
@@ -154,7 +188,7 @@ def test_slopes_of_the_new_forms_are_derivatives(form: str) -> None:
 def test_a_hundred_draws_of_a_surface_get_their_verdict(
     name: str, noise: float, least: int
 ) -> None:
-    words = Counter(verdicts.of_plane(planted(name, noise, draw)).word for draw in range(100))
+    words = Counter(planes.judge(planted(name, noise, draw)).word for draw in range(100))
     truth = SURFACES[name][1]
     assert words[truth] >= least, words
     assert all(number <= 10 for word, number in words.items() if word != truth), words

@@ -436,7 +436,7 @@ def test_frozen_layers_are_shared_by_runs_and_evaluations(
     road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = ("--max-steps", 2, "--dtype", "float32", "--max-length", 128, "--validations", 1)
-    few = ("--validation-groups", 5, "--freeze-layers", 2)
+    few = ("--batch-pairs", 16, "--validation-groups", 5, "--freeze-layers", 2)
     states = ("--states", tmp_path / "states")
     start = road / "checkpoint"
     for name, more in (("a", states), ("b", ("--seed", 1, *states)), ("c", ())):

@@ -145,21 +145,52 @@ def _turning_joint(eta: Array, x: Array) -> Terms:
     return Terms(np.concatenate([joint.values, rising[..., None]], axis=2), slopes)
 
 
-def _plateau_joint(eta: Array, x: Array) -> Terms:
-    """Sizes above N0 count as N0, with a bend of fixed sharpness."""
-    alpha, beta, n0 = _columns(eta)
-    log_ratio = np.log(x[0] / n0)
+class _BentPower(NamedTuple):
+    """`min(x, x0)^-alpha`, with a bend of fixed sharpness, and its derivatives."""
 
-    # ln of the smooth minimum of N / N0 and 1; its derivative by ln(N / N0) is a logistic function
+    value: Array
+    by_alpha: Array
+    by_x0: Array
+
+
+def _bent_power(x: Array, alpha: Array, x0: Array) -> _BentPower:
+    # ln of the smooth minimum of x / x0 and 1; its derivative by ln(x / x0) is a logistic function
+    log_ratio = np.log(x / x0)
     bent = -np.logaddexp(0, -BEND * log_ratio) / BEND
     share = _logistic(-BEND * log_ratio)
-    by_n, by_d = np.exp(-alpha * (bent + np.log(n0))), x[1] ** -beta
+    value = np.exp(-alpha * (bent + np.log(x0)))
+    return _BentPower(value, -value * (bent + np.log(x0)), -value * alpha * (1 - share) / x0)
 
-    slopes = np.zeros((*by_n.shape, 3, 3))
-    slopes[:, :, 1, 0] = -by_n * (bent + np.log(n0))
+
+def _plateau_joint(eta: Array, x: Array) -> Terms:
+    """Sizes above N0 count as N0."""
+    alpha, beta, n0 = _columns(eta)
+    by_n, by_d = _bent_power(x[0], alpha, n0), x[1] ** -beta
+
+    slopes = np.zeros((*by_d.shape, 3, 3))
+    slopes[:, :, 1, 0] = by_n.by_alpha
     slopes[:, :, 2, 1] = -by_d * np.log(x[1])
-    slopes[:, :, 1, 2] = -by_n * alpha * (1 - share) / n0
-    return Terms(np.stack([np.ones_like(by_n), by_n, by_d], axis=2), slopes)
+    slopes[:, :, 1, 2] = by_n.by_x0
+    return Terms(np.stack([np.ones_like(by_d), by_n.value, by_d], axis=2), slopes)
+
+
+def _turning(eta: Array, x: Array) -> Terms:
+    alpha, gamma = _columns(eta)
+    falling, rising = x[0] ** -alpha, x[0] ** gamma
+
+    slopes = np.zeros((*falling.shape, 3, 2))
+    slopes[:, :, 1, 0] = -falling * np.log(x[0])
+    slopes[:, :, 2, 1] = rising * np.log(x[0])
+    return Terms(np.stack([np.ones_like(falling), falling, rising], axis=2), slopes)
+
+
+def _plateau(eta: Array, x: Array) -> Terms:
+    alpha, x0 = _columns(eta)
+    bent = _bent_power(x[0], alpha, x0)
+
+    slopes = np.zeros((*bent.value.shape, 2, 2))
+    slopes[:, :, 1, 0], slopes[:, :, 1, 1] = bent.by_alpha, bent.by_x0
+    return Terms(np.stack([np.ones_like(bent.value), bent.value], axis=2), slopes)
 
 
 def _joint_tied(eta: Array, x: Array) -> Terms:
@@ -326,6 +357,14 @@ def _alpha_beta_starts(x: Array) -> Array:
     return _grid(_exponents(), _exponents())
 
 
+def _turning_starts(x: Array) -> Array:
+    return _grid(_exponents(), np.array([0.2, 0.5, 1.0, 2.0]))
+
+
+def _plateau_starts(x: Array) -> Array:
+    return _grid(_exponents(), _inner_locations(x))
+
+
 def _turning_joint_starts(x: Array) -> Array:
     exponents = np.array([0.05, 0.2, 0.5, 1.0])
     return _grid(exponents, exponents, np.array([0.2, 0.5, 1.0, 2.0]))
@@ -419,6 +458,25 @@ SATURATING = Form(
     terms=_saturating,
     starts=_saturating_starts,
     fixed=(COIN_LOSS_NATS,),
+    locations=X0,
+)
+TURNING = Form(
+    name="turning",
+    equation="E + A x^-alpha + G x^gamma",
+    axes=1,
+    linear=("E", "A", "G"),
+    nonlinear=("alpha", "gamma"),
+    terms=_turning,
+    starts=_turning_starts,
+)
+PLATEAU = Form(
+    name="plateau",
+    equation="E + A min(x, x0)^-alpha",
+    axes=1,
+    linear=("E", "A"),
+    nonlinear=("alpha", "x0"),
+    terms=_plateau,
+    starts=_plateau_starts,
     locations=X0,
 )
 BROKEN = Form(
@@ -550,6 +608,8 @@ FORMS = {
         POWER,
         POWER_FLOOR,
         SATURATING,
+        TURNING,
+        PLATEAU,
         BROKEN,
         SIGMOID,
         JOINT,

@@ -1,7 +1,9 @@
 """Evidence for and against a fit: intervals from resampled runs and prompts, profiles, held-out
 points, and tests for a trend."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -330,19 +332,31 @@ def aicc(fitted: Fit, points: Points) -> float:
 
 
 @dataclass(frozen=True)
-class Replicates:
-    """The noise of ln y between runs at equal x: several seeds of one setting."""
+class Noise:
+    """The noise of ln y between runs."""
 
     cell: NDArray[np.int64]
-    """The distinct x of each point, shape (n,)."""
+    """The group of each point whose misfits are averaged, shape (n,): points at equal x, or each
+    point alone."""
     variance: float
-    """Mean square of the deviations from the means of cells, times the design effect: points of one
-    run may deviate together."""
+    """Variance of one point, times the design effect: points of one run may deviate together."""
     degrees: int
     """Degrees of freedom of the variance."""
+    of_neighbours: bool = False
+    """Whether it is the noise between neighbours, because no runs have equal x."""
 
 
-def replicates(points: Points) -> Replicates | None:
+def noise_of(points: Points, fits: Iterable[Fit]) -> Noise | None:
+    """The noise between runs at equal x or, without such runs, between neighbours on the axes: the
+    least over the fits. None if both are unknown."""
+    known = replicates(points)
+    if known is not None:
+        return known
+    estimates = [roughness(points, fitted) for fitted in fits]
+    return min(filter(None, estimates), key=attrgetter("variance"), default=None)
+
+
+def replicates(points: Points) -> Noise | None:
     """The noise between runs at equal x; None with fewer than LEAST_DEGREES degrees of freedom.
 
     The design effect is the variance of the runs' mean deviations, relative to that of independent
@@ -365,7 +379,74 @@ def replicates(points: Points) -> Replicates | None:
 
     variance = max(float(deviations @ deviations) / degrees, ROUNDING_SQUARE)
     of_runs = float((np.bincount(run, deviations) ** 2 / lengths).sum()) / degrees_of_runs
-    return Replicates(cell, variance * max(1.0, of_runs / variance), degrees)
+    return Noise(cell, variance * max(1.0, of_runs / variance), degrees)
+
+
+def roughness(points: Points, fitted: Fit) -> Noise | None:
+    """The noise of ln y between neighbours on an axis, where no runs have equal x: the variance of
+    each residual around the line through its two neighbours. A smooth misfit of the form hardly
+    changes it. None with fewer than LEAST_DEGREES degrees of freedom.
+
+    On a plane, neighbours along an axis have the same value on the other axis. The result is the
+    largest of the variances along the axes and of the runs' sums, as for a design effect.
+
+    Source: Gasser, Sroka and Jennen-Steinmetz 1986 (variance from neighbours).
+    """
+    log_x = np.log10(points.x)
+    residuals = np.log(points.y) - np.log(np.maximum(fitted.predict(points.x), LEAST_PREDICTION))
+    variances, degrees = [], []
+    for axis in range(len(log_x)):
+        others = np.round(np.delete(log_x, axis, axis=0) * VALUES_A_DECADE)
+        rows = np.unique(others, axis=1, return_inverse=True)[1] if len(others) else None
+        middle, rough = _roughness_along(log_x[axis], residuals, rows)
+        if len(rough) == 0:
+            continue
+
+        run, lengths = np.unique(points.runs[middle], return_inverse=True, return_counts=True)[1:]
+        of_runs = float((np.bincount(run, rough) ** 2 / lengths).mean())
+        # along the data, neighbours are often of one run, which does not show the runs' offsets
+        variances += [float((rough**2).mean()), of_runs]
+        # sums of neighbours overlap, so two of three are independent
+        degrees.append(2 * len(rough) // 3)
+
+    if not degrees or min(degrees) < LEAST_DEGREES:
+        return None
+    alone = np.arange(len(residuals))
+    return Noise(alone, max(*variances, ROUNDING_SQUARE), min(degrees), of_neighbours=True)
+
+
+def _roughness_along(
+    position: Array, residuals: Array, rows: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], Array]:
+    """Indices of the points between two neighbours of their row, and their residuals around the
+    line through both, scaled to the noise of one point."""
+    middles: list[NDArray[np.int64]] = []
+    for row in [np.arange(len(position))] if rows is None else map(np.flatnonzero, _masks(rows)):
+        order = row[np.argsort(position[row], kind="stable")]
+        middles.append(np.stack([order[:-2], order[1:-1], order[2:]]))
+    before, middle, after = np.concatenate(middles, axis=1)
+
+    gap = position[after] - position[before]
+    share = np.divide(
+        position[middle] - position[before], gap, where=gap > 0, out=np.ones_like(gap)
+    )
+    around = residuals[middle] - (1 - share) * residuals[before] - share * residuals[after]
+    return middle, np.asarray(around / np.sqrt(1 + (1 - share) ** 2 + share**2))
+
+
+def _masks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
+    for row in np.unique(rows):
+        yield rows == row
+
+
+def imitate(points: Points, fitted: Fit, noise: Noise, *, seed: int, resamples: int) -> Resamples:
+    """Draw the points again from a fit and its noise (a parametric bootstrap). If each size has a
+    single run, resampled runs would lack whole sizes."""
+    generator = np.random.default_rng(seed)
+    shape = (resamples, len(points.y))
+    drawn = generator.normal(0, np.sqrt(noise.variance), size=shape)
+    y = np.maximum(fitted.predict(points.x), LEAST_PREDICTION) * np.exp(drawn)
+    return Resamples(y, np.ones(shape))
 
 
 class Misfit(NamedTuple):
@@ -377,7 +458,7 @@ class Misfit(NamedTuple):
     """Root mean square misfit of ln y that noise does not explain."""
 
 
-def lack_of_fit(fitted: Fit, points: Points, noise: Replicates) -> Misfit:
+def lack_of_fit(fitted: Fit, points: Points, noise: Noise) -> Misfit:
     """The F test of lack of fit against pure error.
 
     Source: Draper and Smith 1998, section 2.1.
@@ -390,6 +471,13 @@ def lack_of_fit(fitted: Fit, points: Points, noise: Replicates) -> Misfit:
     return Misfit(p, float(np.sqrt(excess)))
 
 
+def misfits(fits: Mapping[str, Fit], points: Points, noise: Noise | None) -> dict[str, Misfit]:
+    """The misfit of each form, by name; empty if the noise is unknown."""
+    if noise is None:
+        return {}
+    return {name: lack_of_fit(fitted, points, noise) for name, fitted in fits.items()}
+
+
 class _Squares(NamedTuple):
     squares: float
     """Sum of the squared misfits of means, times the number of points of each."""
@@ -398,14 +486,14 @@ class _Squares(NamedTuple):
     """Mean number of points of a cell."""
 
 
-def _squares_of_means(fitted: Fit, points: Points, noise: Replicates) -> _Squares:
+def _squares_of_means(fitted: Fit, points: Points, noise: Noise) -> _Squares:
     residuals = np.log(points.y) - np.log(np.maximum(fitted.predict(points.x), LEAST_PREDICTION))
     sizes = np.bincount(noise.cell)
     means = np.bincount(noise.cell, residuals) / sizes
     return _Squares(float(sizes @ means**2), len(sizes), float(sizes.mean()))
 
 
-def criterion(fitted: Fit, points: Points, noise: Replicates | None) -> float:
+def criterion(fitted: Fit, points: Points, noise: Noise | None) -> float:
     """Akaike's criterion of a fit by LOG_SQUARES. If the noise between runs is known, it replaces
     the variance that `aicc` estimates from the residuals of each form.
 
@@ -413,7 +501,10 @@ def criterion(fitted: Fit, points: Points, noise: Replicates | None) -> float:
     """
     if noise is None:
         return aicc(fitted, points)
-    squares = _squares_of_means(fitted, points, noise).squares
+    squares, cells, _ = _squares_of_means(fitted, points, noise)
+    # A form with as many parameters as places passes through all of them.
+    if cells <= len(fitted.form.parameters):
+        return float("inf")
     return squares / noise.variance + 2 * len(fitted.form.parameters)
 
 

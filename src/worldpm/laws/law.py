@@ -172,13 +172,16 @@ class Evidence:
     """Line: the slope over the whole range."""
     forms: dict[str, Score] | None = None
     """Scores by form."""
+    bend: Ends | None = None
+    """Line: interval of the x at which an abrupt form bends, if such a form is clearly better than
+    every smooth one."""
     turn: Ends | None = None
-    """Interval of the place of a turn or a bend: for a line in units of x, if a form with a turn is
-    clearly better than every smooth one; for a plane in effective pairs."""
+    """Interval of the x of a minimum, if a form that rises after it is clearly better than every
+    other; for a plane along D."""
     rise: Ends | None = None
-    """Plane: ln y at the most data minus ln y at the turn."""
+    """ln y at the largest x minus ln y at the minimum."""
     plateau: Ends | None = None
-    """Plane: interval of the size from which the loss no longer falls."""
+    """Interval of the x from which y no longer falls; for a plane along N."""
     gain_of_emergent: Ends | None = None
     """Plane: mean squared error of ln y over left-out sizes, best smooth form minus emergent form;
     above 0 favours emergence."""
@@ -225,7 +228,8 @@ class Influence:
     """In the order of the law's axes."""
     y: float
     change: float | None
-    """ln of the prediction without the point minus ln of the prediction with it."""
+    """ln of the prediction without the point minus ln of the prediction with it; for accuracies of
+    the error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +248,8 @@ class Law:
     x: tuple[str, ...]
     """Axes: one of N (parameters), D (effective pairs), C (operations), d and loss, or N and D."""
     y: str
-    """The fitted column: loss (nats per pair), accuracy, error or gain."""
+    """The fitted column: loss (nats per pair), accuracy (its error, 1 - accuracy, is fitted), error
+    or gain."""
     size: float | None
     """The N of a curve over D; None for points of all sizes."""
     objective: str
@@ -272,7 +277,8 @@ class Law:
     residual_places: Sequence[SizeAndData] | None = None
     """The points of a plane; None for a line."""
     residuals: Sequence[float | None] | None = None
-    """ln y - ln fit at each of these points; None if y is 0. For a line, the field is None."""
+    """ln y - ln fit at each of these points, for accuracies those of the error; None if y is 0. For
+    a line, the field is None."""
     held_out: HeldOut | None = None
     converged: bool
     optima: Sequence[Sequence[float]] | None = None
@@ -287,7 +293,7 @@ class Law:
     reason: str | None = None
     """The reason for the verdict."""
     drawn: str | None = None
-    """The form that describes the points best. Figures draw it."""
+    """The form of the verdict, else the form that describes the points best. Figures draw it."""
     evidence: Evidence | None = None
 
     @property

@@ -113,7 +113,8 @@ def read(
     """The points of all inputs. `y` is the name of a column, for results `loss` or `accuracy`.
 
     A point is dropped and counted if `y` or an axis is not a finite number, if a loss or an axis is
-    not above 0, if a share is outside 0 to 1, or if the point repeats an earlier one.
+    not above 0, if a share is outside 0 to 1, if an accuracy is 1, or if the point repeats an
+    earlier one.
 
     Raises:
         ConfigError: If an input is absent, lacks columns, has no usable point, or mixes families
@@ -203,6 +204,8 @@ def _unusable(point: Measurement, y: str) -> str | None:
         return "axis of 0 or below"
     if y in SHARES and not 0 <= point.y <= 1:
         return f"{y} outside 0 to 1"
+    if y == "accuracy" and point.y == 1:
+        return "accuracy of 1, whose error has no logarithm"
     if y == "loss" and point.y <= 0:
         return f"{y} of 0 or below"
     return None

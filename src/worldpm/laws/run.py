@@ -15,7 +15,16 @@ from worldpm import console
 from worldpm.curves.forms import FORMS, Form
 from worldpm.curves.solver import HUBER, SQUARES, Fit, Objective, fit
 from worldpm.errors import ConfigError
-from worldpm.laws import compute_optimal, evidence, figures, measurements, panels, verdicts
+from worldpm.laws import (
+    accuracies,
+    compute_optimal,
+    evidence,
+    figures,
+    lines,
+    measurements,
+    panels,
+    planes,
+)
 from worldpm.laws.evidence import Points, Resamples, Spread
 from worldpm.laws.law import (
     XY,
@@ -38,13 +47,7 @@ from worldpm.laws.law import (
     to_files,
 )
 from worldpm.laws.measurements import Measured
-from worldpm.laws.verdicts import (
-    LEAST_DECADES,
-    LEAST_VALUES,
-    LINE_FORMS,
-    PLANE_FORMS,
-    Verdict,
-)
+from worldpm.laws.verdicts import LEAST_DECADES, LEAST_VALUES, Verdict
 from worldpm.options.laws import AXES, COLUMNS, LawsOptions
 from worldpm.options.shared import command_of
 from worldpm.storage import folders
@@ -95,7 +98,7 @@ class Settings:
     form: str | None = None
     """The only form to fit; None for all forms that fit the columns."""
     objective: Literal["huber", "squares"] | None = None
-    """None for huber on losses, and squares on other columns."""
+    """None for huber on losses and accuracies, and squares on other columns."""
     resamples: int = 1000
     """Number of bootstrap draws of runs and prompts for each interval, 2 or more."""
     seed: int = 0
@@ -106,14 +109,19 @@ class Settings:
     @property
     def minimised(self) -> Objective:
         """The objective of every fit."""
-        name = self.objective or ("huber" if self.y == "loss" else "squares")
+        name = self.objective or ("huber" if self.y in ("loss", "accuracy") else "squares")
         return HUBER if name == "huber" else SQUARES
 
     @property
+    def rises(self) -> bool:
+        """Whether the column rises as models improve, so that its error is fitted."""
+        return self.y == "accuracy"
+
+    @property
     def gives_verdicts(self) -> bool:
-        """Whether slices get a verdict. Only losses get one, except with forms that have their own
-        columns."""
-        return self.y == "loss" and self.form not in COLUMNS
+        """Whether slices get a verdict. Losses and accuracies get one, except with forms that have
+        their own columns."""
+        return self.y in ("loss", "accuracy") and self.form not in COLUMNS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,12 +360,15 @@ def _why_no_slice(measured: Measured, settings: Settings) -> str:
 def _fit_slice(part: Slice, measured: Measured, settings: Settings) -> list[Law]:
     """The laws of one slice, one for each form. All of them have the slice's verdict."""
     sample = _sample(part, measured, settings)
-    verdict = _verdict(part, sample) if settings.gives_verdicts else None
-    return [_law(form, part, sample, verdict, settings) for form in _forms(part, settings)]
+    verdict = _verdict(part, sample, settings) if settings.gives_verdicts else None
+    laws = [_law(form, part, sample, verdict, settings) for form in _forms(part, settings)]
+    return [accuracies.as_accuracies(law) for law in laws] if settings.rises else laws
 
 
 def _sample(part: Slice, measured: Measured, settings: Settings) -> Sample:
     points = measurements.points_of(measured, part.points, part.x)
+    if settings.rises:
+        points = accuracies.as_errors(points)
     # Points that a table marks are left out of all fits; the largest third is left out only for
     # predictions.
     marked = np.array([point.held_out for point in part.points])
@@ -370,10 +381,12 @@ def _sample(part: Slice, measured: Measured, settings: Settings) -> Sample:
     )
 
 
-def _verdict(part: Slice, sample: Sample) -> Verdict:
+def _verdict(part: Slice, sample: Sample, settings: Settings) -> Verdict:
+    of_loss = not settings.rises
     if part.is_plane:
-        return verdicts.of_plane(sample.fitted)
-    return verdicts.of_line(sample.fitted, sample.draws)
+        return planes.judge(sample.fitted, of_loss=of_loss)
+    (axis,) = part.x
+    return lines.judge(sample.fitted, sample.draws, axis, of_loss=of_loss)
 
 
 def _forms(part: Slice, settings: Settings) -> list[Form]:
@@ -381,9 +394,9 @@ def _forms(part: Slice, settings: Settings) -> list[Form]:
     if settings.form is not None:
         return [FORMS[settings.form]]
 
-    # At a single size, leave out abrupt forms: their turn over data does not matter, and there are
+    # At a single size, leave out abrupt forms: their bend over data does not matter, and there are
     # few points.
-    shapes = PLANE_FORMS if part.is_plane else LINE_FORMS
+    shapes = planes.FORMS_OF_PLANES if part.is_plane else lines.FORMS_OF_LINES
     forms = [
         FORMS[name] for name, shape in shapes.items() if part.size is None or shape != "abrupt"
     ]

@@ -14,6 +14,8 @@ FormName = Literal[
     "power",
     "power_floor",
     "saturating",
+    "turning",
+    "plateau",
     "broken",
     "sigmoid",
     "joint",
@@ -65,10 +67,10 @@ class LawsOptions:
     form: FormName | None = None
     """Fit only this form; unless set, all forms that suit the columns."""
     y: Literal["loss", "accuracy"] = "loss"
-    """Column to fit; verdicts are about losses only."""
+    """Column to fit. Of an accuracy the error, 1 - accuracy, is fitted, which falls like a loss."""
     objective: Literal["huber", "squares"] | None = None
-    """Minimize the sum of Huber(1e-3) of ln y, or of squares of y. Unless set: squares for
-    accuracies, errors and gains, else huber."""
+    """Minimize the sum of Huber(1e-3) of ln y, or of squares of y. Unless set: squares for errors
+    and gains, else huber."""
     calibrated: bool = False
     """Use the loss at each checkpoint's temperature, so that families of models may be mixed; the
     losses of a table are used as given."""

@@ -58,6 +58,8 @@ NULL_MARKS = {
 }
 """Mark of each null baseline, and the name of its colour in a palette."""
 PNG_DPI = 200
+LARGEST_SCALE = 1.6
+"""Figures on a page are at most this much larger than in print."""
 
 
 def style(palette: Palette) -> dict[Any, Any]:
@@ -468,12 +470,17 @@ def svg(figure: Figure) -> str:
     """The figure as an `<svg>` element that scales with its box."""
     buffer = io.StringIO()
     # Without date and creator the file is the same in every run.
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    # Set the style again, because matplotlib writes the texts of an SVG when it saves it.
+    with mpl.rc_context(style(PAGE)):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     document = buffer.getvalue()
 
-    # Inside HTML an element has no XML declaration. It scales only without a fixed size.
+    # Inside HTML an element has no XML declaration. It scales only without a fixed size, up to
+    # LARGEST_SCALE.
     element = document[document.index("<svg") :]
-    element = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', element, count=1)
+    widest = figure.get_figwidth() * 72 * LARGEST_SCALE
+    attributes = f'role="img" style="max-width: {widest:.0f}pt"'
+    element = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', attributes, element, count=1)
 
     for name, stand_in in PAGE._asdict().items():
         element = element.replace(stand_in, f"var(--{name})")

@@ -263,7 +263,7 @@ def test_the_ends_of_falls_are_found_with_one_run_or_several_at_each_x(count: in
     assert turned.evidence.turn.low is not None
     assert turned.evidence.turn.high is not None
     assert turned.evidence.turn.low / 1.2 < minimum < turned.evidence.turn.high * 1.2
-    assert "effective pairs" in turned.reason
+    assert turned.reason.startswith("falls up to D = ")
 
     level = seeds(np.maximum(falling, falling[6]), amounts, noise=0.005, count=count)
     ended = lines.judge(level, evidence.resample(level, seed=0, resamples=100), "D")

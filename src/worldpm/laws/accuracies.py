@@ -22,6 +22,9 @@ def as_accuracies(law: Law) -> Law:
         influence=_influence(law.influence) if law.influence else None,
         used=[XY(x, 1 - error) for x, error in law.used] if law.used is not None else None,
         curve=_curve(law.curve) if law.curve else None,
+        curves=[replace(part, curve=_curve(part.curve)) for part in law.curves]
+        if law.curves is not None
+        else None,
         held_out=_held_out(law.held_out) if law.held_out else None,
     )
 

@@ -3,13 +3,14 @@ content."""
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullFormatter, NullLocator
 
 from worldpm import plots
 from worldpm.laws.panels import Band, Colour, Level, Line, Mark, Panel, Picture
@@ -21,12 +22,16 @@ LEGEND_INCHES = 1.1
 """Width of a legend for all panels."""
 MOST_COLUMNS = 3
 DPI = 200
-SHORT_RANGE, MOST_TICKS = 100, 12
-"""Within a range of this factor, ticks at 2 and 5 are labelled too; and the most ticks."""
 LARGEST_PLAIN = 1e4
 """From here on, ticks have powers of ten."""
-NARROW_RANGE = 4
-"""Largest ratio of losses at which the axis has a tick for each digit."""
+TICK_POINTS = 8
+"""Font size of ticks."""
+DIGITS = (tuple(range(1, 10)), (1, 2, 5), (1, 3), (1,))
+"""First digits of ticks, from dense to sparse."""
+MOST_DECADES = 30
+"""Largest number of decades between two ticks."""
+FEW_TICKS = 3
+"""With fewer ticks of one digit, ticks may have more digits."""
 DASHES = (0, (4, 3))
 """Dashes of the level of a coin flip, in points."""
 COLOUR_MAP = "viridis"
@@ -109,36 +114,83 @@ def _draw_frame(axes: Axes, panel: Panel) -> None:
     axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
     axes.set_xlabel(panel.x_label, fontsize=8)
     axes.set_ylabel(panel.y_label, fontsize=8)
-    axes.tick_params(labelsize=8)
-    _label_ticks(axes)
+    axes.tick_params(labelsize=TICK_POINTS)
 
-    if panel.logarithmic_y or panel.loss_range is not None:
+    scaled: list[Axis] = [axes.xaxis]
+    if panel.logarithmic_y:
         axes.set_yscale("log")
-    # Losses span less than a decade, so matplotlib would label few ticks or none.
-    if panel.loss_range is not None:
-        digits = range(1, 10) if panel.loss_range < NARROW_RANGE else (1, 2, 5)
-        axes.yaxis.set_major_locator(LogLocator(subs=digits))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        scaled.append(axes.yaxis)
+    for axis in scaled:
+        axis.set_major_locator(LogTicks(axis))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: _amount(value)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(axis="both")
 
 
-def _label_ticks(axes: Axes) -> None:
-    """Label the ticks of x so that neighbours do not overlap."""
-    low, high = axes.get_xlim()
-    digits = (1, 2, 5) if high < SHORT_RANGE * low else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=digits, numticks=MOST_TICKS))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _amount(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+class LogTicks(Locator):
+    """The densest ticks of a logarithmic axis whose labels do not overlap."""
+
+    def __init__(self, axis: Axis) -> None:
+        self.of = axis
+
+    def __call__(self) -> Sequence[float]:
+        """The ticks of the shown range."""
+        return self.tick_values(*self.of.get_view_interval())
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        """The ticks between two ends, in ascending order."""
+        low, high = sorted((vmin, vmax))
+        if not 0 < low < high:
+            return []
+
+        candidates = self._candidates(low, high)
+        return next((ticks for ticks in candidates if self._fit(ticks, low, high)), [])
+
+    def _candidates(self, low: float, high: float) -> Iterator[Sequence[float]]:
+        """Ticks from dense to sparse."""
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        if len(_within([d * 10.0**e for e in decades for d in DIGITS[0]], low, high)) < FEW_TICKS:
+            for most in range(6, 0, -1):
+                yield _within(MaxNLocator(most).tick_values(low, high), low, high)
+        for digits in DIGITS:
+            yield _within([digit * 10.0**e for e in decades for digit in digits], low, high)
+        for step in range(2, MOST_DECADES):
+            yield _within([10.0**e for e in decades if e % step == 0], low, high)
+
+    def _fit(self, ticks: Sequence[float], low: float, high: float) -> bool:
+        """Whether the labels of neighbours are apart, by estimates of their sizes."""
+        box, dpi = self.of.axes.get_window_extent(), self.of.axes.figure.dpi
+        is_x = isinstance(self.of, XAxis)
+        length_points = (box.width if is_x else box.height) / dpi * 72
+        scale = length_points / math.log(high / low)
+        sizes = [_points_of(_amount(tick)) if is_x else 1.2 * TICK_POINTS for tick in ticks]
+        return all(
+            scale * math.log(ticks[index + 1] / ticks[index])
+            >= (sizes[index] + sizes[index + 1]) / 2 + TICK_POINTS / 2
+            for index in range(len(ticks) - 1)
+        )
+
+
+def _within(values: Iterable[float], low: float, high: float) -> list[float]:
+    return [float(value) for value in values if low <= value <= high]
+
+
+def _points_of(label: str) -> float:
+    """The width of a label in points, generously."""
+    # exponents are smaller, and marks of formulas take no space
+    exponent = label.partition("^{")[2].rstrip("}$")
+    base = label.partition("^{")[0].replace("$", "").replace("\\times", "x")
+    return TICK_POINTS * (0.65 * len(base) + 0.45 * len(exponent))
 
 
 def _amount(value: float) -> str:
-    """A number of one digit, as 200 or with a power of ten."""
+    """A number as 200, or with a power of ten."""
     if value < LARGEST_PLAIN:
         return f"{value:g}"
     exponent = math.floor(math.log10(value) + 1e-9)
-    digit = round(value / 10**exponent)
-    return f"$10^{{{exponent}}}$" if digit == 1 else f"${digit}\\times10^{{{exponent}}}$"
+    digits = f"{value / 10**exponent:.3g}"
+    return f"$10^{{{exponent}}}$" if digits == "1" else f"${digits}\\times10^{{{exponent}}}$"
 
 
 def _draw_mark(axes: Axes, mark: Mark, palette: Palette) -> None:

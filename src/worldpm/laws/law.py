@@ -87,6 +87,15 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurveOfSize:
+    """The curve of a plane over D at one size."""
+
+    size: float
+    """N."""
+    curve: Curve
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """One held-out point, and its prediction by a fit to the other points."""
 
@@ -274,6 +283,8 @@ class Law:
     """The points of a line, with held-out ones; None for a plane."""
     curve: Curve | None = None
     """None for a plane."""
+    curves: Sequence[CurveOfSize] | None = None
+    """The curves over D at each size; None for a line, and for forms that are not drawn."""
     residual_places: Sequence[SizeAndData] | None = None
     """The points of a plane; None for a line."""
     residuals: Sequence[float | None] | None = None

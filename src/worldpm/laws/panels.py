@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from worldpm.curves.forms import COIN_LOSS_NATS
-from worldpm.laws.law import XY, Approach, Law, Laws, Measurement, Optimum, SliceKey
+from worldpm.laws.law import XY, Approach, Curve, Law, Laws, Measurement, Optimum, SliceKey
 
 DARK, LIGHT = 0.0, 0.88
 """Range of colours for sizes and parts, as shares of a colour map. Lighter colours would be hard to
@@ -21,13 +21,13 @@ dot."""
 COIN_ACCURACY = 0.5
 MARKERS = "osD^vP*X"
 """One marker for each part of a test, repeated if there are more parts."""
-UNITS = {
+LABELS = {
     "N": "N, parameters without embeddings",
     "D": "D, effective pairs",
     "C": "C, operations (FLOPs)",
     "loss": "test loss (nats per pair)",
 }
-"""Labels of axes. The labels of other columns are their names."""
+"""Labels of the axes of results. Those of a table are the names of its columns."""
 LINE_AXES = ("N", "D", "C", "d", "loss")
 """Axes that have a separate figure, in the order of the figures."""
 
@@ -92,9 +92,6 @@ class Panel:
     guides: Sequence[Mark] = ()
     """Reference lines and legend entries, drawn last."""
     logarithmic_y: bool = False
-    loss_range: float | None = None
-    """Largest over least loss, which determines the ticks of a logarithmic axis of losses; None for
-    matplotlib's ticks."""
     legend_size: float | None = None
     """Font size in points; None for a panel without a legend."""
 
@@ -114,12 +111,28 @@ class Picture:
 
 def pictures(laws: Laws) -> Iterator[Picture]:
     """All figures of the laws, in reading order."""
+    yield from curves(laws)
+    yield from checks(laws)
+
+
+def curves(laws: Laws) -> Iterator[Picture]:
+    """The fitted curves over their points."""
     yield from _pictures_over_data(laws)
     for axis in LINE_AXES:
         yield from _pictures_along(laws, axis)
     yield from _pictures_of_parts(laws)
+
+
+def checks(laws: Laws) -> Iterator[Picture]:
+    """Residuals, and the best sizes for budgets."""
     yield from _pictures_of_residuals(laws)
     yield from _pictures_of_optima(laws)
+
+
+def _label(laws: Laws, column: str) -> str:
+    """The label of a column. Only results have known units."""
+    of_results = any(point.scores for point in laws.points)
+    return LABELS.get(column, column) if of_results else column
 
 
 def _tests(laws: Laws) -> list[str]:
@@ -197,11 +210,9 @@ def _size_label(size: float) -> str:
     return f"{size:.0f}"
 
 
-def _loss_range(y: str, values: Sequence[float]) -> float | None:
-    """Largest over least loss; None for other columns, or if a loss has no logarithm."""
-    if y != "loss" or not values or min(values) <= 0:
-        return None
-    return max(values) / min(values)
+def _has_logarithms(y: str, values: Sequence[float]) -> bool:
+    """Whether the axis of y is logarithmic: for losses above 0."""
+    return y == "loss" and bool(values) and min(values) > 0
 
 
 def _curve(law: Law | None, colour: Colour) -> list[Mark]:
@@ -211,7 +222,10 @@ def _curve(law: Law | None, colour: Colour) -> list[Mark]:
     # the mean of points that are too few for a curve would look like a finding
     if law.form == "constant" and law.verdict != "no trend":
         return []
-    curve = law.curve
+    return _marks_of_curve(law.curve, colour)
+
+
+def _marks_of_curve(curve: Curve, colour: Colour) -> list[Mark]:
     dots = [XY(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y is not None]
     return [
         Band(x=curve.x, low=curve.low, high=curve.high, colour=colour),
@@ -235,11 +249,12 @@ def _pictures_over_data(laws: Laws) -> Iterator[Picture]:
     names = _fitted_tests(laws, "D", at_one_size=True)
     if names:
         caption = (
-            "Test loss over data, with one colour for each size. Dots are means over seeds. Lines"
-            f" are the fit for each size to {_fitted_dots(laws)}, with 95 % bands, where the"
-            " dots are enough to identify one. Open dots"
-            " are held out: they test predictions by another fit, to the full dots only. The dashed"
-            " line is a coin flip. The title shows the verdict over N and D together."
+            f"{_label(laws, laws.y).capitalize()} over data, with one colour for each size. Dots"
+            " are means over seeds. If the title names a law over N and D, lines are this law at"
+            f" each size, fitted to {_fitted_dots(laws)}; otherwise they are a fit to each size"
+            " alone, where its dots identify one. Bands are 95 % intervals. Open dots are held"
+            " out: they test predictions by another fit, to the full dots only. The dashed line is"
+            " a coin flip."
         )
         panels = [_panel_over_data(laws, name) for name in names]
         yield Picture(name=f"{laws.y}_over_data", caption=caption, panels=panels, legend="N")
@@ -248,13 +263,20 @@ def _pictures_over_data(laws: Laws) -> Iterator[Picture]:
 def _panel_over_data(laws: Laws, name: str) -> Panel:
     points = _points_of(laws, name)
     values = [point.y for point in points]
+    plane = _drawn_law(laws, SliceKey(name, ("N", "D"), None))
+    identified = plane is not None and plane.verdict not in (None, "not identified")
+    of_plane = {part.size: part.curve for part in (plane.curves if plane else None) or ()}
+
     marks: list[Mark] = []
     for size, colour in _colours_of_sizes(laws).items():
         of_size = [point for point in points if point.x["N"] == size]
         if of_size:
             law = _drawn_law(laws, SliceKey(name, ("D",), size))
             marks += _dots_over_data(of_size, law, colour, _size_label(size))
-            marks += _curve(law, colour)
+            if identified and size in of_plane:
+                marks += _marks_of_curve(of_plane[size], colour)
+            else:
+                marks += _curve(law, colour)
 
     key = SliceKey(name, ("N", "D"), None)
     verdict = next((law.verdict for law in laws.laws if law.key == key and law.verdict), None)
@@ -263,11 +285,11 @@ def _panel_over_data(laws: Laws, name: str) -> Panel:
     band = Line(dots=[], colour="muted", marker="", width=6, opacity=0.3, label="95 % of the fit")
     return Panel(
         title=f"{name}: {verdict}" if verdict else name,
-        x_label=UNITS["D"],
-        y_label=UNITS.get(laws.y, laws.y),
+        x_label=_label(laws, "D"),
+        y_label=_label(laws, laws.y),
         marks=marks,
         guides=[held_out, band, *_coin_below(laws.y, values)],
-        loss_range=_loss_range(laws.y, values),
+        logarithmic_y=_has_logarithms(laws.y, values),
     )
 
 
@@ -312,15 +334,15 @@ def _panel_along(laws: Laws, name: str, axis: str) -> Panel:
 
     return Panel(
         title=f"{name}: {law.verdict}" if law and law.verdict else name,
-        x_label=UNITS.get(axis, axis),
-        y_label=UNITS.get(laws.y, laws.y),
+        x_label=_label(laws, axis),
+        y_label=_label(laws, laws.y),
         marks=[
             Line(dots=fitted, colour="first", marker_size=4, label="fitted"),
             Line(dots=held_out, colour="first", marker_size=4, face="white", label="held out"),
             *_curve(law, "first"),
         ],
         guides=_coin_below(laws.y, values),
-        loss_range=_loss_range(laws.y, values),
+        logarithmic_y=_has_logarithms(laws.y, values),
         legend_size=7,
     )
 
@@ -360,11 +382,11 @@ def _panel_of_parts(laws: Laws, name: str) -> Panel:
     values = [y for line in marks for _, y in line.dots]
     return Panel(
         title=name,
-        x_label=UNITS["N"],
-        y_label=UNITS.get(laws.y, laws.y),
+        x_label=_label(laws, "N"),
+        y_label=_label(laws, laws.y),
         marks=marks,
         guides=_coin(laws.y),
-        loss_range=_loss_range(laws.y, values or [1.0]),
+        logarithmic_y=_has_logarithms(laws.y, values),
         legend_size=6.5,
     )
 
@@ -396,8 +418,8 @@ def _panel_of_residuals(laws: Laws, name: str) -> Panel:
 
     return Panel(
         title=f"{name}: {law.form if law else ''}",
-        x_label=UNITS["D"],
-        y_label=f"ln {laws.y} - ln fit",
+        x_label=_label(laws, "D"),
+        y_label=f"ln {'error' if laws.y == 'accuracy' else laws.y} - ln fit",
         marks=marks,
         guides=[Level(y=0)],
     )
@@ -415,18 +437,18 @@ def _pictures_of_optima(laws: Laws) -> Iterator[Picture]:
             "Loss over size, with one curve for each budget of operations. Smaller budgets are"
             " lighter. Squares are the lowest points of parabolas."
         )
-        panels = [_panel_isoflop(name, optimum, laws.y) for name, optimum in optima.items()]
+        panels = [_panel_isoflop(laws, name, optimum) for name, optimum in optima.items()]
         yield Picture(name="isoflop", caption=caption, panels=panels)
 
         caption = (
             "The best size for a budget, by three approaches. The band is the 95 % interval of the"
             " joint law."
         )
-        panels = [_panel_of_frontier(name, optimum) for name, optimum in optima.items()]
+        panels = [_panel_of_frontier(laws, name, optimum) for name, optimum in optima.items()]
         yield Picture(name="frontier", caption=caption, panels=panels)
 
 
-def _panel_isoflop(name: str, optimum: Optimum, y: str) -> Panel:
+def _panel_isoflop(laws: Laws, name: str, optimum: Optimum) -> Panel:
     budgets = optimum.budgets_flops
     # From light to dark, so that larger budgets stand out.
     colours = np.linspace(LIGHT, DARK, max(2, len(budgets))).tolist()
@@ -452,21 +474,21 @@ def _panel_isoflop(name: str, optimum: Optimum, y: str) -> Panel:
 
     return Panel(
         title=name,
-        x_label=UNITS["N"],
-        y_label=UNITS.get(y, y),
+        x_label=_label(laws, "N"),
+        y_label=_label(laws, laws.y),
         marks=marks,
-        loss_range=_loss_range(y, values or [1.0]),
+        logarithmic_y=_has_logarithms(laws.y, values),
         legend_size=6,
     )
 
 
-def _panel_of_frontier(name: str, optimum: Optimum) -> Panel:
+def _panel_of_frontier(laws: Laws, name: str, optimum: Optimum) -> Panel:
     budgets = optimum.budgets_flops
 
     return Panel(
         title=name,
-        x_label=UNITS["C"],
-        y_label="best N, parameters without embeddings",
+        x_label=LABELS["C"],
+        y_label=f"best {_label(laws, 'N')}",
         marks=[
             *_marks_of_approach(optimum.envelope, "1: envelope", budgets, "second", "^"),
             *_marks_of_approach(optimum.isoflop, "2: parabolas", budgets, "third", "s"),

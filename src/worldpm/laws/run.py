@@ -29,6 +29,7 @@ from worldpm.laws.evidence import Points, Resamples, Spread
 from worldpm.laws.law import (
     XY,
     Curve,
+    CurveOfSize,
     Ends,
     Foretold,
     HeldOut,
@@ -434,9 +435,10 @@ def _law(
         warnings=_warnings(fitted, spread, sample.fitted, resamples=len(sample.draws.weights)),
     )
     law = replace(law, warnings=[*law.warnings, *_warnings_of_influence(law)])
-    if part.is_plane:
-        return _with_residuals(law, fitted, sample.points)
-    return _with_curve(law, fitted, spread, sample.points)
+    if not part.is_plane:
+        return _with_curve(law, fitted, spread, sample.points)
+    law = _with_residuals(law, fitted, sample.points)
+    return _with_curves(law, fitted, spread, sample.points) if is_read else law
 
 
 def _unfitted(
@@ -562,13 +564,29 @@ def _held_out(form: Form, sample: Sample, objective: Objective, *, is_read: bool
 def _with_curve(law: Law, fitted: Fit, spread: Spread, points: Points) -> Law:
     """The law of a line with its points and curve, for figures."""
     x = np.geomspace(max(points.x.min(), LEAST_POSITIVE), points.x.max(), CURVE_POINTS)
-    y = fitted.predict(x[None])
+    used = np.stack([points.x[0], points.y], axis=1).tolist()
+    curve = _curve(fitted, spread, x[None])
+    return replace(law, used=[XY(*point) for point in used], curve=curve)
+
+
+def _with_curves(law: Law, fitted: Fit, spread: Spread, points: Points) -> Law:
+    """The law of a plane with its curve over D at each size, for figures."""
+    curves = []
+    for size in np.unique(points.x[0]):
+        amounts = points.x[1][points.x[0] == size]
+        x = np.geomspace(amounts.min(), amounts.max(), CURVE_POINTS)
+        curve = _curve(fitted, spread, np.stack([np.full(len(x), size), x]))
+        curves.append(CurveOfSize(size=float(size), curve=curve))
+    return replace(law, curves=curves)
+
+
+def _curve(fitted: Fit, spread: Spread, x: NDArray[np.float64]) -> Curve:
+    """The curve at x, shape (axes, n), over the last axis."""
+    y = fitted.predict(x)
     # A single run has no resamples, so its curve has no band.
     has_band = len(spread.theta) > 1
-    low, high = spread.band(fitted.form, x[None]) if has_band else (y, y)
-    curve = Curve(x=x.tolist(), y=all_finite(y), low=all_finite(low), high=all_finite(high))
-    used = np.stack([points.x[0], points.y], axis=1).tolist()
-    return replace(law, used=[XY(*point) for point in used], curve=curve)
+    low, high = spread.band(fitted.form, x) if has_band else (y, y)
+    return Curve(x=x[-1].tolist(), y=all_finite(y), low=all_finite(low), high=all_finite(high))
 
 
 def _with_residuals(law: Law, fitted: Fit, points: Points) -> Law:

@@ -39,8 +39,6 @@ LEAST_RISE = 0.005
 """A loss that rises by less than half a per cent after its minimum does not turn."""
 RESAMPLES_OF_FORMS = 200
 """Number of draws for the intervals of a form. Each draw needs a search."""
-UNITS = {"N": "parameters", "D": "effective pairs", "C": "operations"}
-"""Units of the axes, for reasons."""
 
 
 class Finding(NamedTuple):
@@ -133,7 +131,7 @@ def by_turn(turn: Turn, values: Array, axis: str) -> Finding | None:
     low, high = turn.minimum
     return Finding(
         "turns",
-        f"falls up to {low:.3g} to {high:.3g} {UNITS[axis]}, and then rises by"
+        f"falls up to {axis} = {low:.3g} to {high:.3g}, and then rises by"
         f" {np.expm1(turn.rise.low):.1%} to {np.expm1(turn.rise.high):.1%}",
     )
 
@@ -144,7 +142,7 @@ def by_plateau(start: Interval, values: Array, axis: str) -> Finding | None:
         return None
     return Finding(
         "saturates",
-        f"falls up to {start.low:.3g} to {start.high:.3g} {UNITS[axis]}, and no further",
+        f"falls up to {axis} = {start.low:.3g} to {start.high:.3g}, and no further",
     )
 
 

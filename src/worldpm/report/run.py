@@ -1,7 +1,6 @@
 """`worldpm report`: finished folders to one self-contained page with inputs, results, drops and
 commands."""
 
-import logging
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +19,6 @@ from worldpm.report.layout import Grid, Section
 from worldpm.storage.json_files import write_atomically
 from worldpm.storage.manifest import Manifest, read_manifest, verified_files
 
-logger = logging.getLogger(__name__)
 
 SHOW: dict[str, Callable[[Path, Manifest], list[Section]]] = {
     "ingest": threads_and_groups.threads,
@@ -63,7 +61,6 @@ def run(options: ReportOptions) -> None:
     content = page(manifests)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out, content)
-    logger.info("wrote %s", options.out)
 
 
 def _origins(folders: Mapping[Path, Manifest]) -> Section:

@@ -1,6 +1,6 @@
 """The section of a folder of laws."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from worldpm import plots
@@ -12,13 +12,9 @@ from worldpm.storage.manifest import Manifest
 
 
 def laws(path: Path, manifest: Manifest) -> list[Section]:
-    """Verdicts, figures, and every fit with its warnings."""
+    """The fitted curves with their parameters and verdicts; then residuals, budgets, and every fit
+    with its warnings."""
     content = read_laws(path)
-    # Draw the figures again, in colours that also work in the page's dark mode.
-    pictures = [
-        Shown(plots.svg(figures.draw(picture, plots.PAGE)), picture.caption)
-        for picture in panels.pictures(content)
-    ]
     of_tests = [law for law in content.laws if law.subject.part is None]
     has_verdicts = any(law.verdict for law in of_tests)
 
@@ -26,18 +22,81 @@ def laws(path: Path, manifest: Manifest) -> list[Section]:
         Section(
             title=f"Scaling laws: {path.name}",
             text=_text(content, manifest.drops.get("points", {})),
-            wide=pictures,
-            tables=[_verdicts(of_tests)] if has_verdicts else [],
+            wide=_shown(panels.curves(content)),
+            tables=[
+                _parameter_table(of_tests),
+                *([_verdicts(of_tests)] if has_verdicts else []),
+                *_predictions(of_tests),
+            ],
+        ),
+        Section(
+            title=f"Checks of the laws: {path.name}",
+            text="Points far from a law, or in a pattern around it, speak against the law.",
+            wide=_shown(panels.checks(content)),
             folds=_folds(content),
-        )
+        ),
     ]
+
+
+def _shown(pictures: Iterable[panels.Picture]) -> list[Shown]:
+    """The figures in colours that also work in the page's dark mode."""
+    return [
+        Shown(plots.svg(figures.draw(picture, plots.PAGE)), picture.caption) for picture in pictures
+    ]
+
+
+def _read(laws: Sequence[Law]) -> list[Law]:
+    """The law that readers interpret, for each slice of the points over all sizes: that of the
+    verdict, else the one with the best predictions."""
+    by_slice: dict[SliceKey, list[Law]] = {}
+    for law in laws:
+        if law.size is None and law.parameters:
+            by_slice.setdefault(law.key, []).append(law)
+    return [
+        next((law for law in of_slice if law.form == law.drawn), of_slice[0])
+        for of_slice in by_slice.values()
+    ]
+
+
+def _parameter_table(laws: Sequence[Law]) -> Grid:
+    """A row for each parameter of the laws that the figures draw."""
+    rows = []
+    for law in _read(laws):
+        for name, value in (law.parameters or {}).items():
+            ends_of_runs = (law.intervals or {}).get(name)
+            profile = (law.profile_intervals or {}).get(name)
+            rows.append(
+                [
+                    law.series,
+                    law.over,
+                    law.equation,
+                    name,
+                    f"{value:.4g}",
+                    "-" if ends_of_runs is None else _range(ends_of_runs),
+                    "-" if profile is None else _range(profile),
+                ]
+            )
+    head = ("test", "over", "law", "parameter", "value", "95 % interval", "95 % by profile")
+    return Grid("Parameters", head, rows)
+
+
+def _predictions(laws: Sequence[Law]) -> list[Grid]:
+    """The predictions that --predict asked for; an empty list without them."""
+    rows = []
+    for law in laws:
+        for foretold in law.foretold:
+            where = ", ".join(f"{axis} = {value:.4g}" for axis, value in foretold.x.items())
+            value = "-" if foretold.y is None else f"{foretold.y:.4g}"
+            rows.append([law.series, law.form, where, value, _range(foretold.interval)])
+    head = ("test", "form", "at", "value", "95 % interval of one new run")
+    return [Grid("Predictions", head, rows)] if rows else []
 
 
 def _text(content: Laws, drops: Mapping[str, int]) -> str:
     runs = len({point.run for point in content.points})
     text = (
-        f"{len(content.points):,} points of {runs:,} runs. Verdicts follow fixed rules and exist"
-        " only for losses. Intervals come from resampled runs and prompts."
+        f"{len(content.points):,} points of {runs:,} runs. Verdicts follow fixed rules. Intervals"
+        " come from resampled runs and prompts."
     )
     if not drops:
         return text

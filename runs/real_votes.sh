@@ -113,14 +113,22 @@ judged() { # NAME CHECKPOINT...
   logged "results-$name" worldpm evaluate "$@" --on "${benchmarks[@]}" --states "$out/states" --dtype "$DTYPE" --out "$out/results/$name"
 }
 
-all_tuned() { # START
-  local set amount seed
-  for seed in $SEEDS; do for amount in $AMOUNTS; do for set in hh ultrafeedback; do tune "$1" "$set" "$amount" "$seed"; done; done; done
+all_tuned() { # START AMOUNT
+  local set seed
+  for seed in $SEEDS; do for set in hh ultrafeedback; do tune "$1" "$set" "$2" "$seed"; done; done
 }
 
-# two lanes with a core each; a start that shares states with another follows it
-lane_of_votes() { start_votes; pilot votes; all_tuned votes; start_paper; pilot paper; all_tuned paper; judge_starts; }
-lane_of_text() { pilot plain; all_tuned plain; start_language; pilot language; all_tuned language; }
+# Two lanes with a core each; a start that shares states with another follows it. Few pairs come first, so that all starts can be
+# compared early.
+few=${AMOUNTS%% *} many=${AMOUNTS##* }
+lane_of_votes() {
+  start_votes; pilot votes; all_tuned votes "$few"; start_paper; pilot paper; all_tuned paper "$few"; judge_starts
+  all_tuned votes "$many"; all_tuned paper "$many"
+}
+lane_of_text() {
+  pilot plain; all_tuned plain "$few"; start_language; pilot language; all_tuned language "$few"
+  all_tuned plain "$many"; all_tuned language "$many"
+}
 
 judge_starts() { # the starts with a head of their own, beside the snapshots of the votes and a model trained from nothing
   logged tiny worldpm train "$out/groups" --model tiny --max-length "$MAX_LENGTH" --dtype float32 --out "$out/starts/tiny"

@@ -106,7 +106,7 @@ def test_a_failed_message_does_not_stop_later_messages(secret: Path) -> None:
     metrics = Metrics()
     with receiver() as there:
         webhook = Webhook.read(there.url, secret)
-        messages = DriftMessages(webhook, Identity("rm", "abc", None, None), metrics)
+        messages = DriftMessages(webhook, Identity("rm", "abc", "template", 512), metrics)
         # JSON has no infinity
         messages.changed(changes)
         messages.changed({"reward": drift.Change(0.0, 0.0, 1.0)})
@@ -142,7 +142,7 @@ def test_options_name_a_complete_webhook(secret: Path) -> None:
 
 def test_drift_is_reported_when_it_begins_and_when_it_ends(secret: Path) -> None:
     far, near = drift.Change(1.0, 0.5, 1e-9), drift.Change(0.0, 0.0, 1.0)
-    identity = Identity("rm", "abc", None, None)
+    identity = Identity("rm", "abc", "template", 512)
     with receiver() as there:
         messages = DriftMessages(Webhook.read(there.url, secret), identity, Metrics())
         for reward, length in ((near, near), (far, near), (far, near), (far, far), (near, far)):

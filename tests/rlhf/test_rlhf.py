@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from worldpm.rlhf import judge
 from worldpm.rlhf.judge import Guards, RemoteJudge, RolloutRewards, judge_of, rewards_of
 from worldpm.rlhf.openrlhf import _after, reward_func
 from worldpm.rlhf.trl import RewardFunction
-from worldpm.rlhf.verl import compute_score
+from worldpm.rlhf.verl import compute_score, compute_score_async, compute_scores
 from worldpm.scoring.scorer import Request
 from worldpm.storage.json_files import Json
 
@@ -138,9 +138,10 @@ def test_a_server_gives_the_rewards_of_the_folder(road: Path, offline: list[floa
     with process(road) as (_, url):
         assert RewardFunction(url)(PROMPTS, ANSWERS) == pytest.approx(offline, abs=1e-5)
         with pytest.raises(WorldPMError, match="answered 422"):
-            rewards_of(RemoteJudge(url), [()], ["a"], Guards())
-    with pytest.raises(WorldPMError, match="no answer"):
-        RewardFunction(url)(PROMPTS, ANSWERS)
+            rewards_of(RemoteJudge((url,)), [()], ["a"], Guards())
+    impatient = RemoteJudge((url, url), patience_seconds=0.5)
+    with pytest.raises(WorldPMError, match=r"no answer .* for 0 s"):
+        rewards_of(impatient, [()], ["a"], Guards())
 
 
 class FullServer(BaseHTTPRequestHandler):
@@ -167,7 +168,7 @@ class FullServer(BaseHTTPRequestHandler):
 def test_requests_to_a_full_server_are_repeated() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), FullServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        judge = RemoteJudge(f"http://127.0.0.1:{server.server_port}")
+        judge = RemoteJudge((f"http://127.0.0.1:{server.server_port}",))
         (rollouts,) = judge.judge([Request("x", (Message("user", "a"),), ["b", "c"])])
         server.shutdown()
     assert rollouts == RolloutRewards([1.0, 1.0], [2, 2])
@@ -299,35 +300,45 @@ def test_trl_gets_the_reward_of_a_conversation_with_tool_calls(road: Path) -> No
 
 
 @contextmanager
-def replying(*statuses: int, header: str | None = None) -> Iterator[str]:
-    """A server that replies with these statuses in turn, and then with rewards. A status of 0
-    closes the connection."""
+def replying(
+    *statuses: int, header: str | None = None, bodies: list[Json] | None = None
+) -> Iterator[str]:
+    """A server that replies with these statuses in turn, and then with rewards: the length of each
+    response. A status of 0 closes the connection; 1 ends the reply early. It keeps the bodies."""
     waiting = list(statuses)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             status = waiting.pop(0) if waiting else 200
             if status == 0:
                 self.connection.close()
                 return
-            body = json.dumps({"rewards": [1.5], "usage": {"response_tokens": [3]}}).encode()
-            self.send_response(status)
+            if bodies is not None:
+                bodies.append(request)
+            lengths = [len(text) for text in request["responses"]]
+            reply = {"rewards": list(map(float, lengths)), "usage": {"response_tokens": lengths}}
+            body = json.dumps(reply).encode()
+            self.send_response(max(status, 200))
             if header is not None:
                 self.send_header("Retry-After", header)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(body[: 3 if status == 1 else None])
+            self.close_connection = True
 
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
             """Log nothing."""
 
-    started = HTTPServer(("127.0.0.1", 0), Handler)
+    started = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=started.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{started.server_port}"
     started.shutdown()
     started.server_close()
+
+
+REQUEST = Request("x", [Message("user", "a")], ["b"])
 
 
 @pytest.mark.parametrize(
@@ -336,23 +347,99 @@ def replying(*statuses: int, header: str | None = None) -> Iterator[str]:
         (502, None),
         (504, None),
         (0, None),
+        (1, None),
         (429, "0"),
         (503, "Wed, 21 Oct 2015 07:28:00 GMT"),
         (503, "soon"),
+        (503, "nan"),
     ],
 )
 def test_requests_to_a_server_that_fails_briefly_are_repeated(
     status: int, header: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge, "SECONDS_BETWEEN_ATTEMPTS", 0.01)
-    with replying(status, header=header) as url:
-        request = Request("x", [Message("user", "a")], ["b"])
-        (rewards,) = judge.RemoteJudge(url).judge([request])
-    assert rewards.rewards == [1.5]
+    monkeypatch.setattr(judge, "FIRST_WAIT_SECONDS", 0.01)
+    with replying(status, status, header=header) as url:
+        (rewards,) = judge.RemoteJudge((url,)).judge([REQUEST])
+    assert rewards.rewards == [1.0]
+
+
+def test_several_servers_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "FIRST_WAIT_SECONDS", 60.0)
+    first: list[Json] = []
+    second: list[Json] = []
+    with replying(bodies=first) as one, replying(bodies=second) as two:
+        both = judge.RemoteJudge((one, two))
+        for _ in range(4):
+            both.judge([REQUEST])
+    assert (len(first), len(second)) == (2, 2)
+
+    # no wait, because another server answers
+    with replying() as url:
+        function = RewardFunction(f"http://127.0.0.1:9,{url}")
+        assert [function(["q"], ["four"]) for _ in range(3)] == [[4.0]] * 3
+
+
+def test_an_error_that_does_not_pass_is_not_repeated() -> None:
+    bodies: list[Json] = []
+    with (
+        replying(400, bodies=bodies) as url,
+        pytest.raises(WorldPMError, match="answered 400"),
+    ):
+        judge.RemoteJudge((url,)).judge([REQUEST])
+    assert len(bodies) == 1
+
+
+def test_waits_grow_and_vary_and_have_a_limit() -> None:
+    waits = [[judge._wait(rounds, None) for _ in range(50)] for rounds in (0, 3, 1000)]
+    for of_round, longest in zip(waits, (1, 8, 120), strict=True):
+        assert longest / 2 <= min(of_round) < max(of_round) <= longest
+    assert 7 <= judge._wait(0, "7") <= 8
+
+
+def test_many_responses_are_split_and_prompts_are_sent_together() -> None:
+    bodies: list[Json] = []
+    texts = ["x" * (number % 7) for number in range(300)]
+    requests = [Request("x", [Message("user", "a")], texts), REQUEST]
+    with replying(bodies=bodies) as url:
+        many, few = judge.RemoteJudge((url,)).judge(requests)
+    assert many.rewards == [float(len(text)) for text in texts]
+    assert few.rewards == [1.0]
+    assert sorted(len(body["responses"]) for body in bodies) == [1, 44, 128, 128]
+
+
+def test_verl_scores_a_batch_with_the_rollouts_of_a_prompt_together() -> None:
+    bodies: list[Json] = []
+    turns = np.array([{"role": "user", "content": "q"}], dtype=object)
+    infos: list[Json] = [{"prompt": turns}, {"question": "other"}, {"prompt": turns}]
+    with replying(bodies=bodies) as url:
+        scores = compute_scores(["d"] * 3, ["a", "bb", "ccc"], [None] * 3, infos, source=url)
+    assert scores == [{"score": 1.0}, {"score": 2.0}, {"score": 3.0}]
+    assert sorted(len(body["responses"]) for body in bodies) == [1, 2]
+
+
+def test_verl_scores_rollouts_that_are_awaited_at_once_together() -> None:
+    bodies: list[Json] = []
+
+    async def both(url: str) -> list[Json]:
+        calls = [
+            compute_score_async("d", text, None, {"question": "q"}, source=url)
+            for text in ("a", "bb", "ccc")
+        ]
+        return list(await asyncio.gather(*calls))
+
+    with replying(bodies=bodies) as url:
+        assert asyncio.run(both(url)) == [{"score": 1.0}, {"score": 2.0}, {"score": 3.0}]
+        assert asyncio.run(both(url)) == [{"score": 1.0}, {"score": 2.0}, {"score": 3.0}]
+    assert [len(body["responses"]) for body in bodies] == [3, 3]
+
+    with replying(400, 400, 400) as url, pytest.raises(WorldPMError, match="answered 400"):
+        asyncio.run(both(url))
 
 
 def test_a_date_to_retry_at_becomes_a_number_of_seconds() -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    assert 25 < judge._seconds_to_wait(soon) <= 30
+    seconds = judge._seconds_to_wait(soon)
+    assert seconds is not None
+    assert 25 < seconds <= 30
     assert judge._seconds_to_wait("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert judge._seconds_to_wait("7") == 7

@@ -357,7 +357,9 @@ def test_texts_far_beyond_the_limit_are_refused_before_tokenizing(road: Path) ->
             ("/predict", {"inputs": text, "truncate": True}),
         ):
             reply = client.post(route, json=body)
-            assert (reply.status_code, "300,000 characters" in reply.text) == (422, True), route
+            # each client gets the status of its engine
+            status = 400 if route in ("/classify", "/tokenize") else 422
+            assert (reply.status_code, "300,000 characters" in reply.text) == (status, True), route
 
         many = {"prompt": "a", "responses": ["b " * 50_000] * 25, "cut": True}
         assert "2,500,001 characters" in client.post("/v1/rewards", json=many).text

@@ -10,8 +10,9 @@ from worldpm.evaluation.results import Conditions, read_results
 from worldpm.model import chat, checkpoint
 from worldpm.model.description import Description, read_description
 from worldpm.model.sources import Source
+from worldpm.records import Message
 from worldpm.storage.folders import Output
-from worldpm.storage.json_files import read_json
+from worldpm.storage.json_files import Plain, read_json, to_json
 from worldpm.storage.manifest import MANIFEST, TIMINGS, verified_files
 
 CARD_FILE = "README.md"
@@ -36,9 +37,14 @@ scorer = Scorer.load("{name}")
 print(scorer.rewards("How long should I bake a loaf?", ["About 40 minutes.", "Who knows?"]))
 ```
 
-`worldpm serve {name}` serves the model over HTTP. The folder is a plain `{architecture}` with one
-label: `vllm serve {name} --runner pooling` gives raw rewards at `/classify`, because `problem_type`
-is `regression`{template_ends}. Text that you render yourself must end with {end}.
+`worldpm serve {name}` serves the model over HTTP.
+
+```sh
+vllm serve {name} --runner pooling --max-model-len {max_length_plain}{score_option}
+```
+
+does so too, because the folder is a plain `{architecture}` with one label. Its routes give
+{activated}. {routes}
 
 ## Input
 
@@ -60,8 +66,31 @@ Rewards show the preferences of the voters or labels above. They do not show wha
 kind. They depend on length and style as far as the labels do. A high reward does not make an answer
 right.
 {note}"""
-TEMPLATE_ENDS = (
-    ", also for messages, because the chat template ends conversations in the same way as training"
+SCORE_TEMPLATE = "score_template.jinja"
+SCORE_ROLES = """{%- set ns = namespace(turns=[]) -%}
+{%- for message in messages -%}
+{%- set role = {"query": "user", "document": "assistant"}.get(message.role, message.role) -%}
+{%- set ns.turns = ns.turns + [dict(message, role=role)] -%}
+{%- endfor -%}
+{%- set messages = ns.turns -%}
+"""
+"""Beginning of a template for vLLM's `/score` and `/rerank`, which send these roles."""
+ACTIVATED = {
+    "identity": "raw rewards, because `problem_type` is `regression`",
+    "sigmoid": "the sigmoid of rewards, or raw rewards with `use_activation: false`",
+}
+READ_AS_TRAINED = (
+    "Messages, and queries with documents, are read as in training, by the template. Text that you"
+    " render yourself must end with {end}."
+)
+READS_MESSAGES = (
+    "Messages are read as in training. `/score` and `/rerank` join query and document as plain"
+    " text, which the model was not trained on, so do not use them there. Text that you render"
+    " yourself must end with {end}."
+)
+READS_RENDERED_TEXT = (
+    "Send text that you rendered as in training, with its last token {end}. Messages, `/score` and"
+    " `/rerank` give the model other text there, so use them only with `worldpm serve`."
 )
 LICENCES = (
     "Texts from Stack Exchange are under CC BY-SA. The obligations of a model that was trained on"
@@ -99,12 +128,50 @@ def write(
         names = sorted(path.name for path in source.folder.iterdir() if path.is_file())
 
     # do not copy snapshots and the old card
-    copied = [file for file in names if "/" not in file and file not in (TIMINGS, CARD_FILE)]
+    left_out = (TIMINGS, CARD_FILE, SCORE_TEMPLATE, checkpoint.CONFIG)
+    copied = [file for file in names if "/" not in file and file not in left_out]
     for file in copied:
         output.part(file, partial(_copy, source.folder / file))
+
+    description = read_description(source.folder)
+    config = _limited(read_json(source.folder / checkpoint.CONFIG), description.max_length)
+    output.write(checkpoint.CONFIG, to_json(config))
+    template = score_template(source)
+    if template is not None:
+        output.write(SCORE_TEMPLATE, template.encode())
+
     content = card(source, licence=licence, results=results, note=note, name=name)
     output.write(CARD_FILE, content.encode())
-    return len(copied) + 1
+    return len(copied) + 2 + (template is not None)
+
+
+def _limited(config: Plain, max_length: int) -> Plain:
+    """A model's config whose positions end at its limit, so that engines refuse longer input.
+    Without effect where the number of positions changes the model: learned or scaled ones."""
+    ropes = config.get("rope_parameters")
+    if not isinstance(ropes, dict):
+        return config
+    # some models have parameters for each kind of layer
+    each = [ropes] if "rope_type" in ropes else [rope for rope in ropes.values() if rope]
+    if any(rope.get("rope_type") != "default" for rope in each):
+        return config
+    return {**config, "max_position_embeddings": max_length}
+
+
+def score_template(source: Source) -> str | None:
+    """A template with which vLLM's `/score` and `/rerank` read query and document as prompt and
+    response; None if engines would read other tokens than in training."""
+    tokenizer = checkpoint.load_tokenizer(source)
+    if chat.MADE_HERE not in str(tokenizer.chat_template):
+        return None
+
+    encoder = checkpoint.encoder_of(source, checkpoint.load_config(source))
+    (sequence,) = encoder.read([Message("user", "a")], ["b"])
+    template = f"{SCORE_ROLES}{tokenizer.chat_template}"
+    pair = [{"role": "query", "content": "a"}, {"role": "document", "content": "b"}]
+    text = tokenizer.apply_chat_template(pair, chat_template=template, tokenize=False)
+    # engines add special tokens, which the template may have written already
+    return template if tokenizer(text)["input_ids"] == sequence.ids else None
 
 
 def _copy(path: Path, aside: Path) -> int:
@@ -124,17 +191,22 @@ def card(
     description = read_description(source.folder)
     # The card contains the name of the class that transformers loads.
     config = read_json(source.folder / checkpoint.CONFIG)
-    template = str(checkpoint.load_tokenizer(source).chat_template)
+    made_here = chat.MADE_HERE in str(checkpoint.load_tokenizer(source).chat_template)
+    scores = score_template(source) is not None
+    reads = READ_AS_TRAINED if scores else READS_MESSAGES if made_here else READS_RENDERED_TEXT
     end = f"`{description.end_token}`" if description.end_token else "its chat template's last text"
     temperature = description.temperature
     return CARD.format(
         name=name,
         licence=licence,
         architecture=config["architectures"][0],
-        template_ends=TEMPLATE_ENDS if chat.MADE_HERE in template else "",
+        activated=ACTIVATED[checkpoint.activation_of(checkpoint.load_config(source))],
+        routes=reads.format(end=end),
+        score_option=f" --chat-template {name}/{SCORE_TEMPLATE}" if scores else "",
         end=end,
         temperature=f"{temperature:.3f}" if temperature else "1",
         max_length=description.max_length,
+        max_length_plain=description.max_length,
         prompt_length=description.prompt_length,
         template_hash=description.template_hash,
         reward_mean=number(description.reward_mean),

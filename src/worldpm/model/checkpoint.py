@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,10 @@ from worldpm.storage.json_files import read_json, write_atomically
 from worldpm.storage.manifest import MANIFEST, verified_files
 
 SHARD_SIZE = "5GB"
+
+
+Activation = Literal["identity", "sigmoid"]
+"""The function that engines apply to a reward by default."""
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -410,3 +414,20 @@ def _described_encoder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Enco
 def positions_of(config: PreTrainedConfig) -> int:
     """The number of positions of the model; `sys.maxsize` if its config sets none."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
+
+
+def activation_of(config: PreTrainedConfig) -> Activation:
+    """What engines make of a one-label model's rewards by default: nothing if its config is a
+    regression's, else a sigmoid.
+
+    Source: vLLM 0.32, `model_executor/layers/pooler/activations.py`.
+    """
+    problem = getattr(config, "problem_type", None)
+    if problem is not None:
+        return "identity" if problem == "regression" else "sigmoid"
+
+    # cross-encoders name a class of torch
+    of_set = getattr(config, "sentence_transformers", None) or {}
+    older = getattr(config, "sbert_ce_default_activation_function", None)
+    named = str(of_set.get("activation_fn", older))
+    return "identity" if named.endswith(".Identity") else "sigmoid"

@@ -309,12 +309,7 @@ class Encoder:
         """The tokens of a rendered text, or valid token ids, before any cut."""
         self._check_size(len(text) if isinstance(text, str) else 0, name)
         ids = self._ids(text) if isinstance(text, str) else list(text)
-        if not ids or not (min(ids) >= 0 and max(ids) < len(self.tokenizer)):
-            raise DataError(
-                name,
-                f"no token, or ids outside 0 to {len(self.tokenizer) - 1}. Send text or ids of"
-                " this tokenizer.",
-            )
+        self.check_ids(ids, name)
 
         if len(ids) > self.limits.max_length and not self.limits.cut:
             raise DataError(
@@ -322,6 +317,19 @@ class Encoder:
                 f"{len(ids)} tokens, but at most {self.limits.max_length} fit. {SHORTEN}",
             )
         return ids
+
+    def check_ids(self, ids: Sequence[int], name: str) -> None:
+        """Check that there are token ids, all of this tokenizer.
+
+        Raises:
+            DataError: If not.
+        """
+        if not ids or not (min(ids) >= 0 and max(ids) < len(self.tokenizer)):
+            raise DataError(
+                name,
+                f"no token, or ids outside 0 to {len(self.tokenizer) - 1}. Send text or ids of"
+                " this tokenizer.",
+            )
 
 
 def _sharing(sequences: Sequence[list[int]], truncated: Sequence[bool]) -> list[EncodedGroup]:

@@ -15,7 +15,6 @@ from worldpm.options.shared import (
     check_above_zero,
     check_not_negative,
     check_webhook,
-    names_of,
 )
 
 
@@ -31,9 +30,11 @@ class ServeOptions(ModelOptions):
         "keys",
         "reference",
         "webhook_secret",
+        "upstream_key",
     )
     GROUPS: ClassVar[Groups] = {
-        "address": ("host", "port", "name", "upstream", "allow_hosts", "cors"),
+        "address": ("host", "port", "name", "any_model_name", "allow_hosts", "cors"),
+        "upstream": ("upstream", "upstream_key"),
         "choice": ("calibration", "rules", "keys"),
         "limit": (
             "row_tokens",
@@ -51,10 +52,13 @@ class ServeOptions(ModelOptions):
         "drift": ("reference", "webhook", "webhook_secret"),
     }
 
-    model: Positional[str | None] = None
+    model: Positional[str]
     """Folder or hub id of a reward model."""
-    upstream: str | None = None
-    """URL of a vLLM server that runs the model, in place of a folder."""
+    upstream: tuple[str, ...] = ()
+    """URLs of vLLM servers that compute the rewards of this model. Only its tokenizer, limits and
+    temperature are loaded here."""
+    upstream_key: Path | None = None
+    """File with the API key of the --upstream servers."""
     port: int = 8000
     """Port to listen on; 0 chooses a free port and logs it."""
     host: str = "127.0.0.1"
@@ -62,6 +66,8 @@ class ServeOptions(ModelOptions):
     0.0.0.0."""
     name: str | None = None
     """Name of the model in requests and replies; the folder's name unless set."""
+    any_model_name: bool = False
+    """Accept any model name in requests, for clients such as Cohere's and Jina's."""
     calibration: Path | None = None
     """Results folder of `worldpm evaluate` on this model, for temperature, confidence and the style
     model."""
@@ -120,15 +126,13 @@ class ServeOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.model is None) == (self.upstream is None):
+        computing = ["dtype", "device", "across_devices", "row_tokens", "queue_tokens"]
+        if self.upstream and (given := changed(self, computing)):
             raise ConfigError(
-                "name either a model to serve, or the URL of a vLLM server with --upstream"
+                f"{given[0]} cannot be used with --upstream. Set it on the upstream servers."
             )
-        local = [*names_of(ModelOptions), "row_tokens", "queue_tokens"]
-        if self.upstream is not None and (given := changed(self, local)):
-            raise ConfigError(
-                f"{given[0]} cannot be used with --upstream. Set it on the upstream server."
-            )
+        if self.upstream_key is not None and not self.upstream:
+            raise ConfigError("--upstream-key needs --upstream. Name the servers.")
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port is {self.port}; it must be from 0 to 65535")
         check_webhook(self.webhook, self.webhook_secret)

@@ -19,7 +19,6 @@ from worldpm.report.layout import Grid, Section
 from worldpm.storage.json_files import write_atomically
 from worldpm.storage.manifest import Manifest, read_manifest, verified_files
 
-
 SHOW: dict[str, Callable[[Path, Manifest], list[Section]]] = {
     "ingest": threads_and_groups.threads,
     "simulate": threads_and_groups.threads,

@@ -4,15 +4,18 @@ The model computes a prompt once for all its rollouts.
 """
 
 import json
+import math
+import random
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
-from itertools import groupby
+from itertools import count
 from typing import Any, Protocol
 
 import msgspec
@@ -23,11 +26,15 @@ from worldpm.scoring.confidence import Confidence, Settings, choose, counts_of
 from worldpm.scoring.scorer import Refused, Request, Scored, Scorer
 from worldpm.storage.json_files import Plain
 
-MOST_ATTEMPTS = 5
-SECONDS_BETWEEN_ATTEMPTS = 1.0
-"""Default wait, if the server does not request another time."""
-LONGEST_WAIT_SECONDS = 120.0
-"""Longest wait, even if the server requests more."""
+PATIENCE_SECONDS = 600.0
+"""Time in which a request must succeed. A restart of a server takes minutes."""
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 120.0
+"""Wait after the first failure, which doubles with each further one, and the longest wait, even if
+the server requests more."""
+MOST_RESPONSES = 128
+"""Responses of one request to a server. Longer lists are split."""
+REQUESTS_AT_ONCE = 16
+"""Prompts that are sent to a server at once, so that it can fill its rows."""
 RETRIED_STATUSES = (429, 502, 503, 504)
 """HTTP statuses of a server, or of a gateway in front of it, that is full or slow."""
 
@@ -86,86 +93,134 @@ def _bodies(request: Request) -> list[Plain]:
     """Bodies for a server. If the last turn has tool calls, each response becomes a separate
     conversation."""
     prompt = [message.turn() for message in request.prompt]
+    texts = list(request.responses)
     if request.last == ASSISTANT:
-        return [{"prompt": prompt, "responses": list(request.responses)}]
-    return [
-        {"messages": [*prompt, {**request.last.turn(), "content": response}]}
-        for response in request.responses
-    ]
+        starts = range(0, max(1, len(texts)), MOST_RESPONSES)
+        return [
+            {"prompt": prompt, "responses": texts[start : start + MOST_RESPONSES]}
+            for start in starts
+        ]
+    return [{"messages": [*prompt, {**request.last.turn(), "content": text}]} for text in texts]
 
 
 @dataclass(frozen=True)
 class RemoteJudge:
-    """A server that `worldpm serve` started."""
+    """Servers that `worldpm serve` started with the same model. Several are tried in turn."""
 
-    url: str
+    urls: tuple[str, ...]
     key: str | None = None
-    """API key; None if the server needs none."""
+    """API key; None if the servers need none."""
     timeout_seconds: float = 180.0
     """Time limit for each attempt."""
+    patience_seconds: float = PATIENCE_SECONDS
+    """Time limit for a request with all its attempts."""
+    _turns: Iterator[int] = field(default_factory=count)
+    """Numbers of the calls: each starts at the next server."""
 
     def judge(self, requests: Sequence[Request]) -> list[RolloutRewards]:
-        """See `Judge.judge`. If the server is full or does not answer, a request is sent up to five
-        times.
+        """See `Judge.judge`. If a server is full, fails or does not answer, the next is tried, with
+        growing waits, until the patience ends.
 
         Raises:
-            WorldPMError: If the server does not answer, or rejects a request.
+            WorldPMError: If no server answers in time, or one rejects a request.
         """
+        # Cut inputs, because a rollout over the limit also needs a reward
+        bodies = [[{**body, "cut": True} for body in _bodies(request)] for request in requests]
+        flat = [body for of_request in bodies for body in of_request]
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+            replies = iter(list(threads.map(self._post, flat)))
+
         rollouts: list[RolloutRewards] = []
-        for request in requests:
-            # Cut inputs, because a rollout over the limit also needs a reward
-            replies = [self._post({**body, "cut": True}) for body in _bodies(request)]
-            rewards = [reward for reply in replies for reward in reply.rewards]
-            lengths = [tokens for reply in replies for tokens in reply.usage.response_tokens]
+        for of_request in bodies:
+            parts = [next(replies) for _ in of_request]
+            rewards = [reward for reply in parts for reward in reply.rewards]
+            lengths = [tokens for reply in parts for tokens in reply.usage.response_tokens]
             rollouts.append(RolloutRewards(rewards, lengths))
         return rollouts
 
     def _post(self, body: Plain) -> _Reply:
         """The reply of `/v1/rewards`."""
+        end = time.monotonic() + self.patience_seconds
+        start = next(self._turns)
+        for attempt in count():
+            url = self.urls[(start + attempt) % len(self.urls)]
+            try:
+                return self._attempt(url, body)
+            except _BriefError as failure:
+                # Without a wait, unless every server failed
+                is_round = (attempt + 1) % len(self.urls) == 0
+                wait = _wait(attempt // len(self.urls), failure.retry_after) if is_round else 0.0
+                if time.monotonic() + wait > end:
+                    raise WorldPMError(
+                        f"{url}: {failure} for {self.patience_seconds:.0f} s. Check that `worldpm"
+                        " serve` is running there."
+                    ) from failure
+                time.sleep(wait)
+        raise AssertionError("the attempts have no end")
+
+    def _attempt(self, url: str, body: Plain) -> _Reply:
+        """The reply of one server.
+
+        Raises:
+            _BriefError: If another attempt may succeed.
+            WorldPMError: If not.
+        """
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        url = f"{self.url.rstrip('/')}/v1/rewards"
-        http_request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-
-        for attempt in range(1, MOST_ATTEMPTS + 1):
-            try:
-                with urllib.request.urlopen(http_request, timeout=self.timeout_seconds) as reply:
-                    return msgspec.json.decode(reply.read(), type=_Reply)
-            # HTTPError is also an OSError, so it comes first
-            except urllib.error.HTTPError as error:
-                if error.code not in RETRIED_STATUSES or attempt == MOST_ATTEMPTS:
-                    text = error.read(300).decode(errors="replace")
-                    raise WorldPMError(f"{self.url}: answered {error.code}: {text}") from error
-                time.sleep(_seconds_to_wait(error.headers.get("Retry-After")))
-            except msgspec.DecodeError as error:
-                raise WorldPMError(
-                    f"{self.url}: its reply has another form ({error}). Check that it is `worldpm"
-                    " serve`."
-                ) from error
-            # a server that restarts refuses or resets connections for a moment
-            except (OSError, HTTPException) as error:
-                if attempt == MOST_ATTEMPTS:
-                    raise WorldPMError(
-                        f"{self.url}: no answer ({error}). Check that `worldpm serve` is running"
-                        " there."
-                    ) from error
-                time.sleep(SECONDS_BETWEEN_ATTEMPTS)
-        raise AssertionError("the last attempt returns or raises")
+        path = f"{url.rstrip('/')}/v1/rewards"
+        http_request = urllib.request.Request(path, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(http_request, timeout=self.timeout_seconds) as reply:
+                return msgspec.json.decode(reply.read(), type=_Reply)
+        # HTTPError is also an OSError, so it comes first
+        except urllib.error.HTTPError as error:
+            text = f"answered {error.code}: {error.read(300).decode(errors='replace')}"
+            if error.code not in RETRIED_STATUSES:
+                raise WorldPMError(f"{url}: {text}") from error
+            raise _BriefError(text, error.headers.get("Retry-After")) from error
+        except msgspec.DecodeError as error:
+            raise WorldPMError(
+                f"{url}: its reply has another form ({error}). Check that it is `worldpm serve`."
+            ) from error
+        # a server that restarts refuses or resets connections, or ends a reply early
+        except (OSError, HTTPException) as error:
+            raise _BriefError(f"no answer ({error or type(error).__name__})") from error
 
 
-def _seconds_to_wait(retry_after: str | None) -> float:
-    """The time that a server requests, in seconds or as a date (RFC 9110, 10.2.3)."""
+class _BriefError(Exception):
+    """A failure that may end soon."""
+
+    def __init__(self, message: str, retry_after: str | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+def _wait(rounds: int, retry_after: str | None) -> float:
+    """Seconds before the next attempt: as the server requests, or else twice as long after each
+    round of failures. Random, so that many clients do not return at once."""
+    # The exponent is bounded, because the power would overflow after many rounds
+    growing = min(FIRST_WAIT_SECONDS * 2.0 ** min(rounds, 30), LONGEST_WAIT_SECONDS)
+    requested = _seconds_to_wait(retry_after)
+    if requested is None:
+        return growing * random.uniform(0.5, 1.0)
+    return requested + random.uniform(0.0, min(1.0, growing))
+
+
+def _seconds_to_wait(retry_after: str | None) -> float | None:
+    """The time that a server requests, in seconds or as a date (RFC 9110, 10.2.3); None if it
+    requests none."""
     if not retry_after:
-        return SECONDS_BETWEEN_ATTEMPTS
+        return None
     try:
         seconds = float(retry_after)
     except ValueError:
         try:
             seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
         except ValueError:
-            return SECONDS_BETWEEN_ATTEMPTS
-    return min(max(seconds, 0.0), LONGEST_WAIT_SECONDS)
+            return None
+    # NaN is no time
+    return min(max(seconds, 0.0), LONGEST_WAIT_SECONDS) if math.isfinite(seconds) else None
 
 
 _judges: dict[tuple[str, str | None], Judge] = {}
@@ -174,7 +229,8 @@ _loading = threading.Lock()
 
 
 def judge_of(source: str, key: str | None = None) -> Judge:
-    """The judge in a folder, or at a URL with an API key.
+    """The judge in a folder, or at a URL with an API key. Several URLs, separated by commas, are
+    servers with the same model.
 
     A process loads it only once, even if many threads call this function at once.
     """
@@ -182,16 +238,17 @@ def judge_of(source: str, key: str | None = None) -> Judge:
     with _loading:
         if (source, key) not in _judges:
             is_url = source.startswith(("http://", "https://"))
+            urls = tuple(url.strip() for url in source.split(",") if url.strip())
             _judges[source, key] = (
-                RemoteJudge(source, key) if is_url else LocalJudge(Scorer.load(source, cut=True))
+                RemoteJudge(urls, key) if is_url else LocalJudge(Scorer.load(source, cut=True))
             )
 
         return _judges[source, key]
 
 
-def messages_of(turns: str | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+def messages_of(turns: str | Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
     """A prompt or completion as messages, with their tool calls. A text becomes a user message, and
-    parts become lines.
+    parts become lines. The turns may be an array, as pandas reads them.
 
     Raises:
         ConfigError: If a message has no text, or has parts other than text.
@@ -251,7 +308,7 @@ def rewards_of(
 ) -> list[float]:
     """A value for each response, in order. A response can be a message with tool calls.
 
-    Consecutive entries with the same prompt are its rollouts. All trainers use this order.
+    Entries with the same prompt are its rollouts, in any order.
 
     Raises:
         ConfigError: If the numbers of prompts and responses differ.
@@ -262,25 +319,32 @@ def rewards_of(
             " each response."
         )
 
-    requests = list(_requests(prompts, responses))
-    values: list[float] = []
-    for request, rollouts in zip(requests, judge.judge(requests), strict=True):
-        values += guards.values(rollouts.rewards, rollouts.length_tokens, request.responses)
+    numbers, requests = _requests(prompts, responses)
+    values = [0.0] * len(responses)
+    for indices, request, rollouts in zip(numbers, requests, judge.judge(requests), strict=True):
+        guarded = guards.values(rollouts.rewards, rollouts.length_tokens, request.responses)
+        for index, value in zip(indices, guarded, strict=True):
+            values[index] = value
     return values
 
 
 def _requests(
     prompts: Sequence[Sequence[Message]], responses: Sequence[str | Message]
-) -> Iterator[Request]:
-    """A request for each run of equal prompts whose last turns differ only in their content."""
-    last = [
-        ASSISTANT if isinstance(response, str) else replace(response, content="")
-        for response in responses
-    ]
-    texts = [response if isinstance(response, str) else response.content for response in responses]
+) -> tuple[list[list[int]], list[Request]]:
+    """A request for each set of equal prompts whose last turns differ only in their content, and
+    the indices of its responses."""
+    by_prompt: dict[tuple[tuple[Message, ...], Message], list[int]] = {}
+    texts: list[str] = []
+    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        if isinstance(response, str):
+            text, last = response, ASSISTANT
+        else:
+            text, last = response.content, replace(response, content="")
+        texts.append(text)
+        by_prompt.setdefault((tuple(prompt), last), []).append(index)
 
-    # Join only consecutive entries, so that values keep the order of the responses
-    keys = [(tuple(prompt), turn) for prompt, turn in zip(prompts, last, strict=True)]
-    for (prompt, turn), run in groupby(range(len(prompts)), key=lambda index: keys[index]):
-        indices = list(run)
-        yield Request(f"rollout {indices[0]}", prompt, [texts[index] for index in indices], turn)
+    requests = [
+        Request(f"rollout {indices[0]}", prompt, [texts[index] for index in indices], last)
+        for (prompt, last), indices in by_prompt.items()
+    ]
+    return list(by_prompt.values()), requests

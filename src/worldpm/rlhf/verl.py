@@ -1,18 +1,25 @@
 """Rewards for verl as `reward.custom_reward_function.path`; see `runs/rlhf_verl.sh`.
 
-`reward_kwargs` must contain `source`, a folder or the URL of a server. The prompt, text or
-messages, comes from `extra_info["prompt"]` or `extra_info["question"]`, which verl's data scripts
-write:
+Each function serves other reward managers of verl. `compute_score_async` is for the managers of the
+reward loop, which await one rollout at a time: rollouts that arrive together are scored together,
+so that those of a prompt share it. `compute_scores` is for the older manager `batch`, and
+`compute_score` for the older managers of single rollouts. `reward_kwargs` must contain
+`source`, a folder or the URLs of servers. The prompt, text or messages, comes from
+`extra_info["prompt"]` or `extra_info["question"]`, which verl's data scripts write:
 
     {"question": "What is 17 times 6?", "index": 3}
 """
 
-from collections.abc import Mapping
-from typing import Any
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from worldpm.errors import ConfigError
+from worldpm.records import Message
 from worldpm.rlhf.judge import Guards, judge_of, messages_of, rewards_of
 
+WINDOW_SECONDS = 0.02
+"""Time in which rollouts are gathered."""
 PROMPT_KEYS = ("prompt", "question")
 """Keys of `extra_info` that can hold the prompt. The first one that is not empty is used."""
 
@@ -32,14 +39,101 @@ def compute_score(
     Raises:
         ConfigError: If `extra_info` has no prompt.
     """
-    prompts = [extra_info[name] for name in PROMPT_KEYS if extra_info and extra_info.get(name)]
-    if not prompts:
-        raise ConfigError(
-            f"{data_source}: extra_info has neither `prompt` nor `question`. Add one of them to the"
-            " data."
-        )
+    info = [extra_info]
+    (score,) = compute_scores(
+        [data_source], [solution_str], [ground_truth], info, source=source, key=key
+    )
+    return score
 
-    # verl scores one rollout at a time, so rollouts cannot share the prompt here
-    judge = judge_of(source, key)
-    (reward,) = rewards_of(judge, [messages_of(prompts[0])], [solution_str], Guards())
-    return {"score": reward}
+
+def compute_scores(
+    data_sources: Sequence[str],
+    solution_strs: Sequence[str],
+    ground_truths: Sequence[object],
+    extra_infos: Sequence[Mapping[str, Any] | None],
+    *,
+    source: str,
+    key: str | None = None,
+    **_: object,
+) -> list[dict[str, float]]:
+    """The rewards of a batch of rollouts, in order. verl fixes the names of the parameters.
+
+    Raises:
+        ConfigError: If an `extra_info` has no prompt.
+    """
+    prompts = [
+        _prompt_of(info, data_source)
+        for info, data_source in zip(extra_infos, data_sources, strict=True)
+    ]
+    rewards = rewards_of(judge_of(source, key), prompts, list(solution_strs), Guards())
+    return [{"score": reward} for reward in rewards]
+
+
+class _Rollout(NamedTuple):
+    """A rollout that waits to be scored with others."""
+
+    prompt: tuple[Message, ...]
+    response: str
+    reward: asyncio.Future[float]
+
+
+_waiting: dict[tuple[str, str | None], list[_Rollout]] = {}
+"""Rollouts by source and key. Only the event loop's thread uses them."""
+
+
+async def compute_score_async(
+    data_source: str,
+    solution_str: str,
+    ground_truth: object,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    source: str,
+    key: str | None = None,
+    **_: object,
+) -> dict[str, float]:
+    """The reward of one rollout, scored with all others that arrive within WINDOW_SECONDS. verl
+    fixes the names of the parameters.
+
+    Raises:
+        ConfigError: If `extra_info` has no prompt.
+    """
+    prompt = _prompt_of(extra_info, data_source)
+    reward = asyncio.get_running_loop().create_future()
+    rollouts = _waiting.setdefault((source, key), [])
+    rollouts.append(_Rollout(prompt, solution_str, reward))
+    # the first of a set scores the others
+    if len(rollouts) == 1:
+        await asyncio.sleep(WINDOW_SECONDS)
+        await _score_together(_waiting.pop((source, key)), source, key)
+    return {"score": await reward}
+
+
+async def _score_together(rollouts: Sequence[_Rollout], source: str, key: str | None) -> None:
+    prompts, responses, futures = zip(*rollouts, strict=True)
+
+    def score() -> list[float]:
+        return rewards_of(judge_of(source, key), prompts, responses, Guards())
+
+    try:
+        rewards = await asyncio.to_thread(score)
+    except Exception as error:
+        # every caller gets the error; a caller may have been cancelled
+        for future in futures:
+            if not future.done():
+                future.set_exception(error)
+        return
+    for future, reward in zip(futures, rewards, strict=True):
+        if not future.done():
+            future.set_result(reward)
+
+
+def _prompt_of(extra_info: Mapping[str, Any] | None, data_source: str) -> tuple[Message, ...]:
+    for name in PROMPT_KEYS:
+        prompt = (extra_info or {}).get(name)
+        # Parquet gives turns as an array, whose truth is undefined
+        if prompt is not None and len(prompt) > 0:
+            return messages_of(prompt)
+    raise ConfigError(
+        f"{data_source}: extra_info has neither `prompt` nor `question`. Add one of them to the"
+        " data."
+    )

@@ -100,7 +100,7 @@ class Admission:
         """
         check_host(scope, self._service)
         recognise(scope, self._service)
-        if is_always_taken(scope["path"]):
+        if is_always_taken(scope["method"], scope["path"]):
             await self._app(scope, receive, send)
             return
 

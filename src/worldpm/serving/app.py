@@ -97,8 +97,8 @@ def _describe(app: FastAPI, *, needs_key: bool) -> None:
             schema = plain()
             schema["components"]["securitySchemes"] = schemes
             for path, methods in schema["paths"].items():
-                for operation in methods.values():
-                    operation["security"] = [{}] if is_open(path) else ways
+                for method, operation in methods.items():
+                    operation["security"] = [{}] if is_open(method.upper(), path) else ways
         return plain()
 
     app.openapi = described  # type: ignore[method-assign]

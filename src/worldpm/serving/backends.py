@@ -1,13 +1,16 @@
-"""Backends of the server, which compute rewards. `LocalBackend` is a scorer behind a queue;
-`worldpm.serving.upstream` has another backend."""
+"""Backends of the server: they read texts as tokens, and an engine computes the rewards.
+`LocalBackend` has a scorer behind a queue; `worldpm.serving.upstream` has another engine."""
 
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
+
+from transformers import PreTrainedTokenizerBase
 
 from worldpm.model.encoder import ALWAYS_TOKENIZED_CHARACTERS, EncodedGroup, Encoder
 from worldpm.scoring import scorer as scoring
@@ -55,8 +58,73 @@ class BackendReply(NamedTuple):
     """Tokens that the model computed: a shared prompt counts once."""
 
 
-class Backend(Protocol):
-    """Computes rewards for many clients at once."""
+class Piece(NamedTuple):
+    """A token of a text."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    """Index of its first character; None for special tokens."""
+    stop: int | None
+    """Index after its last character."""
+
+
+def _piece(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    number: int,
+    ends: tuple[int, int],
+    special: Collection[int],
+) -> Piece:
+    if number in special:
+        return Piece(number, str(tokenizer.convert_ids_to_tokens(number)), True, None, None)
+    return Piece(number, text[slice(*ends)], False, *ends)
+
+
+class Engine(Protocol):
+    """Computes rewards of tokens for many clients at once."""
+
+    async def rewards(
+        self, groups: Sequence[EncodedGroup], *, deadline: float
+    ) -> list[list[float]]:
+        """Rewards of each group's responses, in order. The deadline is on the monotonic clock.
+
+        Raises:
+            NotFiniteError: If a reward is not finite.
+            BusyError, ExpiredError, TooLargeError: See `Batcher.rewards`.
+            UnavailableError: If no upstream server answers.
+        """
+
+    def seconds_until_room(self, tokens: float = 0.0, *, coming: int = 0) -> int | None:
+        """See `Batcher.seconds_until_room`; None if only another server knows its queue."""
+
+    @property
+    def can_work(self) -> bool:
+        """Whether requests can be answered now."""
+
+    async def run(self) -> None:
+        """Compute until cancelled."""
+
+
+class Backend:
+    """Reads conversations and texts in a thread, and gives their tokens to an engine."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        engine: Engine,
+        *,
+        queue_tokens: int,
+        queue_wait: float = 0.0,
+        on_stage: Callable[[str, float, RowStatistics | None], None],
+    ) -> None:
+        """If the engine is full, requests wait for up to `queue_wait` seconds."""
+        self.encoder, self.engine = encoder, engine
+        self._queue_tokens, self._queue_wait, self._on_stage = queue_tokens, queue_wait, on_stage
+        self._being_read = 0
+        # A tokenizer serves one thread at a time
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
     async def conversations(
         self, requests: Sequence[Request], *, cut_to: int | None, deadline: float
@@ -69,58 +137,9 @@ class Backend(Protocol):
         Raises:
             DataError: If a request cannot be read, or is too long and must not be cut. It is
                 raised before anything is computed.
-            NotFiniteError: If a reward is not finite.
-            BusyError, ExpiredError, TooLargeError: See `Batcher.rewards`.
-            UnavailableError: If the upstream server does not answer.
+            NotFiniteError, BusyError, ExpiredError, TooLargeError, UnavailableError: See
+                `Engine.rewards`.
         """
-
-    async def texts(
-        self, texts: Sequence[Text], *, cut_to: int | None, deadline: float
-    ) -> list[BackendReply]:
-        """A reply with one reward for each text. Raises the errors of `conversations`."""
-
-    def seconds_until_room(self, tokens: float = 0.0) -> int | None:
-        """Expected seconds, at least 1, until the queue has room for about this number of tokens;
-        None if it has room."""
-
-    async def run(self) -> None:
-        """Compute until cancelled."""
-
-
-class LocalBackend:
-    """A scorer on this machine."""
-
-    def __init__(
-        self,
-        scorer: Scorer,
-        *,
-        row_tokens: int,
-        queue_tokens: int,
-        queue_wait: float = 0.0,
-        on_stage: Callable[[str, float, RowStatistics | None], None],
-    ) -> None:
-        """If the queue is full, requests wait for up to `queue_wait` seconds."""
-        self.scorer = scorer
-        self._row_tokens, self._queue_tokens, self._on_stage = row_tokens, queue_tokens, on_stage
-        self._queue_wait = queue_wait
-        self._being_read = 0
-        self._explainers = ThreadPoolExecutor(EXPLAINED_AT_ONCE, thread_name_prefix="explainer")
-        # A tokenizer serves one thread at a time
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
-
-        compute = partial(scoring.rewards_of, scorer.model, row_tokens=row_tokens)
-        self.batcher = Batcher(
-            compute,
-            row_tokens=row_tokens,
-            queue_tokens=queue_tokens,
-            queue_wait=queue_wait,
-            on_row=lambda row: on_stage("row", row.seconds, row),
-        )
-
-    async def conversations(
-        self, requests: Sequence[Request], *, cut_to: int | None, deadline: float
-    ) -> list[BackendReply]:
-        """See `Backend.conversations`."""
 
         def encode(encoder: Encoder) -> list[EncodedRequest]:
             return [scoring.encode(encoder, request) for request in requests]
@@ -134,7 +153,7 @@ class LocalBackend:
     async def texts(
         self, texts: Sequence[Text], *, cut_to: int | None, deadline: float
     ) -> list[BackendReply]:
-        """See `Backend.texts`."""
+        """A reply with one reward for each text. Raises the errors of `conversations`."""
         self._check_characters([text for text in texts if isinstance(text, str)])
         groups = await self._read(lambda encoder: encoder.read_texts(texts), cut_to, deadline)
         group_rewards = await self._rewards(groups, deadline)
@@ -148,6 +167,170 @@ class LocalBackend:
                 encoded = EncodedRequest(request, text_group, [0], lengths, truncated)
                 replies.append(_reply(encoded, [reward]))
         return replies
+
+    async def tokens(self, text: str | Request, *, special: bool, deadline: float) -> list[int]:
+        """The token ids of a text, or of a whole conversation, without a cut.
+
+        `special` adds the special tokens that the tokenizer puts around a text.
+
+        Raises:
+            BusyError, ExpiredError, TooLargeError: See `Batcher.rewards`.
+            DataError: If the chat template rejects the conversation.
+        """
+        self._check_characters([text] if isinstance(text, str) else _texts(text))
+        if isinstance(text, str):
+            tokenize = self.encoder.tokenizer.encode
+            return await self._in_reader(
+                partial(tokenize, text, add_special_tokens=special), deadline
+            )
+
+        # A cutting encoder checks no length, and `read` cuts nothing
+        reading = partial(self._cutting(None).read, text.prompt, text.responses)
+        sequences = await self._in_reader(reading, deadline)
+        return sequences[0].ids
+
+    async def pieces(
+        self, texts: Sequence[str], *, special: bool, deadline: float
+    ) -> list[list[Piece]]:
+        """The tokens of texts with their places. Raises the errors of `tokens`."""
+        self._check_characters(texts)
+
+        def read() -> list[list[Piece]]:
+            tokenizer = self.encoder.tokenizer
+            encoded = tokenizer(
+                list(texts), add_special_tokens=special, return_offsets_mapping=True, verbose=False
+            )
+            rows = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            added = tokenizer.added_tokens_decoder.items()
+            known = {number for number, token in added if token.special}
+            return [
+                [_piece(tokenizer, text, *token, known) for token in zip(ids, places, strict=True)]
+                for text, ids, places in rows
+            ]
+
+        return await self._in_reader(read, deadline)
+
+    async def text_of(
+        self, ids: Sequence[int], *, deadline: float, without_special: bool = False
+    ) -> str:
+        """The text of token ids.
+
+        Raises:
+            BusyError, ExpiredError: See `Batcher.rewards`.
+            DataError: If the tokenizer has no such id.
+        """
+        if not ids:
+            return ""
+        self.encoder.check_ids(ids, "tokens")
+
+        def read() -> str:
+            tokenizer = self.encoder.tokenizer
+            return str(tokenizer.decode(list(ids), skip_special_tokens=without_special))
+
+        return await self._in_reader(read, deadline)
+
+    def seconds_until_room(self, tokens: float = 0.0) -> int | None:
+        """Expected seconds, at least 1, until the queue has room for about this number of tokens;
+        None if it has room."""
+        return self.engine.seconds_until_room(tokens, coming=self._being_read)
+
+    async def run(self) -> None:
+        """Compute until cancelled."""
+        await self.engine.run()
+
+    async def _rewards(self, groups: Sequence[EncodedGroup], deadline: float) -> list[list[float]]:
+        return await self.engine.rewards(groups, deadline=deadline)
+
+    def _cutting(self, max_length: int | None) -> Encoder:
+        """The encoder that cuts inputs over its limits, or over `max_length` tokens."""
+        return replace(self.encoder, limits=self.encoder.limits.within(max_length, cut=True))
+
+    async def _read(
+        self, encode: Callable[[Encoder], list[Result]], cut_to: int | None, deadline: float
+    ) -> list[Result]:
+        """Encode requests in the tokenizer's thread."""
+        encoder = self.encoder
+        if cut_to is not None:
+            encoder = self._cutting(None if cut_to == CUT_TO_MODEL_LIMIT else cut_to)
+
+        started = time.monotonic()
+        groups = await self._in_reader(partial(encode, encoder), deadline)
+        self._on_stage("read", time.monotonic() - started, None)
+        return groups
+
+    async def _in_reader(self, read: Callable[[], Result], deadline: float) -> Result:
+        """The result of a call in the tokenizer's thread.
+
+        A full queue rejects the call before any tokenizing, unless requests may wait for room.
+        Calls that are cancelled or expire while they wait for the thread do not run.
+        """
+        seconds = self.seconds_until_room()
+        if self._queue_wait <= 0 and seconds is not None:
+            raise BusyError(seconds)
+
+        self._being_read += 1
+        try:
+            return await before(
+                deadline, asyncio.get_running_loop().run_in_executor(self._reader, read)
+            )
+        finally:
+            self._being_read -= 1
+
+    def _check_characters(self, texts: Sequence[str]) -> None:
+        """Reject texts that are far too long.
+
+        Raises:
+            TooLargeError: If a text is too long, or all texts together are.
+        """
+        most_tokens = self.encoder.limits.max_length
+        most = max(ALWAYS_TOKENIZED_CHARACTERS, CHARACTERS_A_TOKEN * most_tokens)
+        longest = max(map(len, texts), default=0)
+        if longest > most:
+            raise TooLargeError(
+                f"a text has {longest:,} characters. The model reads {most_tokens:,} tokens, and"
+                f" texts over {most:,} characters are rejected even with a cut. Send less."
+            )
+
+        most_together = max(most, CHARACTERS_A_QUEUED_TOKEN * self._queue_tokens)
+        together = sum(map(len, texts))
+        if together > most_together:
+            raise TooLargeError(
+                f"the request has {together:,} characters, but at most {most_together:,} are"
+                " accepted. Send less at once."
+            )
+
+
+class LocalBackend(Backend):
+    """A scorer on this machine, behind a queue."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        row_tokens: int,
+        queue_tokens: int,
+        queue_wait: float = 0.0,
+        on_stage: Callable[[str, float, RowStatistics | None], None],
+    ) -> None:
+        """If the queue is full, requests wait for up to `queue_wait` seconds."""
+        compute = partial(scoring.rewards_of, scorer.model, row_tokens=row_tokens)
+        self.batcher = Batcher(
+            compute,
+            row_tokens=row_tokens,
+            queue_tokens=queue_tokens,
+            queue_wait=queue_wait,
+            on_row=lambda row: on_stage("row", row.seconds, row),
+        )
+        super().__init__(
+            scorer.encoder,
+            self.batcher,
+            queue_tokens=queue_tokens,
+            queue_wait=queue_wait,
+            on_stage=on_stage,
+        )
+        self.scorer = scorer
+        self._row_tokens = row_tokens
+        self._explainers = ThreadPoolExecutor(EXPLAINED_AT_ONCE, thread_name_prefix="explainer")
 
     async def explained(
         self, request: Request, work: Callable[[Run], Result], *, deadline: float
@@ -177,36 +360,6 @@ class LocalBackend:
             # Also after a result, when it has no effect
             abandoned.set()
 
-    async def tokens(self, text: str | Request, *, special: bool, deadline: float) -> list[int]:
-        """The token ids of a text, or of a whole conversation, without a cut.
-
-        `special` adds the special tokens that the tokenizer puts around a text.
-
-        Raises:
-            BusyError, ExpiredError, TooLargeError: See `Batcher.rewards`.
-            DataError: If the chat template rejects the conversation.
-        """
-        self._check_characters([text] if isinstance(text, str) else _texts(text))
-        if isinstance(text, str):
-            tokenize = self.scorer.encoder.tokenizer.encode
-            return await self._in_reader(
-                partial(tokenize, text, add_special_tokens=special), deadline
-            )
-
-        # `cutting()` turns off the length check, and `read` cuts nothing
-        encoder = self.scorer.cutting().encoder
-        reading = partial(encoder.read, text.prompt, text.responses)
-        sequences = await self._in_reader(reading, deadline)
-        return sequences[0].ids
-
-    def seconds_until_room(self, tokens: float = 0.0) -> int | None:
-        """See `Backend.seconds_until_room`."""
-        return self.batcher.seconds_until_room(tokens, coming=self._being_read)
-
-    async def run(self) -> None:
-        """See `Backend.run`."""
-        await self.batcher.run()
-
     async def _rewards(self, groups: Sequence[EncodedGroup], deadline: float) -> list[list[float]]:
         """Rewards of each group.
 
@@ -223,60 +376,6 @@ class LocalBackend:
                 rewards += next(part_rewards)
             group_rewards.append(rewards)
         return group_rewards
-
-    async def _read(
-        self, encode: Callable[[Encoder], list[Result]], cut_to: int | None, deadline: float
-    ) -> list[Result]:
-        """Encode requests in the tokenizer's thread."""
-        scorer = self.scorer
-        if cut_to is not None:
-            scorer = scorer.cutting(None if cut_to == CUT_TO_MODEL_LIMIT else cut_to)
-
-        started = time.monotonic()
-        groups = await self._in_reader(partial(encode, scorer.encoder), deadline)
-        self._on_stage("read", time.monotonic() - started, None)
-        return groups
-
-    async def _in_reader(self, read: Callable[[], Result], deadline: float) -> Result:
-        """The result of a call in the tokenizer's thread.
-
-        A full queue rejects the call before any tokenizing, unless requests may wait for room.
-        Calls that are cancelled or expire while they wait for the thread do not run.
-        """
-        seconds = self.seconds_until_room()
-        if self._queue_wait <= 0 and seconds is not None:
-            raise BusyError(seconds)
-
-        self._being_read += 1
-        try:
-            return await before(
-                deadline, asyncio.get_running_loop().run_in_executor(self._reader, read)
-            )
-        finally:
-            self._being_read -= 1
-
-    def _check_characters(self, texts: Sequence[str]) -> None:
-        """Reject texts that are far too long.
-
-        Raises:
-            TooLargeError: If a text is too long, or all texts together are.
-        """
-        most_tokens = self.scorer.encoder.limits.max_length
-        most = max(ALWAYS_TOKENIZED_CHARACTERS, CHARACTERS_A_TOKEN * most_tokens)
-        longest = max(map(len, texts), default=0)
-        if longest > most:
-            raise TooLargeError(
-                f"a text has {longest:,} characters. The model reads {most_tokens:,} tokens, and"
-                f" texts over {most:,} characters are rejected even with a cut. Send less."
-            )
-
-        most_together = max(most, CHARACTERS_A_QUEUED_TOKEN * self._queue_tokens)
-        together = sum(map(len, texts))
-        if together > most_together:
-            raise TooLargeError(
-                f"the request has {together:,} characters, but at most {most_together:,} are"
-                " accepted. Send less at once."
-            )
 
 
 async def before(deadline: float, work: Awaitable[Result]) -> Result:

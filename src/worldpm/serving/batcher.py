@@ -220,6 +220,11 @@ class Batcher:
                 self.waiting_tokens += first.tokens
                 first.turn.set_result(None)
 
+    @property
+    def can_work(self) -> bool:
+        """Whether requests can be answered: always, because the model is in this process."""
+        return True
+
     def between_rows(self, work: Callable[[], Result]) -> Result:
         """The result of other work with the model, which runs after the current row.
 

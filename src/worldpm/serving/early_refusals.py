@@ -33,7 +33,7 @@ class EarlyRefusals:
 
     def __call__(self, scope: Scope) -> Response | None:
         """The reply; None if the application must answer."""
-        is_other = scope["method"] != "POST" or is_always_taken(scope["path"])
+        is_other = scope["method"] != "POST" or is_always_taken(scope["method"], scope["path"])
         if is_other or (self._cors and any(name == b"origin" for name, _ in scope["headers"])):
             return None
         declared = declared_bytes(scope)

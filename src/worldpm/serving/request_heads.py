@@ -46,14 +46,17 @@ DOCS_POLICY = (
 """The policy of `/docs`, whose inline script comes from FastAPI and shows no text of a request."""
 
 
-def is_open(path: str) -> bool:
-    """Whether a path is answered without an API key."""
+def is_open(method: str, path: str) -> bool:
+    """Whether a request is answered without an API key."""
+    # a POST to `/` asks for rewards, as Hugging Face's clients do
+    if (method, path) == ("POST", "/"):
+        return False
     return path in OPEN_PATHS or path.startswith(f"{ASSETS}/")
 
 
-def is_always_taken(path: str) -> bool:
-    """Whether even a full server answers a path, because operators need it then."""
-    return is_open(path) or path == "/metrics"
+def is_always_taken(method: str, path: str) -> bool:
+    """Whether even a full server answers a request, because operators need it then."""
+    return is_open(method, path) or path == "/metrics"
 
 
 def header(scope: Scope, name: bytes) -> bytes:
@@ -115,7 +118,7 @@ def recognise(scope: Scope, service: Service) -> None:
     if names:
         # Several names can have the same key
         scope["state"][KEY_NAME] = names[0]
-    elif not is_open(scope["path"]):
+    elif not is_open(scope["method"], scope["path"]):
         raise RefusedError(
             401, "an API key is needed. Send Authorization: Bearer KEY.", kind="Unauthorized"
         )

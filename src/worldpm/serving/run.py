@@ -16,8 +16,11 @@ from pydantic import ValidationError
 
 from worldpm.errors import DataError
 from worldpm.evaluation.calibrating import confidence_of
-from worldpm.model import chat, sources
+from worldpm.model import chat, checkpoint, sources
+from worldpm.model.encoder import Encoder
+from worldpm.model.sources import Source
 from worldpm.options.serve import ServeOptions
+from worldpm.records import Message
 from worldpm.scoring.confidence import Confidence
 from worldpm.scoring.scorer import Scorer
 from worldpm.serving import app, drift
@@ -31,7 +34,7 @@ from worldpm.serving.prometheus import Metrics
 from worldpm.serving.routes.own import Preferences
 from worldpm.serving.routing import RoutingRules
 from worldpm.serving.service import ApiKey, Identity, Listener, RequestLimits, Service
-from worldpm.serving.upstream import UpstreamBackend, identify
+from worldpm.serving.upstream import UpstreamEngine
 from worldpm.storage.private_files import read_private
 from worldpm.webhook import Webhook
 
@@ -101,7 +104,8 @@ def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
     rules = RoutingRules.read(options.rules) if options.rules else None
     keys = _read_keys(options.keys) if options.keys else {}
     metrics = Metrics()
-    model = _local(options, metrics) if options.model else _upstream(options)
+    source = sources.of(options.model, options)
+    model = (_upstream if options.upstream else _local)(source, options, metrics)
 
     decisions = _decision_log(options)
     if decisions is not None and decisions.repaired:
@@ -156,29 +160,17 @@ def _hosts(options: ServeOptions) -> frozenset[str] | None:
     return frozenset(names) or None
 
 
-def _local(options: ServeOptions, metrics: Metrics) -> ServedModel:
+def _local(source: Source, options: ServeOptions, metrics: Metrics) -> ServedModel:
     """A scorer in this process, behind a queue."""
-    model = str(options.model)
-    source = sources.of(model, options)
-    folder = source.folder.resolve()
-    sha256 = sources.fingerprint(source).sha256
     scorer = Scorer.of(source, options)
-    calibrated = Confidence(sources.temperature_of(source))
-    if options.calibration is not None:
-        calibrated = confidence_of(options.calibration, folder.name, sha256=sha256)
-
     # The first use determines whether prompts are shared, so do it before clients wait
     scorer.rewards("Is anybody there?", ["Yes."])
 
-    # Clients may also name the model by its path, for instance verl
-    identity = Identity(
-        name=options.name or folder.name,
-        sha256=sha256,
-        template=chat.template_hash(scorer.encoder.tokenizer),
-        max_length=scorer.encoder.limits.max_length,
+    identity = replace(
+        _identity(source, scorer.encoder, options),
+        activation=checkpoint.activation_of(scorer.model.backbone.config),
         dtype=str(scorer.dtype).removeprefix("torch."),
         row_tokens=options.row_tokens,
-        also=(model, str(folder)),
     )
     backend = LocalBackend(
         scorer,
@@ -188,20 +180,46 @@ def _local(options: ServeOptions, metrics: Metrics) -> ServedModel:
         on_stage=metrics.stage,
     )
     metrics.watch_queue(lambda: backend.batcher.waiting, lambda: backend.batcher.waiting_tokens)
-    return ServedModel(backend, identity, calibrated)
+    return ServedModel(backend, identity, _calibrated(source, identity, options))
 
 
-def _upstream(options: ServeOptions) -> ServedModel:
-    """The model of a vLLM server on another machine."""
-    url = str(options.upstream).rstrip("/")
-    identity = identify(url)
-    calibrated = Confidence()
-    if options.calibration is not None:
-        calibrated = confidence_of(options.calibration, Path(identity.name).name)
+def _upstream(source: Source, options: ServeOptions, metrics: Metrics) -> ServedModel:
+    """The model on vLLM servers; its tokenizer, limits and temperature are here."""
+    config = checkpoint.load_config(source)
+    encoder = checkpoint.encoder_of(source, config)
+    encoder = replace(encoder, limits=encoder.limits.within(options.max_length, cut=options.cut))
+    identity = replace(
+        _identity(source, encoder, options), activation=checkpoint.activation_of(config)
+    )
 
-    # The backend uses the model's upstream name; clients of this server may use another
-    backend = UpstreamBackend(url, identity.name)
-    return ServedModel(backend, replace(identity, name=options.name or identity.name), calibrated)
+    (probe,) = encoder.read([Message("user", "Is anybody there?")], ["Yes."])
+    key = None
+    if options.upstream_key is not None:
+        key = read_private(options.upstream_key, "--upstream-key").decode().strip()
+    urls = [url.rstrip("/") for url in options.upstream]
+    engine = UpstreamEngine.of(urls, key=key, max_length=encoder.limits.max_length, probe=probe.ids)
+    backend = Backend(encoder, engine, queue_tokens=options.queue_tokens, on_stage=metrics.stage)
+    return ServedModel(backend, identity, _calibrated(source, identity, options))
+
+
+def _identity(source: Source, encoder: Encoder, options: ServeOptions) -> Identity:
+    folder = source.folder.resolve()
+    return Identity(
+        name=options.name or folder.name,
+        sha256=sources.fingerprint(source).sha256,
+        template=chat.template_hash(encoder.tokenizer),
+        max_length=encoder.limits.max_length,
+        # Clients may also name the model by its path, for instance verl
+        also=(str(options.model), str(folder)),
+        any_name=options.any_model_name,
+    )
+
+
+def _calibrated(source: Source, identity: Identity, options: ServeOptions) -> Confidence:
+    if options.calibration is None:
+        return Confidence(sources.temperature_of(source))
+    name = source.folder.resolve().name
+    return confidence_of(options.calibration, name, sha256=identity.sha256)
 
 
 def _drift_watch(options: ServeOptions, identity: Identity, metrics: Metrics) -> Listener:

@@ -15,6 +15,7 @@ from typing import TypeVar
 from starlette.requests import Request as HttpRequest
 
 from worldpm.errors import DataError, NotFiniteError
+from worldpm.model.checkpoint import Activation
 from worldpm.scoring.confidence import Confidence, Settings
 from worldpm.scoring.scorer import Request
 from worldpm.serving.backends import (
@@ -115,17 +116,21 @@ class Identity:
     name: str
     """The model's name in requests and replies."""
     sha256: str
-    """Hash of the weights, or the address of an upstream model."""
-    template: str | None
-    """Hash of the chat template; None if the model is upstream."""
-    max_length: int | None
-    """Largest number of tokens of prompt and response; None if unknown."""
+    """Hash of the weights."""
+    template: str
+    """Hash of the chat template."""
+    max_length: int
+    """Largest number of tokens of prompt and response."""
+    activation: Activation = "sigmoid"
+    """What vLLM makes of this model's rewards unless a request chooses."""
     dtype: str | None = None
     """Compute type, for instance `float32`; None if the model is upstream."""
     row_tokens: int | None = None
     """Number of tokens of a row of the model; None if the model is upstream."""
     also: tuple[str, ...] = ()
     """Other names that clients may use, for instance the model's path, which verl uses."""
+    any_name: bool = False
+    """Whether requests may use any name, for clients with fixed names."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,8 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether requests are accepted and can be answered."""
-        return self.started and (self.decisions is None or self.decisions.can_write)
+        can_log = self.decisions is None or self.decisions.can_write
+        return self.started and can_log and self.backend.engine.can_work
 
     def computed(self, tokens: int, *, body_bytes: int) -> None:
         """Count the tokens that the model computed for a body."""
@@ -191,7 +197,9 @@ class Service:
         Raises:
             RefusedError: 404, with vLLM's message.
         """
-        if name is not None and name not in (self.identity.name, *self.identity.also):
+        if name is None or self.identity.any_name:
+            return
+        if name not in (self.identity.name, *self.identity.also):
             # The reply contains the name, which must therefore be encodable
             check_text(name)
             raise RefusedError(404, f"The model `{name}` does not exist.", kind="NotFoundError")
@@ -409,7 +417,7 @@ async def refusing(work: Awaitable[Result]) -> Result:
         raise RefusedError(429, str(error), kind=OVERLOADED, retry_after=error.seconds) from error
     # No Retry-After, because the request will never fit
     except TooLargeError as error:
-        raise RefusedError(422, str(error), kind="TooManyTokens") from error
+        raise RefusedError(None, str(error), kind="TooManyTokens") from error
     except UnavailableError as error:
         raise RefusedError(503, str(error), kind="UpstreamUnavailable", retry_after=5) from error
     except ExpiredError as error:
@@ -417,7 +425,7 @@ async def refusing(work: Awaitable[Result]) -> Result:
     except NotFiniteError as error:
         raise RefusedError(500, str(error), kind="NotFinite") from error
     except DataError as error:
-        raise RefusedError(422, str(error), kind="ValidationError") from error
+        raise RefusedError(None, str(error), kind="ValidationError") from error
 
 
 async def _hung_up(http: HttpRequest) -> None:

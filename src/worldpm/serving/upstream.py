@@ -1,31 +1,29 @@
-"""Rewards from a vLLM server on another machine, with our routes, page, limits and log in front.
+"""Rewards from vLLM servers on other machines, with our routes, page, limits and log in front.
 
-Conversations are sent as messages, so vLLM applies its chat template. The template must end a
-conversation with the token at which the reward is read, like the templates of our checkpoints.
+Conversations and texts become tokens here, by the tokenizer and template of the same checkpoint.
+vLLM gets token ids only, so its rewards are those of a local server, up to rounding.
 """
 
 import asyncio
 import math
-import time
-from collections.abc import Awaitable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import httpx
 import msgspec
 
-from worldpm.errors import ConfigError, DataError, NotFiniteError
-from worldpm.scoring.scorer import Request
-from worldpm.serving.backends import BackendReply, Text, UnavailableError
-from worldpm.serving.batcher import BusyError, ExpiredError
-from worldpm.serving.service import Identity
+from worldpm.errors import ConfigError, NotFiniteError
+from worldpm.model.encoder import EncodedGroup
+from worldpm.serving.backends import UnavailableError, before
+from worldpm.serving.batcher import BusyError
 from worldpm.storage.json_files import Plain
 
-Result = TypeVar("Result")
-Reply = TypeVar("Reply")
-CALLS_AT_ONCE = 64
-"""Number of concurrent calls, which vLLM batches."""
 IDENTIFY_SECONDS = 10
-"""Time limit for the upstream server to name its model."""
+"""Time limit for a server to name its model, and to answer that it is healthy."""
+SECONDS_BETWEEN_CHECKS = 5.0
+"""Time between two checks of a server's health."""
+PROBE_TOLERANCE = 0.05
+"""Servers whose rewards of the same tokens differ by more than this serve different models."""
 
 
 class _Model(msgspec.Struct, frozen=True):
@@ -47,215 +45,221 @@ class _Classes(msgspec.Struct, frozen=True):
     probs: list[float | None]
 
 
-class _Usage(msgspec.Struct, frozen=True):
-    """Number of tokens of the input."""
-
-    prompt_tokens: int
-
-
 class _ClassifyReply(msgspec.Struct, frozen=True):
     """Reply of `/classify`."""
 
     data: list[_Classes]
-    usage: _Usage
 
 
-class _TokenizeReply(msgspec.Struct, frozen=True):
-    """Reply of `/tokenize`."""
+@dataclass
+class _Server:
+    """One vLLM server."""
 
-    count: int
-
-
-class Classified(NamedTuple):
-    """Reply of vLLM's `/classify` to one input."""
-
-    reward: float
-    """Logits."""
-    tokens: int
-    """Number of tokens that the model read, after any cut."""
+    url: str
+    model: str
+    """Name of its model."""
+    client: httpx.AsyncClient
+    healthy: bool = True
+    calls: int = 0
+    """Number of open calls."""
 
 
-class ResponseReply(NamedTuple):
-    """Reward and lengths of one response."""
+@dataclass
+class UpstreamEngine:
+    """vLLM servers with the same model. A request is one call to the least busy healthy server; if
+    this server is full or fails, the others are tried."""
 
-    reward: float
-    length_tokens: int
-    truncated: bool
-    sequence_tokens: int
+    servers: list[_Server]
+    _next: int = field(default=0, init=False)
+    """The server that comes first among equally busy ones."""
+
+    @classmethod
+    def of(
+        cls, urls: Sequence[str], *, key: str | None, max_length: int, probe: Sequence[int]
+    ) -> "UpstreamEngine":
+        """The servers at these URLs, with their API key. They must take `max_length` tokens, and
+        give equal rewards to the `probe`.
+
+        Raises:
+            ConfigError: If a server does not answer, takes shorter inputs, or serves another model
+                than the first.
+        """
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        servers, rewards = [], []
+        for url in urls:
+            with httpx.Client(base_url=url, headers=headers, timeout=IDENTIFY_SECONDS) as client:
+                model = _identify(client, url, max_length)
+                rewards.append(_probe(client, url, model, probe))
+            # One client for each server, so that connections are reused
+            asynchronous = httpx.AsyncClient(base_url=url, headers=headers)
+            servers.append(_Server(url, model, asynchronous))
+
+        for url, reward in zip(urls, rewards, strict=True):
+            if abs(reward - rewards[0]) > PROBE_TOLERANCE:
+                raise ConfigError(
+                    f"--upstream {url}: gives {reward:.4f} where {urls[0]} gives {rewards[0]:.4f}."
+                    " Serve the same model at all URLs."
+                )
+        return cls(servers)
+
+    async def rewards(
+        self, groups: Sequence[EncodedGroup], *, deadline: float
+    ) -> list[list[float]]:
+        """See `Engine.rewards`."""
+        inputs = [
+            [*map(int, group.prefix), *map(int, suffix)]
+            for group in groups
+            for suffix in group.suffixes
+        ]
+        values = iter(await before(deadline, self._classify(inputs)) if inputs else ())
+        return [[next(values) for _ in group.suffixes] for group in groups]
+
+    def seconds_until_room(self, tokens: float = 0.0, *, coming: int = 0) -> int | None:
+        """See `Engine.seconds_until_room`. Only the servers know their queues."""
+        return None
+
+    @property
+    def can_work(self) -> bool:
+        """Whether a server was healthy at its last check."""
+        return any(server.healthy for server in self.servers)
+
+    async def run(self) -> None:
+        """Check the servers' health until cancelled."""
+        try:
+            while True:
+                await asyncio.gather(*map(_check, self.servers))
+                await asyncio.sleep(SECONDS_BETWEEN_CHECKS)
+        finally:
+            await asyncio.gather(*(server.client.aclose() for server in self.servers))
+
+    async def _classify(self, inputs: Sequence[Sequence[int]]) -> list[float]:
+        """A reward for each input, from the first server that gives them.
+
+        Raises:
+            BusyError: If a server is full, and no other answers.
+            UnavailableError: If no server answers.
+        """
+        failures: list[str] = []
+        busy: list[int] = []
+        for server in self._in_order():
+            server.calls += 1
+            try:
+                return await _call(server, inputs)
+            except BusyError as error:
+                busy.append(error.seconds)
+            except UnavailableError as error:
+                server.healthy = False
+                failures.append(str(error))
+            finally:
+                server.calls -= 1
+
+        if busy:
+            raise BusyError(min(busy))
+        raise UnavailableError("; ".join(failures))
+
+    def _in_order(self) -> list[_Server]:
+        """Healthy servers first, the least busy ones first among them; in turn if equally busy."""
+        start = self._next % len(self.servers)
+        self._next += 1
+        turned = self.servers[start:] + self.servers[:start]
+        return sorted(turned, key=lambda server: (not server.healthy, server.calls))
 
 
-def identify(url: str) -> Identity:
-    """The model of an upstream server. The hash of its weights is unknown.
-
-    Raises:
-        ConfigError: If no vLLM answers at the URL.
-    """
+def _identify(client: httpx.Client, url: str, max_length: int) -> str:
+    """The name of the model of a server."""
     try:
-        reply = httpx.get(f"{url}/v1/models", timeout=IDENTIFY_SECONDS).raise_for_status()
+        reply = client.get("/v1/models").raise_for_status()
         # The first entry: a pooling server has one model, perhaps followed by adapters
         model = msgspec.json.decode(reply.content, type=_ModelsReply).data[0]
-        return Identity(model.id, f"upstream {url} {model.id}", None, model.max_model_len)
     except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, IndexError) as error:
         raise ConfigError(
             f"--upstream {url}: no vLLM answers at /v1/models ({error or type(error).__name__})."
-            " Check the URL."
+            " Check the URL, and --upstream-key."
         ) from error
 
+    if model.max_model_len is not None and model.max_model_len < max_length:
+        raise ConfigError(
+            f"--upstream {url}: takes {model.max_model_len:,} tokens, but the checkpoint"
+            f" {max_length:,}. Use --max-length {model.max_model_len}."
+        )
+    return model.id
 
-class UpstreamBackend:
-    """Calls `/classify` and `/tokenize` once for each response.
 
-    With a cut, it also calls `/tokenize` for the whole conversation.
-    """
+def _probe(client: httpx.Client, url: str, model: str, probe: Sequence[int]) -> float:
+    """The reward of the probe."""
+    try:
+        reply = client.post("/classify", json=_body(model, [probe])).raise_for_status()
+        (reward,) = _rewards_in(reply.content, url, 1)
+    except (httpx.HTTPError, UnavailableError) as error:
+        raise ConfigError(
+            f"--upstream {url}: gives no reward at /classify ({error or type(error).__name__})."
+            " Start vLLM with --runner pooling on a model with one label."
+        ) from error
+    return reward
 
-    def __init__(self, url: str, model: str) -> None:
-        self._model = model
-        # One client, so that connections are reused
-        self._client = httpx.AsyncClient(base_url=url)
-        self._free = asyncio.Semaphore(CALLS_AT_ONCE)
 
-    async def conversations(
-        self, requests: Sequence[Request], *, cut_to: int | None, deadline: float
-    ) -> list[BackendReply]:
-        """See `Backend.conversations`."""
-        calls = [self._conversation(request, cut_to=cut_to) for request in requests]
-        return await _together(calls, deadline)
+def _body(model: str, inputs: Sequence[Sequence[int]]) -> Plain:
+    """The body that asks for raw rewards of token ids."""
+    return {"model": model, "input": list(map(list, inputs)), "use_activation": False}
 
-    async def texts(
-        self, texts: Sequence[Text], *, cut_to: int | None, deadline: float
-    ) -> list[BackendReply]:
-        """See `Backend.texts`."""
-        return await _together([self._text(text, cut_to=cut_to) for text in texts], deadline)
 
-    def seconds_until_room(self, tokens: float = 0.0) -> int | None:
-        """See `Backend.seconds_until_room`. Only the upstream server knows its queue."""
-        return None
-
-    async def run(self) -> None:
-        """See `Backend.run`. The upstream server computes, so this only waits."""
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await self._client.aclose()
-
-    async def _text(self, text: Text, *, cut_to: int | None) -> BackendReply:
-        # A tuple or array of ids is a list in JSON
-        content = text if isinstance(text, str) else list(text)
-        reward, tokens = await self._classify({"input": content}, cut_to=cut_to)
-        if cut_to is None:
-            return BackendReply([reward], [tokens], [False], [tokens], tokens)
-
-        uncut = await self._count({"prompt": text}) if isinstance(text, str) else len(text)
-        return BackendReply([reward], [tokens], [tokens < uncut], [tokens], tokens)
-
-    async def _conversation(self, request: Request, *, cut_to: int | None) -> BackendReply:
-        prompt = [message.turn() for message in request.prompt]
-        # Compute equal responses once, so that they tie exactly
-        distinct = list(dict.fromkeys(request.responses))
-        calls = [self._response(prompt, response, cut_to=cut_to) for response in distinct]
-        reply_of = dict(zip(distinct, await _together(calls), strict=True))
-
-        replies = [reply_of[response] for response in request.responses]
-        return BackendReply(
-            rewards=[reply.reward for reply in replies],
-            length_tokens=[reply.length_tokens for reply in replies],
-            truncated=[reply.truncated for reply in replies],
-            sequence_tokens=[reply.sequence_tokens for reply in replies],
-            computed_tokens=sum(reply.sequence_tokens for reply in replies),
+def _rewards_in(content: bytes, url: str, count: int) -> list[float]:
+    """The rewards in a reply of `/classify`."""
+    try:
+        rows = msgspec.json.decode(content, type=_ClassifyReply).data
+    except msgspec.DecodeError as error:
+        raise UnavailableError(
+            f"upstream {url}: its reply has another form ({error}). Check that it is vLLM."
+        ) from error
+    if len(rows) != count or any(len(row.probs) != 1 for row in rows):
+        raise UnavailableError(
+            f"upstream {url}: gave {len(rows)} results for {count} inputs, or several numbers for"
+            " one. Check that its model has one label."
         )
 
-    async def _response(
-        self, prompt: Sequence[Plain], response: str, *, cut_to: int | None
-    ) -> ResponseReply:
-        """The reply for one response to a prompt. All calls run concurrently."""
-        messages = [*prompt, {"role": "assistant", "content": response}]
-        classify = asyncio.ensure_future(self._classify({"messages": messages}, cut_to=cut_to))
-        length = asyncio.ensure_future(
-            self._count({"prompt": response, "add_special_tokens": False})
-        )
-        uncut: asyncio.Future[int] | None = None
-        if cut_to is not None:
-            body = {"messages": messages, "add_generation_prompt": False}
-            uncut = asyncio.ensure_future(self._count(body))
-
-        await _finish([classify, length, *([uncut] if uncut is not None else [])])
-
-        reward, tokens = classify.result()
-        truncated = uncut is not None and tokens < uncut.result()
-        return ResponseReply(reward, length.result(), truncated, tokens)
-
-    async def _classify(self, body: Plain, *, cut_to: int | None) -> Classified:
-        """The raw reward of one input."""
-        cut = {} if cut_to is None else {"truncate_prompt_tokens": cut_to}
-        body = {**body, "use_activation": False, **cut}
-        reply = await self._post("/classify", body, _ClassifyReply)
-
-        reward = reply.data[0].probs[0]
+    rewards = []
+    for row in rows:
+        (reward,) = row.probs
         # JSON has no NaN, so vLLM writes null
         if reward is None or not math.isfinite(reward):
             raise NotFiniteError(f"upstream: gave {reward!r} as a reward. Check its model.")
-        return Classified(reward, reply.usage.prompt_tokens)
-
-    async def _count(self, body: Plain) -> int:
-        """The number of tokens of a text, or of a conversation, without a cut."""
-        return (await self._post("/tokenize", body, _TokenizeReply)).count
-
-    async def _post(self, route: str, body: Plain, reply_type: type[Reply]) -> Reply:
-        """Call a route, and parse its reply.
-
-        Raises:
-            UnavailableError: If the server does not answer, fails, or replies in another form.
-            BusyError: If the server is overloaded.
-            DataError: If the server rejects the body.
-        """
-        try:
-            async with self._free:
-                # No timeout, because the caller has a deadline
-                reply = await self._client.post(
-                    route, json={"model": self._model, **body}, timeout=None
-                )
-        except httpx.HTTPError as error:
-            raise UnavailableError(
-                f"upstream: does not answer ({type(error).__name__}). Try again later."
-            ) from error
-
-        if reply.status_code in (429, 503):
-            # A date in the header is ignored
-            seconds = reply.headers.get("retry-after", "")
-            raise BusyError(int(seconds) if seconds.isdigit() else 1)
-        if reply.status_code >= 500:
-            raise UnavailableError(f"upstream: answered {reply.status_code}: {reply.text[:300]}")
-        if reply.status_code != 200:
-            raise DataError("upstream", f"answered {reply.status_code}: {reply.text[:300]}")
-        try:
-            return msgspec.json.decode(reply.content, type=reply_type)
-        except msgspec.DecodeError as error:
-            raise UnavailableError(
-                f"upstream: its reply has another form ({error}). Check that it is vLLM."
-            ) from error
+        rewards.append(reward)
+    return rewards
 
 
-async def _together(
-    calls: Sequence[Awaitable[Result]], deadline: float | None = None
-) -> list[Result]:
-    """All results, in order. Raises the errors of `_finish`."""
-    # Start all calls before waiting for any
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    await _finish(tasks, deadline)
-    return [task.result() for task in tasks]
-
-
-async def _finish(tasks: Sequence[asyncio.Future[Any]], deadline: float | None = None) -> None:
-    """Wait for all tasks. The first error, or the deadline, cancels the others.
+async def _call(server: _Server, inputs: Sequence[Sequence[int]]) -> list[float]:
+    """The rewards of inputs from one server.
 
     Raises:
-        ExpiredError: If the deadline passed.
+        UnavailableError: If the server does not answer, fails, or replies in another form.
+        BusyError: If the server is overloaded.
     """
+    body = _body(server.model, inputs)
     try:
-        async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
-            await asyncio.gather(*tasks)
-    except TimeoutError:
-        raise ExpiredError from None
-    finally:
-        for task in tasks:
-            task.cancel()
+        # No timeout, because the caller has a deadline
+        reply = await server.client.post("/classify", json=body, timeout=None)
+    except httpx.HTTPError as error:
+        raise UnavailableError(
+            f"upstream {server.url}: does not answer ({type(error).__name__}). Try again later."
+        ) from error
+
+    if reply.status_code in (429, 503):
+        # A date in the header is ignored
+        seconds = reply.headers.get("retry-after", "")
+        raise BusyError(int(seconds) if seconds.isdigit() else 1)
+    # Our tokens are valid, so other refusals are faults of the server's settings
+    if reply.status_code != 200:
+        raise UnavailableError(
+            f"upstream {server.url}: answered {reply.status_code}: {reply.text[:300]}"
+        )
+    server.healthy = True
+    return _rewards_in(reply.content, server.url, len(inputs))
+
+
+async def _check(server: _Server) -> None:
+    """Note whether a server is healthy."""
+    try:
+        reply = await server.client.get("/health", timeout=IDENTIFY_SECONDS)
+        server.healthy = reply.status_code == 200
+    except httpx.HTTPError:
+        server.healthy = False

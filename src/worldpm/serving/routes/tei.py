@@ -7,7 +7,7 @@ is a prompt and a response.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
@@ -29,12 +29,19 @@ from worldpm.serving.client import (
     reply_of,
     use_errors_of,
 )
-from worldpm.serving.service import RefusedError, Service
+from worldpm.serving.service import RefusedError, Service, check_text, refusing
 from worldpm.stats import bradley_terry
 
 Pair = tuple[str, str]
 LABEL = "LABEL_0"
 """Transformers' name of a single label."""
+
+
+class Parameters(RequestBody):
+    """Options of Hugging Face's InferenceClient. With one label, `top_k` has no effect."""
+
+    function_to_apply: Literal["sigmoid", "none"] | None = None
+    top_k: int | None = None
 
 
 class Predict(RequestBody):
@@ -44,7 +51,19 @@ class Predict(RequestBody):
 
     inputs: str | Pair | Many[Annotated[Many[str], Field(min_length=1, max_length=2)]]
     truncate: bool | None = None
+    truncation_direction: Literal["Right", "right"] | None = None
+    """Cuts keep the template, so a side cannot be chosen."""
+    prompt_name: None = None
+    """The template of training is always used."""
     raw_scores: bool = False
+    parameters: Parameters | None = None
+    """Options of Hugging Face's InferenceClient."""
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether rewards are wanted, not their sigmoid."""
+        function = self.parameters.function_to_apply if self.parameters else None
+        return self.raw_scores or function == "none"
 
     @property
     def rows(self) -> Sequence[Sequence[str]]:
@@ -64,8 +83,43 @@ class RerankTexts(RequestBody):
     query: str
     texts: Many[str]
     truncate: bool | None = None
+    truncation_direction: Literal["Right", "right"] | None = None
+    """Cuts keep the template, so a side cannot be chosen."""
     raw_scores: bool = False
     return_text: bool = False
+
+
+class TokenizeTexts(RequestBody):
+    """Body of `/tokenize` with TEI's texts."""
+
+    model_config = example({"inputs": QUESTION})
+
+    inputs: str | Many[str]
+    add_special_tokens: bool = True
+    prompt_name: None = None
+    """The template of training is always used."""
+
+
+class Decode(RequestBody):
+    """Body of `/decode`: token ids of a text, or of several."""
+
+    model_config = example({"ids": [1, 2, 3], "skip_special_tokens": False})
+
+    ids: Many[int] | Many[Many[int]]
+    skip_special_tokens: bool = True
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of TEI's reply."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    """Index of its first character in the text; None for special tokens."""
+    stop: int | None
+    """Index after its last character."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +211,40 @@ async def rerank(service: Service, body: RerankTexts, http: HttpRequest) -> Repl
     return Reply([Rank(index, scores[index]) for index in order])
 
 
+async def tokenize(service: Service, body: TokenizeTexts, http: HttpRequest) -> Reply:
+    """The tokens of each text."""
+    # The path belongs to vLLM, but only TEI's clients send `inputs`
+    use_errors_of(TEI, http)
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    check_text("".join(texts))
+    call = service.of(http, "tokens")
+    reading = service.backend.pieces(
+        texts, special=body.add_special_tokens, deadline=call.deadline()
+    )
+    rows = await call.while_connected(refusing(reading))
+    return Reply([[Token(**piece._asdict()) for piece in row] for row in rows])
+
+
+async def _decode(service: Service, body: Decode, http: HttpRequest) -> Reply:
+    use_errors_of(TEI, http)
+    rows = [ids for ids in body.ids if isinstance(ids, list)]
+    rows = rows or [[number for number in body.ids if isinstance(number, int)]]
+    call = service.of(http, "text")
+    texts = []
+    for ids in rows:
+        reading = service.backend.text_of(
+            ids, deadline=call.deadline(), without_special=body.skip_special_tokens
+        )
+        texts.append(await call.while_connected(refusing(reading)))
+    return Reply(texts)
+
+
 def routes(service: Service) -> APIRouter:
-    """The routes `/predict` and `/info`. `/rerank` is in `routes.vllm`, which has the same path."""
+    """The routes `/`, `/predict`, `/decode` and `/info`. `/rerank` and `/tokenize` are in
+    `routes.vllm`, which has the same paths."""
     router = APIRouter()
 
+    @router.post("/", include_in_schema=False)
     @router.post(
         "/predict",
         summary="TEI's predict: a text, or a pair of prompt and response",
@@ -171,10 +255,14 @@ def routes(service: Service) -> APIRouter:
         replies = await _predict(service, body.rows, http, cut_to=cut_to)
 
         predictions = [
-            [Prediction(_score(reply.rewards[0], raw=body.raw_scores), LABEL)] for reply in replies
+            [Prediction(_score(reply.rewards[0], raw=body.is_raw), LABEL)] for reply in replies
         ]
         is_single = isinstance(body.inputs, str | tuple)
         return Reply(predictions[0] if is_single else predictions)
+
+    @router.post("/decode", summary="TEI's decode", responses=reply_of(list[str]))
+    async def decode(body: Decode, http: HttpRequest) -> Reply:
+        return await _decode(service, body, http)
 
     @router.get("/info", summary="Model and limits", responses=reply_of(Info))
     async def info() -> Reply:
@@ -233,18 +321,18 @@ def _error(error: RefusedError, _: int) -> TeiError:
 
 
 def _lacks_texts(error: ErrorDetails) -> bool:
-    """Whether the body only lacks `texts`. Bodies of vLLM, Cohere and Jina for `/rerank` have
-    `documents` instead."""
-    return "texts" in error["loc"]
+    """Whether the body only lacks `texts` or `inputs`. Bodies of vLLM, Cohere and Jina for
+    `/rerank` and `/tokenize` have other keys instead."""
+    return "texts" in error["loc"] or "inputs" in error["loc"]
 
 
 TEI = Client(
     "TEI",
     routes,
-    paths=("/predict", "/info"),
+    paths=("/", "/predict", "/decode", "/info"),
     error_body=_error,
     error_type=TeiError,
     invalid_status=422,
-    union_bodies=(RerankTexts,),
+    union_bodies=(RerankTexts, TokenizeTexts),
     hides=_lacks_texts,
 )

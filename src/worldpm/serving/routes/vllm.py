@@ -1,23 +1,27 @@
 """The routes of vLLM's pooling server, which verl's client also uses, and the rerank routes, which
 Cohere's and Jina's clients share.
 
-Source: replies of vLLM 0.32, recorded in `tests/serving/vllm_replies.txt`. There are two
+Source: replies of vLLM 0.32, recorded in `tests/serving/vllm_replies.txt`. There are three
 differences from vLLM. A query and a document become prompt and response in the model's chat
-template. A text gets the end token at which the reward is read, unless it ends with this token.
+template. A text gets the end token at which the reward is read, unless it ends with this token. A
+cut keeps the template, and cuts prompts before responses. Options that change rewards are used or
+refused, never ignored.
 """
 
+import base64
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Body
 from fastapi import Request as HttpRequest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
-from worldpm.serving.backends import BackendReply, LocalBackend
+from worldpm.serving.backends import BackendReply
 from worldpm.serving.client import (
     CONVERSATION,
     GOOD,
@@ -70,9 +74,40 @@ class Options(RequestBody):
 
     model: str | None = None
     use_activation: bool | None = None
+    activation: bool | None = None
+    """Older name of `use_activation`."""
+    softmax: bool | None = None
+    """Another older name."""
+    truncation_side: None = None
+    """Cuts keep the template, so a side cannot be chosen."""
+    chat_template: None = None
+    """The template of training is always used."""
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=0)
+    """Variables for the template: none."""
+    instruction: None = None
+    """Instructions for the template: none."""
+    max_tokens_per_query: Literal[0] | None = None
+    """Queries have no limit of their own."""
+    max_tokens_per_doc: Literal[0] | None = None
+    """Documents have no limit of their own."""
     truncate_prompt_tokens: Literal[-1] | Annotated[int, Field(ge=1)] | None = None
     """Number of tokens of prompt and response that longer inputs are cut to; -1 is the model's
     limit."""
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if len({use for use in self._uses() if use is not None}) > 1:
+            raise ValueError("use_activation and its older names differ")
+        return self
+
+    def _uses(self) -> tuple[bool | None, ...]:
+        return (self.use_activation, self.activation, self.softmax)
+
+    def activated(self, reward: float, service: Service) -> float:
+        """The reward as vLLM gives it for this model: raw if its config is a regression's or the
+        request wants no activation, else its sigmoid."""
+        is_raw = service.identity.activation == "identity" or False in self._uses()
+        return reward if is_raw else float(bradley_terry.probability(reward))
 
 
 class OfText(Options):
@@ -81,6 +116,8 @@ class OfText(Options):
     model_config = example({"input": [RENDERED]})
 
     input: Texts
+    add_special_tokens: Literal[True] | None = None
+    """Texts get the special tokens of training."""
 
 
 class OfMessages(Options):
@@ -89,18 +126,32 @@ class OfMessages(Options):
     model_config = example({"messages": CONVERSATION})
 
     messages: Annotated[Many[Turn], Field(min_length=1)]
+    add_special_tokens: Literal[False] | None = None
+    """The template writes all special tokens."""
+    add_generation_prompt: Literal[False] | None = None
+    """A scored conversation is complete."""
+    continue_final_message: Literal[False] | None = None
+    """A scored conversation is complete."""
 
 
-class PoolText(OfText):
+class Pool(RequestBody):
+    """Options of `/pooling`."""
+
+    task: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    """base64 for the bytes of float32 numbers."""
+    embed_dtype: Literal["float32"] = "float32"
+    endianness: Literal["native", "little"] = "native"
+    dimensions: None = None
+    """A reward is a single number."""
+
+
+class PoolText(OfText, Pool):
     """Body of `/pooling` with texts."""
 
-    task: str | None = None
 
-
-class PoolMessages(OfMessages):
+class PoolMessages(OfMessages, Pool):
     """Body of `/pooling` with a conversation."""
-
-    task: str | None = None
 
 
 class ScorePairs(Options):
@@ -136,6 +187,15 @@ class TokenizeMessages(RequestBody):
     messages: Annotated[Many[Turn], Field(min_length=2)]
     add_generation_prompt: Literal[False]
     """Must be false. vLLM's default opens another turn, but a scored conversation is complete."""
+
+
+class Detokenize(RequestBody):
+    """Body of `/detokenize`."""
+
+    model_config = example({"tokens": [1, 2, 3]})
+
+    model: str | None = None
+    tokens: Many[int]
 
 
 class Document(RequestBody):
@@ -180,7 +240,8 @@ class Classified:
     index: int
     label: str
     probs: list[float]
-    """One number: the sigmoid of the reward, or the reward if `use_activation` is false."""
+    """One number: the reward if the model's `problem_type` is `regression` or `use_activation` is
+    false, else the sigmoid of the reward."""
     num_classes: int
 
 
@@ -190,8 +251,8 @@ class Pooled:
 
     index: int
     object: str
-    data: list[float]
-    """One number, as in `Classified`."""
+    data: list[float] | str
+    """One number, as in `Classified`; with base64 its four bytes."""
 
 
 @dataclass(frozen=True)
@@ -282,10 +343,25 @@ class TokenizeReply:
     """Reply of `/tokenize`."""
 
     count: int
-    max_model_len: int | None
-    """Tokens; None if unknown."""
+    max_model_len: int
+    """Tokens."""
     tokens: list[int]
     token_strs: None = None
+
+
+@dataclass(frozen=True)
+class DetokenizeReply:
+    """Reply of `/detokenize`."""
+
+    prompt: str
+
+
+@dataclass(frozen=True)
+class LoadReply:
+    """Reply of `/load`."""
+
+    server_load: int
+    """Number of open requests."""
 
 
 @dataclass(frozen=True)
@@ -298,8 +374,8 @@ class Model:
     """Unix seconds."""
     owned_by: str
     root: str
-    max_model_len: int | None
-    """Tokens; None if unknown."""
+    max_model_len: int
+    """Tokens."""
 
 
 @dataclass(frozen=True)
@@ -311,7 +387,8 @@ class ModelsReply:
 
 
 def routes(service: Service) -> APIRouter:
-    """The routes `/classify`, `/pooling`, `/score`, `/rerank`, `/tokenize` and `/v1/models`."""
+    """The routes `/classify`, `/pooling`, `/score`, `/rerank`, `/tokenize`, `/detokenize`, `/load`
+    and `/v1/models`."""
     router = APIRouter()
     _add_classifying(router, service)
     _add_ranking(router, service)
@@ -323,6 +400,7 @@ def _add_classifying(router: APIRouter, service: Service) -> None:
     """Add the routes that give a number for each text or conversation."""
 
     @router.put("/classify", include_in_schema=False)
+    @router.post("/v1/classify", include_in_schema=False)
     @router.post(
         "/classify",
         summary="vLLM's and SGLang's classify; `text` or `input_ids` selects SGLang's",
@@ -338,7 +416,7 @@ def _add_classifying(router: APIRouter, service: Service) -> None:
         call = service.of(http, "classify")
         replies = await _read(call, body)
         data = [
-            Classified(index, LABEL, [_activated(reply.rewards[0], body.use_activation)], 1)
+            Classified(index, LABEL, [body.activated(reply.rewards[0], service)], 1)
             for index, reply in enumerate(replies)
         ]
         head = head_of(call, holds="list")
@@ -361,7 +439,7 @@ def _add_classifying(router: APIRouter, service: Service) -> None:
         call = service.of(http, "pooling")
         replies = await _read(call, body)
         data = [
-            Pooled(index, "pooling", [_activated(reply.rewards[0], body.use_activation)])
+            Pooled(index, "pooling", _encoded(body.activated(reply.rewards[0], service), body))
             for index, reply in enumerate(replies)
         ]
         head = head_of(call, holds="list")
@@ -408,6 +486,7 @@ async def _score(service: Service, body: ScorePairs, http: HttpRequest) -> Reply
             kind="BadRequestError",
         )
 
+    _check_some(documents)
     # Use one request for one query, so that its prompt is computed once
     if len(queries) == 1:
         requests = [_request(queries[0], documents)]
@@ -420,7 +499,7 @@ async def _score(service: Service, body: ScorePairs, http: HttpRequest) -> Reply
 
     rewards = [reward for reply in replies for reward in reply.rewards]
     data = [
-        Scored(index, "score", _activated(reward, body.use_activation))
+        Scored(index, "score", body.activated(reward, service))
         for index, reward in enumerate(rewards)
     ]
     head = head_of(call, holds="list")
@@ -429,6 +508,7 @@ async def _score(service: Service, body: ScorePairs, http: HttpRequest) -> Reply
 
 async def _rerank(service: Service, body: Rerank, http: HttpRequest) -> Reply:
     service.check_model(body.model)
+    _check_some(body.documents)
     call = service.of(http, "score")
     (reply,) = await call.conversations(
         [_request(body.query, body.texts)], cut_to=_cut_to(service, body)
@@ -445,17 +525,28 @@ async def _rerank(service: Service, body: Rerank, http: HttpRequest) -> Reply:
             id=call.reply_id,
             model=service.identity.name,
             usage=RerankUsage(tokens, tokens),
-            results=_results(body, reply, order),
+            results=_results(service, body, reply, order),
         )
     )
 
 
+def _check_some(documents: Sequence[object]) -> None:
+    """Check that there is a document.
+
+    Raises:
+        RefusedError: 400, with vLLM's message.
+    """
+    if not documents:
+        message = "At least one text_pair element must be given"
+        raise RefusedError(400, message, kind="BadRequestError")
+
+
 def _results(
-    body: Rerank, reply: BackendReply, order: Sequence[int]
+    service: Service, body: Rerank, reply: BackendReply, order: Sequence[int]
 ) -> list[Rank] | list[DocumentRank]:
     """The ranking of `order`, with or without the documents."""
     texts = body.texts
-    scores = [_activated(reward, body.use_activation) for reward in reply.rewards]
+    scores = [body.activated(reward, service) for reward in reply.rewards]
     if not body.return_documents:
         return [Rank(index, scores[index]) for index in order]
     return [DocumentRank(index, RankedDocument(texts[index]), scores[index]) for index in order]
@@ -464,9 +555,29 @@ def _results(
 def _add_model_routes(router: APIRouter, service: Service) -> None:
     """Add the routes about the tokenizer and the model."""
 
-    @router.post("/tokenize", summary="vLLM's tokenize", responses=reply_of(TokenizeReply))
-    async def tokenize(body: Tokenize | TokenizeMessages, http: HttpRequest) -> Reply:
+    @router.post(
+        "/tokenize",
+        summary="vLLM's and TEI's tokenize; `inputs` selects TEI's",
+        responses=reply_of(TokenizeReply | list[list[tei.Token]]),
+    )
+    async def tokenize(
+        body: Annotated[Tokenize | TokenizeMessages | tei.TokenizeTexts, Body()], http: HttpRequest
+    ) -> Reply:
+        if isinstance(body, tei.TokenizeTexts):
+            return await tei.tokenize(service, body, http)
         return await _tokenize(service, body, http)
+
+    @router.post("/detokenize", summary="vLLM's detokenize", responses=reply_of(DetokenizeReply))
+    async def detokenize(body: Detokenize, http: HttpRequest) -> Reply:
+        service.check_model(body.model)
+        call = service.of(http, "text")
+        reading = refusing(service.backend.text_of(body.tokens, deadline=call.deadline()))
+        return Reply(DetokenizeReply(await call.while_connected(reading)))
+
+    @router.get("/load", summary="Number of open requests", responses=reply_of(LoadReply))
+    async def load() -> Reply:
+        # without this request
+        return Reply(LoadReply(service.open_requests - 1))
 
     @router.get("/v1/models", summary="The served model", responses=reply_of(ModelsReply))
     async def models() -> Reply:
@@ -486,9 +597,6 @@ async def _tokenize(
     service: Service, body: Tokenize | TokenizeMessages, http: HttpRequest
 ) -> Reply:
     service.check_model(body.model)
-    if not isinstance(service.backend, LocalBackend):
-        raise RefusedError(501, "the tokenizer is on another server.", kind="NotImplemented")
-
     text: str | Request
     if isinstance(body, Tokenize):
         text, special = body.prompt, body.add_special_tokens
@@ -510,7 +618,12 @@ async def _read(call: Call, body: OfText | OfMessages) -> list[BackendReply]:
     cut_to = _cut_to(call.service, body)
     # Texts are already rendered; messages need our chat template
     if isinstance(body, OfText):
-        return await call.texts(as_list(body.input), cut_to=cut_to)
+        texts = as_list(body.input)
+        if not texts:
+            raise RefusedError(400, "You must pass at least one prompt", kind="BadRequestError")
+        if not all(map(len, texts)):
+            raise RefusedError(400, "The decoder prompt cannot be empty", kind="BadRequestError")
+        return await call.texts(texts, cut_to=cut_to)
     return await call.conversations([_conversation(body.messages)], cut_to=cut_to)
 
 
@@ -565,9 +678,11 @@ def _first_list(body: ScorePairs, names: Sequence[str]) -> list[str]:
     )
 
 
-def _activated(reward: float, use_activation: bool | None) -> float:
-    """The sigmoid of the reward, as in vLLM for one label, or the reward without activation."""
-    return reward if use_activation is False else float(bradley_terry.probability(reward))
+def _encoded(value: float, options: Pool) -> list[float] | str:
+    """A number in the encoding that the request asks for."""
+    if options.encoding_format == "float":
+        return [value]
+    return base64.b64encode(struct.pack("<f", value)).decode()
 
 
 def _usage(replies: Sequence[BackendReply]) -> Usage:

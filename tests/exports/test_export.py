@@ -10,8 +10,10 @@ from tests.conftest import run
 from worldpm import Message, Scorer
 from worldpm.datasets import preference_sets
 from worldpm.errors import WorldPMError
+from worldpm.exports import model_folder
+from worldpm.model import chat
 from worldpm.storage import parquet
-from worldpm.storage.json_files import read_json
+from worldpm.storage.json_files import Json, read_json
 from worldpm.storage.manifest import read_manifest
 
 
@@ -231,8 +233,57 @@ def test_a_model_folder_scores_the_same_and_has_its_card(road: Path, tmp_path: P
         "A high reward does not make an answer\nright.\n\nNot for **children**.\n",
     ):
         assert expected in card
+    # engines read their limit from the positions, and vLLM reads pairs by the score template
+    length = read_json(out / "worldpm.json")["max_length"]
+    assert read_json(out / "config.json")["max_position_embeddings"] == length
+    assert (
+        f"vllm serve published --runner pooling --max-model-len {length} --chat-template"
+        " published/score_template.jinja\n" in card
+    )
+    assert "raw rewards, because `problem_type` is `regression`" in card
+    scorer = Scorer.load(out)
+    pair = [{"role": "query", "content": "Why?"}, {"role": "document", "content": "So."}]
+    template = (out / "score_template.jinja").read_text()
+    text = scorer.encoder.tokenizer.apply_chat_template(
+        pair, chat_template=template, tokenize=False
+    )
+    group = scorer.encoder.encode([Message("user", "Why?")], ["So."])
+    ids = scorer.encoder.tokenizer(str(text))["input_ids"]
+    assert ids == [*group.prefix, *group.suffixes[0]]
+
     assert (
         run("export", road / "checkpoint", "--out", tmp_path / "x") == 2
     )  # pairs come from groups, not from a checkpoint
     assert run("export", road / "groups", "--to", "onnx", "--out", tmp_path / "y") == 2
     assert run("export", road / "groups", "--int8", "--out", tmp_path / "z") == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "limited"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, True),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, True),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, False),
+        ({"rope_parameters": {"a": {"rope_type": "default"}, "b": {"rope_type": "linear"}}}, False),
+        ({"n_positions": 1024}, False),
+    ],
+)
+def test_positions_are_limited_only_where_their_number_does_not_change_the_model(
+    config: Json, limited: bool
+) -> None:
+    whole = {**config, "max_position_embeddings": 4096}
+    assert model_folder._limited(whole, 512)["max_position_embeddings"] == (
+        512 if limited else 4096
+    )
+
+
+def test_the_card_of_a_model_with_another_template_tells_which_routes_read_other_text(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "MADE_HERE", "a text of no template")
+    out = tmp_path / "other"
+    assert run("export", road / "checkpoint", "--to", "model", "--out", out) == 0
+    assert not (out / "score_template.jinja").exists()
+    card = (out / "README.md").read_text()
+    assert "give the model other text there" in card
+    assert "--chat-template" not in card

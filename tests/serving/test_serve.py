@@ -3,7 +3,6 @@ lost decisions."""
 
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
@@ -240,25 +239,6 @@ def test_an_empty_body_gets_errors_of_the_formats_of_its_route(
     body = client.post(route, json={}).json()
     message = body["error"] if isinstance(body["error"], str) else body["error"]["message"]
     assert re.findall(r"'loc': '([^']*)'", message)[: len(keys)] == keys
-
-
-@pytest.mark.filterwarnings(
-    "ignore:You should not use the 'timeout'"
-)  # the client sets a timeout, which the test's transport does not support
-def test_cohere_reads_a_ranking_with_its_own_client(client: TestClient, scorer: Scorer) -> None:
-    cohere = pytest.importorskip(
-        "cohere", reason="Cohere's client (pip install cohere) is not installed"
-    )
-    ranking = cohere.ClientV2("key", base_url="http://testserver", httpx_client=client).rerank(
-        model="tinyrm", query=PROMPT, documents=ANSWERS
-    )
-
-    offline = scorer.rewards(PROMPT, ANSWERS)
-    order = sorted(range(3), key=lambda index: -offline[index])
-    assert [result.index for result in ranking.results] == order
-    assert ranking.results[0].relevance_score == pytest.approx(
-        1 / (1 + math.exp(-max(offline))), abs=1e-5
-    )
 
 
 def test_the_reply_of_our_route_is_complete_and_consistent(client: TestClient) -> None:

@@ -191,8 +191,8 @@ def test_the_routes_of_hugging_faces_clients(local: TestClient) -> None:
     pair = {"inputs": [QUESTION, ANSWERS[0]]}
     raw = local.post("/predict", json={**pair, "raw_scores": True}).json()
     none = {**pair, "parameters": {"function_to_apply": "none"}}
-    assert local.post("/", json=none).json() == raw
-    assert local.post("/", json=pair).json() == local.post("/predict", json=pair).json()
+    assert local.post("/", json=none).json() == [raw]
+    assert local.post("/", json=pair).json() == [local.post("/predict", json=pair).json()]
     softmax = {**pair, "parameters": {"function_to_apply": "softmax"}}
     assert local.post("/", json=softmax).status_code == 422
 

@@ -10,7 +10,6 @@ from worldpm.evaluation.results import Conditions, read_results
 from worldpm.model import chat, checkpoint
 from worldpm.model.description import Description, read_description
 from worldpm.model.sources import Source
-from worldpm.records import Message
 from worldpm.storage.folders import Output
 from worldpm.storage.json_files import Plain, read_json, to_json
 from worldpm.storage.manifest import MANIFEST, TIMINGS, verified_files
@@ -67,14 +66,6 @@ kind. They depend on length and style as far as the labels do. A high reward doe
 right.
 {note}"""
 SCORE_TEMPLATE = "score_template.jinja"
-SCORE_ROLES = """{%- set ns = namespace(turns=[]) -%}
-{%- for message in messages -%}
-{%- set role = {"query": "user", "document": "assistant"}.get(message.role, message.role) -%}
-{%- set ns.turns = ns.turns + [dict(message, role=role)] -%}
-{%- endfor -%}
-{%- set messages = ns.turns -%}
-"""
-"""Beginning of a template for vLLM's `/score` and `/rerank`, which send these roles."""
 ACTIVATED = {
     "identity": "raw rewards, because `problem_type` is `regression`",
     "sigmoid": "the sigmoid of rewards, or raw rewards with `use_activation: false`",
@@ -161,17 +152,8 @@ def _limited(config: Plain, max_length: int) -> Plain:
 def score_template(source: Source) -> str | None:
     """A template with which vLLM's `/score` and `/rerank` read query and document as prompt and
     response; None if engines would read other tokens than in training."""
-    tokenizer = checkpoint.load_tokenizer(source)
-    if chat.MADE_HERE not in str(tokenizer.chat_template):
-        return None
-
     encoder = checkpoint.encoder_of(source, checkpoint.load_config(source))
-    (sequence,) = encoder.read([Message("user", "a")], ["b"])
-    template = f"{SCORE_ROLES}{tokenizer.chat_template}"
-    pair = [{"role": "query", "content": "a"}, {"role": "document", "content": "b"}]
-    text = tokenizer.apply_chat_template(pair, chat_template=template, tokenize=False)
-    # engines add special tokens, which the template may have written already
-    return template if tokenizer(text)["input_ids"] == sequence.ids else None
+    return chat.score_template(encoder.tokenizer, encoder.frame)
 
 
 def _copy(path: Path, aside: Path) -> int:

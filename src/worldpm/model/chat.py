@@ -68,6 +68,14 @@ PLAIN_TEMPLATE = (
 """Each turn as its speaker and its text: `User: How?`, an empty line, `Assistant: So.`"""
 TEMPLATES = {"plain": PLAIN_TEMPLATE, "chatml": QWEN_TEMPLATE}
 """Templates that users can choose by name, for tokenizers without one."""
+ROLES_OF_SCORES = """{%- set ns = namespace(turns=[]) -%}
+{%- for message in messages -%}
+{%- set role = {"query": "user", "document": "assistant"}.get(message.role, message.role) -%}
+{%- set ns.turns = ns.turns + [dict(message, role=role)] -%}
+{%- endfor -%}
+{%- set messages = ns.turns -%}
+"""
+"""Beginning of a template for vLLM's `/score` and `/rerank`, which send these roles."""
 
 
 class RefusalError(Exception):
@@ -530,3 +538,17 @@ def common_prefix(sequences: Sequence[Sequence[object]]) -> int:
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """First 16 hex digits of the template's SHA-256, to print beside every result."""
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
+
+
+def score_template(tokenizer: PreTrainedTokenizerBase, frame: Frame) -> str | None:
+    """Our template for engines that send a prompt as `query` and a response as `document`; None if
+    the template is not ours, or if engines, which add special tokens, would read other tokens."""
+    if MADE_HERE not in str(tokenizer.chat_template):
+        return None
+
+    template = f"{ROLES_OF_SCORES}{tokenizer.chat_template}"
+    pair = [{"role": "query", "content": "a"}, {"role": "document", "content": "b"}]
+    text = tokenizer.apply_chat_template(pair, chat_template=template, tokenize=False)
+    (conversation,) = render(tokenizer, [Message("user", "a")], ["b"], frame=frame)
+    ids = tokenizer(conversation.text, add_special_tokens=False)["input_ids"]
+    return template if tokenizer(text)["input_ids"] == ids else None

@@ -417,8 +417,8 @@ def positions_of(config: PreTrainedConfig) -> int:
 
 
 def activation_of(config: PreTrainedConfig) -> Activation:
-    """What engines make of a one-label model's rewards by default: nothing if its config is a
-    regression's, else a sigmoid.
+    """The function that engines apply to a one-label model's rewards by default: none if its config
+    is a regression's, else a sigmoid.
 
     Source: vLLM 0.32, `model_executor/layers/pooler/activations.py`.
     """

@@ -198,7 +198,8 @@ class _BriefError(Exception):
 
 def _wait(rounds: int, retry_after: str | None) -> float:
     """Seconds before the next attempt: as the server requests, or else twice as long after each
-    round of failures. Random, so that many clients do not return at once."""
+    round of failures. Random, because clients that failed
+    together would otherwise return together."""
     # The exponent is bounded, because the power would overflow after many rounds
     growing = min(FIRST_WAIT_SECONDS * 2.0 ** min(rounds, 30), LONGEST_WAIT_SECONDS)
     requested = _seconds_to_wait(retry_after)
@@ -219,7 +220,7 @@ def _seconds_to_wait(retry_after: str | None) -> float | None:
             seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
         except ValueError:
             return None
-    # NaN is no time
+    # NaN is not a time
     return min(max(seconds, 0.0), LONGEST_WAIT_SECONDS) if math.isfinite(seconds) else None
 
 

@@ -1,11 +1,13 @@
 """Client programs whose APIs the server implements, and code that the routes of all clients
 share."""
 
+import base64
 import json
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
@@ -194,3 +196,8 @@ def as_list(texts: Texts) -> list[Text]:
     if ids:
         return [ids]
     return [item for item in texts if not isinstance(item, int)]
+
+
+def encoded(value: float, form: Literal["float", "base64"]) -> list[float] | str:
+    """A number as a list, or the base64 of its four bytes."""
+    return [value] if form == "float" else base64.b64encode(struct.pack("<f", value)).decode()

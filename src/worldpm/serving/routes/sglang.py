@@ -6,6 +6,7 @@ Source: SGLang 0.5.23, `/classify` with `text` or `input_ids`, and `/v1/embeddin
 
 import secrets
 from dataclasses import dataclass
+from typing import Literal
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
@@ -21,6 +22,7 @@ from worldpm.serving.client import (
     RequestBody,
     Texts,
     as_list,
+    encoded,
     example,
     is_single,
     reply_of,
@@ -58,6 +60,10 @@ class Embeddings(RequestBody):
 
     model: str | None = None
     input: Texts
+    encoding_format: Literal["float", "base64"] = "float"
+    """base64 for the bytes of float32 numbers, as OpenAI's client asks."""
+    dimensions: None = None
+    """A reward is a single number."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,8 @@ class ClassifyReply:
 class Embedding:
     """Reply of `/v1/embeddings` to one input."""
 
-    embedding: tuple[float]
-    """The reward in logits."""
+    embedding: list[float] | str
+    """The reward in logits; with base64 its four bytes."""
     index: int
     object: str = "embedding"
 
@@ -141,7 +147,10 @@ def routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         replies = await service.of(http, "embeddings").texts(as_list(body.input))
 
-        data = [Embedding((reply.rewards[0],), index) for index, reply in enumerate(replies)]
+        data = [
+            Embedding(encoded(reply.rewards[0], body.encoding_format), index)
+            for index, reply in enumerate(replies)
+        ]
         tokens = sum(reply.sequence_tokens[0] for reply in replies)
         return Reply(EmbeddingsReply(data, service.identity.name, "list", Usage(tokens, tokens)))
 

@@ -244,21 +244,20 @@ def routes(service: Service) -> APIRouter:
     `routes.vllm`, which has the same paths."""
     router = APIRouter()
 
-    @router.post("/", include_in_schema=False)
     @router.post(
         "/predict",
         summary="TEI's predict: a text, or a pair of prompt and response",
         responses=reply_of(list[Prediction] | list[list[Prediction]]),
     )
     async def predict(body: Predict, http: HttpRequest) -> Reply:
-        cut_to = CUT_TO_MODEL_LIMIT if body.truncate else None
-        replies = await _predict(service, body.rows, http, cut_to=cut_to)
-
-        predictions = [
-            [Prediction(_score(reply.rewards[0], raw=body.is_raw), LABEL)] for reply in replies
-        ]
+        predictions = await _predictions(service, body, http)
         is_single = isinstance(body.inputs, str | tuple)
         return Reply(predictions[0] if is_single else predictions)
+
+    @router.post("/", include_in_schema=False)
+    async def classify(body: Predict, http: HttpRequest) -> Reply:
+        # Hugging Face's client takes the first of a list for each input, also of a single one
+        return Reply(await _predictions(service, body, http))
 
     @router.post("/decode", summary="TEI's decode", responses=reply_of(list[str]))
     async def decode(body: Decode, http: HttpRequest) -> Reply:
@@ -286,6 +285,15 @@ def _info(service: Service) -> Info:
         max_client_batch_size=limits.inputs,
         max_concurrent_requests=limits.requests,
     )
+
+
+async def _predictions(
+    service: Service, body: Predict, http: HttpRequest
+) -> list[list[Prediction]]:
+    """The only label of each input, with its score."""
+    cut_to = CUT_TO_MODEL_LIMIT if body.truncate else None
+    replies = await _predict(service, body.rows, http, cut_to=cut_to)
+    return [[Prediction(_score(reply.rewards[0], raw=body.is_raw), LABEL)] for reply in replies]
 
 
 async def _predict(

@@ -8,8 +8,6 @@ cut keeps the template, and cuts prompts before responses. Options that change r
 refused, never ignored.
 """
 
-import base64
-import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from worldpm.serving.client import (
     RequestBody,
     Texts,
     as_list,
+    encoded,
     errors_of,
     example,
     head_of,
@@ -439,7 +438,11 @@ def _add_classifying(router: APIRouter, service: Service) -> None:
         call = service.of(http, "pooling")
         replies = await _read(call, body)
         data = [
-            Pooled(index, "pooling", _encoded(body.activated(reply.rewards[0], service), body))
+            Pooled(
+                index,
+                "pooling",
+                encoded(body.activated(reply.rewards[0], service), body.encoding_format),
+            )
             for index, reply in enumerate(replies)
         ]
         head = head_of(call, holds="list")
@@ -676,13 +679,6 @@ def _first_list(body: ScorePairs, names: Sequence[str]) -> list[str]:
     raise RefusedError(
         400, f"Field required: {' or '.join(names)}", kind="Bad Request", param=f"body.{names[0]}"
     )
-
-
-def _encoded(value: float, options: Pool) -> list[float] | str:
-    """A number in the encoding that the request asks for."""
-    if options.encoding_format == "float":
-        return [value]
-    return base64.b64encode(struct.pack("<f", value)).decode()
 
 
 def _usage(replies: Sequence[BackendReply]) -> Usage:

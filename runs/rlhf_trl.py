@@ -3,8 +3,9 @@ thousand parameters up.
 
     python runs/rlhf_trl.py REWARD_MODEL POLICY GROUPS OUT [STEPS]
 
-REWARD_MODEL is a folder or the URL of `worldpm serve`. POLICY is a language model, or `tiny`:
-random weights with the reward model's tokenizer. With `tiny` the reward rises visibly on a CPU.
+REWARD_MODEL is a folder, or the URLs of `worldpm serve`, separated by commas. POLICY is a language
+model, or `tiny`: random weights with the reward model's tokenizer, for URLs with that of
+`worldpm/tiny-forum`. With `tiny` the reward rises visibly on a CPU.
 Prompts come from the training split of GROUPS. Needs the extra `rlhf`.
 """
 
@@ -18,15 +19,18 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from worldpm.datasets.training_data import TrainingData
+from worldpm.model import sources
 from worldpm.rlhf.trl import RewardFunction
 
 PROMPTS, ROLLOUTS, TOKENS = 512, 8, 24
 
 
 def main(reward_model: str, policy: str, groups: str, out: str, steps: int) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(
-        reward_model if policy == "tiny" else policy, padding_side="left"
-    )
+    words_of = policy
+    if policy == "tiny":
+        is_url = reward_model.startswith(("http://", "https://"))
+        words_of = str(sources.find("worldpm/tiny-forum").folder) if is_url else reward_model
+    tokenizer = AutoTokenizer.from_pretrained(words_of, padding_side="left")
     model = tiny_policy(tokenizer) if policy == "tiny" else policy
     examples = islice(TrainingData.find([groups]).groups("train", Counter()), PROMPTS)
     prompts = [

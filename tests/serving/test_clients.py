@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from huggingface_hub import InferenceClient
 
@@ -66,6 +67,13 @@ def test_openais_client_reads_rewards_as_embeddings(url: str) -> None:
     ]
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-6)
     assert "any" not in [model.id for model in client.models.list()]
+
+
+def test_a_limit_of_documents_that_are_shorter_has_no_effect(url: str, order: list[int]) -> None:
+    # Haystack sends the limit of Cohere's models
+    body = {"query": QUESTION, "documents": DOCUMENTS, "max_tokens_per_doc": 4096}
+    reply = httpx.post(f"{url}/v2/rerank", json=body)
+    assert [row["index"] for row in reply.json()["results"]] == order
 
 
 @pytest.mark.filterwarnings("ignore")

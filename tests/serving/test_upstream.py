@@ -131,7 +131,8 @@ def test_our_routes_give_by_default_what_vllm_gives_for_the_exported_folder(
         ("/classify", {"add_special_tokens": False}),
         ("/pooling", {"encoding_format": "bytes"}),
         ("/pooling", {"encoding_format": "base64", "embed_dtype": "float16"}),
-        ("/score", {"max_tokens_per_doc": 5}),
+        ("/score", {"max_tokens_per_query": 5}),
+        ("/rerank", {"documents": ["one two three four five"], "max_tokens_per_doc": 3}),
         ("/rerank", {"instruction": "x"}),
     ],
 )

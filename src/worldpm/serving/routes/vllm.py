@@ -87,8 +87,9 @@ class Options(RequestBody):
     """Instructions for the template: none."""
     max_tokens_per_query: Literal[0] | None = None
     """Queries have no limit of their own."""
-    max_tokens_per_doc: Literal[0] | None = None
-    """Documents have no limit of their own."""
+    max_tokens_per_doc: Annotated[int, Field(ge=0)] | None = None
+    """Requests with a longer document are refused, because a cut would change its meaning; 0 is no
+    limit."""
     truncate_prompt_tokens: Literal[-1] | Annotated[int, Field(ge=1)] | None = None
     """Number of tokens of prompt and response that longer inputs are cut to; -1 is the model's
     limit."""
@@ -500,6 +501,7 @@ async def _score(service: Service, body: ScorePairs, http: HttpRequest) -> Reply
     call = service.of(http, "score")
     replies = await call.conversations(requests, cut_to=_cut_to(service, body))
 
+    _check_lengths(replies, body)
     rewards = [reward for reply in replies for reward in reply.rewards]
     data = [
         Scored(index, "score", body.activated(reward, service))
@@ -517,6 +519,7 @@ async def _rerank(service: Service, body: Rerank, http: HttpRequest) -> Reply:
         [_request(body.query, body.texts)], cut_to=_cut_to(service, body)
     )
 
+    _check_lengths([reply], body)
     # The sort is stable, so ties keep the order of the request
     order = sorted(range(len(body.texts)), key=lambda index: -reply.rewards[index])
     if body.top_n is not None and body.top_n > 0:
@@ -542,6 +545,23 @@ def _check_some(documents: Sequence[object]) -> None:
     if not documents:
         message = "At least one text_pair element must be given"
         raise RefusedError(400, message, kind="BadRequestError")
+
+
+def _check_lengths(replies: Sequence[BackendReply], options: Options) -> None:
+    """Check that every document is within the limit of the request.
+
+    Raises:
+        RefusedError: 400.
+    """
+    longest = max((max(reply.length_tokens, default=0) for reply in replies), default=0)
+    if options.max_tokens_per_doc and longest > options.max_tokens_per_doc:
+        raise RefusedError(
+            400,
+            f"a document has {longest} tokens, over max_tokens_per_doc. Cut it, or leave out the"
+            " limit.",
+            kind="BadRequestError",
+            param="max_tokens_per_doc",
+        )
 
 
 def _results(

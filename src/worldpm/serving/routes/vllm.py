@@ -88,8 +88,8 @@ class Options(RequestBody):
     max_tokens_per_query: Literal[0] | None = None
     """Queries have no limit of their own."""
     max_tokens_per_doc: Annotated[int, Field(ge=0)] | None = None
-    """Requests with a longer document are refused, because a cut would change its meaning; 0 is no
-    limit."""
+    """Requests with a longer document are refused, because a cut would change its meaning. 0 sets
+    no limit."""
     truncate_prompt_tokens: Literal[-1] | Annotated[int, Field(ge=1)] | None = None
     """Number of tokens of prompt and response that longer inputs are cut to; -1 is the model's
     limit."""

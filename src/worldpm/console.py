@@ -119,6 +119,11 @@ def interval(ends: Sequence[float] | None) -> str:
     return "-" if ends is None else "{:.3f} to {:.3f}".format(*ends)
 
 
+def probability(value: float) -> str:
+    """Four digits, or the order of magnitude of a smaller value."""
+    return f"{value:.4f}" if value >= 0.00005 or value == 0 else f"{value:.0e}"
+
+
 def number(value: float | None) -> str:
     """Three digits, or a dash for None."""
     return "-" if value is None else f"{value:.3f}"

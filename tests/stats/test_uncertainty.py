@@ -1,11 +1,20 @@
 """Intervals over clusters."""
 
 import math
+import time
 
 import numpy as np
 import pytest
 
-from worldpm.stats.uncertainty import cluster_sums, clustered_interval, holm, paired_difference
+from worldpm.stats import sign_flips
+from worldpm.stats.uncertainty import (
+    PairedJudges,
+    cluster_sums,
+    clustered_interval,
+    false_discovery,
+    holm,
+    paired_difference,
+)
 
 
 def test_independent_coins_give_the_binomial_interval() -> None:
@@ -46,7 +55,7 @@ def test_a_paired_difference_by_hand() -> None:
 
     assert difference.estimate == 0.8
     # all eight prompts that differ do so in one direction
-    assert difference.p_value == pytest.approx(2 / 2**8, abs=0.004)
+    assert difference.p_value == pytest.approx(2 / 2**8)
     assert difference.interval.low > 0.4
     assert difference.detectable == pytest.approx(2.8016 * math.sqrt(0.16 / 10), rel=0.05)
 
@@ -71,6 +80,82 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.5]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_false_discovery_by_hand() -> None:
+    # 0.01 x 4 / 1, 0.02 x 4 / 2, 0.03 x 4 / 3, 0.5
+    assert false_discovery([0.5, 0.01, 0.03, 0.02]) == pytest.approx([0.5, 0.04, 0.04, 0.04])
+    assert false_discovery([]) == []
+
+
+def test_signs_of_few_terms_are_enumerated_and_of_equal_terms_counted() -> None:
+    # of 8 signs, only +++ and --- give 6 or more
+    assert sign_flips.p_value(np.array([1.0, 2.0, 3.0])) == pytest.approx(2 / 8)
+    # +-1 +-2 +-3 gives 4 or more in size for +++, -++ and their opposites
+    assert sign_flips.p_value(np.array([-1.0, 2.0, 3.0, 0.0])) == pytest.approx(4 / 8)
+    # 2 P(at least 60 of 100 coins) from tables
+    terms = np.repeat([1.0, -1.0], [60, 40])
+    assert sign_flips.p_value(terms) == pytest.approx(0.0569, abs=5e-5)
+    assert sign_flips.p_value(np.ones(34)) == pytest.approx(2.0**-33)
+    assert sign_flips.p_value(np.array([1.0, -1.0])) == sign_flips.p_value(np.zeros(3)) == 1.0
+    # never 0, even where the number is too small to be written
+    assert sign_flips.p_value(np.ones(5000)) > 0
+
+
+@pytest.mark.parametrize("sizes", ["fractions", "halves", "thirds"])
+def test_the_saddlepoint_is_near_the_enumeration_far_into_the_tail(sizes: str) -> None:
+    generator = np.random.default_rng(0)
+    for share in (0.6, 0.75, 0.9):
+        for _ in range(5):
+            terms = {
+                "fractions": generator.uniform(0.2, 1, 20),
+                "halves": generator.choice([0.5, 1.0], 20),
+                "thirds": generator.choice([1 / 3, 2 / 3, 1.0], 20),
+            }[sizes] * np.where(generator.random(20) < share, 1, -1)
+            observed, most = abs(terms.sum()), np.abs(terms).sum()
+            if not 0.05 * most < observed < 0.85 * most:
+                continue
+            exact = sign_flips._enumerated(np.abs(terms), observed)
+            near = 2 * sign_flips._upper_tail(np.abs(terms), observed)
+            assert near == pytest.approx(exact, rel=0.15), (exact, near)
+
+
+def test_always_right_against_always_wrong_is_significant_among_many_models() -> None:
+    judges = PairedJudges.of(np.tile(np.arange(34.0)[:, None] % 2, 60), np.ones(60), range(60))
+    p_values = [
+        judges.difference(first, second).p_value
+        for first in range(34)
+        for second in range(first + 1, 34)
+    ]
+    assert min(holm(p_values)) < 1e-10
+    assert max(holm(p_values)) == 1.0
+
+
+def test_judges_together_get_the_differences_of_each_two() -> None:
+    generator = np.random.default_rng(1)
+    values = (generator.random((3, 80)) < 0.6).astype(float)
+    weights, clusters = generator.uniform(0.5, 1, 80), np.repeat(np.arange(40), 2)
+    together = PairedJudges.of(values, weights, clusters, resamples=500)
+    alone = paired_difference(values[0], values[2], weights, clusters, resamples=500)
+    of_both = together.difference(0, 2)
+    assert of_both.interval == pytest.approx(alone.interval)
+    assert (of_both.estimate, of_both.p_value) == pytest.approx((alone.estimate, alone.p_value))
+
+
+@pytest.mark.proof
+def test_51_models_on_9000_prompts_are_compared_within_a_minute() -> None:
+    generator = np.random.default_rng(0)
+    ability = np.linspace(0.55, 0.85, 51)[:, None]
+    values = (generator.random((51, 9000)) < ability).astype(float)
+    started = time.process_time()
+    judges = PairedJudges.of(values, np.ones(9000), range(9000))
+    pairs = [(first, second) for first in range(51) for second in range(first + 1, 51)]
+    p_values = [judges.difference(*pair).p_value for pair in pairs]
+    assert time.process_time() - started < 60
+    found = [low < 0.05 for low in holm(p_values)]
+    more = [low < 0.05 for low in false_discovery(p_values)]
+    assert len(pairs) == 1275
+    assert 900 < sum(found) < sum(more) < 1275
 
 
 def test_prompts_with_equal_values_have_the_exact_interval_or_none() -> None:

@@ -143,7 +143,11 @@ class Comparison:
     """Smallest true difference that a 5 % test detects with 80 % power; None without an
     interval."""
     p_value_holm: float
-    """The p-value, corrected for the number of comparisons by Holm's procedure."""
+    """The p-value, corrected for the number of comparisons by Holm's procedure: below 0.05, no
+    comparison of the evaluation is likely to be false."""
+    p_value_fdr: float
+    """The p-value, corrected by Benjamini's and Hochberg's procedure: of the comparisons below
+    0.05, about one in twenty is expected to be false."""
 
 
 @dataclass(frozen=True, kw_only=True)

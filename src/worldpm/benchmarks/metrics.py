@@ -24,12 +24,12 @@ from worldpm.stats import bradley_terry, calibration, style_control
 from worldpm.stats.pairs import pairs_of
 from worldpm.stats.style import style_of
 from worldpm.stats.uncertainty import (
-    Difference,
     Interval,
+    PairedJudges,
     clustered_interval,
     detectable,
+    false_discovery,
     holm,
-    paired_difference,
 )
 
 Array = NDArray[np.float64]
@@ -306,16 +306,19 @@ def compare(
     run is known.
     """
     rivals = list(_rivals(checkpoints, runs))
-
+    names = list(checkpoints)
+    judges = {
+        benchmark: _judges([checkpoints[name][benchmark] for name in names])
+        for benchmark in dict.fromkeys(pair.benchmark for pair in rivals)
+    }
     gaps = [
-        _difference(
-            checkpoints[pair.first][pair.benchmark], checkpoints[pair.second][pair.benchmark]
-        )
+        judges[pair.benchmark].difference(names.index(pair.first), names.index(pair.second))
         for pair in rivals
     ]
-    # all comparisons of an evaluation form one family of tests
-    adjusted = holm([gap.p_value for gap in gaps])
 
+    # all comparisons of an evaluation form one family of tests
+    p_values = [gap.p_value for gap in gaps]
+    corrected = zip(rivals, gaps, holm(p_values), false_discovery(p_values), strict=True)
     return [
         Comparison(
             benchmark=pair.benchmark,
@@ -326,8 +329,9 @@ def compare(
             p_value=gap.p_value,
             detectable=gap.detectable if gap.interval.known else None,
             p_value_holm=p_value_holm,
+            p_value_fdr=p_value_fdr,
         )
-        for pair, gap, p_value_holm in zip(rivals, gaps, adjusted, strict=True)
+        for pair, gap, p_value_holm, p_value_fdr in corrected
     ]
 
 
@@ -360,16 +364,12 @@ def _on_one_curve(first: RunStep | None, second: RunStep | None) -> bool:
     return first.run == second.run and first.step != second.step
 
 
-def _difference(first: Judged, second: Judged) -> Difference:
-    """The accuracy of the first minus the accuracy of the second, on the same pairs."""
-    # both have the same items in the same order, and so the same weights and prompts
-    pairs = scored_pairs(first)
-    return paired_difference(
-        pairs.credits.numpy(),
-        scored_pairs(second).credits.numpy(),
-        pairs.weights.numpy(),
-        pairs.prompts,
-    )
+def _judges(checkpoints: Sequence[Judged]) -> PairedJudges:
+    """Checkpoints on the same pairs of a benchmark."""
+    # all have the same items in the same order, and so the same weights and prompts
+    scored = [scored_pairs(judged) for judged in checkpoints]
+    values = np.stack([pairs.credits.numpy() for pairs in scored])
+    return PairedJudges.of(values, scored[0].weights.numpy(), scored[0].prompts)
 
 
 def longer(item: Item) -> list[float] | None:

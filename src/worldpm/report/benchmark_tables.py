@@ -6,7 +6,7 @@ from pathlib import Path
 from worldpm import plots
 from worldpm.benchmarks.measures import Comparison, Measures, PresetResult
 from worldpm.benchmarks.metrics import NULLS
-from worldpm.console import interval, number
+from worldpm.console import interval, number, probability
 from worldpm.evaluation.console_tables import plain
 from worldpm.evaluation.results import (
     CheckpointResult,
@@ -158,8 +158,10 @@ def _overview(path: Path, checkpoints: Checkpoints, comparisons: Iterable[Compar
         title=f"Checkpoints side by side: {path.name}",
         text=(
             "A difference is significant if its interval does not contain 0, and its p-value,"
-            " corrected for the number of comparisons (Holm), is below 0.05. Detectable is the"
-            " smallest true difference that a set of this size shows in 80 % of cases."
+            " corrected for the number of comparisons (Holm), is below 0.05. The correction for"
+            " false discoveries finds more: about one in twenty of those below 0.05 is expected to"
+            " be false. Detectable is the smallest true difference that a set of this size shows in"
+            " 80 % of cases."
         ),
         wide=[
             _dots(checkpoints, benchmarks),
@@ -215,14 +217,18 @@ def _cell(measures: Measures | None) -> str:
 
 
 def _differences(comparisons: Iterable[Comparison]) -> Grid:
-    head = ("checkpoints", "benchmark", "difference", "95 % interval", "p (Holm)", "detectable")
+    head = (
+        *("checkpoints", "benchmark", "difference", "95 % interval"),
+        *("p (Holm)", "p (false discovery)", "detectable"),
+    )
     rows = [
         [
             f"{comparison.first} - {comparison.second}",
             comparison.benchmark,
             f"{comparison.difference:+.3f}",
             interval(comparison.interval),
-            f"{comparison.p_value_holm:.4f}",
+            probability(comparison.p_value_holm),
+            probability(comparison.p_value_fdr),
             number(comparison.detectable),
         ]
         for comparison in comparisons

@@ -3,15 +3,20 @@ not."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from worldpm.stats import sign_flips
+
 CHUNK_DRAWS = 4_000_000
 """Most random draws in memory at once."""
 NORMAL_975, NORMAL_80 = 1.959964, 0.841621
 """The 97.5 % and 80 % quantiles of the standard normal distribution."""
+EQUAL_DRAWS = 1e-12
+"""Draws of a difference within this range are equal up to rounding."""
 DETECTABLE_ERRORS = NORMAL_975 + NORMAL_80
 """Size, in standard errors, of a difference that a two-sided 5 % test detects in 80 % of cases."""
 
@@ -45,8 +50,7 @@ class Difference(NamedTuple):
     """Interval of the estimate. Its ends are NaN with one cluster, or if the difference is equal in
     all clusters."""
     p_value: float
-    """Two-sided probability that equally good judges differ this much; at least 1 / (1 +
-    resamples)."""
+    """Two-sided probability that equally good judges differ this much."""
     detectable: float
     """The smallest true difference that a 5 % test on these prompts detects in 80 % of cases; NaN
     where the interval has NaN ends."""
@@ -92,53 +96,62 @@ def paired_difference(
     seed: int = 0,
     resamples: int = 10_000,
 ) -> Difference:
-    """The first judge's weighted mean minus the second's, with paired interval and test; all
-    arguments have shape `(pairs,)`.
-
-    The interval draws whole clusters with replacement, the pairs of both judges together. The test
-    exchanges the judges at random in whole clusters, which changes nothing if they are equally
-    good. Interval and detectable difference are NaN with one cluster, or if the judges differ
-    equally in all clusters. With one cluster the p-value is 1.
-
-    Source: Efron and Tibshirani 1993, chapters 8 and 15.
-    """
-    gaps = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    numerators, denominators = cluster_sums(gaps, weights, clusters)
-    estimate = float(numerators.sum() / denominators.sum())
-
-    means = resampled_means(numerators, denominators, seed=seed, resamples=resamples)
-    p_value = _exchange_test(numerators, seed=seed, resamples=resamples) if len(means) else 1.0
-
-    interval = _percentiles(means)
-    if not interval.low < interval.high:
-        return Difference(estimate, _UNKNOWN, p_value, float("nan"))
-    return Difference(estimate, interval, p_value, DETECTABLE_ERRORS * float(means.std()))
+    """The first judge's weighted mean minus the second's; all arguments have shape `(pairs,)`. See
+    `PairedJudges.difference`."""
+    values = np.stack([np.asarray(first, np.float64), np.asarray(second, np.float64)])
+    judges = PairedJudges.of(values, weights, clusters, seed=seed, resamples=resamples)
+    return judges.difference(0, 1)
 
 
-def _exchange_test(numerators: Array, *, seed: int, resamples: int) -> float:
-    """The share of random signs of the clusters that give at least as large a sum; the observed
-    signs count as one draw."""
-    # Clusters without a difference add 0 under either sign, so they need no draw.
-    moving = numerators[numerators != 0]
-    if len(moving) == 0:
-        return 1.0
+@dataclass(frozen=True)
+class PairedJudges:
+    """Judges of the same pairs, with resamples of the clusters that all comparisons share."""
 
-    generator = np.random.default_rng(seed)
-    observed = abs(float(moving.sum()))
-    chunk = max(1, CHUNK_DRAWS // len(moving))
-    as_large = 0
+    numerators: Array
+    """Weighted sums of values, shape (clusters, judges)."""
+    weight: float
+    """Sum of all weights."""
+    means: Array
+    """Weighted means in each resample, shape (resamples, judges); empty with one cluster."""
 
-    for start in range(0, resamples, chunk):
-        draws = min(chunk, resamples - start)
-        signs = generator.integers(0, 2, size=(draws, len(moving)), dtype=np.int8)
+    @classmethod
+    def of(
+        cls,
+        values: Array,
+        weights: ArrayLike,
+        clusters: ArrayLike,
+        *,
+        seed: int = 0,
+        resamples: int = 10_000,
+    ) -> "PairedJudges":
+        """`values` has shape (judges, pairs); weights and clusters have shape (pairs,)."""
+        sums = [cluster_sums(row, weights, clusters) for row in values]
+        numerators, denominators = np.stack([row for row, _ in sums], axis=1), sums[0][1]
+        means = resampled_means(numerators, denominators, seed=seed, resamples=resamples)
+        return cls(numerators, float(denominators.sum()), means)
 
-        # Signs are drawn as 0 and 1; 2 (signs @ x) - sum(x) is the sum with signs of -1 and 1.
-        sums = np.abs(2 * (signs @ moving) - moving.sum())
+    def difference(self, first: int, second: int) -> Difference:
+        """One judge's weighted mean minus another's, with paired interval and test.
 
-        # The observed signs must count as equally large, in whatever order the sum was rounded.
-        as_large += int((sums >= observed * (1 - 1e-12)).sum())
+        The interval draws whole clusters with replacement, the pairs of both judges together. The
+        test exchanges the judges at random in whole clusters, which changes nothing if they are
+        equally good; see `sign_flips.p_value`. Interval and detectable difference are NaN with one
+        cluster, or if the judges differ equally in all clusters. With one cluster the p-value is 1.
 
-    return (1 + as_large) / (1 + resamples)
+        Source: Efron and Tibshirani 1993, chapters 8 and 15.
+        """
+        gaps = self.numerators[:, first] - self.numerators[:, second]
+        estimate = float(gaps.sum()) / self.weight
+        p_value = sign_flips.p_value(gaps)
+        if len(self.means) == 0:
+            return Difference(estimate, _UNKNOWN, p_value, float("nan"))
+
+        means = self.means[:, first] - self.means[:, second]
+        interval = _percentiles(means)
+        # equal differences in all clusters, up to rounding
+        if not interval.high - interval.low > EQUAL_DRAWS:
+            return Difference(estimate, _UNKNOWN, p_value, float("nan"))
+        return Difference(estimate, interval, p_value, DETECTABLE_ERRORS * float(means.std()))
 
 
 def detectable(interval: Interval) -> float:
@@ -165,6 +178,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def false_discovery(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for false discoveries, in the same order: of all comparisons below 0.05,
+    about one in twenty is expected to be false.
+
+    Source: Benjamini and Hochberg 1995.
+    """
+    adjusted = [0.0] * len(p_values)
+    smallest = 1.0
+    largest_first = sorted(range(len(p_values)), key=p_values.__getitem__, reverse=True)
+
+    for rank, index in enumerate(largest_first):
+        # The running minimum keeps the order: a smaller p-value is not corrected to a larger one.
+        smallest = min(smallest, p_values[index] * len(p_values) / (len(p_values) - rank))
+        adjusted[index] = smallest
+
+    return adjusted
+
+
 def cluster_sums(values: ArrayLike, weights: ArrayLike, clusters: ArrayLike) -> tuple[Array, Array]:
     """Weighted sum of values and sum of weights of each cluster, in the order of the sorted cluster
     names."""
@@ -180,11 +211,12 @@ def cluster_sums(values: ArrayLike, weights: ArrayLike, clusters: ArrayLike) -> 
 
 
 def resampled_means(numerators: Array, denominators: Array, *, seed: int, resamples: int) -> Array:
-    """The weighted mean in each resample; empty with fewer than two clusters. Resamples of weight 0
-    are left out."""
+    """The weighted mean in each resample, of shape (resamples,) or, for numerators of shape
+    (clusters, judges), (resamples, judges); empty with fewer than two clusters. Resamples of weight
+    0 are left out."""
     clusters = len(numerators)
     if clusters < 2:
-        return np.empty(0)
+        return np.empty((0, *numerators.shape[1:]))
 
     generator = np.random.default_rng(seed)
     chunk = max(1, CHUNK_DRAWS // clusters)
@@ -193,8 +225,13 @@ def resampled_means(numerators: Array, denominators: Array, *, seed: int, resamp
     for start in range(0, resamples, chunk):
         draws = min(chunk, resamples - start)
         drawn = generator.integers(0, clusters, size=(draws, clusters), dtype=np.uint32)
-        total = denominators[drawn].sum(axis=1)
-        means.append(numerators[drawn].sum(axis=1)[total > 0] / total[total > 0])
+        # How often each cluster was drawn; a product of matrices then serves all judges.
+        flat = drawn + np.arange(draws, dtype=np.int64)[:, None] * clusters
+        counts = np.bincount(flat.ravel(), minlength=draws * clusters).reshape(draws, clusters)
+        times = counts.astype(np.float64)
+        total = times @ denominators
+        chosen = (times @ numerators)[total > 0]
+        means.append((chosen.T / total[total > 0]).T)
 
     return np.concatenate(means)
 

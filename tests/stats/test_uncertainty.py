@@ -142,6 +142,46 @@ def test_judges_together_get_the_differences_of_each_two() -> None:
     assert (of_both.estimate, of_both.p_value) == pytest.approx((alone.estimate, alone.p_value))
 
 
+def covered(
+    generator: np.random.Generator, accuracy: float, prompts: int, *, kind: str, cases: int
+) -> float:
+    """The share of cases whose interval contains the true accuracy: four pairs a prompt with a
+    correlation of 0.4 within prompts."""
+    inside = 0
+    for _ in range(cases):
+        if kind == "beta":
+            skill = generator.beta(1.5 * accuracy, 1.5 * (1 - accuracy), prompts)
+            right = generator.random((prompts, 4)) < skill[:, None]
+        else:
+            common = generator.random((prompts, 1)) < accuracy
+            alone = generator.random((prompts, 4)) < accuracy
+            right = np.where(generator.random((prompts, 4)) < np.sqrt(0.4), common, alone)
+        values, clusters = right.ravel().astype(float), np.repeat(np.arange(prompts), 4)
+        low, high = clustered_interval(values, np.full(len(values), 0.25), clusters)
+        inside += low <= accuracy <= high
+    return inside / cases
+
+
+@pytest.mark.parametrize(("prompts", "accuracy"), [(10, 0.8), (30, 0.95)])
+def test_intervals_of_few_prompts_contain_the_true_accuracy(prompts: int, accuracy: float) -> None:
+    generator = np.random.default_rng(0)
+    share = covered(generator, accuracy, prompts, kind="beta", cases=300)
+    assert 0.93 <= share <= 0.995
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("kind", ["beta", "copies"])
+@pytest.mark.parametrize("accuracy", [0.6, 0.8, 0.95])
+@pytest.mark.parametrize("prompts", [10, 30, 100])
+def test_the_coverage_of_intervals_is_near_95_in_100(
+    prompts: int, accuracy: float, kind: str
+) -> None:
+    generator = np.random.default_rng(prompts)
+    share = covered(generator, accuracy, prompts, kind=kind, cases=2000)
+    # 0.005 for the error of 2,000 cases
+    assert 0.93 <= share <= 0.985, share
+
+
 @pytest.mark.proof
 def test_51_models_on_9000_prompts_are_compared_within_a_minute() -> None:
     generator = np.random.default_rng(0)

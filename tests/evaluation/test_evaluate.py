@@ -378,7 +378,9 @@ def judge_raw(rows: Sequence[dict[str, object]], folder: Path, *words: object) -
     )
 
 
-def test_the_same_code_evaluates_raw_rewards(tmp_path: Path) -> None:
+def test_the_same_code_evaluates_raw_rewards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     others = [
         {**row, "item": "1", "reward": 0.0, "subset": "all"} for row in PAIR
     ]  # one subset, so its name does not matter
@@ -386,12 +388,15 @@ def test_the_same_code_evaluates_raw_rewards(tmp_path: Path) -> None:
     result = read_json(tmp_path / "out" / "metrics.json")["checkpoints"]["model"]["benchmarks"][
         "pandalm"
     ]
-    assert (result["accuracy"], result["ties"], result["native"]) == (
-        0.75,
-        1,
-        {"accuracy without ties": 0.5},
-    )
+    assert (result["accuracy"], result["ties"]) == (0.75, 1)
+    # two items are not the release, so their aggregate has another name
+    assert (result["native"], result["native_of_part"]) == ({}, {"accuracy without ties": 0.5})
     assert result["missing_items"] == {"pandalm": 892}
+    shown = capsys.readouterr().out
+    assert "(part)" in shown
+    assert "Part: pandalm lacks items of its release: 892 of pandalm." in shown
+    assert run("report", tmp_path / "out", "--out", tmp_path / "page.html") == 0
+    assert "pandalm of a part of the release: 0.750" in (tmp_path / "page.html").read_text()
     assert result["style"] is None
     assert result["nulls"] == {
         "longer": None,

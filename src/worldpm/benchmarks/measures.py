@@ -111,7 +111,9 @@ class BenchmarkResult(Measures):
     """Items of the release minus judged items, by subset. Subsets that are complete, or have an
     unknown size, are left out."""
     native: Plain
-    """The authors' aggregates."""
+    """The authors' aggregates; empty if items of the release are missing."""
+    native_of_part: Plain
+    """The authors' aggregates over a part of the release; empty if no items are missing."""
     subsets: dict[str, SubsetResult]
     """Results by subset, in the order of the items."""
     domains: dict[str, Measures]
@@ -120,6 +122,11 @@ class BenchmarkResult(Measures):
     """None if the texts are unknown."""
     calibration: CalibrationResult
     """Calibration at the checkpoint's temperature, or at cross-fitted ones."""
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether items of the release are missing, so that aggregates are of a part of it."""
+        return any(count > 0 for count in self.missing_items.values())
 
 
 @dataclass(frozen=True, kw_only=True)

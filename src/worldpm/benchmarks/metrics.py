@@ -117,13 +117,17 @@ def judge(
         for name in judged.subsets
     }
     accuracies = [result.accuracy for result in by_subset.values()]
+    missing_items = missing(benchmark, judged.items)
+    native, is_partial = benchmark.native(judged), any(n > 0 for n in missing_items.values())
     return BenchmarkResult(
         **vars(metrics(judged)),
         domain=benchmark.domain,
         accuracy_macro=sum(accuracies) / len(accuracies),
         items=len(judged.items),
-        missing_items=missing(benchmark, judged.items),
-        native=benchmark.native(judged),
+        missing_items=missing_items,
+        # an aggregate of a part must not be taken for that of the release
+        native={} if is_partial else native,
+        native_of_part=native if is_partial else {},
         subsets=by_subset,
         domains={domain: metrics(judged.of(*names)) for domain, names in names_by_domain.items()},
         style=style(judged),

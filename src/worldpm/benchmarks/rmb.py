@@ -109,5 +109,10 @@ RMB = Benchmark(
         "subjective": ("pairwise Helpfulness", "best of n Helpfulness"),
         "safety": ("pairwise Harmlessness", "best of n Harmlessness"),
     },
-    sizes={"best of n Helpfulness": 2109, "best of n Harmlessness": 1677},
+    sizes={
+        "pairwise Helpfulness": 8456,
+        "pairwise Harmlessness": 6087,
+        "best of n Helpfulness": 2109,
+        "best of n Harmlessness": 1677,
+    },
 )

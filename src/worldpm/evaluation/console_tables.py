@@ -38,8 +38,11 @@ def show(results: Results) -> None:
     )
     for name, checkpoint in results.checkpoints.items():
         for benchmark, result in checkpoint.benchmarks.items():
-            table.add_row(escape(name), escape(benchmark), *_cells(result))
+            shown = f"{benchmark} (part)" if result.is_partial else benchmark
+            table.add_row(escape(name), escape(shown), *_cells(result))
     screen.print(table)
+    for text in _missing(results):
+        screen.print(text, soft_wrap=True, markup=False)
     screen.print(NOTE)
 
     for name, checkpoint in results.checkpoints.items():
@@ -49,6 +52,21 @@ def show(results: Results) -> None:
     for name, checkpoint in results.checkpoints.items():
         text = _text(checkpoint.conditions)
         screen.print(f"{name}: {text}", soft_wrap=True, markup=False)
+
+
+def _missing(results: Results) -> list[str]:
+    """A line for each set that lacks items of its release."""
+    parts = {}
+    for checkpoint in results.checkpoints.values():
+        for benchmark, result in checkpoint.benchmarks.items():
+            if result.is_partial:
+                counts = ", ".join(
+                    f"{count:,} of {subset}"
+                    for subset, count in result.missing_items.items()
+                    if count > 0
+                )
+                parts[benchmark] = f"Part: {benchmark} lacks items of its release: {counts}."
+    return list(parts.values())
 
 
 def _cells(result: BenchmarkResult) -> list[str]:

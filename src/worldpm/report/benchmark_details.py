@@ -26,13 +26,14 @@ def benchmark_fold(
     """All results of one checkpoint on one benchmark. `head` has the headings of the accuracies."""
     # Below 0 if the set has more items than the release that this code was written for.
     missing = [f" {n} of {subset} are missing." for subset, n in result.missing_items.items()]
-    native = [[key, text] for key, text in _flat(result.native) if text]
+    native = [[key, text] for key, text in _flat(_native(result)) if text]
+    of_part = " of a part of the release" if result.is_partial else ""
     subsets = [
         accuracy_row(subset, measures.domain, measures)
         for subset, measures in result.subsets.items()
     ]
     return Fold(
-        title=f"{name}: {result.accuracy:.3f} ({interval(result.interval)})",
+        title=f"{name}{of_part}: {result.accuracy:.3f} ({interval(result.interval)})",
         text=(
             f"{result.items:,} items.{''.join(missing)} The authors' aggregates use the authors'"
             " rule for ties."
@@ -40,11 +41,11 @@ def benchmark_fold(
         figures=[
             *pair_figures(name, pairs),
             *_style_figures(name, result.style),
-            *_native_figures(name, result.native),
+            *_native_figures(name, _native(result)),
             _reliability(name, result),
         ],
         tables=[
-            Grid("The authors' aggregates", ("aggregate", "value"), native),
+            Grid(f"The authors' aggregates{of_part}", ("aggregate", "value"), native),
             # A single subset would repeat the benchmark's row.
             *([Grid("Subsets", head, subsets)] if len(subsets) > 1 else []),
             *_style_tables(result.style),
@@ -52,6 +53,11 @@ def benchmark_fold(
         examples=worst_pairs(pairs),
         heading="Judged wrong by the widest margin",
     )
+
+
+def _native(result: BenchmarkResult) -> Plain:
+    """The authors' aggregates, of the whole release or of a part."""
+    return result.native_of_part if result.is_partial else result.native
 
 
 def accuracy_row(label: str, domain: str, measures: Measures) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from worldpm.model import reward_model
 from worldpm.model.encoder import EncodedGroup, Tokens
 from worldpm.model.reward_model import RewardModel, from_config
 
@@ -139,6 +140,37 @@ def test_rewards_and_gradients_of_a_shared_row_are_those_of_separate_rows(family
     again = model(GROUPS)
     assert (again - plain).abs().max() < 1e-5
     assert (gradients(model, again) - plain_gradients).norm() < 1e-5 * plain_gradients.norm()
+
+
+def test_rounding_of_a_head_with_large_weights_is_not_taken_for_a_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of("llama", FAMILIES["llama"]).eval().to(torch.bfloat16)
+    groups = reward_model._trial_groups(VOCABULARY)
+    with torch.no_grad(), model.separate_rows():
+        states = model._apart(groups).float()
+        # a head under which all parts of these rewards cancel
+        weight = 40 * torch.randn(states.shape[1], generator=torch.Generator().manual_seed(0))
+        weight -= states.T @ torch.linalg.lstsq(states.T, weight[:, None]).solution[:, 0]
+        scores: Any = model.score
+        scores.weight.data = weight[None].to(torch.bfloat16)
+        plain = model._read(model._apart(groups))
+    with torch.no_grad():
+        model.share_prefix(True)
+        rounded = model._read(model._shared(groups)) - plain
+        model.shares_prefix = None
+    # a twentieth of a logit is the tolerance of larger rewards
+    assert rounded.abs().max() > 0.05
+    assert model(GROUPS).isfinite().all()
+    assert model.shares_prefix is True
+
+    # rewards of other responses are a fault, in every type
+    monkeypatch.setattr(RewardModel, "_shared", lambda self, groups: self._apart(groups).roll(1, 0))
+    for dtype in (torch.bfloat16, torch.float32):
+        wrong = model_of("llama", FAMILIES["llama"]).eval().to(dtype)
+        wrong.score.load_state_dict(model.score.state_dict())
+        wrong(GROUPS)
+        assert wrong.shares_prefix is False
 
 
 def test_after_separate_rows_a_model_still_checks_whether_it_shares_prompts() -> None:

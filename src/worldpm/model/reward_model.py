@@ -45,8 +45,7 @@ LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 would change a reward."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference between the shared path and the plain one on first use, as a share of the
-largest reward or of 1."""
-
+largest reward or of 1, and in half precision of the rounding scale; see `_rounding_scale`."""
 
 STATES_TOLERANCE = 1e-5
 """Largest such difference between a model that reads the states of its frozen layers and one that
@@ -199,11 +198,14 @@ def _difference(model: RewardModel, vocabulary: int) -> str | None:
     except UnplannedLayerError:
         return "not every layer is attention"
     with model.separate_rows():
-        plain = model._read(model._apart(groups))
+        hidden = model._apart(groups)
+        plain = model._read(hidden)
 
-    worst = _relative_difference(shared, plain)
+    compute_type = _compute_type(model)
+    scale = 1.0 if compute_type == torch.float32 else _rounding_scale(model, hidden)
+    worst = _relative_difference(shared, plain, least=scale)
     # NaN passes here, because the code that uses a reward checks that it is finite
-    if worst > TOLERANCE[_compute_type(model)]:
+    if worst > TOLERANCE[compute_type]:
         return f"its rewards differ by {worst:.2g} from those of separate rows"
     return None
 
@@ -236,9 +238,22 @@ def _trial_groups(vocabulary: int) -> list[EncodedGroup]:
     ]
 
 
-def _relative_difference(rewards: Tensor, exact: Tensor) -> float:
-    """The largest difference, as a share of the largest reward or of 1."""
-    return float((rewards - exact).abs().max() / exact.abs().max().clamp(min=1))
+def _relative_difference(rewards: Tensor, exact: Tensor, *, least: float = 1.0) -> float:
+    """The largest difference, as a share of the largest reward or of `least`."""
+    return float((rewards - exact).abs().max() / exact.abs().max().clamp(min=least))
+
+
+def _rounding_scale(model: RewardModel, hidden: Tensor) -> float:
+    """The size of rewards to which rounded states lead, at least 1: the root of the sum of squares
+    of each state's part in its reward.
+
+    A reward can be near 0 although large parts cancel in it, as with a fresh head of large weights.
+    Rounding then moves it by a share of the parts, not of the reward.
+    """
+    with torch.enable_grad():
+        states = hidden.detach().float().requires_grad_()
+        (slopes,) = torch.autograd.grad(model._read(states).sum(), states)
+    return max(1.0, float((states.detach() * slopes).norm(dim=-1).max()))
 
 
 def _compute_type(model: RewardModel) -> torch.dtype:

@@ -206,6 +206,7 @@ def test_the_routes_of_hugging_faces_clients(local: TestClient) -> None:
     both = local.post("/decode", json={"ids": [ids, [2]], "skip_special_tokens": False})
     assert both.json() == ["hello you", "<|im_end|>"]
     assert local.post("/decode", json={"ids": [10**6]}).status_code == 422
+    assert local.post("/tokenize", json={"inputs": []}).json() == []
     assert local.post("/predict", json={**pair, "truncation_direction": "Left"}).status_code == 422
 
 

@@ -16,7 +16,7 @@ from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.metrics import RunStep
 from worldpm.datasets.training_data import TrainingData
 from worldpm.errors import ConfigError, DataError
-from worldpm.evaluation import console_tables, strata, win_rates
+from worldpm.evaluation import console_tables, paper_tables, strata, win_rates
 from worldpm.evaluation.item_rewards import conditions_of, judge_items
 from worldpm.evaluation.results import (
     METRICS,
@@ -230,7 +230,7 @@ def _read_rewards(
     """Items and rewards by checkpoint and benchmark, all in the order of the first checkpoint."""
     judged: dict[str, dict[str, Judged]] = {}
     for path in paths:
-        for checkpoint, tables in raw_rewards.read(path).items():
+        for checkpoint, of_sets in raw_rewards.read(path).items():
             # Results identify checkpoints by name, so names must differ.
             if checkpoint in judged:
                 raise ConfigError(
@@ -239,13 +239,13 @@ def _read_rewards(
 
             judged[checkpoint] = {}
             for name, placed in benchmarks.items():
-                if name not in tables:
+                if name not in of_sets:
                     raise ConfigError(
-                        f"{path}: has no rewards on {name}, but on {', '.join(tables)}. Change"
+                        f"{path}: has no rewards on {name}, but on {', '.join(of_sets)}. Change"
                         " --on."
                     )
                 rewards = raw_rewards.judged_of(
-                    tables[name], path, placed.benchmark, sets.get(name)
+                    of_sets[name], path, placed.benchmark, sets.get(name)
                 )
                 # Comparisons need all checkpoints in the same order.
                 first = next(iter(judged.values())).get(name, rewards)
@@ -462,7 +462,7 @@ def _write(
     benchmarks: Mapping[str, PlacedBenchmark],
     evaluated: Mapping[str, Evaluated],
 ) -> None:
-    """Write the four files of a results folder, and print the table."""
+    """Write the four files of a results folder and its tables, and print the accuracies."""
     first = next(iter(evaluated.values())).judged
     sets = {name: judged.items for name, judged in first.items()}
     output.part("items.parquet", partial(_write_table, _item_rows(sets), schema.ITEMS))
@@ -476,6 +476,8 @@ def _write(
             logger.warning("%s: %s", name, warning)
 
     output.write(METRICS, to_json(results))
+    for file, content in paper_tables.files(results).items():
+        output.write(file, content)
     refused = {
         f"{benchmark}: refused by the chat template of {name}": count
         for name, checkpoint in evaluated.items()

@@ -234,7 +234,6 @@ def _write(laws: Laws, output: folders.Output) -> None:
     for name, content in to_files(laws).items():
         output.write(name, content)
 
-    (output.path / "figures").mkdir(exist_ok=True)
     for picture in panels.pictures(laws):
         for name, content in figures.files(picture).items():
             output.write(f"figures/{name}", content)

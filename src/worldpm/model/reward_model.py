@@ -244,8 +244,8 @@ def _relative_difference(rewards: Tensor, exact: Tensor, *, least: float = 1.0) 
 
 
 def _rounding_scale(model: RewardModel, hidden: Tensor) -> float:
-    """The size of rewards to which rounded states lead, at least 1: the root of the sum of squares
-    of each state's part in its reward.
+    """The size of rewards that rounding scales with, at least 1: the root of the sum of squares of
+    each state's part in its reward.
 
     A reward can be near 0 although large parts cancel in it, as with a fresh head of large weights.
     Rounding then moves it by a share of the parts, not of the reward.

@@ -120,8 +120,10 @@ class Output:
         return result
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file of the step atomically."""
-        write_atomically(self.path / name, content)
+        """Write a small file of the step atomically; its name may have folders."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, content)
 
     def join(self, names: Sequence[str], target: Path) -> None:
         """Join the parts atomically into one file, then remove the folder."""

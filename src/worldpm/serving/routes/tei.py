@@ -217,6 +217,8 @@ async def tokenize(service: Service, body: TokenizeTexts, http: HttpRequest) -> 
     use_errors_of(TEI, http)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     check_text("".join(texts))
+    if not texts:
+        return Reply([])
     call = service.of(http, "tokens")
     reading = service.backend.pieces(
         texts, special=body.add_special_tokens, deadline=call.deadline()

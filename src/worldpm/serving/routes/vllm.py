@@ -581,7 +581,10 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
     @router.post(
         "/tokenize",
         summary="vLLM's and TEI's tokenize; `inputs` selects TEI's",
-        responses=reply_of(TokenizeReply | list[list[tei.Token]]),
+        responses={
+            **errors_of(OpenAIErrorBody | tei.TeiError),
+            **reply_of(TokenizeReply | list[list[tei.Token]]),
+        },
     )
     async def tokenize(
         body: Annotated[Tokenize | TokenizeMessages | tei.TokenizeTexts, Body()], http: HttpRequest

@@ -1,0 +1,127 @@
+"""Results as tables for papers and spreadsheets: CSV, Markdown, and LaTeX with the rules of
+booktabs."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from worldpm.benchmarks.measures import Comparison, Measures
+from worldpm.console import interval, number, probability
+from worldpm.evaluation.results import Results
+
+FOLDER = "tables"
+LATEX_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+PARTIAL = " (part)"
+"""Mark of a set that lacks items of its release."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts. The first column names the row."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def as_csv(self) -> str:
+        """The table as CSV."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.head, *self.rows])
+        return text.getvalue()
+
+    def as_markdown(self) -> str:
+        """The table as Markdown."""
+        lines = [self.head, ["---", *["--:"] * (len(self.head) - 1)], *self.rows]
+        cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+        return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+    def as_latex(self) -> str:
+        """The table as a LaTeX tabular, which needs the package booktabs."""
+        head, *rows = [" & ".join(map(_latex, line)) + r" \\" for line in (self.head, *self.rows)]
+        columns = "l" + "r" * (len(self.head) - 1)
+        rules = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
+        return "\n".join([*rules, *rows, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def files(results: Results) -> dict[str, bytes]:
+    """The tables of an evaluation by the names of their files: accuracies, subsets of each
+    benchmark, and comparisons."""
+    tables = {"accuracy": accuracies(results), "subsets": subsets(results)}
+    if results.comparisons:
+        tables["comparisons"] = comparisons(results.comparisons)
+    contents = {}
+    for name, table in tables.items():
+        contents[f"{FOLDER}/{name}.csv"] = table.as_csv().encode()
+        contents[f"{FOLDER}/{name}.md"] = table.as_markdown().encode()
+        contents[f"{FOLDER}/{name}.tex"] = table.as_latex().encode()
+    return contents
+
+
+def accuracies(results: Results) -> Table:
+    """A row for each checkpoint and a column for each benchmark: the accuracy and the half of its
+    interval."""
+    names: dict[str, str] = {}
+    for checkpoint in results.checkpoints.values():
+        for benchmark, result in checkpoint.benchmarks.items():
+            names[benchmark] = benchmark + PARTIAL * result.is_partial
+    rows = [
+        [name, *(_accuracy(checkpoint.benchmarks.get(benchmark)) for benchmark in names)]
+        for name, checkpoint in results.checkpoints.items()
+    ]
+    return Table(["checkpoint", *names.values()], rows)
+
+
+def subsets(results: Results) -> Table:
+    """A row for each subset of each benchmark and a column for each checkpoint."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for name, checkpoint in results.checkpoints.items():
+        for benchmark, result in checkpoint.benchmarks.items():
+            for subset, measures in result.subsets.items():
+                rows.setdefault((benchmark, subset), {})[name] = _accuracy(measures)
+    head = ["subset", *results.checkpoints]
+    return Table(
+        head,
+        [
+            [f"{benchmark}: {subset}", *(cells.get(name, "-") for name in results.checkpoints)]
+            for (benchmark, subset), cells in rows.items()
+        ],
+    )
+
+
+def comparisons(all_of: Sequence[Comparison]) -> Table:
+    """A row for each two checkpoints on each benchmark."""
+    return Table(
+        ["first - second", "set", "difference", "95 % interval", "p", "p (Holm)", "p (FDR)"],
+        [
+            [
+                f"{comparison.first} - {comparison.second}",
+                comparison.benchmark,
+                f"{comparison.difference:+.3f}",
+                interval(comparison.interval),
+                probability(comparison.p_value),
+                probability(comparison.p_value_holm),
+                probability(comparison.p_value_fdr),
+            ]
+            for comparison in all_of
+        ],
+    )
+
+
+def _accuracy(measures: Measures | None) -> str:
+    """The accuracy, plus and minus half of its interval."""
+    if measures is None:
+        return "-"
+    if measures.interval is None:
+        return number(measures.accuracy)
+    low, high = measures.interval
+    return f"{measures.accuracy:.3f} \u00b1 {(high - low) / 2:.3f}"
+
+
+def _latex(cell: str) -> str:
+    escaped = "".join(LATEX_ESCAPES.get(character, character) for character in cell)
+    return escaped.replace("\u00b1", r"$\pm$")

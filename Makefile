@@ -9,7 +9,7 @@ UV := $(shell command -v uv 2>/dev/null)
 PIP_LINKS := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 ifdef UV
   VENV := uv venv --quiet --allow-existing --python $(PYTHON) .venv
-  INSTALL := UV_FIND_LINKS="$${UV_FIND_LINKS:-$(PIP_LINKS)}" uv pip install --quiet --python $(BIN)/python
+  INSTALL := UV_FIND_LINKS="$${UV_FIND_LINKS:-$(PIP_LINKS)}" uv pip install --quiet --compile-bytecode --python $(BIN)/python
 else
   VENV := $(PYTHON) -m venv .venv
   INSTALL := $(BIN)/python -m pip install --quiet

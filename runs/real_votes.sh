@@ -8,7 +8,7 @@
 # DUMPS holds archives of Stack Exchange sites (`SITE.stackexchange.com.7z`), DATA the folders `preferences` and `benchmarks` with the
 # files of hh-rlhf, UltraFeedback, LLMBar, EvalBiasBench, JudgeBench, PandaLM and Fine-Grained RLHF. `pip install gguf` first. About 20
 # hours of one core, a quarter of it with DTYPE=bfloat16 on a processor that multiplies bfloat16 itself. --small has one site and few
-# pairs, only to see that all parts work.
+# pairs, only to see that all parts work. STARTS="plain language votes" leaves out a start.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
@@ -17,7 +17,7 @@ fi
 out=$1 dumps=$2 data=$3
 study="$(dirname "$0")/studies/real_votes.py"
 
-export DTYPE=${DTYPE:-float32} MAX_LENGTH=512 FROZEN=${FROZEN:-27} AMOUNTS="300 1000" SEEDS="0 1 2" TESTED=300 PLANTED=100 VALIDATION=60
+export STARTS="${STARTS:-plain language paper votes}" DTYPE=${DTYPE:-float32} MAX_LENGTH=512 FROZEN=${FROZEN:-27} AMOUNTS="300 1000" SEEDS="0 1 2" TESTED=300 PLANTED=100 VALIDATION=60
 sites="beer matheducators quantumcomputing ai bioinformatics italian augur" rates="1e-4 3e-4" snapshots=6 pairs_of_step=64
 if [ "${4:-}" = --small ]; then
   export AMOUNTS="32 64" SEEDS="0" TESTED=16 PLANTED=8 VALIDATION=8
@@ -118,21 +118,30 @@ all_tuned() { # START AMOUNT
   for seed in $SEEDS; do for set in hh ultrafeedback; do tune "$1" "$set" "$2" "$seed"; done; done
 }
 
+has() { case " $STARTS " in *" $1 "*) ;; *) return 1 ;; esac }
+
 # Two lanes with a core each; a start that shares states with another follows it. Few pairs come first, so that all starts can be
 # compared early.
 few=${AMOUNTS%% *} many=${AMOUNTS##* }
 lane_of_votes() {
-  start_votes; pilot votes; all_tuned votes "$few"; start_paper; pilot paper; all_tuned paper "$few"; judge_starts
-  all_tuned votes "$many"; all_tuned paper "$many"
+  start_votes; pilot votes; all_tuned votes "$few"
+  if has paper; then start_paper; pilot paper; all_tuned paper "$few"; fi
+  judge_starts
+  all_tuned votes "$many"
+  if has paper; then all_tuned paper "$many"; fi
 }
 lane_of_text() {
-  pilot plain; all_tuned plain "$few"; start_language; pilot language; all_tuned language "$few"
-  all_tuned plain "$many"; all_tuned language "$many"
+  pilot plain; all_tuned plain "$few"
+  if has language; then start_language; pilot language; all_tuned language "$few"; fi
+  all_tuned plain "$many"
+  if has language; then all_tuned language "$many"; fi
 }
 
 judge_starts() { # the starts with a head of their own, beside the snapshots of the votes and a model trained from nothing
+  local models=("$(model_of votes)" "$out/starts/tiny")
+  if has paper; then models+=("$(model_of paper)"); fi
   logged tiny worldpm train "$out/groups" --model tiny --max-length "$MAX_LENGTH" --dtype float32 --out "$out/starts/tiny"
-  judged starts "$(model_of votes)" "$(model_of paper)" "$out/starts/tiny"
+  judged starts "${models[@]}"
   judged snapshots "$(model_of votes)"/snapshots/*
 }
 

@@ -28,7 +28,8 @@ from worldpm.records import Preference, Response
 from worldpm.stats import bradley_terry
 from worldpm.stats.uncertainty import Difference, clustered_interval, holm, paired_difference
 
-STARTS = ("plain", "language", "paper", "votes")
+STARTS = tuple(os.environ.get("STARTS", "plain language paper votes").split())
+"""The starts that were fine-tuned; the last is compared with the others."""
 SETS = ("hh", "ultrafeedback")
 AMOUNTS = tuple(map(int, os.environ.get("AMOUNTS", "300 1000").split()))
 SEEDS = tuple(map(int, os.environ.get("SEEDS", "0 1 2").split()))

@@ -394,6 +394,7 @@ def test_the_same_code_evaluates_raw_rewards(
     assert result["missing_items"] == {"pandalm": 892}
     shown = capsys.readouterr().out
     assert "(part)" in shown
+    assert "model on pandalm, by its authors' rules: accuracy without ties 0.500." in shown
     assert "Part: pandalm lacks items of its release: 892 of pandalm." in shown
     assert run("report", tmp_path / "out", "--out", tmp_path / "page.html") == 0
     assert "pandalm of a part of the release: 0.750" in (tmp_path / "page.html").read_text()

@@ -114,6 +114,12 @@ class BenchmarkResult(Measures):
     """The authors' aggregates; empty if items of the release are missing."""
     native_of_part: Plain
     """The authors' aggregates over a part of the release; empty if no items are missing."""
+    native_intervals: Plain
+    """95 % intervals over prompts of the authors' aggregates, [low, high] in their nested form;
+    None where an interval is not known."""
+    native_longer: Plain | None
+    """The authors' aggregates of a judge that prefers the longer response; None if the texts are
+    unknown."""
     subsets: dict[str, SubsetResult]
     """Results by subset, in the order of the items."""
     domains: dict[str, Measures]

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worldpm.benchmarks import native_intervals
 from worldpm.benchmarks.benchmark import MIXED, Benchmark
 from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.measures import (
@@ -31,6 +32,7 @@ from worldpm.stats.uncertainty import (
     false_discovery,
     holm,
 )
+from worldpm.storage.json_files import Plain
 
 Array = NDArray[np.float64]
 
@@ -128,11 +130,24 @@ def judge(
         # an aggregate of a part must not be taken for that of the release
         native={} if is_partial else native,
         native_of_part=native if is_partial else {},
+        native_intervals=native_intervals.intervals(benchmark.native, judged),
+        native_longer=_native_of_longer(benchmark, judged.items),
         subsets=by_subset,
         domains={domain: metrics(judged.of(*names)) for domain, names in names_by_domain.items()},
         style=style(judged),
         calibration=calibrated(judged, temperature),
     )
+
+
+def _native_of_longer(benchmark: Benchmark, items: Sequence[Item]) -> Plain | None:
+    """The authors' aggregates of a judge that prefers the longer response."""
+    rewards = []
+    for item in items:
+        of_item = longer(item)
+        if of_item is None:
+            return None
+        rewards.append(of_item)
+    return benchmark.native(Judged(items, rewards))
 
 
 def missing(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, int]:

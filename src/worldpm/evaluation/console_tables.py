@@ -1,5 +1,6 @@
 """The results of an evaluation on the terminal: accuracies and conditions."""
 
+from collections.abc import Iterator
 from dataclasses import fields
 
 from rich.box import SIMPLE
@@ -44,6 +45,8 @@ def show(results: Results) -> None:
     for text in _missing(results):
         screen.print(text, soft_wrap=True, markup=False)
     screen.print(NOTE)
+    for text in _aggregates(results):
+        screen.print(text, soft_wrap=True, markup=False)
 
     for name, checkpoint in results.checkpoints.items():
         for warning in checkpoint.conditions.cut_warnings.values():
@@ -67,6 +70,25 @@ def _missing(results: Results) -> list[str]:
                 )
                 parts[benchmark] = f"Part: {benchmark} lacks items of its release: {counts}."
     return list(parts.values())
+
+
+def _aggregates(results: Results) -> Iterator[str]:
+    """A line of the authors' aggregates for each checkpoint and benchmark that has some."""
+    for name, checkpoint in results.checkpoints.items():
+        for benchmark, result in checkpoint.benchmarks.items():
+            native = result.native_of_part if result.is_partial else result.native
+            # nested aggregates are on the page
+            numbers = {key: value for key, value in native.items() if isinstance(value, float)}
+            parts = []
+            for key, value in numbers.items():
+                ends: object = result.native_intervals.get(key)
+                longer: object = (result.native_longer or {}).get(key)
+                more = [" to ".join(f"{end:.3f}" for end in ends)] if isinstance(ends, list) else []
+                more += [f"longer {longer:.3f}"] if isinstance(longer, float) else []
+                parts.append(f"{key} {value:.3f}" + (f" ({'; '.join(more)})" if more else ""))
+            if parts:
+                shown = ", ".join(parts)
+                yield f"{name} on {benchmark}, by its authors' rules: {shown}."
 
 
 def _cells(result: BenchmarkResult) -> list[str]:

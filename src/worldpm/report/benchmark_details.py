@@ -1,6 +1,6 @@
 """The fold of one benchmark: aggregates, subsets, style, calibration, margins and worst pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -26,7 +26,11 @@ def benchmark_fold(
     """All results of one checkpoint on one benchmark. `head` has the headings of the accuracies."""
     # Below 0 if the set has more items than the release that this code was written for.
     missing = [f" {n} of {subset} are missing." for subset, n in result.missing_items.items()]
-    native = [[key, text] for key, text in _flat(_native(result)) if text]
+    values, longer = _flat(_native(result)), dict(_flat(result.native_longer or {}))
+    ends_of = dict(_ends(result.native_intervals))
+    native = [
+        [key, text, ends_of.get(key, "-"), longer.get(key, "-")] for key, text in values if text
+    ]
     of_part = " of a part of the release" if result.is_partial else ""
     subsets = [
         accuracy_row(subset, measures.domain, measures)
@@ -45,7 +49,11 @@ def benchmark_fold(
             _reliability(name, result),
         ],
         tables=[
-            Grid(f"The authors' aggregates{of_part}", ("aggregate", "value"), native),
+            Grid(
+                f"The authors' aggregates{of_part}",
+                ("aggregate", "value", "95 % interval", "the longer wins"),
+                native,
+            ),
             # A single subset would repeat the benchmark's row.
             *([Grid("Subsets", head, subsets)] if len(subsets) > 1 else []),
             *_style_tables(result.style),
@@ -84,6 +92,15 @@ def _flat(values: Plain, prefix: str = "") -> list[tuple[str, str]]:
         elif not isinstance(value, list):
             cells.append((f"{prefix}{key}", _value(value)))
     return cells
+
+
+def _ends(values: Plain, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested intervals as names with texts."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _ends(value, f"{prefix}{key}: ")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", " to ".join(f"{end:.4f}" for end in value)
 
 
 def _value(value: object) -> str:

@@ -1,0 +1,96 @@
+"""Intervals of the authors' aggregates."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+
+from worldpm.benchmarks import native_intervals
+from worldpm.benchmarks.items import Item, Judged
+from worldpm.records import Message, Preference, Response
+from worldpm.storage.json_files import Json
+
+
+def judged(right: Iterable[object], subsets: list[str]) -> Judged:
+    """Pairs whose first response is better; a reward of 1 or -1 for it."""
+    items = [
+        Item(
+            subset,
+            f"i{index}",
+            f"prompt {index}",
+            (Message("user", "q"),),
+            (Response("a"), Response("b")),
+            (Preference(0, 1, 1.0),),
+        )
+        for index, subset in enumerate(subsets)
+    ]
+    return Judged(items, [[1.0, 0.0] if value else [-1.0, 0.0] for value in right])
+
+
+def sections(rows: Judged) -> Json:
+    """The mean of two sections' accuracies, with a rule that a tie is wrong."""
+    of = {
+        name: float(np.mean([a > b for (a, b) in rows.of(name).rewards])) for name in rows.subsets
+    }
+    return {"sections": of, "average": sum(of.values()) / len(of), "curve": [1.0], "n": 3}
+
+
+def ends_of(native: Callable[[Judged], Json], rows: Judged) -> Json:
+    """The intervals, as a reader of JSON sees them."""
+    content: Json = dict(native_intervals.intervals(native, rows))
+    return content
+
+
+def test_a_mean_has_the_interval_of_its_standard_error() -> None:
+    right = np.arange(320) % 4 > 0
+    mean = ends_of(
+        lambda rows: {"accuracy": float(np.mean([a > b for a, b in rows.rewards]))},
+        judged(right, ["x"] * 320),
+    )
+    low, high = mean["accuracy"]
+    assert (low + high) / 2 == pytest.approx(0.75)
+    # sqrt(0.75 x 0.25 / 320) = 0.0242; t of 31 degrees is 2.04; 32 groups show it within a third
+    assert (high - low) / 2 == pytest.approx(2.04 * 0.0242, rel=0.34)
+
+
+def test_nested_aggregates_keep_their_form_and_lists_are_left_out() -> None:
+    rows = judged(np.random.default_rng(0).random(100) < 0.7, ["x", "y"] * 50)
+    ends = ends_of(sections, rows)
+    assert set(ends) == {"sections", "average"}
+    assert set(ends["sections"]) == {"x", "y"}
+    low, high = ends["average"]
+    assert low < sections(rows)["average"] < high
+    # the mean of two halves is more certain than either
+    assert high - low < ends["sections"]["x"][1] - ends["sections"]["x"][0]
+
+
+def test_the_order_of_items_does_not_matter() -> None:
+    rows = judged(np.random.default_rng(1).random(60) < 0.6, ["x", "y"] * 30)
+    turned = rows.at(list(range(59, -1, -1)))
+    first, second = (ends_of(sections, each)["average"] for each in (rows, turned))
+    assert first == pytest.approx(second)
+
+
+def test_few_prompts_and_equal_replicates_have_no_interval() -> None:
+    few = ends_of(sections, judged(np.ones(4), ["x"] * 4))
+    assert few == {"sections": {"x": None}, "average": None}
+    equal = ends_of(sections, judged(np.ones(40), ["x"] * 40))
+    assert equal["average"] is None
+    # a section of a single item is gone without its group
+    small = ends_of(sections, judged(np.arange(40) % 2, ["x"] * 39 + ["y"]))
+    assert small["sections"]["y"] is None
+
+
+@pytest.mark.proof
+def test_95_of_100_intervals_contain_the_truth() -> None:
+    inside = 0
+    generator = np.random.default_rng(0)
+    truth = (0.6 + 0.9) / 2
+    for _ in range(400):
+        subsets = ["x", "y"] * 60
+        chance = np.where(np.array(subsets) == "x", 0.6, 0.9)
+        ends = ends_of(sections, judged(generator.random(120) < chance, subsets))["average"]
+        inside += ends[0] <= truth <= ends[1]
+    assert 0.93 <= inside / 400 <= 0.98
+    assert math.isfinite(inside)

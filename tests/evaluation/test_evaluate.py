@@ -819,3 +819,60 @@ def test_columns_of_a_preference_set_may_have_other_names(road: Path, tmp_path: 
     assert run(*words, "--columns", "prompt=question,chosen=good,rejected=bad") == 0
     (result,) = read_results(tmp_path / "out").checkpoints.values()
     assert result.benchmarks["mine"].n == 6
+
+
+MY_BENCH = """
+import json
+from worldpm.benchmarks.benchmark import Benchmark
+from worldpm.benchmarks.items import better_first
+from worldpm.benchmarks.metrics import strict_by_subset
+
+def read(folder):
+    rows = map(json.loads, (folder / "rows.jsonl").read_text().splitlines())
+    return [
+        better_first(row["part"], str(number), row["q"], [row["good"]], [row["bad"]])
+        for number, row in enumerate(rows)
+    ]
+
+BENCH = Benchmark(
+    name="mine",
+    home="my folder",
+    read=read,
+    native=strict_by_subset,
+    domains={"objective": ("easy", "hard")},
+    sizes={"easy": 2, "hard": 1},
+)
+NOT_ONE = 3
+"""
+
+
+def test_a_benchmark_of_the_users_own_python_file_is_evaluated(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_bench.py").write_text(MY_BENCH)
+    rows = [
+        {"part": part, "q": f"Why {number}?", "good": "Because.", "bad": "No."}
+        for number, part in enumerate(("easy", "easy", "hard"))
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bench, out = f"{tmp_path / 'my_bench.py'}:BENCH", tmp_path / "out"
+    assert run("evaluate", road / "checkpoint", "--on", bench, "--out", out) == 0
+    (checkpoint,) = read_results(out).checkpoints.values()
+    mine = checkpoint.benchmarks["mine"]
+    assert (mine.items, list(mine.subsets), mine.missing_items) == (3, ["easy", "hard"], {})
+    assert set(mine.native) == {"easy", "hard"}
+
+    # files elsewhere
+    (tmp_path / "data").mkdir()
+    (tmp_path / "rows.jsonl").rename(tmp_path / "data" / "rows.jsonl")
+    words = ("--on", f"{bench}={tmp_path / 'data'}", "--out", tmp_path / "again")
+    assert run("evaluate", road / "checkpoint", *words) == 0
+
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name")
+    for word, message in (
+        (f"{tmp_path}/my_bench.py:NOT_ONE", "NOT_ONE is not a worldpm.benchmarks.benchmark"),
+        (f"{tmp_path}/absent.py:BENCH", "is not a file"),
+        (f"{tmp_path}/broken.py:BENCH", "ModuleNotFoundError"),
+    ):
+        assert run("evaluate", road / "checkpoint", "--on", word, "--out", tmp_path / "no") == 2
+        assert message in capsys.readouterr().err

@@ -287,3 +287,10 @@ def test_the_card_of_a_model_with_another_template_tells_which_routes_read_other
     card = (out / "README.md").read_text()
     assert "give the model other text there" in card
     assert "--chat-template" not in card
+
+
+def test_the_packaged_checkpoint_is_exported_by_its_name(tmp_path: Path) -> None:
+    out = tmp_path / "forum"
+    assert run("export", "worldpm/tiny-forum", "--to", "model", "--out", out) == 0
+    rewards = [Scorer.load(name).rewards("a", ["b"]) for name in (out, "worldpm/tiny-forum")]
+    assert rewards[0] == rewards[1]

@@ -1,8 +1,10 @@
 """Every benchmark by its name, which is also the name of its folder."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from worldpm.benchmarks import paper_views, preference_set
@@ -106,6 +108,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         BEST_OF_N,
     )
 }
+OF_PYTHON = re.compile(r".+\.py:[A-Za-z_][A-Za-z_0-9]*")
+"""A benchmark in a user's Python file, such as `my_bench.py:BENCH`."""
 WORLDPM = Preset(name="worldpm", needs=paper_views.NEEDS, judge=paper_views.judge)
 PRESETS = {WORLDPM.name: WORLDPM}
 
@@ -114,8 +118,8 @@ def find(
     names: Sequence[str], root: Path, *, columns: Columns = NO_COLUMNS
 ) -> list[PlacedBenchmark]:
     """The benchmarks of `--on`. Each name is a benchmark, a preset, `NAME=PATH` with a folder or a
-    hub id, a folder of groups, or a plain preference set, for which `columns` has other names of
-    columns.
+    hub id, `FILE.py:NAME` with an optional `=PATH`, a folder of groups, or a plain preference set,
+    for which `columns` has other names of columns.
 
     Raises:
         ConfigError: If a name is none of these, or two benchmarks have the same name.
@@ -148,6 +152,8 @@ def find(
 
 def _placed(word: str, root: Path) -> PlacedBenchmark:
     name, _, location = word.partition("=")
+    if OF_PYTHON.fullmatch(name):
+        return _of_python_file(name, location)
     if name not in BENCHMARKS:
         return _own_set(word)
     if not location:
@@ -157,6 +163,35 @@ def _placed(word: str, root: Path) -> PlacedBenchmark:
     else:
         path = hub.dataset(location, rows.SUFFIXES)
     return PlacedBenchmark(BENCHMARKS[name], name, path)
+
+
+def _of_python_file(word: str, location: str) -> PlacedBenchmark:
+    """A benchmark that a user's Python file defines. Without a location, its files are in the
+    folder of the Python file.
+
+    Raises:
+        ConfigError: If the file cannot be run, or defines no such benchmark.
+    """
+    file, _, name = word.rpartition(":")
+    path = Path(file)
+    spec = spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"--on {word}: {file} is not a file. Check the path.")
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    # any error of the user's file, with its own message
+    except Exception as error:
+        raise ConfigError(
+            f"--on {word}: the file fails ({type(error).__name__}: {error}). Mend it."
+        ) from error
+
+    benchmark = vars(module).get(name)
+    if not isinstance(benchmark, Benchmark):
+        raise ConfigError(
+            f"--on {word}: {name} is not a worldpm.benchmarks.benchmark.Benchmark. Define it there."
+        )
+    return PlacedBenchmark(benchmark, benchmark.name, Path(location) if location else path.parent)
 
 
 def _own_set(word: str) -> PlacedBenchmark:

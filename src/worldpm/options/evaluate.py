@@ -30,7 +30,8 @@ class EvaluateOptions(ModelOptions):
     """Folders written by `worldpm train`, or folders or hub ids of other reward models."""
     on: tuple[str, ...]
     """Benchmarks by name, NAME=PATH with a folder or hub id, the preset `worldpm`, groups (folders,
-    bare Parquet files), or plain preference sets (files, hub ids)."""
+    bare Parquet files), plain preference sets (files, hub ids), or FILE.py:NAME, a `Benchmark` in
+    your own Python file, which is run."""
     columns: tuple[str, ...] = ()
     """OURS=THEIRS, separated by commas: names of columns in plain preference sets."""
     out: Path

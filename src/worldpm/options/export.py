@@ -16,15 +16,12 @@ class ExportOptions:
     engines."""
 
     EXAMPLE: ClassVar[str] = "worldpm export checkpoint --to model --out for-vllm"
-    INPUTS: ClassVar[tuple[str, ...]] = (
-        "source",
-        "results",
-        "note",
-        "probe",
-    )
+    INPUTS: ClassVar[tuple[str, ...]] = ("results", "note", "probe")
+    INPUTS_OR_IDS: ClassVar[tuple[str, ...]] = ("source",)
 
     source: Positional[tuple[Path, ...]]
-    """Folders of `worldpm group`, or one checkpoint."""
+    """Folders of `worldpm group`, or one checkpoint: a folder or a name such as
+    worldpm/tiny-forum."""
     to: Literal["pairs", "model", "onnx"] = "pairs"
     """pairs: `prompt`, `chosen`, `rejected`; model: a folder that vLLM, SGLang and TEI load, with
     its card; onnx: a graph."""

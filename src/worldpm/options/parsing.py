@@ -75,7 +75,7 @@ def _check_inputs(options: object) -> None:
                 raise ConfigError(f"{path}: no such file or folder. Check the path.")
     for name in getattr(options, "INPUTS_OR_IDS", ()):
         for path in _several(getattr(options, name)):
-            if "/" not in path and not Path(path).exists():
+            if "/" not in str(path) and not Path(path).exists():
                 raise ConfigError(
                     f"{path}: no such file or folder, and not a hub id (OWNER/NAME). Check the"
                     " path."

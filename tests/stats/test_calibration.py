@@ -91,3 +91,31 @@ def test_a_pick_among_unscored_responses_is_an_error() -> None:
 def test_the_divergence_of_the_best_of_n() -> None:
     assert selection.kl_nats(1) == 0
     assert selection.kl_nats(4) == pytest.approx(math.log(4) - 0.75)
+
+
+def test_the_error_of_a_calibrated_model_is_that_of_chance_and_of_a_sharp_one_is_more() -> None:
+    generator = torch.Generator().manual_seed(0)
+    margins = torch.randn(600, generator=generator, dtype=torch.float64) * 2
+    ones, prompts = (
+        torch.ones(600, dtype=torch.float64),
+        [str(number // 2) for number in range(600)],
+    )
+    right = torch.rand(600, generator=generator, dtype=torch.float64) < torch.sigmoid(margins.abs())
+    labels = torch.where(right == (margins > 0), 1.0, 0.0).double()
+
+    error = calibration.reliability(margins, labels, ones).expected_error
+    honest = calibration.error_spread(margins, labels, ones, prompts)
+    low, high = honest.interval
+    assert error < 2 * honest.if_calibrated
+    assert low == 0.0 or low < honest.if_calibrated
+    assert high < 0.1
+
+    sharp = calibration.error_spread(5 * margins, labels, ones, prompts)
+    error_of_sharp = calibration.reliability(5 * margins, labels, ones).expected_error
+    assert sharp.if_calibrated < 0.03 < sharp.interval.low < error_of_sharp < sharp.interval.high
+
+
+def test_one_prompt_has_no_interval_of_its_error() -> None:
+    two = torch.tensor([1.0, -1.0])
+    spread = calibration.error_spread(two, torch.ones(2), torch.ones(2), ["a", "a"])
+    assert math.isnan(spread.interval.low)

@@ -75,6 +75,10 @@ class CalibrationResult:
     """Weighted Bradley-Terry loss of the margins after division, nats per pair."""
     expected_error: float
     """Expected calibration error, 0 to 0.5."""
+    expected_error_interval: tuple[float, float] | None
+    """95 % interval of the error over prompts; None with a single prompt."""
+    expected_error_if_calibrated: float
+    """The error that a perfectly calibrated model would show on as many pairs, by chance."""
     bins: list[CalibrationBin]
     """Bins from probability 0.5 to 1, without empty ones."""
 

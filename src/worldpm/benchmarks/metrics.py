@@ -232,12 +232,15 @@ def calibrated(judged: Judged, temperature: float | None) -> CalibrationResult:
     margins = pairs.margins / scale
     reliability = calibration.reliability(margins, pairs.probability, pairs.weights)
     losses = bradley_terry.losses_nats(margins, pairs.probability)
+    spread = calibration.error_spread(margins, pairs.probability, pairs.weights, pairs.prompts)
     return CalibrationResult(
         # the median, because temperatures can differ between folds
         temperature=float(scale.median()),
         source=source,
         loss_nats=bradley_terry.weighted_mean(losses, pairs.weights),
         expected_error=reliability.expected_error,
+        expected_error_interval=_ends(spread.interval),
+        expected_error_if_calibrated=spread.if_calibrated,
         bins=[CalibrationBin(**bin_._asdict()) for bin_ in reliability.bins],
     )
 

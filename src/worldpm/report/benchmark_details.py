@@ -116,7 +116,9 @@ def _reliability(name: str, result: BenchmarkResult) -> Shown:
         plots.reliability(f"Calibration on {name}", bins),
         f"Margins divided by {calibration.temperature:.3g} ({calibration.source}). Loss"
         f" {calibration.loss_nats:.3f} nats, {result.loss_nats:.3f} before calibration; expected"
-        f" calibration error {calibration.expected_error:.3f}. Compare model families only by the"
+        f" calibration error {calibration.expected_error:.3f}"
+        f" ({interval(calibration.expected_error_interval)}; a calibrated model would show"
+        f" {calibration.expected_error_if_calibrated:.3f}). Compare model families only by the"
         " calibrated loss.",
     )
 

@@ -5,16 +5,20 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from worldpm.stats import bradley_terry
+from worldpm.stats.uncertainty import Interval
 
 SHARPEST_TEMPERATURE = 1e-3
 """Lower end of the search for a temperature, in median sizes of the margins."""
 FLATTEST_TEMPERATURE = 1e3
 """Upper end of the search, in root mean squares of the margins."""
+CALIBRATED_DRAWS = 200
+"""Draws of the labels of a calibrated model."""
 AT_BOUND_FACTOR = 10.0
 """A temperature within this factor of the sharpest was stopped by the bound: the data has no
 optimum."""
@@ -120,6 +124,66 @@ def reliability(
         torch.tensor(gaps, dtype=torch.float64), bin_weights
     )
     return Reliability(filled, expected_error)
+
+
+class ErrorSpread(NamedTuple):
+    """How certain an expected calibration error is."""
+
+    interval: Interval
+    """95 % interval over prompts; NaN with fewer than two."""
+    if_calibrated: float
+    """Mean error of a perfectly calibrated model on these pairs, which is above 0 by chance."""
+
+
+def error_spread(
+    margins: Tensor,
+    probability: Tensor,
+    weights: Tensor,
+    clusters: Sequence[str],
+    *,
+    bins: int = 10,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> ErrorSpread:
+    """The interval of `reliability`'s expected error, and the error that a calibrated model would
+    show: its pairs are right independently, each with its predicted probability.
+
+    An error is above 0 by chance, in a sample as in its resamples. The interval therefore reflects
+    the resamples at the sample's error, and ends at 0.
+
+    Source: Efron and Tibshirani 1993, section 13.4 (the basic bootstrap, named by Davison and
+    Hinkley 1997); Broecker and Smith 2007 (consistency resampling).
+    """
+    predicted = bradley_terry.probabilities(margins.double().abs()).numpy()
+    credit = bradley_terry.pair_credits(margins).double().numpy()
+    labels = probability.double().numpy()
+    right = credit * labels + (1 - credit) * (1 - labels)
+    weight = weights.double().numpy()
+    bin_of_pair = np.minimum(((predicted - 0.5) * 2 * bins).astype(np.int64), bins - 1)
+
+    # Gaps and weights by cluster and bin: an error is a sum over bins of |gaps|, over all weights.
+    names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    cell = cluster * bins + bin_of_pair
+    gaps = np.bincount(cell, weight * (predicted - right), len(names) * bins)
+    gaps = gaps.reshape(len(names), bins)
+    sizes = np.bincount(cluster, weight, len(names))
+
+    generator = np.random.default_rng(seed)
+    estimate = float(np.abs(gaps.sum(axis=0)).sum() / sizes.sum())
+    interval = Interval(math.nan, math.nan)
+    if len(names) > 1:
+        share = np.full(len(names), 1 / len(names))
+        times = generator.multinomial(len(names), share, size=resamples).astype(np.float64)
+        errors = np.abs(times @ gaps).sum(axis=1) / (times @ sizes)
+        low, high = np.quantile(errors, [0.025, 0.975])
+        interval = Interval(max(0.0, 2 * estimate - high), max(0.0, 2 * estimate - low))
+
+    chance = []
+    for _ in range(CALIBRATED_DRAWS):
+        drawn = generator.random(len(predicted)) < predicted
+        of_bins = np.bincount(bin_of_pair, weight * (predicted - drawn), bins)
+        chance.append(np.abs(of_bins).sum() / weight.sum())
+    return ErrorSpread(interval, float(np.mean(chance)))
 
 
 def _bin(predicted: Tensor, right: Tensor, weights: Tensor) -> Bin:

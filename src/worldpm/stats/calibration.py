@@ -175,7 +175,7 @@ def error_spread(
         share = np.full(len(names), 1 / len(names))
         times = generator.multinomial(len(names), share, size=resamples).astype(np.float64)
         errors = np.abs(times @ gaps).sum(axis=1) / (times @ sizes)
-        low, high = np.quantile(errors, [0.025, 0.975])
+        low, high = np.quantile(errors, [0.025, 0.975]).tolist()
         interval = Interval(max(0.0, 2 * estimate - high), max(0.0, 2 * estimate - low))
 
     chance = []

@@ -262,6 +262,7 @@ def test_a_model_folder_scores_the_same_and_has_its_card(road: Path, tmp_path: P
     ("config", "limited"),
     [
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, True),
+        ({"rope_parameters": {"rope_theta": 1e4}}, True),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, True),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, False),
         ({"rope_parameters": {"a": {"rope_type": "default"}, "b": {"rope_type": "linear"}}}, False),

@@ -435,6 +435,18 @@ def test_verl_scores_rollouts_that_are_awaited_at_once_together() -> None:
     with replying(400, 400, 400) as url, pytest.raises(WorldPMError, match="answered 400"):
         asyncio.run(both(url))
 
+    async def first_is_cancelled(url: str) -> list[Json]:
+        calls = [
+            asyncio.create_task(compute_score_async("d", text, None, {"question": "q"}, source=url))
+            for text in ("a", "bb", "ccc")
+        ]
+        await asyncio.sleep(0.005)
+        calls[0].cancel()
+        return list(await asyncio.wait_for(asyncio.gather(*calls[1:]), 10))
+
+    with replying() as url:
+        assert asyncio.run(first_is_cancelled(url)) == [{"score": 2.0}, {"score": 3.0}]
+
 
 def test_a_date_to_retry_at_becomes_a_number_of_seconds() -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.serving.vllm_recording import (
 from worldpm.errors import ConfigError
 from worldpm.model import checkpoint
 from worldpm.options.serve import ServeOptions
-from worldpm.serving import decision_files
+from worldpm.serving import decision_files, upstream
 from worldpm.serving.run import assemble
 from worldpm.storage.json_files import Json
 
@@ -312,6 +313,85 @@ def test_upstream_servers_are_checked_at_the_start(
         ServeOptions(model=str(FOLDER), upstream=("http://127.0.0.1:1",), row_tokens=7)
     with pytest.raises(ConfigError, match="--upstream-key needs --upstream"):
         ServeOptions(model=str(FOLDER), upstream_key=tmp_path / "key")
+
+
+def test_a_server_that_never_answers_is_left_for_another(
+    recorded: dict[str, list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "SECONDS_BETWEEN_CHECKS", 0.1)
+    monkeypatch.setattr(upstream, "CHECK_SECONDS", 0.3)
+    hangs: list[bool] = []
+
+    class Hanging(playing(recorded, [])):  # type: ignore[misc]
+        def answer(self, body: str) -> None:
+            if hangs:
+                time.sleep(3)
+            super().answer(body)
+
+    with (
+        serving(Hanging) as hung,
+        serving(playing(recorded, [])) as good,
+        front_of(hung, good) as front,
+    ):
+        hangs.append(True)
+        started = time.monotonic()
+        for _ in range(2):
+            assert front.post("/v1/rewards", json=BODY).status_code == 200
+        assert time.monotonic() - started < 2.5
+
+
+def test_large_requests_are_refused_before_they_are_sent(
+    recorded: dict[str, list[object]],
+) -> None:
+    with serving(playing(recorded, [])) as url:
+        application, service = assemble(ServeOptions(model=str(FOLDER), upstream=(url,)))
+        engine: Any = service.backend.engine
+        engine.most_tokens = 100
+        with TestClient(application, base_url=LOCAL) as front:
+            reply = front.post("/v1/rewards", json=BODY)
+    assert (reply.status_code, "with its prompt for each response" in reply.text) == (422, True)
+
+
+def test_full_servers_are_asked_again_with_queue_wait(recorded: dict[str, list[object]]) -> None:
+    calls: list[str] = []
+
+    class BusyOnce(playing(recorded, calls)):  # type: ignore[misc]
+        def answer(self, body: str) -> None:
+            # the first call is the probe
+            if sum("/classify" in call for call in calls) == 1 and "/classify" in self.path:
+                calls.append("POST /classify busy")
+                self.send_response(429)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            super().answer(body)
+
+    with serving(BusyOnce) as url, front_of(url, queue_wait=5.0) as front:
+        assert front.post("/v1/rewards", json=BODY).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://ann:s3cret@127.0.0.1:9", "holds a password"),
+        ("http://host:port", "not a URL"),
+        ("ftp://host", "not a URL of HTTP"),
+        ("127.0.0.1:8000", "not a URL"),
+    ],
+)
+def test_wrong_addresses_are_refused_without_their_passwords(url: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        front_of(url)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_key_of_two_lines_is_refused_and_not_shown(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("abc-s3cret\nsecond")
+    key.chmod(0o600)
+    with pytest.raises(ConfigError, match="characters that a header cannot contain") as caught:
+        front_of("http://127.0.0.1:9", upstream_key=key)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_the_key_of_an_upstream_server_is_sent(

@@ -143,8 +143,9 @@ def _limited(config: Plain, max_length: int) -> Plain:
     if not isinstance(ropes, dict):
         return config
     # some models have parameters for each kind of layer
-    each = [ropes] if "rope_type" in ropes else [rope for rope in ropes.values() if rope]
-    if any(rope.get("rope_type") != "default" for rope in each):
+    parts = [rope for rope in ropes.values() if isinstance(rope, dict)]
+    each = parts if parts and len(parts) == len(ropes) else [ropes]
+    if any(rope.get("rope_type", "default") != "default" for rope in each):
         return config
     return {**config, "max_position_embeddings": max_length}
 

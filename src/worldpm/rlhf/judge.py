@@ -6,6 +6,7 @@ The model computes a prompt once for all its rollouts.
 import json
 import math
 import random
+import re
 import threading
 import time
 import urllib.error
@@ -31,8 +32,10 @@ PATIENCE_SECONDS = 600.0
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 120.0
 """Wait after the first failure, which doubles with each further one, and the longest wait, even if
 the server requests more."""
-MOST_RESPONSES = 128
-"""Responses of one request to a server. Longer lists are split."""
+MOST_RESPONSES, MOST_CHARACTERS = 128, 500_000
+"""Responses of one request to a server, and their characters. Longer lists are split."""
+TOO_LARGE = ("TooManyTokens", "TooManyInputs")
+"""Errors of a server whose limits are smaller. The request is then split again."""
 REQUESTS_AT_ONCE = 16
 """Prompts that are sent to a server at once, so that it can fill its rows."""
 RETRIED_STATUSES = (429, 502, 503, 504)
@@ -95,12 +98,22 @@ def _bodies(request: Request) -> list[Plain]:
     prompt = [message.turn() for message in request.prompt]
     texts = list(request.responses)
     if request.last == ASSISTANT:
-        starts = range(0, max(1, len(texts)), MOST_RESPONSES)
-        return [
-            {"prompt": prompt, "responses": texts[start : start + MOST_RESPONSES]}
-            for start in starts
-        ]
+        return [{"prompt": prompt, "responses": part} for part in _parts(texts)]
     return [{"messages": [*prompt, {**request.last.turn(), "content": text}]} for text in texts]
+
+
+def _parts(texts: Sequence[str]) -> list[list[str]]:
+    """The texts in parts of limited size; one part without texts."""
+    parts: list[list[str]] = [[]]
+    characters = 0
+    for text in texts:
+        is_full = len(parts[-1]) == MOST_RESPONSES or characters + len(text) > MOST_CHARACTERS
+        if parts[-1] and is_full:
+            parts.append([])
+            characters = 0
+        parts[-1].append(text)
+        characters += len(text)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -127,8 +140,14 @@ class RemoteJudge:
         # Cut inputs, because a rollout over the limit also needs a reward
         bodies = [[{**body, "cut": True} for body in _bodies(request)] for request in requests]
         flat = [body for of_request in bodies for body in of_request]
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-            replies = iter(list(threads.map(self._post, flat)))
+        # Set if one request fails, or on Ctrl-C: the others then stop waiting
+        stop = threading.Event()
+        threads = ThreadPoolExecutor(REQUESTS_AT_ONCE)
+        try:
+            replies = iter(list(threads.map(lambda body: self._answer(body, stop), flat)))
+        finally:
+            stop.set()
+            threads.shutdown(wait=False, cancel_futures=True)
 
         rollouts: list[RolloutRewards] = []
         for of_request in bodies:
@@ -138,44 +157,65 @@ class RemoteJudge:
             rollouts.append(RolloutRewards(rewards, lengths))
         return rollouts
 
-    def _post(self, body: Plain) -> _Reply:
+    def _answer(self, body: Plain, stop: threading.Event) -> _Reply:
+        """The reply to a body, in halves if it is too large for the server."""
+        try:
+            return self._post(body, stop)
+        except _TooLargeError as error:
+            responses = body.get("responses")
+            if not isinstance(responses, list) or len(responses) < 2:
+                raise WorldPMError(str(error)) from error
+            middle = len(responses) // 2
+            halves = [
+                self._answer({**body, "responses": part}, stop)
+                for part in (responses[:middle], responses[middle:])
+            ]
+            lengths = [tokens for half in halves for tokens in half.usage.response_tokens]
+            return _Reply([reward for half in halves for reward in half.rewards], _Usage(lengths))
+
+    def _post(self, body: Plain, stop: threading.Event) -> _Reply:
         """The reply of `/v1/rewards`."""
         end = time.monotonic() + self.patience_seconds
         start = next(self._turns)
         for attempt in count():
             url = self.urls[(start + attempt) % len(self.urls)]
             try:
-                return self._attempt(url, body)
+                seconds = min(self.timeout_seconds, max(1.0, end - time.monotonic()))
+                return self._attempt(url, body, seconds)
             except _BriefError as failure:
                 # Without a wait, unless every server failed
                 is_round = (attempt + 1) % len(self.urls) == 0
                 wait = _wait(attempt // len(self.urls), failure.retry_after) if is_round else 0.0
-                if time.monotonic() + wait > end:
+                if time.monotonic() + wait > end or stop.wait(wait):
                     raise WorldPMError(
                         f"{url}: {failure} for {self.patience_seconds:.0f} s. Check that `worldpm"
                         " serve` is running there."
                     ) from failure
-                time.sleep(wait)
         raise AssertionError("the attempts have no end")
 
-    def _attempt(self, url: str, body: Plain) -> _Reply:
+    def _attempt(self, url: str, body: Plain, seconds: float) -> _Reply:
         """The reply of one server.
 
         Raises:
             _BriefError: If another attempt may succeed.
-            WorldPMError: If not.
+            _TooLargeError: If a part of the body may be accepted.
+            WorldPMError: If neither.
         """
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         path = f"{url.rstrip('/')}/v1/rewards"
-        http_request = urllib.request.Request(path, json.dumps(body).encode(), headers)
+        # without escapes, which would triple the size of Chinese text
+        content = json.dumps(body, ensure_ascii=False).encode(errors="surrogatepass")
+        http_request = urllib.request.Request(path, content, headers)
         try:
-            with urllib.request.urlopen(http_request, timeout=self.timeout_seconds) as reply:
+            with urllib.request.urlopen(http_request, timeout=seconds) as reply:
                 return msgspec.json.decode(reply.read(), type=_Reply)
         # HTTPError is also an OSError, so it comes first
         except urllib.error.HTTPError as error:
-            text = f"answered {error.code}: {error.read(300).decode(errors='replace')}"
+            text = f"answered {error.code}: {error.read(600).decode(errors='replace')}"
+            if error.code == 413 or any(kind in text for kind in TOO_LARGE):
+                raise _TooLargeError(f"{url}: {text}") from error
             if error.code not in RETRIED_STATUSES:
                 raise WorldPMError(f"{url}: {text}") from error
             raise _BriefError(text, error.headers.get("Retry-After")) from error
@@ -194,6 +234,10 @@ class _BriefError(Exception):
     def __init__(self, message: str, retry_after: str | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class _TooLargeError(Exception):
+    """A request that is too large for a server."""
 
 
 def _wait(rounds: int, retry_after: str | None) -> float:
@@ -238,6 +282,10 @@ def judge_of(source: str, key: str | None = None) -> Judge:
     # Hold the lock while a model loads, so that other threads wait instead of loading it again
     with _loading:
         if (source, key) not in _judges:
+            if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
+                raise ConfigError(
+                    "the API key has characters that a header cannot contain. Use visible ASCII."
+                )
             is_url = source.startswith(("http://", "https://"))
             urls = tuple(url.strip() for url in source.split(",") if url.strip())
             _judges[source, key] = (

@@ -77,8 +77,18 @@ class _Rollout(NamedTuple):
     reward: asyncio.Future[float]
 
 
-_waiting: dict[tuple[str, str | None], list[_Rollout]] = {}
-"""Rollouts by source and key. Only the event loop's thread uses them."""
+class _Window(NamedTuple):
+    """The rollouts that are scored together: of one event loop, source and key."""
+
+    loop: asyncio.AbstractEventLoop
+    source: str
+    key: str | None
+
+
+_waiting: dict[_Window, list[_Rollout]] = {}
+"""Rollouts that wait. Only their event loop's thread uses them."""
+_scoring: set[asyncio.Task[None]] = set()
+"""Tasks that score; the event loop alone would not keep them."""
 
 
 async def compute_score_async(
@@ -98,26 +108,30 @@ async def compute_score_async(
         ConfigError: If `extra_info` has no prompt.
     """
     prompt = _prompt_of(extra_info, data_source)
-    reward = asyncio.get_running_loop().create_future()
-    rollouts = _waiting.setdefault((source, key), [])
+    loop = asyncio.get_running_loop()
+    window, reward = _Window(loop, source, key), loop.create_future()
+    rollouts = _waiting.setdefault(window, [])
     rollouts.append(_Rollout(prompt, solution_str, reward))
-    # the first of a set scores the others
     if len(rollouts) == 1:
-        await asyncio.sleep(WINDOW_SECONDS)
-        await _score_together(_waiting.pop((source, key)), source, key)
+        # A task of its own, because any caller may be cancelled
+        task = loop.create_task(_score_together(window))
+        _scoring.add(task)
+        task.add_done_callback(_scoring.discard)
     return {"score": await reward}
 
 
-async def _score_together(rollouts: Sequence[_Rollout], source: str, key: str | None) -> None:
-    prompts, responses, futures = zip(*rollouts, strict=True)
+async def _score_together(window: _Window) -> None:
+    """Score the rollouts that arrive in time, and give each its reward or the error."""
+    await asyncio.sleep(WINDOW_SECONDS)
+    prompts, responses, futures = zip(*_waiting.pop(window), strict=True)
 
     def score() -> list[float]:
-        return rewards_of(judge_of(source, key), prompts, responses, Guards())
+        judge = judge_of(window.source, window.key)
+        return rewards_of(judge, prompts, responses, Guards())
 
     try:
         rewards = await asyncio.to_thread(score)
     except Exception as error:
-        # every caller gets the error; a caller may have been cancelled
         for future in futures:
             if not future.done():
                 future.set_exception(error)

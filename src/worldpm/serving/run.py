@@ -195,9 +195,17 @@ def _upstream(source: Source, options: ServeOptions, metrics: Metrics) -> Served
     (probe,) = encoder.read([Message("user", "Is anybody there?")], ["Yes."])
     key = None
     if options.upstream_key is not None:
-        key = read_private(options.upstream_key, "--upstream-key").decode().strip()
-    urls = [url.rstrip("/") for url in options.upstream]
-    engine = UpstreamEngine.of(urls, key=key, max_length=encoder.limits.max_length, probe=probe.ids)
+        # other bytes than ASCII are refused with the key's other faults
+        content = read_private(options.upstream_key, "--upstream-key")
+        key = content.decode("ascii", errors="replace").strip()
+    engine = UpstreamEngine.of(
+        [url.rstrip("/") for url in options.upstream],
+        key=key,
+        max_length=encoder.limits.max_length,
+        probe=probe.ids,
+        most_tokens=options.queue_tokens,
+        queue_wait=options.queue_wait,
+    )
     backend = Backend(encoder, engine, queue_tokens=options.queue_tokens, on_stage=metrics.stage)
     return ServedModel(backend, identity, _calibrated(source, identity, options))
 

@@ -6,7 +6,9 @@ vLLM gets token ids only, so its rewards are those of a local server, up to roun
 
 import asyncio
 import math
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -15,13 +17,19 @@ import msgspec
 from worldpm.errors import ConfigError, NotFiniteError
 from worldpm.model.encoder import EncodedGroup
 from worldpm.serving.backends import UnavailableError, before
-from worldpm.serving.batcher import BusyError
-from worldpm.storage.json_files import Plain
+from worldpm.serving.batcher import BusyError, TooLargeError
 
 IDENTIFY_SECONDS = 10
-"""Time limit for a server to name its model, and to answer that it is healthy."""
-SECONDS_BETWEEN_CHECKS = 5.0
-"""Time between two checks of a server's health."""
+"""Time limit for a server to name its model."""
+CONNECT_SECONDS = 5
+"""Time limit for a connection."""
+SECONDS_BETWEEN_CHECKS, CHECK_SECONDS = 5.0, 3.0
+"""Time between two checks of a server's health, and the time limit of a check. A call to a server
+that does not answer ends with its first failed check."""
+VISIBLE = re.compile(r"[\x21-\x7e]+")
+"""Characters that a header can contain."""
+JSON = {"Content-Type": "application/json"}
+"""Header of the calls."""
 PROBE_TOLERANCE = 0.05
 """Servers whose rewards of the same tokens differ by more than this serve different models."""
 
@@ -55,13 +63,20 @@ class _ClassifyReply(msgspec.Struct, frozen=True):
 class _Server:
     """One vLLM server."""
 
-    url: str
+    name: str
+    """Its name for clients, who must not see its address."""
     model: str
     """Name of its model."""
     client: httpx.AsyncClient
-    healthy: bool = True
     calls: int = 0
     """Number of open calls."""
+    down: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while the server fails."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the server answered its last check or call."""
+        return not self.down.is_set()
 
 
 @dataclass
@@ -70,29 +85,47 @@ class UpstreamEngine:
     this server is full or fails, the others are tried."""
 
     servers: list[_Server]
+    most_tokens: int
+    """Largest number of tokens of a request, with the prompt repeated for each response."""
+    queue_wait: float = 0.0
+    """Seconds that a request waits if all servers are full."""
     _next: int = field(default=0, init=False)
     """The server that comes first among equally busy ones."""
 
     @classmethod
     def of(
-        cls, urls: Sequence[str], *, key: str | None, max_length: int, probe: Sequence[int]
+        cls,
+        urls: Sequence[str],
+        *,
+        key: str | None,
+        max_length: int,
+        probe: Sequence[int],
+        most_tokens: int,
+        queue_wait: float = 0.0,
     ) -> "UpstreamEngine":
         """The servers at these URLs, with their API key. They must take `max_length` tokens, and
         give equal rewards to the `probe`.
 
         Raises:
-            ConfigError: If a server does not answer, takes shorter inputs, or serves another model
-                than the first.
+            ConfigError: If a URL or the key is not valid, or a server does not answer, takes
+                shorter inputs, or serves another model than the first.
         """
+        if key is not None and not VISIBLE.fullmatch(key):
+            raise ConfigError(
+                "--upstream-key: has characters that a header cannot contain. Write the key alone"
+                " into the file."
+            )
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         servers, rewards = [], []
-        for url in urls:
+        for number, url in enumerate(urls, start=1):
+            _check_url(url)
             with httpx.Client(base_url=url, headers=headers, timeout=IDENTIFY_SECONDS) as client:
                 model = _identify(client, url, max_length)
                 rewards.append(_probe(client, url, model, probe))
-            # One client for each server, so that connections are reused
-            asynchronous = httpx.AsyncClient(base_url=url, headers=headers)
-            servers.append(_Server(url, model, asynchronous))
+            # One client for each server, so that connections are reused; the caller has a deadline
+            timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+            asynchronous = httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout)
+            servers.append(_Server(f"upstream server {number}", model, asynchronous))
 
         for url, reward in zip(urls, rewards, strict=True):
             if abs(reward - rewards[0]) > PROBE_TOLERANCE:
@@ -100,19 +133,34 @@ class UpstreamEngine:
                     f"--upstream {url}: gives {reward:.4f} where {urls[0]} gives {rewards[0]:.4f}."
                     " Serve the same model at all URLs."
                 )
-        return cls(servers)
+        return cls(servers, most_tokens, queue_wait)
 
     async def rewards(
         self, groups: Sequence[EncodedGroup], *, deadline: float
     ) -> list[list[float]]:
         """See `Engine.rewards`."""
-        inputs = [
-            [*map(int, group.prefix), *map(int, suffix)]
-            for group in groups
-            for suffix in group.suffixes
-        ]
-        values = iter(await before(deadline, self._classify(inputs)) if inputs else ())
+        tokens = sum(
+            len(group.prefix) + len(suffix) for group in groups for suffix in group.suffixes
+        )
+        if tokens > self.most_tokens:
+            raise TooLargeError(
+                f"the request has {tokens:,} tokens, with its prompt for each response, but at most"
+                f" {self.most_tokens:,} are accepted. Send less at once."
+            )
+        values = iter(await before(deadline, self._when_free(groups)) if tokens else ())
         return [[next(values) for _ in group.suffixes] for group in groups]
+
+    async def _when_free(self, groups: Sequence[EncodedGroup]) -> list[float]:
+        """The rewards, after waiting for a free server if requests may wait."""
+        inputs = await asyncio.to_thread(_inputs, groups)
+        end = time.monotonic() + self.queue_wait
+        while True:
+            try:
+                return await self._classify(inputs)
+            except BusyError as error:
+                if time.monotonic() + error.seconds > end:
+                    raise
+                await asyncio.sleep(error.seconds)
 
     def seconds_until_room(self, tokens: float = 0.0, *, coming: int = 0) -> int | None:
         """See `Engine.seconds_until_room`. Only the servers know their queues."""
@@ -132,7 +180,7 @@ class UpstreamEngine:
         finally:
             await asyncio.gather(*(server.client.aclose() for server in self.servers))
 
-    async def _classify(self, inputs: Sequence[Sequence[int]]) -> list[float]:
+    async def _classify(self, inputs: list[list[int]]) -> list[float]:
         """A reward for each input, from the first server that gives them.
 
         Raises:
@@ -148,7 +196,7 @@ class UpstreamEngine:
             except BusyError as error:
                 busy.append(error.seconds)
             except UnavailableError as error:
-                server.healthy = False
+                server.down.set()
                 failures.append(str(error))
             finally:
                 server.calls -= 1
@@ -163,6 +211,31 @@ class UpstreamEngine:
         self._next += 1
         turned = self.servers[start:] + self.servers[:start]
         return sorted(turned, key=lambda server: (not server.healthy, server.calls))
+
+
+def _check_url(url: str) -> None:
+    """Check the form of a URL.
+
+    Raises:
+        ConfigError: If it has another form, or holds a password, which messages could show.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"--upstream {url}: not a URL ({error}). Check it.") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ConfigError(f"--upstream {url}: not a URL of HTTP. Begin it with http://.")
+    if parsed.userinfo:
+        raise ConfigError("--upstream: a URL holds a password. Use --upstream-key FILE.")
+
+
+def _inputs(groups: Sequence[EncodedGroup]) -> list[list[int]]:
+    """The token ids of each response with its prompt."""
+    return [
+        [*map(int, group.prefix), *map(int, suffix)]
+        for group in groups
+        for suffix in group.suffixes
+    ]
 
 
 def _identify(client: httpx.Client, url: str, max_length: int) -> str:
@@ -188,8 +261,9 @@ def _identify(client: httpx.Client, url: str, max_length: int) -> str:
 def _probe(client: httpx.Client, url: str, model: str, probe: Sequence[int]) -> float:
     """The reward of the probe."""
     try:
-        reply = client.post("/classify", json=_body(model, [probe])).raise_for_status()
-        (reward,) = _rewards_in(reply.content, url, 1)
+        body = _body(model, [list(probe)])
+        reply = client.post("/classify", content=body, headers=JSON).raise_for_status()
+        (reward,) = _rewards_in(reply.content, 1)
     except (httpx.HTTPError, UnavailableError) as error:
         raise ConfigError(
             f"--upstream {url}: gives no reward at /classify ({error or type(error).__name__})."
@@ -198,23 +272,23 @@ def _probe(client: httpx.Client, url: str, model: str, probe: Sequence[int]) -> 
     return reward
 
 
-def _body(model: str, inputs: Sequence[Sequence[int]]) -> Plain:
+def _body(model: str, inputs: list[list[int]]) -> bytes:
     """The body that asks for raw rewards of token ids."""
-    return {"model": model, "input": list(map(list, inputs)), "use_activation": False}
+    return msgspec.json.encode({"model": model, "input": inputs, "use_activation": False})
 
 
-def _rewards_in(content: bytes, url: str, count: int) -> list[float]:
+def _rewards_in(content: bytes, count: int) -> list[float]:
     """The rewards in a reply of `/classify`."""
     try:
         rows = msgspec.json.decode(content, type=_ClassifyReply).data
     except msgspec.DecodeError as error:
         raise UnavailableError(
-            f"upstream {url}: its reply has another form ({error}). Check that it is vLLM."
+            f"its reply has another form ({error}). Check that it is vLLM."
         ) from error
     if len(rows) != count or any(len(row.probs) != 1 for row in rows):
         raise UnavailableError(
-            f"upstream {url}: gave {len(rows)} results for {count} inputs, or several numbers for"
-            " one. Check that its model has one label."
+            f"gave {len(rows)} results for {count} inputs, or several numbers for one. Check that"
+            " its model has one label."
         )
 
     rewards = []
@@ -227,39 +301,62 @@ def _rewards_in(content: bytes, url: str, count: int) -> list[float]:
     return rewards
 
 
-async def _call(server: _Server, inputs: Sequence[Sequence[int]]) -> list[float]:
+async def _call(server: _Server, inputs: list[list[int]]) -> list[float]:
     """The rewards of inputs from one server.
 
     Raises:
         UnavailableError: If the server does not answer, fails, or replies in another form.
         BusyError: If the server is overloaded.
     """
-    body = _body(server.model, inputs)
     try:
-        # No timeout, because the caller has a deadline
-        reply = await server.client.post("/classify", json=body, timeout=None)
+        body = await asyncio.to_thread(_body, server.model, inputs)
+        reply = await _while_up(server, server.client.post("/classify", content=body, headers=JSON))
+        if reply.status_code in (429, 503):
+            # A date in the header is ignored
+            seconds = reply.headers.get("retry-after", "")
+            raise BusyError(int(seconds) if seconds.isdigit() else 1)
+        # Our tokens are valid, so other refusals are faults of the server's settings
+        if reply.status_code != 200:
+            raise UnavailableError(f"answered {reply.status_code}: {reply.text[:300]}")
+        rewards = _rewards_in(reply.content, len(inputs))
     except httpx.HTTPError as error:
         raise UnavailableError(
-            f"upstream {server.url}: does not answer ({type(error).__name__}). Try again later."
+            f"{server.name}: does not answer ({type(error).__name__}). Try again later."
         ) from error
+    except UnavailableError as error:
+        raise UnavailableError(f"{server.name}: {error}") from error
+    server.down.clear()
+    return rewards
 
-    if reply.status_code in (429, 503):
-        # A date in the header is ignored
-        seconds = reply.headers.get("retry-after", "")
-        raise BusyError(int(seconds) if seconds.isdigit() else 1)
-    # Our tokens are valid, so other refusals are faults of the server's settings
-    if reply.status_code != 200:
-        raise UnavailableError(
-            f"upstream {server.url}: answered {reply.status_code}: {reply.text[:300]}"
-        )
-    server.healthy = True
-    return _rewards_in(reply.content, server.url, len(inputs))
+
+async def _while_up(server: _Server, call: Awaitable[httpx.Response]) -> httpx.Response:
+    """The reply of a server.
+
+    Raises:
+        UnavailableError: If the server goes down before it replies.
+    """
+    task = asyncio.ensure_future(call)
+    was_down = server.down.is_set()
+    down = asyncio.ensure_future(server.down.wait())
+    try:
+        # A server that was down before gets a chance, because no other was left
+        await asyncio.wait([task] if was_down else [task, down], return_when="FIRST_COMPLETED")
+        if not task.done():
+            raise UnavailableError("does not answer its health check. Try again later.")
+        return task.result()
+    finally:
+        task.cancel()
+        down.cancel()
 
 
 async def _check(server: _Server) -> None:
     """Note whether a server is healthy."""
     try:
-        reply = await server.client.get("/health", timeout=IDENTIFY_SECONDS)
-        server.healthy = reply.status_code == 200
+        reply = await server.client.get("/health", timeout=CHECK_SECONDS)
+        is_up = reply.status_code == 200
     except httpx.HTTPError:
-        server.healthy = False
+        is_up = False
+    if is_up:
+        server.down.clear()
+    else:
+        server.down.set()

@@ -4,19 +4,22 @@ Source: https://github.com/huggingface/text-embeddings-inference, `router/src/ht
 is a prompt and a response.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Annotated, Literal
 
+import msgspec
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from pydantic import Field
 from pydantic_core import ErrorDetails
+from starlette.responses import Response
 
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
-from worldpm.serving.backends import CUT_TO_MODEL_LIMIT, BackendReply
+from worldpm.serving.backends import CUT_TO_MODEL_LIMIT, BackendReply, Piece
 from worldpm.serving.client import (
     GOOD,
     POOR,
@@ -211,7 +214,7 @@ async def rerank(service: Service, body: RerankTexts, http: HttpRequest) -> Repl
     return Reply([Rank(index, scores[index]) for index in order])
 
 
-async def tokenize(service: Service, body: TokenizeTexts, http: HttpRequest) -> Reply:
+async def tokenize(service: Service, body: TokenizeTexts, http: HttpRequest) -> Response:
     """The tokens of each text."""
     # The path belongs to vLLM, but only TEI's clients send `inputs`
     use_errors_of(TEI, http)
@@ -224,7 +227,13 @@ async def tokenize(service: Service, body: TokenizeTexts, http: HttpRequest) -> 
         texts, special=body.add_special_tokens, deadline=call.deadline()
     )
     rows = await call.while_connected(refusing(reading))
-    return Reply([[Token(**piece._asdict()) for piece in row] for row in rows])
+    # In a thread, because a reply of many tokens takes long to write
+    content = await asyncio.to_thread(_tokens_as_json, rows)
+    return Response(content, media_type="application/json")
+
+
+def _tokens_as_json(rows: Sequence[Sequence[Piece]]) -> bytes:
+    return msgspec.json.encode([[Token(*piece) for piece in row] for row in rows])
 
 
 async def _decode(service: Service, body: Decode, http: HttpRequest) -> Reply:

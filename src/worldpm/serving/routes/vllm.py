@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import APIRouter, Body
 from fastapi import Request as HttpRequest
 from pydantic import Field, model_validator
+from starlette.responses import Response
 
 from worldpm.records import Message
 from worldpm.scoring.scorer import Request
@@ -588,7 +589,7 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
     )
     async def tokenize(
         body: Annotated[Tokenize | TokenizeMessages | tei.TokenizeTexts, Body()], http: HttpRequest
-    ) -> Reply:
+    ) -> Response:
         if isinstance(body, tei.TokenizeTexts):
             return await tei.tokenize(service, body, http)
         return await _tokenize(service, body, http)

@@ -8,6 +8,7 @@ import pytest
 
 from worldpm.stats import sign_flips
 from worldpm.stats.uncertainty import (
+    Array,
     PairedJudges,
     cluster_sums,
     clustered_interval,
@@ -118,6 +119,38 @@ def test_the_saddlepoint_is_near_the_enumeration_far_into_the_tail(sizes: str) -
             exact = sign_flips._enumerated(np.abs(terms), observed)
             near = 2 * sign_flips._upper_tail(np.abs(terms), observed)
             assert near == pytest.approx(exact, rel=0.15), (exact, near)
+
+
+@pytest.mark.parametrize(
+    ("large", "small"),
+    [
+        (np.full(5, 100.3), -np.linspace(0.5, 1, 15)),
+        (np.full(7, 50.0), -np.ones(13)),
+        (np.array([30.0]), np.linspace(0.1, 3, 19) * (-1) ** np.arange(19)),
+        (np.exp(np.linspace(-2, 4, 12)), -np.exp(np.linspace(-3, 1, 8))),
+    ],
+    ids=["few large", "whole numbers", "one large", "heavy tail"],
+)
+def test_sums_with_few_large_terms_are_counted_on_a_grid(large: Array, small: Array) -> None:
+    terms = np.concatenate([large, small])
+    exact = sign_flips._enumerated(np.abs(terms), abs(float(terms.sum())))
+    assert sign_flips._on_a_grid(np.abs(terms), terms > 0) == pytest.approx(exact, rel=0.02)
+
+    # two more small terms are too many to be enumerated; the chance hardly changes
+    more = np.concatenate([terms, np.full(2, 1e-6)])
+    assert sign_flips.p_value(more) == pytest.approx(exact, rel=0.05)
+
+
+def test_a_single_heavy_prompt_does_not_make_an_interval_short() -> None:
+    generator = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        sizes = [100, *[2] * 19]
+        skill = np.repeat(generator.beta(1.05, 0.45, 20), sizes)
+        right = (generator.random(len(skill)) < skill).astype(float)
+        low, high = clustered_interval(right, np.ones(len(right)), np.repeat(range(20), sizes))
+        inside += low <= 0.7 <= high
+    assert inside >= 186
 
 
 def test_always_right_against_always_wrong_is_significant_among_many_models() -> None:

@@ -83,7 +83,12 @@ def _interval(name: Path, value: float, without: list[dict[Path, float]]) -> lis
     if error == 0.0:
         return None
     reach = float(stdtrit(count - 1, 0.975)) * error
-    return [value - reach, value + reach]
+    if not (0 < value < 1 and min(left) >= 0 and max(left) <= 1):
+        return [value - reach, value + reach]
+
+    # shares have an interval of their log odds, so that no end is outside 0 to 1
+    odds, reach = math.log(value / (1 - value)), reach / (value * (1 - value))
+    return [1 / (1 + math.exp(-(odds + end))) for end in (-reach, reach)]
 
 
 def _nested(flat: Mapping[Path, list[float] | None]) -> Plain:

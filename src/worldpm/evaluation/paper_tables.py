@@ -17,6 +17,8 @@ LATEX_ESCAPES = {
     "^": r"\textasciicircum{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
+LIKE = 0.001
+"""Distances of ends that differ by less are written as one."""
 PARTIAL = " (part)"
 """Mark of a set that lacks items of its release."""
 
@@ -63,7 +65,7 @@ def files(results: Results) -> dict[str, bytes]:
 
 
 def accuracies(results: Results) -> Table:
-    """A row for each checkpoint and a column for each benchmark: the accuracy and the half of its
+    """A row for each checkpoint and a column for each benchmark: the accuracy with its
     interval."""
     names: dict[str, str] = {}
     for checkpoint in results.checkpoints.values():
@@ -113,13 +115,17 @@ def comparisons(all_of: Sequence[Comparison]) -> Table:
 
 
 def _accuracy(measures: Measures | None) -> str:
-    """The accuracy, plus and minus half of its interval."""
+    """The accuracy with its interval: by one number if both sides are equal to three digits, else
+    by the distance of each end."""
     if measures is None:
         return "-"
     if measures.interval is None:
         return number(measures.accuracy)
     low, high = measures.interval
-    return f"{measures.accuracy:.3f} \u00b1 {(high - low) / 2:.3f}"
+    above, below = high - measures.accuracy, measures.accuracy - low
+    if abs(above - below) < LIKE:
+        return f"{measures.accuracy:.3f} \u00b1 {(high - low) / 2:.3f}"
+    return f"{measures.accuracy:.3f} +{above:.3f} -{below:.3f}"
 
 
 def _latex(cell: str) -> str:

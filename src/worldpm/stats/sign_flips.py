@@ -1,9 +1,9 @@
-"""The p-value of a sum under random signs of its terms, accurate in the tail.
+"""The p-value of a sum under random signs of its terms, also far in the tail.
 
 If two judges are equally good, exchanging them in a whole cluster is as likely as not, and changes
 the sign of this cluster's difference. Draws of signs cannot show a probability below one in their
-number, so it is computed: exactly for few terms and for terms of one size, otherwise by a
-saddlepoint.
+number, so it is computed: exactly for few terms and for terms of one size, on a grid if few terms
+are much larger than the others, and otherwise by a saddlepoint.
 """
 
 import numpy as np
@@ -18,6 +18,10 @@ ROUNDING = 1e-9
 """Sums within this share of the largest possible sum count as equal."""
 MOST_MULTIPLE = 1000
 """Largest multiple of their unit that terms of a lattice may have."""
+LARGE_SHARE = 0.02
+"""A term with a larger share of all squares is large: the sum is then far from normal."""
+CELLS = 2**15
+"""Cells of a grid of sums, from the least to the largest sum."""
 NEAR_CENTRE = 1e-3
 """Below this signed root of the likelihood ratio the saddlepoint formula loses its digits."""
 
@@ -42,6 +46,8 @@ def p_value(terms: Array) -> float:
         p = _enumerated(sizes, observed)
     elif observed >= most * (1 - ROUNDING):
         p = 2.0 * 0.5 ** len(sizes)
+    elif sizes.max() ** 2 > LARGE_SHARE * float(sizes @ sizes):
+        p = _on_a_grid(np.abs(terms), terms > 0)
     else:
         p = 2 * _upper_tail(sizes, observed)
     return float(np.clip(p, np.finfo(np.float64).tiny, 1.0))
@@ -60,6 +66,33 @@ def _enumerated(sizes: Array, observed: float) -> float:
         sums = np.concatenate([sums + size, sums - size])
     least = observed - ROUNDING * float(sizes.sum())
     return float((np.abs(sums) >= least).mean())
+
+
+def _on_a_grid(sizes: Array, positive: NDArray[np.bool_]) -> float:
+    """Twice the tail of the sum of terms that are rounded to a grid: to their unit if they have
+    one.
+
+    The sum is twice that of the positive terms minus all, and each term is positive by a coin.
+    """
+    span = _span(sizes[sizes > 0])
+    unit = span / 2 if span is not None else float(sizes.sum()) / CELLS
+    steps = np.round(sizes / unit).astype(np.int64)
+    if steps.sum() > 4 * CELLS:
+        steps = np.round(sizes / (float(sizes.sum()) / CELLS)).astype(np.int64)
+
+    chance = np.zeros(int(steps.sum()) + 1)
+    chance[0] = 1.0
+    filled = 1
+    for step in steps[steps > 0].tolist():
+        # with and without the term; all parts are added, so small chances keep their digits
+        without = chance[:filled].copy()
+        chance[:filled] *= 0.5
+        chance[step : step + filled] += 0.5 * without
+        filled += step
+
+    observed = int(steps[positive].sum())
+    larger = max(observed, int(steps.sum()) - observed)
+    return 2 * float(chance[larger:].sum())
 
 
 def _upper_tail(sizes: Array, observed: float) -> float:

@@ -100,28 +100,33 @@ def _share_interval(numerators: Array, denominators: Array, weights: Array) -> I
     """Wilson's interval for the number of independent pairs that would have the share's variance
     between clusters, with Student's t for the number of clusters.
 
-    The variance is that of the clusters and two of half a weight, one right and one wrong, so that
-    few wrong clusters do not give a variance near 0. With 10, 30 and 100 prompts of correlated
-    pairs, 95 % to 98 % of the intervals contain the true accuracy; bootstrap intervals as little as
-    88 %.
+    The variance is the jackknife's over the clusters and two of half a weight, one right and one
+    wrong, so that few wrong clusters do not give a variance near 0. If few clusters have most of
+    the weight, they count as few. In simulations, with 10, 30 and 100 prompts of four correlated
+    pairs, 95 % to 98 % of the intervals contain the true accuracy (of bootstrap intervals as little
+    as 88 %).
 
-    Source: Wilson 1927; Korn and Graubard 1998 (pairs of equal variance, and Student's t).
+    Source: Wilson 1927; Korn and Graubard 1998 (pairs of equal variance, and Student's t); Efron
+    and Tibshirani 1993, chapter 11 (jackknife).
     """
-    count, mean_weight = len(denominators), float(denominators.mean())
+    mean_weight = float(denominators.mean())
     share = float(numerators.sum() / denominators.sum())
 
     half = HALF_CLUSTER * mean_weight
     total = denominators.sum() + 2 * half
     middle = (numerators.sum() + half) / total
-    squares = float(((numerators - middle * denominators) ** 2).sum())
-    squares += HALF_CLUSTER * mean_weight**2 * (middle**2 + (1 - middle) ** 2)
-    clusters = count + 2 * HALF_CLUSTER
-    variance = squares * clusters / (clusters - 1) / total**2
+    # the change of the share without each cluster
+    changes = (numerators - middle * denominators) / (total - denominators)
+    of_halves = mean_weight * np.array([1 - middle, middle]) / (total - mean_weight)
+    squares = float(changes @ changes) + HALF_CLUSTER * float(of_halves @ of_halves)
+    clusters = len(denominators) + 2 * HALF_CLUSTER
+    variance = squares * (clusters - 1) / clusters
 
     # Pairs of one cluster can be more alike than independent ones, but not less.
     most = weights.sum() ** 2 / (weights @ weights)
     pairs = float(np.clip(middle * (1 - middle) / variance, 1.0, max(1.0, most)))
-    t = float(stdtrit(count, 0.975))
+    effective = float(denominators.sum() ** 2 / (denominators @ denominators))
+    t = float(stdtrit(effective, 0.975))
     centre = (share + t**2 / (2 * pairs)) / (1 + t**2 / pairs)
     reach = t / (1 + t**2 / pairs)
     reach *= np.sqrt(share * (1 - share) / pairs + t**2 / (4 * pairs**2))

@@ -8,7 +8,7 @@
 # DUMPS holds archives of Stack Exchange sites (`SITE.stackexchange.com.7z`), DATA the folders `preferences` and `benchmarks` with the
 # files of hh-rlhf, UltraFeedback, LLMBar, EvalBiasBench, JudgeBench, PandaLM and Fine-Grained RLHF. `pip install gguf` first. About 20
 # hours of one core, a quarter of it with DTYPE=bfloat16 on a processor that multiplies bfloat16 itself. --small has one site and few
-# pairs, only to see that all parts work. STARTS="plain language votes" leaves out a start.
+# pairs, only to see that all parts work. STARTS="plain language votes" leaves out a start, LANGUAGE_RATES=1e-4 a rate of the control.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
@@ -55,9 +55,9 @@ on_forum() { # NAME GROUPS OPTIONS...
     --validation-groups "$VALIDATION" --validations 4 "$@" --out "$out/starts/$name"
 }
 
-best() { # TARGET PREFIX: write the best rate of PREFIX-RATE
+best() { # TARGET PREFIX RATES: write the best of PREFIX-RATE
   # shellcheck disable=SC2086  # a list of words
-  [ -f "$1" ] || python "$study" best $(printf "$2-%s " $rates) > "$1"
+  [ -f "$1" ] || python "$study" best $(printf "$2-%s " $3) > "$1"
 }
 
 model_of() { # START
@@ -67,20 +67,20 @@ model_of() { # START
 start_votes() {
   local rate
   for rate in $rates; do on_forum "votes-$rate" "$out/groups" --lr "$rate" --snapshots "$snapshots"; done
-  best "$out/starts/votes.best" "$out/starts/votes"
+  best "$out/starts/votes.best" "$out/starts/votes" "$rates"
 }
 
 start_language() {
   local rate
-  for rate in $rates; do logged "language-$rate" python "$study" language "$out" "$rate"; done
-  best "$out/starts/language.best" "$out/starts/language"
+  for rate in ${LANGUAGE_RATES:-$rates}; do logged "language-$rate" python "$study" language "$out" "$rate"; done
+  best "$out/starts/language.best" "$out/starts/language" "${LANGUAGE_RATES:-$rates}"
 }
 
 start_paper() { # one random pair of each thread, for as many tokens as the votes
   local rate passes
   passes=$(python "$study" passes "$out" "$(model_of votes)")
   for rate in $rates; do on_forum "paper-$rate" "$out/paper-groups" --lr "$rate" --epochs "$passes"; done
-  best "$out/starts/paper.best" "$out/starts/paper"
+  best "$out/starts/paper.best" "$out/starts/paper" "$rates"
 }
 
 tuned() { # NAME START SET AMOUNT SEED RATE OPTIONS...
@@ -93,7 +93,7 @@ tuned() { # NAME START SET AMOUNT SEED RATE OPTIONS...
 pilot() { # START: choose its rate on a draw of its own
   local rate
   for rate in $rates; do tuned "pilot-$1-$rate" "$1" ultrafeedback "${AMOUNTS%% *}" 9 "$rate" --validations 2; done
-  best "$out/tuned/$1.best" "$out/tuned/pilot-$1"
+  best "$out/tuned/$1.best" "$out/tuned/pilot-$1" "$rates"
 }
 
 tune() { # START SET AMOUNT SEED: fine-tune, and judge the result

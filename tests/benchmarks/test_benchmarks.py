@@ -16,6 +16,7 @@ import pytest
 
 from worldpm.benchmarks import (
     best_of_n,
+    coderewardbench,
     evalbiasbench,
     hhh_alignment,
     judgebench,
@@ -115,6 +116,38 @@ FILES: dict[str, dict[str, Any]] = {
                 "rejected": ["no"],
                 "subset": "Ties",
             },
+        ]
+    },
+    "m-rewardbench": {
+        f"{language}/test-0.parquet": [
+            {
+                "id": 1,
+                "language": language,
+                "prompt": f"Q in {language}?",
+                "chosen": "yes",
+                "rejected": "no",
+                "chosen_model": "a",
+                "rejected_model": "b",
+                "source": source,
+            }
+            for source in ("alpacaeval-easy", "llmbar-natural", "donotanswer", "math-prm")
+        ]
+        for language in ("deu_Latn", "tur_Latn")
+    },
+    "coderewardbench": {
+        "Full/Full-0.parquet": [
+            {
+                "id": f"x{number}",
+                "prompt": "Q?",
+                "chosen": "yes",
+                "rejected": "no",
+                "aspect": aspect,
+                "language": "Python",
+                "subset": subset,
+            }
+            for number, (aspect, subset) in enumerate(
+                [("Functional_Correctness", "MDEVAL"), ("Security_Hardness", "VUL4J")]
+            )
         ]
     },
     "rmb": {
@@ -689,3 +722,34 @@ def test_real_files_have_the_counts_of_their_authors(real_data: Path, name: str)
     items = BENCHMARKS[name].read(real_data / "benchmarks" / name)
     assert (len(items), sum(len(item.preferences) for item in items)) == REAL[name]
     assert missing(BENCHMARKS[name], items) == {}
+
+
+def test_code_rewardbench_counts_by_aspect_language_and_subset(
+    laid: Callable[[str], Path],
+) -> None:
+    items = BENCHMARKS["coderewardbench"].read(laid("coderewardbench"))
+    native = written(BENCHMARKS["coderewardbench"].native(Judged(items, [[1.0, 0.0], [0.0, 0.0]])))
+    assert native == {
+        "accuracy": 0.5,
+        "aspects": {"Functional_Correctness": 1.0, "Security_Hardness": 0.0},
+        "languages": {"Python": 0.5},
+        "subsets": {"MDEVAL": 1.0, "VUL4J": 0.0},
+    }
+    assert sum(coderewardbench.SIZES.values()) == 8866
+
+
+def test_m_rewardbench_has_sections_by_language_and_one_cluster_for_all_translations(
+    laid: Callable[[str], Path],
+) -> None:
+    benchmark = BENCHMARKS["m-rewardbench"]
+    items = benchmark.read(laid("m-rewardbench"))
+    # chat is wrong in one language
+    rewards = [
+        [0.0, 1.0] if item.item.startswith("tur_Latn:alpacaeval") else [1.0, 0.0] for item in items
+    ]
+    native = written(benchmark.native(Judged(items, rewards)))
+    assert native["languages"]["deu_Latn"]["average"] == 1.0
+    assert native["languages"]["tur_Latn"]["Chat"] == 0.0
+    assert native["average"] == pytest.approx((1 + 0.75) / 2)
+    assert len({item.prompt_id for item in items}) == 4
+    assert benchmark.cluster("deu_Latn", items[0].item) == items[0].prompt_id

@@ -11,6 +11,7 @@ from worldpm.benchmarks import paper_views, preference_set
 from worldpm.benchmarks.auto_j import AUTO_J
 from worldpm.benchmarks.benchmark import Benchmark
 from worldpm.benchmarks.best_of_n import BEST_OF_N
+from worldpm.benchmarks.coderewardbench import CODEREWARDBENCH
 from worldpm.benchmarks.evalbiasbench import EVALBIASBENCH
 from worldpm.benchmarks.finegrained_rlhf import FINEGRAINED_RLHF
 from worldpm.benchmarks.groups import GROUPS
@@ -21,6 +22,7 @@ from worldpm.benchmarks.hhh_alignment import HHH_ALIGNMENT
 from worldpm.benchmarks.items import Item, Judged
 from worldpm.benchmarks.judgebench import JUDGEBENCH
 from worldpm.benchmarks.llmbar import LLMBAR
+from worldpm.benchmarks.m_rewardbench import M_REWARDBENCH
 from worldpm.benchmarks.measures import PresetResult
 from worldpm.benchmarks.offsetbias import OFFSETBIAS
 from worldpm.benchmarks.pandalm import PANDALM
@@ -90,6 +92,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         RM_BENCH,
         REWARDBENCH1,
         REWARDBENCH2,
+        M_REWARDBENCH,
+        CODEREWARDBENCH,
         RMB,
         PPE,
         JUDGEBENCH,

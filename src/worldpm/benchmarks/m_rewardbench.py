@@ -6,8 +6,8 @@ A row of the file of a language, for instance `deu_Latn/test-00000-of-00001.parq
      "Nein.", "source": "alpacaeval-easy"}
 
 Source: Gureja et al. 2024, arXiv 2410.15522;
-https://huggingface.co/datasets/CohereLabsCommunity/multilingual-reward-bench. The tests have rows of
-this form, not the files.
+https://huggingface.co/datasets/CohereLabsCommunity/multilingual-reward-bench. The tests have rows
+of this form, not the files.
 """
 
 from collections import defaultdict

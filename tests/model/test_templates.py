@@ -3,7 +3,7 @@
 import copy
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -330,3 +330,32 @@ def test_a_special_token_in_a_tool_call_is_refused(base: PreTrainedTokenizerFast
     turn = Message.of({"role": "assistant", "content": None, "tool_calls": calls})
     with pytest.raises(TemplateRefusalError, match="another key of a message contains"):
         encoder.encode([Message("user", "a"), turn], ["b"])
+
+
+def test_a_removed_bos_token_is_added_again_to_conversations_but_not_to_plain_text(
+    base: PreTrainedTokenizerFast,
+) -> None:
+    def texts_of(template: str, bos: str) -> Callable[[str], str]:
+        tokenizer = tokenizer_of(base, template)
+        tokenizer.bos_token = bos
+        encoder = Encoder(tokenizer, chat.UNFRAMED, ROOMY)
+
+        def read(text: str) -> str:
+            (group,) = encoder.read_texts([text])
+            return str(tokenizer.decode([*group.prefix, *group.suffixes[0]]))
+
+        return read
+
+    llama = texts_of(SHAPES["llama 3"], "<|begin_of_text|>")
+    turn = "<|start_header_id|>user<|end_header_id|>\n\nthe cat<|eot_id|>"
+    assert llama(turn) == llama(f"<|begin_of_text|>{turn}") == f"<|begin_of_text|>{turn}"
+    assert llama("the cat") == "<|begin_of_text|>the cat"
+
+    # the bos_token begins every turn: text without any is not a conversation
+    chatml = texts_of("{% for m in messages %}" + CHATML_TURN + "{% endfor %}", "<|im_start|>")
+    turns = "<|im_start|>user\nthe cat<|im_end|><|im_start|>assistant\nsat<|im_end|>"
+    assert chatml(turns) == chatml(turns.removeprefix("<|im_start|>")) == turns
+    assert chatml("the cat") == "the cat"
+
+
+CHATML_TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"

@@ -121,6 +121,14 @@ class _Tokenized(NamedTuple):
     """Character at which each token ends."""
 
 
+class _Opening(NamedTuple):
+    """The start of a rendered conversation."""
+
+    text: str
+    begins_turns: bool
+    """Whether every turn begins with it, as with a bos_token of `<|im_start|>`."""
+
+
 class _Neighbours(NamedTuple):
     """Consecutive sequences that begin with the same tokens."""
 
@@ -266,20 +274,25 @@ class Encoder:
         """The tokens of a rendered text. Some clients remove the template's bos_token; it is added
         again."""
         text = chat.close(text, self.frame)
-        if not text.startswith(self._opening):
-            text = self._opening + text
+        opening, begins_turns = self._opening
+        # Where the bos_token begins every turn, plain text has none to be added again.
+        is_conversation = not begins_turns or opening in text
+        if is_conversation and not text.startswith(opening):
+            text = opening + text
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
     @cached_property
-    def _opening(self) -> str:
+    def _opening(self) -> _Opening:
         """The bos_token if the template writes it before conversations; otherwise empty, even if
         the tokenizer would write it."""
         (conversation,) = chat.render(
             self.tokenizer, [Message("user", "a")], ["b"], frame=self.frame
         )
-        opening = self.tokenizer.bos_token or ""
-        return str(opening) if conversation.text.startswith(opening) else ""
+        opening = str(self.tokenizer.bos_token or "")
+        if not opening or not conversation.text.startswith(opening):
+            return _Opening("", False)
+        return _Opening(opening, conversation.text.count(opening) > 1)
 
     def read_texts(
         self, texts: Sequence[str | Sequence[int]], *, name: str = "text"

@@ -57,7 +57,7 @@ on_forum() { # NAME GROUPS OPTIONS...
 
 best() { # TARGET PREFIX RATES: write the best of PREFIX-RATE
   # shellcheck disable=SC2086  # a list of words
-  [ -f "$1" ] || python "$study" best $(printf "$2-%s " $3) > "$1"
+  [ -f "$1" ] || { python "$study" best $(printf "$2-%s " $3) > "$1.part" && mv "$1.part" "$1"; }
 }
 
 model_of() { # START

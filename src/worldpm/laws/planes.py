@@ -106,16 +106,8 @@ def judge(points: Points, *, of_loss: bool = True) -> Verdict:
     emergence = _emergence(points, contest)
     finding = _by_emergence(emergence, sizes)
     numbers = _with_emergence(numbers, emergence)
-    if finding is None and contest.winner == "turning_joint":
-        turning = contest.fits["turning_joint"]
-        spread = spread_of(points, turning, contest.noise)
-        turn = turn_of(points, turning, spread, fall="B", exponent="beta")
-        finding = by_turn(turn, amounts, "D")
-        numbers = replace(numbers, turn=ends(turn.minimum), rise=ends(turn.rise))
-    if finding is None and contest.winner == "plateau_joint":
-        start = spread_of(points, contest.fits["plateau_joint"], contest.noise).intervals["N0"]
-        finding = by_plateau(start, sizes, "N")
-        numbers = replace(numbers, plateau=ends(start))
+    if finding is None:
+        finding, numbers = _by_shape(points, contest, numbers)
     if finding is None:
         effects = _effects(points, contest, contest.smooth, slopes)
         # A gate that is not steep falls smoothly, so it may describe the points too.
@@ -302,6 +294,23 @@ def gate_of(form: str, theta: Array) -> Array:
         return np.stack([columns["N0"], columns["k"]], axis=1)
     # a N^-alpha = 1 at the threshold
     return np.stack([columns["a"] ** (1 / columns["alpha"]), columns["alpha"]], axis=1)
+
+
+def _by_shape(
+    points: Points, contest: Contest, numbers: Evidence
+) -> tuple[Finding | None, Evidence]:
+    """Whether the winner turns or saturates, with the evidence; None for other winners."""
+    sizes, amounts = (np.sort(evidence.distinct_values(axis[None])[0]) for axis in points.x)
+    if contest.winner == "turning_joint":
+        turning = contest.fits["turning_joint"]
+        spread = spread_of(points, turning, contest.noise)
+        turn = turn_of(points, turning, spread, fall="B", exponent="beta")
+        numbers = replace(numbers, turn=ends(turn.minimum), rise=ends(turn.rise))
+        return by_turn(turn, amounts, "D"), numbers
+    if contest.winner == "plateau_joint":
+        start = spread_of(points, contest.fits["plateau_joint"], contest.noise).intervals["N0"]
+        return by_plateau(start, sizes, "N"), replace(numbers, plateau=ends(start))
+    return None, numbers
 
 
 def _by_emergence(emergence: Emergence | None, sizes: Array) -> Finding | None:

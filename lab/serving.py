@@ -151,7 +151,7 @@ class Load:
 
 def overload(model: str) -> None:
     os.sched_setaffinity(0, {CLIENT_CORE})
-    words = ("--queue-tokens", 8192, "--deadline-seconds", 10)
+    words = ("--queue-tokens", 32_768, "--deadline-seconds", 10)
     for name in BODIES:
         with server(model, *words) as (process, url):
             asyncio.run(Load(url, name, None).run())

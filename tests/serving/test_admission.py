@@ -23,6 +23,7 @@ from worldpm.options.serve import ServeOptions
 from worldpm.serving import admission, body_check
 from worldpm.serving.backends import LocalBackend
 from worldpm.serving.run import assemble
+from worldpm.serving.service import COMING_SECONDS
 
 BODY = {"prompt": "How long should I bake a loaf?", "responses": ["40 minutes.", "Who knows?"]}
 
@@ -136,7 +137,7 @@ def test_new_connections_replace_half_sent_bodies_but_not_whole_requests(
         backend = service.backend
         assert isinstance(backend, LocalBackend)
         computing = threading.Event()
-        backend.batcher._thread.submit(computing.wait)
+        backend.batcher._threads[0].submit(computing.wait)
         at_work = [connect(address) for _ in range(5)]
         content = json.dumps(BODY).encode()
         for connection in at_work:
@@ -263,7 +264,7 @@ def test_a_wait_for_the_queue_ends_and_the_next_request_is_tried(road: Path) -> 
     body = {"prompt": "word " * 30, "responses": ["a", "b"]}
     with served(road, queue_tokens=300, row_tokens=200, queue_wait=0.05) as (client, backend):
         held = threading.Event()
-        backend.batcher._thread.submit(held.wait)  # the model is busy for a long time
+        backend.batcher._threads[0].submit(held.wait)  # the model is busy for a long time
         with ThreadPoolExecutor(16) as pool:
             waiting = [pool.submit(client.post, "/v1/rewards", json=body) for _ in range(16)]
             # some are in the queue, and the others are refused after they have waited
@@ -330,6 +331,31 @@ def test_a_full_server_refuses_early_as_the_application_would(
         time.sleep(0.05)
         connection.sendall(whole[-5:])
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_requests_that_are_not_parsed_yet_count_as_coming_for_a_moment(
+    road: Path, connect: Connect
+) -> None:
+    with listening(road, queue_tokens=1000) as (address, service):
+        assert post(address).status_code == 200
+        assert service.coming == 0
+        backend = service.backend
+        assert isinstance(backend, LocalBackend)
+        # Two such requests fit
+        backend.batcher._request_tokens = 60.0
+        backend.batcher.waiting_tokens = 1000 - 120
+
+        # Slow clients exclude nobody
+        half = [connect(address) for _ in range(3)]
+        for connection in half:
+            connection.sendall(HALF_BODY)
+        time.sleep(3 * COMING_SECONDS)
+        assert (service.coming, post(address).status_code) == (0, 200)
+
+        service.coming = 2
+        assert post(address).status_code == 429
+        service.coming = 0
+        backend.batcher.waiting_tokens = 0
 
 
 def test_the_tokens_of_a_request_are_estimated_from_others_of_its_size(road: Path) -> None:
@@ -533,7 +559,7 @@ def test_the_deadline_of_a_request_includes_its_wait_for_a_slot(road: Path) -> N
         client.post("/v1/rewards", json=BODY)
         held = threading.Event()
         with ThreadPoolExecutor(2) as pool:
-            backend.batcher._thread.submit(held.wait)
+            backend.batcher._threads[0].submit(held.wait)
             first = pool.submit(client.post, "/v1/rewards", json=BODY)
             time.sleep(0.3)
             late = pool.submit(

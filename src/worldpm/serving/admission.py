@@ -89,6 +89,7 @@ class Admission:
             if not outcome.is_started:
                 await error_reply(scope, failure)(scope, receive, send_and_note)
         finally:
+            self._service.parsed(scope)
             self._log.note(scope, outcome)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, outcome: Outcome) -> None:
@@ -105,14 +106,14 @@ class Admission:
             return
 
         declared = declared_bytes(scope)
-        self._check_load(declared)
+        self._check_load(scope, declared)
         body = _Body(scope, self._service.limits.body_bytes)
         try:
             await self._read(body, receive)
             outcome.body_bytes = scope["state"][BODY_BYTES] = body.size
             # The size of a compressed body, or of one without declared length, is known only now
             if body.size != declared:
-                self._check_load(body.size)
+                self._check_load(scope, body.size)
             scope["state"][ARRIVED] = time.monotonic()
             # Take a slot only now, so that a client that sends half a body does not hold one
             await self._take_slot()
@@ -141,9 +142,9 @@ class Admission:
                 408, "the body did not arrive in time", kind="RequestTimeout", close=True
             ) from None
 
-    def _check_load(self, body_bytes: int | None) -> None:
+    def _check_load(self, scope: Scope, body_bytes: int | None) -> None:
         """Reject a request that the server cannot take, before its body is read or parsed."""
-        error = overload(self._service, body_bytes)
+        error = overload(self._service, scope, body_bytes)
         if error is not None:
             raise error
 

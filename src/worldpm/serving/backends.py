@@ -230,10 +230,10 @@ class Backend:
 
         return await self._in_reader(read, deadline)
 
-    def seconds_until_room(self, tokens: float = 0.0) -> int | None:
-        """Expected seconds, at least 1, until the queue has room for about this number of tokens;
-        None if it has room."""
-        return self.engine.seconds_until_room(tokens, coming=self._being_read)
+    def seconds_until_room(self, tokens: float = 0.0, *, coming: int = 0) -> int | None:
+        """Expected seconds, at least 1, until the queue has room for about this number of tokens,
+        after `coming` requests that are not parsed yet; None if it has room."""
+        return self.engine.seconds_until_room(tokens, coming=self._being_read + coming)
 
     async def run(self) -> None:
         """Compute until cancelled."""

@@ -19,7 +19,7 @@ Compute = Callable[[Sequence[EncodedGroup]], list[list[float]]]
 MEMORY = 0.9
 """Weight of earlier rows or requests in a moving average."""
 
-LARGEST_COMING = 64
+LARGEST_COMING = 16
 """A request that is being read counts with at most the queue's tokens divided by this number."""
 LARGEST_EXPECTED = 2
 """A new request counts with at most the queue's tokens divided by this number."""

@@ -40,8 +40,9 @@ class EarlyRefusals:
         # The application reads the body, and then knows its size
         if declared is None:
             return None
-        error = overload(self._service, declared)
+        error = overload(self._service, scope, declared)
         if error is None:
+            self._service.expect(scope)
             return None
 
         outcome = Outcome(time.monotonic(), error.status or 429)

@@ -9,6 +9,7 @@ from starlette.types import Scope
 
 from worldpm.serving.routes import page
 from worldpm.serving.service import (
+    COMING,
     KEY_NAME,
     OVERLOADED,
     REPLY_ID,
@@ -131,7 +132,7 @@ def recognise(scope: Scope, service: Service) -> None:
         )
 
 
-def overload(service: Service, body_bytes: int | None) -> RefusedError | None:
+def overload(service: Service, scope: Scope, body_bytes: int | None) -> RefusedError | None:
     """The error of a request that the server cannot take now; None if it can.
 
     `body_bytes` is the declared length of a body that is not read yet; None if no length is
@@ -144,7 +145,9 @@ def overload(service: Service, body_bytes: int | None) -> RefusedError | None:
     close = body_bytes is None or body_bytes > FREE_BYTES
     if service.open_requests >= service.limits.requests:
         return overloaded(f"the server has {service.open_requests} open requests", close=close)
-    seconds = service.backend.seconds_until_room(service.tokens_per_byte * (body_bytes or 0))
+    tokens = service.tokens_per_byte * (body_bytes or 0)
+    others = service.coming - (COMING in scope.get("state", {}))
+    seconds = service.backend.seconds_until_room(tokens, coming=others)
     if seconds is not None:
         return overloaded("the queue is full", seconds=seconds, close=close)
     return None

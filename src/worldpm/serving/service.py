@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
+from starlette.types import Scope
 
 from worldpm.errors import DataError, NotFiniteError
 from worldpm.model.checkpoint import Activation
@@ -50,6 +51,9 @@ REPLY_ID = "reply_id"
 """Key of the connection's state that holds the id of a reply with rewards."""
 BODY_BYTES = "body_bytes"
 """Key of the connection's state that holds the number of bytes of the decompressed body."""
+COMING = "coming"
+"""Key of the connection's state that is set while the request counts as `Service.coming`."""
+COMING_SECONDS = 0.1
 PARSED = "parsed"
 """Key of the connection's state that holds a function, which a route calls once it has the body."""
 ARRIVED = "arrived"
@@ -165,6 +169,8 @@ class Service:
     """Whether requests are accepted."""
     open_requests: int = 0
     """Number of open requests."""
+    coming: int = 0
+    """Number of accepted requests that are not parsed yet."""
     tokens_per_byte: float = 0.0
     """Average number of computed tokens per byte of a body; 0 before the first reply."""
 
@@ -181,12 +187,29 @@ class Service:
             ratio = MEMORY * self.tokens_per_byte + (1 - MEMORY) * ratio
         self.tokens_per_byte = ratio
 
+    def expect(self, scope: Scope) -> None:
+        """Count an accepted request as coming until `parsed`, or for a short time.
+
+        Many requests arrive before the first of them is parsed, and all would see the same room in
+        the queue.
+        """
+        self.coming += 1
+        scope.setdefault("state", {})[COMING] = True
+        # A client that sends its body slowly must not exclude others
+        asyncio.get_running_loop().call_later(COMING_SECONDS, self.parsed, scope)
+
+    def parsed(self, scope: Scope) -> None:
+        """End `expect`; a second call does nothing."""
+        if scope["state"].pop(COMING, False):
+            self.coming -= 1
+
     def of(self, http: HttpRequest, kind: str) -> "Call":
         """The call of one HTTP request. `kind` is the prefix of the reply's id."""
         call = Call(self, http, f"{kind}-{secrets.token_hex(8)}")
         state = http.scope.setdefault("state", {})
         state[REPLY_ID] = call.reply_id
         call.started = state.get(ARRIVED, call.started)
+        self.parsed(http.scope)
         if PARSED in state:
             state[PARSED]()
         return call

@@ -41,6 +41,7 @@ def metric_names() -> set[str]:
     metrics = Metrics()
     metrics.watch_queue(lambda: 0, lambda: 0)
     metrics.watch_service(lambda: True, lambda: 0)
+    metrics.watch_replicas(lambda: 0, lambda: 0)
     return {
         match.removesuffix("_created")
         for match in re.findall(r"^# TYPE (\w+) ", metrics.page().decode(), re.MULTILINE)
@@ -135,6 +136,57 @@ def test_the_manifests_match_the_schemas_of_kubernetes() -> None:
         "jobs": {"CronJob", "PersistentVolumeClaim"},
         "webhook": {"ServiceAccount", "Role", "RoleBinding", "Deployment", "Service"},
     }
+
+
+def patched() -> list[Any]:
+    """The objects of the server with the JSON patches of `gpu/`."""
+    recipe = read_yaml("kubernetes/gpu/kustomization.yaml")
+    objects = [
+        item
+        for name in recipe["resources"]
+        for item in yaml.safe_load_all((DEPLOY / "kubernetes/gpu" / name).read_text())
+    ]
+    for entry in recipe["patches"]:
+        (item,) = [
+            item
+            for item in objects
+            if entry["target"] == {"kind": item["kind"], "name": item["metadata"]["name"]}
+        ]
+        for change in yaml.safe_load(entry["patch"]):
+            *parents, last = change["path"].strip("/").split("/")
+            target = item
+            for parent in parents:
+                target = target[int(parent) if isinstance(target, list) else parent]
+            if last == "-":
+                target.append(change["value"])
+            else:
+                assert (change["op"] == "replace") == (last in target)
+                target[last] = change["value"]
+    return objects
+
+
+def test_the_server_on_gpus_matches_the_schemas_and_scales_by_its_queue() -> None:
+    objects = {item["kind"]: item for item in patched()}
+    for item in objects.values():
+        kubernetes_validate.validate(item, "1.33", strict=True)
+
+    (container,) = objects["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    options = tyro.cli(VERBS["serve"].options, args=container["args"][1:])
+    gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert getattr(options, "replicas", None) == gpus == 8
+
+    (metric,) = objects["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    target = int(metric["pods"]["target"]["averageValue"])
+    assert 4 * target == getattr(options, "queue_tokens", None)
+    # The adapter gives this metric, with labels that the scrape job adds
+    (rule,) = read_yaml("kubernetes/gpu/prometheus-adapter.yml")["rules"]
+    name = metric["pods"]["metric"]["name"]
+    assert name == rule["name"]["matches"]
+    assert rule["seriesQuery"].startswith(f"{name}{{")
+    assert name in metric_names()
+    (job,) = read_yaml("kubernetes/prometheus.yml")["scrape_configs"]
+    added = {change.get("target_label") for change in job["relabel_configs"]}
+    assert set(rule["resources"]["overrides"]) <= added
 
 
 def test_every_volume_of_a_pod_exists_and_secrets_are_for_its_group_only() -> None:

@@ -446,7 +446,7 @@ def test_a_server_that_is_gone_or_a_proxy_is_reported(page: Page) -> None:
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (501, "This server does not explain rewards: the model runs on another server."),
+        (501, "This server does not explain rewards: the model runs in another process."),
         (503, "The rewards cannot be explained: <b>busy</b>"),
     ],
 )

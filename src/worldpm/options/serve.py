@@ -34,7 +34,7 @@ class ServeOptions(ModelOptions):
     )
     GROUPS: ClassVar[Groups] = {
         "address": ("host", "port", "name", "any_model_name", "allow_hosts", "cors"),
-        "upstream": ("upstream", "upstream_key"),
+        "devices": ("replicas", "upstream", "upstream_key"),
         "choice": ("calibration", "rules", "keys"),
         "limit": (
             "row_tokens",
@@ -54,6 +54,9 @@ class ServeOptions(ModelOptions):
 
     model: Positional[str]
     """Folder or hub id of a reward model."""
+    replicas: int = 1
+    """Processes that hold the model, each on its own GPU if there are several; one server in front
+    of them. With 1, the server's process holds the model."""
     upstream: tuple[str, ...] = ()
     """URLs of vLLM servers that compute the rewards of this model. Only its tokenizer, limits and
     temperature are loaded here."""
@@ -131,6 +134,9 @@ class ServeOptions(ModelOptions):
             raise ConfigError(
                 f"{given[0]} cannot be used with --upstream. Set it on the upstream servers."
             )
+        if self.replicas > 1 and (self.upstream or self.across_devices):
+            other = "--upstream" if self.upstream else "--across-devices"
+            raise ConfigError(f"--replicas cannot be used with {other}. Leave one of them out.")
         if self.upstream_key is not None and not self.upstream:
             raise ConfigError("--upstream-key needs --upstream. Name the servers.")
         if not 0 <= self.port < 65536:
@@ -146,6 +152,7 @@ class ServeOptions(ModelOptions):
         ]:
             raise ConfigError(f"--allow-hosts {ports[0]}: has a port. Name only the host.")
         amounts: dict[str, float | None] = {
+            "--replicas": self.replicas,
             "--row-tokens": self.row_tokens,
             "--queue-tokens": self.queue_tokens,
             "--max-requests": self.max_requests,

@@ -1,5 +1,6 @@
 """Backends of the server: they read texts as tokens, and an engine computes the rewards.
-`LocalBackend` has a scorer behind a queue; `worldpm.serving.upstream` has another engine."""
+`LocalBackend` has a scorer behind a queue, `replicas` several processes behind the same queue, and
+`upstream` other servers."""
 
 import asyncio
 import threading
@@ -22,6 +23,7 @@ from worldpm.serving.batcher import (
     ExpiredError,
     RowStatistics,
     TooLargeError,
+    Worker,
 )
 
 Result = TypeVar("Result")
@@ -301,8 +303,56 @@ class Backend:
             )
 
 
-class LocalBackend(Backend):
-    """A scorer on this machine, behind a queue."""
+class QueuedBackend(Backend):
+    """Workers with the model, behind a queue."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        workers: Sequence[Worker],
+        *,
+        row_tokens: int,
+        queue_tokens: int,
+        queue_wait: float = 0.0,
+        on_stage: Callable[[str, float, RowStatistics | None], None],
+    ) -> None:
+        """If the queue is full, requests wait for up to `queue_wait` seconds."""
+        self.batcher = Batcher(
+            workers,
+            row_tokens=row_tokens,
+            queue_tokens=queue_tokens,
+            queue_wait=queue_wait,
+            on_row=lambda row: on_stage("row", row.seconds, row),
+        )
+        super().__init__(
+            encoder,
+            self.batcher,
+            queue_tokens=queue_tokens,
+            queue_wait=queue_wait,
+            on_stage=on_stage,
+        )
+        self._row_tokens = row_tokens
+
+    async def _rewards(self, groups: Sequence[EncodedGroup], deadline: float) -> list[list[float]]:
+        """Rewards of each group.
+
+        A group longer than a row is computed in parts, which repeat the prompt.
+        """
+        parts = [_parts(group, self._row_tokens) for group in groups]
+        flat = [part for group_parts in parts for part in group_parts]
+        part_rewards = iter(await self.batcher.rewards(flat, deadline=deadline))
+
+        group_rewards: list[list[float]] = []
+        for group_parts in parts:
+            rewards: list[float] = []
+            for _ in group_parts:
+                rewards += next(part_rewards)
+            group_rewards.append(rewards)
+        return group_rewards
+
+
+class LocalBackend(QueuedBackend):
+    """A scorer in this process, behind a queue."""
 
     def __init__(
         self,
@@ -314,23 +364,15 @@ class LocalBackend(Backend):
         on_stage: Callable[[str, float, RowStatistics | None], None],
     ) -> None:
         """If the queue is full, requests wait for up to `queue_wait` seconds."""
-        compute = partial(scoring.rewards_of, scorer.model, row_tokens=row_tokens)
-        self.batcher = Batcher(
-            compute,
-            row_tokens=row_tokens,
-            queue_tokens=queue_tokens,
-            queue_wait=queue_wait,
-            on_row=lambda row: on_stage("row", row.seconds, row),
-        )
         super().__init__(
             scorer.encoder,
-            self.batcher,
+            [Worker(partial(scoring.rewards_of, scorer.model, row_tokens=row_tokens))],
+            row_tokens=row_tokens,
             queue_tokens=queue_tokens,
             queue_wait=queue_wait,
             on_stage=on_stage,
         )
         self.scorer = scorer
-        self._row_tokens = row_tokens
         self._explainers = ThreadPoolExecutor(EXPLAINED_AT_ONCE, thread_name_prefix="explainer")
 
     async def explained(
@@ -360,23 +402,6 @@ class LocalBackend(Backend):
         finally:
             # Also after a result, when it has no effect
             abandoned.set()
-
-    async def _rewards(self, groups: Sequence[EncodedGroup], deadline: float) -> list[list[float]]:
-        """Rewards of each group.
-
-        A group longer than a row is computed in parts, which repeat the prompt.
-        """
-        parts = [_parts(group, self._row_tokens) for group in groups]
-        flat = [part for group_parts in parts for part in group_parts]
-        part_rewards = iter(await self.batcher.rewards(flat, deadline=deadline))
-
-        group_rewards: list[list[float]] = []
-        for group_parts in parts:
-            rewards: list[float] = []
-            for _ in group_parts:
-                rewards += next(part_rewards)
-            group_rewards.append(rewards)
-        return group_rewards
 
 
 async def before(deadline: float, work: Awaitable[Result]) -> Result:

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Compute = Callable[[Sequence[EncodedGroup]], list[list[float]]]
+MOST_LOSSES = 2
+"""Number of lost workers after which a row that was at them gets an error, not a third worker."""
 MEMORY = 0.9
 """Weight of earlier rows or requests in a moving average."""
 
@@ -44,6 +46,29 @@ class TooLargeError(Exception):
     """A request has more tokens than the queue can hold."""
 
 
+class WorkerLostError(Exception):
+    """The process of a worker ended while it computed a row."""
+
+
+class Worker:
+    """Computes rows, one at a time: the model in this process, or `replicas.Replica`."""
+
+    def __init__(self, compute: Compute) -> None:
+        """Rows are computed by `compute`, which may raise `WorkerLostError`."""
+        self.compute = compute
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether rows can be computed now."""
+        return True
+
+    def replace(self) -> None:
+        """Make the worker ready after `WorkerLostError`."""
+
+    def close(self) -> None:
+        """Release what the worker holds."""
+
+
 # Compared by identity, because `deque.remove` must find exactly this group
 @dataclass(eq=False)
 class Waiting:
@@ -56,6 +81,8 @@ class Waiting:
     """Seconds on the monotonic clock."""
     queued: bool = True
     """False once the group is in a row or was removed."""
+    losses: int = 0
+    """Number of workers that were lost with the group."""
     done: asyncio.Future[list[float]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -85,11 +112,12 @@ class RowStatistics:
 
 
 class Batcher:
-    """Computes rows one at a time in a worker thread, oldest group first."""
+    """Gives rows to workers, oldest group first. Each worker has a thread and computes one row at a
+    time."""
 
     def __init__(
         self,
-        compute: Compute,
+        workers: Sequence[Worker],
         *,
         row_tokens: int,
         queue_tokens: int,
@@ -97,14 +125,14 @@ class Batcher:
         on_row: Callable[[RowStatistics], None] = lambda _: None,
     ) -> None:
         """If the queue is full, requests wait for up to `queue_wait` seconds."""
-        self._compute, self._on_row = compute, on_row
+        self._workers, self._on_row = workers, on_row
         self._row_tokens, self._queue_tokens = row_tokens, queue_tokens
         self._queue_wait = queue_wait
         self._queue: deque[Waiting] = deque()
         self._entries: deque[_Entry] = deque()
         self._request_tokens = 0.0
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix="rows") for _ in workers]
         self._tokens_per_second = 0.0
         self.waiting_tokens = 0
         """Tokens in the queue, and of requests that are about to enter it."""
@@ -118,7 +146,8 @@ class Batcher:
         """Expected seconds until the queue is computed, at least 1."""
         if not self._tokens_per_second:
             return 1
-        return max(1, math.ceil(self.waiting_tokens / self._tokens_per_second))
+        speed = len(self._workers) * self._tokens_per_second
+        return max(1, math.ceil(self.waiting_tokens / speed))
 
     def seconds_until_room(self, tokens: float = 0.0, *, coming: int = 0) -> int | None:
         """Expected seconds until a request of about this number of tokens fits, after `coming`
@@ -222,26 +251,43 @@ class Batcher:
 
     @property
     def can_work(self) -> bool:
-        """Whether requests can be answered: always, because the model is in this process."""
-        return True
+        """Whether a worker is ready."""
+        return any(worker.is_ready for worker in self._workers)
 
     def between_rows(self, work: Callable[[], Result]) -> Result:
-        """The result of other work with the model, which runs after the current row.
+        """The result of other work with the first worker's model, which runs after its row.
 
         This blocks until the work is done, so do not call it from the event loop's thread.
         """
         # The rows' thread, so that the model does one thing at a time
-        return self._thread.submit(work).result()
+        return self._threads[0].submit(work).result()
 
     async def run(self) -> None:
         """Compute rows until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for worker, thread in zip(self._workers, self._threads, strict=True):
+                    tasks.create_task(self._work(worker, thread))
+        finally:
+            for worker in self._workers:
+                worker.close()
+
+    async def _work(self, worker: Worker, thread: ThreadPoolExecutor) -> None:
+        """Compute one row after another with a worker."""
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
             row = self._next_row()
             if row:
                 started = time.monotonic()
-                outcomes = await loop.run_in_executor(self._thread, self._outcomes, row)
+                try:
+                    outcomes = await loop.run_in_executor(
+                        thread, self._outcomes, worker.compute, row
+                    )
+                except WorkerLostError as error:
+                    self._put_back(row, error)
+                    await loop.run_in_executor(thread, worker.replace)
+                    continue
                 for item, outcome in zip(row, outcomes, strict=True):
                     _resolve(item.done, outcome)
                 self._count(row, started)
@@ -250,23 +296,43 @@ class Batcher:
             if not self._queue:
                 self._arrived.clear()
 
+    def _put_back(self, row: Sequence[Waiting], error: WorkerLostError) -> None:
+        """Let another worker compute a row that is lost, unless the row may be the cause."""
+        for item in reversed(row):
+            item.losses += 1
+            if item.losses >= MOST_LOSSES:
+                _resolve(item.done, error)
+            elif not item.done.done():
+                item.queued = True
+                self._queue.appendleft(item)
+                # Without `_take_room`: the group had its room before
+                self.waiting_tokens += item.group.tokens
+        self._arrived.set()
+
     def _next_row(self) -> list[Waiting]:
-        """The oldest groups up to the budget. A group over the budget is a row alone."""
+        """The oldest groups up to the budget. A group over the budget is a row alone, and so is one
+        whose worker was lost, because it may be the cause."""
         row: list[Waiting] = []
         tokens = 0
-        while self._queue and (not row or tokens + self._queue[0].group.tokens <= self._row_tokens):
+        while self._queue and (not row or self._fits(tokens, self._queue[0])):
             item = self._queue.popleft()
             self._dequeued(item)
             row.append(item)
             tokens += item.group.tokens
+            if item.losses:
+                break
         return row
+
+    def _fits(self, tokens: int, item: Waiting) -> bool:
+        """Whether a row of this number of tokens takes one more group."""
+        return not item.losses and tokens + item.group.tokens <= self._row_tokens
 
     def _dequeued(self, item: Waiting) -> None:
         item.queued = False
         self.waiting_tokens -= item.group.tokens
         self._admit()
 
-    def _outcomes(self, row: Sequence[Waiting]) -> list[list[float] | Exception]:
+    def _outcomes(self, compute: Compute, row: Sequence[Waiting]) -> list[list[float] | Exception]:
         """Rewards of each group, or its error.
 
         This runs in the model's thread, perhaps after other work there, so it first leaves out
@@ -274,15 +340,17 @@ class Batcher:
         """
         now = time.monotonic()
         live = [item for item in row if not item.done.done() and now <= item.deadline]
-        outcomes = dict(zip(map(id, live), self._computed(live), strict=True))
+        outcomes = dict(zip(map(id, live), self._computed(compute, live), strict=True))
         return [outcomes.get(id(item), ExpiredError()) for item in row]
 
-    def _computed(self, row: Sequence[Waiting]) -> list[list[float] | Exception]:
+    def _computed(self, compute: Compute, row: Sequence[Waiting]) -> list[list[float] | Exception]:
         """Rewards of each group. If the row fails, its groups are computed one by one."""
         if not row:
             return []
         try:
-            return [*self._compute([item.group for item in row])]
+            return [*compute([item.group for item in row])]
+        except WorkerLostError:
+            raise
         # Catch any error, because the other requests of the row must be answered
         except Exception as error:
             logger.exception("a row of %d groups failed", len(row))
@@ -291,7 +359,7 @@ class Batcher:
 
         outcomes: list[list[float] | Exception] = []
         for item in row:
-            outcomes += self._outcomes([item])
+            outcomes += self._outcomes(compute, [item])
         return outcomes
 
     def _count(self, row: Sequence[Waiting], started: float) -> None:

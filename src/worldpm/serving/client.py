@@ -163,7 +163,7 @@ ERRORS = {
     422: "The body cannot be answered, for instance because a text is too long.",
     429: "The server is full. Try again after `Retry-After` seconds.",
     500: "The server failed, or a reward is not finite.",
-    501: "The model is on another server, which does not support this.",
+    501: "The server's process does not hold the model, so it does not support this.",
     503: "The deadline passed, the model is unavailable, or the decision cannot be logged.",
 }
 """Descriptions of statuses."""

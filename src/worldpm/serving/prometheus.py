@@ -97,6 +97,13 @@ class Metrics:
         self._gauge("worldpm_queue_groups", "Groups in the queue.").set_function(groups)
         self._gauge("worldpm_queue_tokens", "Tokens in the queue.").set_function(tokens)
 
+    def watch_replicas(self, ready: Callable[[], int], restarts: Callable[[], int]) -> None:
+        """Read the state of the replicas whenever the metrics are read."""
+        self._gauge("worldpm_replicas_ready", "Replicas that can compute.").set_function(ready)
+        self._gauge(
+            "worldpm_replica_restarts", "Replicas that ended and were started again."
+        ).set_function(restarts)
+
     def stage(self, name: str, seconds: float, row: RowStatistics | None = None) -> None:
         """Record the time of a stage, and the statistics of a row."""
         self.stages.labels(name).observe(seconds)

@@ -14,6 +14,7 @@ import ecs_logging
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
+from transformers import PreTrainedConfig
 
 from worldpm.errors import DataError
 from worldpm.evaluation.calibrating import confidence_of
@@ -25,13 +26,14 @@ from worldpm.records import Message
 from worldpm.scoring.confidence import Confidence
 from worldpm.scoring.scorer import Scorer
 from worldpm.serving import app, drift
-from worldpm.serving.backends import Backend, BackendReply, LocalBackend
+from worldpm.serving.backends import Backend, BackendReply, LocalBackend, QueuedBackend
 from worldpm.serving.connections import bounded
 from worldpm.serving.decision_log import DecisionLog, Retention
 from worldpm.serving.decisions import ConversationInputs, Inputs
 from worldpm.serving.drift_messages import DriftMessages
 from worldpm.serving.early_refusals import EarlyRefusals
 from worldpm.serving.prometheus import Metrics
+from worldpm.serving.replicas import start_replicas
 from worldpm.serving.routes.own import Preferences
 from worldpm.serving.routing import RoutingRules
 from worldpm.serving.service import ApiKey, Identity, Listener, RequestLimits, Service
@@ -110,7 +112,10 @@ def assemble(options: ServeOptions) -> tuple[FastAPI, Service]:
     keys = _read_keys(options.keys) if options.keys else {}
     metrics = Metrics()
     source = sources.of(options.model, options)
-    model = (_upstream if options.upstream else _local)(source, options, metrics)
+    if options.upstream:
+        model = _upstream(source, options, metrics)
+    else:
+        model = (_replicated if options.replicas > 1 else _local)(source, options, metrics)
 
     decisions = _decision_log(options)
     if decisions is not None and decisions.repaired:
@@ -188,11 +193,35 @@ def _local(source: Source, options: ServeOptions, metrics: Metrics) -> ServedMod
     return ServedModel(backend, identity, _calibrated(source, identity, options))
 
 
+def _replicated(source: Source, options: ServeOptions, metrics: Metrics) -> ServedModel:
+    """Processes with the model, behind a queue in this process, which has only the tokenizer."""
+    config, encoder = _read_encoder(source, options)
+    replicas, loaded = start_replicas(options)
+    identity = replace(
+        _identity(source, encoder, options),
+        activation=checkpoint.activation_of(config),
+        dtype=loaded.dtype,
+        row_tokens=options.row_tokens,
+    )
+    backend = QueuedBackend(
+        encoder,
+        replicas,
+        row_tokens=options.row_tokens,
+        queue_tokens=options.queue_tokens,
+        queue_wait=options.queue_wait,
+        on_stage=metrics.stage,
+    )
+    metrics.watch_queue(lambda: backend.batcher.waiting, lambda: backend.batcher.waiting_tokens)
+    metrics.watch_replicas(
+        lambda: sum(replica.is_ready for replica in replicas),
+        lambda: sum(replica.restarts for replica in replicas),
+    )
+    return ServedModel(backend, identity, _calibrated(source, identity, options))
+
+
 def _upstream(source: Source, options: ServeOptions, metrics: Metrics) -> ServedModel:
     """The model on vLLM servers; its tokenizer, limits and temperature are here."""
-    config = checkpoint.load_config(source)
-    encoder = checkpoint.encoder_of(source, config)
-    encoder = replace(encoder, limits=encoder.limits.within(options.max_length, cut=options.cut))
+    config, encoder = _read_encoder(source, options)
     identity = replace(
         _identity(source, encoder, options), activation=checkpoint.activation_of(config)
     )
@@ -213,6 +242,14 @@ def _upstream(source: Source, options: ServeOptions, metrics: Metrics) -> Served
     )
     backend = Backend(encoder, engine, queue_tokens=options.queue_tokens, on_stage=metrics.stage)
     return ServedModel(backend, identity, _calibrated(source, identity, options))
+
+
+def _read_encoder(source: Source, options: ServeOptions) -> tuple[PreTrainedConfig, Encoder]:
+    """The configuration and the encoder of a model that other processes hold."""
+    config = checkpoint.load_config(source)
+    encoder = checkpoint.encoder_of(source, config)
+    limits = encoder.limits.within(options.max_length, cut=options.cut)
+    return config, replace(encoder, limits=limits)
 
 
 def _identity(source: Source, encoder: Encoder, options: ServeOptions) -> Identity:

@@ -26,7 +26,13 @@ from worldpm.serving.backends import (
     Text,
     UnavailableError,
 )
-from worldpm.serving.batcher import MEMORY, BusyError, ExpiredError, TooLargeError
+from worldpm.serving.batcher import (
+    MEMORY,
+    BusyError,
+    ExpiredError,
+    TooLargeError,
+    WorkerLostError,
+)
 from worldpm.serving.decision_log import DecisionLog
 from worldpm.serving.decisions import (
     ConversationInputs,
@@ -441,7 +447,7 @@ async def refusing(work: Awaitable[Result]) -> Result:
     # No Retry-After, because the request will never fit
     except TooLargeError as error:
         raise RefusedError(None, str(error), kind="TooManyTokens") from error
-    except UnavailableError as error:
+    except (UnavailableError, WorkerLostError) as error:
         raise RefusedError(503, str(error), kind="UpstreamUnavailable", retry_after=5) from error
     except ExpiredError as error:
         raise RefusedError(503, str(error), kind="DeadlineExceeded", retry_after=1) from error

@@ -320,9 +320,9 @@ async function explain(body, signal) {
       + " words are blank.");
   } catch (error) {
     if (signal.aborted) return;
-    // With --upstream the weights are on another server, which is not an error
+    // With --upstream or --replicas the weights are elsewhere, which is not an error
     $("explanation").textContent = error.status === STATUS_NOT_HERE
-      ? "This server does not explain rewards: the model runs on another server."
+      ? "This server does not explain rewards: the model runs in another process."
       : `The rewards cannot be explained: ${error.message}`;
   }
 }

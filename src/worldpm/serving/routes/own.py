@@ -412,7 +412,7 @@ async def _explain(call: Call, body: Explain) -> Reply:
     if not isinstance(service.backend, LocalBackend):
         raise RefusedError(
             501,
-            "explanations need the model's weights, which are on another server.",
+            "explanations need the model's weights, which other processes or servers hold.",
             kind="NotImplemented",
         )
     if len(request.responses) > MOST_EXPLAINED:

@@ -1,4 +1,4 @@
-"""Two processes score and evaluate with the bytes of one."""
+"""Two processes score, evaluate and filter groups with the bytes of one."""
 
 import json
 from functools import partial
@@ -61,3 +61,26 @@ def test_two_processes_evaluate_with_the_results_of_one(road: Path, tmp_path: Pa
         assert [command.poll() for command in commands] == [0, 0]
     for name in ("rewards.parquet", "metrics.json", "items.parquet", "tables/accuracy.csv"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_two_processes_filter_groups_with_the_bytes_of_one(
+    road: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # 2,500 threads are three parts
+    assert run("simulate", "--threads", 2500, "--out", tmp_path / "threads") == 0
+    words = ("group", tmp_path / "threads", "--filter-with", road / "checkpoint")
+    assert run(*words, "--out", tmp_path / "alone") == 0
+    for _ in range(2):  # the second time it is finished already
+        commands = start_group(tmp_path, cli.main, (*words, "--out", tmp_path / "two"))
+        wait_for(commands, partial(have_ended, commands))
+    names = [path.name for path in sorted((tmp_path / "alone").glob("*.parquet"))]
+    assert names
+    for name in [*names, "ATTRIBUTION.csv"]:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert not (tmp_path / "two" / ".progress").exists()
+
+    commands = start_group(tmp_path, cli.main, (*words[:2], "--out", tmp_path / "plain"))
+    while not have_ended(commands):
+        pass
+    assert [command.poll() for command in commands] == [2, 2]
+    assert not (tmp_path / "plain").exists()

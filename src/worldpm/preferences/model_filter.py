@@ -4,6 +4,7 @@ these, to study what the filter adds to the data."""
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 
 from worldpm.preferences.grouping import Tally
 from worldpm.records import PreferenceGroup
@@ -13,15 +14,32 @@ GROUPS_AT_ONCE = 64
 """Groups that are scored together: enough for full rows of the model."""
 
 
+class GroupRewards(NamedTuple):
+    """Rewards of one group of the training split."""
+
+    group_id: str
+    rewards: list[float] | None
+    """One for each response; None if the model's chat template rejects the group."""
+
+
+def score(scorer: Scorer, groups: Iterable[PreferenceGroup]) -> Iterator[GroupRewards]:
+    """The rewards of the training groups, in order. Validation and test use the votes alone."""
+    training = (group for group in groups if group.split == "train")
+    while chunk := list(islice(training, GROUPS_AT_ONCE)):
+        answers = scorer.score(map(_request, chunk))
+        for group, answer in zip(chunk, answers, strict=True):
+            rewards = None if isinstance(answer, Refused) else answer.rewards
+            yield GroupRewards(group.group_id, rewards)
+
+
 @dataclass(frozen=True)
 class ModelFilter:
     """The filter of `worldpm group --filter-with`."""
 
-    scorer: Scorer
-    """The reward model."""
+    rewards: Iterator[GroupRewards]
+    """Results of `score` for the same groups, in the same order."""
     margin: float
-    """Logits: the scorer contradicts a training pair if it prefers the rejected response by
-    more."""
+    """Logits: the model contradicts a training pair if it prefers the rejected response by more."""
     keep_contradicted: bool
     """Whether the contradicted pairs are kept instead of the others."""
 
@@ -30,35 +48,20 @@ class ModelFilter:
     ) -> Iterator[PreferenceGroup]:
         """The groups, in order. Training groups lose the dropped pairs, and groups without pairs
         are dropped."""
-        stream = iter(groups)
+        for group in groups:
+            if group.split != "train":
+                yield group
+                continue
 
-        while chunk := list(islice(stream, GROUPS_AT_ONCE)):
-            rewards = self._rewards([group for group in chunk if group.split == "train"])
-            for group in chunk:
-                # Validation and test use the votes alone.
-                if group.split != "train":
-                    yield group
-                    continue
+            group_id, rewards = next(self.rewards)
+            assert group_id == group.group_id
+            if rewards is None:
+                tally.drop("thread that the chat template of --filter-with refuses", group_id)
+                continue
 
-                group_rewards = rewards[group.group_id]
-                if group_rewards is None:
-                    tally.drop(
-                        "thread that the chat template of --filter-with refuses", group.group_id
-                    )
-                    continue
-
-                filtered = self._filtered(group, group_rewards, tally)
-                if filtered is not None:
-                    yield filtered
-
-    def _rewards(self, groups: list[PreferenceGroup]) -> dict[str, list[float] | None]:
-        """The rewards of the responses of each group, by its id; None for a group that the model's
-        chat template rejects."""
-        answers = self.scorer.score(map(_request, groups))
-        return {
-            group.group_id: None if isinstance(answer, Refused) else answer.rewards
-            for group, answer in zip(groups, answers, strict=True)
-        }
+            filtered = self._filtered(group, rewards, tally)
+            if filtered is not None:
+                yield filtered
 
     def _filtered(
         self, group: PreferenceGroup, rewards: list[float], tally: Tally

@@ -26,6 +26,7 @@ from worldpm.options.shared import Engine, command_of
 from worldpm.preferences import (
     cleaning,
     dataset_card,
+    filtering,
     near_duplicates,
     repeats,
     splits,
@@ -34,11 +35,10 @@ from worldpm.preferences import (
 )
 from worldpm.preferences.contamination import Index, texts_in
 from worldpm.preferences.grouping import Learned, controversial_kept
-from worldpm.preferences.model_filter import ModelFilter
 from worldpm.preferences.outcomes import FittedNoise, GroupCounts
 from worldpm.preferences.thread_batches import BatchEvidence, BatchGroups, Sieves
 from worldpm.preferences.vote_noise import VoteNoise
-from worldpm.scoring.scorer import Scorer
+from worldpm.scoring.peers import Peers, launched
 from worldpm.storage import folders, parquet, schema, tables
 from worldpm.storage.json_files import Plain
 from worldpm.storage.manifest import PROGRESS, Input, describe, read_manifest
@@ -102,36 +102,69 @@ def run(options: GroupOptions) -> None:
     site_splits: dict[str, splits.Split] = {}
     if options.split_by == "site":
         site_splits = splits.of_sites((path.stem for path in paths), options)
+    peers = _peers(options)
     sieves, inputs = _sieves(options)
-    inputs = [describe(path) for path in options.threads] + inputs
-    output = folders.begin(
+    output = _begin(options, inputs) if peers.is_first else None
+    if not peers.of_first(output is not None):
+        return
+    if output is None:
+        output = folders.beside(options.out)
+
+    with output:
+        learned: dict[str, Learned] = {}
+        if peers.is_first:
+            learned = {
+                name: replace(facts, site_split=site_splits.get(name))
+                for name, facts in _learn(output, paths, options).items()
+            }
+        if options.filter_with:
+            learned = peers.of_first(learned)
+            filtering.score(output, paths, options, _rules(options), learned, sieves, peers)
+            peers.wait()
+        if peers.is_first:
+            _make(output, paths, options, learned, sieves)
+
+
+def _peers(options: GroupOptions) -> Peers:
+    """The processes that share the work of --filter-with."""
+    if launched() > 1 and not options.filter_with:
+        raise ConfigError(
+            f"{launched()} processes share only the work of --filter-with. Run `worldpm group`"
+            " without a launcher, or set --workers."
+        )
+    return Peers.here()
+
+
+def _begin(options: GroupOptions, inputs: Sequence[Input]) -> folders.Output | None:
+    return folders.begin(
         options.out,
         step="group",
         config=_settings(options),
-        inputs=inputs,
+        inputs=[*(describe(path) for path in options.threads), *inputs],
         command=command_of("group", options),
     )
-    if output is None:
-        return
 
-    with output:
-        learned = {
-            name: replace(facts, site_split=site_splits.get(name))
-            for name, facts in _learn(output, paths, options).items()
-        }
 
-        records: dict[str, TableRecord] = {}
-        for path in paths:
-            build = partial(_group_table, output, path, options, learned[path.stem], sieves)
-            records[path.stem] = msgspec.convert(output.part(path.name, build), TableRecord)
+def _make(
+    output: folders.Output,
+    paths: Sequence[Path],
+    options: GroupOptions,
+    learned: Mapping[str, Learned],
+    sieves: Sieves,
+) -> None:
+    """Write the groups of all tables, and the files about them."""
+    records: dict[str, TableRecord] = {}
+    for path in paths:
+        build = partial(_group_table, output, path, options, learned[path.stem], sieves)
+        records[path.stem] = msgspec.convert(output.part(path.name, build), TableRecord)
 
-        _join_side_files(output, paths, options)
-        _log(records)
-        _check_groups(records, output)
-        _warn_of_empty_splits(records, options)
-        output.write(dataset_card.FILE, _card(output, records).encode())
-        counts = {site: asdict(record.counts) for site, record in records.items()}
-        output.finish(counts=counts, drops={site: record.drops for site, record in records.items()})
+    _join_side_files(output, paths, options)
+    _log(records)
+    _check_groups(records, output)
+    _warn_of_empty_splits(records, options)
+    output.write(dataset_card.FILE, _card(output, records).encode())
+    counts = {site: asdict(record.counts) for site, record in records.items()}
+    output.finish(counts=counts, drops={site: record.drops for site, record in records.items()})
 
 
 def _tables(options: GroupOptions) -> list[Path]:
@@ -181,22 +214,13 @@ def _rules(options: GroupOptions) -> GroupRules:
 
 
 def _sieves(options: GroupOptions) -> tuple[Sieves, list[Input]]:
-    """The index of benchmarks and the reward model, if the user named them, and their descriptions
-    as inputs."""
+    """The index of benchmarks, if the user named some, and the descriptions of benchmarks and of
+    the reward model as inputs."""
     index, inputs = _index(options) if options.decontaminate else (None, [])
-
-    model_filter = None
     if options.filter_with:
-        source = sources.find(options.filter_with)
-        model_filter = ModelFilter(
-            scorer=Scorer.load(source, cut=True),
-            margin=options.filter_margin,
-            keep_contradicted=options.filter_keep == "contradicted",
-        )
-        inputs = [*inputs, sources.fingerprint(source)]
-
+        inputs = [*inputs, sources.fingerprint(sources.find(options.filter_with))]
     drops = options.contaminated == "drop"
-    return Sieves(index, drops, model_filter, options.rejects), inputs
+    return Sieves(index, drops, rejects=options.rejects), inputs
 
 
 def _index(options: GroupOptions) -> tuple[Index, list[Input]]:
@@ -301,8 +325,7 @@ def _first_pass(path: Path, answers_path: Path, options: GroupOptions, aside: Pa
 
 
 def _workers(path: Path, options: GroupOptions) -> int:
-    """Processes for a table. A model stays in this process, because each worker would load it
-    again."""
+    """Processes for a table. A filter reads the groups in order, so one process filters them."""
     return 0 if options.filter_with else workers_for(path.stat().st_size, options.workers)
 
 
@@ -322,6 +345,8 @@ def _group_table(
     aside: Path,
 ) -> Plain:
     """Write the groups of one table into the file `aside`, and its side files."""
+    if options.filter_with:
+        sieves = replace(sieves, filter=filtering.filter_of(output, path, options))
     make = partial(thread_batches.make, rules=_rules(options), learned=learned, sieves=sieves)
     engine: Engine = "duckdb" if options.filter_with else options.engine
     batches: Iterator[BatchGroups] = tables.map_batches(

@@ -113,7 +113,8 @@ class Sieves:
     contaminated: bool = True
     """Whether groups that overlap with a benchmark are dropped, or only reported."""
     filter: Callable[[Iterable[PreferenceGroup], Tally], Iterator[PreferenceGroup]] | None = None
-    """Filter of training pairs by a reward model. It stays in the process that loaded the model."""
+    """Filter of training pairs by a reward model. It reads the groups of a table in order, so one
+    process filters the table."""
     rejects: bool = False
     """Whether dropped threads and answers are written."""
 
@@ -141,6 +142,13 @@ def make(
     return _Grouping(rules, learned, sieves).run(batch)
 
 
+def candidates(
+    batch: pa.RecordBatch, *, rules: GroupRules, learned: Learned, sieves: Sieves
+) -> Iterator[PreferenceGroup]:
+    """The groups of a batch of threads before the filter by a reward model."""
+    return _Grouping(rules, learned, sieves).candidates(batch)
+
+
 class _Grouping:
     """The steps from a batch of threads to its groups.
 
@@ -157,10 +165,14 @@ class _Grouping:
         self._overlaps = io.StringIO()
         self._rejects = io.StringIO()
 
-    def run(self, batch: pa.RecordBatch) -> BatchGroups:
+    def candidates(self, batch: pa.RecordBatch) -> Iterator[PreferenceGroup]:
         groups = self._groups(batch)
         if self._sieves.index is not None:
             groups = self._decontaminated(groups, self._sieves.index)
+        return groups
+
+    def run(self, batch: pa.RecordBatch) -> BatchGroups:
+        groups = self.candidates(batch)
         if self._sieves.filter is not None:
             groups = self._sieves.filter(groups, self._tally)
 

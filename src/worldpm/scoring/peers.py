@@ -8,9 +8,12 @@ import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import distributed
+
+Value = TypeVar("Value")
 
 PATIENCE = timedelta(days=7)
 """How long processes wait for the slowest one."""
@@ -62,10 +65,10 @@ class Peers:
         if self.count > 1:
             distributed.barrier()
 
-    def of_first(self, is_true: bool) -> bool:
-        """The value of the first process, in all processes."""
+    def of_first(self, value: Value) -> Value:
+        """The value of the first process, in all processes; those of others have no effect."""
         if self.count == 1:
-            return is_true
-        value = torch.tensor(int(is_true))
-        distributed.broadcast(value, src=0)
-        return bool(value)
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]

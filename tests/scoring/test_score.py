@@ -518,3 +518,28 @@ def test_explanations_from_the_command_line(
     assert run("explain", road / "checkpoint", tmp_path / "none.jsonl") == 2
     lines.write_text("{}\n")
     assert run("explain", road / "checkpoint", lines) == 2
+
+
+def test_a_parquet_file_has_the_rows_of_the_json_lines(
+    road: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.jsonl"
+    # 300 rows are two parts, whose columns differ
+    lines = [{"prompt": "a", "responses": ["b", "c"], "n": n} for n in range(299)]
+    lines.append({"prompt": "a", "response": "b", "n": 0.5, "more": {"x": None}})
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ("score", road / "checkpoint", source)
+    assert run(*command, "--out", tmp_path / "out.jsonl") == 0
+    assert run(*command, "--out", tmp_path / "out.parquet") == 0
+
+    expected = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    columns = ["prompt", "responses", "n", "rewards", "response", "more", "reward"]
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [
+        {column: row.get(column) for column in columns} for row in expected
+    ]
+
+    lines[-1]["n"] = "text"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(*command, "--out", tmp_path / "mixed.parquet") == 2
+    assert "values of different types" in capfd.readouterr().err
+    assert not (tmp_path / "mixed.parquet").exists()

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
 from worldpm.errors import ConfigError
-from worldpm.options.shared import Groups, ModelOptions, column_names
+from worldpm.options.shared import Groups, ModelOptions, check_above_zero, column_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class ScoreOptions(ModelOptions):
     INPUTS: ClassVar[tuple[str, ...]] = ("file",)
     GROUPS: ClassVar[Groups] = {
         "choice": ("best", "allow", "weigh"),
+        "speed": ("engine", "actors"),
     }
 
     model: Positional[str]
@@ -27,8 +28,8 @@ class ScoreOptions(ModelOptions):
     """Rows to read: JSON lines, JSON, CSV or Parquet, also .gz or .zst; JSON lines of standard
     input unless given."""
     out: Path | None = None
-    """File of JSON lines to write or replace; standard output unless given. A killed run resumes,
-    but not if OUT is a link, a pipe or a device."""
+    """File to write or replace: Parquet if its name ends in .parquet, else JSON lines; standard
+    output unless given. A killed run resumes, but not if OUT is a link, a pipe or a device."""
     columns: tuple[str, ...] = ()
     """OURS=THEIRS, separated by commas: names of columns in the file, for instance
     prompt=question,responses=answers."""
@@ -41,6 +42,12 @@ class ScoreOptions(ModelOptions):
     weigh: tuple[str, ...] = ()
     """best: FEATURE=LOG_ODDS for each unit of a style difference, from -1 to 1."""
 
+    engine: Literal["local", "ray"] = "local"
+    """`ray` computes with actors of a Ray cluster, that of RAY_ADDRESS or one on this machine."""
+    actors: int | None = None
+    """ray: number of actors, each with a copy of the model; one for each GPU of the cluster unless
+    set, or one without GPUs."""
+
     @property
     def streams(self) -> bool:
         """Whether rows go to standard output."""
@@ -51,3 +58,11 @@ class ScoreOptions(ModelOptions):
         column_names(self.columns)
         if (self.allow or self.weigh) and not self.best:
             raise ConfigError("--allow and --weigh need --best. Add it.")
+        if self.actors is not None and self.engine != "ray":
+            raise ConfigError("--actors needs --engine ray. Add it.")
+        check_above_zero({"--actors": self.actors})
+        if self.engine == "ray" and self.across_devices:
+            raise ConfigError(
+                "--engine ray holds the model on one device for each actor. Leave out"
+                " --across-devices."
+            )

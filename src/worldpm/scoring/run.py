@@ -1,16 +1,15 @@
 """`worldpm score`: reads rows and writes JSON lines. Every row keeps its position and columns, and
 gets its rewards or the reason why it has none."""
 
-import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import msgspec
 
@@ -20,13 +19,13 @@ from worldpm.model import sources
 from worldpm.model.sources import Source
 from worldpm.options.score import ScoreOptions
 from worldpm.options.shared import ModelOptions, column_names, names_of
-from worldpm.scoring import requests
-from worldpm.scoring.confidence import Confidence, Settings, choose, counts_of, read_settings
+from worldpm.scoring import ray_actors, requests
+from worldpm.scoring.confidence import read_settings
+from worldpm.scoring.lines import Chunk, PartCounts, write_lines
 from worldpm.scoring.peers import Peers, launched
 from worldpm.scoring.requests import Line
-from worldpm.scoring.scorer import Refused, Request, Scored, Scorer
-from worldpm.stats.selection import kl_nats
-from worldpm.storage import folders, rows
+from worldpm.scoring.scorer import Scorer
+from worldpm.storage import folders, parquet, rows
 from worldpm.storage.json_files import Plain
 from worldpm.storage.manifest import PROGRESS
 
@@ -39,38 +38,8 @@ LINES_AT_ONCE = 256
 most these."""
 
 
-class Chunk(NamedTuple):
-    """Lines that are scored together."""
-
-    lines: list[Line]
-    failure: DataError | None = None
-    """The error of the row after these lines, which stops the run."""
-
-
-@dataclass
-class PartCounts:
-    """Counts of a part of the output."""
-
-    lines: int = 0
-    errors: int = 0
-    """Lines without rewards."""
-    of_earlier_run: int = 0
-    """Lines that an earlier run scored."""
-
-
 Write = Callable[[Chunk, IO[bytes]], PartCounts]
 """Scores a chunk and writes its lines to a file."""
-
-
-class Best(NamedTuple):
-    """The best response of a line. The fields are keys of the output."""
-
-    best: int
-    """Index of the best response."""
-    lead: float
-    """Its reward minus the mean reward of all responses, in logits."""
-    kl_nats: float
-    """KL divergence of choosing the best of all responses, in nats."""
 
 
 def run(options: ScoreOptions) -> None:
@@ -79,9 +48,13 @@ def run(options: ScoreOptions) -> None:
     _check_paths(options)
     peers = Peers.here()
     source = sources.of(options.model, options)
-    scorer = Scorer.of(source, options)
     settings = read_settings(options.allow, options.weigh) if options.best else None
-    write = partial(_write, scorer, settings=settings)
+    actors = None
+    if options.engine == "ray":
+        actors = ray_actors.Actors(options, settings)
+        write: Write = actors.write
+    else:
+        write = partial(write_lines, Scorer.of(source, options), settings=settings)
 
     started = time.monotonic()
     with console.progress("score", total=_total(options.file)) as advance:
@@ -93,6 +66,8 @@ def run(options: ScoreOptions) -> None:
                 counts = _write_stream(target, chunks, write, advance)
         else:
             parts = _begin(options.out, options, source, peers)
+            if actors is not None:
+                chunks = actors.ahead(chunks, lambda number: (parts.path / _part(number)).exists())
             counts = _write_file(options.out, parts, peers, chunks, write, advance)
 
     if scored := counts.lines - counts.of_earlier_run:
@@ -108,15 +83,18 @@ def run(options: ScoreOptions) -> None:
 
 def _check_paths(options: ScoreOptions) -> None:
     file, out = options.file, options.out
-    if launched() > 1 and (file is None or out is None or _is_written_through(out)):
-        raise ConfigError(
-            f"{launched()} processes need a file to read, and --out with a file to write. Name"
-            " both."
-        )
+    is_shared = launched() > 1 or options.engine == "ray"
+    if is_shared and (file is None or out is None or _is_written_through(out)):
+        who = "--engine ray needs" if options.engine == "ray" else f"{launched()} processes need"
+        raise ConfigError(f"{who} a file to read, and --out with a file to write. Name both.")
+    if launched() > 1 and options.engine == "ray":
+        raise ConfigError("--engine ray has its own processes. Run it without a launcher.")
     if file is not None and (not file.exists() or file.is_dir()):
         raise ConfigError(f"{file}: no such file. Check the path.")
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out}: is a folder. Name a file to write.")
+    if out is not None and _is_parquet(out) and _is_written_through(out):
+        raise ConfigError(f"--out {out}: a Parquet file cannot be a link. Name another file.")
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: the folder {out.parent} does not exist. Create it first.")
 
@@ -134,6 +112,10 @@ def _total(file: Path | None) -> int | None:
         return rows.count(file)
     except DataError:
         return None
+
+
+def _is_parquet(out: Path) -> bool:
+    return out.suffix == ".parquet"
 
 
 def _is_written_through(out: Path) -> bool:
@@ -220,7 +202,7 @@ def _write_file(
         # complete parts are not scored again
         names = []
         for number, chunk in enumerate(chunks):
-            names.append(f"{PROGRESS}/{number:08}.lines")
+            names.append(_part(number))
             if not peers.has(number):
                 advance(len(chunk.lines), earlier=True)
                 continue
@@ -229,8 +211,12 @@ def _write_file(
             _add(total, msgspec.convert(counts, PartCounts), advance, earlier=is_earlier)
         peers.wait()
         if peers.is_first:
-            parts.join(names, out)
+            parts.join(names, out, parquet.write_lines if _is_parquet(out) else folders.concatenate)
     return total
+
+
+def _part(number: int) -> str:
+    return f"{PROGRESS}/{number:08}.lines"
 
 
 def _add(
@@ -245,68 +231,3 @@ def _add(
 def _write_part(write: Write, chunk: Chunk, aside: Path) -> Plain:
     with aside.open("wb") as file:
         return asdict(write(chunk, file))
-
-
-def _write(
-    scorer: Scorer, chunk: Chunk, target: IO[bytes], *, settings: Settings | None
-) -> PartCounts:
-    """Score the lines, and write them with their rewards, and with `settings` also their best
-    response.
-
-    Raises:
-        DataError: If a line is bad. The lines before it are written.
-    """
-    counts = PartCounts()
-    asked = [
-        request for line in chunk.lines for request in line.requests if isinstance(request, Request)
-    ]
-    scored = scorer.score(asked)
-    for line in chunk.lines:
-        answers = [
-            request if isinstance(request, Refused) else next(scored) for request in line.requests
-        ]
-        added = _added(line, answers, settings)
-        counts.lines += 1
-        counts.errors += "error" in added
-        row = {**line.row, **added}
-        target.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-
-    # write the lines before a bad one before its error
-    target.flush()
-    if chunk.failure:
-        raise chunk.failure
-    return counts
-
-
-def _added(
-    line: Line, answers: Sequence[Scored | Refused], settings: Settings | None
-) -> Mapping[str, object]:
-    """The keys that are added to a line: a reward for a single response, or a list of rewards."""
-    rewards: list[float] = []
-    for answer in answers:
-        if isinstance(answer, Refused):
-            return {"error": answer.reason}
-        rewards += answer.rewards
-
-    if line.is_single:
-        return {"reward": rewards[0]}
-    # responses to different prompts cannot be compared
-    request, answer = line.requests[0], answers[0]
-    is_comparable = len(answers) == 1 and bool(rewards)
-    if settings and is_comparable and isinstance(request, Request) and isinstance(answer, Scored):
-        return {"rewards": rewards, **_best(request, answer, settings)._asdict()}
-    return {"rewards": rewards}
-
-
-def _best(request: Request, answer: Scored, settings: Settings) -> Best:
-    """The best of a line's responses under the settings."""
-    rewards = answer.rewards
-    counts = [
-        counts_of(text, tokens)
-        for text, tokens in zip(request.responses, answer.length_tokens, strict=True)
-    ]
-
-    # an empty Confidence, so that ties and order depend only on rewards and settings
-    best = choose(Confidence(), rewards, counts, settings).ranking[0]
-    lead = rewards[best] - sum(rewards) / len(rewards)
-    return Best(best, lead, kl_nats(len(rewards)))

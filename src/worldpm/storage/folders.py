@@ -66,6 +66,14 @@ class PartRecord:
     """Time to build the part."""
 
 
+def concatenate(parts: Sequence[Path], target: Path) -> None:
+    """Write the bytes of the parts, in order, as one file."""
+    with target.open("wb") as joined:
+        for path in parts:
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, joined)
+
+
 @dataclass(frozen=True)
 class Timing:
     """A row of `timings.jsonl`: a part, or the whole step."""
@@ -126,16 +134,19 @@ class Output:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
 
-    def join(self, names: Sequence[str], target: Path) -> None:
-        """Join the parts atomically into one file, then remove the folder."""
-        aside = self.progress / "joined"
-        with aside.open("wb") as joined:
-            for name in names:
-                with (self.path / name).open("rb") as part:
-                    shutil.copyfileobj(part, joined)
-            joined.flush()
-            os.fsync(joined.fileno())
+    def join(
+        self,
+        names: Sequence[str],
+        target: Path,
+        write: Callable[[Sequence[Path], Path], None] = concatenate,
+    ) -> None:
+        """Join the parts atomically into one file, then remove the folder.
 
+        `write` makes a file of the parts' files.
+        """
+        aside = self.progress / "joined"
+        write([self.path / name for name in names], aside)
+        sync_file(aside)
         os.replace(aside, target)
         sync_folder(target.parent)
         self.discard()

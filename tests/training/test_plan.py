@@ -44,6 +44,9 @@ def test_parameters_are_counted_by_hand() -> None:
         non_embedding=2 * layer + 8 + 8,
         attention_width=2 * 2 * 4,
         active=2 * layer + 8 + 8,
+        linear=2 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 12),
+        # queries, keys and values, output, and three matrices of the feed-forward part
+        adapter_width=2 * (16 + 12 + 12 + 16 + 3 * 20),
     )
 
 
@@ -178,6 +181,86 @@ def test_the_predicted_memory_is_within_15_percent_of_the_measured_memory(
     assert placement.total == pytest.approx(measured, rel=0.15)
 
 
+MEASURE_SMALL = """
+import re, sys, tempfile, torch, bitsandbytes
+from transformers import LlamaConfig, LlamaForSequenceClassification
+from worldpm.model import adapters, checkpoint, costs
+from worldpm.model.sources import Source
+from pathlib import Path
+option, checkpointing = sys.argv[1], sys.argv[2] == "True"
+config = LlamaConfig(vocab_size=1000, hidden_size=1024, intermediate_size=3072,
+    num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
+    max_position_embeddings=4096, num_labels=1)
+def peak():
+    with open("/proc/self/status") as file:
+        return int(re.search(r"VmHWM:\\s*(\\d+) kB", file.read())[1]) * 1024
+def now():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+folder = Path(sys.argv[3])
+if option == "make":
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    sys.exit()
+small = costs.typical_row(32, prompt=16, response=8, responses=2)
+def load(folder):
+    bits = "int4" if "int4" in option else None
+    model = checkpoint.load(Source(folder), quantize=bits, device=torch.device("cpu")).train()
+    if checkpointing:
+        model.backbone.activation_checkpointing_enable()
+    if "lora" in option:
+        adapters.add(model, rank=16, seed=0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    kind = bitsandbytes.optim.AdamW8bit if "8bit" in option else torch.optim.AdamW
+    return model, kind(trained, lr=1e-4)
+def weights_of(model):
+    return sum(t.nbytes for t in model.state_dict().values())
+model, optimizer = load(folder)
+# memory that libraries use from the first call on is not the model's
+model(small).sum().backward()
+model.zero_grad()
+before = now() - weights_of(model)
+model(small).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+row = costs.typical_row(2048, prompt=512, response=256, responses=4)
+open("/proc/self/clear_refs", "w").write("5")  # a load has its own peak
+for _ in range(2):
+    model(row).square().sum().backward()
+print(peak() - before)
+"""
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "option", ["--optimizer adamw-8bit", "--lora-rank 16", "--lora-rank 16 --quantize int4"]
+)
+def test_the_predicted_memory_of_small_cards_is_within_15_percent_of_the_measured_memory(
+    option: str, checkpointing: bool, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", MEASURE_SMALL]
+    last = [str(checkpointing), str(tmp_path)]
+    subprocess.run([*command, "make", *last], check=True, env=environment)
+    done = subprocess.run(
+        [*command, option, *last], capture_output=True, check=True, text=True, env=environment
+    )
+    config = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=4096,
+    )
+    options = PlanOptions(model="", gpus=1, row_tokens=2048, dtype="float32")
+    placements = planning.placements_of(config, costs.cost_of(config), options, shared=True)
+    name = f"one GPU {option}{planning.CHECKPOINTING if checkpointing else ''}"
+    (placement,) = [placement for placement in placements if placement.name == name]
+    assert placement.total == pytest.approx(int(done.stdout), rel=0.15)
+
+
 def test_copies_of_weights_in_the_compute_type_are_not_counted_with_the_activations() -> None:
     config = Qwen2Config(**{**SMALL.to_dict(), "hidden_size": 256, "intermediate_size": 512})
     row = costs.typical_row(3, prompt=1, response=1, responses=2)
@@ -266,6 +349,33 @@ def test_the_plan_of_a_large_model_shows_what_fits_and_its_cost(
     assert "Use FSDP2, not resharded with --gradient-checkpointing." in said
     assert "1.5e+07 pairs, 1.3e+10 tokens" in said
     assert "GPU hours" in said
+
+    # a card of 24 GiB trains adapters
+    assert run("plan", folder, "--memory", 24, "--row-tokens", 4096) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Use one GPU --lora-rank 16 with --gradient-checkpointing." in said
+
+
+def test_weights_in_fewer_bits_are_counted_by_hand(tmp_path: Path) -> None:
+    config = Qwen2Config(
+        vocab_size=152_064,
+        hidden_size=8192,
+        intermediate_size=29_568,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+    )
+    cost, options = costs.cost_of(config), PlanOptions(model="", memory=80)
+    full, int8, int4 = planning.scoring_of(config, cost, options, shared=True)
+    linear = 80 * (2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 29_568)
+    assert cost.linear == linear
+    rest = 2 * (cost.parameters - linear)
+    assert full.weights == 2 * linear + rest
+    assert int8.weights == linear + rest
+    # 4 bits, and a scale of 4 bytes for 64 weights
+    assert int4.weights == linear * 9 // 16 + rest
+    assert [planning.fits(way, options) for way in (full, int8, int4)] == [False, True, True]
 
 
 def test_an_impossible_plan_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

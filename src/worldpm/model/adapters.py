@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from worldpm import extras
 from worldpm.errors import ConfigError, first_line
+from worldpm.model import quantization
 from worldpm.model.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if not any(BASE in name for name in weights):
         return weights
 
+    weights = quantization.dequantized(weights)
     plain_weights: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if BASE in name:

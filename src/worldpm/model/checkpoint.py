@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from worldpm import extras
-from worldpm.errors import CheckpointError, first_line
-from worldpm.model import chat, gguf_files, heads, vocabulary
+from worldpm.errors import CheckpointError, ConfigError, first_line
+from worldpm.model import chat, gguf_files, heads, quantization, vocabulary
 from worldpm.model.adapter_folders import Adapter
 from worldpm.model.description import DESCRIPTION, read_description
 from worldpm.model.encoder import Encoder, Limits
 from worldpm.model.heads import RELEASED
+from worldpm.model.quantization import Bits
 from worldpm.model.reward_model import RewardModel, linear_head, without_dropout
 from worldpm.model.shared_prefix import ATTENTION, attend
 from worldpm.model.sources import Source
@@ -82,18 +83,28 @@ def load(
     dtype: torch.dtype | None = torch.float32,
     fresh_head: bool = False,
     across_devices: bool = False,
+    quantize: Bits | None = None,
+    device: torch.device | None = None,
 ) -> RewardModel:
     """Load the model of a folder, in evaluation mode. `dtype` None keeps the type of its weights,
     except that float64 becomes float32.
 
     `fresh_head` gives a language model a random head, to be trained; a reward model without its
     head is always rejected. `across_devices` spreads the layers over all devices, and over main
-    memory if they are full. An adapter is merged into its base model.
+    memory if they are full. `quantize` reads the linear layers of the backbone in fewer bits, onto
+    `device`. An adapter is merged into its base model.
 
     Raises:
         CheckpointError: If a file is missing or damaged, or a weight is missing or left over.
-        ConfigError: If a package that reads an adapter, or spreads layers, is not installed.
+        ConfigError: If a package that reads an adapter, spreads layers or quantizes is not
+            installed, or if the source's format cannot be quantized.
     """
+    if quantize is not None and (source.is_gguf or source.base is not None):
+        kind = "a GGUF file" if source.is_gguf else "an adapter, which is merged into its base"
+        raise ConfigError(
+            f"--quantize: {source.folder} is {kind}. Save a checkpoint of it first (`worldpm"
+            " train` or `worldpm export`)."
+        )
     if source.base is not None:
         return _load_adapter(
             source, source.base, dtype=dtype, fresh_head=fresh_head, across_devices=across_devices
@@ -102,7 +113,16 @@ def load(
     config = load_config(source)
     # read the head first: it is small, and a folder without it fails before gigabytes are read
     head = _head(source, config, fresh=fresh_head)
-    backbone = _backbone(source, config, dtype=dtype, across_devices=across_devices)
+    placement: dict[str, Any] = {"device_map": "auto" if across_devices else None}
+    if across_devices:
+        # transformers uses it to place the layers
+        extras.load("accelerate", extra="train", needed_by="--across-devices")
+    if quantize is not None:
+        compute_type = dtype or checkpoint_dtype(config)
+        placement = quantization.settings(quantize, compute_type, device or torch.device("cpu"))
+    backbone = _backbone(source, config, dtype=dtype, placement=placement)
+    if quantize is not None:
+        quantization.forget(backbone)
     return RewardModel(backbone, head).eval()
 
 
@@ -145,12 +165,14 @@ def _location(source: Source) -> Iterator[dict[str, str]]:
 
 
 def _backbone(
-    source: Source, config: PreTrainedConfig, *, dtype: torch.dtype | None, across_devices: bool
+    source: Source,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype | None,
+    placement: Mapping[str, Any],
 ) -> PreTrainedModel:
-    """The decoder with its weights; all of them must fit the config."""
-    if across_devices:
-        # transformers uses it to place the layers
-        extras.load("accelerate", extra="train", needed_by="--across-devices")
+    """The decoder with its weights; all of them must fit the config. `placement` has transformers'
+    keywords for devices and quantization."""
     AttentionInterface.register(ATTENTION, attend)
     _quiet()
     weights = None if source.is_gguf else WeightFiles.find(source.folder, config)
@@ -169,7 +191,7 @@ def _backbone(
                 key_mapping=renamings,
                 local_files_only=True,
                 trust_remote_code=source.remote_code,
-                device_map="auto" if across_devices else None,
+                **placement,
             )
     except Exception as error:
         raise CheckpointError(
@@ -188,6 +210,12 @@ def _backbone(
         # rewards are always float32
         nn.Module.float(model)
     return model
+
+
+def checkpoint_dtype(config: PreTrainedConfig) -> torch.dtype:
+    """The type of the weights by the config; float32 if it names none, or float64."""
+    dtype = config.get_text_config().dtype or config.dtype
+    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
 
 
 def _fill_embedding(model: PreTrainedModel, weights: WeightFiles) -> str | None:

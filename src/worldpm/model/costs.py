@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig
@@ -42,6 +42,11 @@ class ModelCost(NamedTuple):
     active: int
     """Part of `non_embedding` that computes one token: in a mixture of experts, only the experts
     that the token is sent to."""
+    linear: int = 0
+    """Weights of the linear layers, which can be stored in fewer bits."""
+    adapter_width: int = 0
+    """Inputs and outputs of the linear layers together: adapters of rank r have r times this many
+    weights."""
 
 
 def train_flops(cost: ModelCost, *, tokens: int, attended: int, frozen_share: float = 0.0) -> int:
@@ -116,6 +121,7 @@ def cost_of(config: PreTrainedConfig) -> ModelCost:
         full_model = model if is_text_model else reward_model.from_config(config, seed=0)
         non_embedding = _parameters(model) - _embedding_parameters(model)
         experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+        linear = [module for module in model.backbone.modules() if isinstance(module, nn.Linear)]
         parameters = _parameters(full_model)
 
     idle_share = 1 - _share_of_experts(text_config) if experts else 0.0
@@ -126,6 +132,8 @@ def cost_of(config: PreTrainedConfig) -> ModelCost:
         non_embedding,
         attention_width=text_config.num_hidden_layers * heads * head_width,
         active=non_embedding - round(idle_share * experts),
+        linear=sum(module.weight.numel() for module in linear),
+        adapter_width=sum(module.in_features + module.out_features for module in linear),
     )
 
 
@@ -176,9 +184,10 @@ def activation_bytes(
     shared: bool,
     dtype: torch.dtype,
     gradient_checkpointing: bool,
+    lora_rank: int | None = None,
 ) -> int:
     """Peak bytes that a training step keeps for the backward of one row, without weights; `shared`
-    is whether the row shares prompts.
+    is whether the row shares prompts. With `lora_rank`, only adapters and the head are trained.
 
     With gradient checkpointing these are the inputs of all layers and everything that one layer
     keeps.
@@ -189,14 +198,27 @@ def activation_bytes(
     """
     text_config = config.get_text_config()
     if not gradient_checkpointing:
-        return _kept_bytes(text_config, row, dtype, shared)
+        return _kept_bytes(text_config, row, dtype, shared, lora_rank)
 
     tokens = sum(group.tokens for group in row)
     if not shared:
         tokens = sum(part.tokens for group in row for part in group.apart)
-    # hidden states between layers are float32
-    inputs = tokens * text_config.hidden_size * 4 * text_config.num_hidden_layers
-    return int(_kept_bytes(_with_layers(text_config, 1), row, dtype, shared) + inputs)
+    # hidden states between layers have the type of the weights
+    width = text_config.hidden_size * (dtype.itemsize if lora_rank else 4)
+    inputs = tokens * width * text_config.num_hidden_layers
+    layer = _kept_bytes(_with_layers(text_config, 1), row, dtype, shared, lora_rank)
+    return int(layer + inputs)
+
+
+def scoring_bytes(
+    config: PreTrainedConfig, row: Sequence[EncodedGroup], *, shared: bool, dtype: torch.dtype
+) -> int:
+    """Bytes of a row without gradients, an upper limit: everything that one layer computes.
+
+    Raises:
+        ConfigError: See `activation_bytes`.
+    """
+    return _kept_bytes(_with_layers(config.get_text_config(), 1), row, dtype, shared, None)
 
 
 def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
@@ -218,13 +240,19 @@ def _with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
 
 
 def _kept_bytes(
-    config: PreTrainedConfig, row: Sequence[EncodedGroup], dtype: torch.dtype, shared: bool
+    config: PreTrainedConfig,
+    row: Sequence[EncodedGroup],
+    dtype: torch.dtype,
+    shared: bool,
+    lora_rank: int | None,
 ) -> int:
     """Bytes that autograd keeps after a forward, each storage once, without weights and their
     copies in `dtype`."""
     kept_storages: dict[int, int] = {}
     with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
         model = reward_model.from_config(config, seed=0)
+        if lora_rank is not None:
+            _add_adapters(model.backbone, lora_rank, dtype)
         weights = _Weights(model)
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -248,6 +276,34 @@ def _kept_bytes(
             ) from error
 
     return sum(kept_storages.values())
+
+
+def _add_adapters(backbone: nn.Module, rank: int, dtype: torch.dtype) -> None:
+    """Freeze a backbone in the compute type, and give its linear layers adapters, as `adapters.add`
+    does with PEFT."""
+    for module in list(backbone.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            frozen = torch.empty(parameter.shape, dtype=dtype)
+            setattr(module, name, nn.Parameter(frozen, requires_grad=False))
+    for module in list(backbone.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, _Adapted(child, rank))
+
+
+class _Adapted(nn.Module):
+    """A frozen linear layer with an adapter."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The sum of layer and adapter."""
+        result: Tensor = self.base(inputs) + self.up(self.down(inputs))
+        return result
 
 
 class _Weights(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -11,8 +11,8 @@ from worldpm.options.shared import Dtype, check_above_zero
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """Estimate whether a training run fits, with which sharding, how long it takes and what it
-    costs."""
+    """Estimate whether training and scoring fit, with which sharding or bits, how long training
+    takes and what it costs."""
 
     EXAMPLE: ClassVar[str] = "worldpm plan Qwen/Qwen2.5-7B --gpus 8"
 

@@ -129,7 +129,7 @@ class ServeOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        computing = ["dtype", "device", "across_devices", "row_tokens", "queue_tokens"]
+        computing = ["dtype", "device", "across_devices", "quantize", "row_tokens", "queue_tokens"]
         if self.upstream and (given := changed(self, computing)):
             raise ConfigError(
                 f"{given[0]} cannot be used with --upstream. Set it on the upstream servers."

@@ -58,6 +58,8 @@ class TrainOptions(SourceOptions):
             "freeze_layers",
             "states",
             "lora_rank",
+            "quantize",
+            "optimizer",
             "gradient_checkpointing",
             "compile",
             "row_tokens",
@@ -127,6 +129,12 @@ class TrainOptions(SourceOptions):
     lora_rank: int | None = None
     """Train adapters of this rank and the head instead of all weights; the checkpoint has the
     merged weights."""
+    quantize: Literal["int4"] | None = None
+    """lora-rank: keep the frozen weights in 4 bits (NF4), as QLoRA does, for models that are larger
+    than the card."""
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """AdamW with moments in float32, or in 8 bits (bitsandbytes): 2 bytes for each trained weight
+    instead of 8."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
     compile: bool = False
@@ -200,6 +208,11 @@ class TrainOptions(SourceOptions):
     def _check_frozen(self) -> None:
         if self.states is not None and not self.freeze_layers:
             raise ConfigError("--states: needs --freeze-layers. Add it, or leave --states out.")
+        if self.quantize is not None and self.lora_rank is None:
+            raise ConfigError(
+                "--quantize: weights in 4 bits cannot be trained. Add --lora-rank 16, or leave it"
+                " out."
+            )
 
     def _check_schedule(self) -> None:
         decay = self.decay or 0

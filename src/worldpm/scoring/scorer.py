@@ -16,6 +16,7 @@ from worldpm.model import checkpoint, sources
 from worldpm.model.devices import device_of, torch_dtype
 from worldpm.model.encoder import EncodedGroup, Encoder
 from worldpm.model.packing import pack
+from worldpm.model.quantization import Bits
 from worldpm.model.reward_model import RewardModel
 from worldpm.model.sources import Source
 from worldpm.options.shared import ModelOptions
@@ -150,13 +151,15 @@ class Scorer:
         chat_template: str | None = None,
         template_name: str | None = None,
         across_devices: bool = False,
+        quantize: Bits | None = None,
     ) -> Self:
         """Load the reward model in a folder or a hub repository.
 
         Inputs over the limit raise an error unless `cut` is set. `max_length`, in tokens, defaults
         to the checkpoint's limit, and `dtype` to the type of its weights. `device` defaults to the
         first CUDA GPU, else to Apple's GPU, else to the CPU. `across_devices` spreads a model that
-        is too large for one device.
+        is too large for one device. `quantize` reads its layers in 8 or 4 bits, which changes
+        rewards.
 
         Raises:
             CheckpointError: If the folder is not a reward model, or lacks a part.
@@ -179,7 +182,9 @@ class Scorer:
         if (source.folder / MANIFEST).is_file():
             verified_files(source.folder)
 
-        reward_model = checkpoint.load(source, dtype=dtype, across_devices=across_devices)
+        reward_model = checkpoint.load(
+            source, dtype=dtype, across_devices=across_devices, quantize=quantize, device=target
+        )
         config = reward_model.backbone.config
         encoder = checkpoint.encoder_of(source, config)
         limits = encoder.limits.within(max_length, cut=cut)
@@ -202,6 +207,7 @@ class Scorer:
             dtype=torch_dtype(options.dtype),
             device=options.device,
             across_devices=options.across_devices,
+            quantize=options.quantize,
         )
 
     def cutting(self, max_length: int | None = None) -> Self:

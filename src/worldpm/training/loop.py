@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from worldpm import console
 from worldpm.curves import sudden_drops
 from worldpm.errors import ConfigError, TrainingError
-from worldpm.model import costs
+from worldpm.model import costs, quantization
 from worldpm.model.packing import pack
 from worldpm.model.reward_model import RewardModel
 from worldpm.scoring import scorer
@@ -93,6 +93,8 @@ class Settings:
     """Number of snapshots of the weights, at steps evenly spread over their logarithm."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's betas."""
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """The form of AdamW's moments: float32, or 8 bits."""
     clip_norm: float = 1.0
     """The largest gradient norm; larger gradients are scaled down to it."""
 
@@ -560,7 +562,7 @@ def split_metrics(
     )
 
 
-def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
+def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """AdamW over the trained weights; matrices decay, norms and biases do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
@@ -572,6 +574,11 @@ def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
 
     # adapters train no vectors
     trained_groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "adamw-8bit":
+        optimizer: torch.optim.Optimizer = quantization.package("bitsandbytes").optim.AdamW8bit(
+            trained_groups, lr=settings.lr, betas=settings.betas
+        )
+        return optimizer
     # fused: one call for all weights is faster, also on a CPU
     return torch.optim.AdamW(trained_groups, lr=settings.lr, betas=settings.betas, fused=True)
 

@@ -1,6 +1,6 @@
 """Plans of large training runs, made before you rent a GPU: placements, memory, time and cost."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,18 +18,25 @@ from worldpm.model.costs import (
     activation_bytes,
     attended_pairs,
     cost_of,
+    scoring_bytes,
     shares_prefix,
     train_flops,
     typical_row,
 )
 from worldpm.model.encoder import EncodedGroup
+from worldpm.model.quantization import BYTES_A_WEIGHT, Bits
 from worldpm.options.plan import PlanOptions
+from worldpm.scoring.scorer import ROW_TOKENS
 
 USABLE_MEMORY = 0.9
 """Share of a GPU's memory that tensors may fill; the driver and the allocator take the rest."""
 GATHERED_LAYERS = 2
 """Number of complete layers that a sharding engine holds: the running layer and the next one."""
 CHECKPOINTING = " with --gradient-checkpointing"
+ADAPTER_RANK = 16
+SMALL_MASTER_BYTES = 10 + 8 / 256
+"""Bytes for each trained parameter with --optimizer adamw-8bit: weight and gradient in float32, two
+moments in 8 bits, and their scales for 256 weights."""
 
 
 class TypicalGroup(NamedTuple):
@@ -98,6 +105,8 @@ class Plan:
     """In order, from the fastest to the one that needs the least memory."""
     best: Placement | None
     """The first placement that fits; None if none fits."""
+    scoring: tuple[Placement, ...]
+    """Ways to score on one GPU, from the most exact to the one that needs the least memory."""
     gathered_bytes: int
     """Host memory that the first process needs to save."""
     work: Work
@@ -127,6 +136,7 @@ def plan(options: PlanOptions) -> Plan:
         shares_prompts=shared,
         placements=placements,
         best=next((placement for placement in placements if fits(placement, options)), None),
+        scoring=tuple(scoring_of(model_config, cost, options, shared=shared)),
         # weights, moments, and the best weights
         gathered_bytes=MASTER_BYTES * cost.parameters,
         work=_work(cost, options, shared=shared),
@@ -142,34 +152,78 @@ def placements_of(
     model_config: PreTrainedConfig, cost: ModelCost, options: PlanOptions, *, shared: bool
 ) -> Iterator[Placement]:
     """Placements from the fastest to the one that needs the least memory: complete on each GPU,
-    sharded, then both with gradient checkpointing.
+    sharded, with an optimizer in 8 bits, with adapters, with adapters on weights in 4 bits; each
+    also with gradient checkpointing.
 
     `shared` is whether the model shares prompts. A model that does not share them is not sharded.
     """
-    row = _row(options.row_tokens or GPU_ROW_TOKENS, shared=shared)
-    activations = {
-        suffix: activation_bytes(
-            model_config,
-            row,
-            shared=shared,
-            dtype=getattr(torch, options.dtype),
-            gradient_checkpointing=bool(suffix),
-        )
-        for suffix in ("", CHECKPOINTING)
+    complete = "DDP" if options.gpus > 1 else "one GPU"
+    cast_bytes = _cast_bytes(options) * cost.parameters
+    of_all = _weight_bytes(model_config, cost, options, shared=shared)
+    small = {
+        f"{complete} --optimizer adamw-8bit": round(SMALL_MASTER_BYTES * cost.parameters)
+        + cast_bytes
     }
-    weights = _weight_bytes(model_config, cost, options, shared=shared)
+    adapters = f"{complete} --lora-rank {ADAPTER_RANK}"
+    of_adapters = {
+        adapters: _adapter_bytes(cost, options, None),
+        f"{adapters} --quantize int4": _adapter_bytes(cost, options, "int4"),
+    }
 
-    for suffix, activation in activations.items():
-        for name, weight in weights.items():
-            yield Placement(name + suffix, weight, activation)
+    for ways, rank in ((of_all, None), (small, None), (of_adapters, ADAPTER_RANK)):
+        for suffix in ("", CHECKPOINTING):
+            activations = activation_bytes(
+                model_config,
+                _row(options.row_tokens or GPU_ROW_TOKENS, shared=shared),
+                shared=shared,
+                dtype=getattr(torch, options.dtype),
+                gradient_checkpointing=bool(suffix),
+                lora_rank=rank,
+            )
+            for name, weights in ways.items():
+                yield Placement(name + suffix, weights, activations)
+
+
+def scoring_of(
+    model_config: PreTrainedConfig, cost: ModelCost, options: PlanOptions, *, shared: bool
+) -> Iterator[Placement]:
+    """Ways to score on one GPU: with full weights, and in 8 and 4 bits."""
+    row = _row(ROW_TOKENS, shared=shared)
+    dtype = getattr(torch, options.dtype)
+    activations = scoring_bytes(model_config, row, shared=shared, dtype=dtype)
+    ways: tuple[tuple[str, Bits | None], ...] = (
+        (options.dtype, None),
+        ("--quantize int8", "int8"),
+        ("--quantize int4", "int4"),
+    )
+    for name, bits in ways:
+        yield Placement(name, _frozen_bytes(cost, options, bits), activations)
+
+
+def _frozen_bytes(cost: ModelCost, options: PlanOptions, bits: Bits | None) -> int:
+    """Bytes of weights that are not trained, in the compute type or in fewer bits."""
+    full = 2 if options.dtype == "bfloat16" else 4
+    linear = full if bits is None else BYTES_A_WEIGHT[bits]
+    return round(linear * cost.linear + full * (cost.parameters - cost.linear))
+
+
+def _adapter_bytes(cost: ModelCost, options: PlanOptions, bits: Bits | None) -> int:
+    """Bytes of frozen weights, and of adapters with their gradients and optimizer."""
+    adapters = ADAPTER_RANK * cost.adapter_width
+    trained = (MASTER_BYTES + _cast_bytes(options)) * adapters
+    return _frozen_bytes(cost, options, bits) + trained
+
+
+def _cast_bytes(options: PlanOptions) -> int:
+    """Bytes of a trained weight's copy in the compute type, which float32 does not need."""
+    return 2 if options.dtype == "bfloat16" else 0
 
 
 def _weight_bytes(
     model_config: PreTrainedConfig, cost: ModelCost, options: PlanOptions, *, shared: bool
 ) -> Mapping[str, int]:
     """Bytes of weights, gradients and optimizer on each GPU, by placement."""
-    # copies of the weights in the compute type, which float32 does not need
-    cast_bytes = 2 if options.dtype == "bfloat16" else 0
+    cast_bytes = _cast_bytes(options)
     state = MASTER_BYTES * cost.parameters
     placements = {"DDP" if options.gpus > 1 else "one GPU": state + cast_bytes * cost.parameters}
     # `train` rejects models that share no prompts with engines that gather weights
@@ -235,31 +289,30 @@ def _print_plan(plan: Plan) -> None:
         f" {plan.cost.non_embedding / 1e9:.3g} without embeddings",
         soft_wrap=True,
     )
-    console.print(_table(plan))
-
+    console.print(_table(plan.placements, plan.options, "train", gpus=plan.options.gpus))
     console.print(
         f"Use {plan.best.name}."
         if plan.best
-        else "No placement fits. Use more GPUs, a smaller --row-tokens, or adapters (--lora-rank)."
+        else "No placement fits. Use more GPUs, or a smaller --row-tokens."
     )
+    console.print(_table(plan.scoring, plan.options, "score", gpus=1))
     gathered = plan.gathered_bytes / GIB
     console.print(f"To save, the first process gathers {gathered:.1f} GiB in the host's memory.")
     for line in _work_lines(plan):
         console.print(line)
 
 
-def _table(plan: Plan) -> Table:
-    """A table of the placements and their memory."""
-    options = plan.options
+def _table(placements: Sequence[Placement], options: PlanOptions, verb: str, *, gpus: int) -> Table:
+    """A table of placements and their memory."""
     table = Table(
-        "placement",
+        f"to {verb}",
         "state GiB",
         "activations GiB",
         f"of {options.memory:g} GiB",
-        title=f"each of {options.gpus} GPUs",
+        title=f"each of {gpus} GPUs" if gpus > 1 else "one GPU",
     )
 
-    for placement in plan.placements:
+    for placement in placements:
         share = placement.total / GIB / options.memory
         verdict = "fits" if fits(placement, options) else "does not fit"
         table.add_row(

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 
@@ -479,6 +479,7 @@ def _settings(options: TrainOptions) -> Settings:
             label_smoothing=options.label_smoothing,
             centring=options.centring,
         ),
+        optimizer=options.optimizer,
         row_tokens=options.row_tokens or _default_row_tokens(),
         seed=options.seed,
         snapshots=options.snapshots,
@@ -508,6 +509,7 @@ def _config(options: TrainOptions, settings: Settings) -> Plain:
         **of_loop,
         **settings.objective._asdict(),
         "lora_rank": options.lora_rank,
+        "quantize": options.quantize,
         "gradient_checkpointing": options.gradient_checkpointing,
         "compile": options.compile,
         "revision": options.revision,
@@ -618,7 +620,13 @@ def _model(
         # draw a new head from the seed, and leave the random state of the process unchanged
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
-            model = checkpoint.load(source, dtype=dtype, fresh_head=True)
+            model = checkpoint.load(
+                source,
+                dtype=dtype,
+                fresh_head=True,
+                quantize=options.quantize,
+                device=PartialState().device if options.quantize else None,
+            )
 
     if options.lora_rank:
         adapters.add(model, rank=options.lora_rank, seed=options.seed)

@@ -132,18 +132,18 @@ def _is_engine(model: nn.Module) -> bool:
     return hasattr(model, "zero_optimization_stage")
 
 
-def _moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensors]:
+def _moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
     """The optimizer's moments, by names of weights."""
     if _is_engine(model):
         return zero.moments_of(model)
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_optimizer_state_dict(model, optimizer, options=options)
-    return cast(dict[str, Tensors], state.get("state", {}))
+    return cast(dict[str, dict[str, Any]], state.get("state", {}))
 
 
 def _put_moments(
-    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensors]
+    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, dict[str, Any]]
 ) -> None:
     """Load the moments that the first process holds into the optimizer."""
     if _is_engine(model):
@@ -203,7 +203,12 @@ def save(
     tensors = _with_prefix(MODEL, weights)
     for name, values in moments.items():
         for moment, value in values.items():
-            tensors[f"{OPTIMIZER}{name}/{moment}"] = torch.as_tensor(value)
+            # bitsandbytes packs moments in 8 bits, with their scales, in a dictionary
+            packed = isinstance(value, dict)
+            parts = {f"/{key}": part for key, part in value.items()} if packed else {"": value}
+            for key, part in parts.items():
+                # Weights may share a table of scales, which a file cannot
+                tensors[f"{OPTIMIZER}{name}/{moment}{key}"] = torch.as_tensor(part).clone()
     tensors |= _with_prefix(BEST, state.best_weights)
     tensors[RANDOM] = torch.get_rng_state()
 
@@ -249,16 +254,27 @@ def load_last(
         return None
 
     put_weights(model, _without_prefix(MODEL, tensors))
-    moments: dict[str, Tensors] = {}
-    for name, tensor in _without_prefix(OPTIMIZER, tensors).items():
-        parameter, _, moment = name.rpartition("/")
-        moments.setdefault(parameter, {})[moment] = tensor
-    _put_moments(model, optimizer, moments)
+    _put_moments(model, optimizer, _moments_in(_without_prefix(OPTIMIZER, tensors)))
 
     # only the first process has read tensors
     if tensors:
         torch.set_rng_state(tensors[RANDOM])
     return SavedState(totals, _without_prefix(BEST, tensors))
+
+
+def _moments_in(tensors: Tensors) -> dict[str, dict[str, Any]]:
+    """The optimizer's moments, by names of weights, of a file's tensors."""
+    moments: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        parameter, moment, *key = name.split("/")
+        values = moments.setdefault(parameter, {})
+        if key:
+            values.setdefault(moment, {})[key[0]] = tensor
+            # The step of moments in 8 bits is a number
+            values["step"] = int(values.get("step", 0))
+        else:
+            values[moment] = tensor
+    return moments
 
 
 def _read_last(folder: Path) -> tuple[Totals | None, Tensors]:

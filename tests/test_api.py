@@ -1,6 +1,7 @@
 """The functions of Python: the results of the command line, on paths and on tables in memory."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_tables_in_memory_are_sets(road: Path) -> None:
 
 
 def test_a_training_on_a_table_gives_a_scorer_and_resumes(tmp_path: Path) -> None:
-    words = {"max_steps": 2, "max_length": 64, "batch_pairs": 8, "dtype": "float32"}
+    words: dict[str, Any] = {"max_steps": 2, "max_length": 64, "batch_pairs": 8, "dtype": "float32"}
     trained = worldpm.train(PAIRS, model="w16", out=tmp_path / "out", **words)
     rewards = trained.rewards("How many?", ["About 500.", "No."])
     again = worldpm.train(PAIRS, model="w16", out=tmp_path / "out", **words)
@@ -82,3 +83,48 @@ def test_wrong_inputs_have_messages(road: Path) -> None:
         worldpm.evaluate([road / "checkpoint", road / "checkpoint"], str(road / "groups"))
     with pytest.raises(ConfigError, match="neither a benchmark"):
         worldpm.evaluate(road / "checkpoint", "nothing-here")
+
+
+def test_results_are_rows_a_table_a_frame_and_a_figure(road: Path) -> None:
+    results = worldpm.read_results(road / "results")
+    (row,) = results.rows()
+    (result,) = results.checkpoints["checkpoint"].benchmarks.values()
+    assert (row["accuracy"], row["pairs"]) == (result.accuracy, result.n)
+    lines = results.table().splitlines()
+    assert lines[0].startswith("| checkpoint | set | accuracy | low | high |")
+    assert f"{result.accuracy:.4g}" in lines[2]
+    assert f"<td>{result.accuracy:.4g}</td>" in results._repr_html_()
+    assert results.plot().axes[0].get_xlabel() == "accuracy"
+    pytest.importorskip("pandas")
+    assert list(results.to_frame()["accuracy"]) == [result.accuracy]
+
+
+def test_laws_are_rows_a_table_and_a_figure() -> None:
+    table = [{"N": n, "loss": 0.3 + 5 * n**-0.4} for n in (1e3, 1e4, 1e5, 1e6, 1e7)]
+    laws = worldpm.fit_laws(table, form="power_floor", resamples=5)
+    (row,) = laws.rows()
+    assert row["points"] == 5
+    assert "E 0.3" in str(row["parameters"])
+    assert "power_floor" in laws.table()
+    assert laws.plot().axes
+
+
+def test_a_table_shows_no_markup_of_names() -> None:
+    results = worldpm.evaluate({"<b>|": "worldpm/tiny-forum"}, {"loaves": PAIRS})
+    assert "<td>&lt;b&gt;/</td>" in results._repr_html_()
+
+
+def test_an_error_in_a_callback_stops_a_training_that_resumes(tmp_path: Path) -> None:
+    words: dict[str, Any] = {"max_steps": 3, "max_length": 64, "batch_pairs": 8, "dtype": "float32"}
+    steps: list[int] = []
+
+    def stop(row: object) -> None:
+        steps.append(getattr(row, "step", 0))
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        worldpm.train(PAIRS, model="w16", out=tmp_path / "out", callbacks=[stop], **words)
+    trained = worldpm.train(PAIRS, model="w16", out=tmp_path / "out", callbacks=[stop], **words)
+    assert steps[-1] == 3
+    assert trained.rewards("a", ["b"])

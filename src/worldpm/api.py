@@ -29,19 +29,32 @@ from worldpm.scoring.scorer import Scorer
 from worldpm.storage import parquet, schema
 from worldpm.storage.manifest import read_manifest
 from worldpm.training import run as training
+from worldpm.training.loop import Callback
 
 Data = Any
 """A path, a name, a hub id, or a table."""
+Model = Any
+"""A path, a hub id, the name of a built-in size, or a model of transformers."""
 SINGLE = (str, PathLike)
 
 
 def train(
-    data: Data, *, out: Path | str, model: str = "tiny", validation: Data = None, **options: Any
+    data: Data,
+    *,
+    out: Path | str,
+    model: Model = "tiny",
+    tokenizer: Any = None,
+    validation: Data = None,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
 ) -> Scorer:
     """Train a preference model on groups or pairs, as `worldpm train` does, and load it.
 
-    The same call resumes an interrupted training, and loads a finished one. Without `validation`,
-    files of pairs have no validation rows.
+    The same call resumes an interrupted training, and loads a finished one. A part of the pairs is
+    held out for validation unless `validation` is given. `model` may also be a model of
+    transformers with its `tokenizer`; it is saved beside `out`. Each callback gets every row of
+    metrics, `StepMetrics` or `ValidationMetrics`; an error in it stops the training, which the
+    same call resumes.
 
     Raises:
         ConfigError: If an option is wrong.
@@ -51,13 +64,29 @@ def train(
     with ExitStack() as stack:
         settings = TrainOptions(
             groups=(_path(data, "pairs", stack),),
-            model=model,
+            model=_saved(model, tokenizer, Path(out)),
             validation=() if validation is None else (_path(validation, "validation", stack),),
             out=Path(out),
             **options,
         )
-        training.train(settings)
+        settings.check_inputs()
+        training.train(settings, callbacks)
     return Scorer.load(out)
+
+
+def _saved(model: Model, tokenizer: Any, out: Path) -> str:
+    """The name of a model. A model in memory is saved first."""
+    if isinstance(model, SINGLE):
+        return str(model)
+    if not hasattr(model, "save_pretrained") or not hasattr(tokenizer, "save_pretrained"):
+        raise ConfigError("model: neither a name nor a model of transformers with its tokenizer.")
+    folder = out.with_name(f"{out.name}.start")
+    if not folder.exists():
+        aside = out.with_name(f"{out.name}.start.partial")
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        aside.rename(folder)
+    return str(folder)
 
 
 def evaluate(

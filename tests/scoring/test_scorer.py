@@ -1,6 +1,7 @@
 """The scorer as Python users call it: the inputs that it accepts and refuses, and equal rewards on
 every path."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +163,16 @@ def test_tool_calls_are_read_as_the_template_renders_them(tmp_path: Path) -> Non
     ]
     expected = foreign_model.plain_reward(folder, turns)
     assert Scorer.load(folder).rewards(turns[:-1], ["b"]) == pytest.approx([expected], abs=1e-5)
+
+
+def test_threads_share_a_scorer_from_its_first_use_on(road: Path) -> None:
+    expected = Scorer.load(road / "checkpoint").rewards("Bread?", ["Yes.", "No."])
+    scorer = Scorer.load(road / "checkpoint")
+    copy = scorer.cutting()
+    with ThreadPoolExecutor(8) as threads:
+        jobs = [
+            threads.submit(one.rewards, "Bread?", ["Yes.", "No."])
+            for _ in range(40)
+            for one in (scorer, copy)
+        ]
+    assert all(job.result() == pytest.approx(expected, abs=1e-5) for job in jobs)

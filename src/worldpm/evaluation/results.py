@@ -4,14 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worldpm import extras
 from worldpm.benchmarks.measures import BenchmarkResult, Comparison, NativeComparison, PresetResult
+from worldpm.display import Display, Row
 from worldpm.evaluation.win_rates import WinRate
 from worldpm.model.description import TrainingRecord
 from worldpm.model.encoder import LARGEST_CUT, TOLD_CUT
@@ -141,7 +143,7 @@ class PolicyCorrelation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
+class Results(Display):
     """The content of `metrics.json`."""
 
     checkpoints: dict[str, CheckpointResult]
@@ -157,6 +159,35 @@ class Results:
     def scored(self) -> dict[str, CheckpointResult]:
         """The checkpoints, without generators."""
         return {name: result for name, result in self.checkpoints.items() if result.benchmarks}
+
+    def rows(self) -> list[Row]:
+        """A row for each checkpoint and set: accuracy with its 95 % interval, loss, items and
+        pairs, and the accuracy of the longer response (None if the texts are unknown)."""
+        return [
+            {
+                "checkpoint": name,
+                "set": benchmark,
+                "accuracy": result.accuracy,
+                "low": result.interval and result.interval[0],
+                "high": result.interval and result.interval[1],
+                "loss_nats": result.loss_nats,
+                "items": result.items,
+                "pairs": result.n,
+                "longer": result.nulls.get("longer"),
+            }
+            for name, checkpoint in self.scored.items()
+            for benchmark, result in checkpoint.benchmarks.items()
+        ]
+
+    def plot(self) -> Any:
+        """The accuracies with their intervals, by set; see `Display.plot`."""
+        plots = extras.load("worldpm.plots", extra="eval", needed_by="plot()")
+        dots: dict[str, dict[str, object]] = {}
+        for name, checkpoint in self.scored.items():
+            for benchmark, result in checkpoint.benchmarks.items():
+                dot = plots.Dot(name, result.accuracy, result.interval, {})
+                dots.setdefault(benchmark, {})[name] = dot
+        return plots.model_dots("Accuracy", dots, x="accuracy").draw(plots.PAPER)
 
 
 def read_results(folder: Path | str) -> Results:

@@ -8,12 +8,15 @@ JSON has neither. A field that has its default (None or UNSET) is absent from th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from msgspec import UNSET, UnsetType
 
+from worldpm import extras
 from worldpm.curves.forms import Array
+from worldpm.display import Display, Row
 from worldpm.stats.style_control import Phi
 from worldpm.stats.uncertainty import Interval
 from worldpm.storage.json_files import read_record, to_json
@@ -493,7 +496,7 @@ class PointRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Laws:
+class Laws(Display):
     """All results of `worldpm laws`."""
 
     y: str
@@ -504,6 +507,31 @@ class Laws:
     """Points in the order of the inputs."""
     optima: dict[str, Optimum]
     """Optima by test, only for tests whose loss falls with both size and data."""
+
+    def rows(self) -> list[Row]:
+        """A row for each law: series, axes, form, verdict of the slice, points, and the parameters
+        as text; empty if the form cannot be fitted."""
+        return [
+            {
+                "series": law.series,
+                "over": law.over,
+                "form": law.form,
+                "verdict": law.verdict,
+                "points": law.n_points,
+                "parameters": ", ".join(
+                    f"{name} {value:.4g}" for name, value in (law.parameters or {}).items()
+                ),
+            }
+            for law in self.laws
+        ]
+
+    def plot(self) -> Any:
+        """The first figure of the curves; see `Display.plot`."""
+        load = partial(extras.load, extra="eval", needed_by="plot()")
+        plots, panels, figures = map(
+            load, ("worldpm.plots", "worldpm.laws.panels", "worldpm.laws.figures")
+        )
+        return figures.draw(next(iter(panels.curves(self))), plots.PAPER)
 
 
 def finite(value: float) -> float | None:

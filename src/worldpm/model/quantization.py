@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from worldpm import extras
 
@@ -40,13 +40,8 @@ def settings(bits: Bits, dtype: torch.dtype, device: torch.device) -> dict[str, 
         ConfigError: If a package is not installed.
     """
     extras.load("accelerate", extra="train", needed_by="--quantize")
-    from transformers import BitsAndBytesConfig, TorchAoConfig
-
     if bits == "int8":
-        package("torchao")
-        from torchao.quantization import Int8WeightOnlyConfig
-
-        config: Any = TorchAoConfig(Int8WeightOnlyConfig())
+        config: Any = TorchAoConfig(package("torchao.quantization").Int8WeightOnlyConfig())
     else:
         package("bitsandbytes")
         config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ from worldpm import extras
 from worldpm.errors import ConfigError, WorldPMError, first_line
 from worldpm.options.score import ScoreOptions
 from worldpm.scoring.confidence import Settings
-from worldpm.scoring.lines import Chunk, PartCounts, write_lines
+from worldpm.scoring.output_lines import Chunk, PartCounts, write_lines
 from worldpm.scoring.requests import Line
 from worldpm.scoring.scorer import Scorer
 

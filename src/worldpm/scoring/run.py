@@ -21,7 +21,7 @@ from worldpm.options.score import ScoreOptions
 from worldpm.options.shared import ModelOptions, column_names, names_of
 from worldpm.scoring import ray_actors, requests
 from worldpm.scoring.confidence import read_settings
-from worldpm.scoring.lines import Chunk, PartCounts, write_lines
+from worldpm.scoring.output_lines import Chunk, PartCounts, write_lines
 from worldpm.scoring.peers import Peers, launched
 from worldpm.scoring.requests import Line
 from worldpm.scoring.scorer import Scorer

@@ -1,6 +1,7 @@
 """Text to rewards. Validation in training, evaluation, scoring and serving all use this code."""
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import islice
@@ -127,7 +128,7 @@ def rewards_of(
 
 
 class Scorer:
-    """A loaded checkpoint that turns text into rewards.
+    """A loaded checkpoint that turns text into rewards, for any number of threads; they take turns.
 
     A reward depends only on the prompt and the response, up to rounding (about 1e-6 in float32). It
     does not depend on the batch, the padding or the other responses.
@@ -136,6 +137,8 @@ class Scorer:
     def __init__(self, model: RewardModel, encoder: Encoder) -> None:
         self.model = model
         self.encoder = encoder
+        # A tokenizer serves one thread at a time, and so does the model's first use
+        self._lock = threading.Lock()
 
     @classmethod
     def load(
@@ -213,7 +216,9 @@ class Scorer:
     def cutting(self, max_length: int | None = None) -> Self:
         """A copy of this scorer that cuts inputs over its limits, or over `max_length` tokens."""
         limits = self.encoder.limits.within(max_length, cut=True)
-        return type(self)(self.model, replace(self.encoder, limits=limits))
+        copy = type(self)(self.model, replace(self.encoder, limits=limits))
+        copy._lock = self._lock
+        return copy
 
     @property
     def dtype(self) -> torch.dtype:
@@ -265,8 +270,10 @@ class Scorer:
             TemplateRefusalError: If the chat template refuses the request.
             DataError, NotFiniteError: See `score`.
         """
-        encoded = encode(self.encoder, request)
-        return scored(encoded, rewards_of(self.model, [encoded.group])[0])
+        with self._lock:
+            encoded = encode(self.encoder, request)
+            rewards = rewards_of(self.model, [encoded.group])[0]
+        return scored(encoded, rewards)
 
     def score(self, requests: Iterable[Request]) -> Iterator[Scored | Refused]:
         """The answer to each request, in order, streamed, so that memory does not grow with their
@@ -279,9 +286,10 @@ class Scorer:
         """
         stream = iter(requests)
         while chunk := list(islice(stream, GROUPS_AT_ONCE)):
-            encoded, failure = self._encode(chunk)
-            groups = [entry.group for entry in encoded if isinstance(entry, EncodedRequest)]
-            rewards = iter(rewards_of(self.model, groups))
+            with self._lock:
+                encoded, failure = self._encode(chunk)
+                groups = [entry.group for entry in encoded if isinstance(entry, EncodedRequest)]
+                rewards = iter(rewards_of(self.model, groups))
             for entry in encoded:
                 yield entry if isinstance(entry, Refused) else scored(entry, next(rewards))
 

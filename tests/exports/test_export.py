@@ -103,22 +103,6 @@ def test_meta_of_responses_is_a_list_of_pairs_that_datasets_can_read(road: Path)
     assert {"key": "licence", "value": "CC0-1.0"} in meta
 
 
-def test_push_without_a_hub_leaves_a_finished_folder_and_one_message(
-    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # a port that nothing listens on
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    command = ["export", road / "groups", "--out", tmp_path / "pairs", "--push"]
-    assert run(*command, "owner/name") == 1
-    message = capsys.readouterr().err
-    assert "--push owner/name: " in message
-    assert "is complete. Log in with `hf auth login`" in message
-    assert (tmp_path / "pairs" / "manifest.json").exists()
-
-    assert run(*command, "not a name") == 2
-    assert "Set OWNER/NAME" in capsys.readouterr().err
-
-
 def test_training_reads_exported_pairs(exported: Path) -> None:
     from collections import Counter
 

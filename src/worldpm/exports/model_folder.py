@@ -3,10 +3,14 @@
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from worldpm.console import interval, number
+from worldpm.datasets import hub
 from worldpm.errors import ConfigError
-from worldpm.evaluation.results import Conditions, read_results
+from worldpm.evaluation.results import CheckpointResult, Conditions, read_results
 from worldpm.model import chat, checkpoint
 from worldpm.model.description import Description, read_description
 from worldpm.model.sources import Source
@@ -16,10 +20,7 @@ from worldpm.storage.manifest import MANIFEST, TIMINGS, verified_files
 
 CARD_FILE = "README.md"
 CARD = """---
-library_name: transformers
-pipeline_tag: text-classification
-tags: [reward-model, preference-model, worldpm]
-license: {licence}
+{facts}
 ---
 # {name}
 
@@ -93,11 +94,22 @@ RESULTS_HEAD = (
 )
 
 
+class Origin(NamedTuple):
+    """Facts for the card that a folder does not have."""
+
+    licence: str
+    """The licence, in the hub's spelling."""
+    base_model: str | None = None
+    """Hub id of the model that the training began from."""
+    datasets: tuple[str, ...] = ()
+    """Hub ids of data sets."""
+
+
 def write(
     source: Source,
     output: Output,
     *,
-    licence: str,
+    origin: Origin,
     results: Path | None,
     note: Path | None,
     name: str,
@@ -131,7 +143,7 @@ def write(
     if template is not None:
         output.write(SCORE_TEMPLATE, template.encode())
 
-    content = card(source, licence=licence, results=results, note=note, name=name)
+    content = card(source, origin=origin, results=results, note=note, name=name)
     output.write(CARD_FILE, content.encode())
     return len(copied) + 2 + (template is not None)
 
@@ -163,7 +175,7 @@ def _copy(path: Path, aside: Path) -> int:
 
 
 def card(
-    source: Source, *, licence: str, results: Path | None, note: Path | None = None, name: str
+    source: Source, *, origin: Origin, results: Path | None, note: Path | None = None, name: str
 ) -> str:
     """The model card as Markdown.
 
@@ -181,7 +193,7 @@ def card(
     temperature = description.temperature
     return CARD.format(
         name=name,
-        licence=licence,
+        facts=_facts(source, description, origin, results, name),
         architecture=config["architectures"][0],
         activated=ACTIVATED[checkpoint.activation_of(checkpoint.load_config(source))],
         routes=reads.format(end=end),
@@ -198,6 +210,56 @@ def card(
         results=_results(results, source.folder.resolve().name) if results else "",
         note=f"\n{note.read_text(encoding='utf-8').strip()}\n" if note else "",
     )
+
+
+def _facts(
+    source: Source, description: Description, origin: Origin, results: Path | None, name: str
+) -> str:
+    """The card's facts as YAML, with the results as a `model-index`."""
+    started = description.lineage.model if description.lineage else ""
+    is_hub_id = hub.ID.fullmatch(started) is not None and not Path(started).exists()
+    scores = _scores(results, source.folder.resolve().name) if results else None
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["reward-model", "preference-model", "worldpm"],
+        license=origin.licence,
+        base_model=origin.base_model or (started if is_hub_id else None),
+        datasets=list(origin.datasets) or None,
+        model_name=name,
+        eval_results=scores or None,
+    )
+    return str(data.to_yaml())
+
+
+def _scores(folder: Path, name: str) -> list[EvalResult]:
+    """The accuracies of a checkpoint, for the hub."""
+    benchmarks = _checked(folder, name).benchmarks
+    return [
+        EvalResult(
+            task_type="text-ranking",
+            dataset_type=benchmark,
+            dataset_name=benchmark,
+            metric_type="accuracy",
+            metric_value=round(result.accuracy, 4),
+        )
+        for benchmark, result in benchmarks.items()
+    ]
+
+
+def _checked(folder: Path, name: str) -> CheckpointResult:
+    """The results of the checkpoint.
+
+    Raises:
+        ConfigError: If the folder has results of others only.
+    """
+    checkpoints = read_results(folder).checkpoints
+    if name not in checkpoints:
+        raise ConfigError(
+            f"--results {folder}: contains results of {', '.join(checkpoints)}, not of {name}."
+            " Evaluate the exported checkpoint."
+        )
+    return checkpoints[name]
 
 
 def _training(description: Description) -> str:
@@ -220,15 +282,9 @@ def _training(description: Description) -> str:
 
 def _results(folder: Path, name: str) -> str:
     """A table of the checkpoint's accuracies, and the conditions."""
-    checkpoints = read_results(folder).checkpoints
-    if name not in checkpoints:
-        raise ConfigError(
-            f"--results {folder}: contains results of {', '.join(checkpoints)}, not of {name}."
-            " Evaluate the exported checkpoint."
-        )
-
+    result_of = _checked(folder, name)
     rows = []
-    for benchmark, result in checkpoints[name].benchmarks.items():
+    for benchmark, result in result_of.benchmarks.items():
         cells = [
             benchmark,
             f"{result.accuracy:.3f}",
@@ -240,7 +296,7 @@ def _results(folder: Path, name: str) -> str:
         ]
         rows.append(f"| {' | '.join(cells)} |")
     table = "\n".join([RESULTS_HEAD, *rows])
-    conditions = _conditions(checkpoints[name].conditions)
+    conditions = _conditions(result_of.conditions)
     return f"## Results\n\n{table}\n\nConditions: {conditions}.\n"
 
 

@@ -13,7 +13,8 @@ import torch
 from worldpm import extras
 from worldpm.datasets.training_data import TrainingData
 from worldpm.errors import ConfigError
-from worldpm.exports import model_folder, pair_tables, upload
+from worldpm.exports import model_folder, pair_tables
+from worldpm.exports.model_folder import Origin
 from worldpm.model import sources
 from worldpm.model.encoder import EncodedGroup
 from worldpm.options.export import ExportOptions
@@ -68,11 +69,9 @@ class Probe:
 
 
 def run(options: ExportOptions) -> None:
-    """Write the folder of `worldpm export`, and upload it with --push."""
+    """Write the folder of `worldpm export`."""
     export = {"pairs": _export_pairs, "model": _export_model, "onnx": _export_onnx}
     export[options.to](options)
-    if options.push is not None:
-        upload.push(options.out, options.push, kind="dataset" if options.to == "pairs" else "model")
 
 
 def _begin(
@@ -104,7 +103,8 @@ def _export_model(options: ExportOptions) -> None:
     if options.results:
         read_manifest(options.results, made_by="evaluate")
         inputs.append(describe(options.results))
-    output = _begin(options, {"to": "model", "licence": options.licence}, inputs)
+    origin = Origin(options.licence, options.base_model, options.datasets)
+    output = _begin(options, {"to": "model", **origin._asdict()}, inputs)
     if output is None:
         return
 
@@ -113,7 +113,7 @@ def _export_model(options: ExportOptions) -> None:
         files = model_folder.write(
             source,
             output,
-            licence=options.licence,
+            origin=origin,
             results=options.results,
             note=options.note,
             name=name,

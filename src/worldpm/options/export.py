@@ -9,6 +9,9 @@ from tyro.conf import Positional
 from worldpm.errors import ConfigError
 from worldpm.options.shared import changed
 
+OF_CARD = ("results", "licence", "base_model", "datasets", "note")
+"""Options of the model card."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
@@ -27,13 +30,15 @@ class ExportOptions:
     its card; onnx: a graph."""
     out: Path
     """Folder to write."""
-    push: str | None = None
-    """Upload the folder to this repository of the Hugging Face hub (`OWNER/NAME`), which is made
-    private if it does not exist."""
     results: Path | None = None
     """model: results folder of `worldpm evaluate` for the card."""
     licence: str = "other"
     """model: licence of the model card, in the hub's spelling."""
+    base_model: str | None = None
+    """model: hub id of the model that the training began from, for the card; known if the training
+    named a hub id."""
+    datasets: tuple[str, ...] = ()
+    """model: hub ids of the data sets, for the card."""
     note: Path | None = None
     """model: Markdown file with more about the model and its limits, for the card."""
     probe: Path | None = None
@@ -54,7 +59,11 @@ class ExportOptions:
                 " one."
             )
         idle = [
-            *([] if self.to == "model" else ["results", "licence", "note"]),
+            *(
+                []
+                if self.to == "model"
+                else ["results", "licence", "base_model", "datasets", "note"]
+            ),
             *([] if self.to == "onnx" else ["probe", "int8"]),
         ]
         if given := changed(self, idle):

@@ -2,7 +2,10 @@
 
 import dataclasses
 import inspect
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
@@ -14,6 +17,8 @@ from worldpm.benchmarks.catalogue import BENCHMARKS
 from worldpm.benchmarks.items_file import FORMAT, Row
 from worldpm.cli import VERBS
 from worldpm.options import parsing
+from worldpm.options.serve import ServeOptions
+from worldpm.serving.run import assemble
 from worldpm.storage import schema
 
 TABLES = {
@@ -29,7 +34,12 @@ RULE = "|---|---|---|\n"
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages."""
-    pages = {"commands": commands(), "benchmarks": benchmarks(), "files": tables()}
+    pages = {
+        "commands": commands(),
+        "benchmarks": benchmarks(),
+        "files": tables(),
+        "http": routes(),
+    }
     for name, content in pages.items():
         files.append(File.generated(config, f"reference/{name}.md", content="".join(content)))
     return files
@@ -115,3 +125,43 @@ def items_file() -> Iterator[str]:
 
 def _type(kind: pa.DataType) -> str:
     return str(kind).replace("|", r"\|")
+
+
+def routes() -> Iterator[str]:
+    """Every route of the server, from its OpenAPI document."""
+    with TemporaryDirectory() as folder:
+        # Routes of rules exist only with rules
+        rules = Path(folder) / "rules.json"
+        shutil.copyfile("runs/tickets/rules.json", rules)
+        application, _ = assemble(ServeOptions(model="worldpm/tiny-forum", rules=rules))
+    document = application.openapi()
+    schemas = document["components"]["schemas"]
+    yield (
+        "# HTTP\n\n`worldpm serve` answers these routes. `/docs` of a running server shows the same"
+        " with examples, `/openapi.json` is the document for tools. With `--keys`, requests need"
+        " `Authorization: Bearer KEY`. Errors have the form of the route's client.\n"
+    )
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            summary = operation.get("description") or operation.get("summary", "")
+            yield f"\n## {method.upper()} {path}\n\n{' '.join(summary.split())}\n\n"
+            yield f"Statuses: {', '.join(sorted(operation['responses']))}.\n"
+            yield from _fields(operation, schemas)
+
+
+def _fields(operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[str]:
+    """The fields of a route's body, for each form that it accepts."""
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    forms = [body["schema"], *body["schema"].get("anyOf", [])] if body else []
+    for form in forms:
+        name = form.get("$ref", "").rpartition("/")[2]
+        properties = schemas.get(name, form).get("properties", {})
+        required = schemas.get(name, form).get("required", [])
+        if not properties:
+            continue
+        yield f"\n| {name or 'field'} | default | |\n{RULE}"
+        for field, facts in properties.items():
+            default = facts.get("default")
+            shown = "required" if field in required else f"`{default}`" if default else ""
+            text = " ".join(str(facts.get("description", "")).split()).replace("|", r"\|")
+            yield f"| `{field}` | {shown} | {text} |\n"

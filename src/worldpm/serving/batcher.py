@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Compute = Callable[[Sequence[EncodedGroup]], list[list[float]]]
+NONE_STARTS = "no process that computes rewards can start; see the server's log. Try again later."
+SECONDS_TO_LOOK = 0.05
+"""Time between two looks whether a worker is ready again."""
 MOST_LOSSES = 2
 """Number of lost workers after which a row that was at them gets an error, not a third worker."""
 MEMORY = 0.9
@@ -47,7 +50,12 @@ class TooLargeError(Exception):
 
 
 class WorkerLostError(Exception):
-    """The process of a worker ended while it computed a row."""
+    """The process of a worker ended."""
+
+    def __init__(self, message: str, *, by_row: bool) -> None:
+        """`by_row` is whether it ended while it computed a row, which may be the cause."""
+        super().__init__(message)
+        self.by_row = by_row
 
 
 class Worker:
@@ -62,8 +70,13 @@ class Worker:
         """Whether rows can be computed now."""
         return True
 
-    def replace(self) -> None:
-        """Make the worker ready after `WorkerLostError`."""
+    @property
+    def is_broken(self) -> bool:
+        """Whether the last attempt to start failed."""
+        return False
+
+    def stop(self) -> None:
+        """Begin to end the worker."""
 
     def close(self) -> None:
         """Release what the worker holds."""
@@ -173,7 +186,10 @@ class Batcher:
             TooLargeError: If the groups do not fit into an empty queue.
             BusyError: If the groups do not fit into the queue in time.
             ExpiredError: If the deadline passed before the groups were computed.
+            WorkerLostError: If no worker can start, or a group ended several workers.
         """
+        if all(worker.is_broken for worker in self._workers):
+            raise WorkerLostError(NONE_STARTS, by_row=False)
         tokens = sum(group.tokens for group in groups)
         await self._take_room(tokens, deadline)
         self._request_tokens = MEMORY * self._request_tokens + (1 - MEMORY) * tokens
@@ -269,6 +285,9 @@ class Batcher:
                 for worker, thread in zip(self._workers, self._threads, strict=True):
                     tasks.create_task(self._work(worker, thread))
         finally:
+            # All end at once, and then each is waited for
+            for worker in self._workers:
+                worker.stop()
             for worker in self._workers:
                 worker.close()
 
@@ -277,6 +296,10 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
+            # A worker that is not ready leaves the row to others
+            if not worker.is_ready:
+                await asyncio.sleep(SECONDS_TO_LOOK)
+                continue
             row = self._next_row()
             if row:
                 started = time.monotonic()
@@ -286,7 +309,6 @@ class Batcher:
                     )
                 except WorkerLostError as error:
                     self._put_back(row, error)
-                    await loop.run_in_executor(thread, worker.replace)
                     continue
                 for item, outcome in zip(row, outcomes, strict=True):
                     _resolve(item.done, outcome)
@@ -299,7 +321,7 @@ class Batcher:
     def _put_back(self, row: Sequence[Waiting], error: WorkerLostError) -> None:
         """Let another worker compute a row that is lost, unless the row may be the cause."""
         for item in reversed(row):
-            item.losses += 1
+            item.losses += error.by_row
             if item.losses >= MOST_LOSSES:
                 _resolve(item.done, error)
             elif not item.done.done():

@@ -9,7 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
-import time
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from worldpm.errors import ConfigError, WorldPMError
+from worldpm.model import sources
 from worldpm.model.encoder import EncodedGroup
 from worldpm.options.serve import ServeOptions
 from worldpm.scoring import scorer as scoring
@@ -40,6 +41,8 @@ class Loaded(NamedTuple):
 
     dtype: str
     """Compute type of its model."""
+    sha256: str
+    """Fingerprint of the model's files."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,28 @@ class Failure:
 
 
 class Replica(Worker):
-    """A process with the model on one device. It is started again if it dies."""
+    """A process with the model on one device. A thread starts it again whenever it ends."""
 
     def __init__(self, number: int, options: ServeOptions) -> None:
         """Start the process, which loads the model; `wait` waits for it."""
         super().__init__(self._computed)
         self._number, self._options = number, options
         self._connection, self._process = self._start()
-        self._is_ready = self._is_closed = False
+        self._loaded: Loaded | None = None
+        self._is_ready = self._is_broken = False
+        self._closing = threading.Event()
         self.restarts = 0
         """How many times the process was started again."""
 
     @property
     def is_ready(self) -> bool:
         """Whether the model is loaded, and the process lives."""
-        return self._is_ready and self._process.is_alive()
+        return self._is_ready
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the last attempt to start failed."""
+        return self._is_broken
 
     @property
     def pid(self) -> int | None:
@@ -72,11 +82,33 @@ class Replica(Worker):
         return self._process.pid
 
     def wait(self) -> Loaded:
-        """Wait until the model is loaded.
+        """Wait until the model is loaded. From then on the process is watched.
 
         Raises:
             WorldPMError: If the model cannot be loaded.
         """
+        self._loaded = self._wait()
+        self._is_ready = True
+        threading.Thread(
+            target=self._watch, name=f"watch-{self._process.name}", daemon=True
+        ).start()
+        return self._loaded
+
+    def stop(self) -> None:
+        """Let the process end, without waiting for it."""
+        self._closing.set()
+        self._is_ready = False
+        # The replica ends when its connection ends
+        self._connection.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self.stop()
+        self._process.join(CLOSING_SECONDS)
+        self._process.kill()
+        self._process.join()
+
+    def _wait(self) -> Loaded:
         try:
             message = self._connection.recv()
         except (EOFError, OSError) as error:
@@ -87,30 +119,43 @@ class Replica(Worker):
         if isinstance(message, Failure):
             raise message.error
         assert isinstance(message, Loaded)
-        self._is_ready = True
+        # Replies and the decision log name the model of the start
+        if self._loaded is not None and message.sha256 != self._loaded.sha256:
+            raise WorldPMError(
+                f"{self._options.model}: its files changed since the server started. Restart the"
+                " server to use them."
+            )
         return message
 
-    def replace(self) -> None:
+    def _watch(self) -> None:
+        """Start the process again whenever it ends, until the server stops."""
+        while True:
+            self._process.join()
+            self._is_ready = False
+            if self._closing.is_set():
+                return
+            logger.warning("replica %d ended, and is started again", self._number)
+            self._restart()
+
+    def _restart(self) -> None:
         """Start a new process, and wait until it is ready. Retry until the server stops."""
         pause = 1.0
-        while not self._is_closed:
-            self._end()
+        while not self._closing.is_set():
             self.restarts += 1
-            logger.warning("replica %d ended, and is started again", self._number)
             try:
+                self._connection.close()
                 self._connection, self._process = self._start()
-                self.wait()
+                self._wait()
+                self._is_ready, self._is_broken = True, False
                 return
             # Any error: a server with other replicas goes on
             except Exception:
                 logger.exception("replica %d does not start", self._number)
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-
-    def close(self) -> None:
-        """End the process."""
-        self._is_closed = True
-        self._end()
+                self._is_broken = True
+                self._process.kill()
+                self._process.join()
+            self._closing.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _computed(self, groups: Sequence[EncodedGroup]) -> list[list[float]]:
         """Rewards of groups.
@@ -118,14 +163,17 @@ class Replica(Worker):
         Raises:
             WorkerLostError: If the process ended.
         """
+        connection = self._connection
+        was_alive = self._process.is_alive()
         try:
-            self._connection.send(groups)
-            reply = self._connection.recv()
+            connection.send(groups)
+            reply = connection.recv()
         except (EOFError, OSError) as error:
             self._is_ready = False
             raise WorkerLostError(
                 "the process that computes rewards ended, and again with another one. Try again"
-                " later."
+                " later.",
+                by_row=was_alive,
             ) from error
         if isinstance(reply, Failure):
             raise reply.error
@@ -146,14 +194,6 @@ class Replica(Worker):
         # The only other end is the replica's, so its death ends the connection
         theirs.close()
         return ours, process
-
-    def _end(self) -> None:
-        self._is_ready = False
-        # The replica ends when its connection ends
-        self._connection.close()
-        self._process.join(CLOSING_SECONDS)
-        self._process.kill()
-        self._process.join()
 
 
 def start_replicas(options: ServeOptions) -> tuple[list[Replica], Loaded]:
@@ -189,14 +229,16 @@ def _serve(connection: Connection, number: int, options: ServeOptions) -> None:
         device = device_name(options, number)
         if device is None or device == "cpu":
             torch.set_num_threads(max(1, (cores() or 1) // options.replicas))
-        scorer = Scorer.of(options.model, replace(options, device=device))
+        source = sources.of(options.model, options)
+        sha256 = sources.fingerprint(source).sha256
+        scorer = Scorer.of(source, replace(options, device=device))
         # The first use determines whether prompts are shared
         scorer.rewards("Is anybody there?", ["Yes."])
     except Exception as error:
         connection.send(Failure(_portable(error)))
         return
 
-    connection.send(Loaded(str(scorer.dtype).removeprefix("torch.")))
+    connection.send(Loaded(str(scorer.dtype).removeprefix("torch."), sha256))
     compute = partial(scoring.rewards_of, scorer.model, row_tokens=options.row_tokens)
     try:
         while True:

@@ -4,6 +4,9 @@
 list of dictionaries. Options have the names of the command line, with underscores.
 """
 
+import hashlib
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from os import PathLike
@@ -27,7 +30,7 @@ from worldpm.options.train import TrainOptions
 from worldpm.records import PreferenceGroup, Thread
 from worldpm.scoring.scorer import Scorer
 from worldpm.storage import parquet, schema
-from worldpm.storage.manifest import read_manifest
+from worldpm.storage.manifest import read_manifest, sha256
 from worldpm.training import run as training
 from worldpm.training.loop import Callback
 
@@ -80,12 +83,21 @@ def _saved(model: Model, tokenizer: Any, out: Path) -> str:
         return str(model)
     if not hasattr(model, "save_pretrained") or not hasattr(tokenizer, "save_pretrained"):
         raise ConfigError("model: neither a name nor a model of transformers with its tokenizer.")
-    folder = out.with_name(f"{out.name}.start")
-    if not folder.exists():
-        aside = out.with_name(f"{out.name}.start.partial")
+    # Named by its content: another model must not continue with the files of the first
+    with TemporaryDirectory() as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        aside.rename(folder)
+        files = sorted(path for path in Path(aside).iterdir() if path.is_file())
+        digest = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()[:12]
+        folder = out.with_name(f"{out.name}.start-{digest}")
+        if not folder.exists():
+            # Processes of one training may all write it; the first to end gives it its name
+            own = folder.with_name(f"{folder.name}.{os.getpid()}")
+            shutil.copytree(aside, own)
+            try:
+                own.rename(folder)
+            except OSError:
+                shutil.rmtree(own)
     return str(folder)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from tests import foreign_model
 from tests.conftest import run
@@ -126,3 +127,21 @@ def test_what_cannot_be_quantized_is_refused(model: Path, tmp_path: Path) -> Non
     source = sources.find(model)
     with pytest.raises(ConfigError, match="an adapter, which is merged into its base"):
         checkpoint.load(sources.Source(source.folder, base=source), quantize="int8")
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_models_whose_layers_are_not_plain_are_refused(
+    bits: quantization.Bits, tmp_path: Path
+) -> None:
+    # GPT-2 has transposed layers, and Falcon layers with a computation of their own
+    folder = foreign_model.make(tmp_path / "model", width=128)
+    config = GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=400)
+    config.num_labels = 1
+    GPT2ForSequenceClassification(config).save_pretrained(folder)
+    with pytest.raises(ConfigError, match="cannot be quantized"):
+        load(folder, bits)
+
+
+def test_results_name_the_bits(model: Path) -> None:
+    assert Scorer.load(model, quantize="int8").precision == "float32, int8 weights"
+    assert Scorer.load(model).cutting().precision == "float32"

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import run
 from tests.scoring.test_peers import rows
+from worldpm.scoring.ray_actors import cores_of_an_actor
 from worldpm.storage.folders import Output
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
@@ -82,6 +83,13 @@ def test_a_run_resumes_after_its_finished_parts(
     assert "the cluster has 2 CPU cores" in capfd.readouterr().err
     assert run(*words) == 2
     assert "--engine ray needs a file to read" in capfd.readouterr().err
+
+
+def test_an_actor_fits_on_a_node() -> None:
+    assert cores_of_an_actor([1, 1], 2) == 1
+    assert cores_of_an_actor([8, 8], 2) == 8
+    assert cores_of_an_actor([8, 3], 3) == 3
+    assert cores_of_an_actor([16], 4) == 4
 
 
 def test_a_bad_row_stops_the_run_with_its_line(

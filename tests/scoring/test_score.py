@@ -538,8 +538,15 @@ def test_a_parquet_file_has_the_rows_of_the_json_lines(
         {column: row.get(column) for column in columns} for row in expected
     ]
 
-    lines[-1]["n"] = "text"
-    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert run(*command, "--out", tmp_path / "mixed.parquet") == 2
-    assert "values of different types" in capfd.readouterr().err
-    assert not (tmp_path / "mixed.parquet").exists()
+    # no rows, and values that no column can hold: nothing is lost
+    source.write_text("")
+    assert run(*command, "--out", tmp_path / "none.parquet") == 0
+    assert pq.read_table(tmp_path / "none.parquet").num_rows == 0
+    for number, odd in enumerate(["text", 2**70]):
+        lines[-1]["n"] = odd
+        source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        out = tmp_path / f"mixed{number}.parquet"
+        assert run(*command, "--out", out) == 2
+        assert f"All rows are in {out.with_suffix('.jsonl')}" in capfd.readouterr().err
+        assert not out.exists()
+        assert len(out.with_suffix(".jsonl").read_text().splitlines()) == 300

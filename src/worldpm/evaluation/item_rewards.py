@@ -93,7 +93,7 @@ def conditions_of(scorer: Scorer, judged: Judged) -> Conditions:
         end_token=encoder.frame.end_token,
         first_tokens=tokens[:6],
         last_tokens=tokens[-4:],
-        dtype=str(scorer.dtype).removeprefix("torch."),
+        dtype=scorer.precision,
         device=scorer.model.device.type,
         attention="shared prefix" if scorer.model.shares_prefix else "separate rows",
         max_length=encoder.limits.max_length,

@@ -122,6 +122,7 @@ def load(
         placement = quantization.settings(quantize, compute_type, device or torch.device("cpu"))
     backbone = _backbone(source, config, dtype=dtype, placement=placement)
     if quantize is not None:
+        quantization.check(backbone, source.folder)
         quantization.forget(backbone)
     return RewardModel(backbone, head).eval()
 

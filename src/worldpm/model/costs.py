@@ -113,10 +113,19 @@ def cost_of(config: PreTrainedConfig) -> ModelCost:
     """The costs of a config's model, counted on tensors without contents.
 
     The parts of a model for images and sound only need memory, because texts do not use them.
+
+    Raises:
+        ConfigError: If the model's attention cannot be replaced by ours.
     """
     text_config = config.get_text_config()
     with FakeTensorMode(), no_init_weights():
-        model = reward_model.from_config(text_config, seed=0)
+        try:
+            model = reward_model.from_config(text_config, seed=0)
+        except KeyError as error:
+            raise ConfigError(
+                f"{config.model_type}: has attention of its own, which cannot be replaced. Use"
+                " another model."
+            ) from error
         is_text_model = text_config is config
         full_model = model if is_text_model else reward_model.from_config(config, seed=0)
         non_embedding = _parameters(model) - _embedding_parameters(model)

@@ -5,14 +5,18 @@ blocks of 64 weights (bitsandbytes; Dettmers et al., arXiv 2305.14314, section 3
 and the head are not changed. Rewards differ from those of the full weights.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from worldpm import extras
+from worldpm.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 Bits = Literal["int8", "int4"]
 NF4_STATE = ".quant_state.bitsandbytes__nf4"
@@ -60,6 +64,46 @@ def forget(model: PreTrainedModel) -> None:
     vars(model).pop("hf_quantizer", None)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+
+
+def check(model: PreTrainedModel, name: object) -> None:
+    """Reject a model whose layers cannot be quantized, and warn if most weights stay full.
+
+    Raises:
+        ConfigError: If the model has no linear layers of PyTorch, or transposed or changed ones.
+    """
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    quantized = [module for module in linear if type(module.weight) is not nn.Parameter]
+    # bitsandbytes also replaces transposed layers, which adapters cannot be merged into. torchao
+    # changes subclasses that have a computation of their own
+    odd = [
+        module
+        for module in quantized
+        if getattr(module, "source_cls", nn.Linear) is not nn.Linear
+        or (type(module) is not nn.Linear and not hasattr(module, "quant_state"))
+    ]
+    if not quantized or odd:
+        raise ConfigError(
+            f"--quantize: the layers of {name} ({model.config.model_type}) cannot be quantized."
+            " Leave it out."
+        )
+    small = sum(module.in_features * module.out_features for module in quantized)
+    embeddings = sum(
+        parameter.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters()
+    )
+    stored = sum(
+        parameter.numel() for parameter in model.parameters() if type(parameter) is nn.Parameter
+    )
+    full = stored - embeddings
+    if small < full:
+        logger.warning(
+            "--quantize: only %.0f %% of the weights are quantized; the others, such as experts,"
+            " stay full",
+            100 * small / (small + full),
+        )
 
 
 def dequantized(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

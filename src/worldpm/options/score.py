@@ -46,7 +46,7 @@ class ScoreOptions(ModelOptions):
     """`ray` computes with actors of a Ray cluster, that of RAY_ADDRESS or one on this machine."""
     actors: int | None = None
     """ray: number of actors, each with a copy of the model; one for each GPU of the cluster unless
-    set, or one without GPUs."""
+    set, or one for each machine without GPUs."""
 
     @property
     def streams(self) -> bool:

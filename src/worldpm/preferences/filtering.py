@@ -1,8 +1,9 @@
 """Rewards of `worldpm group --filter-with` on disk, in parts that a killed run does not score
 again, and that several processes share."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import msgspec
@@ -32,17 +33,24 @@ def score(
 ) -> None:
     """Build the parts of this process: rewards of the groups of a batch of threads each."""
     assert options.filter_with is not None
-    scorer = Scorer.load(sources.find(options.filter_with), cut=True)
+    model = options.filter_with
+
+    # Loaded when it is first called: a finished part needs no model
+    @cache
+    def scorer() -> Scorer:
+        return Scorer.load(sources.find(model), cut=True)
 
     def write(batch: pa.RecordBatch, site: Learned, aside: Path) -> None:
         groups = thread_batches.candidates(batch, rules=rules, learned=site, sieves=sieves)
-        rows = model_filter.score(scorer, groups)
+        rows = model_filter.score(scorer(), groups)
         aside.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
 
+    # One count over all tables, so that small tables are shared too
+    turn = itertools.count()
     for path in paths:
         with console.progress(f"score {path.stem}", total=parquet.count_rows(path)) as advance:
             for number, batch in enumerate(parquet.read_batches(path, schema.THREADS.names)):
-                if peers.has(number):
+                if peers.has(next(turn)):
                     build = partial(write, batch, learned[path.stem])
                     output.part(f"{_folder(path)}/{number:06}.jsonl", build)
                 advance(batch.num_rows)

@@ -41,24 +41,25 @@ class Actors:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             self._ray.init(log_to_driver=False, logging_level="error")
 
-        resources = self._ray.cluster_resources()
-        gpus = 0 if options.device == "cpu" else int(resources.get("GPU", 0))
-        processors = int(resources.get("CPU", 1))
-        count = options.actors or gpus or 1
-        if count > (gpus or processors):
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        gpus = 0 if options.device == "cpu" else int(sum(node.get("GPU", 0) for node in nodes))
+        processors = [int(node.get("CPU", 0)) for node in nodes]
+        count = options.actors or gpus or len(nodes)
+        if count > (gpus or sum(processors)):
             raise ConfigError(
-                f"--actors {count}: the cluster has {gpus or processors}"
+                f"--actors {count}: the cluster has {gpus or sum(processors)}"
                 f" {'GPUs' if gpus else 'CPU cores'}. Use fewer."
             )
+        cores = cores_of_an_actor(processors, count)
 
         # Ray starts an actor again after its process or its machine ended
         remote = self._ray.remote(
             num_gpus=1 if gpus else 0,
-            num_cpus=0 if gpus else processors // count,
+            num_cpus=0 if gpus else cores,
             max_restarts=-1,
             max_task_retries=RETRIES,
         )(_Actor)
-        threads = None if gpus else processors // count
+        threads = None if gpus else cores
         self._actors = [remote.remote(options, settings, threads) for _ in range(count)]
         self._submitted = 0
         self._results: dict[int, Any] = {}
@@ -108,6 +109,14 @@ class Actors:
         if isinstance(result, WorldPMError):
             raise result
         return result
+
+
+def cores_of_an_actor(processors: Sequence[int], count: int) -> int:
+    """The most cores that each of `count` actors can have, if each must fit on a node."""
+    for cores in range(max(processors), 1, -1):
+        if sum(node // cores for node in processors) >= count:
+            return cores
+    return 1
 
 
 class _Actor:

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -194,7 +194,7 @@ def _write_file(
     a resumed run, or one of several processes, writes the same bytes as an uninterrupted one. The
     counts of several processes are those of the first, until it joins the parts of all.
     """
-    total = PartCounts()
+    total, failure = PartCounts(), None
     with parts:
         if finished := len(list(parts.progress.glob("*.lines"))):
             logger.info("%s: continuing after %d lines", out, finished * LINES_AT_ONCE)
@@ -211,8 +211,27 @@ def _write_file(
             _add(total, msgspec.convert(counts, PartCounts), advance, earlier=is_earlier)
         peers.wait()
         if peers.is_first:
-            parts.join(names, out, parquet.write_lines if _is_parquet(out) else folders.concatenate)
+            failure = _join(parts, names, out)
+    # only now, because the folder of the parts is gone
+    if failure is not None:
+        raise failure
     return total
+
+
+def _join(parts: folders.Output, names: Sequence[str], out: Path) -> DataError | None:
+    """Join the parts into the output. If Parquet cannot hold the rows, they are in a file of JSON
+    lines, which the returned error names."""
+    if not _is_parquet(out):
+        parts.join(names, out)
+        return None
+    try:
+        parts.join(names, out, parquet.write_lines)
+    except DataError as error:
+        lines = out.with_suffix(".jsonl")
+        parts.join(names, lines)
+        reason = str(error).partition(": ")[2].removesuffix(" Write JSON lines.")
+        return DataError(out, f"{reason} All rows are in {lines}.")
+    return None
 
 
 def _part(number: int) -> str:

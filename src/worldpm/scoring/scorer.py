@@ -134,9 +134,13 @@ class Scorer:
     does not depend on the batch, the padding or the other responses.
     """
 
-    def __init__(self, model: RewardModel, encoder: Encoder) -> None:
+    def __init__(
+        self, model: RewardModel, encoder: Encoder, *, quantize: Bits | None = None
+    ) -> None:
+        """`quantize` is the form of the model's linear layers, for `precision`."""
         self.model = model
         self.encoder = encoder
+        self._quantize = quantize
         # A tokenizer serves one thread at a time, and so does the model's first use
         self._lock = threading.Lock()
 
@@ -194,7 +198,7 @@ class Scorer:
         _check_positions(limits.max_length, checkpoint.positions_of(config))
         if not across_devices:
             reward_model = reward_model.to(target)
-        return cls(reward_model, replace(encoder, limits=limits))
+        return cls(reward_model, replace(encoder, limits=limits), quantize=quantize)
 
     @classmethod
     def of(cls, model: Path | str | Source, options: ModelOptions) -> Self:
@@ -216,7 +220,8 @@ class Scorer:
     def cutting(self, max_length: int | None = None) -> Self:
         """A copy of this scorer that cuts inputs over its limits, or over `max_length` tokens."""
         limits = self.encoder.limits.within(max_length, cut=True)
-        copy = type(self)(self.model, replace(self.encoder, limits=limits))
+        encoder = replace(self.encoder, limits=limits)
+        copy = type(self)(self.model, encoder, quantize=self._quantize)
         copy._lock = self._lock
         return copy
 
@@ -225,6 +230,13 @@ class Scorer:
         """The compute type."""
         dtype: torch.dtype = self.model.backbone.dtype
         return dtype
+
+    @property
+    def precision(self) -> str:
+        """The compute type and the form of the weights, such as `bfloat16` or `bfloat16, int4
+        weights`."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return dtype if self._quantize is None else f"{dtype}, {self._quantize} weights"
 
     def __repr__(self) -> str:
         parameters = sum(weight.numel() for weight in self.model.parameters())

@@ -238,7 +238,7 @@ def _serve(connection: Connection, number: int, options: ServeOptions) -> None:
         connection.send(Failure(_portable(error)))
         return
 
-    connection.send(Loaded(str(scorer.dtype).removeprefix("torch."), sha256))
+    connection.send(Loaded(scorer.precision, sha256))
     compute = partial(scoring.rewards_of, scorer.model, row_tokens=options.row_tokens)
     try:
         while True:

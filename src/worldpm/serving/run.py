@@ -179,7 +179,7 @@ def _local(source: Source, options: ServeOptions, metrics: Metrics) -> ServedMod
     identity = replace(
         _identity(source, scorer.encoder, options),
         activation=checkpoint.activation_of(scorer.model.backbone.config),
-        dtype=str(scorer.dtype).removeprefix("torch."),
+        dtype=scorer.precision,
         row_tokens=options.row_tokens,
     )
     backend = LocalBackend(

@@ -177,10 +177,11 @@ def write_lines(parts: Sequence[Path], target: Path) -> None:
     """Write files of JSON lines, in order, as one Parquet file.
 
     A column has the type of all its values; integers become floating-point numbers if a value of
-    the column is one. Rows without a column have null.
+    the column is one. Rows without a column have null, and no rows have no columns.
 
     Raises:
-        DataError: If values of a column have types that no column can hold.
+        DataError: If a column cannot hold its values: texts and numbers, empty objects, or numbers
+            that are too large.
     """
 
     def rows_of(part: Path, columns: pa.DataType | None = None) -> pa.Table:
@@ -191,12 +192,11 @@ def write_lines(parts: Sequence[Path], target: Path) -> None:
     try:
         # Read twice, so that only one part is in memory
         schemas = [rows_of(part).schema for part in parts]
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        schema = pa.unify_schemas([pa.schema([]), *schemas], promote_options="permissive")
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
             for part in parts:
                 writer.write_table(rows_of(part, pa.struct(schema)).cast(schema))
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise DataError(
-            target,
-            f"a column has values of different types ({first_line(error)}). Write JSON lines.",
+            target, f"a column cannot hold its values ({first_line(error)}). Write JSON lines."
         ) from error

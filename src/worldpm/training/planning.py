@@ -170,7 +170,11 @@ def placements_of(
         f"{adapters} --quantize int4": _adapter_bytes(cost, options, "int4"),
     }
 
-    for ways, rank in ((of_all, None), (small, None), (of_adapters, ADAPTER_RANK)):
+    # models with transposed layers take no adapters
+    adapted: dict[str, int] = of_adapters if cost.linear else {}
+    for ways, rank in ((of_all, None), (small, None), (adapted, ADAPTER_RANK)):
+        if not ways:
+            continue
         for suffix in ("", CHECKPOINTING):
             activations = activation_bytes(
                 model_config,
@@ -196,7 +200,7 @@ def scoring_of(
         ("--quantize int8", "int8"),
         ("--quantize int4", "int4"),
     )
-    for name, bits in ways:
+    for name, bits in ways if cost.linear else ways[:1]:
         yield Placement(name, _frozen_bytes(cost, options, bits), activations)
 
 

@@ -94,7 +94,9 @@ def test_results_are_rows_a_table_a_frame_and_a_figure(road: Path) -> None:
     assert lines[0].startswith("| checkpoint | set | accuracy | low | high |")
     assert f"{result.accuracy:.4g}" in lines[2]
     assert f"<td>{result.accuracy:.4g}</td>" in results._repr_html_()
-    assert results.plot().axes[0].get_xlabel() == "accuracy"
+    assert results.plot().figure.axes[0].get_xlabel() == "accuracy"
+    assert results.plot()._repr_png_().startswith(b"\x89PNG")
+    assert repr(results) == results.table()
     pytest.importorskip("pandas")
     assert list(results.to_frame()["accuracy"]) == [result.accuracy]
 
@@ -106,7 +108,7 @@ def test_laws_are_rows_a_table_and_a_figure() -> None:
     assert row["points"] == 5
     assert "E 0.3" in str(row["parameters"])
     assert "power_floor" in laws.table()
-    assert laws.plot().axes
+    assert laws.plot().figure.axes
 
 
 def test_a_table_shows_no_markup_of_names() -> None:

@@ -92,12 +92,12 @@ def _saved(model: Model, tokenizer: Any, out: Path) -> str:
         folder = out.with_name(f"{out.name}.start-{digest}")
         if not folder.exists():
             # Processes of one training may all write it; the first to end gives it its name
-            own = folder.with_name(f"{folder.name}.{os.getpid()}")
-            shutil.copytree(aside, own)
+            copy = folder.with_name(f"{folder.name}.{os.getpid()}")
+            shutil.copytree(aside, copy)
             try:
-                own.rename(folder)
+                copy.rename(folder)
             except OSError:
-                shutil.rmtree(own)
+                shutil.rmtree(copy)
     return str(folder)
 
 

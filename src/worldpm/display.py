@@ -19,10 +19,11 @@ class Display(ABC):
 
     @abstractmethod
     def plot(self) -> Any:
-        """A matplotlib `Figure`, which notebooks show.
+        """A figure, which notebooks show. Its `figure` is matplotlib's, and `files(name)` are SVG
+        and PNG.
 
         Raises:
-            ConfigError: If the extra `eval` is not installed.
+            ConfigError: If the extra `eval` is not installed, or nothing can be drawn.
         """
 
     def to_frame(self) -> Any:
@@ -38,6 +39,9 @@ class Display(ABC):
         names, lines = self._cells()
         rule = ["---"] * len(names)
         return "\n".join(f"| {' | '.join(cells)} |" for cells in [names, rule, *lines])
+
+    def __repr__(self) -> str:
+        return self.table()
 
     def _repr_html_(self) -> str:
         names, lines = self._cells()

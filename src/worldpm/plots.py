@@ -133,6 +133,14 @@ class Drawing:
         """The figure as a PNG on white, whose description is for readers of the file."""
         return self._saved("png", PAPER, {"Software": None, "Description": description})
 
+    @property
+    def figure(self) -> Figure:
+        """The figure on white, to change with matplotlib."""
+        return self.draw(PAPER)
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
+
     def files(self, name: str) -> dict[str, bytes]:
         """The figure as SVG and PNG on white, by the names of the files."""
         svg = self._saved("svg", PAPER, {"Date": None, "Creator": None})

@@ -142,7 +142,7 @@ class PolicyCorrelation:
     """Kendall's tau-b."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Results(Display):
     """The content of `metrics.json`."""
 
@@ -187,7 +187,7 @@ class Results(Display):
             for benchmark, result in checkpoint.benchmarks.items():
                 dot = plots.Dot(name, result.accuracy, result.interval, {})
                 dots.setdefault(benchmark, {})[name] = dot
-        return plots.model_dots("Accuracy", dots, x="accuracy").draw(plots.PAPER)
+        return plots.model_dots("Accuracy", dots, x="accuracy")
 
 
 def read_results(folder: Path | str) -> Results:

@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 from worldpm import extras
 from worldpm.curves.forms import Array
 from worldpm.display import Display, Row
+from worldpm.errors import ConfigError
 from worldpm.stats.style_control import Phi
 from worldpm.stats.uncertainty import Interval
 from worldpm.storage.json_files import read_record, to_json
@@ -495,7 +496,7 @@ class PointRow:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Laws(Display):
     """All results of `worldpm laws`."""
 
@@ -526,12 +527,13 @@ class Laws(Display):
         ]
 
     def plot(self) -> Any:
-        """The first figure of the curves; see `Display.plot`."""
+        """The first figure of the curves, or else of the residuals; see `Display.plot`."""
         load = partial(extras.load, extra="eval", needed_by="plot()")
-        plots, panels, figures = map(
-            load, ("worldpm.plots", "worldpm.laws.panels", "worldpm.laws.figures")
-        )
-        return figures.draw(next(iter(panels.curves(self))), plots.PAPER)
+        panels, figures = map(load, ("worldpm.laws.panels", "worldpm.laws.figures"))
+        pictures = [*panels.curves(self), *panels.checks(self)]
+        if not pictures:
+            raise ConfigError("plot(): no form can be drawn over these points")
+        return figures.drawing(pictures[0])
 
 
 def finite(value: float) -> float | None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+import msgspec
 import torch
 
 from worldpm import extras
@@ -41,7 +42,8 @@ class Actors:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             self._ray.init(log_to_driver=False, logging_level="error")
 
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        everything = msgspec.convert(self._ray.nodes(), list[_Node])
+        nodes = [node.resources for node in everything if node.alive]
         gpus = 0 if options.device == "cpu" else int(sum(node.get("GPU", 0) for node in nodes))
         processors = [int(node.get("CPU", 0)) for node in nodes]
         count = options.actors or gpus or len(nodes)
@@ -109,6 +111,13 @@ class Actors:
         if isinstance(result, WorldPMError):
             raise result
         return result
+
+
+class _Node(msgspec.Struct, rename="pascal"):
+    """A machine of the cluster, in Ray's form."""
+
+    alive: bool
+    resources: dict[str, float]
 
 
 def cores_of_an_actor(processors: Sequence[int], count: int) -> int:

@@ -130,3 +130,9 @@ def test_an_error_in_a_callback_stops_a_training_that_resumes(tmp_path: Path) ->
     trained = worldpm.train(PAIRS, model="w16", out=tmp_path / "out", callbacks=[stop], **words)
     assert steps[-1] == 3
     assert trained.rewards("a", ["b"])
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "python.md").read_text()
+    names = {name for name in worldpm.__all__ if name != "__version__"}
+    assert {name for name in names if f".{name}\n" not in page} == set()

@@ -68,6 +68,20 @@ def test_a_frame_is_the_list_of_its_rows(road: Path, library: str) -> None:
     assert of_frame.loss_nats == of_rows.loss_nats
 
 
+def test_columns_of_other_names_are_a_mapping_or_a_text(road: Path) -> None:
+    theirs = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    renamed = [{theirs[name]: value for name, value in pair.items()} for pair in PAIRS]
+    results = [
+        worldpm.evaluate(road / "checkpoint", {"loaves": rows}, columns=columns)
+        for rows, columns in (
+            (PAIRS, None),
+            (renamed, theirs),
+            (renamed, "prompt=question,chosen=good,rejected=bad"),
+        )
+    ]
+    assert len({result.table() for result in results}) == 1
+
+
 def test_threads_and_groups_are_records(road: Path) -> None:
     threads = list(worldpm.read_threads(road / "threads"))
     assert threads[0].responses
@@ -81,6 +95,10 @@ def test_wrong_inputs_have_messages(road: Path) -> None:
         worldpm.evaluate(road / "checkpoint", {"none": []})
     with pytest.raises(ConfigError, match="two have the same name"):
         worldpm.evaluate([road / "checkpoint", road / "checkpoint"], str(road / "groups"))
+    with pytest.raises(ConfigError, match="has no results"):
+        worldpm.read_results(road / "checkpoint")
+    with pytest.raises(ConfigError, match=r"learning_rate: no such option\. Use lr"):
+        worldpm.train(PAIRS, out=road / "never", learning_rate=1e-3)
     with pytest.raises(ConfigError, match="neither a benchmark"):
         worldpm.evaluate(road / "checkpoint", "nothing-here")
 

@@ -56,6 +56,12 @@ def test_a_script_of_trl_trains_with_its_arguments(tmp_path: Path) -> None:
     assert options.pop("batch_pairs") == 8
     assert (options["schedule"], options["warmup"], options["decay"]) == ("constant", 0.25, 0.75)
     assert "epochs" not in options
+    assert Arguments(warmup_steps=0.1).options()["warmup"] == 0.1
+    assert Arguments(warmup_steps=10, max_steps=40).options()["warmup"] == 0.25
+    with pytest.raises(ConfigError, match="train_dataset"):
+        RewardTrainer("w16", args)
+    with pytest.raises(ConfigError, match="give functions"):
+        RewardTrainer("w16", args, PAIRS, callbacks=[object()])  # type: ignore[list-item]
 
 
 def test_a_model_in_memory_is_trained_further(tmp_path: Path) -> None:
@@ -79,6 +85,9 @@ def test_a_model_in_memory_is_trained_further(tmp_path: Path) -> None:
     ("args", "message"),
     [
         ({"max_grad_norm": 0.3}, "Only 1.0 is possible"),
+        ({"optim": "adafactor"}, "Use one of adamw_torch_fused"),
+        ({"fp16": True}, "Use bf16"),
+        ({"warmup_steps": 100}, "needs max_steps"),
         ({"lr_scheduler_type": "polynomial"}, "Use linear, constant or cosine"),
     ],
 )

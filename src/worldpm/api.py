@@ -7,12 +7,13 @@ list of dictionaries. Options have the names of the command line, with underscor
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +26,8 @@ from worldpm.evaluation.results import Results
 from worldpm.laws import run as laws
 from worldpm.laws.law import Laws, read_laws
 from worldpm.options.laws import LawsOptions
-from worldpm.options.shared import BENCHMARKS
+from worldpm.options.other_names import OURS
+from worldpm.options.shared import BENCHMARKS, column_names
 from worldpm.options.train import TrainOptions
 from worldpm.records import PreferenceGroup, Thread
 from worldpm.scoring.scorer import Scorer
@@ -38,7 +40,10 @@ Data = Any
 """A path, a name, a hub id, or a table."""
 Model = Any
 """A path, a hub id, the name of a built-in size, or a model of transformers."""
+Columns = str | Mapping[str, str] | None
+"""Names of columns in the data by ours, as a mapping or as `prompt=question,chosen=good`."""
 SINGLE = (str, PathLike)
+Made = TypeVar("Made")
 
 
 def train(
@@ -48,16 +53,18 @@ def train(
     model: Model = "tiny",
     tokenizer: Any = None,
     validation: Data = None,
+    columns: Columns = None,
     callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> Scorer:
     """Train a preference model on groups or pairs, as `worldpm train` does, and load it.
 
     The same call resumes an interrupted training, and loads a finished one. A part of the pairs is
-    held out for validation unless `validation` is given. `model` may also be a model of
+    held out for validation unless `validation` is given. `columns` has the names of columns in the
+    data by ours. `model` may also be a model of
     transformers with its `tokenizer`; it is saved beside `out`. Each callback gets every row of
     metrics, `StepMetrics` or `ValidationMetrics`; an error in it stops the training, which the
-    same call resumes.
+    same call resumes after the last saved state, so steps since then come twice.
 
     Raises:
         ConfigError: If an option is wrong.
@@ -65,7 +72,9 @@ def train(
         TrainingError: If a loss is not finite.
     """
     with ExitStack() as stack:
-        settings = TrainOptions(
+        settings = _options(
+            TrainOptions,
+            columns=_columns(columns),
             groups=(_path(data, "pairs", stack),),
             model=_saved(model, tokenizer, Path(out)),
             validation=() if validation is None else (_path(validation, "validation", stack),),
@@ -75,6 +84,29 @@ def train(
         settings.check_inputs()
         training.train(settings, callbacks)
     return Scorer.load(out)
+
+
+def _options(kind: Callable[..., Made], **options: Any) -> Made:
+    """The options of a verb.
+
+    Raises:
+        ConfigError: If an option does not exist.
+    """
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            hint = f" Use {OURS[name]}." if name in OURS else ""
+            raise ConfigError(f"{name}: no such option.{hint}")
+    return kind(**options)
+
+
+def _columns(columns: Columns) -> tuple[str, ...]:
+    """Names of columns in the form of the option."""
+    if columns is None:
+        return ()
+    if isinstance(columns, str):
+        return (columns,)
+    return tuple(f"{ours}={theirs}" for ours, theirs in columns.items())
 
 
 def _saved(model: Model, tokenizer: Any, out: Path) -> str:
@@ -105,12 +137,14 @@ def evaluate(
     models: Scorer | Path | str | Mapping[str, Scorer | Path | str] | Sequence[Path | str],
     on: Data | Mapping[str, Data],
     *,
+    columns: Columns = None,
     benchmarks: Path | str = BENCHMARKS,
 ) -> Results:
     """Judge one or several models on benchmarks, groups or pairs, and compare them pair by pair.
 
-    `on` is what `--on` takes (one or a list), or a table, or tables by name. Nothing is written;
-    `worldpm evaluate` also keeps every raw reward, and resumes.
+    `on` is what `--on` takes (one or a list), or a table, or tables by name. `columns` has the
+    names of columns in pairs by ours. Nothing is written; `worldpm evaluate` also keeps every raw
+    reward, and resumes.
 
     Raises:
         ConfigError: If a name or a path does not exist.
@@ -118,7 +152,7 @@ def evaluate(
         NotFiniteError: If a reward is not finite.
     """
     with ExitStack() as stack:
-        placed = {entry.name: entry for entry in _placed(on, Path(benchmarks), stack)}
+        placed = {entry.name: entry for entry in _placed(on, Path(benchmarks), columns, stack)}
         sets = {name: entry.items() for name, entry in placed.items()}
     evaluated = {name: evaluation.evaluate(model, sets) for name, model in _models(models)}
     return evaluation.measure(placed, evaluated)
@@ -138,7 +172,13 @@ def fit_laws(
         inputs = table if _is_list_of_paths(table) else [_path(table, "table", stack)]
         folder = Path(out or Path(stack.enter_context(TemporaryDirectory())) / "laws")
         laws.run(
-            LawsOptions(inputs=tuple(map(Path, inputs)), out=folder, resamples=resamples, **options)
+            _options(
+                LawsOptions,
+                inputs=tuple(map(Path, inputs)),
+                out=folder,
+                resamples=resamples,
+                **options,
+            )
         )
         return read_laws(folder)
 
@@ -182,15 +222,16 @@ def _models(models: Any) -> Iterator[tuple[str, Scorer]]:
         yield name, model if isinstance(model, Scorer) else Scorer.load(model, cut=True)
 
 
-def _placed(on: Any, benchmarks: Path, stack: ExitStack) -> list[PlacedBenchmark]:
+def _placed(on: Any, benchmarks: Path, columns: Columns, stack: ExitStack) -> list[PlacedBenchmark]:
+    renamed = column_names(_columns(columns))
     if isinstance(on, SINGLE) or _is_list_of_paths(on):
         names = [on] if isinstance(on, SINGLE) else on
-        return catalogue.find([str(name) for name in names], benchmarks)
+        return catalogue.find([str(name) for name in names], benchmarks, columns=renamed)
     tables = on if isinstance(on, Mapping) else {"table": on}
     return [
         entry
         for name, table in tables.items()
-        for entry in catalogue.find([_path(table, name, stack)], benchmarks)
+        for entry in catalogue.find([_path(table, name, stack)], benchmarks, columns=renamed)
     ]
 
 

@@ -19,6 +19,10 @@ from worldpm.scoring.scorer import Scorer
 from worldpm.training.loop import Callback
 from worldpm.training.run import TrainResult, read_result
 
+OPTIMIZERS = (
+    *("adamw_torch_fused", "adamw_torch", "adamw_hf"),
+    *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"),
+)
 CLIP_NORM = 1.0
 """The largest gradient norm of every run."""
 
@@ -47,6 +51,10 @@ class RewardTrainer:
         Raises:
             ConfigError: If an argument has a value that cannot be used.
         """
+        if train_dataset is None:
+            raise ConfigError("train_dataset: is missing. Give pairs.")
+        if not all(map(callable, callbacks)):
+            raise ConfigError("callbacks: give functions of one row of metrics.")
         self._model, self._tokenizer = model, processing_class
         self._train, self._eval, self._callbacks = train_dataset, eval_dataset, callbacks
         arguments = Arguments.of(args)
@@ -95,6 +103,8 @@ class Arguments:
     per_device_train_batch_size: int | None = None
     gradient_accumulation_steps: int = 1
     warmup: float | None = None
+    warmup_steps: float = 0
+    """A number of steps, or below 1 a share of them, as in transformers 5."""
     schedule: Any = None
     """A name, or an enumeration of transformers with the name as its value."""
     weight_decay: float | None = None
@@ -105,6 +115,7 @@ class Arguments:
     prompt_length: int | None = None
     centring: float | None = None
     bf16: bool = False
+    fp16: bool = False
     gradient_checkpointing: bool = False
 
     @classmethod
@@ -126,14 +137,20 @@ class Arguments:
                 f"max_grad_norm is {self.max_grad_norm}. Only {CLIP_NORM} is possible; leave it"
                 " out."
             )
+        optimizer = str(getattr(self.optim, "value", self.optim or OPTIMIZERS[0]))
+        if optimizer not in OPTIMIZERS:
+            raise ConfigError(f"optim is {optimizer}. Use one of {', '.join(OPTIMIZERS)}.")
+        if self.fp16:
+            raise ConfigError("fp16: is not possible. Use bf16.")
         options = {
             **{name: getattr(self, name) for name in ("lr", "weight_decay", "seed", "max_length")},
-            **{name: getattr(self, name) for name in ("prompt_length", "centring", "warmup")},
+            **{name: getattr(self, name) for name in ("prompt_length", "centring")},
+            "warmup": self._warmup(),
             "epochs": None if self.max_steps > 0 else self.epochs,
             "max_steps": self.max_steps if self.max_steps > 0 else None,
             "batch_pairs": self._batch_pairs(),
             "dtype": "bfloat16" if self.bf16 else None,
-            "optimizer": "adamw-8bit" if "8bit" in str(self.optim) else None,
+            "optimizer": "adamw-8bit" if "8bit" in optimizer else None,
             "gradient_checkpointing": self.gradient_checkpointing,
             **self._schedule(),
         }
@@ -145,12 +162,22 @@ class Arguments:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
 
+    def _warmup(self) -> float | None:
+        """The share of the steps."""
+        if self.warmup or not self.warmup_steps:
+            return self.warmup
+        if self.warmup_steps < 1:
+            return self.warmup_steps
+        if self.max_steps <= 0:
+            raise ConfigError("warmup_steps: needs max_steps. Give a share below 1 instead.")
+        return self.warmup_steps / self.max_steps
+
     def _schedule(self) -> dict[str, Any]:
         name = str(getattr(self.schedule, "value", self.schedule))
         if self.schedule is None:
             return {}
         if name == "linear":
-            return {"schedule": "constant", "decay": 1 - (self.warmup or 0)}
+            return {"schedule": "constant", "decay": 1 - (self._warmup() or 0)}
         if name in ("constant", "constant_with_warmup", "cosine"):
             return {"schedule": name.partition("_")[0]}
         raise ConfigError(f"lr_scheduler_type is {name}. Use linear, constant or cosine.")

@@ -14,6 +14,7 @@ from torch import Tensor
 from worldpm import extras
 from worldpm.benchmarks.measures import BenchmarkResult, Comparison, NativeComparison, PresetResult
 from worldpm.display import Display, Row
+from worldpm.errors import ConfigError
 from worldpm.evaluation.win_rates import WinRate
 from worldpm.model.description import TrainingRecord
 from worldpm.model.encoder import LARGEST_CUT, TOLD_CUT
@@ -194,8 +195,11 @@ def read_results(folder: Path | str) -> Results:
     """Read the metrics of a results folder.
 
     Raises:
+        ConfigError: If the folder has no results.
         DataError: If `metrics.json` is damaged.
     """
+    if not (Path(folder) / METRICS).is_file():
+        raise ConfigError(f"{folder}: has no results. Name a folder that `worldpm evaluate` wrote.")
     return read_record(Path(folder) / METRICS, Results)
 
 

@@ -58,6 +58,11 @@ class ScoreOptions(ModelOptions):
         column_names(self.columns)
         if (self.allow or self.weigh) and not self.best:
             raise ConfigError("--allow and --weigh need --best. Add it.")
+        if self.out is not None and self.out.suffix in (".csv", ".tsv"):
+            raise ConfigError(
+                f"--out {self.out}: rows are written as JSON lines or Parquet. Name a file that"
+                " ends in .jsonl or .parquet."
+            )
         if self.actors is not None and self.engine != "ray":
             raise ConfigError("--actors needs --engine ray. Add it.")
         check_above_zero({"--actors": self.actors})

@@ -30,9 +30,11 @@ CLIP_NORM = 1.0
 class RewardTrainer:
     """Trains as `worldpm.train` does, with the arguments of TRL 1.x.
 
-    Of `args`, a `RewardConfig` or a mapping, the arguments in `worldpm train --help` under Hugging
-    Face's names have an effect, and also `bf16`, `optim="adamw_bnb_8bit"` and the schedules
-    constant, linear and cosine. Others have none. Data are pairs in TRL's forms.
+    `args` is a `RewardConfig` or a mapping. The arguments that have an effect are the fields of
+    `Arguments` under TRL's names (`learning_rate`, `num_train_epochs`, `max_steps`, the batch size
+    times accumulation steps, warm-up, schedule, `weight_decay`, `max_length`, `seed`, `bf16`,
+    `optim`, `gradient_checkpointing`, `center_rewards_coefficient`); others have none. Data are
+    pairs in TRL's forms.
     """
 
     def __init__(

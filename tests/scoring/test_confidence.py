@@ -156,3 +156,5 @@ def test_results_of_an_evaluation_give_temperature_thresholds_and_style(road: Pa
     assert not decided[0][0]
     with pytest.raises(ConfigError, match="contains results of checkpoint, not of other"):
         calibrating.confidence_of(road / "results", "other")
+    with pytest.raises(ConfigError, match="same --quantize"):
+        calibrating.confidence_of(road / "results", "checkpoint", quantize="int8")

@@ -9,20 +9,24 @@ import torch
 import xxhash
 
 from worldpm.errors import ConfigError
-from worldpm.evaluation.results import JudgedPairs, ResultTables, Sides
+from worldpm.evaluation.results import JudgedPairs, ResultTables, Sides, read_results
+from worldpm.model.quantization import Bits
 from worldpm.scoring.confidence import FEATURES, Confidence, StyleModel
 from worldpm.stats import calibration, style_control
 from worldpm.storage.manifest import read_manifest, verified_files
 
 
-def confidence_of(results: Path, name: str, *, sha256: str | None = None) -> Confidence:
+def confidence_of(
+    results: Path, name: str, *, sha256: str | None = None, quantize: Bits | None = None
+) -> Confidence:
     """The confidence of the checkpoint `name`, from all benchmarks of a results folder.
 
     A style model whose margin contradicts the labels is left out. `sha256` is the hash of the
-    checkpoint, if it is known.
+    checkpoint, if it is known, and `quantize` the form of the weights that will be used.
 
     Raises:
-        ConfigError: If the folder is not a results folder, or lacks the checkpoint or the texts.
+        ConfigError: If the folder is not a results folder, lacks the checkpoint or the texts, or
+            has rewards of weights in another form.
         DataError: If a file of the folder was altered.
     """
     verified_files(results)
@@ -38,6 +42,13 @@ def confidence_of(results: Path, name: str, *, sha256: str | None = None) -> Con
         raise ConfigError(
             f"--calibration {results}: contains results of {', '.join(sorted(tables.checkpoints))},"
             f" not of {name}. Evaluate the served model."
+        )
+
+    precision = read_results(results).checkpoints[name].conditions.dtype or ""
+    if precision.partition(", ")[2].removesuffix(" weights") != (quantize or ""):
+        raise ConfigError(
+            f"--calibration {results}: contains rewards in {precision}. Evaluate and serve with the"
+            " same --quantize."
         )
 
     pairs = _styled([tables.pairs(name, benchmark) for benchmark in tables.preferences], results)

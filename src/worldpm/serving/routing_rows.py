@@ -107,7 +107,8 @@ def _confidence(source: Source, options: RouteOptions) -> Confidence:
     if options.calibration is None:
         return Confidence(sources.temperature_of(source))
     sha256 = sources.fingerprint(source).sha256
-    return confidence_of(options.calibration, source.folder.resolve().name, sha256=sha256)
+    name = source.folder.resolve().name
+    return confidence_of(options.calibration, name, sha256=sha256, quantize=options.quantize)
 
 
 def _rewards(read: Sequence[_NumberedRow], scorer: Scorer) -> Iterator[list[float]]:

@@ -269,7 +269,9 @@ def _calibrated(source: Source, identity: Identity, options: ServeOptions) -> Co
     if options.calibration is None:
         return Confidence(sources.temperature_of(source))
     name = source.folder.resolve().name
-    return confidence_of(options.calibration, name, sha256=identity.sha256)
+    return confidence_of(
+        options.calibration, name, sha256=identity.sha256, quantize=options.quantize
+    )
 
 
 def _drift_watch(options: ServeOptions, identity: Identity, metrics: Metrics) -> Listener:

@@ -5,14 +5,13 @@ list of dictionaries. Options have the names of the command line, with underscor
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -61,10 +60,10 @@ def train(
 
     The same call resumes an interrupted training, and loads a finished one. A part of the pairs is
     held out for validation unless `validation` is given. `columns` has the names of columns in the
-    data by ours. `model` may also be a model of
-    transformers with its `tokenizer`; it is saved beside `out`. Each callback gets every row of
-    metrics, `StepMetrics` or `ValidationMetrics`; an error in it stops the training, which the
-    same call resumes after the last saved state, so steps since then come twice.
+    data by ours. `model` may also be a model of transformers with its `tokenizer`; it is saved
+    beside `out`. Each callback gets every row of metrics, `StepMetrics` or `ValidationMetrics`. An
+    error in a callback stops the training. The same call resumes it after the last saved state, so
+    callbacks get the steps since then twice.
 
     Raises:
         ConfigError: If an option is wrong.
@@ -114,22 +113,23 @@ def _saved(model: Model, tokenizer: Any, out: Path) -> str:
     if isinstance(model, SINGLE):
         return str(model)
     if not hasattr(model, "save_pretrained") or not hasattr(tokenizer, "save_pretrained"):
-        raise ConfigError("model: neither a name nor a model of transformers with its tokenizer.")
+        raise ConfigError(
+            "model: neither a name nor a model of transformers with its tokenizer. Give one."
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(mkdtemp(prefix=f"{out.name}.start.", dir=out.parent))
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+
     # Named by its content: another model must not continue with the files of the first
-    with TemporaryDirectory() as aside:
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        files = sorted(path for path in Path(aside).iterdir() if path.is_file())
-        digest = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()[:12]
-        folder = out.with_name(f"{out.name}.start-{digest}")
-        if not folder.exists():
-            # Processes of one training may all write it; the first to end gives it its name
-            copy = folder.with_name(f"{folder.name}.{os.getpid()}")
-            shutil.copytree(aside, copy)
-            try:
-                copy.rename(folder)
-            except OSError:
-                shutil.rmtree(copy)
+    files = sorted(path for path in aside.iterdir() if path.is_file())
+    digest = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()[:12]
+    folder = out.with_name(f"{out.name}.start-{digest}")
+    try:
+        aside.rename(folder)
+    # An earlier call, or another process of the same training, has saved the same files
+    except OSError:
+        shutil.rmtree(aside)
     return str(folder)
 
 

@@ -3,9 +3,10 @@
 import html
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
-from worldpm import extras
+from worldpm.errors import ConfigError
 
 Row = Mapping[str, object]
 
@@ -32,7 +33,11 @@ class Display(ABC):
         Raises:
             ConfigError: If pandas is not installed.
         """
-        return extras.load("pandas", extra="spark", needed_by="to_frame()").DataFrame(self.rows())
+        try:
+            pandas = import_module("pandas")
+        except ModuleNotFoundError as error:
+            raise ConfigError("to_frame(): pandas is not installed. Install it.") from error
+        return pandas.DataFrame(self.rows())
 
     def table(self) -> str:
         """The rows as a Markdown table; floating-point numbers have four digits."""

@@ -1,9 +1,11 @@
-"""A trainer with the form of TRL's RewardTrainer, for scripts that have one.
+"""A trainer with the form of TRL's RewardTrainer.
 
-from worldpm.reward_trainer import RewardTrainer
+    from worldpm.reward_trainer import RewardTrainer
 
-trainer = RewardTrainer(model="Qwen/Qwen2.5-0.5B", args=RewardConfig(...), train_dataset=pairs)
-trainer.train()
+    trainer = RewardTrainer(model="Qwen/Qwen2.5-0.5B", args=RewardConfig(...), train_dataset=pairs)
+    trainer.train()
+
+A script for TRL needs no other change than the import.
 """
 
 import os
@@ -23,6 +25,7 @@ OPTIMIZERS = (
     *("adamw_torch_fused", "adamw_torch", "adamw_hf"),
     *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"),
 )
+"""Names of AdamW in transformers; those of the second line keep moments in 8 bits."""
 CLIP_NORM = 1.0
 """The largest gradient norm of every run."""
 

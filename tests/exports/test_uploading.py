@@ -88,7 +88,10 @@ def test_groups_and_results_are_data_sets_with_cards(road: Path, tmp_path: Path,
 
 
 def test_what_cannot_be_pushed_gets_one_message(road: Path, tmp_path: Path, hub: Hub) -> None:
+    onnx = tmp_path / "onnx"
+    assert run("export", road / "checkpoint", "--to", "onnx", "--out", onnx) == 0
     for folder, name, message in (
+        (onnx, "owner/name", "has no card"),
         (road / "checkpoint", "owner/name", "Write one with `worldpm export"),
         (road / "threads", "owner/name", "Name one of export, group or evaluate"),
         (road / "groups", "not a name", "Set OWNER/NAME"),

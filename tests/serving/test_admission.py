@@ -345,7 +345,7 @@ def test_requests_that_are_not_parsed_yet_count_as_coming_for_a_moment(
         backend.batcher._request_tokens = 60.0
         backend.batcher.waiting_tokens = 1000 - 120
 
-        # Slow clients exclude nobody
+        # Slow clients do not block others
         half = [connect(address) for _ in range(3)]
         for connection in half:
             connection.sendall(HALF_BODY)

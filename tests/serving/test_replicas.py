@@ -185,7 +185,7 @@ def test_idle_replicas_that_die_come_back_and_never_with_other_weights(
     shutil.copytree(road / "checkpoint", model)
     replicas, _ = start_replicas(ServeOptions(model=str(model), replicas=2))
     try:
-        # nobody sends a request
+        # No request arrives meanwhile
         for replica in replicas:
             assert replica.pid is not None
             os.kill(replica.pid, signal.SIGKILL)

@@ -9,6 +9,7 @@ from huggingface_hub.errors import HFValidationError
 
 from worldpm.errors import ConfigError, WorldPMError, first_line
 from worldpm.evaluation.results import read_results
+from worldpm.model.weight_files import CONFIG
 from worldpm.options.push import PushOptions
 from worldpm.storage.manifest import read_manifest
 
@@ -43,13 +44,14 @@ def run(options: PushOptions) -> None:
     """
     folder, repository = options.folder, options.repository
     kind = _kind(folder)
+    # A folder of results has no card of its own, and its files must not change
+    card = None if (folder / CARD_FILE).exists() else _results_card(folder)
     api = HfApi()
     try:
         api.create_repo(repository, repo_type=kind, private=not options.public, exist_ok=True)
-        # The card first: a folder of results has none of its own, and its files must not change
-        if not (folder / CARD_FILE).exists():
+        if card is not None:
             api.upload_file(
-                path_or_fileobj=_results_card(folder).encode(),
+                path_or_fileobj=card.encode(),
                 path_in_repo=CARD_FILE,
                 repo_id=repository,
                 repo_type=kind,
@@ -85,7 +87,9 @@ def _kind(folder: Path) -> Literal["model", "dataset"]:
             f"{folder}: is a folder of `worldpm {manifest.step}`. Name one of export, group or"
             " evaluate."
         )
-    return "model" if (folder / "config.json").exists() else "dataset"
+    if not (folder / CARD_FILE).exists():
+        raise ConfigError(f"{folder}: has no card. Push a folder of --to model or --to pairs.")
+    return "model" if (folder / CONFIG).exists() else "dataset"
 
 
 def _results_card(folder: Path) -> str:

@@ -1,8 +1,10 @@
 """A scorer for inspect_ai: the reward of a model's answer, or its chance against the target.
 
-from worldpm.plugins.inspect_scorer import preference
+    from worldpm.plugins.inspect_scorer import preference
 
-Task(dataset=..., solver=generate(), scorer=preference("checkpoint"))
+    Task(dataset=..., solver=generate(), scorer=preference("checkpoint"))
+
+inspect_ai is not a dependency: this module needs it installed.
 """
 
 import asyncio

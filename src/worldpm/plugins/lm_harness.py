@@ -1,8 +1,10 @@
 """A model for lm-evaluation-harness that answers multiple-choice tasks by the highest reward.
 
-from worldpm.plugins.lm_harness import RewardLM
+    from worldpm.plugins.lm_harness import RewardLM
 
-lm_eval.simple_evaluate(model=RewardLM("checkpoint"), tasks=["arc_easy"])
+    lm_eval.simple_evaluate(model=RewardLM("checkpoint"), tasks=["arc_easy"])
+
+lm_eval is not a dependency: this module needs it installed.
 """
 
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ from worldpm.options.shared import Engine, command_of
 from worldpm.preferences import (
     cleaning,
     dataset_card,
-    filtering,
+    filter_rewards,
     near_duplicates,
     repeats,
     splits,
@@ -119,7 +119,7 @@ def run(options: GroupOptions) -> None:
             }
         if options.filter_with:
             learned = peers.of_first(learned)
-            filtering.score(output, paths, options, _rules(options), learned, sieves, peers)
+            filter_rewards.score(output, paths, options, _rules(options), learned, sieves, peers)
             peers.wait()
         if peers.is_first:
             _make(output, paths, options, learned, sieves)
@@ -346,7 +346,7 @@ def _group_table(
 ) -> Plain:
     """Write the groups of one table into the file `aside`, and its side files."""
     if options.filter_with:
-        sieves = replace(sieves, filter=filtering.filter_of(output, path, options))
+        sieves = replace(sieves, filter=filter_rewards.filter_of(output, path, options))
     make = partial(thread_batches.make, rules=_rules(options), learned=learned, sieves=sieves)
     engine: Engine = "duckdb" if options.filter_with else options.engine
     batches: Iterator[BatchGroups] = tables.map_batches(

@@ -143,7 +143,7 @@ class _Actor:
         content, chunk = io.BytesIO(), Chunk(list(lines))
         try:
             counts = write_lines(self._scorer, chunk, content, settings=self._settings)
-        # Returned, because Ray logs the errors of tasks that nobody waits for any more
+        # Return the error, because Ray logs the exceptions of tasks whose results are not read
         except WorldPMError as error:
             return error
         return content.getvalue(), counts

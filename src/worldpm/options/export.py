@@ -59,11 +59,7 @@ class ExportOptions:
                 " one."
             )
         idle = [
-            *(
-                []
-                if self.to == "model"
-                else ["results", "licence", "base_model", "datasets", "note"]
-            ),
+            *(() if self.to == "model" else OF_CARD),
             *([] if self.to == "onnx" else ["probe", "int8"]),
         ]
         if given := changed(self, idle):

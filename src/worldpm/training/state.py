@@ -270,10 +270,13 @@ def _moments_in(tensors: Tensors) -> dict[str, dict[str, Any]]:
         values = moments.setdefault(parameter, {})
         if key:
             values.setdefault(moment, {})[key[0]] = tensor
-            # The step of moments in 8 bits is a number
-            values["step"] = int(values.get("step", 0))
         else:
             values[moment] = tensor
+
+    for values in moments.values():
+        # Beside packed moments, bitsandbytes expects the step as a number
+        if any(isinstance(value, dict) for value in values.values()):
+            values |= {"step": int(values.get("step", 0))}
     return moments
 
 
